@@ -1,0 +1,1 @@
+"""Converters: a Keras model or a flatbuffer in, a flatbuffer out; and its verification."""

@@ -1,0 +1,42 @@
+"""Train Keras models smaller and export them to .tflite files that fit their devices.
+
+Public names load on first use: importing this package costs no TensorFlow and no Keras.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+# Public name -> module that defines it.
+_PUBLIC = {
+    "ConstantSparsity": "edgecompress.schedules.constant",
+    "PolynomialDecay": "edgecompress.schedules.polynomial",
+    "MagnitudePruning": "edgecompress.callbacks.magnitude_pruning",
+    "GroupLasso": "edgecompress.callbacks.group_lasso",
+    "QuantizationAwareTraining": "edgecompress.callbacks.quantization_aware_training",
+    "Int8": "edgecompress.quantizers.int8",
+    "finalize": "edgecompress.surgery.finalize",
+    "export": "edgecompress.export",
+    "check": "edgecompress.export",
+    "CompressionRecord": "edgecompress.core.record",
+    "EdgeCompressError": "edgecompress.core.errors",
+}
+
+__all__ = sorted([*_PUBLIC, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    """Loads a public name from its module when it is first asked for."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("edgecompress")
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'edgecompress' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    """Lists the public names."""
+    return __all__

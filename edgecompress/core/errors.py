@@ -1,0 +1,88 @@
+"""The errors of this package; each knows the exit code the command line ends with.
+
+| exit code | meaning |
+| --- | --- |
+| 0 | the model fits |
+| 1 | something failed: a file, a conversion, an engine |
+| 2 | the command was used wrongly: an argument, a name, a size |
+| 3 | a budget is exceeded |
+| 4 | accuracy or parity is below its floor |
+| 5 | the target cannot run an operator of the model |
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+OK, FAILURE, USAGE, OVER_BUDGET, BELOW_ACCURACY, UNSUPPORTED_OPERATOR = range(6)
+
+
+class EdgeCompressError(Exception):
+    """Base of every error this package raises on purpose; its text is one line for the user."""
+
+    exit_code = FAILURE
+
+
+class ArgumentError(EdgeCompressError, ValueError):
+    """An argument breaks its rule.
+
+    Args:
+        argument: Name of the argument as the user wrote it, e.g. `end_step` or `--max-ram`.
+        rule: What the argument must be, e.g. "be greater than `begin_step`".
+        got: The value that came; shown with `repr`.
+        hint: What to do about it. Optional.
+
+    Example:
+        >>> str(ArgumentError("end_step", "be greater than begin_step", 3, "Use end_step=100."))
+        '`end_step` must be greater than begin_step. Got 3. Use end_step=100.'
+    """
+
+    exit_code = USAGE
+
+    def __init__(self, argument: str, rule: str, got: object, hint: str = "") -> None:
+        self.argument = argument
+        text = f"`{argument}` must {rule}. Got {got!r}."
+        super().__init__(f"{text} {hint}".rstrip())
+
+
+class UnknownNameError(ArgumentError):
+    """A name is in no registry; the nearest known names are offered.
+
+    Args:
+        argument: Name of the argument.
+        name: The unknown name.
+        known: All names that would have been right.
+    """
+
+    def __init__(self, argument: str, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+        hint = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(names)}."
+        super().__init__(argument, "be a known name", name, hint)
+
+
+class ModelFileError(EdgeCompressError):
+    """A model file is missing, unreadable or not what its name says."""
+
+
+class UnsupportedModelError(EdgeCompressError):
+    """A model is built in a way that an operation cannot handle (subclassed, Lambda, ...)."""
+
+
+class ConversionError(EdgeCompressError):
+    """A converter could not make its file."""
+
+
+class EngineError(EdgeCompressError):
+    """An inference engine could not load or run a file."""
+
+
+class UnsupportedOperatorError(EdgeCompressError):
+    """The target's runtime cannot run an operator of the model."""
+
+    exit_code = UNSUPPORTED_OPERATOR
+
+
+class MissingDependencyError(EdgeCompressError):
+    """An optional package is not installed; the text names the extra that brings it."""

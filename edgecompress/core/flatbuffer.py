@@ -1,0 +1,434 @@
+"""Reading .tflite files into frozen types.
+
+The schema classes come from ai-edge-litert (pure Python, no TensorFlow). A file from anywhere may
+be read: damage ends in ModelFileError, never in another exception.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgecompress.core.errors import ModelFileError
+
+_WIDTHS = {
+    "FLOAT32": 4, "FLOAT16": 2, "BFLOAT16": 2, "FLOAT64": 8, "INT2": 0.25, "INT4": 0.5, "INT8": 1,
+    "INT16": 2, "INT32": 4, "INT64": 8, "UINT4": 0.5, "UINT8": 1, "UINT16": 2, "UINT32": 4,
+    "UINT64": 8, "BOOL": 1, "COMPLEX64": 8, "COMPLEX128": 16,
+}  # fmt: skip
+_NUMPY = {
+    "FLOAT32": np.float32, "FLOAT16": np.float16, "FLOAT64": np.float64, "INT8": np.int8,
+    "INT16": np.int16, "INT32": np.int32, "INT64": np.int64, "UINT8": np.uint8,
+    "UINT16": np.uint16, "UINT32": np.uint32, "UINT64": np.uint64, "BOOL": np.bool_,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of a flatbuffer.
+
+    Attributes:
+        index: Position in the subgraph.
+        name: As stored; may be empty.
+        shape: Dimensions; () for a scalar.
+        type: `INT8`, `FLOAT32`, ... as in the schema.
+        raw: Bytes of a constant; None for a tensor that is computed.
+        scales: Quantization scales: none, one, or one for each channel.
+        zero_points: As many as scales.
+        quantized_dimension: The channel axis of per-channel scales.
+        is_variable: A state that lives between inferences.
+        dynamic: Some dimension is only known when the model runs.
+    """
+
+    index: int
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    raw: bytes | None = field(default=None, repr=False)
+    scales: tuple[float, ...] = field(default=(), repr=False)
+    zero_points: tuple[int, ...] = field(default=(), repr=False)
+    quantized_dimension: int = 0
+    is_variable: bool = False
+    dynamic: bool = False
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def bits(self) -> float:
+        """Bits of one element; 0 for types without a fixed width (strings)."""
+        return _WIDTHS.get(self.type, 0) * 8
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the tensor in memory: elements times width, sub-byte types packed."""
+        return math.ceil(self.elements * _WIDTHS.get(self.type, 0))
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether the file holds the tensor's values."""
+        return self.raw is not None
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the tensor has quantization scales."""
+        return bool(self.scales)
+
+    def values(self) -> np.ndarray:
+        """Returns a constant's values in its shape; int4 and int2 are unpacked to int8.
+
+        Raises:
+            ModelFileError: the tensor is no constant, its type has no numpy form, or the buffer
+                is shorter than the shape says.
+        """
+        if self.raw is None:
+            raise ModelFileError(f"Tensor {self.index} ({self.name!r}) holds no values.")
+        if self.type in ("INT4", "INT2"):
+            per_byte = 2 if self.type == "INT4" else 4
+            bits = 8 // per_byte
+            packed = np.frombuffer(self.raw, np.uint8)
+            parts = np.stack([packed >> (bits * i) for i in range(per_byte)], -1).reshape(-1)
+            signed = (parts << (8 - bits)).astype(np.int8) >> (8 - bits)
+            flat = signed[: self.elements]
+        elif self.type in _NUMPY:
+            usable = self.elements * int(_WIDTHS[self.type])
+            flat = np.frombuffer(self.raw[:usable], _NUMPY[self.type])
+        else:
+            raise ModelFileError(f"Tensor {self.index} has type {self.type}, not readable here.")
+        if flat.size != self.elements:
+            raise ModelFileError(
+                f"Tensor {self.index} ({self.name!r}) has {len(self.raw)} bytes, fewer than its "
+                f"shape {self.shape} needs: the file is damaged."
+            )
+        return flat.reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One operator of a flatbuffer.
+
+    Attributes:
+        index: Position in the order of execution.
+        code: `CONV_2D`, ... as in the schema; `CUSTOM` for custom ones.
+        custom_name: Name of a custom operator, else "".
+        version: Version of the operator that the file asks for.
+        inputs: Tensor indices, -1 for an optional input left out.
+        outputs: Tensor indices.
+        options: The operator's options in snake_case, enumerations as their numbers, e.g.
+            `stride_w`, `padding` (0 SAME, 1 VALID), `fused_activation_function` (0 none, 1 RELU,
+            2 RELU_N1_TO_1, 3 RELU6), `depth_multiplier`, `dilation_w_factor`.
+        intermediates: Tensor indices of intermediate results (LSTM).
+        has_custom_options: Whether custom options are present.
+    """
+
+    index: int
+    code: str
+    custom_name: str
+    version: int
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    intermediates: tuple[int, ...] = ()
+    has_custom_options: bool = False
+
+    @property
+    def name(self) -> str:
+        """The custom name where there is one, else the code."""
+        return self.custom_name or self.code
+
+
+@dataclass(frozen=True)
+class FlatModel:
+    """A .tflite file, read.
+
+    Attributes:
+        data: The file's bytes.
+        tensors: Of the first subgraph, by index.
+        operators: Of the first subgraph, in order of execution.
+        inputs: Tensor indices of the model's inputs.
+        outputs: Tensor indices of the model's outputs.
+        subgraphs: Number of subgraphs; only the first is read.
+        metadata: Names of metadata entries -> bytes.
+        description: The file's own description.
+    """
+
+    data: bytes = field(repr=False)
+    tensors: tuple[Tensor, ...]
+    operators: tuple[Operator, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    subgraphs: int = 1
+    metadata: Mapping[str, bytes] = field(default_factory=dict)
+    description: str = ""
+
+    def tensor(self, operator: Operator, position: int) -> Tensor | None:
+        """Returns an operator's input tensor by position; None where it was left out."""
+        if position >= len(operator.inputs) or operator.inputs[position] < 0:
+            return None
+        return self.tensors[operator.inputs[position]]
+
+    def output(self, operator: Operator, position: int = 0) -> Tensor:
+        """Returns an operator's output tensor by position."""
+        return self.tensors[operator.outputs[position]]
+
+    def histogram(self) -> dict[str, int]:
+        """Returns how often each operator occurs, by name."""
+        return dict(Counter(operator.name for operator in self.operators))
+
+    def parameters(self) -> int:
+        """Returns the number of weights and biases: constants that are no shapes or indices."""
+        return sum(t.elements for t in self.weight_tensors())
+
+    def weight_tensors(self) -> list[Tensor]:
+        """Returns the constants that carry learnt values, each once.
+
+        These are the constant inputs from position 1 of weighted operators (filters, biases) and
+        floating or quantized constants of any other operator.
+        """
+        found: dict[int, Tensor] = {}
+        for operator in self.operators:
+            for position, index in enumerate(operator.inputs):
+                if index < 0:
+                    continue
+                tensor = self.tensors[index]
+                learnt = (
+                    (operator.code in WEIGHTED and position > 0 and operator.code != "TRANSPOSE_CONV")
+                    or (operator.code == "TRANSPOSE_CONV" and position in (1, 3))
+                    or tensor.is_quantized
+                    or tensor.type.startswith("FLOAT")
+                )
+                if tensor.is_constant and learnt:
+                    found[index] = tensor
+        return list(found.values())
+
+    def macs(self) -> int:
+        """Returns the multiply-accumulates of one inference."""
+        return sum(operator_macs(self, operator) for operator in self.operators)
+
+
+WEIGHTED = frozenset(
+    {
+        "CONV_2D",
+        "DEPTHWISE_CONV_2D",
+        "FULLY_CONNECTED",
+        "TRANSPOSE_CONV",
+        "CONV_3D",
+        "SVDF",
+        "BATCH_MATMUL",
+        "UNIDIRECTIONAL_SEQUENCE_LSTM",
+    }
+)
+
+
+def operator_macs(model: FlatModel, operator: Operator) -> int:
+    """Returns an operator's multiply-accumulates; 0 for operators without a weighted sum.
+
+    Padding counts as work, as in published counts (MLPerf Tiny, Keras summaries).
+    """
+    weights = model.tensor(operator, 1)
+    if operator.code not in WEIGHTED or weights is None:
+        return 0
+    out = model.output(operator).elements
+    if operator.code == "CONV_2D":
+        return out * math.prod(weights.shape[1:])
+    if operator.code == "DEPTHWISE_CONV_2D":
+        return out * math.prod(weights.shape[1:3])
+    if operator.code == "FULLY_CONNECTED":
+        return out * weights.shape[-1]
+    if operator.code == "TRANSPOSE_CONV":
+        source = model.tensor(operator, 2)
+        return 0 if source is None else source.elements * weights.elements // weights.shape[-1]
+    if operator.code == "BATCH_MATMUL":
+        adjoint = bool(operator.options.get("adj_y", False))
+        return out * weights.shape[-1 if adjoint else -2]
+    if operator.code == "CONV_3D":
+        return out * math.prod(weights.shape[:-1])
+    if operator.code == "SVDF":
+        time = model.tensor(operator, 2)
+        return weights.elements + (0 if time is None else time.elements)
+    # LSTM: every gate matrix is used once in each time step.
+    source = model.tensor(operator, 0)
+    gates = [model.tensor(operator, position) for position in range(1, 9)]
+    if source is None or len(source.shape) < 3:
+        return 0
+    time_major = bool(operator.options.get("time_major", False))
+    steps, batch = source.shape[:2] if time_major else (source.shape[1], source.shape[0])
+    return steps * batch * sum(gate.elements for gate in gates if gate is not None)
+
+
+def read_tflite(source: Path | str | bytes) -> FlatModel:
+    """Reads a .tflite file.
+
+    Args:
+        source: Path, or the file's bytes.
+
+    Raises:
+        ModelFileError: the file is missing, no .tflite, or damaged.
+
+    Example:
+        >>> read_tflite("kws_int8.tflite").histogram()  # doctest: +SKIP
+        {'CONV_2D': 5, 'DEPTHWISE_CONV_2D': 4, ...}
+    """
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _parse(bytes(source), "model")
+    path = Path(source)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ModelFileError(f"{path} does not exist. Check the path.") from None
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read: {error.strerror}.") from error
+    return _parse(data, str(path))
+
+
+def _parse(data: bytes, label: str) -> FlatModel:
+    if len(data) < 8 or data[4:8] != b"TFL3":
+        raise ModelFileError(
+            f"{label} is no .tflite file: bytes 4 to 8 must be 'TFL3', got {data[4:8]!r}."
+        )
+    try:
+        return _read(data)
+    except ModelFileError as error:
+        raise ModelFileError(f"{label} is damaged: {error}") from error
+    # The generated reader trusts offsets; wild ones surface as any of many exceptions.
+    except Exception as error:
+        raise ModelFileError(
+            f"{label} is damaged or truncated ({type(error).__name__} while reading its tables). "
+            "Make or download it again."
+        ) from error
+
+
+@functools.cache
+def _names(enum: str) -> dict[int, str]:
+    from ai_edge_litert import schema_py_generated as schema
+
+    return {v: k for k, v in vars(getattr(schema, enum)).items() if isinstance(v, int)}
+
+
+@functools.cache
+def _snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def _integers(values: Any) -> tuple[int, ...]:
+    return () if values is None else tuple(int(v) for v in values)
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def _read(data: bytes) -> FlatModel:
+    from ai_edge_litert import schema_py_generated as schema
+
+    root = schema.Model.GetRootAs(data, 0)
+    if root.SubgraphsLength() < 1:
+        raise ModelFileError("it holds no subgraph")
+    graph = root.Subgraphs(0)
+    types, codes = _names("TensorType"), _names("BuiltinOperator")
+
+    # Bounds are checked before any loop so that a wild length cannot keep the reader busy.
+    limit = len(data)
+    for length in (graph.TensorsLength(), graph.OperatorsLength(), root.BuffersLength()):
+        if length > limit:
+            raise ModelFileError("a table is longer than the file")
+
+    def raw(index: int) -> bytes | None:
+        if index == 0:
+            return None
+        if index >= root.BuffersLength():
+            raise ModelFileError(f"a tensor names buffer {index} of {root.BuffersLength()}")
+        buffer = root.Buffers(index)
+        if buffer.Offset() > 1:
+            # Files above 2 GiB keep their buffers behind the flatbuffer.
+            start, size = buffer.Offset(), buffer.Size()
+            if start + size > limit:
+                raise ModelFileError("a buffer lies outside the file")
+            return data[start : start + size]
+        if buffer.DataLength() == 0:
+            return None
+        return bytes(buffer.DataAsNumpy().tobytes())
+
+    tensors = []
+    for index in range(graph.TensorsLength()):
+        table = graph.Tensors(index)
+        shape = _integers(table.ShapeAsNumpy() if table.ShapeLength() else None)
+        signature = _integers(table.ShapeSignatureAsNumpy() if table.ShapeSignatureLength() else None)
+        if any(size < 0 for size in shape):
+            raise ModelFileError(f"tensor {index} has the shape {shape}")
+        quantization = table.Quantization()
+        scales: tuple[float, ...] = ()
+        zero_points: tuple[int, ...] = ()
+        axis = 0
+        if quantization is not None and quantization.ScaleLength():
+            scales = tuple(float(s) for s in quantization.ScaleAsNumpy())
+            if quantization.ZeroPointLength():
+                zero_points = _integers(quantization.ZeroPointAsNumpy())
+            axis = quantization.QuantizedDimension()
+        if table.Type() not in types:
+            raise ModelFileError(f"tensor {index} has the unknown type {table.Type()}")
+        tensors.append(
+            Tensor(
+                index, _text(table.Name()), shape, types[table.Type()], raw(table.Buffer()), scales,
+                zero_points, axis, bool(table.IsVariable()), any(size < 0 for size in signature),
+            )  # fmt: skip
+        )
+
+    def checked(indices: tuple[int, ...], optional: bool = False) -> tuple[int, ...]:
+        low = -1 if optional else 0
+        if any(not low <= i < len(tensors) for i in indices):
+            raise ModelFileError(f"an operator names tensors {indices} of {len(tensors)}")
+        return indices
+
+    operators = []
+    for index in range(graph.OperatorsLength()):
+        table = graph.Operators(index)
+        if table.OpcodeIndex() >= root.OperatorCodesLength():
+            raise ModelFileError(f"operator {index} names an operator code that is not there")
+        code = root.OperatorCodes(table.OpcodeIndex())
+        # Files older than schema 3a keep the number in a field of one byte.
+        number = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
+        name = codes.get(number, f"UNKNOWN_{number}")
+        options = {}
+        if table.BuiltinOptionsType():
+            unpacked = schema.BuiltinOptionsCreator(table.BuiltinOptionsType(), table.BuiltinOptions())
+            if unpacked is not None:
+                options = {
+                    _snake(key): tuple(v.tolist()) if isinstance(v, np.ndarray) else v
+                    for key, v in vars(unpacked).items()
+                }
+        operators.append(
+            Operator(
+                index, name, _text(code.CustomCode()) if name == "CUSTOM" else "", code.Version(),
+                checked(_integers(table.InputsAsNumpy() if table.InputsLength() else None), True),
+                checked(_integers(table.OutputsAsNumpy() if table.OutputsLength() else None)),
+                options,
+                checked(_integers(table.IntermediatesAsNumpy() if table.IntermediatesLength() else None)),
+                table.CustomOptionsLength() > 0,
+            )  # fmt: skip
+        )
+
+    metadata = {}
+    for index in range(root.MetadataLength()):
+        entry = root.Metadata(index)
+        metadata[_text(entry.Name())] = raw(entry.Buffer()) or b""
+    return FlatModel(
+        data,
+        tuple(tensors),
+        tuple(operators),
+        checked(_integers(graph.InputsAsNumpy() if graph.InputsLength() else None)),
+        checked(_integers(graph.OutputsAsNumpy() if graph.OutputsLength() else None)),
+        root.SubgraphsLength(),
+        metadata,
+        _text(root.Description()),
+    )

@@ -1,0 +1,155 @@
+"""The compression record: what was done to a model in training, kept beside its file.
+
+A `.keras` file holds weights and layers, but not which ranges training simulated or what was
+pruned. Callbacks and `finalize` attach a record to the model; `model.save` then writes it into a
+sidecar, `<model file>.edgecompress.json`, and `export` reads it back. The sidecar names the
+SHA-256 of the model file it belongs to, so that a record is never applied to other weights.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgecompress.core.errors import ModelFileError
+from edgecompress.core.files import sha256, write_atomic
+
+RECORD_SCHEMA = "edgecompress.record/1"
+_ATTRIBUTE = "_edgecompress_record"
+
+
+@dataclass(frozen=True)
+class CompressionRecord:
+    """What was done to a model.
+
+    Attributes:
+        steps: One mapping for each technique in the order of training; its key `technique` names
+            it (`magnitude_pruning`, `group_lasso`, `quantization_aware_training`, ...), the others
+            are its settings and results.
+        ranges: Activation ranges that training simulated: tap -> (minimum, maximum). A tap is a
+            layer's name for the layer's output, `<layer>/pre_activation` for the linear output of
+            a layer whose own activation cannot be fused (softmax, sigmoid, ...), and `input:0`,
+            `input:1`, ... for the model's inputs by position.
+        removed_channels: Layer -> (channels before, channels after) of physically removed ones.
+        notes: What was skipped or left masked, with the reason, one sentence each.
+    """
+
+    steps: tuple[Mapping[str, Any], ...] = ()
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    removed_channels: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuses ranges that no quantizer could use."""
+        for tap, (low, high) in self.ranges.items():
+            if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+                raise ValueError(f"range of {tap!r} must be finite and ordered. Got {(low, high)}.")
+
+    def merged(self, other: CompressionRecord) -> CompressionRecord:
+        """Returns both records as one; where both know a range or a layer, `other` holds."""
+        return CompressionRecord(
+            steps=(*self.steps, *other.steps),
+            ranges={**self.ranges, **other.ranges},
+            removed_channels={**self.removed_channels, **other.removed_channels},
+            notes=(*self.notes, *(n for n in other.notes if n not in self.notes)),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the JSON form."""
+        return {
+            "steps": [dict(step) for step in self.steps],
+            "ranges": {tap: list(bounds) for tap, bounds in self.ranges.items()},
+            "removed_channels": {k: list(v) for k, v in self.removed_channels.items()},
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> CompressionRecord:
+        """Returns the record that `to_dict` described."""
+        return cls(
+            steps=tuple(dict(step) for step in data["steps"]),
+            ranges={tap: (float(low), float(high)) for tap, (low, high) in data["ranges"].items()},
+            removed_channels={k: (int(a), int(b)) for k, (a, b) in data["removed_channels"].items()},
+            notes=tuple(data["notes"]),
+        )
+
+
+def sidecar_path(model_path: Path | str) -> Path:
+    """Returns where the record of a model file lies: `<model file>.edgecompress.json`."""
+    return Path(f"{model_path}.edgecompress.json")
+
+
+def write_record(record: CompressionRecord, model_path: Path | str) -> Path:
+    """Writes the sidecar of an existing model file."""
+    content = {
+        "schema": RECORD_SCHEMA,
+        "model_sha256": sha256(Path(model_path).read_bytes()),
+        "record": record.to_dict(),
+    }
+    return write_atomic(sidecar_path(model_path), json.dumps(content, indent=1) + "\n")
+
+
+def read_record(model_path: Path | str) -> tuple[CompressionRecord | None, str | None]:
+    """Returns the record beside a model file and, where it cannot be used, why.
+
+    Returns:
+        (record, None) where a sidecar belongs to the file, (None, None) where there is none, and
+        (None, reason) where a sidecar exists but was written for other bytes.
+
+    Raises:
+        ModelFileError: the sidecar is damaged.
+    """
+    path = sidecar_path(model_path)
+    if not path.exists():
+        return None, None
+    try:
+        content = json.loads(path.read_text())
+        if content["schema"] != RECORD_SCHEMA:
+            raise ValueError(f"its schema is {content['schema']!r}, not {RECORD_SCHEMA!r}")
+        record = CompressionRecord.from_dict(content["record"])
+        expected = content["model_sha256"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelFileError(
+            f"{path} is no compression record ({error}). Delete it or save the model again."
+        ) from error
+    if sha256(Path(model_path).read_bytes()) != expected:
+        return None, (
+            f"{path.name} was written for another version of {Path(model_path).name} and is not "
+            "used: learnt ranges are ignored. Save the finalized model again with model.save()."
+        )
+    return record, None
+
+
+def record_of(model: Any) -> CompressionRecord:
+    """Returns the record attached to a Keras model; an empty one where there is none."""
+    return getattr(model, _ATTRIBUTE, None) or CompressionRecord()
+
+
+def attach_record(model: Any, record: CompressionRecord) -> None:
+    """Replaces the model's record and makes `model.save` write it beside the file.
+
+    `save` is replaced on this instance only: the class, its config and the saved file stay plain
+    Keras.
+    """
+    first = getattr(model, _ATTRIBUTE, None) is None
+    # Keras tracks attributes: a plain dataclass is left alone by its tracker.
+    object.__setattr__(model, _ATTRIBUTE, record)
+    if not first:
+        return
+    save = model.save
+
+    @functools.wraps(save)
+    def save_with_record(filepath: Any, *args: Any, **kwargs: Any) -> Any:
+        result = save(filepath, *args, **kwargs)
+        if Path(filepath).is_file():
+            write_record(record_of(model), filepath)
+        return result
+
+    object.__setattr__(model, "save", save_with_record)
+
+

@@ -1,0 +1,70 @@
+"""One registry class for everything that can be added by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Generic, TypeVar
+
+from edgecompress.core.errors import UnknownNameError
+
+T = TypeVar("T")
+
+
+class Registry(Mapping[str, T], Generic[T]):
+    """Maps names to objects; a double name is refused, an unknown one names its neighbours.
+
+    Args:
+        argument: What users call the name, used in error messages, e.g. `--target`.
+
+    Example:
+        >>> schedules = Registry("schedule")
+        >>> @schedules.register("constant")
+        ... def constant(step): return 0.5
+        >>> schedules["constant"](3)
+        0.5
+    """
+
+    def __init__(self, argument: str) -> None:
+        self._argument = argument
+        self._entries: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Returns a decorator that stores its object under `name`.
+
+        Raises:
+            ValueError: `name` is taken by another object.
+        """
+
+        def store(entry: T) -> T:
+            if name in self._entries:
+                raise ValueError(
+                    f"{self._argument} {name!r} is registered twice: "
+                    f"{self._entries[name]!r} and {entry!r}."
+                )
+            self._entries[name] = entry
+            return entry
+
+        return store
+
+    def __getitem__(self, name: str) -> T:
+        """Returns the object stored under `name`; raises UnknownNameError for an unknown one."""
+        try:
+            return self._entries[name]
+        except KeyError:
+            raise UnknownNameError(self._argument, name, self._entries) from None
+
+    def __contains__(self, name: object) -> bool:
+        """Tells whether `name` is registered (Mapping's own version expects a KeyError)."""
+        return name in self._entries
+
+    def get(self, name: str, default: T | None = None) -> T | None:  # type: ignore[override]
+        """Returns the object stored under `name`, or `default`."""
+        return self._entries.get(name, default)
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterates over the names in the order of registration."""
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        """Returns the number of entries."""
+        return len(self._entries)

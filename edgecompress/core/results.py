@@ -1,0 +1,305 @@
+"""The frozen types that cross the stages: Artifact, CheckResult, TargetResult, Report.
+
+The JSON form of a report is what scripts rely on; docs/report.schema.json describes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from edgecompress.core import errors
+from edgecompress.core.files import sha256
+from edgecompress.core.record import CompressionRecord
+
+REPORT_SCHEMA = "edgecompress.report/1"
+
+Verdict = Literal["pass", "fail", "uncertain", "not_measured", "not_applicable"]
+HowKnown = Literal[
+    "computed", "measured_device", "measured_host", "emulated", "predicted", "published"
+]
+Rule = Literal[
+    "file_size", "flash", "arena", "latency", "operators", "accuracy", "parity", "energy"
+]
+
+# The exit code of a failed rule. Where several fail, the first of this order decides.
+_EXIT_CODES: tuple[tuple[str, int], ...] = (
+    ("operators", errors.UNSUPPORTED_OPERATOR),
+    ("file_size", errors.OVER_BUDGET),
+    ("flash", errors.OVER_BUDGET),
+    ("arena", errors.OVER_BUDGET),
+    ("latency", errors.OVER_BUDGET),
+    ("energy", errors.OVER_BUDGET),
+    ("accuracy", errors.BELOW_ACCURACY),
+    ("parity", errors.BELOW_ACCURACY),
+)
+# From worst to best; a group's verdict is its worst member's.
+_ORDER: tuple[Verdict, ...] = ("fail", "uncertain", "not_measured", "pass", "not_applicable")
+
+
+def worst_verdict(verdicts: list[Verdict]) -> Verdict:
+    """Returns the worst of `verdicts`: fail, uncertain, not_measured, pass, not_applicable."""
+    return min(verdicts, key=_ORDER.index, default="not_applicable")
+
+
+def judge(
+    low: float, high: float, limit: float | None, at_least: bool = False
+) -> Verdict:
+    """Returns the verdict on a value known to lie in [low, high] against a limit.
+
+    A verdict falls only when the whole band lies on one side of the limit; without a limit the
+    rule is not applicable.
+
+    Args:
+        low: Lower end of the band, in the limit's unit.
+        high: Upper end of the band.
+        limit: The budget, or None for none.
+        at_least: The limit is a floor (accuracy) instead of a ceiling (bytes, time).
+
+    Example:
+        >>> judge(90, 110, 100), judge(90, 95, 100), judge(0.9, 0.9, 0.95, at_least=True)
+        ('uncertain', 'pass', 'fail')
+    """
+    if limit is None:
+        return "not_applicable"
+    if at_least:
+        low, high, limit = -high, -low, -limit
+    if high <= limit:
+        return "pass"
+    return "fail" if low > limit else "uncertain"
+
+
+def _jsonable(value: Any) -> Any:
+    """Turns tuples, numpy scalars and mappings into what json prints without loss."""
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(item) for item in value]
+    if hasattr(value, "item") and callable(value.item):
+        return _jsonable(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # JSON has no NaN or infinity.
+    return value
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What one rule found on one target.
+
+    Attributes:
+        rule: Which rule, e.g. `arena`.
+        verdict: `pass`, `fail`, `uncertain`, `not_measured` or `not_applicable`.
+        measured: The value, in `unit`; None where there is none.
+        low: Lower end of the band the true value lies in; equal to `measured` where exact.
+        high: Upper end of that band.
+        limit: The budget, in `unit`; None where the user and the profile set none.
+        unit: `bytes`, `microseconds`, `share` (0 to 1), `operators` or `microjoules`.
+        how_known: How the value came about; None where there is none.
+        detail: What explains the value (peak operator, kernel set, worst layers, ...).
+        reason: One sentence wherever the verdict is not a plain pass.
+    """
+
+    rule: Rule
+    verdict: Verdict
+    measured: float | None = None
+    low: float | None = None
+    high: float | None = None
+    limit: float | None = None
+    unit: str = "bytes"
+    how_known: HowKnown | None = None
+    detail: Mapping[str, Any] = field(default_factory=dict)
+    reason: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses results that contradict themselves."""
+        if self.rule not in get_args(Rule):
+            raise ValueError(f"rule must be one of {get_args(Rule)}. Got {self.rule!r}.")
+        if self.verdict not in get_args(Verdict):
+            raise ValueError(f"verdict must be one of {get_args(Verdict)}. Got {self.verdict!r}.")
+        if self.how_known is not None and self.how_known not in get_args(HowKnown):
+            raise ValueError(
+                f"how_known must be one of {get_args(HowKnown)}. Got {self.how_known!r}."
+            )
+        if self.verdict in ("fail", "uncertain", "not_measured") and not self.reason:
+            raise ValueError(f"A {self.rule} check with verdict {self.verdict} needs a reason.")
+        if self.measured is not None and self.how_known is None:
+            raise ValueError(f"A {self.rule} check with a value must say how it is known.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the JSON form."""
+        return {f.name: _jsonable(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> CheckResult:
+        """Returns the result that `to_dict` described."""
+        return cls(**data)
+
+
+@dataclass(frozen=True)
+class TargetResult:
+    """All checks of one target.
+
+    Attributes:
+        name: The target's name.
+        checks: One result for each rule.
+    """
+
+    name: str
+    checks: tuple[CheckResult, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst verdict of the checks."""
+        return worst_verdict([check.verdict for check in self.checks])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the JSON form."""
+        return {
+            "name": self.name,
+            "verdict": self.verdict,
+            "checks": [check.to_dict() for check in self.checks],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TargetResult:
+        """Returns the result that `to_dict` described."""
+        return cls(data["name"], tuple(CheckResult.from_dict(c) for c in data["checks"]))
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file that a converter made, still in memory.
+
+    Attributes:
+        kind: `float32`, `int8`, ...: the converter's registered name.
+        data: The file's bytes.
+        source: What it was made from: a path or a model's name.
+        record: What was done to the model in training; None where nothing is known.
+        notes: What the converter could not do or did otherwise than asked, one sentence each.
+    """
+
+    kind: str
+    data: bytes
+    source: str
+    record: CompressionRecord | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the bytes, hexadecimal."""
+        return sha256(self.data)
+
+    @property
+    def compressed_bytes(self) -> int:
+        """Size after zlib at level 9: what a download or an APK holds."""
+        return len(zlib.compress(self.data, 9))
+
+    def file_name(self, model_name: str) -> str:
+        """Returns the name the artifact is stored under: `<model>_<kind>.tflite`."""
+        return f"{model_name}_{self.kind}.tflite"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The checked file in numbers.
+
+    Attributes:
+        path: Where it lies.
+        sha256: Of its bytes.
+        file_bytes: Size in flash.
+        compressed_bytes: Size after zlib at level 9 (download).
+        macs: Multiply-accumulates of one inference.
+        parameters: Number of weights and biases.
+        operators: How often each operator occurs.
+    """
+
+    path: str
+    sha256: str
+    file_bytes: int
+    compressed_bytes: int
+    macs: int
+    parameters: int
+    operators: Mapping[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the JSON form."""
+        return {f.name: _jsonable(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+
+@dataclass(frozen=True)
+class ArtifactInfo:
+    """An artifact as a report lists it.
+
+    Attributes:
+        path: Relative to the output folder.
+        kind: The converter's registered name.
+        bytes: Size of the file.
+        sha256: Of its bytes.
+        notes: What the converter did otherwise than asked.
+    """
+
+    path: str
+    kind: str
+    bytes: int
+    sha256: str
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the JSON form."""
+        return {f.name: _jsonable(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+
+@dataclass(frozen=True)
+class Report:
+    """The verdict on one model and its targets; its JSON form is stable.
+
+    Attributes:
+        model: The checked file.
+        targets: One result for each target.
+        argv: The command that made the report.
+        version: Version of edgecompress.
+        artifacts: Files that an export wrote; None for a plain check.
+        notes: What was skipped or done otherwise, one sentence each.
+    """
+
+    model: ModelInfo
+    targets: tuple[TargetResult, ...]
+    argv: tuple[str, ...]
+    version: str
+    artifacts: tuple[ArtifactInfo, ...] | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst verdict of the targets."""
+        return worst_verdict([target.verdict for target in self.targets])
+
+    @property
+    def exit_code(self) -> int:
+        """0 where no check failed; else 5 for operators, 3 for a budget, 4 for accuracy."""
+        failed = {c.rule for t in self.targets for c in t.checks if c.verdict == "fail"}
+        return next((code for rule, code in _EXIT_CODES if rule in failed), errors.OK)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the JSON form, as docs/report.schema.json describes it."""
+        result: dict[str, Any] = {
+            "schema": REPORT_SCHEMA,
+            "tool": {"name": "edgecompress", "version": self.version, "argv": list(self.argv)},
+            "model": self.model.to_dict(),
+            "targets": [target.to_dict() for target in self.targets],
+            "verdict": self.verdict,
+        }
+        if self.artifacts is not None:
+            result["artifacts"] = [artifact.to_dict() for artifact in self.artifacts]
+        if self.notes:
+            result["notes"] = list(self.notes)
+        return result
+
+    def to_json(self) -> str:
+        """Returns the JSON text, indented, ending in a newline."""
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"

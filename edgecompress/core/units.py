@@ -1,0 +1,77 @@
+"""Sizes and times as people write them."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from edgecompress.core.errors import ArgumentError
+
+_SIZES = {"": 1, "b": 1, "k": 1024, "kib": 1024, "m": 1024**2, "mib": 1024**2}
+_SIZES |= {"kb": 1000, "mb": 1000**2, "gib": 1024**3, "g": 1024**3, "gb": 1000**3}
+_TIMES = {"us": 1.0, "µs": 1.0, "ms": 1e3, "s": 1e6}
+_NUMBER = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-zµ]*)\s*", re.IGNORECASE)
+
+
+def parse_size(text: str | int, argument: str = "size") -> int:
+    """Returns a size in bytes: `96KiB`, `1.5MiB`, `64k` (1,024), `64kB` (1,000) or plain bytes.
+
+    Raises:
+        ArgumentError: the text is no positive size.
+
+    Example:
+        >>> parse_size("96KiB")
+        98304
+    """
+    match = _NUMBER.fullmatch(str(text))
+    if match and match[2].lower() in _SIZES:
+        size = float(match[1]) * _SIZES[match[2].lower()]
+        if size >= 1 and math.isfinite(size):
+            return int(size)
+    raise ArgumentError(argument, "be a positive size such as 96KiB, 1.5MiB or 98304", text)
+
+
+def parse_time(text: str | float, argument: str = "time") -> float:
+    """Returns a time in microseconds: `60ms`, `1.5s`, `800us`; a unit is required.
+
+    Raises:
+        ArgumentError: the text is no positive time with a unit.
+
+    Example:
+        >>> parse_time("60ms")
+        60000.0
+    """
+    match = _NUMBER.fullmatch(str(text))
+    if match and match[2].lower() in _TIMES:
+        time = float(match[1]) * _TIMES[match[2].lower()]
+        if time > 0 and math.isfinite(time):
+            return time
+    raise ArgumentError(argument, "be a positive time with a unit, such as 60ms or 800us", text)
+
+
+def format_size(size: float) -> str:
+    """Returns bytes as text in KiB or MiB (1,024-based, as memory is sold and linked).
+
+    Example:
+        >>> format_size(98304)
+        '96.0 KiB'
+    """
+    if size < 1024:
+        return f"{size:.0f} B"
+    if size < 1024**2:
+        return f"{size / 1024:.1f} KiB"
+    return f"{size / 1024**2:.2f} MiB"
+
+
+def format_time(microseconds: float) -> str:
+    """Returns microseconds as text in us, ms or s.
+
+    Example:
+        >>> format_time(60000.0)
+        '60.0 ms'
+    """
+    if microseconds < 1e3:
+        return f"{microseconds:.1f} us"
+    if microseconds < 1e6:
+        return f"{microseconds / 1e3:.1f} ms"
+    return f"{microseconds / 1e6:.2f} s"

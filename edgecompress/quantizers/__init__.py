@@ -1,0 +1,1 @@
+"""Quantizers: pure functions over keras.ops."""

@@ -1,0 +1,1 @@
+"""Sparsity schedules: pure functions from a training step to a value."""

@@ -1,0 +1,1 @@
+"""A Keras model in, a smaller plain Keras model out."""

@@ -285,6 +285,12 @@ class Report:
         failed = {c.rule for t in self.targets for c in t.checks if c.verdict == "fail"}
         return next((code for rule, code in _EXIT_CODES if rule in failed), errors.OK)
 
+    def exit_code_for(self, strict: bool) -> int:
+        """Returns the exit code; with `strict`, 3 also where a verdict could not be reached."""
+        if strict and self.verdict in ("uncertain", "not_measured"):
+            return errors.OVER_BUDGET
+        return self.exit_code
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON form, as docs/report.schema.json describes it."""
         result: dict[str, Any] = {

@@ -1,12 +1,13 @@
 """The one module that touches Keras internals; everything else uses the functions here.
 
-Private names used: `Sequential._functional` (the Functional model inside a built Sequential).
+Private names used: `Sequential._functional` (the Functional model inside a built Sequential) and
+`Functional._nodes_by_depth` (the calls that make up a model's graph).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgecompress.core.errors import UnsupportedModelError
 
@@ -57,3 +58,45 @@ def walk_layers(model: Any) -> Iterator[Any]:
                 yield layer
 
     yield from walk(model.layers)
+
+
+class LayerCall(NamedTuple):
+    """One use of a layer in a model's graph; a shared layer has several.
+
+    Attributes:
+        layer: The layer, or the operation where `keras.ops` was called on a graph tensor.
+        inputs: Shapes of its inputs with the batch axis, None for unknown sizes.
+        outputs: Shapes of its outputs.
+    """
+
+    layer: Any
+    inputs: tuple[tuple[int | None, ...], ...]
+    outputs: tuple[tuple[int | None, ...], ...]
+
+
+def layer_calls(model: Any) -> list[LayerCall]:
+    """Returns every use of a layer in a Keras 3 or tf-keras model, in the order of the graph.
+
+    Nested models are entered as often as they are called; one whose graph is hidden (subclassed)
+    stands for itself. The list is empty where the model itself has no graph.
+    """
+    graph = getattr(model, "_functional", None) or model
+    calls: list[LayerCall] = []
+    depths = getattr(graph, "_nodes_by_depth", None) or {}
+    for depth in sorted(depths, reverse=True):
+        for node in depths[depth]:
+            if node.is_input:
+                continue
+            layer = node.operation if hasattr(node, "operation") else node.layer
+            inner = layer_calls(layer) if hasattr(layer, "layers") else []
+            calls += inner or [LayerCall(layer, _shapes(node, "input"), _shapes(node, "output"))]
+    return calls
+
+
+def _shapes(node: Any, side: str) -> tuple[tuple[int | None, ...], ...]:
+    tensors = getattr(node, f"{side}_tensors", None)
+    if side == "output" and hasattr(node, "outputs"):
+        tensors = node.outputs  # tf-keras nodes keep whatever the layer returned.
+    if not isinstance(tensors, (list, tuple)):
+        tensors = [tensors]
+    return tuple(tuple(t.shape) for t in tensors if getattr(t, "shape", None) is not None)

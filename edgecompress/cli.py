@@ -34,7 +34,6 @@ _INTERRUPTED = 130
 
 app = typer.Typer(
     name="edgecompress",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -336,7 +335,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         >>> main(["targets", "no-such-board"])
         2
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     verbose = "-v" in arguments or "--verbose" in arguments
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if verbose else "3")
     try:

@@ -1,0 +1,436 @@
+"""Target profiles: what a board, core, phone or the host offers, read from TOML files.
+
+One file describes one target. The built-in ones lie beside this module; users write their own and
+name them by path.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from edgecompress.core.errors import ArgumentError, UnknownNameError
+from edgecompress.core.units import parse_size, parse_time
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+KINDS = ("board", "core", "phone", "host")
+ENGINES = ("tflm", "litert")
+KERNELS = ("cmsis-nn", "reference")
+CORES = (
+    "cortex-m0plus",
+    "cortex-m4",
+    "cortex-m7",
+    "cortex-m33",
+    "cortex-m55",
+    "cortex-m85",
+)
+CALIBRATION_CLASSES = ("A", "A-", "B", "B-", "C")
+
+
+def _check(name: str, value: Any, rule: str, holds: bool, hint: str = "") -> None:
+    if not holds:
+        raise ArgumentError(name, rule, value, hint)
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UnknownNameError(name, value, choices)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """The limits a model must keep; None means no limit.
+
+    Args:
+        max_flash: Model file plus runtime code, in bytes.
+        max_ram: Tensor arena, in bytes.
+        max_latency: One inference, in microseconds.
+        min_accuracy: Share of right predictions, 0 to 1.
+        max_file_size: The .tflite file alone, in bytes.
+
+    Raises:
+        ArgumentError: a limit is not a positive number, or the accuracy is outside 0 to 1.
+
+    Example:
+        >>> Budgets(max_ram=98304).over(Budgets(max_ram=655360, max_flash=2097152)).max_flash
+        2097152
+    """
+
+    max_flash: int | None = None
+    max_ram: int | None = None
+    max_latency: float | None = None
+    min_accuracy: float | None = None
+    max_file_size: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses limits that no model could be judged by."""
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if value is None:
+                continue
+            if item.name == "min_accuracy":
+                rule, holds = "lie between 0 and 1", _is_number(value) and 0 <= value <= 1
+            elif item.name == "max_latency":
+                rule, holds = "be a positive number", _is_number(value) and value > 0
+            else:
+                rule = "be a positive whole number of bytes"
+                holds = _is_number(value) and value == int(value) and value > 0
+            _check(item.name, value, rule, holds)
+
+    def over(self, other: Budgets) -> Budgets:
+        """Returns these budgets, filled up from `other` where they set no limit."""
+        pairs = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))
+        return dataclasses.replace(other, **{k: v for k, v in pairs if v is not None})
+
+
+@dataclass(frozen=True)
+class PublishedLatency:
+    """One published measurement that a profile claims its prediction explains.
+
+    Args:
+        round: Round of the benchmark, e.g. `v1.1`.
+        benchmark: MLPerf Tiny's model: `ad`, `ic`, `kws` or `vww`.
+        milliseconds: The published latency of one inference.
+        file: The results file inside the round's repository.
+    """
+
+    round: str
+    benchmark: str
+    milliseconds: float
+    file: str
+
+    def __post_init__(self) -> None:
+        """Refuses a row that names no measurement."""
+        _check_choice("published benchmark", self.benchmark, ("ad", "ic", "kws", "vww"))
+        _check(
+            "published milliseconds",
+            self.milliseconds,
+            "be a positive number",
+            _is_number(self.milliseconds) and self.milliseconds > 0,
+        )
+
+
+@dataclass(frozen=True)
+class LatencyModel:
+    """How instructions become time on a target.
+
+    Args:
+        calibration: How well the cycles are known: `A` (fitted on published rows of this very
+            board), `A-`, `B` (same core on another board), `B-` (the same for MVE cores) or `C`
+            (no open measurement of the core).
+        cycles_per_instruction: Mean cycles of one instruction, without the flash term.
+        runtime: The runtime whose rows gave the number.
+        published: The published rows that the profile claims; empty for B and C.
+    """
+
+    calibration: str
+    cycles_per_instruction: float
+    runtime: str = ""
+    published: tuple[PublishedLatency, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuses classes and factors that give no time."""
+        _check_choice("latency class", self.calibration, CALIBRATION_CLASSES)
+        cpi = self.cycles_per_instruction
+        _check(
+            "cycles_per_instruction",
+            cpi,
+            "lie between 0.1 and 20",
+            _is_number(cpi) and 0.1 <= cpi <= 20,
+        )
+        _check(
+            "latency class",
+            self.calibration,
+            "be B, B- or C where no published rows are named",
+            bool(self.published) or not self.calibration.startswith("A"),
+            "Add `published` rows, or measure one model and add a [calibration] table.",
+        )
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """One latency that a user measured on the board; it makes the prediction class A.
+
+    Args:
+        instructions: `instructions` from the latency check of the measured model.
+        weight_bytes: `weight_bytes` from the same check.
+        milliseconds: The measured time of one inference.
+    """
+
+    instructions: float
+    weight_bytes: int
+    milliseconds: float
+
+    def __post_init__(self) -> None:
+        """Refuses measurements that cannot be turned into cycles per instruction."""
+        for name in ("instructions", "milliseconds"):
+            value = getattr(self, name)
+            _check(
+                f"calibration {name}",
+                value,
+                "be a positive number",
+                _is_number(value) and value > 0,
+            )
+        weight_bytes = self.weight_bytes
+        _check(
+            "calibration weight_bytes",
+            weight_bytes,
+            "be zero or more",
+            _is_number(weight_bytes) and weight_bytes >= 0,
+        )
+
+
+@dataclass(frozen=True)
+class TargetProfile:
+    """What a target offers.
+
+    Args:
+        name: What users call it, e.g. `nucleo-l4r5zi`.
+        title: The maker's name for it.
+        kind: `board` (a microcontroller board), `core` (a bare core without memory of its own),
+            `phone` or `host`.
+        engine: The runtime that runs the file: `tflm` or `litert`.
+        sources: Where the numbers come from: URLs or named publications.
+        core: The processor core of boards and cores, e.g. `cortex-m4`.
+        clock_mhz: Clock of that core, in MHz; None for a bare core.
+        kernels: Kernel set that the runtime is built with: `cmsis-nn` or `reference`.
+        flash: Flash of the device, in bytes; None where it does not limit a model.
+        sram: Largest block of on-chip RAM that can hold one arena, in bytes; None as above.
+        external_ram: The arena lies in RAM outside the chip, whose speed is not modelled.
+        soc: Chip of a phone.
+        cpu: Cores of a phone in words.
+        ram: RAM of a phone, in bytes.
+        device: What `adb shell getprop ro.product.device` prints on a phone.
+        budgets: Limits of its own; flash and SRAM are limits without being listed.
+        latency: How instructions become time; None where nothing is known.
+        calibration: One latency measured by the user; None for none.
+
+    Raises:
+        ArgumentError: a value breaks its rule.
+
+    Example:
+        >>> load_target("nucleo-l4r5zi").core
+        'cortex-m4'
+    """
+
+    name: str
+    title: str
+    kind: str
+    engine: str
+    sources: tuple[str, ...]
+    core: str | None = None
+    clock_mhz: float | None = None
+    kernels: str | None = None
+    flash: int | None = None
+    sram: int | None = None
+    external_ram: bool = False
+    soc: str | None = None
+    cpu: str | None = None
+    ram: int | None = None
+    device: str | None = None
+    budgets: Budgets = field(default_factory=Budgets)
+    latency: LatencyModel | None = None
+    calibration: Calibration | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses profiles that contradict themselves."""
+        _check("name", self.name, "be a name without spaces", self.name.split() == [self.name])
+        _check("sources", self.sources, "name at least one source", bool(self.sources))
+        _check_choice("kind", self.kind, KINDS)
+        _check_choice("engine", self.engine, ENGINES)
+        if self.is_microcontroller:
+            _check("engine", self.engine, "be tflm for a microcontroller", self.engine == "tflm")
+            _check("core", self.core, "be given for a microcontroller", bool(self.core))
+            _check_choice("core", self.core or "", CORES)
+            _check_choice("kernels", self.kernels or "", KERNELS)
+        else:
+            _check("engine", self.engine, f"be litert for a {self.kind}", self.engine == "litert")
+            for name in ("core", "kernels", "latency", "calibration"):
+                value = getattr(self, name)
+                _check(name, value, f"be left out for a {self.kind}", value is None)
+        if self.kind == "board":
+            for name in ("clock_mhz", "flash", "sram"):
+                value = getattr(self, name)
+                _check(name, value, "be given for a board", value is not None)
+        clock = self.clock_mhz
+        if clock is not None:
+            _check(
+                "clock_mhz",
+                clock,
+                "be a positive number of MHz",
+                _is_number(clock) and clock > 0,
+            )
+        if self.calibration is not None:
+            _check("clock_mhz", clock, "be given beside a [calibration]", clock is not None)
+            _check("latency", None, "be given beside a [calibration]", self.latency is not None)
+
+    @property
+    def is_microcontroller(self) -> bool:
+        """Whether a model runs from flash in a tensor arena here."""
+        return self.kind in ("board", "core")
+
+    @property
+    def limits(self) -> Budgets:
+        """The target's own limits: its budgets, else its flash and SRAM."""
+        return self.budgets.over(Budgets(max_flash=self.flash, max_ram=self.sram))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], origin: str = "profile") -> TargetProfile:
+        """Returns the profile that a TOML file's tables describe.
+
+        Args:
+            data: The file's tables.
+            origin: What error messages call the file.
+
+        Raises:
+            ArgumentError: a key is unknown or missing, or a value breaks its rule.
+        """
+        values = _table(cls, data, origin)
+        values["sources"] = _strings(values["sources"], f"{origin}: sources")
+        for name in ("flash", "sram", "ram"):
+            if name in values:
+                values[name] = parse_size(values[name], f"{origin}: {name}")
+        if "budgets" in values:
+            values["budgets"] = _budgets(values["budgets"], f"{origin}: [budgets]")
+        if "latency" in values:
+            where = f"{origin}: [latency]"
+            table = _table(LatencyModel, values["latency"], where)
+            rows = table.get("published", [])
+            _check(f"{where} published", rows, "be a list of tables", isinstance(rows, list))
+            row_name = f"{where} published"
+            table["published"] = tuple(
+                _build(PublishedLatency, _table(PublishedLatency, row, row_name), row_name)
+                for row in rows
+            )
+            values["latency"] = _build(LatencyModel, table, where)
+        if "calibration" in values:
+            where = f"{origin}: [calibration]"
+            table = _table(Calibration, values["calibration"], where)
+            values["calibration"] = _build(Calibration, table, where)
+        return _build(cls, values, origin)
+
+
+# The class is called `class` in the files, which Python cannot have as an attribute.
+_FILE_KEYS = {"calibration": "class"}
+
+
+def _table(cls: type, data: Any, origin: str) -> dict[str, Any]:
+    """Returns the constructor's arguments from a table, with every key and type checked."""
+    _check(origin, data, "be a table of keys and values", isinstance(data, Mapping))
+    renamed = _FILE_KEYS if cls is LatencyModel else {}
+    known = {renamed.get(f.name, f.name): f for f in dataclasses.fields(cls)}
+    for key in data:
+        if key not in known:
+            raise UnknownNameError(f"{origin}: key", key, known)
+    values = {}
+    for key, item in known.items():
+        if key not in data:
+            required = (
+                item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+            )
+            _check(f"{origin}: {key}", None, "be given", not required)
+            continue
+        value = data[key]
+        expected = str(item.type)
+        if expected.startswith("str"):
+            _check(f"{origin}: {key}", value, "be text", isinstance(value, str))
+        elif expected.startswith("bool"):
+            _check(f"{origin}: {key}", value, "be true or false", isinstance(value, bool))
+        elif expected.startswith("float"):
+            _check(f"{origin}: {key}", value, "be a number", _is_number(value))
+        values[item.name] = value
+    return values
+
+
+def _build(cls: Callable[..., Any], values: Mapping[str, Any], origin: str) -> Any:
+    """Builds a dataclass so that its complaint also names the file."""
+    try:
+        return cls(**values)
+    except ArgumentError as error:
+        error.args = (f"{origin}: {error}",)
+        raise
+
+
+def _strings(value: Any, origin: str) -> tuple[str, ...]:
+    right = isinstance(value, list) and all(isinstance(item, str) for item in value)
+    _check(origin, value, "be a list of texts", right)
+    return tuple(value)
+
+
+def _budgets(data: Any, origin: str) -> Budgets:
+    values = _table(Budgets, {} if data is None else _plain_budgets(data, origin), origin)
+    return _build(Budgets, values, origin)
+
+
+def _plain_budgets(data: Any, origin: str) -> dict[str, Any]:
+    """Turns `96KiB` and `60ms` into bytes and microseconds; other keys stay as they are."""
+    _check(origin, data, "be a table of keys and values", isinstance(data, Mapping))
+    values = dict(data)
+    for key in ("max_flash", "max_ram", "max_file_size"):
+        if key in values:
+            values[key] = parse_size(values[key], f"{origin} {key}")
+    if "max_latency" in values:
+        values["max_latency"] = parse_time(values["max_latency"], f"{origin} max_latency")
+    return values
+
+
+def target_names() -> tuple[str, ...]:
+    """Returns the names of the built-in targets, sorted."""
+    files = resources.files("edgecompress.targets").iterdir()
+    return tuple(sorted(f.name[: -len(".toml")] for f in files if f.name.endswith(".toml")))
+
+
+def load_target(name_or_path: str | Path) -> TargetProfile:
+    """Returns a built-in target by name, or one of the user's own by the path of its TOML file.
+
+    Args:
+        name_or_path: A name from `target_names()`, or a path that ends in `.toml`.
+
+    Raises:
+        UnknownNameError: no target has this name.
+        ArgumentError: the file cannot be read, is no TOML, or breaks a rule.
+
+    Example:
+        >>> load_target("pixel-4").engine
+        'litert'
+    """
+    text = str(name_or_path)
+    if isinstance(name_or_path, Path) or text.endswith(".toml"):
+        path = Path(name_or_path)
+        try:
+            content = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            cause = getattr(error, "strerror", None) or "not UTF-8 text"
+            raise ArgumentError(
+                "target", "be the path of a readable TOML file", text, f"{cause}."
+            ) from error
+        return _parse(content, text)
+    names = target_names()
+    if text not in names:
+        if any(mark in text for mark in "/\\") or Path(text).exists():
+            raise ArgumentError("target", "be a built-in name or a path ending in .toml", text)
+        raise UnknownNameError("target", text, names)
+    file = resources.files("edgecompress.targets") / f"{text}.toml"
+    return _parse(file.read_text(encoding="utf-8"), f"{text}.toml")
+
+
+def _parse(content: str, origin: str) -> TargetProfile:
+    try:
+        data = tomllib.loads(content)
+    except tomllib.TOMLDecodeError as error:
+        raise ArgumentError("target", "be a valid TOML file", origin, f"{error}.") from error
+    return TargetProfile.from_dict(data, origin)

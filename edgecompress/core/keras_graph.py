@@ -100,3 +100,49 @@ def _shapes(node: Any, side: str) -> tuple[tuple[int | None, ...], ...]:
     if not isinstance(tensors, (list, tuple)):
         tensors = [tensors]
     return tuple(tuple(t.shape) for t in tensors if getattr(t, "shape", None) is not None)
+
+
+class GraphNode(NamedTuple):
+    """One use of a layer with the graph tensors it reads and writes.
+
+    Attributes:
+        operation: The layer, nested model or `keras.ops` operation.
+        inputs: The graph tensors it reads; compare them by identity.
+        outputs: The graph tensors it writes.
+        plain: Whether it was called with tensors alone, not with further arguments such as
+            `training=True` or arrays.
+    """
+
+    operation: Any
+    inputs: tuple[Any, ...]
+    outputs: tuple[Any, ...]
+    plain: bool
+
+
+def graph_nodes(model: Any) -> list[GraphNode]:
+    """Returns the nodes of a built Sequential or Functional model from its inputs to its outputs.
+
+    Nested models stand for themselves.
+
+    Raises:
+        UnsupportedModelError: the model is subclassed, not built, or no Keras 3 model.
+    """
+    import keras
+
+    depths = functional_of(model)._nodes_by_depth
+    nodes: list[GraphNode] = []
+    for depth in sorted(depths, reverse=True):
+        for node in depths[depth]:
+            if node.is_input:
+                continue
+            leaves = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
+            plain = all(
+                leaf is None or leaf is False or isinstance(leaf, keras.KerasTensor)
+                for leaf in leaves
+            )
+            nodes.append(
+                GraphNode(
+                    node.operation, tuple(node.input_tensors), tuple(node.output_tensors), plain
+                )
+            )
+    return nodes

@@ -18,7 +18,7 @@ _MAY_IMPORT = {
     "callbacks": {"core", "schedules", "quantizers", "surgery"},
     "converters": {"core"},
     "targets": {"core"},
-    "inspection": {"core"},
+    "inspection": {"core", "converters"},
     "export": {"core", "quantizers", "callbacks", "converters", "targets", "inspection"},
     "cli": {"core", "export", "inspection", "converters", "targets"},
     "demo": {"core", "schedules", "callbacks", "surgery", "export", "targets", "converters",

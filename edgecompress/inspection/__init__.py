@@ -1,0 +1,67 @@
+"""What a model is made of: one row for each layer or operator, totals, inputs and outputs.
+
+`inspect_file` reads any model file, `inspect_tflite` a flatbuffer and `inspect_keras` a Keras 3 or
+tf-keras model. Counts agree between a Keras model and its flatbuffer: weights are filters and
+matrices (biases and batch normalization are parameters, not weights), and MACs are the
+multiply-accumulates of one inference with padding counted as work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from pathlib import Path
+
+from edgecompress.core.errors import ModelFileError
+from edgecompress.core.flatbuffer import read_tflite
+from edgecompress.inspection.keras_models import inspect_keras
+from edgecompress.inspection.table import render
+from edgecompress.inspection.tflite import inspect_tflite
+from edgecompress.inspection.types import (
+    INSPECT_SCHEMA,
+    Endpoint,
+    Inspection,
+    OperatorCount,
+    Row,
+)
+
+__all__ = [
+    "INSPECT_SCHEMA",
+    "Endpoint",
+    "Inspection",
+    "OperatorCount",
+    "Row",
+    "inspect_file",
+    "inspect_keras",
+    "inspect_tflite",
+    "render",
+]
+
+
+def inspect_file(path: Path | str) -> Inspection:
+    """Inspects a model file: .tflite, .keras, .h5, or a SavedModel folder.
+
+    Raises:
+        ModelFileError: the file is missing, damaged, or no model.
+
+    Example:
+        >>> inspect_file("kws_int8.tflite").macs  # doctest: +SKIP
+        2656768
+    """
+    path = Path(path)
+    if path.is_file():
+        with path.open("rb") as file:
+            head = file.read(8)
+        if path.suffix == ".tflite" or head[4:8] == b"TFL3":
+            return inspect_tflite(read_tflite(path), name=path.name)
+    elif not path.exists():
+        raise ModelFileError(f"{path} does not exist. Check the path.")
+    from edgecompress.converters.loaders import load_model
+
+    inspection = inspect_keras(load_model(path))
+    if path.is_file():
+        data = path.read_bytes()
+        inspection = dataclasses.replace(
+            inspection, file_bytes=len(data), compressed_bytes=len(zlib.compress(data, 9))
+        )
+    return dataclasses.replace(inspection, name=path.name)

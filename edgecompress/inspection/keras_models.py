@@ -1,0 +1,255 @@
+"""Inspecting Keras 3 and tf-keras models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from edgecompress.core.keras_graph import LayerCall, layer_calls, walk_layers
+from edgecompress.core.registry import Registry
+from edgecompress.inspection.types import (
+    Endpoint,
+    Inspection,
+    Row,
+    Shape,
+    count_operators,
+    zero_filter_notes,
+)
+
+# How many multiply-accumulates one call of a layer takes, by the name of its class. By name, so
+# that Keras 3 and tf-keras layers are found alike and neither is imported.
+MacRule = Callable[[Any, LayerCall], int]
+MAC_RULES: Registry[MacRule] = Registry("Keras layer")
+# Layers whose parameters scale, normalize or look up: no weighted sums, by the field's convention.
+_NO_MACS = ("BatchNormalization", "LayerNormalization", "GroupNormalization", "UnitNormalization",
+            "RMSNormalization", "PReLU", "Embedding", "Normalization")  # fmt: skip
+# Layers and operations without parameters that multiply activations by activations.
+_ACTIVATION_PRODUCTS = ("Dot", "Attention", "AdditiveAttention", "MultiHeadAttention",
+                        "GroupedQueryAttention", "Matmul", "Einsum", "Tensordot")  # fmt: skip
+# Variables that are no weights in the sense of filters and matrices, whatever their rank.
+_NO_WEIGHTS = ("alpha", "gamma", "beta", "bias", "moving_mean", "moving_variance", "mean",
+               "variance")  # fmt: skip
+
+
+def _register(*names: str) -> Callable[[MacRule], MacRule]:
+    def store(rule: MacRule) -> MacRule:
+        for name in names:
+            MAC_RULES.register(name)(rule)
+        return rule
+
+    return store
+
+
+def _elements(shape: Shape) -> int:
+    """Returns the elements of one sample: the batch axis counts as 1.
+
+    Raises:
+        TypeError: another size is not known.
+    """
+    return math.prod(shape[1:])  # type: ignore[arg-type]
+
+
+@_register("Dense")
+def _dense_macs(layer: Any, call: LayerCall) -> int:
+    """One MAC for each input feature and output element."""
+    return _elements(call.outputs[0]) * layer.kernel.shape[0]
+
+
+@_register("EinsumDense")
+def _einsum_dense_macs(layer: Any, call: LayerCall) -> int:
+    """One MAC for each output element and each combination of contracted axes."""
+    operands, result = layer.equation.replace("...", "").split("->")
+    axes = zip(operands.split(",")[1], layer.kernel.shape, strict=True)
+    return _elements(call.outputs[0]) * math.prod(size for axis, size in axes if axis not in result)
+
+
+@_register("Conv1D", "Conv2D", "Conv3D")
+def _conv_macs(layer: Any, call: LayerCall) -> int:
+    """One MAC for each output element, kernel position and input channel of its group."""
+    return _elements(call.outputs[0]) * math.prod(layer.kernel.shape[:-1])
+
+
+@_register("DepthwiseConv1D", "DepthwiseConv2D")
+def _depthwise_macs(layer: Any, call: LayerCall) -> int:
+    """One MAC for each output element and kernel position."""
+    return _elements(call.outputs[0]) * math.prod(_depthwise_kernel(layer).shape[:-2])
+
+
+@_register("SeparableConv1D", "SeparableConv2D")
+def _separable_macs(layer: Any, call: LayerCall) -> int:
+    """A depthwise and a 1x1 convolution at the same output positions."""
+    positions = _elements(call.outputs[0]) // layer.pointwise_kernel.shape[-1]
+    sizes = (layer.depthwise_kernel.shape, layer.pointwise_kernel.shape)
+    return positions * sum(math.prod(size) for size in sizes)
+
+
+@_register("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose")
+def _transposed_macs(layer: Any, call: LayerCall) -> int:
+    """One MAC for each input element, kernel position and output channel."""
+    return _elements(call.inputs[0]) * math.prod(layer.kernel.shape[:-1])
+
+
+@_register("LSTM", "GRU", "SimpleRNN")
+def _recurrent_macs(layer: Any, call: LayerCall) -> int:
+    """Every matrix is used once in each time step."""
+    cell = layer.cell
+    matrices = math.prod(cell.kernel.shape) + math.prod(cell.recurrent_kernel.shape)
+    return _elements(call.inputs[0][:2]) * matrices
+
+
+@_register("Bidirectional")
+def _bidirectional_macs(layer: Any, call: LayerCall) -> int:
+    """Both directions."""
+    directions = (layer.forward_layer, layer.backward_layer)
+    return sum(MAC_RULES[type(one).__name__](one, call) for one in directions)
+
+
+def _depthwise_kernel(layer: Any) -> Any:
+    # tf-keras names it otherwise.
+    kernel = getattr(layer, "depthwise_kernel", None)
+    return layer.kernel if kernel is None else kernel
+
+
+def inspect_keras(model: Any, *, name: str | None = None) -> Inspection:
+    """Inspects a Keras 3 or tf-keras model; nested models are entered.
+
+    Args:
+        model: The model. A subclassed one shows its layers without shapes and MACs.
+        name: What to call it. Defaults to the model's name.
+
+    Example:
+        >>> inspect_keras(keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])).macs
+        12
+    """
+    calls: dict[int, list[LayerCall]] = {}
+    graph = layer_calls(model)
+    for call in graph:
+        calls.setdefault(id(call.layer), []).append(call)
+    notes: list[str] = []
+    if not graph:
+        notes.append(
+            f"Model {model.name!r} hides its graph in call() ({type(model).__name__}): shapes and "
+            "MACs are not known."
+        )
+    layers = [layer for layer in walk_layers(model) if type(layer).__name__ != "InputLayer"]
+    known = {id(layer) for layer in layers}
+    # Operations of keras.ops are part of the graph but no layers.
+    for call in graph:
+        if id(call.layer) not in known:
+            layers.append(call.layer)
+            known.add(id(call.layer))
+    order = {id(call.layer): position for position, call in enumerate(graph)}
+    layers.sort(key=lambda layer: order.get(id(layer), len(order)))
+    rows = tuple(
+        _layer_row(index, layer, calls.get(id(layer), []), notes)
+        for index, layer in enumerate(layers)
+    )
+    return Inspection(
+        name=name or model.name,
+        format="keras",
+        rows=rows,
+        inputs=_keras_endpoints(model, "input"),
+        outputs=_keras_endpoints(model, "output"),
+        operators=count_operators((row.type, None) for row in rows),
+        notes=(*notes, *zero_filter_notes(rows)),
+    )
+
+
+def _layer_row(index: int, layer: Any, calls: list[LayerCall], notes: list[str]) -> Row:
+    inner = _unwrapped(layer)
+    kind = type(inner).__name__
+    variables = {id(v): v for v in getattr(inner, "weights", ())}.values()
+    weights = zeros = weight_bytes = weight_bits = 0
+    for variable in variables:
+        values = _array(variable)
+        weight_bytes += values.nbytes
+        if values.ndim >= 2 and _leaf_name(variable) not in _NO_WEIGHTS:
+            weights += values.size
+            zeros += int((values == 0).sum())
+            weight_bits += 8 * values.nbytes
+    filters = _filters(inner, kind)
+    return Row(
+        index=index,
+        name=layer.name,
+        type=kind if inner is layer else f"{type(layer).__name__}({kind})",
+        output_shape=calls[-1].outputs[0] if calls and calls[-1].outputs else None,
+        parameters=sum(_array(variable).size for variable in variables),
+        weights=weights,
+        zeros=zeros,
+        filters=0 if filters is None else len(filters),
+        zero_filters=0 if filters is None else int((~filters.any(axis=1)).sum()),
+        bits=weight_bits / weights if weights else None,
+        macs=_layer_macs(inner, kind, layer.name, weights, calls, notes),
+        weight_bytes=weight_bytes,
+        dense_bytes=weight_bytes,
+    )
+
+
+def _unwrapped(layer: Any) -> Any:
+    """Returns the layer inside a wrapper (TimeDistributed, pruning or quantization wrappers)."""
+    while type(layer).__name__ != "Bidirectional" and hasattr(layer, "layer"):
+        layer = layer.layer
+    return layer
+
+
+def _array(variable: Any) -> np.ndarray:
+    return np.asarray(variable.numpy() if hasattr(variable, "numpy") else variable)
+
+
+def _leaf_name(variable: Any) -> str:
+    return str(variable.name).rsplit("/", 1)[-1].split(":")[0]
+
+
+def _filters(layer: Any, kind: str) -> np.ndarray | None:
+    """Returns the weights as (output channels, rest); None for a layer without filters."""
+    if kind not in MAC_RULES or kind in ("LSTM", "GRU", "SimpleRNN", "Bidirectional"):
+        return None
+    if kind == "EinsumDense":
+        return None
+    if kind.startswith("Separable"):
+        kernel = _array(layer.pointwise_kernel)
+    elif kind.startswith("Depthwise"):
+        kernel = _array(_depthwise_kernel(layer))
+        kernel = kernel.reshape(*kernel.shape[:-2], -1)
+    else:
+        kernel = _array(layer.kernel)
+    axis = -2 if kind.endswith("Transpose") else -1
+    return np.moveaxis(kernel, axis, 0).reshape(kernel.shape[axis], -1)
+
+
+def _layer_macs(
+    layer: Any, kind: str, name: str, weights: int, calls: list[LayerCall], notes: list[str]
+) -> int | None:
+    if kind in _NO_MACS:
+        return 0
+    if kind in _ACTIVATION_PRODUCTS or (weights and kind not in MAC_RULES):
+        notes.append(f"MACs of {name!r} ({kind}) are not counted: no rule for this layer.")
+        return None
+    if kind not in MAC_RULES:
+        return 0
+    try:
+        return sum(MAC_RULES[kind](layer, call) for call in calls) if calls else None
+    except TypeError:
+        notes.append(
+            f"MACs of {name!r} ({kind}) are not counted: some of its sizes are only known when the "
+            "model runs."
+        )
+        return None
+
+
+def _keras_endpoints(model: Any, side: str) -> tuple[Endpoint, ...]:
+    try:
+        tensors = getattr(model, f"{side}s")
+    except (AttributeError, ValueError):
+        return ()
+    return tuple(
+        Endpoint(tensor.name, tuple(tensor.shape), _dtype_name(tensor.dtype))
+        for tensor in tensors or ()
+    )
+
+
+def _dtype_name(dtype: Any) -> str:
+    return getattr(dtype, "name", None) or str(dtype)

@@ -1,0 +1,246 @@
+"""Inspecting flatbuffers."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgecompress.core.errors import ModelFileError
+from edgecompress.core.flatbuffer import WEIGHTED, FlatModel, Operator, Tensor, operator_macs
+from edgecompress.inspection.types import (
+    Endpoint,
+    Inspection,
+    Row,
+    count_operators,
+    zero_filter_notes,
+)
+
+# Operators that only turn stored weights into plain ones; what they hold belongs to their reader.
+_UNPACKERS = ("DEQUANTIZE", "DENSIFY", "TFLM_DECODE")
+# Input positions of an operator's filters and matrices, where it is not position 1 alone.
+_MATRICES = {
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": range(1, 9),
+    "SVDF": (1, 2),
+    "GATHER": (0,),
+    "EMBEDDING_LOOKUP": (1,),
+}
+# The axis of a filter tensor that counts output channels.
+_CHANNEL_AXIS = {
+    "CONV_2D": 0,
+    "DEPTHWISE_CONV_2D": 3,
+    "FULLY_CONNECTED": 0,
+    "TRANSPOSE_CONV": 0,
+    "CONV_3D": 4,
+}
+# A tensor's name joins all layers that were fused into it; these endings name the one that counts.
+_TELLING = ("conv", "matmul", "depthwise", "dense", "tensordot", "einsum")
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A learnt input of an operator and the constants it is stored in.
+
+    Attributes:
+        position: Input position of the operator.
+        tensor: The input as the operator sees it.
+        constants: The tensor itself, or what an unpacker makes it from.
+        encoded: The constants are no plain values (DECODE).
+    """
+
+    position: int
+    tensor: Tensor
+    constants: tuple[Tensor, ...]
+    encoded: bool = False
+
+    @property
+    def stored_bytes(self) -> int:
+        return sum(len(constant.raw or b"") for constant in self.constants)
+
+    @property
+    def dense_bytes(self) -> int:
+        # A DEQUANTIZE widens values in memory, which says nothing about storage.
+        return self.tensor.bytes if self.encoded else self.constants[0].bytes
+
+
+def inspect_tflite(model: FlatModel, *, name: str = "model.tflite") -> Inspection:
+    """Inspects a flatbuffer.
+
+    Args:
+        model: From `edgecompress.core.flatbuffer.read_tflite`.
+        name: What to call it.
+
+    Example:
+        >>> inspect_tflite(read_tflite("vww_96_int8.tflite")).zero_filters  # doctest: +SKIP
+        971
+    """
+    notes: list[str] = []
+    rows = [
+        _row(model, operator, parts, notes)
+        for operator, parts in zip(model.operators, _assign(model, notes), strict=True)
+    ]
+    peak, peak_operator = _peak_activations(model)
+    if model.subgraphs > 1:
+        notes.append(f"Only the first of {model.subgraphs} subgraphs is read.")
+    return Inspection(
+        name=name,
+        format="tflite",
+        rows=tuple(rows),
+        inputs=tuple(_endpoint(model.tensors[i]) for i in model.inputs),
+        outputs=tuple(_endpoint(model.tensors[i]) for i in model.outputs),
+        operators=count_operators((o.name, o.version) for o in model.operators),
+        file_bytes=len(model.data),
+        compressed_bytes=len(zlib.compress(model.data, 9)),
+        peak_activation_bytes=peak,
+        peak_operator=peak_operator,
+        notes=(*notes, *zero_filter_notes(rows)),
+    )
+
+
+def _assign(model: FlatModel, notes: list[str]) -> list[list[_Part]]:
+    """Returns each operator's learnt inputs; a shared one belongs to its first reader."""
+    producers = {i: operator for operator in model.operators for i in operator.outputs}
+    learnt = {tensor.index for tensor in model.weight_tensors()}
+    owned: set[int] = set()
+    assigned = []
+    for operator in model.operators:
+        parts: list[_Part] = []
+        assigned.append(parts)
+        source = model.tensor(operator, 0)
+        if operator.name in _UNPACKERS and source is not None and source.is_constant:
+            continue
+        for position, index in enumerate(operator.inputs):
+            part = _part(model, position, model.tensors[index], producers) if index >= 0 else None
+            if part is None or not (part.encoded or part.constants[0].index in learnt):
+                continue
+            # Only the ancillary data of encoded weights may be shared without being the same.
+            if part.constants[0].index in owned:
+                notes.append(
+                    f"Operator {operator.index} shares {_short_name(part.tensor.name)!r} with an "
+                    "earlier one: counted once."
+                )
+                continue
+            new = tuple(c for c in part.constants if c.index not in owned)
+            owned.update(c.index for c in new)
+            parts.append(_Part(position, part.tensor, new, part.encoded))
+    return assigned
+
+
+def _part(
+    model: FlatModel, position: int, tensor: Tensor, producers: Mapping[int, Operator]
+) -> _Part | None:
+    """Returns an operator's input with the constants behind it; None where it is computed."""
+    if tensor.is_constant:
+        return _Part(position, tensor, (tensor,))
+    producer = producers.get(tensor.index)
+    if producer is None or producer.name not in _UNPACKERS:
+        return None
+    encoded = producer.name == "TFLM_DECODE"
+    # One DECODE may unpack several tensors: its inputs are pairs (encoded, ancillary data).
+    first = 2 * producer.outputs.index(tensor.index) if encoded else 0
+    sources = [model.tensor(producer, i) for i in range(first, first + 1 + encoded)]
+    constants = tuple(s for s in sources if s is not None and s.is_constant)
+    return _Part(position, tensor, constants, encoded) if constants else None
+
+
+def _row(model: FlatModel, operator: Operator, parts: list[_Part], notes: list[str]) -> Row:
+    positions = _MATRICES.get(operator.code, (1,) if operator.code in WEIGHTED else ())
+    matrices = [part for part in parts if part.position in positions]
+    weights = sum(part.tensor.elements for part in matrices)
+    axis = _CHANNEL_AXIS.get(operator.code)
+    filters = matrices[0].tensor.shape[axis] if matrices and axis is not None else 0
+    zeros: int | None
+    zero_filters: int | None
+    try:
+        masks = [_zero_mask(part) for part in matrices]
+    except ModelFileError as error:
+        notes.append(f"Operator {operator.index} ({operator.name}): zeros not counted: {error}")
+        zeros = zero_filters = None
+    else:
+        zeros = sum(int(mask.sum()) for mask in masks)
+        zero_filters = 0
+        if filters and axis is not None:
+            channels = np.moveaxis(masks[0], axis, 0).reshape(filters, -1)
+            zero_filters = int(channels.all(axis=1).sum())
+    macs: int | None = operator_macs(model, operator)
+    if operator.code == "CUSTOM" and operator.name not in _UNPACKERS:
+        macs = None
+        notes.append(
+            f"Operator {operator.index} ({operator.name}) is a custom operator: its MACs and "
+            "weights are not counted."
+        )
+    output = model.output(operator) if operator.outputs else None
+    named = matrices[0].tensor if filters else output
+    return Row(
+        index=operator.index,
+        name=_short_name(named.name) if named else "",
+        type=operator.name,
+        output_shape=output.shape if output else None,
+        parameters=sum(part.tensor.elements for part in parts),
+        weights=weights,
+        zeros=zeros,
+        filters=filters,
+        zero_filters=zero_filters,
+        bits=8 * sum(part.stored_bytes for part in matrices) / weights if weights else None,
+        macs=macs,
+        weight_bytes=sum(part.stored_bytes for part in parts),
+        dense_bytes=sum(part.dense_bytes for part in parts),
+    )
+
+
+def _zero_mask(part: _Part) -> np.ndarray:
+    """Returns which weights are zero: a stored value equal to its zero point is a real zero.
+
+    Raises:
+        ModelFileError: the values cannot be read as they are stored.
+    """
+    tensor = part.constants[0]
+    if part.encoded:
+        raise ModelFileError("the weights are stored encoded.")
+    if part.stored_bytes < tensor.bytes:
+        raise ModelFileError("the weights take fewer bytes than their shape: sparse, or damaged.")
+    values = tensor.values()
+    points = np.asarray(tensor.zero_points or (0,), np.int64)
+    if points.size > 1:
+        shape = [1] * values.ndim
+        shape[tensor.quantized_dimension] = -1
+        points = points.reshape(shape)
+    return np.asarray(values == points)
+
+
+def _short_name(name: str) -> str:
+    """Returns the part of a tensor's name that tells most about the layer behind it."""
+    parts = [part for part in name.split(";") if part]
+    telling = [part for part in parts if part.rsplit("/", 1)[-1].lower().startswith(_TELLING)]
+    return (telling or parts or [""])[0]
+
+
+def _endpoint(tensor: Tensor) -> Endpoint:
+    quantized = tensor.is_quantized
+    return Endpoint(
+        tensor.name,
+        tensor.shape,
+        tensor.type.lower(),
+        tensor.scales[0] if quantized else None,
+        (tensor.zero_points or (0,))[0] if quantized else None,
+    )
+
+
+def _peak_activations(model: FlatModel) -> tuple[int, int | None]:
+    """Returns the most activation bytes alive at once and the operator where that is."""
+    last = len(model.operators) - 1
+    first_use = dict.fromkeys(model.inputs, 0)
+    last_use: dict[int, int] = dict.fromkeys(model.outputs, last)
+    for operator in model.operators:
+        for index in operator.outputs:
+            first_use.setdefault(index, operator.index)
+        for index in (*operator.inputs, *operator.outputs):
+            last_use[index] = max(last_use.get(index, 0), operator.index)
+    alive = np.zeros(len(model.operators), np.int64)
+    for index, first in first_use.items():
+        if not model.tensors[index].is_constant:
+            # An input nobody reads still has its place throughout.
+            alive[first : last_use.get(index, last) + 1] += model.tensors[index].bytes
+    return (int(alive.max()), int(alive.argmax())) if alive.size else (0, None)

@@ -1,0 +1,582 @@
+"""The pipeline as two functions: `export` a Keras model, `check` a .tflite file.
+
+    load -> float32 flatbuffer -> int8 flatbuffer -> run in the engines -> check the targets
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgecompress.core.errors import ArgumentError, EngineError, ModelFileError
+from edgecompress.core.files import write_atomic
+from edgecompress.core.flatbuffer import FlatModel, read_tflite
+from edgecompress.core.results import (
+    Artifact,
+    ArtifactInfo,
+    CheckResult,
+    ModelInfo,
+    Report,
+    TargetResult,
+    judge,
+)
+from edgecompress.core.units import parse_size, parse_time
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgecompress.converters.verify import Parity
+    from edgecompress.targets.checks import Budgets
+    from edgecompress.targets.profile import TargetProfile
+
+# How many of the given samples the engines run for parity, and for the per-layer comparison.
+PARITY_SAMPLES = 200
+LAYER_SAMPLES = 16
+
+# A conversion that agrees with its own reference on fewer samples is broken, not merely rounded.
+MIN_AGREEMENT = 0.9
+
+# The runtime of devices in the field: not run for numbers, but asked whether it loads the file.
+FIELD_RUNTIME = "tflite-runtime"
+
+
+def _silent(text: str) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Inputs and class numbers for the accuracy check.
+
+    Attributes:
+        x: Inputs as the model takes them; first axis samples.
+        y: Class numbers, one for each sample.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+
+
+def export(
+    model: Any,
+    targets: Sequence[str | Path | TargetProfile],
+    *,
+    calibration: Any = None,
+    evaluate: Any = None,
+    output: Path | str = "build",
+    max_flash: str | int | None = None,
+    max_ram: str | int | None = None,
+    max_latency: str | float | None = None,
+    max_file_size: str | int | None = None,
+    min_accuracy: float | None = None,
+    min_agreement: float | None = None,
+    kernels: str | None = None,
+    baseline: Report | None = None,
+    history: Mapping[str, Sequence[float]] | None = None,
+    progress: Callable[[str], None] = _silent,
+    verbose: bool = False,
+    argv: Sequence[str] = (),
+) -> Report:
+    """Converts a Keras model to int8, runs it in the targets' engines and checks its budgets.
+
+    Writes `<model>_float32.tflite`, `<model>_int8.tflite`, its record, `report.json` and
+    `report.html` into `output`, each file in one step and only after all work has succeeded.
+
+    Args:
+        model: A Keras model, or the path of a .keras or .h5 file or a SavedModel folder.
+        targets: Names that `edgecompress targets` lists, paths of own .toml profiles, or profiles.
+        calibration: Real inputs as the model takes them: an array, a list of arrays for several
+            inputs, or the path of an .npz or .npy file (key `x`; labels `y` are used as
+            `evaluate` where that is not given). They set the ranges that training did not learn,
+            and parity is measured on them.
+        evaluate: Labelled data for the accuracy check: (x, y), or the path of an .npz file.
+        output: Folder of the files; made where it is missing.
+        max_flash: Budget for the model and the runtime's code, e.g. `"512KiB"`, or bytes.
+        max_ram: Budget for the tensor arena, e.g. `"96KiB"`, or bytes.
+        max_latency: Budget for one inference, e.g. `"60ms"`, or microseconds.
+        max_file_size: Budget for the int8 file alone.
+        min_accuracy: Floor for top-1 accuracy of the int8 file in the target's engine, 0 to 1.
+        min_agreement: Floor for the share of predictions that agree with the Keras model;
+            0.9 by default.
+        kernels: Kernel set of microcontrollers, `cmsis-nn` or `reference`, instead of the
+            profile's.
+        baseline: An earlier report; the HTML page compares against it.
+        history: Training curves for the HTML page, name -> values (`model.fit(...).history`).
+        progress: Called with a short text as each stage begins.
+        verbose: Let the converters write their log to standard error.
+        argv: The command for the report.
+
+    Returns:
+        The report; `report.exit_code` is 0 where the model fits every target.
+
+    Raises:
+        EdgeCompressError: an argument, a file or a conversion is wrong; nothing was written.
+
+    Example:
+        >>> report = ec.export(model, ["nucleo-l4r5zi"], calibration=x[:200],
+        ...                    max_ram="96KiB", output="build/")  # doctest: +SKIP
+        >>> report.verdict  # doctest: +SKIP
+        'pass'
+    """
+    profiles = _profiles(targets)
+    budgets = _budgets(max_flash, max_ram, max_latency, max_file_size, min_accuracy)
+    floor = _share("--min-agreement", min_agreement, MIN_AGREEMENT)
+    folder = _usable_folder(output)
+
+    from edgecompress.converters import calibration as calibrations
+    from edgecompress.converters import float32, int8, loaders
+
+    progress("Loading the model")
+    loaded = loaders.load(model)
+    samples, labels = calibrations.load(calibration, loaded.model, argument="--calibration")
+    labelled = _labelled(evaluate, loaded.model, samples, labels)
+
+    progress("Converting to a float32 flatbuffer")
+    floats = float32.convert(loaded.model, verbose=verbose)
+    progress("Quantizing to int8")
+    ranges = loaded.record.ranges if loaded.record else {}
+    quantized = int8.convert(floats, ranges=ranges, calibration=samples, record=loaded.record)
+    flat = read_tflite(quantized.data)
+
+    notes = [*loaded.notes, *floats.artifact.notes, *quantized.notes]
+    if loaded.record:
+        notes += [note for note in loaded.record.notes if note not in notes]
+
+    if samples is None and labelled is not None:
+        samples = (labelled.x,)
+    measurements = _Measurements(quantized.data, progress, labelled, min_accuracy)
+    parities: dict[str, Parity] = {}
+    if samples is not None:
+        few = tuple(array[:PARITY_SAMPLES] for array in samples)
+        reference, reference_name = _reference(loaded, few)
+        for engine in dict.fromkeys(["litert", *(p.engine for p in profiles)]):
+            progress(f"Running the int8 file in {engine}")
+            parities[engine] = _verify(quantized, floats.artifact, reference, few, engine)
+        extra = _parity_checks(parities, reference_name, floor)
+    else:
+        extra = _no_parity("no calibration or evaluation data was given to compare on")
+
+    progress(f"Loading the int8 file in {FIELD_RUNTIME}")
+    notes += _field_runtime_note(quantized.data)
+
+    results, model_info = _run_checks(
+        flat,
+        profiles,
+        budgets,
+        kernels,
+        measurements,
+        lambda profile: [extra(profile)],
+        str(folder / quantized.file_name(loaded.name)),
+        progress,
+    )
+
+    progress("Writing the files")
+    artifacts = [floats.artifact, quantized]
+    report = Report(
+        model=model_info,
+        targets=results,
+        argv=tuple(argv) or tuple(sys.argv),
+        version=_version(),
+        artifacts=tuple(
+            ArtifactInfo(a.file_name(loaded.name), a.kind, len(a.data), a.sha256, a.notes)
+            for a in artifacts
+        ),
+        notes=tuple(dict.fromkeys(notes)),
+    )
+    page = _html(report, flat, profiles, kernels, baseline, history, parities)
+    _write(folder, artifacts, loaded, report, page)
+    return report
+
+
+def check(
+    model: Path | str | bytes,
+    targets: Sequence[str | Path | TargetProfile],
+    *,
+    evaluate: Any = None,
+    max_flash: str | int | None = None,
+    max_ram: str | int | None = None,
+    max_latency: str | float | None = None,
+    max_file_size: str | int | None = None,
+    min_accuracy: float | None = None,
+    kernels: str | None = None,
+    progress: Callable[[str], None] = _silent,
+    argv: Sequence[str] = (),
+) -> Report:
+    """Checks a .tflite file against targets and budgets.
+
+    Args:
+        model: Path of a .tflite file, or its bytes.
+        targets: Names, paths of .toml profiles, or profiles.
+        evaluate: Labelled data for the accuracy check: (x, y), or the path of an .npz file.
+        max_flash: As in `export`, and so the other budgets.
+        max_ram: Budget for the tensor arena.
+        max_latency: Budget for one inference.
+        max_file_size: Budget for the file.
+        min_accuracy: Floor for top-1 accuracy, 0 to 1.
+        kernels: Kernel set of microcontrollers instead of the profile's.
+        progress: Called with a short text as each stage begins.
+        argv: The command for the report.
+
+    Returns:
+        The report; `report.exit_code` is 0 where the model fits every target.
+
+    Raises:
+        EdgeCompressError: an argument or the file is wrong.
+
+    Example:
+        >>> ec.check("kws_int8.tflite", ["cortex-m4"], max_ram="24KiB").verdict  # doctest: +SKIP
+        'pass'
+    """
+    profiles = _profiles(targets)
+    budgets = _budgets(max_flash, max_ram, max_latency, max_file_size, min_accuracy)
+    path = "model.tflite" if isinstance(model, bytes) else str(model)
+    if Path(path).suffix in (".keras", ".h5"):
+        raise ArgumentError(
+            "FILE", "be a .tflite file", path, "Use `edgecompress export` for Keras models."
+        )
+    flat = read_tflite(model)
+    labelled = None
+    if evaluate is not None:
+        labelled = _labelled(evaluate, flat, None, None)
+    results, model_info = _run_checks(
+        flat,
+        profiles,
+        budgets,
+        kernels,
+        _Measurements(flat.data, progress, labelled, min_accuracy),
+        lambda profile: [],
+        path,
+        progress,
+    )
+    return Report(model_info, results, tuple(argv) or tuple(sys.argv), _version())
+
+
+class _Measurements:
+    """What has to be run, each at most once however many targets ask for it."""
+
+    def __init__(
+        self,
+        data: bytes,
+        progress: Callable[[str], None],
+        labelled: Labelled | None,
+        min_accuracy: float | None,
+    ) -> None:
+        self._data = data
+        self._progress = progress
+        self._labelled = labelled
+        self._floor = min_accuracy
+        self._accuracy: dict[str, CheckResult] = {}
+        self._latency: Any = None
+
+    def host_latency(self) -> Any:
+        """Returns the latency measured on this machine."""
+        if self._latency is None:
+            from edgecompress.targets.bench import bench_host
+
+            self._progress("Measuring latency on this machine")
+            self._latency = bench_host(self._data)
+        return self._latency
+
+    def accuracy(self, engine: str) -> CheckResult:
+        """Returns top-1 accuracy in an engine against its floor."""
+        if engine not in self._accuracy:
+            self._accuracy[engine] = self._measure_accuracy(engine)
+        return self._accuracy[engine]
+
+    def _measure_accuracy(self, engine: str) -> CheckResult:
+        if self._labelled is None:
+            if self._floor is None:
+                return CheckResult("accuracy", "not_applicable", unit="share")
+            return CheckResult(
+                "accuracy",
+                "not_measured",
+                limit=self._floor,
+                unit="share",
+                reason="--min-accuracy needs labels: give --evaluate FILE.npz with x and y.",
+            )
+        from edgecompress.converters.verify import accuracy
+
+        self._progress(f"Measuring accuracy in {engine} on {len(self._labelled.y)} samples")
+        run = accuracy(self._data, self._labelled.x, self._labelled.y, engine=engine)
+        verdict = judge(run.top1, run.top1, self._floor, at_least=True)
+        reason = None
+        if verdict == "fail":
+            reason = f"top-1 accuracy {run.top1:.4f} in {engine} is below {self._floor}."
+        return CheckResult(
+            "accuracy",
+            verdict,
+            run.top1,
+            run.top1,
+            run.top1,
+            self._floor,
+            "share",
+            "measured_host",
+            {"engine": engine, "version": run.version, "samples": run.samples},
+            reason,
+        )
+
+
+def _profiles(targets: Sequence[str | Path | TargetProfile]) -> list[TargetProfile]:
+    from edgecompress.targets.profile import TargetProfile, load_target
+
+    if isinstance(targets, (str, Path)) or not targets:
+        raise ArgumentError(
+            "targets", "be a list of at least one target", targets, 'E.g. ["nucleo-l4r5zi"].'
+        )
+    return [t if isinstance(t, TargetProfile) else load_target(str(t)) for t in targets]
+
+
+def _share(argument: str, value: float | None, default: float | None) -> float | None:
+    if value is None:
+        return default
+    if not 0 <= value <= 1:
+        raise ArgumentError(argument, "be a share between 0 and 1", value)
+    return value
+
+
+def _budgets(
+    max_flash: str | int | None,
+    max_ram: str | int | None,
+    max_latency: str | float | None,
+    max_file_size: str | int | None,
+    min_accuracy: float | None,
+) -> Budgets:
+    from edgecompress.targets.checks import Budgets
+
+    def size(value: str | int | None, argument: str) -> int | None:
+        return None if value is None else parse_size(value, argument)
+
+    if isinstance(max_latency, str):
+        max_latency = parse_time(max_latency, "--max-latency")
+    return Budgets(
+        max_flash=size(max_flash, "--max-flash"),
+        max_ram=size(max_ram, "--max-ram"),
+        max_latency=max_latency,
+        max_file_size=size(max_file_size, "--max-file-size"),
+        min_accuracy=_share("--min-accuracy", min_accuracy, None),
+    )
+
+
+def _usable_folder(output: Path | str) -> Path:
+    """Returns the output folder after making sure, before any long work, that it can be written."""
+    import os
+
+    folder = Path(output)
+    place = folder
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise ArgumentError("--output", "be a folder", str(output), f"{place} is a file.")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ArgumentError(
+            "--output", "be a writable folder", str(output), f"{place} is not writable."
+        )
+    return folder
+
+
+def _labelled(
+    evaluate: Any,
+    model: Any,
+    samples: tuple[np.ndarray, ...] | None,
+    labels: np.ndarray | None,
+) -> Labelled | None:
+    """Returns the labelled data: those of `evaluate`, else labels that came with calibration."""
+    from edgecompress.converters import calibration
+
+    if evaluate is None:
+        if samples is None or labels is None:
+            return None
+        return Labelled(samples[0], labels)
+    inputs, y = calibration.load(evaluate, model, argument="--evaluate")
+    if y is None:
+        raise ArgumentError("--evaluate", "hold labels under the key y", str(evaluate)[:80])
+    if inputs is None or len(inputs) != 1:
+        raise ArgumentError("--evaluate", "hold the samples of one input", str(evaluate)[:80])
+    return Labelled(inputs[0], y)
+
+
+def _reference(loaded: Any, samples: tuple[np.ndarray, ...]) -> tuple[np.ndarray, str]:
+    """Returns what the Keras model says to the samples, and which model that was."""
+    import numpy as np
+
+    model, name = loaded.model, "Keras model"
+    if loaded.record is not None and loaded.record.ranges:
+        from edgecompress.callbacks.quantization_aware_training import simulate
+
+        model, name = simulate(model, loaded.record), "Keras model under quantization-aware training"
+    inputs = samples[0] if len(samples) == 1 else list(samples)
+    outputs = model.predict(inputs, verbose=0, batch_size=32)
+    if isinstance(outputs, dict):
+        outputs = list(outputs.values())
+    if isinstance(outputs, (list, tuple)):
+        outputs = outputs[0]
+    return np.asarray(outputs, np.float32), name
+
+
+def _verify(
+    quantized: Artifact,
+    floats: Artifact,
+    reference: np.ndarray,
+    samples: tuple[np.ndarray, ...],
+    engine: str,
+) -> Parity:
+    from edgecompress.converters.verify import verify
+
+    return verify(
+        quantized.data,
+        reference=reference,
+        samples=samples,
+        engine=engine,
+        # The layers are compared once, in the engine that can show them.
+        float_model=floats.data if engine == "litert" else None,
+        layer_samples=LAYER_SAMPLES,
+    )
+
+
+def _parity_checks(
+    parities: Mapping[str, Parity], reference: str, floor: float | None
+) -> Callable[[TargetProfile], CheckResult]:
+    """Returns a function from a target to its parity check."""
+
+    def parity_check(profile: TargetProfile) -> CheckResult:
+        parity = parities[profile.engine]
+        layers = parities["litert"].layers
+        value = parity.agreement
+        verdict = judge(value, value, floor, at_least=True)
+        reason = None
+        if verdict == "fail":
+            worst = ", ".join(f"{e.name} ({e.sqnr_db:.1f} dB)" for e in layers[:3])
+            reason = (
+                f"the int8 file agrees with the {reference} on {value:.1%} of {parity.samples} "
+                f"samples, below {floor:.1%}; worst layers: {worst or 'unknown'}."
+            )
+        detail = {
+            "engine": parity.engine,
+            "version": parity.version,
+            "reference": reference,
+            "samples": parity.samples,
+            "max_error_steps": parity.max_error_steps,
+            "max_error": parity.max_error,
+            "engines": {
+                name: {"agreement": p.agreement, "max_error_steps": p.max_error_steps}
+                for name, p in parities.items()
+            },
+            "layers": [{"name": e.name, "sqnr_db": e.sqnr_db} for e in layers],
+        }
+        return CheckResult(
+            "parity", verdict, value, value, value, floor, "share", "measured_host", detail, reason
+        )
+
+    return parity_check
+
+
+def _no_parity(reason: str) -> Callable[[TargetProfile], CheckResult]:
+    def parity_check(profile: TargetProfile) -> CheckResult:
+        return CheckResult("parity", "not_measured", unit="share", reason=f"{reason}.")
+
+    return parity_check
+
+
+def _field_runtime_note(data: bytes) -> list[str]:
+    """Returns a note where the runtime of devices in the field cannot load the file."""
+    from edgecompress.core.engines import engine_available
+    from edgecompress.converters.verify import field_runtime_problem
+
+    missing = engine_available(FIELD_RUNTIME)
+    if missing:
+        return [f"Not tried in {FIELD_RUNTIME}: {missing}"]
+    try:
+        problem = field_runtime_problem(data)
+    except EngineError as error:
+        problem = str(error)
+    if problem is None:
+        return []
+    return [f"Devices in the field with {FIELD_RUNTIME} 2.14 cannot load the file: {problem}"]
+
+
+def _run_checks(
+    flat: FlatModel,
+    profiles: Sequence[TargetProfile],
+    budgets: Budgets,
+    kernels: str | None,
+    measurements: _Measurements,
+    more: Callable[[TargetProfile], list[CheckResult]],
+    path: str,
+    progress: Callable[[str], None],
+) -> tuple[tuple[TargetResult, ...], ModelInfo]:
+    from edgecompress.targets.checks import check as check_target
+
+    results = []
+    for profile in profiles:
+        progress(f"Checking {profile.name}")
+        latency = measurements.host_latency() if profile.kind == "host" else None
+        extra = [measurements.accuracy(profile.engine), *more(profile)]
+        results.append(
+            check_target(
+                flat, profile, budgets, kernels=kernels, host_latency=latency, extra=extra
+            )
+        )
+    artifact = Artifact("tflite", flat.data, path)
+    info = ModelInfo(
+        path=path,
+        sha256=artifact.sha256,
+        file_bytes=len(flat.data),
+        compressed_bytes=artifact.compressed_bytes,
+        macs=flat.macs(),
+        parameters=flat.parameters(),
+        operators=flat.histogram(),
+    )
+    return tuple(results), info
+
+
+def _html(
+    report: Report,
+    flat: FlatModel,
+    profiles: Sequence[TargetProfile],
+    kernels: str | None,
+    baseline: Report | None,
+    history: Mapping[str, Sequence[float]] | None,
+    parities: Mapping[str, Parity],
+) -> str:
+    from edgecompress.inspection import inspect_tflite
+    from edgecompress.targets.report import render_html
+
+    return render_html(
+        report,
+        inspection=inspect_tflite(flat),
+        flat=flat,
+        profiles=profiles,
+        kernels=kernels,
+        baseline=baseline,
+        history=history,
+        layers=[(e.name, e.sqnr_db) for e in parities["litert"].layers] if parities else (),
+    )
+
+
+def _write(
+    folder: Path, artifacts: Sequence[Artifact], loaded: Any, report: Report, page: str
+) -> None:
+    from edgecompress.core.record import write_record
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArgumentError(
+            "--output", "be a folder that can be made", str(folder), f"{error.strerror}."
+        ) from error
+    for artifact in artifacts:
+        path = write_atomic(folder / artifact.file_name(loaded.name), artifact.data)
+        if artifact.record is not None:
+            write_record(artifact.record, path)
+    write_atomic(folder / "report.html", page)
+    # Last: who finds a report.json finds all that it lists.
+    write_atomic(folder / "report.json", report.to_json())
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("edgecompress")

@@ -1,0 +1,595 @@
+"""Loading trained models: Keras 3 and Keras 2 files, SavedModels, in-memory Keras models.
+
+A model file is data from anywhere. Its layer configuration is read as JSON first, and whatever
+could run code from it (Lambda layers, pickled modules, unknown classes) is refused by name before
+any framework sees the file.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from edgecompress.core.errors import ModelFileError, UnsupportedModelError
+from edgecompress.core.files import sha256
+from edgecompress.core.quiet import quiet
+from edgecompress.core.record import CompressionRecord, read_record, record_of
+
+Flavour = Literal["keras3", "tf_keras", "saved_model"]
+
+_BATCH = 32
+# Layers whose configuration carries code or loads it from elsewhere.
+_CODE_LAYERS = {
+    "Lambda": "holds Python code",
+    "TorchModuleWrapper": "holds a pickled PyTorch module",
+    "TFSMLayer": "runs another file's graph",
+}
+# Operators that reach outside the model; a frozen network needs none of them.
+_OUTSIDE_OPERATORS = frozenset(
+    {"PyFunc", "PyFuncStateless", "EagerPyFunc", "ReadFile", "WriteFile", "MatchingFiles"}
+)  # fmt: skip
+_PRUNING_WRAPPERS = {"PruneLowMagnitude", "ClusterWeights", "ClusterWeightsMHA"}
+_QAT_WRAPPERS = {"QuantizeWrapper", "QuantizeWrapperV2", "QuantizeLayer"}
+# Arguments that Keras 2 wrote and Keras 3 refuses, with the value at which they have no effect on
+# inference (None: never any). Layer class -> argument -> value.
+_GROUPS = {"groups": 1}
+_SEPARABLE: dict[str, Any] = {
+    **_GROUPS, "kernel_initializer": None, "kernel_regularizer": None, "kernel_constraint": None,
+}  # fmt: skip
+_TIME_MAJOR = {"time_major": False}
+_DROPPED_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "DepthwiseConv1D": _GROUPS, "DepthwiseConv2D": _GROUPS, "Conv1DTranspose": _GROUPS,
+    "Conv2DTranspose": _GROUPS, "Conv3DTranspose": _GROUPS, "SeparableConv1D": _SEPARABLE,
+    "SeparableConv2D": _SEPARABLE, "LSTM": _TIME_MAJOR, "GRU": _TIME_MAJOR,
+    "SimpleRNN": _TIME_MAJOR, "RNN": _TIME_MAJOR, "ConvLSTM2D": _TIME_MAJOR,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One input of a model.
+
+    Attributes:
+        name: The input layer's name.
+        shape: Dimensions without the batch; None for one that is not fixed.
+        dtype: `float32`, `int32`, ...
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A trained model, ready to convert.
+
+    Attributes:
+        model: The Keras 3 model, the tf_keras model, or the SavedModel's signature.
+        flavour: Which of these: `keras3`, `tf_keras` or `saved_model`.
+        name: Name for files made from it: the file's stem, or the model's own name.
+        inputs: Its inputs by position.
+        path: Where it was read from; None for a model that was in memory.
+        sha256: Of the file's bytes (a folder: of its files in order); "" for one in memory.
+        record: What was done to it in training; None where nothing is known.
+        notes: What was done otherwise than a plain load, one sentence each.
+    """
+
+    model: Any = field(repr=False)
+    flavour: Flavour
+    name: str
+    inputs: tuple[InputSpec, ...]
+    path: Path | None = None
+    sha256: str = ""
+    record: CompressionRecord | None = None
+    notes: tuple[str, ...] = ()
+
+    def call(self, tensors: Sequence[Any]) -> list[Any]:
+        """Returns the outputs, by position, of one inference-mode call on tensors."""
+        import tensorflow as tf
+
+        if self.flavour == "saved_model":
+            names = [spec.name for spec in self.inputs]
+            outputs = self.model(**dict(zip(names, tensors, strict=True)))
+        else:
+            # Inputs may be one tensor, a list or a dict; `model.input` tells which. A Sequential
+            # has none before it is called, and always takes one tensor.
+            structure = getattr(self.model, "input", None)
+            argument = (
+                tensors[0]
+                if structure is None
+                else tf.nest.pack_sequence_as(structure, list(tensors))
+            )
+            outputs = self.model(argument, training=False)
+        return list(tf.nest.flatten(outputs))
+
+    def predict(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Returns the outputs, by position, for arrays whose first axis is the sample.
+
+        Args:
+            inputs: One array for each input, `(samples, ...)`, in the input's dtype.
+
+        Raises:
+            UnsupportedModelError: the model itself fails on such data.
+        """
+        import tensorflow as tf
+
+        parts: list[list[np.ndarray]] = []
+        try:
+            with quiet():
+                for start in range(0, len(inputs[0]), _BATCH):
+                    batch = [tf.convert_to_tensor(x[start : start + _BATCH]) for x in inputs]
+                    parts.append([np.asarray(y) for y in self.call(batch)])
+        except Exception as error:
+            raise UnsupportedModelError(
+                f"Model {self.name!r} fails on the given data: {one_line(error)}"
+            ) from error
+        return [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+
+def one_line(error: BaseException | str, limit: int = 240) -> str:
+    """Returns an error's text on one line, cut to `limit` characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def wrap(model: Any) -> LoadedModel:
+    """Returns a Keras model in memory as a LoadedModel.
+
+    Args:
+        model: A Keras 3 or tf_keras model with known input shapes; a LoadedModel is passed on.
+
+    Raises:
+        UnsupportedModelError: it is no Keras model, has no known inputs, or Keras does not run on
+            the TensorFlow backend.
+    """
+    if isinstance(model, LoadedModel):
+        return model
+    module = sys.modules.get("tf_keras")
+    if module is not None and isinstance(model, module.Model):
+        return LoadedModel(model, "tf_keras", model.name, _keras_inputs(model))
+    import keras
+
+    if not isinstance(model, keras.Model):
+        raise UnsupportedModelError(
+            f"Expected a Keras model, got {type(model).__module__}.{type(model).__name__}."
+        )
+    if keras.backend.backend() != "tensorflow":
+        raise UnsupportedModelError(
+            f"Model {model.name!r} runs on Keras's {keras.backend.backend()} backend. Save it and "
+            "export the file with KERAS_BACKEND=tensorflow."
+        )
+    return LoadedModel(model, "keras3", model.name, _keras_inputs(model), record=record_of(model))
+
+
+def _keras_inputs(model: Any) -> tuple[InputSpec, ...]:
+    # Subclassed models have no `inputs`; a Sequential that was never built refuses to tell.
+    try:
+        tensors = model.inputs
+    except (AttributeError, ValueError):
+        tensors = None
+    if not tensors:
+        raise UnsupportedModelError(
+            f"Model {model.name!r} ({type(model).__name__}) has no known inputs: it is subclassed "
+            "or not built. Build it with keras.Sequential or the functional API, starting from "
+            "keras.Input(shape)."
+        )
+    return tuple(
+        InputSpec(_input_name(tensor.name, position), tuple(tensor.shape[1:]), _dtype(tensor.dtype))
+        for position, tensor in enumerate(tensors)
+    )
+
+
+def _input_name(name: str, position: int) -> str:
+    # Keras counts unnamed inputs over the whole process; such a name says nothing and differs.
+    return f"input_{position}" if name.startswith("keras_tensor") else name.split(":")[0]
+
+
+def _dtype(dtype: Any) -> str:
+    return str(getattr(dtype, "name", dtype))
+
+
+def load_model(path: Path | str) -> LoadedModel:
+    """Loads a trained model from a file or folder, without running code from it.
+
+    Keras 2 files are rebuilt as plain Keras 3 models where every layer exists there, checked
+    against tf_keras on one random input; else they stay tf_keras models. Pruning and clustering
+    wrappers of tensorflow-model-optimization are stripped in a process of their own.
+
+    Args:
+        path: A `.keras` file, an HDF5 file (`.h5`, `.hdf5`) holding a whole model, or a SavedModel
+            folder.
+
+    Returns:
+        The model with its compression record, where one lies beside the file.
+
+    Raises:
+        ModelFileError: the path is missing or the file is damaged, no model, or only weights.
+        UnsupportedModelError: the model holds code (Lambda, ...), a class that is not registered,
+            or quantization wrappers.
+
+    Example:
+        >>> load_model("model.keras").inputs  # doctest: +SKIP
+        (InputSpec(name='image', shape=(96, 96, 3), dtype='float32'),)
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _load_saved_model(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+    except FileNotFoundError:
+        raise ModelFileError(f"{path} does not exist. Check the path.") from None
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read: {error.strerror}.") from error
+    if head[4:8] == b"TFL3":
+        raise ModelFileError(
+            f"{path} is a .tflite file, already converted. Give the Keras model it was made from."
+        )
+    if head.startswith(b"PK\x03\x04"):
+        load, suffixes = _load_archive, (".keras",)
+    elif head == b"\x89HDF\r\n\x1a\n":
+        load, suffixes = _load_hdf5, (".h5", ".hdf5")
+    else:
+        raise ModelFileError(
+            f"{path} is no Keras model: a .keras file is a zip archive and a .h5 file is HDF5, but "
+            f"this one starts with {head!r}."
+        )
+    if path.suffix not in suffixes:
+        raise ModelFileError(
+            f"{path} holds a {suffixes[0]} model under another suffix. Rename it to "
+            f"{path.with_suffix(suffixes[0]).name}."
+        )
+    record, reason = read_record(path)
+    model, flavour, notes = load(path)
+    if reason is not None:
+        notes = (*notes, reason)
+    return LoadedModel(
+        model, flavour, path.stem, _keras_inputs(model), path, sha256(path.read_bytes()), record,
+        notes,
+    )  # fmt: skip
+
+
+_Loaded = tuple[Any, Flavour, tuple[str, ...]]
+
+
+def _load_archive(path: Path) -> _Loaded:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if "config.json" not in names:
+                raise ModelFileError(
+                    f"{path} is a zip archive without config.json, so no Keras model. Save it with "
+                    "model.save()."
+                )
+            config = json.loads(archive.read("config.json"))
+            meta = json.loads(archive.read("metadata.json")) if "metadata.json" in names else {}
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
+        raise ModelFileError(
+            f"{path} is truncated or damaged ({one_line(error)}). Save or download it again."
+        ) from error
+    if damaged is not None:
+        raise ModelFileError(f"{path} is damaged: the checksum of its {damaged} is wrong.")
+    _refuse_code(config, path)
+    version = meta.get("keras_version", "3") if isinstance(meta, dict) else "3"
+    if str(version).startswith("2"):
+        # One way for all Keras 2 files: through HDF5, whose configuration can be adapted.
+        with tempfile.TemporaryDirectory() as folder:
+            converted = Path(folder) / "model.h5"
+            try:
+                with quiet():
+                    _tf_keras().models.load_model(path, compile=False).save(converted)
+            except Exception as error:
+                raise _load_error(path, error) from error
+            return _load_legacy(converted, config, path)
+    return _load_keras3(path, path), "keras3", ()
+
+
+def _load_hdf5(path: Path) -> _Loaded:
+    import h5py
+
+    try:
+        with h5py.File(path) as file:
+            text = file.attrs.get("model_config")
+            version = file.attrs.get("keras_version", "2")
+            config = None if text is None else json.loads(text)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelFileError(
+            f"{path} is truncated or damaged ({one_line(error)}). Save or download it again."
+        ) from error
+    if config is None:
+        raise ModelFileError(
+            f"{path} holds weights but no layers. Save the whole model with "
+            "model.save('model.keras')."
+        )
+    _refuse_code(config, path)
+    version = version.decode() if isinstance(version, bytes) else str(version)
+    if not version.startswith("2"):
+        return _load_keras3(path, path), "keras3", ()
+    return _load_legacy(path, config, path)
+
+
+def _load_keras3(path: Path, shown: Path) -> Any:
+    import keras
+
+    try:
+        with quiet():
+            return keras.models.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:
+        raise _load_error(shown, error) from error
+
+
+def _load_error(path: Path, error: Exception) -> ModelFileError:
+    return ModelFileError(f"{path} could not be loaded: {one_line(error)}")
+
+
+def _load_legacy(path: Path, config: Any, shown: Path) -> _Loaded:
+    """Loads a Keras 2 HDF5 file: as Keras 3 model where that computes the same, else tf_keras."""
+    wrappers = {name for _, name in _classes(config)}
+    with tempfile.TemporaryDirectory() as folder:
+        notes: tuple[str, ...] = ()
+        if wrappers & _PRUNING_WRAPPERS:
+            path = _strip_in_subprocess(path, Path(folder) / "stripped.h5", shown)
+            notes = (f"Wrappers of tensorflow-model-optimization in {shown.name} were stripped.",)
+        legacy = None
+        try:
+            with quiet():
+                legacy = _tf_keras().models.load_model(path, compile=False)
+        except Exception as error:
+            reason = _load_error(shown, error)
+        try:
+            adapted = _adapt(path, Path(folder) / "adapted.h5")
+            model = _load_keras3(adapted, shown)
+            if legacy is not None:
+                _refuse_difference(model, legacy)
+        except (ModelFileError, UnsupportedModelError) as error:
+            if legacy is None:
+                raise reason from error
+            text = str(error).removeprefix(f"{shown} could not be loaded: ")
+            note = (
+                f"{shown.name} stays a Keras 2 model, without learnt ranges and per-layer results: "
+                f"{one_line(text, 160)}"
+            )
+            return legacy, "tf_keras", (*notes, note)
+    return model, "keras3", notes
+
+
+def _adapt(path: Path, target: Path) -> Path:
+    """Copies a Keras 2 HDF5 file, without arguments that Keras 3 no longer has."""
+    import h5py
+
+    target.write_bytes(path.read_bytes())
+    with h5py.File(target, "r+") as file:
+        config = json.loads(file.attrs["model_config"])
+        for node, name in _classes(config):
+            arguments = node.get("config")
+            if not isinstance(arguments, dict):
+                continue
+            for key, neutral in _DROPPED_ARGUMENTS.get(name, {}).items():
+                if key in arguments and (neutral is None or arguments[key] == neutral):
+                    del arguments[key]
+        file.attrs["model_config"] = json.dumps(config)
+    return target
+
+
+def _refuse_difference(model: Any, legacy: Any) -> None:
+    rebuilt, original = wrap(model), wrap(legacy)
+    inputs = example_inputs(rebuilt.inputs)
+    pairs = zip(rebuilt.predict(inputs), original.predict(inputs), strict=True)
+    if not all(np.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True) for a, b in pairs):
+        raise UnsupportedModelError("rebuilt in Keras 3 it computes other outputs.")
+
+
+def example_inputs(
+    inputs: Sequence[InputSpec], samples: int = 1, seed: int = 0
+) -> list[np.ndarray]:
+    """Returns random inputs for a model: normal for floating dtypes, 0 or 1 for the others.
+
+    Args:
+        inputs: The model's inputs; an open dimension becomes 1.
+        samples: Size of the first axis. Defaults to 1.
+        seed: Of the generator. Defaults to 0.
+    """
+    random = np.random.default_rng(seed)
+    arrays = []
+    for spec in inputs:
+        shape = (samples, *(size or 1 for size in spec.shape))
+        if spec.dtype.startswith(("float", "bfloat")):
+            arrays.append(random.standard_normal(shape).astype(spec.dtype))
+        else:
+            arrays.append(random.integers(0, 2, shape).astype(spec.dtype))
+    return arrays
+
+
+def _classes(config: Any) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yields every node of a configuration that names a class."""
+    stack = [config]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, dict):
+            if isinstance(node.get("class_name"), str):
+                yield node, node["class_name"]
+            stack.extend(node.values())
+        elif isinstance(node, list):
+            stack.extend(node)
+
+
+def _refuse_code(config: Any, path: Path) -> None:
+    """Refuses configurations that carry code or classes nobody has registered."""
+    if not isinstance(config, dict) or "class_name" not in config:
+        raise ModelFileError(f"{path} holds no model configuration. Save it with model.save().")
+    stack: list[tuple[Any, str]] = [(config, "")]
+    while stack:
+        node, layer = stack.pop()
+        if isinstance(node, list):
+            stack.extend((item, layer) for item in node)
+        if not isinstance(node, dict):
+            continue
+        name = node.get("class_name")
+        inner = node.get("config")
+        own = inner.get("name") if isinstance(inner, dict) else None
+        layer = own if isinstance(own, str) else layer
+        if isinstance(name, str):
+            _refuse_class(node, name, layer, path)
+        stack.extend((value, layer) for value in node.values())
+
+
+def _refuse_class(node: Mapping[str, Any], name: str, layer: str, path: Path) -> None:
+    if name in _CODE_LAYERS:
+        raise UnsupportedModelError(
+            f"Layer {layer!r} of {path} is a {name} layer: it {_CODE_LAYERS[name]}, which is never "
+            "loaded from a file. Replace it by ordinary layers or a registered layer class."
+        )
+    if name == "__lambda__":
+        raise UnsupportedModelError(
+            f"Layer {layer!r} of {path} holds a Python lambda, which is never run from a file. "
+            "Replace it by a registered function."
+        )
+    if name.split(">")[-1] in _QAT_WRAPPERS:
+        raise UnsupportedModelError(
+            f"Layer {layer!r} of {path} is a quantization wrapper ({name}) of "
+            "tensorflow-model-optimization. Save the model before quantize_model() and train it "
+            "with edgecompress.QuantizationAwareTraining."
+        )
+    module = node.get("module")
+    if not isinstance(module, str) or module.split(".")[0] in ("keras", "tf_keras", "builtins"):
+        return
+    if name.split(">")[-1] in _PRUNING_WRAPPERS or _is_registered(node, name):
+        return
+    raise UnsupportedModelError(
+        f"Layer {layer!r} of {path} needs the class or function {name!r} of {module!r}, which is "
+        "not registered here. Import the module that registers it "
+        "(keras.saving.register_keras_serializable) and load the model from Python."
+    )
+
+
+def _is_registered(node: Mapping[str, Any], name: str) -> bool:
+    import keras
+
+    names = (node.get("registered_name"), name, node.get("config"))
+    return any(
+        isinstance(n, str) and keras.saving.get_registered_object(n) is not None for n in names
+    )
+
+
+@functools.cache
+def _tf_keras() -> Any:
+    """Imports tf_keras beside Keras 3; nothing process-wide changes."""
+    with quiet():
+        import tf_keras
+
+    return tf_keras
+
+
+def _strip_in_subprocess(path: Path, target: Path, shown: Path) -> Path:
+    # Importing tensorflow-model-optimization switches tf.keras to Keras 2 for its whole process.
+    code = (
+        "import sys; from edgecompress.converters import loaders; "
+        "loaders.strip_wrappers(sys.argv[1], sys.argv[2])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path), str(target)], capture_output=True, text=True
+    )
+    if done.returncode != 0:
+        last = next(iter(reversed(done.stderr.strip().splitlines())), "no message")
+        raise ModelFileError(
+            f"{shown} could not be stripped of its pruning wrappers: {one_line(last)} Save "
+            "tfmot.sparsity.keras.strip_pruning(model) instead."
+        )
+    return target
+
+
+def strip_wrappers(source: str, target: str) -> None:
+    """Strips pruning and clustering wrappers from a Keras 2 HDF5 file; for a process of its own.
+
+    Args:
+        source: File to read.
+        target: File to write.
+    """
+    import tensorflow_model_optimization as tfmot
+
+    pruning, clustering = tfmot.sparsity.keras, tfmot.clustering.keras
+    with pruning.prune_scope(), clustering.cluster_scope():
+        model = _tf_keras().models.load_model(source, compile=False)
+    model = clustering.strip_clustering(pruning.strip_pruning(model))
+    model.save(target, include_optimizer=False)
+
+
+def _load_saved_model(path: Path) -> LoadedModel:
+    graph = path / "saved_model.pb"
+    if not graph.is_file():
+        raise ModelFileError(
+            f"{path} is a folder without saved_model.pb, so no SavedModel. Write one with "
+            "model.export(), or give a .keras or .h5 file."
+        )
+    import tensorflow as tf
+
+    # tf.saved_model.load runs initializers, so the graph is looked through before.
+    _refuse_outside_operators(graph)
+    try:
+        with quiet():
+            loaded = tf.saved_model.load(str(path))
+    except Exception as error:
+        raise _load_error(path, error) from error
+    signatures = dict(getattr(loaded, "signatures", {}))
+    if not signatures:
+        raise UnsupportedModelError(
+            f"{path} has no signature to run. Write it with model.export() or tf.saved_model.save("
+            "model, path, signatures=...)."
+        )
+    key = "serving_default" if "serving_default" in signatures else sorted(signatures)[0]
+    signature = signatures[key]
+    # A signature alone does not keep the variables alive.
+    signature._edgecompress_owner = loaded
+    arguments = signature.structured_input_signature[1]
+    inputs = []
+    for name in sorted(arguments):
+        spec = arguments[name]
+        if spec.shape.rank is None or spec.shape.rank == 0:
+            raise UnsupportedModelError(
+                f"Input {name!r} of {path} has no known shape. Export it with an input signature."
+            )
+        inputs.append(InputSpec(name, tuple(spec.shape.as_list()[1:]), spec.dtype.name))
+    digest = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        digest.update(file.relative_to(path).as_posix().encode() + b"\0" + file.read_bytes())
+    notes = (
+        f"{path.name} is a SavedModel: its layers are not visible, so there are no learnt ranges "
+        "and no per-layer results.",
+    )
+    return LoadedModel(
+        signature, "saved_model", path.resolve().name, tuple(inputs), path, digest.hexdigest(),
+        None, notes,
+    )  # fmt: skip
+
+
+def _refuse_outside_operators(graph: Path) -> None:
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    message = saved_model_pb2.SavedModel()
+    try:
+        message.ParseFromString(graph.read_bytes())
+    # Parsers of different protobuf versions raise different types.
+    except Exception as error:
+        raise ModelFileError(f"{graph} is truncated or damaged ({one_line(error)}).") from error
+    for meta in message.meta_graphs:
+        nodes = [meta.graph_def.node, *(f.node_def for f in meta.graph_def.library.function)]
+        for node in (n for group in nodes for n in group):
+            # A restored variable reads its own folder through RestoreV2, which stays allowed.
+            if node.op in _OUTSIDE_OPERATORS:
+                raise UnsupportedModelError(
+                    f"{graph.parent} has the operator {node.op} ({node.name}): it reaches outside "
+                    "the model and is never run from a file."
+                )

@@ -1,0 +1,63 @@
+"""Keeping third-party libraries quiet, C++ ones included, without losing what they said."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+
+
+class CapturedOutput:
+    """What libraries printed inside `quiet()`; the text is complete once the block has ended."""
+
+    text = ""
+
+
+@contextlib.contextmanager
+def quiet(verbose: bool = False) -> Iterator[CapturedOutput]:
+    """Keeps everything printed inside the block off stdout and stderr.
+
+    File descriptors 1 and 2 are redirected for the whole process, since TensorFlow and LiteRT log
+    from C++; so do not print from another thread meanwhile.
+
+    Args:
+        verbose: Let the output through instead. Defaults to False.
+
+    Yields:
+        An object whose `text` holds what was printed, once the block has ended (also by an error).
+
+    Example:
+        >>> with quiet() as captured:
+        ...     _ = os.write(2, b"from C++")
+        >>> captured.text
+        'from C++'
+    """
+    captured = CapturedOutput()
+    if verbose:
+        yield captured
+        return
+    # TensorFlow reads this once, when it is loaded; it is left alone where the user set it.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    disabled = logging.root.manager.disable
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    with tempfile.TemporaryFile() as sink:
+        saved = [os.dup(1), os.dup(2)]
+        try:
+            os.dup2(sink.fileno(), 1)
+            os.dup2(sink.fileno(), 2)
+            # Python-level streams may be no file descriptors at all (notebooks, test runners).
+            writer = open(os.dup(sink.fileno()), "w", encoding="utf-8", errors="replace")  # noqa: SIM115
+            logging.disable(logging.WARNING)
+            with writer, contextlib.redirect_stdout(writer), contextlib.redirect_stderr(writer):
+                yield captured
+        finally:
+            logging.disable(disabled)
+            for number, copy in zip((1, 2), saved, strict=True):
+                os.dup2(copy, number)
+                os.close(copy)
+            sink.seek(0)
+            captured.text = sink.read().decode(errors="replace")

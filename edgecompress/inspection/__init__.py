@@ -12,7 +12,7 @@ import dataclasses
 import zlib
 from pathlib import Path
 
-from edgecompress.core.errors import ModelFileError
+from edgecompress.core.errors import ModelFileError, UnsupportedModelError
 from edgecompress.core.flatbuffer import read_tflite
 from edgecompress.inspection.keras_models import inspect_keras
 from edgecompress.inspection.table import render
@@ -39,10 +39,11 @@ __all__ = [
 
 
 def inspect_file(path: Path | str) -> Inspection:
-    """Inspects a model file: .tflite, .keras, .h5, or a SavedModel folder.
+    """Inspects a model file: .tflite, .keras or .h5.
 
     Raises:
         ModelFileError: the file is missing, damaged, or no model.
+        UnsupportedModelError: it is a SavedModel.
 
     Example:
         >>> inspect_file("kws_int8.tflite").macs  # doctest: +SKIP
@@ -58,10 +59,17 @@ def inspect_file(path: Path | str) -> Inspection:
         raise ModelFileError(f"{path} does not exist. Check the path.")
     from edgecompress.converters.loaders import load_model
 
-    inspection = inspect_keras(load_model(path))
-    if path.is_file():
-        data = path.read_bytes()
-        inspection = dataclasses.replace(
-            inspection, file_bytes=len(data), compressed_bytes=len(zlib.compress(data, 9))
+    loaded = load_model(path)
+    if loaded.flavour == "saved_model":
+        raise UnsupportedModelError(
+            f"{path} is a SavedModel, whose layers cannot be told apart. Export it and inspect the "
+            ".tflite file."
         )
-    return dataclasses.replace(inspection, name=path.name)
+    inspection = inspect_keras(loaded.model, name=path.name)
+    data = path.read_bytes() if path.is_file() else None
+    return dataclasses.replace(
+        inspection,
+        file_bytes=None if data is None else len(data),
+        compressed_bytes=None if data is None else len(zlib.compress(data, 9)),
+        notes=(*loaded.notes, *inspection.notes),
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,27 @@ from edgecompress.inspection.types import (
     zero_filter_notes,
 )
 
-# How many multiply-accumulates one call of a layer takes, by the name of its class. By name, so
-# that Keras 3 and tf-keras layers are found alike and neither is imported.
-MacRule = Callable[[Any, LayerCall], int]
-MAC_RULES: Registry[MacRule] = Registry("Keras layer")
+Mac = Callable[[Any, LayerCall], int]
+Filters = Callable[[Any], np.ndarray]
+
+
+@dataclass(frozen=True)
+class LayerRule:
+    """How the layers of one class are counted.
+
+    Attributes:
+        macs: (layer, one call) -> multiply-accumulates of that call.
+        filters: Layer -> its weights as (output channels, rest); None where a layer has no
+            filters that stand alone.
+    """
+
+    macs: Mac
+    filters: Filters | None = None
+
+
+# By the name of the class, so that Keras 3 and tf-keras layers are found alike and neither is
+# imported; a subclass follows the rule of its nearest base.
+LAYER_RULES: Registry[LayerRule] = Registry("Keras layer")
 # Layers whose parameters scale, normalize or look up: no weighted sums, by the field's convention.
 _NO_MACS = ("BatchNormalization", "LayerNormalization", "GroupNormalization", "UnitNormalization",
             "RMSNormalization", "PReLU", "Embedding", "Normalization")  # fmt: skip
@@ -34,11 +52,11 @@ _NO_WEIGHTS = ("alpha", "gamma", "beta", "bias", "moving_mean", "moving_variance
                "variance")  # fmt: skip
 
 
-def _register(*names: str) -> Callable[[MacRule], MacRule]:
-    def store(rule: MacRule) -> MacRule:
+def _register(*names: str, filters: Filters | None = None) -> Callable[[Mac], Mac]:
+    def store(macs: Mac) -> Mac:
         for name in names:
-            MAC_RULES.register(name)(rule)
-        return rule
+            LAYER_RULES.register(name)(LayerRule(macs, filters))
+        return macs
 
     return store
 
@@ -52,7 +70,28 @@ def _elements(shape: Shape) -> int:
     return math.prod(shape[1:])  # type: ignore[arg-type]
 
 
-@_register("Dense")
+def _by_axis(kernel: np.ndarray, axis: int) -> np.ndarray:
+    return np.moveaxis(kernel, axis, 0).reshape(kernel.shape[axis], -1)
+
+
+def _last_axis(layer: Any) -> np.ndarray:
+    return _by_axis(_array(layer.kernel), -1)
+
+
+def _before_last_axis(layer: Any) -> np.ndarray:
+    return _by_axis(_array(layer.kernel), -2)
+
+
+def _depthwise_filters(layer: Any) -> np.ndarray:
+    kernel = _array(_depthwise_kernel(layer))
+    return _by_axis(kernel.reshape(*kernel.shape[:-2], -1), -1)
+
+
+def _pointwise_filters(layer: Any) -> np.ndarray:
+    return _by_axis(_array(layer.pointwise_kernel), -1)
+
+
+@_register("Dense", filters=_last_axis)
 def _dense_macs(layer: Any, call: LayerCall) -> int:
     """One MAC for each input feature and output element."""
     return _elements(call.outputs[0]) * layer.kernel.shape[0]
@@ -66,19 +105,19 @@ def _einsum_dense_macs(layer: Any, call: LayerCall) -> int:
     return _elements(call.outputs[0]) * math.prod(size for axis, size in axes if axis not in result)
 
 
-@_register("Conv1D", "Conv2D", "Conv3D")
+@_register("Conv1D", "Conv2D", "Conv3D", filters=_last_axis)
 def _conv_macs(layer: Any, call: LayerCall) -> int:
     """One MAC for each output element, kernel position and input channel of its group."""
     return _elements(call.outputs[0]) * math.prod(layer.kernel.shape[:-1])
 
 
-@_register("DepthwiseConv1D", "DepthwiseConv2D")
+@_register("DepthwiseConv1D", "DepthwiseConv2D", filters=_depthwise_filters)
 def _depthwise_macs(layer: Any, call: LayerCall) -> int:
     """One MAC for each output element and kernel position."""
     return _elements(call.outputs[0]) * math.prod(_depthwise_kernel(layer).shape[:-2])
 
 
-@_register("SeparableConv1D", "SeparableConv2D")
+@_register("SeparableConv1D", "SeparableConv2D", filters=_pointwise_filters)
 def _separable_macs(layer: Any, call: LayerCall) -> int:
     """A depthwise and a 1x1 convolution at the same output positions."""
     positions = _elements(call.outputs[0]) // layer.pointwise_kernel.shape[-1]
@@ -86,7 +125,7 @@ def _separable_macs(layer: Any, call: LayerCall) -> int:
     return positions * sum(math.prod(size) for size in sizes)
 
 
-@_register("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose")
+@_register("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose", filters=_before_last_axis)
 def _transposed_macs(layer: Any, call: LayerCall) -> int:
     """One MAC for each input element, kernel position and output channel."""
     return _elements(call.inputs[0]) * math.prod(layer.kernel.shape[:-1])
@@ -95,22 +134,26 @@ def _transposed_macs(layer: Any, call: LayerCall) -> int:
 @_register("LSTM", "GRU", "SimpleRNN")
 def _recurrent_macs(layer: Any, call: LayerCall) -> int:
     """Every matrix is used once in each time step."""
-    cell = layer.cell
-    matrices = math.prod(cell.kernel.shape) + math.prod(cell.recurrent_kernel.shape)
-    return _elements(call.inputs[0][:2]) * matrices
+    kernel, recurrent = layer.cell.kernel.shape, layer.cell.recurrent_kernel.shape
+    steps = _elements(call.inputs[0]) // kernel[0]
+    return steps * (math.prod(kernel) + math.prod(recurrent))
 
 
 @_register("Bidirectional")
 def _bidirectional_macs(layer: Any, call: LayerCall) -> int:
     """Both directions."""
-    directions = (layer.forward_layer, layer.backward_layer)
-    return sum(MAC_RULES[type(one).__name__](one, call) for one in directions)
+    return _recurrent_macs(layer.forward_layer, call) + _recurrent_macs(layer.backward_layer, call)
 
 
 def _depthwise_kernel(layer: Any) -> Any:
-    # tf-keras names it otherwise.
+    # Keras 3 calls it `kernel`, tf-keras `depthwise_kernel`.
     kernel = getattr(layer, "depthwise_kernel", None)
     return layer.kernel if kernel is None else kernel
+
+
+def _rule(layer: Any) -> LayerRule | None:
+    names = [base.__name__ for base in type(layer).__mro__]
+    return next((LAYER_RULES[name] for name in names if name in LAYER_RULES), None)
 
 
 def inspect_keras(model: Any, *, name: str | None = None) -> Inspection:
@@ -131,8 +174,8 @@ def inspect_keras(model: Any, *, name: str | None = None) -> Inspection:
     notes: list[str] = []
     if not graph:
         notes.append(
-            f"Model {model.name!r} hides its graph in call() ({type(model).__name__}): shapes and "
-            "MACs are not known."
+            f"Model {model.name!r} ({type(model).__name__}) shows no graph (subclassed, or "
+            "not built yet): shapes and MACs are not known."
         )
     layers = [layer for layer in walk_layers(model) if type(layer).__name__ != "InputLayer"]
     known = {id(layer) for layer in layers}
@@ -170,7 +213,8 @@ def _layer_row(index: int, layer: Any, calls: list[LayerCall], notes: list[str])
             weights += values.size
             zeros += int((values == 0).sum())
             weight_bits += 8 * values.nbytes
-    filters = _filters(inner, kind)
+    rule = _rule(inner)
+    filters = rule.filters(inner) if rule and rule.filters and weights else np.empty((0, 1))
     return Row(
         index=index,
         name=layer.name,
@@ -179,10 +223,10 @@ def _layer_row(index: int, layer: Any, calls: list[LayerCall], notes: list[str])
         parameters=sum(_array(variable).size for variable in variables),
         weights=weights,
         zeros=zeros,
-        filters=0 if filters is None else len(filters),
-        zero_filters=0 if filters is None else int((~filters.any(axis=1)).sum()),
+        filters=len(filters),
+        zero_filters=int((~filters.any(axis=1)).sum()),
         bits=weight_bits / weights if weights else None,
-        macs=_layer_macs(inner, kind, layer.name, weights, calls, notes),
+        macs=_layer_macs(inner, layer.name, weights, calls, notes),
         weight_bytes=weight_bytes,
         dense_bytes=weight_bytes,
     )
@@ -203,35 +247,17 @@ def _leaf_name(variable: Any) -> str:
     return str(variable.name).rsplit("/", 1)[-1].split(":")[0]
 
 
-def _filters(layer: Any, kind: str) -> np.ndarray | None:
-    """Returns the weights as (output channels, rest); None for a layer without filters."""
-    if kind not in MAC_RULES or kind in ("LSTM", "GRU", "SimpleRNN", "Bidirectional"):
-        return None
-    if kind == "EinsumDense":
-        return None
-    if kind.startswith("Separable"):
-        kernel = _array(layer.pointwise_kernel)
-    elif kind.startswith("Depthwise"):
-        kernel = _array(_depthwise_kernel(layer))
-        kernel = kernel.reshape(*kernel.shape[:-2], -1)
-    else:
-        kernel = _array(layer.kernel)
-    axis = -2 if kind.endswith("Transpose") else -1
-    return np.moveaxis(kernel, axis, 0).reshape(kernel.shape[axis], -1)
-
-
 def _layer_macs(
-    layer: Any, kind: str, name: str, weights: int, calls: list[LayerCall], notes: list[str]
+    layer: Any, name: str, weights: int, calls: list[LayerCall], notes: list[str]
 ) -> int | None:
-    if kind in _NO_MACS:
-        return 0
-    if kind in _ACTIVATION_PRODUCTS or (weights and kind not in MAC_RULES):
+    kind, rule = type(layer).__name__, _rule(layer)
+    if rule is None:
+        if kind in _NO_MACS or not (weights or kind in _ACTIVATION_PRODUCTS):
+            return 0
         notes.append(f"MACs of {name!r} ({kind}) are not counted: no rule for this layer.")
         return None
-    if kind not in MAC_RULES:
-        return 0
     try:
-        return sum(MAC_RULES[kind](layer, call) for call in calls) if calls else None
+        return sum(rule.macs(layer, call) for call in calls) if calls else None
     except TypeError:
         notes.append(
             f"MACs of {name!r} ({kind}) are not counted: some of its sizes are only known when the "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ from edgecompress.inspection.types import (
 # Operators that only turn stored weights into plain ones; what they hold belongs to their reader.
 _UNPACKERS = ("DEQUANTIZE", "DENSIFY", "TFLM_DECODE")
 # Input positions of an operator's filters and matrices, where it is not position 1 alone.
-_MATRICES = {
+_MATRICES: dict[str, Sequence[int]] = {
     "UNIDIRECTIONAL_SEQUENCE_LSTM": range(1, 9),
     "SVDF": (1, 2),
     "GATHER": (0,),
@@ -99,6 +99,10 @@ def inspect_tflite(model: FlatModel, *, name: str = "model.tflite") -> Inspectio
     )
 
 
+def _matrix_positions(operator: Operator) -> Sequence[int]:
+    return _MATRICES.get(operator.code, (1,) if operator.code in WEIGHTED else ())
+
+
 def _assign(model: FlatModel, notes: list[str]) -> list[list[_Part]]:
     """Returns each operator's learnt inputs; a shared one belongs to its first reader."""
     producers = {i: operator for operator in model.operators for i in operator.outputs}
@@ -117,10 +121,11 @@ def _assign(model: FlatModel, notes: list[str]) -> list[list[_Part]]:
                 continue
             # Only the ancillary data of encoded weights may be shared without being the same.
             if part.constants[0].index in owned:
-                notes.append(
-                    f"Operator {operator.index} shares {_short_name(part.tensor.name)!r} with an "
-                    "earlier one: counted once."
-                )
+                if position in _matrix_positions(operator):
+                    notes.append(
+                        f"Operator {operator.index} shares its weights "
+                        f"{_short_name(part.tensor.name)!r} with an earlier one: counted once."
+                    )
                 continue
             new = tuple(c for c in part.constants if c.index not in owned)
             owned.update(c.index for c in new)
@@ -146,8 +151,7 @@ def _part(
 
 
 def _row(model: FlatModel, operator: Operator, parts: list[_Part], notes: list[str]) -> Row:
-    positions = _MATRICES.get(operator.code, (1,) if operator.code in WEIGHTED else ())
-    matrices = [part for part in parts if part.position in positions]
+    matrices = [part for part in parts if part.position in _matrix_positions(operator)]
     weights = sum(part.tensor.elements for part in matrices)
     axis = _CHANNEL_AXIS.get(operator.code)
     filters = matrices[0].tensor.shape[axis] if matrices and axis is not None else 0

@@ -1,0 +1,420 @@
+"""Which channels of a model carry nothing: labels, constants and readers of every tensor.
+
+Each channel of each tensor gets a label, the filter that made it. A layer that keeps channels
+apart (BatchNormalization, ReLU, pooling, a depthwise convolution) passes the labels on, Flatten
+and Concatenate move them, Add and Multiply make two labels one. Beside its label, a channel has
+the constant that it holds at inference whatever the input is, or NaN where it depends on the
+input: a filter of zeros makes a channel that holds its bias, and what BatchNormalization and the
+activation make of it, which is not zero in general.
+
+A channel can go where no reader needs it: the reader's weights for it are all zero, or it is a
+constant that the reader's bias can take over. Everything here is numpy on a copy of the weights;
+the model is not touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import numpy as np
+
+from edgecompress.core.keras_graph import GraphNode, functional_of, graph_nodes
+
+Weights = dict[str, dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Channels:
+    """The last axis of a tensor.
+
+    Attributes:
+        labels: Which filter made each channel, (channels,).
+        constant: What each channel holds for every input, (channels,), NaN where that depends on
+            the input.
+    """
+
+    labels: np.ndarray
+    constant: np.ndarray
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A layer that mixes channels: each output is a weighted sum over its input channels.
+
+    Attributes:
+        labels: Labels of its input channels, (inputs,).
+        constant: Constants of its input channels, (inputs,).
+        outputs: Labels of its outputs, (outputs,).
+        sums: Weight sums over the kernel's positions, (inputs, outputs).
+        reads: Whether any of these weights is not zero, (inputs, outputs).
+        exact: Whether every output position sees all of the kernel's weights, so that a constant
+            input is the same as a bias; false where the border is padded with zeros.
+    """
+
+    labels: np.ndarray
+    constant: np.ndarray
+    outputs: np.ndarray
+    sums: np.ndarray
+    reads: np.ndarray
+    exact: bool
+
+    @property
+    def foldable(self) -> np.ndarray:
+        """Which inputs a bias can take over, (inputs,)."""
+        return ~np.isnan(self.constant) & (self.exact | (self.constant == 0))
+
+
+@dataclass(frozen=True)
+class Use:
+    """How a layer that can be cut to fewer channels stands in the graph.
+
+    Attributes:
+        call: The layer and its first call.
+        inputs: Labels of its (first) input's channels.
+        outputs: Labels of its output's channels.
+    """
+
+    call: Call
+    inputs: np.ndarray
+    outputs: np.ndarray
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a layer, as a rule sees it.
+
+    Attributes:
+        path: The layer's name; `<nested model>/<layer>` inside nested models.
+        layer: The Keras layer.
+        weights: The layer's weights by attribute name.
+        inputs: Channels of its inputs.
+        shapes: Shapes of its inputs, with the batch axis.
+        output_shape: Shape of its output.
+    """
+
+    path: str
+    layer: Any
+    weights: Mapping[str, np.ndarray]
+    inputs: tuple[Channels, ...]
+    shapes: tuple[tuple[int | None, ...], ...]
+    output_shape: tuple[int | None, ...]
+
+    @property
+    def title(self) -> str:
+        """The layer as messages name it: `'conv' (Conv2D)`."""
+        return f"{self.path!r} ({type(self.layer).__name__})"
+
+
+class NotUnderstood(Exception):
+    """Raised by a rule whose layer is set up in a way that it cannot follow; says which."""
+
+
+@dataclass
+class Analysis:
+    """Labels, readers and producers of one graph; nested models have an analysis of their own.
+
+    Attributes:
+        producers: Layer -> labels of the filters it makes.
+        filters: Layer -> which of its filters are zero throughout.
+        readers: Layer -> what it reads.
+        uses: Layer -> how it stands in the graph, for every layer that follows channels.
+        following_norm: Layer -> the BatchNormalization that alone reads its linear output.
+        frozen: Label -> why it must stay.
+    """
+
+    producers: dict[str, np.ndarray] = field(default_factory=dict)
+    filters: dict[str, np.ndarray] = field(default_factory=dict)
+    readers: dict[str, Reader] = field(default_factory=dict)
+    uses: dict[str, Use] = field(default_factory=dict)
+    following_norm: dict[str, str] = field(default_factory=dict)
+    frozen: dict[int, str] = field(default_factory=dict)
+    _parents: list[int] = field(default_factory=list)
+
+    def fresh(self, count: int) -> np.ndarray:
+        """Returns `count` labels that nothing else has."""
+        start = len(self._parents)
+        self._parents.extend(range(start, start + count))
+        return np.arange(start, start + count)
+
+    def root(self, label: int) -> int:
+        """Returns the label that stands for all labels united with this one."""
+        while self._parents[label] != label:
+            self._parents[label] = self._parents[self._parents[label]]
+            label = self._parents[label]
+        return label
+
+    def roots(self, labels: Iterable[int]) -> np.ndarray:
+        """Returns `root` of each label."""
+        return np.array([self.root(int(label)) for label in labels], dtype=np.int64)
+
+    def unite(self, first: np.ndarray, second: np.ndarray) -> None:
+        """Makes channels stand and fall together, pair by pair."""
+        for a, b in zip(first, second, strict=True):
+            root_a, root_b = self.root(int(a)), self.root(int(b))
+            if root_a == root_b:
+                continue
+            self._parents[root_b] = root_a
+            if root_b in self.frozen:
+                self.frozen.setdefault(root_a, self.frozen[root_b])
+
+    def freeze(self, labels: Iterable[int], reason: str) -> None:
+        """Keeps channels, for the first reason given."""
+        for root in self.roots(labels):
+            self.frozen.setdefault(int(root), reason)
+
+    def opaque(self, count: int, reason: str) -> Channels:
+        """Returns channels of unknown content that must stay."""
+        labels = self.fresh(count)
+        self.freeze(labels, reason)
+        return Channels(labels, np.full(count, np.nan))
+
+    def made_by(self, path: str, count: int) -> np.ndarray:
+        """Returns the labels of a layer's filters; a shared layer has the same at each call."""
+        if path not in self.producers:
+            self.producers[path] = self.fresh(count)
+        return self.producers[path]
+
+    def read(self, path: str, reader: Reader) -> None:
+        """Notes what a mixing layer reads; calls of a shared layer must agree to be foldable."""
+        before = self.readers.get(path)
+        if before is not None:
+            agreed = np.where(before.constant == reader.constant, reader.constant, np.nan)
+            reader = Reader(
+                before.labels, agreed, reader.outputs, reader.sums, reader.reads,
+                before.exact and reader.exact,
+            )  # fmt: skip
+        self.readers[path] = reader
+
+    def removable(self) -> set[int]:
+        """Returns the roots of all channels that no reader needs.
+
+        A reader's weights count for its kept outputs only, so removing a channel can free others:
+        the search goes on until nothing changes. Each layer keeps at least one channel.
+        """
+        made = {path: self.roots(labels) for path, labels in self.producers.items() if len(labels)}
+        readers = [(self.roots(r.labels), self.roots(r.outputs), r) for r in self.readers.values()]
+        candidates = {int(root) for roots in made.values() for root in roots}
+        frozen = {self.root(label) for label in self.frozen}
+        while True:
+            removed = self._fixpoint(candidates, frozen, readers)
+            emptied = [
+                int(roots[0])
+                for roots in made.values()
+                if all(int(root) in removed for root in roots)
+            ]
+            if not emptied:
+                return removed
+            frozen.update(emptied)  # A layer without channels cannot be built.
+
+    @staticmethod
+    def _fixpoint(
+        candidates: set[int],
+        frozen: set[int],
+        readers: list[tuple[np.ndarray, np.ndarray, Reader]],
+    ) -> set[int]:
+        removed: set[int] = set()
+        while True:
+            needed = set(frozen)
+            for inputs, outputs, reader in readers:
+                kept = np.array([int(o) not in removed for o in outputs], dtype=bool)
+                wanted = (reader.reads & kept[None, :]).any(axis=1) & ~reader.foldable
+                needed.update(int(root) for root in inputs[wanted])
+            if candidates - needed == removed:
+                return removed
+            removed = candidates - needed
+
+    def kept(self, labels: np.ndarray, removed: set[int]) -> np.ndarray:
+        """Returns which of a tensor's channels stay, (channels,) booleans."""
+        return np.array([int(root) not in removed for root in self.roots(labels)], dtype=bool)
+
+    def why_kept(self, label: int, removed: set[int]) -> str:
+        """Returns why a channel whose filter is zero has to stay."""
+        root = self.root(label)
+        reasons = {self.root(k): reason for k, reason in self.frozen.items()}
+        if root in reasons:
+            return reasons[root]
+        for path, reader in self.readers.items():
+            here = self.roots(reader.labels) == root
+            kept = self.kept(reader.outputs, removed)
+            wanted = here & (reader.reads & kept[None, :]).any(axis=1) & ~reader.foldable
+            if (wanted & np.isnan(reader.constant)).any():
+                return f"{path!r} reads them joined with channels that are not zero"
+            if wanted.any():
+                return (
+                    f"they hold a constant that {path!r} cannot take over exactly, as its border "
+                    "is padded with zeros"
+                )
+        return "a layer keeps at least one channel"
+
+
+def read_weights(model: Any) -> Weights:
+    """Returns a copy of the weights that rules know: layer -> attribute -> array."""
+    from edgecompress.surgery.rules import rule_of
+
+    weights: Weights = {}
+    for path, layer in named_layers(model):
+        rule = rule_of(layer)
+        if rule is None:
+            continue
+        found = {name: getattr(layer, name, None) for name in rule.attributes}
+        weights[path] = {
+            name: keras.ops.convert_to_numpy(value).copy()
+            for name, value in found.items()
+            if value is not None
+        }
+    return weights
+
+
+def named_layers(model: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Returns (path, layer) of all leaf layers, nested models entered, each layer once."""
+    found: dict[str, Any] = {}
+    for layer in model.layers:
+        path = f"{prefix}{layer.name}"
+        if is_graph(layer):
+            found.update(named_layers(layer, f"{path}/"))
+        else:
+            found[path] = layer
+    return list(found.items())
+
+
+def is_graph(layer: Any) -> bool:
+    """Tells whether a layer is a built Sequential or Functional model of Keras itself."""
+    return (
+        isinstance(layer, keras.Model)
+        and type(layer).__module__.startswith("keras.")
+        and layer.built
+        and hasattr(layer, "operations" if not isinstance(layer, keras.Sequential) else "_layers")
+    )
+
+
+def analyse(model: Any, weights: Weights | None = None) -> list[Analysis]:
+    """Follows every channel through a model.
+
+    Args:
+        model: A built Sequential or Functional model.
+        weights: What `read_weights` returned, possibly changed, to ask what would be if the model
+            had these weights. Defaults to the model's own.
+
+    Returns:
+        The analysis of the model itself, then one for each nested model. The channels at a nested
+        model's inputs and outputs stay as they are.
+
+    Raises:
+        UnsupportedModelError: the model is subclassed or not built.
+    """
+    weights = read_weights(model) if weights is None else weights
+    analyses: list[Analysis] = []
+    _analyse(model, weights, "", analyses)
+    return analyses
+
+
+def _analyse(model: Any, weights: Weights, prefix: str, analyses: list[Analysis]) -> None:
+    from edgecompress.surgery.rules import rule_of
+
+    functional = functional_of(model)
+    analysis = Analysis()
+    analyses.append(analysis)
+    channels: dict[int, Channels | None] = {}
+    nodes = graph_nodes(model)
+    calls_of: dict[int, int] = {}
+    for node in nodes:
+        calls_of[id(node.operation)] = calls_of.get(id(node.operation), 0) + 1
+    for tensor in functional.inputs:
+        channels[id(tensor)] = _opaque(analysis, tensor, "they are an input of the model")
+
+    entered: set[str] = set()
+    unclear: dict[str, str] = {}
+    for node in nodes:
+        operation = node.operation
+        path = f"{prefix}{operation.name}"
+        if is_graph(operation) and path not in entered:
+            entered.add(path)
+            _analyse(operation, weights, f"{path}/", analyses)
+        inputs = [channels.get(id(tensor)) for tensor in node.inputs]
+        rule = rule_of(operation)
+        reason = None
+        if rule is None or not node.plain or len(node.outputs) != 1 or None in inputs:
+            reason = f"'{path}' ({type(operation).__name__}) is not understood"
+        else:
+            call = Call(
+                path,
+                operation,
+                weights.get(path, {}),
+                tuple(c for c in inputs if c is not None),
+                tuple(tuple(tensor.shape) for tensor in node.inputs),
+                tuple(node.outputs[0].shape),
+            )
+            try:
+                result = rule.follow(analysis, call)
+            except NotUnderstood as error:
+                reason = f"{call.title} {error}"
+            else:
+                before = analysis.uses.get(path)
+                if before is None:
+                    analysis.uses[path] = Use(call, call.inputs[0].labels, result.labels)
+                else:
+                    # A shared layer is cut once, so its calls share one choice of channels.
+                    analysis.unite(before.inputs, call.inputs[0].labels)
+                    analysis.unite(before.outputs, result.labels)
+                channels[id(node.outputs[0])] = result
+        if reason is not None:
+            for known in inputs:
+                if known is not None:
+                    analysis.freeze(known.labels, reason)
+            unclear[path] = reason
+            for tensor in node.outputs:
+                channels[id(tensor)] = _opaque(analysis, tensor, reason)
+
+    for path, reason in unclear.items():
+        _freeze_layer(analysis, path, reason)
+    for tensor in functional.outputs:
+        found = channels.get(id(tensor))
+        if found is not None:
+            analysis.freeze(found.labels, "they are an output of the model")
+    _find_norms(analysis, nodes, functional, calls_of, prefix)
+
+
+def _freeze_layer(analysis: Analysis, path: str, reason: str) -> None:
+    """Keeps a shared layer whole where one of its other calls was understood."""
+    use = analysis.uses.get(path)
+    if use is not None:
+        analysis.freeze(use.inputs, reason)
+        analysis.freeze(use.outputs, reason)
+
+
+def _opaque(analysis: Analysis, tensor: Any, reason: str) -> Channels | None:
+    shape = tuple(tensor.shape)
+    if len(shape) < 2 or shape[-1] is None:
+        return None
+    return analysis.opaque(shape[-1], reason)
+
+
+def _find_norms(
+    analysis: Analysis,
+    nodes: list[GraphNode],
+    functional: Any,
+    calls_of: dict[int, int],
+    prefix: str,
+) -> None:
+    readers: dict[int, list[GraphNode]] = {}
+    for node in nodes:
+        for tensor in node.inputs:
+            readers.setdefault(id(tensor), []).append(node)
+    outputs = {id(tensor) for tensor in functional.outputs}
+    for node in nodes:
+        path = f"{prefix}{node.operation.name}"
+        if path not in analysis.uses or calls_of[id(node.operation)] != 1:
+            continue
+        if getattr(node.operation, "activation", None) is not keras.activations.linear:
+            continue
+        after = readers.get(id(node.outputs[0]), [])
+        if len(after) != 1 or id(node.outputs[0]) in outputs:
+            continue
+        norm = after[0].operation
+        norm_path = f"{prefix}{norm.name}"
+        is_norm = type(norm) is keras.layers.BatchNormalization and calls_of[id(norm)] == 1
+        if is_norm and norm_path in analysis.uses:
+            analysis.following_norm[path] = norm_path

@@ -1,0 +1,195 @@
+"""Makes a new Keras model from an old one with some channels left out.
+
+The plan says, layer by layer, what the new weights and the changed config entries are; rebuilding
+goes through the public serialization of Keras, so that the result is a plain model.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from edgecompress.core.errors import ConversionError
+from edgecompress.surgery.channels import (
+    Analysis,
+    Weights,
+    analyse,
+    is_graph,
+    named_layers,
+    read_weights,
+)
+from edgecompress.surgery.rules import rule_of
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What changes in a model.
+
+    Attributes:
+        weights: New weights: layer -> attribute -> array.
+        changes: New config entries: layer -> entry -> value.
+        removed: Layer -> (channels before, after) of layers that lose some.
+        notes: What stays although it is zero, with the reason.
+    """
+
+    weights: Weights
+    changes: Mapping[str, Mapping[str, Any]]
+    removed: Mapping[str, tuple[int, int]]
+    notes: tuple[str, ...]
+
+
+def plan_nothing(model: keras.Model) -> Plan:
+    """Returns the plan of a plain copy."""
+    return Plan(read_weights(model), {}, {}, ())
+
+
+def plan_removal(model: keras.Model) -> Plan:
+    """Returns the plan that leaves out every channel that nothing needs.
+
+    Raises:
+        UnsupportedModelError: the model is subclassed or not built.
+    """
+    source = read_weights(model)
+    weights: Weights = {path: dict(values) for path, values in source.items()}
+    changes: dict[str, dict[str, Any]] = {}
+    removed: dict[str, tuple[int, int]] = {}
+    notes: list[str] = []
+    for analysis in analyse(model, source):
+        gone = analysis.removable()
+        for path, use in analysis.uses.items():
+            keep_in = analysis.kept(use.inputs, gone)
+            keep_out = analysis.kept(use.outputs, gone)
+            rule = rule_of(use.call.layer)
+            if rule is None or (keep_in.all() and keep_out.all()):
+                continue
+            cut, entries = rule.cut(use.call, keep_in, keep_out)
+            weights[path] = cut
+            if entries:
+                changes[path] = entries
+            if path in analysis.filters and not keep_out.all():
+                removed[path] = (len(keep_out), int(keep_out.sum()))
+        _fold(analysis, gone, weights, changes)
+        notes += _what_stays(analysis, gone)
+    return Plan(weights, changes, removed, tuple(notes))
+
+
+def folded_bias(analysis: Analysis, path: str, gone: set[int]) -> np.ndarray:
+    """Returns what removed channels gave to a reader's kept outputs: sum of constant x weights."""
+    reader = analysis.readers[path]
+    left_out = ~analysis.kept(reader.labels, gone) & reader.foldable
+    kept = analysis.kept(reader.outputs, gone)
+    return np.where(left_out, reader.constant, 0.0) @ reader.sums[:, kept]
+
+
+def _fold(
+    analysis: Analysis,
+    gone: set[int],
+    weights: Weights,
+    changes: dict[str, dict[str, Any]],
+) -> None:
+    """Gives the constants of removed channels to the bias, or the norm's mean, of each reader."""
+    for path in analysis.readers:
+        added = folded_bias(analysis, path, gone)
+        if not added.any():
+            continue
+        norm = analysis.following_norm.get(path)
+        if "bias" in weights[path]:
+            weights[path]["bias"] = (weights[path]["bias"] + added).astype("float32")
+        elif norm is not None:
+            mean = weights[norm]["moving_mean"] - added
+            weights[norm] = {**weights[norm], "moving_mean": mean.astype("float32")}
+        else:
+            weights[path] = {**weights[path], "bias": added.astype("float32")}
+            changes.setdefault(path, {})["use_bias"] = True
+
+
+def _what_stays(analysis: Analysis, gone: set[int]) -> list[str]:
+    notes = []
+    for path, zero in analysis.filters.items():
+        labels = analysis.uses[path].outputs if path in analysis.uses else None
+        if labels is None:
+            continue
+        stay = zero & analysis.kept(labels, gone)
+        reasons: dict[str, int] = {}
+        for label in labels[stay]:
+            reason = analysis.why_kept(int(label), gone)
+            reasons[reason] = reasons.get(reason, 0) + 1
+        for reason, count in reasons.items():
+            filters = "1 zero filter stays" if count == 1 else f"{count} zero filters stay"
+            notes.append(f"left masked: {path}: {filters} because {reason}.")
+    return notes
+
+
+def rebuild(model: keras.Model, plan: Plan) -> keras.Model:
+    """Returns a new model of the same class and layer names, changed as planned.
+
+    Layer names, dtype policies, trainable flags and input names stay; the result is not compiled.
+
+    Raises:
+        ConversionError: Keras could not make the model from its own config.
+    """
+    config = copy.deepcopy(keras.saving.serialize_keras_object(model))
+    for key in ("build_config", "compile_config"):
+        config.pop(key, None)
+    _edit(config["config"], plan.changes, "")
+    try:
+        # Lambda layers come from the live model, not from a file, so they are as safe as it is.
+        result = keras.saving.deserialize_keras_object(
+            config, custom_objects=_custom_objects(model), safe_mode=False
+        )
+    except (TypeError, ValueError) as error:
+        raise ConversionError(
+            f"Model {model.name!r} cannot be made again from its config: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    _copy_weights(model, result, plan.weights)
+    _copy_trainable(model, result)
+    return result
+
+
+def _edit(config: dict[str, Any], changes: Mapping[str, Mapping[str, Any]], prefix: str) -> None:
+    for entry in config["layers"]:
+        # The input shape that the layer was built with; Keras would build it with that again.
+        entry.pop("build_config", None)
+        inner = entry["config"]
+        path = f"{prefix}{inner.get('name')}"
+        if isinstance(inner.get("layers"), list):
+            _edit(inner, changes, f"{path}/")
+        inner.update(changes.get(path, {}))
+
+
+def _custom_objects(model: keras.Model) -> dict[str, Any]:
+    return {
+        type(layer).__name__: type(layer)
+        for _, layer in named_layers(model)
+        if not type(layer).__module__.startswith("keras.")
+    }
+
+
+def _copy_weights(source: keras.Model, result: keras.Model, weights: Weights) -> None:
+    for (path, old), (_, new) in zip(named_layers(source), named_layers(result), strict=True):
+        if path not in weights:
+            new.set_weights(old.get_weights())
+            continue
+        names = [name for name, value in weights[path].items() if value is not None]
+        if len(names) != len(new.weights):
+            raise ConversionError(
+                f"Layer {path!r} has {len(new.weights)} weights, not {', '.join(names)}."
+            )
+        for name in names:
+            getattr(new, name).assign(weights[path][name])
+
+
+def _copy_trainable(source: keras.Model, result: keras.Model) -> None:
+    """Sets the flags from outside to inside, as a model's flag overwrites those of its layers."""
+    flags = [layer.trainable for layer in source.layers]
+    result.trainable = source.trainable
+    for old, new, flag in zip(source.layers, result.layers, flags, strict=True):
+        new.trainable = flag
+        if is_graph(old):
+            _copy_trainable(old, new)

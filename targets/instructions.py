@@ -3,8 +3,8 @@
 Each operator is described by a few numbers (pixels, channels, multiply-accumulates, ...); a formula
 for its kernel turns them into instructions. The formulas were fitted on 9,400 single-operator
 models that ran in a counting simulator (TensorFlow Lite Micro 90b983c2b, CMSIS-NN 4ab83cc3, GCC
-12.2 at -O2); they give whole networks within about 4 percent on kernels of the same version. They count
-instructions, not cycles: `latency` turns them into time.
+12.2 at -O2); they give whole networks within about 4 percent on kernels of the same version. They
+count instructions, not cycles: `latency` turns them into time.
 """
 
 from __future__ import annotations

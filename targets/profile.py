@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 
 from edgecompress.core.errors import ArgumentError, UnknownNameError
 from edgecompress.core.units import parse_size, parse_time
+from edgecompress.targets.arena import CORES, KERNELS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -25,15 +26,6 @@ else:
 
 KINDS = ("board", "core", "phone", "host")
 ENGINES = ("tflm", "litert")
-KERNELS = ("cmsis-nn", "reference")
-CORES = (
-    "cortex-m0plus",
-    "cortex-m4",
-    "cortex-m7",
-    "cortex-m33",
-    "cortex-m55",
-    "cortex-m85",
-)
 CALIBRATION_CLASSES = ("A", "A-", "B", "B-", "C")
 
 
@@ -42,7 +34,8 @@ def _check(name: str, value: Any, rule: str, holds: bool, hint: str = "") -> Non
         raise ArgumentError(name, rule, value, hint)
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
+    """Raises UnknownNameError, which names the nearest choices, where `value` is none of them."""
     if value not in choices:
         raise UnknownNameError(name, value, choices)
 
@@ -115,7 +108,7 @@ class PublishedLatency:
 
     def __post_init__(self) -> None:
         """Refuses a row that names no measurement."""
-        _check_choice("published benchmark", self.benchmark, ("ad", "ic", "kws", "vww"))
+        check_choice("published benchmark", self.benchmark, ("ad", "ic", "kws", "vww"))
         _check(
             "published milliseconds",
             self.milliseconds,
@@ -144,7 +137,7 @@ class LatencyModel:
 
     def __post_init__(self) -> None:
         """Refuses classes and factors that give no time."""
-        _check_choice("latency class", self.calibration, CALIBRATION_CLASSES)
+        check_choice("latency class", self.calibration, CALIBRATION_CLASSES)
         cpi = self.cycles_per_instruction
         _check(
             "cycles_per_instruction",
@@ -250,13 +243,13 @@ class TargetProfile:
         """Refuses profiles that contradict themselves."""
         _check("name", self.name, "be a name without spaces", self.name.split() == [self.name])
         _check("sources", self.sources, "name at least one source", bool(self.sources))
-        _check_choice("kind", self.kind, KINDS)
-        _check_choice("engine", self.engine, ENGINES)
+        check_choice("kind", self.kind, KINDS)
+        check_choice("engine", self.engine, ENGINES)
         if self.is_microcontroller:
             _check("engine", self.engine, "be tflm for a microcontroller", self.engine == "tflm")
             _check("core", self.core, "be given for a microcontroller", bool(self.core))
-            _check_choice("core", self.core or "", CORES)
-            _check_choice("kernels", self.kernels or "", KERNELS)
+            check_choice("core", self.core or "", CORES)
+            check_choice("kernels", self.kernels or "", KERNELS)
         else:
             _check("engine", self.engine, f"be litert for a {self.kind}", self.engine == "litert")
             for name in ("core", "kernels", "latency", "calibration"):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -130,16 +131,19 @@ def export(
     from edgecompress.converters import float32, int8, loaders
 
     progress("Loading the model")
-    loaded = loaders.load(model)
-    samples, labels = calibrations.load(calibration, loaded.model, argument="--calibration")
-    labelled = _labelled(evaluate, loaded.model, samples, labels)
+    loaded = (
+        loaders.load_model(model) if isinstance(model, (str, Path)) else loaders.wrap(model)
+    )
+    samples, labels = calibrations.load(calibration, loaded, argument="--calibration")
+    labelled = _labelled(evaluate, loaded, samples, labels)
 
     progress("Converting to a float32 flatbuffer")
-    floats = float32.convert(loaded.model, verbose=verbose)
+    floats = float32.convert(loaded, verbose=verbose)
     progress("Quantizing to int8")
-    ranges = loaded.record.ranges if loaded.record else {}
-    quantized = int8.convert(floats, ranges=ranges, calibration=samples, record=loaded.record)
-    flat = read_tflite(quantized.data)
+    named = int8.convert(floats, calibration=samples, verbose=verbose)
+    quantized = int8.strip_names(named)
+    # Checks speak of tensors by name; the file that ships does not pay for the names.
+    flat = dataclasses.replace(read_tflite(named.data), data=quantized.data)
 
     notes = [*loaded.notes, *floats.artifact.notes, *quantized.notes]
     if loaded.record:
@@ -154,7 +158,7 @@ def export(
         reference, reference_name = _reference(loaded, few)
         for engine in dict.fromkeys(["litert", *(p.engine for p in profiles)]):
             progress(f"Running the int8 file in {engine}")
-            parities[engine] = _verify(quantized, floats.artifact, reference, few, engine)
+            parities[engine] = _verify(named, floats.artifact, reference, few, engine)
         extra = _parity_checks(parities, reference_name, floor)
     else:
         extra = _no_parity("no calibration or evaluation data was given to compare on")
@@ -400,20 +404,12 @@ def _labelled(
 
 def _reference(loaded: Any, samples: tuple[np.ndarray, ...]) -> tuple[np.ndarray, str]:
     """Returns what the Keras model says to the samples, and which model that was."""
-    import numpy as np
+    if loaded.record is None or not loaded.record.ranges:
+        return loaded.predict(samples)[0], "Keras model"
+    from edgecompress.callbacks.quantization_aware_training import simulate
 
-    model, name = loaded.model, "Keras model"
-    if loaded.record is not None and loaded.record.ranges:
-        from edgecompress.callbacks.quantization_aware_training import simulate
-
-        model, name = simulate(model, loaded.record), "Keras model under quantization-aware training"
-    inputs = samples[0] if len(samples) == 1 else list(samples)
-    outputs = model.predict(inputs, verbose=0, batch_size=32)
-    if isinstance(outputs, dict):
-        outputs = list(outputs.values())
-    if isinstance(outputs, (list, tuple)):
-        outputs = outputs[0]
-    return np.asarray(outputs, np.float32), name
+    simulated = dataclasses.replace(loaded, model=simulate(loaded.model, loaded.record))
+    return simulated.predict(samples)[0], "Keras model under quantization-aware training"
 
 
 def _verify(

@@ -3,41 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgecompress.core.tables import Column, print_table
 from edgecompress.core.units import format_size
 from edgecompress.inspection.types import Endpoint, Inspection, Row, Shape
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-_NAME_WIDTH = 36
-
-
-@dataclass(frozen=True)
-class _Column:
-    """A column of the table.
-
-    Attributes:
-        title: Its heading.
-        cell: Row -> text.
-        total: Inspection -> text of the last line.
-        drop: Where the terminal is too narrow the highest goes first; 0 stays.
-        left: Whether the text starts at the left.
-    """
-
-    title: str
-    cell: Callable[[Row], str]
-    total: Callable[[Inspection], str] = lambda inspection: ""
-    drop: int = 0
-    left: bool = False
-
-    def width(self, inspection: Inspection) -> int:
-        """Returns the width that shows every cell; long names are cut."""
-        cells = [self.cell(row) for row in inspection.rows]
-        width = max(len(text) for text in (self.title, self.total(inspection), *cells))
-        return min(width, _NAME_WIDTH) if self.title == "Name" else width
 
 
 def _shape_text(shape: Shape | None) -> str:
@@ -67,31 +40,19 @@ def _filters_text(what: Row | Inspection) -> str:
     return f"{_number(what.zero_filters)}/{what.filters:,}" if what.filters else ""
 
 
-_COLUMNS = (
-    _Column("#", lambda row: str(row.index)),
-    _Column("Name", lambda row: row.name, drop=5, left=True),
-    _Column("Type", lambda row: row.type, lambda model: "Total", left=True),
-    _Column("Output", lambda row: _shape_text(row.output_shape), drop=3),
-    _Column("Parameters", lambda row: _number(row.parameters), lambda m: _number(m.parameters)),
-    _Column("Zeros", _sparsity_text, lambda model: _percent(model.sparsity), drop=1),
-    _Column("Zero filters", _filters_text, _filters_text, drop=4),
-    _Column("Bits", _bits_text, drop=2),
-    _Column("MACs", lambda row: _number(row.macs), lambda model: _number(model.macs)),
-    _Column("Bytes", lambda row: _number(row.weight_bytes), lambda m: _number(m.weight_bytes)),
+# Column, row -> text, inspection -> text of the last line.
+_COLUMNS: tuple[tuple[Column, Callable[[Row], str], Callable[[Inspection], str]], ...] = (
+    (Column("#"), lambda row: str(row.index), lambda model: ""),
+    (Column("Name", 5, left=True, widest=36), lambda row: row.name, lambda model: ""),
+    (Column("Type", left=True), lambda row: row.type, lambda model: "Total"),
+    (Column("Output", 3), lambda row: _shape_text(row.output_shape), lambda model: ""),
+    (Column("Parameters"), lambda r: _number(r.parameters), lambda m: _number(m.parameters)),
+    (Column("Zeros", 1), _sparsity_text, lambda model: _percent(model.sparsity)),
+    (Column("Zero filters", 4), _filters_text, _filters_text),
+    (Column("Bits", 2), _bits_text, lambda model: ""),
+    (Column("MACs"), lambda row: _number(row.macs), lambda model: _number(model.macs)),
+    (Column("Bytes"), lambda row: _number(row.weight_bytes), lambda m: _number(m.weight_bytes)),
 )
-
-
-def _fitting(inspection: Inspection, width: int | None) -> tuple[list[_Column], list[_Column]]:
-    """Returns the columns that fit into `width` (None: all) and those that do not."""
-    kept = [c for c in _COLUMNS if c.title != "Zero filters" or inspection.zero_filters]
-    left_out: list[_Column] = []
-    while width is not None and sum(2 + column.width(inspection) for column in kept) > width:
-        spare = max(kept, key=lambda column: column.drop)
-        if not spare.drop:
-            break
-        kept.remove(spare)
-        left_out.insert(0, spare)
-    return kept, left_out
 
 
 def render(inspection: Inspection, console: Console) -> None:
@@ -104,8 +65,6 @@ def render(inspection: Inspection, console: Console) -> None:
         inspection: What to print.
         console: Where to print; colours follow the console.
     """
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
     def line(text: str, style: str = "") -> None:
@@ -117,30 +76,15 @@ def render(inspection: Inspection, console: Console) -> None:
             line(f"{title}: {_endpoint_text(end)}")
     line(_operators_text(inspection))
 
-    terminal_width = console.width
-    columns, left_out = _fitting(inspection, terminal_width if console.is_terminal else None)
-    table = Table(box=box.SIMPLE_HEAD, show_footer=True, show_edge=False, padding=(0, 1, 0, 0))
-    for column in columns:
-        table.add_column(
-            column.title,
-            Text(column.total(inspection), "bold"),
-            justify="left" if column.left else "right",
-            no_wrap=True,
-            width=column.width(inspection),
-        )
-    for row in inspection.rows:
-        table.add_row(*(Text(column.cell(row)) for column in columns))
-    # rich never prints wider than its console, and a pipe's console is 80 columns wide.
-    try:
-        if not console.is_terminal:
-            needed = sum(2 + column.width(inspection) for column in columns)
-            console.width = max(terminal_width, needed)
-        console.print(table)
-    finally:
-        if not console.is_terminal:
-            console.width = terminal_width
+    columns = [c for c in _COLUMNS if c[0].title != "Zero filters" or inspection.zero_filters]
+    left_out = print_table(
+        console,
+        [column for column, _, _ in columns],
+        [[cell(row) for _, cell, _ in columns] for row in inspection.rows],
+        [Text(total(inspection), "bold") for _, _, total in columns],
+    )
     if left_out:
-        titles = ", ".join(column.title for column in left_out)
+        titles = ", ".join(left_out)
         line(f"Left out at this width: {titles}. A wider terminal or --json shows all.", "dim")
     line(_totals_text(inspection))
     for note in inspection.notes:

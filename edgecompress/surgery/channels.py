@@ -123,6 +123,8 @@ class Analysis:
         uses: Layer -> how it stands in the graph, for every layer that follows channels.
         following_norm: Layer -> the BatchNormalization that alone reads its linear output.
         frozen: Label -> why it must stay.
+        borders: Whether zeros padded around a border count; without them a constant is what it is
+            in the middle of an image.
     """
 
     producers: dict[str, np.ndarray] = field(default_factory=dict)
@@ -131,6 +133,7 @@ class Analysis:
     uses: dict[str, Use] = field(default_factory=dict)
     following_norm: dict[str, str] = field(default_factory=dict)
     frozen: dict[int, str] = field(default_factory=dict)
+    borders: bool = True
     _parents: list[int] = field(default_factory=list)
 
     def fresh(self, count: int) -> np.ndarray:
@@ -290,13 +293,14 @@ def is_graph(layer: Any) -> bool:
     )
 
 
-def analyse(model: Any, weights: Weights | None = None) -> list[Analysis]:
+def analyse(model: Any, weights: Weights | None = None, borders: bool = True) -> list[Analysis]:
     """Follows every channel through a model.
 
     Args:
         model: A built Sequential or Functional model.
         weights: What `read_weights` returned, possibly changed, to ask what would be if the model
             had these weights. Defaults to the model's own.
+        borders: See `Analysis.borders`. Defaults to True, the exact answer.
 
     Returns:
         The analysis of the model itself, then one for each nested model. The channels at a nested
@@ -307,15 +311,17 @@ def analyse(model: Any, weights: Weights | None = None) -> list[Analysis]:
     """
     weights = read_weights(model) if weights is None else weights
     analyses: list[Analysis] = []
-    _analyse(model, weights, "", analyses)
+    _analyse(model, weights, "", analyses, borders)
     return analyses
 
 
-def _analyse(model: Any, weights: Weights, prefix: str, analyses: list[Analysis]) -> None:
+def _analyse(
+    model: Any, weights: Weights, prefix: str, analyses: list[Analysis], borders: bool
+) -> None:
     from edgecompress.surgery.rules import rule_of
 
     functional = functional_of(model)
-    analysis = Analysis()
+    analysis = Analysis(borders=borders)
     analyses.append(analysis)
     channels: dict[int, Channels | None] = {}
     nodes = graph_nodes(model)
@@ -332,7 +338,7 @@ def _analyse(model: Any, weights: Weights, prefix: str, analyses: list[Analysis]
         path = f"{prefix}{operation.name}"
         if is_graph(operation) and path not in entered:
             entered.add(path)
-            _analyse(operation, weights, f"{path}/", analyses)
+            _analyse(operation, weights, f"{path}/", analyses, borders)
         inputs = [channels.get(id(tensor)) for tensor in node.inputs]
         rule = rule_of(operation)
         reason = None

@@ -17,11 +17,12 @@ from edgecompress.core.registry import Registry
 from edgecompress.surgery.channels import Analysis, Call, Channels, NotUnderstood, Reader
 
 # Activations that work on each value alone; softmax and the like mix channels.
-_ELEMENTWISE = frozenset(
-    "linear relu relu6 leaky_relu elu selu celu sigmoid tanh hard_sigmoid hard_silu hard_swish "
-    "silu swish gelu softplus softsign exponential mish log_sigmoid hard_tanh soft_shrink "
-    "hard_shrink tanh_shrink squareplus sparse_plus threshold".split()
-)
+_ELEMENTWISE = {
+    "celu", "elu", "exponential", "gelu", "hard_shrink", "hard_sigmoid", "hard_silu",
+    "hard_swish", "hard_tanh", "leaky_relu", "linear", "log_sigmoid", "mish", "relu", "relu6",
+    "selu", "sigmoid", "silu", "soft_shrink", "softplus", "softsign", "sparse_plus", "squareplus",
+    "swish", "tanh", "tanh_shrink", "threshold",
+}  # fmt: skip
 
 Cut = tuple[dict[str, np.ndarray], dict[str, Any]]
 
@@ -123,9 +124,9 @@ def _mix(analysis: Analysis, call: Call, kernel: np.ndarray, exact: bool) -> Cha
     return Channels(outputs, _activate(activation, constant))
 
 
-def _pads(layer: Any) -> bool:
+def _pads(analysis: Analysis, layer: Any) -> bool:
     """Tells whether a convolution reads zeros beyond the border."""
-    return layer.padding != "valid" and math.prod(layer.kernel_size) > 1
+    return analysis.borders and layer.padding != "valid" and math.prod(layer.kernel_size) > 1
 
 
 def _plain_weights(layer: Any) -> None:
@@ -166,7 +167,9 @@ class ConvRule(Rule):
         _plain_weights(layer)
         _channels_last(layer)
         _need(layer.groups == 1, "convolves in groups")
-        return _mix(analysis, call, kernel.reshape(-1, *kernel.shape[-2:]), not _pads(layer))
+        return _mix(
+            analysis, call, kernel.reshape(-1, *kernel.shape[-2:]), not _pads(analysis, layer)
+        )
 
     def cut(self, call: Call, keep_in: np.ndarray, keep_out: np.ndarray) -> Cut:
         """See Rule."""
@@ -206,7 +209,7 @@ class SeparableConvRule(Rule):
         inputs, multiplier = depthwise.shape[-2:]
         pointwise = call.weights["pointwise_kernel"].reshape(inputs, multiplier, -1)
         kernel = np.einsum("pim,imo->pio", depthwise.reshape(-1, inputs, multiplier), pointwise)
-        return _mix(analysis, call, kernel, not _pads(layer))
+        return _mix(analysis, call, kernel, not _pads(analysis, layer))
 
     def cut(self, call: Call, keep_in: np.ndarray, keep_out: np.ndarray) -> Cut:
         """See Rule."""
@@ -236,7 +239,7 @@ class DepthwiseConvRule(Rule):
         zero = ~(taps != 0).any(axis=0)
         analysis.filters[call.path] = zero
         incoming = np.repeat(source.constant, multiplier)
-        if _pads(layer):
+        if _pads(analysis, layer):
             incoming = np.where(incoming == 0, incoming, np.nan)
         incoming = np.where(zero, 0.0, incoming)
         bias = call.weights.get("bias", np.zeros(len(zero))).astype(np.float64)
@@ -339,6 +342,8 @@ class ZeroPaddingRule(Rule):
         """See Rule."""
         _channels_last(call.layer)
         source = call.inputs[0]
+        if not analysis.borders:
+            return source
         return Channels(source.labels, np.where(source.constant == 0, 0.0, np.nan))
 
 

@@ -1,0 +1,361 @@
+"""Group lasso: training that makes whole filters weak, so that they can be removed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from edgecompress.callbacks.base import (
+    CompressionCallback,
+    LayerChoice,
+    rebuild_train_function,
+    select_layers,
+)
+from edgecompress.core.errors import ArgumentError
+from edgecompress.surgery.channels import Analysis, analyse, named_layers
+from edgecompress.surgery.groups import (
+    GROUPS,
+    KERNELS,
+    Kernel,
+    filter_norms,
+    group_lasso_penalty,
+    group_squares,
+    smallest,
+    zero_filters,
+)
+from edgecompress.surgery.rules import rule_of
+from edgecompress.surgery.silence import Held, held_zeros, silence
+
+
+class GroupLasso(CompressionCallback):
+    """Adds a group lasso penalty to training, then sets the filters it made weak to zero.
+
+    The loss grows by `strength * sum over filters of sqrt(n) * ||w_c||_2`, with w_c the n weights
+    of filter c (and gamma of the BatchNormalization that follows it): Yuan and Lin, "Model
+    selection and estimation in regression with grouped variables" (2006), equation (2.1). Unlike
+    weight decay it pushes whole filters towards zero, but as a loss term it never reaches zero.
+    So at `end_epoch`, or at the end of training, filters whose norm is under `threshold` times
+    the largest norm of their layer are set to zero, and their mean output goes into the biases of
+    the layers that read them. From then on they stay zero, and `edgecompress.finalize` removes
+    them physically.
+
+    The penalty shrinks the filters that stay as well, which costs accuracy while it is on:
+    train on after it, either with `end_epoch` or in a second `fit` of the finalized model.
+
+    Only filters that can be removed are penalized: layers whose outputs are outputs of the model,
+    or that feed a layer which mixes channels in unknown ways, are skipped and named in the notes.
+    A layer's own regularizer and constraint stay in force. The history gets
+    `group_lasso_penalty`, `group_lasso_zero_filters` and `group_lasso_zero_share` (filters under
+    the threshold, or already zero) for each epoch.
+
+    Args:
+        strength: Weight of the penalty, greater than 0. 1e-5 to 1e-3 are usual with Adam.
+        groups: What is removed together. `"filters"`: all weights of one output channel or
+            neuron. Defaults to `"filters"`.
+        threshold: Filters under this share of their layer's largest norm become zero; 0 < t < 1.
+            Norms have BatchNormalization folded in. Defaults to 1e-2.
+        final_sparsity: Share of each layer's filters to set to zero, 0 < s < 1; the weakest are
+            taken and `threshold` is not used. Defaults to None.
+        layers: Names of layers, or a predicate `layer -> bool`. Defaults to None: every Dense,
+            convolution, transposed and separable convolution whose filters can be removed.
+        begin_epoch: First epoch with the penalty, from 0. Defaults to 0.
+        end_epoch: First epoch without the penalty: filters become zero as it begins, and training
+            goes on without them. Defaults to None, the end of training; the last epoch's metrics
+            then describe the model before any filter became zero.
+
+    Raises:
+        ArgumentError: an argument breaks its rule.
+        UnknownNameError: `groups` or a layer is unknown.
+        UnsupportedModelError: the model is subclassed or not built (when training begins).
+
+    Example:
+        >>> model.fit(x, y, epochs=10, callbacks=[GroupLasso(1e-4, end_epoch=6)])
+        >>> small = edgecompress.finalize(model)
+    """
+
+    technique = "group_lasso"
+
+    def __init__(
+        self,
+        strength: float,
+        groups: str = "filters",
+        threshold: float = 1e-2,
+        final_sparsity: float | None = None,
+        layers: LayerChoice = None,
+        begin_epoch: int = 0,
+        end_epoch: int | None = None,
+    ) -> None:
+        """Checks the arguments; see the class."""
+        super().__init__()
+        if not 0 < strength < float("inf"):
+            raise ArgumentError("strength", "be a number greater than 0", strength)
+        _ = GROUPS[groups]  # Refuses unknown names.
+        if not 0 < threshold < 1:
+            raise ArgumentError("threshold", "lie between 0 and 1", threshold)
+        if final_sparsity is not None and not 0 < final_sparsity < 1:
+            raise ArgumentError("final_sparsity", "lie between 0 and 1", final_sparsity)
+        if begin_epoch < 0:
+            raise ArgumentError("begin_epoch", "be 0 or more", begin_epoch)
+        if end_epoch is not None and end_epoch <= begin_epoch:
+            raise ArgumentError(
+                "end_epoch", f"be greater than begin_epoch={begin_epoch}", end_epoch
+            )
+        self.strength = float(strength)
+        self.groups = groups
+        self.threshold = float(threshold)
+        self.final_sparsity = final_sparsity
+        self.layers = layers
+        self.begin_epoch = begin_epoch
+        self.end_epoch = end_epoch
+        self._targets: list[_Target] = []
+        self._analyses: list[Analysis] = []
+        self._held: list[Held] = []
+        self._state = "waiting"  # then "penalized", then "held" where training goes on
+
+    def settings(self) -> Mapping[str, Any]:
+        """Returns the arguments as JSON values."""
+        chosen = self.layers if self.layers is None or callable(self.layers) else [*self.layers]
+        return {
+            "strength": self.strength,
+            "groups": self.groups,
+            "threshold": self.threshold,
+            "final_sparsity": self.final_sparsity,
+            "layers": "predicate" if callable(chosen) else chosen,
+            "begin_epoch": self.begin_epoch,
+            "end_epoch": self.end_epoch,
+        }
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Finds the filters; the penalty starts with its first epoch."""
+        super().on_train_begin(logs)
+        self._release()  # A fit that was interrupted may have left its hooks.
+        self._targets = self._find_targets()
+        self._state = "waiting"
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Switches the penalty on or off where an epoch asks for it."""
+        over = self.end_epoch is not None and epoch >= self.end_epoch
+        if over and self._state != "held":
+            # Training that resumes later than `end_epoch` has its zeros already; the weights
+            # that were small by chance since then must not join them.
+            if self._state == "penalized" or epoch == self.end_epoch:
+                self._release()
+                self._silence()
+            self._hold()
+            self._state = "held"
+            rebuild_train_function(self.model)
+        elif not over and self._state == "waiting" and epoch >= self.begin_epoch:
+            for target in self._targets:
+                target.penalize(self.strength)
+            self._state = "penalized"
+            rebuild_train_function(self.model)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Writes the penalty and the number of weak or zero filters into the history."""
+        penalty = sum(float(target.penalty(self.strength)) for target in self._targets)
+        weak = [t.zeros() for t in self._targets]
+        if self._state != "held":
+            scores = self._scores()
+            weak = [
+                zero | (scores[t.path] < self.threshold)
+                for t, zero in zip(self._targets, weak, strict=True)
+            ]
+        count = sum(int(mask.sum()) for mask in weak)
+        self.log(
+            epoch,
+            logs,
+            {
+                "group_lasso_penalty": penalty if self._state == "penalized" else 0.0,
+                "group_lasso_zero_filters": float(count),
+                "group_lasso_zero_share": count / sum(len(mask) for mask in weak),
+            },
+        )
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Sets the weak filters to zero where that has not happened, and removes all hooks."""
+        if self._state == "held":
+            # An optimizer that averages weights has just replaced them.
+            for held in self._held:
+                held.variable.assign(held.variable * held.mask)
+        self._release()
+        if self._state == "penalized":
+            self._silence()
+        elif self._state == "waiting":
+            self.note(
+                f"group lasso never began: begin_epoch={self.begin_epoch} was not reached, so no "
+                "filter was set to zero."
+            )
+        self._state = "waiting"
+        rebuild_train_function(self.model)
+        zero = {t.path: [int(t.zeros().sum()), len(t.zeros())] for t in self._targets}
+        self.attach_step({"zero_filters": zero})
+
+    def _find_targets(self) -> list[_Target]:
+        """Returns the chosen layers whose filters `finalize` can remove; names the others."""
+        self._analyses = analyse(self.model)  # Refuses subclassed models.
+        kinds = tuple({type(x) for _, x in named_layers(self.model) if _has_filters(x)})
+        chosen = {id(layer) for layer in select_layers(self.model, self.layers, kinds)}
+        named = self.layers is not None and not callable(self.layers)
+        live = dict(named_layers(self.model))
+        targets = []
+        for path, layer in live.items():
+            if id(layer) not in chosen:
+                continue
+            reason = _why_not(path, layer, self._analyses)
+            if reason is None:
+                norm = next(
+                    (a.following_norm[path] for a in self._analyses if path in a.following_norm),
+                    None,
+                )
+                targets.append(_Target(path, layer, norm, live.get(norm or "")))
+            elif named:
+                raise ArgumentError(
+                    "layers", "name layers whose filters can be removed", path, f"Here {reason}."
+                )
+            else:
+                self.note(f"group lasso skips {path}: {reason}.")
+        if not targets:
+            raise ArgumentError(
+                "layers", "leave a layer whose filters can be removed", self.layers,
+                " ".join(self.notes),
+            )  # fmt: skip
+        for target in targets:
+            if target.norm is not None and target.gamma is None:
+                self.note(
+                    f"group lasso on {target.path} shrinks numbers only: its BatchNormalization "
+                    f"{target.norm_path} has no gamma (scale=False), which undoes it."
+                )
+        return targets
+
+    def _scores(self) -> dict[str, np.ndarray]:
+        """Returns each filter's norm over the largest norm of its layer.
+
+        Filters whose channels are added together can only go together: each gets the largest
+        score among them.
+        """
+        own = {}
+        for target in self._targets:
+            norms = target.norms()
+            own[target.path] = norms / max(float(norms.max()), np.finfo(np.float64).tiny)
+        scores = {path: score.copy() for path, score in own.items()}
+        for analysis in self._analyses:
+            best: dict[int, float] = {}
+            roots = {
+                path: analysis.roots(analysis.producers[path])
+                for path in own
+                if path in analysis.producers
+            }
+            for path, labels in roots.items():
+                for root, score in zip(labels, own[path], strict=True):
+                    best[int(root)] = max(best.get(int(root), 0.0), float(score))
+            for path, labels in roots.items():
+                scores[path] = np.array([best[int(root)] for root in labels])
+        return scores
+
+    def _silence(self) -> None:
+        scores = self._scores()
+        if self.final_sparsity is None:
+            weak = {path: score < self.threshold for path, score in scores.items()}
+        else:
+            weak = {path: smallest(score, self.final_sparsity) for path, score in scores.items()}
+        for text in silence(self.model, weak).notes:
+            self.note(f"group lasso: {text}")
+
+    def _hold(self) -> None:
+        self._held = held_zeros(self.model, [target.path for target in self._targets])
+        for held in self._held:
+            held.variable.constraint = _KeepZeros(held.variable.constraint, held.mask)
+
+    def _release(self) -> None:
+        """Gives variables their own regularizers and constraints back."""
+        for _, layer in named_layers(self.model):
+            for variable in layer.weights:
+                if isinstance(variable.regularizer, _Penalty):
+                    variable.regularizer = variable.regularizer.inner
+                if isinstance(variable.constraint, _KeepZeros):
+                    variable.constraint = variable.constraint.inner
+
+
+def _has_filters(layer: Any) -> bool:
+    return type(layer).__name__ in KERNELS and rule_of(layer) is not None
+
+
+def _why_not(path: str, layer: Any, analyses: list[Analysis]) -> str | None:
+    """Returns why none of a layer's filters can be removed; None where some can."""
+    if not layer.trainable:
+        return "it is not trainable"
+    for analysis in analyses:
+        if path not in analysis.producers:
+            continue
+        reasons = {analysis.root(label): why for label, why in analysis.frozen.items()}
+        roots = analysis.roots(analysis.producers[path])
+        if all(int(root) in reasons for root in roots):
+            return f"its filters have to stay because {reasons[int(roots[0])]}"
+        return None
+    return "it is not understood in this model"
+
+
+class _Target:
+    """A layer under the penalty, with the BatchNormalization that reads it."""
+
+    def __init__(self, path: str, layer: Any, norm_path: str | None, norm: Any) -> None:
+        self.path, self.norm_path, self.norm = path, norm_path, norm
+        self.where: Kernel = KERNELS[type(layer).__name__]
+        self.kernel = getattr(layer, self.where.attribute)
+        self.gamma = getattr(norm, "gamma", None)
+        count = self.kernel.shape[self.where.axis]
+        # The group's size counts gamma where it belongs to the group.
+        self.size = int(np.prod(self.kernel.shape)) // count + (self.gamma is not None)
+
+    def penalize(self, strength: float) -> None:
+        """Adds the penalty to the regularizer of the kernel, which the train step sums up."""
+        self.kernel.regularizer = _Penalty(self.kernel.regularizer, self, strength)
+
+    def penalty(self, strength: float, kernel: Any = None) -> Any:
+        """Returns the penalty as a tensor, for the kernel's value inside a train step."""
+        kernel = self.kernel if kernel is None else kernel
+        squares = group_squares(kernel, self.where.axis, self.gamma)
+        return group_lasso_penalty(squares, self.size, strength)
+
+    def norms(self) -> np.ndarray:
+        """Returns the norm of each filter with BatchNormalization folded in."""
+        kernel = ops.convert_to_numpy(self.kernel)
+        if self.norm is None:
+            return filter_norms(kernel, self.where.axis)
+        names = ("gamma", "moving_variance")
+        found = {name: getattr(self.norm, name) for name in names}
+        weights = {k: ops.convert_to_numpy(v) for k, v in found.items() if v is not None}
+        return filter_norms(kernel, self.where.axis, weights, self.norm.epsilon)
+
+    def zeros(self) -> np.ndarray:
+        """Returns which filters are zero throughout."""
+        return zero_filters(ops.convert_to_numpy(self.kernel), self.where.axis)
+
+
+@dataclass(frozen=True, eq=False)
+class _Penalty:
+    """A variable's regularizer: its own, if any, plus the group lasso."""
+
+    inner: Callable[[Any], Any] | None
+    target: _Target
+    strength: float
+
+    def __call__(self, value: Any) -> Any:
+        penalty = self.target.penalty(self.strength, value)
+        return penalty if self.inner is None else penalty + self.inner(value)
+
+
+@dataclass(frozen=True, eq=False)
+class _KeepZeros:
+    """A variable's constraint: its own, if any, then zeros where filters are silent."""
+
+    inner: Callable[[Any], Any] | None
+    mask: np.ndarray
+
+    def __call__(self, value: Any) -> Any:
+        value = value if self.inner is None else self.inner(value)
+        return value * ops.cast(self.mask, value.dtype)

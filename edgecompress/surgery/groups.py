@@ -1,0 +1,132 @@
+"""Groups of weights that can be removed together, their norms and the group lasso penalty."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from edgecompress.core.registry import Registry
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Where a layer keeps the weights of its filters.
+
+    Attributes:
+        attribute: The weight that makes the filters.
+        axis: The axis of that weight that counts the filters.
+    """
+
+    attribute: str = "kernel"
+    axis: int = -1
+
+
+KERNELS: Registry[Kernel] = Registry("layer with filters")
+for _name in ("Dense", "Conv1D", "Conv2D", "Conv3D"):
+    KERNELS.register(_name)(Kernel())
+for _name in ("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"):
+    KERNELS.register(_name)(Kernel(axis=-2))
+for _name in ("SeparableConv1D", "SeparableConv2D"):
+    KERNELS.register(_name)(Kernel("pointwise_kernel"))
+
+# What `groups=` may name, and what it means.
+GROUPS: Registry[str] = Registry("groups")
+GROUPS.register("filters")("all weights that make one output channel or neuron")
+
+
+def _others(rank: int, axis: int) -> tuple[int, ...]:
+    return tuple(i for i in range(rank) if i != axis % rank)
+
+
+def group_squares(kernel: Any, axis: int, gamma: Any = None) -> Any:
+    """Returns the squared norm of each filter's group of weights.
+
+    Where BatchNormalization follows, its gamma belongs to the group: the kernel's own length has
+    no effect there (normalization takes it out), so a penalty on the kernel alone would shrink
+    numbers without making any channel weaker.
+
+    Args:
+        kernel: Weights, any shape; tensor or array.
+        axis: The axis that counts the filters.
+        gamma: Scale of the following BatchNormalization, (filters,). Defaults to none.
+
+    Returns:
+        A tensor of shape (filters,), in float32.
+    """
+    kernel = ops.convert_to_tensor(kernel, dtype="float32")
+    squares = ops.sum(ops.square(kernel), axis=_others(len(kernel.shape), axis))
+    if gamma is not None:
+        squares = squares + ops.square(ops.convert_to_tensor(gamma, dtype="float32"))
+    return squares
+
+
+def group_lasso_penalty(squares: Any, size: int, strength: float) -> Any:
+    """Returns the group lasso penalty: strength * sum over groups of sqrt(size) * ||w_g||_2.
+
+    This is the penalty of Yuan and Lin, "Model selection and estimation in regression with
+    grouped variables" (2006), equation (2.1) with K_j = size I. Its gradient at a group of zeros
+    is taken as 0, one of its subgradients.
+
+    Args:
+        squares: Squared norms ||w_g||^2, (groups,).
+        size: Number of weights in each group.
+        strength: Lambda, 0 or more.
+
+    Example:
+        >>> float(group_lasso_penalty(ops.array([4.0, 9.0]), 4, 0.1))
+        1.0
+    """
+    zero = squares <= 0
+    # The square root's slope at 0 is infinite and would turn into NaN behind `where`.
+    norms = ops.where(zero, 0.0, ops.sqrt(ops.where(zero, 1.0, squares)))
+    return strength * size**0.5 * ops.sum(norms)
+
+
+def filter_norms(
+    kernel: np.ndarray,
+    axis: int,
+    norm: Mapping[str, np.ndarray] | None = None,
+    epsilon: float = 0.0,
+) -> np.ndarray:
+    """Returns the norm of each filter as inference sees it, BatchNormalization folded in.
+
+    ||W_c||_2 * |gamma_c| / sqrt(variance_c + epsilon), or ||W_c||_2 without BatchNormalization.
+
+    Args:
+        kernel: Weights, any shape.
+        axis: The axis that counts the filters.
+        norm: Weights of the following BatchNormalization. Defaults to none.
+        epsilon: Its epsilon.
+
+    Returns:
+        Norms, (filters,), in float64.
+    """
+    squares = np.square(kernel.astype(np.float64)).sum(axis=_others(kernel.ndim, axis))
+    norms = np.sqrt(squares)
+    if norm is None:
+        return norms
+    scale = np.abs(norm.get("gamma", 1.0)) / np.sqrt(norm["moving_variance"] + epsilon)
+    return norms * scale
+
+
+def zero_filters(kernel: np.ndarray, axis: int) -> np.ndarray:
+    """Returns which filters of a kernel are zero throughout, (filters,) booleans."""
+    return ~np.moveaxis(kernel != 0, axis, -1).reshape(-1, kernel.shape[axis]).any(axis=0)
+
+
+def smallest(scores: np.ndarray, share: float) -> np.ndarray:
+    """Returns which floor(share * count) groups have the smallest scores, always leaving one.
+
+    Example:
+        >>> smallest(np.array([3.0, 1.0, 2.0, 4.0]), 0.5)
+        array([False,  True,  True, False])
+    """
+    # Rounded first: 0.29 * 100 is 28.999999999999996 in floating point.
+    count = min(int(np.floor(round(share * len(scores), 6))), len(scores) - 1)
+    chosen = np.zeros(len(scores), dtype=bool)
+    chosen[np.argsort(scores, kind="stable")[:count]] = True
+    return chosen

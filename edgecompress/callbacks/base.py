@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -10,7 +12,11 @@ from typing import Any
 import keras
 
 from edgecompress.core.errors import ArgumentError, UnknownNameError
-from edgecompress.core.keras_graph import functional_of, walk_layers
+from edgecompress.core.keras_graph import (
+    functional_of,
+    remove_optimizer_variables,
+    walk_layers,
+)
 from edgecompress.core.record import CompressionRecord, attach_record, record_of
 
 LayerChoice = Iterable[str] | Callable[[Any], bool] | None
@@ -82,6 +88,131 @@ def rebuild_train_function(model: keras.Model) -> None:
     model.predict_function = None
 
 
+class StepHook:
+    """Runs a function after every update of the model's optimizer, inside the compiled step.
+
+    What the function assigns takes effect before the next step also where several steps run in
+    one call (`steps_per_execution`) and under XLA; a callback's `on_train_batch_end` would come
+    too late there. `optimizer.apply` is replaced on this one instance, below loss scaling.
+    Variables of the hook belong to the optimizer, because backends without mutable state thread
+    only those through the step, but they are left out of what it saves: a file written during
+    training loads into a plain optimizer.
+
+    Args:
+        model: A compiled model.
+        fit: What identifies the running fit: the callback's `params`. Hooks of an earlier fit,
+            left behind by an interruption, are removed.
+    """
+
+    def __init__(self, model: keras.Model, fit: object) -> None:
+        """Prepares the optimizer; nothing is hooked before `install`."""
+        self._model = model
+        self._optimizers = [model.optimizer]
+        while hasattr(self._optimizers[-1], "inner_optimizer"):
+            self._optimizers.append(self._optimizers[-1].inner_optimizer)
+        if not model.optimizer.built:
+            # The hook's variables must come after the optimizer's own.
+            model.optimizer.build(model.trainable_variables)
+        self.fit = fit
+        self.variables: list[keras.Variable] = []
+        self.assigns: tuple[keras.Variable, ...] = ()
+        self._after: Callable[[], None] | None = None
+        for hook in self.others():
+            if hook.fit is not fit:
+                hook.remove()
+
+    @property
+    def optimizer(self) -> keras.optimizers.Optimizer:
+        """The optimizer that updates the weights; its `iterations` count the updates."""
+        return self._optimizers[-1]
+
+    def others(self) -> list[StepHook]:
+        """Returns the hooks already installed on the optimizer."""
+        return list(getattr(self.optimizer.apply, "hooks", []))
+
+    def add_variable(self, shape: tuple[int, ...], dtype: str, name: str) -> keras.Variable:
+        """Returns a new variable of ones that the hook's function may assign."""
+        strategy = getattr(self._model, "distribute_strategy", None)
+        with strategy.scope() if strategy is not None else contextlib.nullcontext():
+            variable = self.optimizer.add_variable(
+                shape, initializer="ones", dtype=dtype, aggregation="only_first_replica", name=name
+            )
+        self.variables.append(variable)
+        return variable
+
+    def install(self, after: Callable[[], None], assigns: Iterable[keras.Variable]) -> None:
+        """Starts running `after`; the train function must be rebuilt to see it.
+
+        Args:
+            after: Called after each update, while the step is traced.
+            assigns: The model's variables that it assigns, for other hooks to look at.
+        """
+        self._after = after
+        self.assigns = tuple(assigns)
+        if not hasattr(self.optimizer.apply, "hooks"):
+            _hook_apply(self.optimizer)
+            for optimizer in self._optimizers:
+                _hide_variables(optimizer, self.optimizer.apply.hooks)
+        self.optimizer.apply.hooks.append(self)
+
+    def remove(self) -> None:
+        """Takes the hook and its variables out of the optimizer again."""
+        hooks = getattr(self.optimizer.apply, "hooks", [])
+        if self in hooks:
+            hooks.remove(self)
+            if not hooks:
+                object.__delattr__(self.optimizer, "apply")
+                for optimizer in self._optimizers:
+                    object.__delattr__(optimizer, "save_own_variables")
+                    object.__delattr__(optimizer, "load_own_variables")
+        remove_optimizer_variables(self.optimizer, self.variables)
+        self.variables = []
+
+    def run(self) -> None:
+        """Runs the hook's function once."""
+        if self._after is not None:
+            self._after()
+
+
+def _hook_apply(optimizer: keras.optimizers.Optimizer) -> None:
+    hooks: list[StepHook] = []
+    apply = optimizer.apply
+
+    @functools.wraps(apply)
+    def apply_and_run_hooks(*args: Any, **kwargs: Any) -> Any:
+        result = apply(*args, **kwargs)
+        for hook in hooks:
+            hook.run()
+        return result
+
+    apply_and_run_hooks.hooks = hooks  # type: ignore[attr-defined]
+    # Past the optimizer's own __setattr__, which tracks what it is given.
+    object.__setattr__(optimizer, "apply", apply_and_run_hooks)
+
+
+def _hide_variables(optimizer: keras.optimizers.Optimizer, hooks: list[StepHook]) -> None:
+    load = optimizer.load_own_variables
+
+    def own_variables() -> list[keras.Variable]:
+        hidden = {id(variable) for hook in hooks for variable in hook.variables}
+        return [variable for variable in optimizer.variables if id(variable) not in hidden]
+
+    def save_own_variables(store: Any) -> None:
+        for index, variable in enumerate(own_variables()):
+            store[str(index)] = keras.ops.convert_to_numpy(variable)
+
+    def load_own_variables(store: Any) -> None:
+        variables = own_variables()
+        if len(store.keys()) != len(variables):
+            load(store)  # Keras's own warning.
+            return
+        for index, variable in enumerate(variables):
+            variable.assign(store[str(index)])
+
+    object.__setattr__(optimizer, "save_own_variables", save_own_variables)
+    object.__setattr__(optimizer, "load_own_variables", load_own_variables)
+
+
 class CompressionCallback(keras.callbacks.Callback):
     """Base of the compression callbacks.
 
@@ -121,19 +252,32 @@ class CompressionCallback(keras.callbacks.Callback):
         """Forgets the notes of an earlier fit; subclasses call this first."""
         self._notes.clear()
 
-    def log(self, epoch: int, logs: dict[str, Any] | None, values: Mapping[str, float]) -> None:
-        """Writes values of an epoch into the history and the progress bar.
+    def log(
+        self,
+        epoch: int,
+        logs: dict[str, Any] | None,
+        values: Mapping[str, float],
+        details: Mapping[str, float] | None = None,
+    ) -> None:
+        """Writes values of an epoch into the history.
 
-        `logs` itself is changed (`logs or {}` would drop the values where it is empty). A History
-        that the user listed before this callback has already copied the logs, so it is given the
-        values directly.
+        Args:
+            epoch: The epoch that `on_epoch_end` was given.
+            logs: The logs it was given; changed in place (`logs or {}` would drop the values
+                where the logs are empty).
+            values: Name -> value, shown in the progress bar and to the other callbacks, too.
+            details: Name -> value for the history alone, e.g. one value a layer.
         """
         if logs is not None:
             logs.update(values)
         history = getattr(self.model, "history", None)
-        if isinstance(history, keras.callbacks.History) and history.epoch[-1:] == [epoch]:
-            for name, value in values.items():
-                history.history.setdefault(name, []).append(value)
+        # All callbacks of one fit share one params object: this tells an old History apart.
+        if not isinstance(history, keras.callbacks.History) or history.params is not self.params:
+            return
+        # A History that the user listed before this callback has already copied the logs.
+        late = values if history.epoch[-1:] == [epoch] or logs is None else {}
+        for name, value in {**late, **(details or {})}.items():
+            history.history.setdefault(name, []).append(value)
 
     def attach_step(
         self,

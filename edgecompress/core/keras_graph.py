@@ -1,7 +1,8 @@
 """The one module that touches Keras internals; everything else uses the functions here.
 
-Private names used: `Sequential._functional` (the Functional model inside a built Sequential) and
-`Functional._nodes_by_depth` (the calls that make up a model's graph).
+Private names used: `Sequential._functional` (the Functional model inside a built Sequential),
+`Functional._nodes_by_depth` (the calls that make up a model's graph) and
+`Optimizer._untrack_variable` (the counterpart of the public `add_variable`).
 """
 
 from __future__ import annotations
@@ -146,3 +147,9 @@ def graph_nodes(model: Any) -> list[GraphNode]:
                 )
             )
     return nodes
+
+
+def remove_optimizer_variables(optimizer: Any, variables: list[Any]) -> None:
+    """Takes variables that `optimizer.add_variable` made out of the optimizer again."""
+    for variable in variables:
+        optimizer._untrack_variable(variable)

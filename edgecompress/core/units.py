@@ -50,7 +50,7 @@ def parse_time(text: str | float, argument: str = "time") -> float:
 
 
 def format_size(size: float) -> str:
-    """Returns bytes as text in KiB or MiB (1,024-based, as memory is sold and linked).
+    """Returns bytes as text in KiB, MiB or GiB (1,024-based, as memory is sold and linked).
 
     Example:
         >>> format_size(98304)
@@ -60,7 +60,9 @@ def format_size(size: float) -> str:
         return f"{size:.0f} B"
     if size < 1024**2:
         return f"{size / 1024:.1f} KiB"
-    return f"{size / 1024**2:.2f} MiB"
+    if size < 1024**3:
+        return f"{size / 1024**2:.2f} MiB"
+    return f"{size / 1024**3:.2f} GiB"
 
 
 def format_time(microseconds: float) -> str:

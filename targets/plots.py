@@ -1,0 +1,232 @@
+"""The report's charts, drawn by matplotlib as SVG that goes into the page as it is.
+
+Colours are written as CSS variables, so that the page's light and dark schemes hold for the charts
+too, and text stays text. The same data give the same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from edgecompress.core.units import format_size
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from edgecompress.targets.report import MemoryMap
+
+# matplotlib knows no CSS variables: it draws with stand-ins that are replaced in the SVG.
+_COLOURS = {
+    "ink": "#010203",
+    "muted": "#020304",
+    "grid": "#030405",
+    "paper": "#040506",
+    "c1": "#050607",
+    "c2": "#060708",
+    "c3": "#070809",
+    "c4": "#08090a",
+    "c5": "#090a0b",
+    "c6": "#0a0b0c",
+}
+_SERIES = ("c1", "c2", "c3", "c4", "c5", "c6")
+_DASHES = ("-", "--", ":", "-.")
+# Inches; at a phone's width text of 9 points is still read.
+_WIDTH = 5.6
+# More curves than this in one chart cannot be told apart.
+_MOST_CURVES = 8
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.color": _COLOURS["ink"],
+    # Names of layers may hold dollar signs.
+    "text.parse_math": False,
+    "axes.edgecolor": _COLOURS["grid"],
+    "axes.labelcolor": _COLOURS["muted"],
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+    "xtick.color": _COLOURS["muted"],
+    "ytick.color": _COLOURS["muted"],
+    "grid.color": _COLOURS["grid"],
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.labelcolor": _COLOURS["ink"],
+}
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """Returns the figure as an SVG element for the inside of a page."""
+    import io
+
+    out = io.StringIO()
+    with warnings.catch_warnings():
+        # The browser draws the text with fonts of its own.
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    for variable, stand_in in _COLOURS.items():
+        text = text.replace(stand_in, f"var(--{variable})")
+    # Ids of several charts share one page.
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
+    # The page says how wide; what the chart shows is said in words beside it.
+    text = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", text, count=1)
+    # Fonts are the page's business, sizes are not.
+    text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
+    return text.replace("<svg", '<svg aria-hidden="true" focusable="false"', 1).strip()
+
+
+@contextmanager
+def _drawing(height: float, salt: str) -> Iterator[Figure]:
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    # Without a fixed salt every run would name its ids anew.
+    with rc_context({**_STYLE, "svg.hashsalt": salt}):
+        yield Figure(figsize=(_WIDTH, height), layout="constrained")
+
+
+def size_chart(sizes: Sequence[tuple[str, int, int | None]]) -> str:
+    """Returns bars of file sizes.
+
+    Args:
+        sizes: (name, bytes, compressed bytes or None) of each file.
+    """
+    with _drawing(0.6 + 0.5 * len(sizes), "sizes") as figure:
+        axes = figure.subplots()
+        longest = max(size for _, size, _ in sizes)
+        for place, (_, size, compressed) in enumerate(sizes):
+            axes.barh(place - 0.18, size, 0.34, color=_COLOURS["c1"])
+            axes.text(size, place - 0.18, f" {format_size(size)}", va="center")
+            if compressed is not None:
+                axes.barh(place + 0.18, compressed, 0.34, color=_COLOURS["c2"])
+                label = f" {format_size(compressed)} compressed"
+                axes.text(compressed, place + 0.18, label, va="center", color=_COLOURS["muted"])
+        axes.set_yticks(range(len(sizes)), [_cut(name, 18) for name, _, _ in sizes])
+        axes.tick_params(axis="y", length=0, labelcolor=_COLOURS["ink"])
+        axes.set_xlim(0, 1.32 * longest)
+        axes.set_xticks([])
+        axes.spines["bottom"].set_visible(False)
+        axes.invert_yaxis()
+        return _svg(figure, "sizes")
+
+
+def curves(history: Mapping[str, Sequence[float | None]]) -> str:
+    """Returns training curves: one chart each for sparsity, losses, and what else there is.
+
+    Args:
+        history: Name -> values; None and what is not finite leave a gap.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    groups = _curve_groups(history)
+    with _drawing(2.0 * len(groups), "curves") as figure:
+        for axes, (title, names) in zip(
+            figure.subplots(len(groups), squeeze=False)[:, 0], groups.items(), strict=True
+        ):
+            for order, name in enumerate(names[:_MOST_CURVES]):
+                values = [math.nan if v is None else float(v) for v in history[name]]
+                axes.plot(
+                    range(1, len(values) + 1),
+                    values,
+                    color=_COLOURS[_SERIES[order % len(_SERIES)]],
+                    linestyle=_DASHES[order % len(_DASHES)],
+                    linewidth=1.6,
+                    marker="o" if len(values) < 3 else "",
+                    markersize=3,
+                    label=_cut(name, 30),
+                )
+            more = len(names) - _MOST_CURVES
+            axes.set_title(f"{title} ({more} more not drawn)" if more > 0 else title)
+            axes.grid(axis="y")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+            axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
+        axes.set_xlabel("epoch or logged step")
+        return _svg(figure, "curves")
+
+
+def _curve_groups(history: Mapping[str, Sequence[Any]]) -> dict[str, list[str]]:
+    """Returns title -> names: curves of one kind and scale share a chart."""
+    groups: dict[str, list[str]] = {}
+    for name in history:
+        base = name.lower().removeprefix("val_")
+        if "sparsity" in base:
+            title = "sparsity"
+        elif "loss" in base:
+            title = "loss"
+        elif "acc" in base:
+            title = "accuracy"
+        else:
+            title = base
+        groups.setdefault(title, []).append(name)
+    return groups
+
+
+def memory_chart(memory: MemoryMap) -> str:
+    """Returns the memory map: operators to the right, addresses upwards, one box a buffer.
+
+    Args:
+        memory: What lies where.
+    """
+    from matplotlib.patches import Rectangle as Box
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    name = re.sub(r"\W+", "-", f"map-{memory.title}")
+    with _drawing(3.2, name) as figure:
+        axes = figure.subplots()
+        length, height = memory.length, memory.height
+        for order, box in enumerate(memory.rectangles):
+            first = max(box.first_op, 0)
+            width = box.last_op - first + 1
+            axes.add_patch(
+                Box(
+                    (first - 0.5, box.offset),
+                    width,
+                    box.bytes,
+                    facecolor=_COLOURS[_SERIES[order % len(_SERIES)]],
+                    edgecolor=_COLOURS["paper"],
+                    linewidth=0.8,
+                    alpha=0.85,
+                )
+            )
+            # A label that would not fit is left to the table below the chart.
+            room = int(width / length * 75)
+            if box.bytes > 0.06 * height and room >= 6:
+                axes.text(
+                    first - 0.5 + width / 2,
+                    box.offset + box.bytes / 2,
+                    _cut(box.name.rsplit("/", 1)[-1] if len(box.name) > room else box.name, room),
+                    ha="center",
+                    va="center",
+                    fontsize=7,
+                    color=_COLOURS["paper"],
+                    clip_on=True,
+                )
+        if memory.peak_operator is not None:
+            axes.axvline(memory.peak_operator, color=_COLOURS["ink"], linewidth=0.8, linestyle=":")
+            axes.text(memory.peak_operator, 1.03 * height, "peak", ha="center", fontsize=7)
+        axes.set_xlim(-0.5, length - 0.5)
+        axes.set_ylim(0, 1.1 * height)
+        axes.set_xlabel("operator")
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 4, 5, 8, 10]))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda size, _: format_size(size)))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.grid(axis="y")
+        return _svg(figure, name)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: max(length - 1, 1)] + "\u2026"

@@ -281,6 +281,19 @@ class TargetProfile:
         """The target's own limits: its budgets, else its flash and SRAM."""
         return self.budgets.over(Budgets(max_flash=self.flash, max_ram=self.sram))
 
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the tables of the profile's file, as `from_dict` reads them."""
+        data = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
+        data["sources"] = list(self.sources)
+        data["budgets"] = {k: v for k, v in data["budgets"].items() if v is not None}
+        if self.budgets.max_latency is not None:
+            data["budgets"]["max_latency"] = f"{self.budgets.max_latency}us"
+        if self.latency is not None:
+            table = dataclasses.asdict(self.latency)
+            data["latency"] = {_FILE_KEYS.get(key, key): value for key, value in table.items()}
+            data["latency"]["published"] = list(table["published"])
+        return data
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], origin: str = "profile") -> TargetProfile:
         """Returns the profile that a TOML file's tables describe.

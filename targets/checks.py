@@ -1,0 +1,388 @@
+"""The checks: one small rule each, and the verdict of all of them on one target.
+
+A rule is a function whose docstring is the rule. It reports the value, how it is known and the band
+it lies in, and falls a verdict only where the whole band lies on one side of the limit. What cannot
+be known is `not_measured` with a reason; nothing is guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from edgecompress.core.errors import EdgeCompressError
+from edgecompress.core.flatbuffer import FlatModel
+from edgecompress.core.registry import Registry
+from edgecompress.core.results import CheckResult, TargetResult, Verdict, judge
+from edgecompress.core.units import format_size, format_time
+from edgecompress.targets.arena import KERNELS, compute_arena
+from edgecompress.targets.flash import estimate_flash
+from edgecompress.targets.latency import LatencyEstimate, predict
+from edgecompress.targets.operators import unsupported, wrong_results
+from edgecompress.targets.profile import Budgets, TargetProfile, check_choice
+
+if TYPE_CHECKING:
+    from edgecompress.targets.bench import HostLatency
+
+__all__ = ["RULES", "Budgets", "Subject", "check"]
+
+# How many operators a check names; the rest is counted.
+_NAMED = 3
+_COSTLIEST = 5
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a rule looks at.
+
+    Attributes:
+        model: The file.
+        profile: The target.
+        budgets: The limits: the user's, filled up with the target's own.
+        kernels: Kernel set on a microcontroller; None elsewhere.
+        host_latency: What was measured on this machine; None where nothing was.
+    """
+
+    model: FlatModel
+    profile: TargetProfile
+    budgets: Budgets
+    kernels: str | None
+    host_latency: HostLatency | None = None
+
+
+RULES: Registry[Callable[[Subject], CheckResult]] = Registry("rule")
+
+
+def _no_microcontroller(subject: Subject, what: str) -> str:
+    name = "This computer" if subject.profile.kind == "host" else subject.profile.title
+    return f"{name} is no microcontroller: {what}."
+
+
+@RULES.register("file_size")
+def file_size(subject: Subject) -> CheckResult:
+    """The .tflite file is no larger than its budget."""
+    size, limit = len(subject.model.data), subject.budgets.max_file_size
+    verdict = judge(size, size, limit)
+    reason = None
+    if verdict == "fail" and limit is not None:
+        reason = f"The file has {format_size(size)}, the budget is {format_size(limit)}."
+    return CheckResult(
+        "file_size", verdict, size, size, size, limit, "bytes", "computed", {}, reason
+    )
+
+
+@RULES.register("flash")
+def flash(subject: Subject) -> CheckResult:
+    """The file and the code that runs it fit into the flash."""
+    if subject.kernels is None:
+        return CheckResult(
+            "flash",
+            "not_applicable",
+            reason=_no_microcontroller(subject, "the model lies in a file system"),
+        )
+    limit = subject.budgets.max_flash
+    estimate = estimate_flash(subject.model, subject.kernels)
+    verdict = judge(estimate.low, estimate.high, limit)
+    reason = None
+    if limit is not None and verdict in ("fail", "uncertain"):
+        does = "is above" if verdict == "fail" else "lies around"
+        reason = (
+            f"{format_size(estimate.low)} to {format_size(estimate.high)} {does} the limit of "
+            f"{format_size(limit)}: the file has {format_size(estimate.model_bytes)}, the code "
+            f"{format_size(estimate.code_low)} to {format_size(estimate.code_high)}."
+        )
+    detail = {
+        "model_bytes": estimate.model_bytes,
+        "code_low": estimate.code_low,
+        "code_high": estimate.code_high,
+        "kernels": subject.kernels,
+        "unmeasured_operators": estimate.unmeasured,
+    }
+    return CheckResult(
+        "flash",
+        verdict,
+        (estimate.low + estimate.high) // 2,
+        estimate.low,
+        estimate.high,
+        limit,
+        "bytes",
+        "predicted",
+        detail,
+        reason,
+    )
+
+
+@RULES.register("arena")
+def arena(subject: Subject) -> CheckResult:
+    """The tensor arena fits into the RAM."""
+    profile, limit = subject.profile, subject.budgets.max_ram
+    if subject.kernels is None or profile.core is None:
+        return CheckResult(
+            "arena",
+            "not_applicable",
+            reason=_no_microcontroller(subject, "its runtime takes memory as it needs it"),
+        )
+    found = compute_arena(subject.model, profile.core, subject.kernels)
+    if found.used is None:
+        least = found.at_least
+        detail: dict[str, Any] = {
+            "core": profile.core,
+            "kernels": subject.kernels,
+            "unknown": [str(item) for item in found.unknown],
+        }
+        if least is not None and limit is not None and least > limit:
+            reason = (
+                f"At least {format_size(least)} are needed, the limit is {format_size(limit)}. "
+                f"{found.explain()}"
+            )
+            return CheckResult(
+                "arena", "fail", None, least, None, limit, "bytes", "computed", detail, reason
+            )
+        return CheckResult(
+            "arena",
+            "not_applicable" if limit is None else "not_measured",
+            low=least,
+            limit=limit,
+            detail=detail,
+            reason=f"{found.explain()} Measure it on the device: arena_used_bytes().",
+        )
+    # In very small models the interpreter needs more to plan the arena than to use it.
+    needed = max(found.used, found.smallest or 0)
+    verdict = judge(needed, needed, limit)
+    reason = None
+    if verdict == "fail" and limit is not None:
+        reason = (
+            f"{format_size(needed)} are needed, the limit is {format_size(limit)}. "
+            f"{found.explain()}"
+        )
+    detail = {
+        "head": found.head,
+        "tail": found.tail,
+        "smallest": found.smallest,
+        "peak_operator": found.peak_operator,
+        "peak_operator_name": found.peak_operator_name,
+        "peak_tensors": [{"name": b.name, "bytes": b.bytes} for b in found.peak_tensors],
+        "core": profile.core,
+        "kernels": subject.kernels,
+        "notes": found.notes,
+    }
+    return CheckResult(
+        "arena",
+        verdict,
+        found.used,
+        found.used,
+        found.used,
+        limit,
+        "bytes",
+        "computed",
+        detail,
+        reason,
+    )
+
+
+@RULES.register("latency")
+def latency(subject: Subject) -> CheckResult:
+    """One inference takes no longer than its budget."""
+    if subject.profile.kind == "host":
+        return _host_latency(subject)
+    if subject.kernels is None:
+        return CheckResult(
+            "latency",
+            "not_measured",
+            limit=subject.budgets.max_latency,
+            unit="microseconds",
+            reason=(
+                f"{subject.profile.title} was not attached. Connect it and run `edgecompress bench "
+                f"--device adb`; no published result tells how fast today's LiteRT is on it."
+            ),
+        )
+    try:
+        estimate = predict(subject.model, subject.profile, subject.kernels)
+    except EdgeCompressError as error:
+        return CheckResult(
+            "latency",
+            "not_measured",
+            limit=subject.budgets.max_latency,
+            unit="microseconds",
+            reason=str(error),
+        )
+    return _predicted_latency(subject, estimate)
+
+
+def _predicted_latency(subject: Subject, estimate: LatencyEstimate) -> CheckResult:
+    limit, profile = subject.budgets.max_latency, subject.profile
+    costliest = sorted(
+        (c for c in estimate.operators if c.instructions is not None),
+        key=lambda cost: -(cost.instructions or 0),
+    )
+    detail: dict[str, Any] = {
+        "class": estimate.calibration,
+        "kernels": estimate.kernels,
+        "runtime": profile.latency.runtime if profile.latency and estimate.calibration else "",
+        "instructions": estimate.instructions,
+        "weight_bytes": estimate.weight_bytes,
+        "cycles_per_instruction": estimate.cycles_per_instruction,
+        "cycles": estimate.cycles,
+        "costliest": [
+            {"index": c.index, "name": c.name, "output": c.output, "instructions": c.instructions}
+            for c in costliest[:_COSTLIEST]
+        ],
+        "unknown": [f"operator {c.index} {c.name}: {c.reason}" for c in estimate.unknown],
+    }
+    typical, low, high = estimate.microseconds, estimate.low, estimate.high
+    if typical is None or low is None or high is None:
+        reason = estimate.reason
+        verdict: Verdict = "not_applicable" if limit is None else "not_measured"
+        if limit is not None and low is not None and low > limit:
+            verdict = "fail"
+            reason = (
+                f"It takes at least {format_time(low)}, the limit is {format_time(limit)}; how "
+                f"much longer is not known. {estimate.reason}"
+            )
+        return CheckResult(
+            "latency",
+            verdict,
+            None,
+            low,
+            None,
+            limit,
+            "microseconds",
+            None if low is None else "predicted",
+            detail,
+            reason,
+        )
+    verdict = judge(low, high, limit)
+    reason = None
+    if limit is not None and verdict in ("fail", "uncertain"):
+        does = "is above" if verdict == "fail" else "lies around"
+        advice = "" if verdict == "fail" else " Measure it on the device to decide."
+        reason = (
+            f"{format_time(low)} to {format_time(high)} {does} the limit of {format_time(limit)} "
+            f"(class {estimate.calibration}).{advice}"
+        )
+    return CheckResult(
+        "latency",
+        verdict,
+        typical,
+        low,
+        high,
+        limit,
+        "microseconds",
+        "predicted",
+        detail,
+        reason,
+    )
+
+
+def _host_latency(subject: Subject) -> CheckResult:
+    limit, measured = subject.budgets.max_latency, subject.host_latency
+    if measured is None:
+        return CheckResult(
+            "latency",
+            "not_applicable" if limit is None else "not_measured",
+            limit=limit,
+            unit="microseconds",
+            reason="The model was not timed on this computer.",
+        )
+    raise NotImplementedError
+
+
+@RULES.register("operators")
+def operators(subject: Subject) -> CheckResult:
+    """The target's runtime has every operator of the model."""
+    missing = unsupported(subject.model, subject.profile)
+    wrong = wrong_results(subject.model, subject.profile, subject.kernels)
+    verdict: Verdict = "fail" if missing else "uncertain" if wrong else "pass"
+    named = (missing or wrong)[:_NAMED]
+    more = len(missing or wrong) - len(named)
+    reason = None
+    if named:
+        also = f"; and {more} more" if more else ""
+        reason = f"{'; '.join(str(problem) for problem in named)}{also}."
+    detail = {
+        "engine": subject.profile.engine,
+        "unsupported": [vars(problem) for problem in missing],
+        "wrong_results": [vars(problem) for problem in wrong],
+        "subgraphs_not_checked": subject.model.subgraphs - 1,
+    }
+    count = len(missing)
+    return CheckResult(
+        "operators", verdict, count, count, count, 0, "operators", "computed", detail, reason
+    )
+
+
+def _with_floor(result: CheckResult, floor: float | None) -> CheckResult:
+    """Judges an accuracy that came without a limit against the target's own."""
+    if floor is None or result.limit is not None:
+        return result
+    if result.measured is None:
+        return _accuracy_missing(floor)
+    low = result.measured if result.low is None else result.low
+    high = result.measured if result.high is None else result.high
+    verdict = judge(low, high, floor, at_least=True)
+    reason = None if verdict == "pass" else f"Accuracy {result.measured:.4f}, the floor is {floor}."
+    return replace(result, verdict=verdict, limit=floor, reason=reason)
+
+
+def _accuracy_missing(floor: float) -> CheckResult:
+    return CheckResult(
+        "accuracy",
+        "not_measured",
+        limit=floor,
+        unit="share",
+        reason="An accuracy floor needs labels: give --evaluate FILE.npz with x and y.",
+    )
+
+
+def check(
+    model: FlatModel,
+    profile: TargetProfile,
+    budgets: Budgets | None = None,
+    *,
+    kernels: str | None = None,
+    host_latency: HostLatency | None = None,
+    extra: Sequence[CheckResult] = (),
+) -> TargetResult:
+    """Checks a file against one target.
+
+    Args:
+        model: The file.
+        profile: The target.
+        budgets: Limits of the user; they override the target's own. Defaults to none.
+        kernels: `cmsis-nn` or `reference` on microcontrollers. Defaults to the profile's.
+        host_latency: What `bench_host` measured, for the host target. Defaults to not measured.
+        extra: Results that need data or an engine (accuracy, parity), or a latency measured on the
+            device; each replaces this module's own result of the same rule.
+
+    Returns:
+        One result for each rule, in the order of `RULES`, then the extra ones.
+
+    Raises:
+        UnknownNameError: `kernels` is no kernel set.
+
+    Example:
+        >>> board = load_target("nucleo-l4r5zi")
+        >>> check(read_tflite("kws.tflite"), board, Budgets(max_ram=16384)).verdict
+        ... # doctest: +SKIP
+        'fail'
+    """
+    if kernels is not None:
+        check_choice("--kernels", kernels, KERNELS)
+    limits = (budgets or Budgets()).over(profile.limits)
+    subject = Subject(
+        model,
+        profile,
+        limits,
+        (kernels or profile.kernels) if profile.is_microcontroller else None,
+        host_latency,
+    )
+    given = [
+        _with_floor(result, limits.min_accuracy) if result.rule == "accuracy" else result
+        for result in extra
+    ]
+    rules = {result.rule for result in given}
+    results = [rule(subject) for name, rule in RULES.items() if name not in rules]
+    if limits.min_accuracy is not None and "accuracy" not in rules:
+        given.append(_accuracy_missing(limits.min_accuracy))
+    return TargetResult(profile.name, (*results, *given))

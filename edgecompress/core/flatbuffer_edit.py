@@ -7,53 +7,72 @@ returns new bytes and leaves the ones it got alone.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import flatbuffers
 import numpy as np
 
-from edgecompress.core.errors import ModelFileError
 from edgecompress.core.flatbuffer import read_tflite
+
+Names = Literal["interface", "computed", "all"]
 
 # The schema's force_align for buffers; kernels and TFLM read tables in place and rely on it.
 _ALIGNMENT = 16
 
 
-class _AlignedBuilder(flatbuffers.Builder):
-    """A builder that aligns byte vectors; the Python one ignores the schema's force_align."""
+class _Builder(flatbuffers.Builder):
+    """Aligns byte vectors and writes equal vectors and strings once.
 
-    def CreateNumpyVector(self, x: np.ndarray) -> int:  # noqa: N802
-        if x.dtype == np.uint8:
-            self.Prep(_ALIGNMENT, x.size)
-        return super().CreateNumpyVector(x)
+    The Python builder ignores the schema's force_align. A per-channel tensor's zero points are 8
+    bytes for each channel, nearly always zero: shared, they are stored once for each length.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(1024)
+        self._vectors: dict[tuple[str, bytes], int] = {}
+
+    def CreateNumpyVector(self, x: np.ndarray) -> int:
+        key = (x.dtype.str, x.tobytes())
+        if key not in self._vectors:
+            if x.dtype == np.uint8:
+                self.Prep(_ALIGNMENT, x.size)
+            self._vectors[key] = super().CreateNumpyVector(x)
+        return self._vectors[key]
+
+    def CreateString(self, s: str | bytes, *args: str) -> int:
+        key = ("string", s if isinstance(s, bytes) else s.encode())
+        if key not in self._vectors:
+            self._vectors[key] = super().CreateString(s, *args)
+        return self._vectors[key]
 
 
 def unpack(data: bytes) -> Any:
     """Returns the `ModelT` tree of a .tflite file; its buffers are read-only views of `data`.
 
+    Buffers that lie behind the flatbuffer (as litert-quantizer writes them) become ordinary ones.
+
     Raises:
-        ModelFileError: the file is no .tflite or damaged, or keeps its buffers behind the
-            flatbuffer (files above 2 GiB).
+        ModelFileError: the file is no .tflite or damaged.
     """
     from ai_edge_litert import schema_py_generated as schema
 
     read_tflite(data)
     model = schema.ModelT.InitFromPackedBuf(data)
-    if any(buffer.offset > 1 for buffer in model.buffers):
-        raise ModelFileError(
-            "The file keeps its buffers behind the flatbuffer (above 2 GiB); it cannot be edited."
-        )
+    for buffer in model.buffers:
+        if buffer.offset > 1:
+            buffer.data = np.frombuffer(data, np.uint8, buffer.size, buffer.offset)
+            buffer.offset = buffer.size = 0
     return model
 
 
 def pack(model: Any) -> bytes:
     """Returns the bytes of a `ModelT` tree; equal trees give equal bytes.
 
-    Every buffer starts at a multiple of 16 bytes. Buffers with equal contents are stored once and
-    tensors without values share the empty buffer 0, so the tree's buffer numbers change.
+    Every buffer starts at a multiple of 16 bytes. Equal buffers, vectors and strings are stored
+    once and tensors without values share the empty buffer 0, so buffer numbers change.
     """
     _share_buffers(model)
-    builder = _AlignedBuilder(1024)
+    builder = _Builder()
     builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
     return bytes(builder.Output())
 
@@ -82,54 +101,46 @@ def _share_buffers(model: Any) -> None:
         model.metadataBuffer = [renumbered[index] for index in model.metadataBuffer]
 
 
-def rename_tensors(data: bytes, name: Callable[[int, int, str], str]) -> bytes:
+def rename_tensors(data: bytes, name: Callable[[int, int], str]) -> bytes:
     """Returns the file with other tensor names.
 
     Args:
         data: A .tflite file.
-        name: Called with subgraph, tensor index and present name; returns the new name.
+        name: Called with the numbers of subgraph and tensor; returns the tensor's name.
     """
     model = unpack(data)
     for number, graph in enumerate(model.subgraphs):
         for index, tensor in enumerate(graph.tensors):
-            tensor.name = name(number, index, _text(tensor.name))
+            tensor.name = name(number, index)
     return pack(model)
 
 
-def _text(value: Any) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value or "")
-
-
-def strip(data: bytes, bias_quantization: bool = False) -> bytes:
+def strip(data: bytes, keep_names: Names = "interface") -> bytes:
     """Returns the file without what no interpreter reads while it runs the model.
 
-    Removed: tensor names other than those of inputs and outputs, signatures, metadata, the
-    description, recorded minimum and maximum of quantized tensors, doubled and empty buffers.
-    Tensor and operator numbers stay as they are.
+    Removed: tensor names, signatures, metadata, the description, recorded minimum and maximum of
+    quantized tensors, doubled and empty buffers. Tensor and operator numbers stay as they are.
 
     Args:
         data: A .tflite file.
-        bias_quantization: Also remove scales and zero points of per-channel int32 biases (12 bytes
-            for each channel). Exact on TensorFlow Lite Micro, which computes them from input and
-            filter; LiteRT's XNNPACK delegate then hands layers back to slower built-in kernels
-            whose rounding differs, so do this for microcontrollers only. Defaults to False.
+        keep_names: Which tensors keep their names: those of the model's inputs and outputs
+            (`interface`), all that inference computes (`computed`), or `all`. Defaults to
+            `interface`.
     """
-    from ai_edge_litert import schema_py_generated as schema
-
     model = unpack(data)
     model.signatureDefs = model.metadata = model.metadataBuffer = model.description = None
     for graph in model.subgraphs:
         graph.name = None
-        named = {*graph.inputs, *graph.outputs}
+        interface = {*graph.inputs, *graph.outputs}
         for index, tensor in enumerate(graph.tensors):
-            if index not in named:
+            constant = tensor.buffer != 0 and model.buffers[tensor.buffer].data is not None
+            named = keep_names == "all" or (keep_names == "computed" and not constant)
+            if not named and index not in interface:
                 tensor.name = None
             quantization = tensor.quantization
             if quantization is None:
                 continue
             quantization.min = quantization.max = None
-            scales = 0 if quantization.scale is None else len(quantization.scale)
-            wide_bias = tensor.type == schema.TensorType.INT32 and scales > 1
-            if scales == 0 or (bias_quantization and wide_bias):
+            if quantization.scale is None or len(quantization.scale) == 0:
                 tensor.quantization = None
     return pack(model)

@@ -1,0 +1,273 @@
+"""Calibration data: loading it, checking it against the model, measuring ranges with it."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgecompress.converters.loaders import InputSpec, LoadedModel, one_line, wrap
+from edgecompress.core.errors import ArgumentError, EngineError
+from edgecompress.core.flatbuffer import FlatModel, read_tflite
+from edgecompress.core.quiet import quiet
+
+# Minimum and maximum settle long before; more samples only cost time.
+MAX_SAMPLES = 500
+_LABELS = "y"
+
+Data = tuple[tuple[np.ndarray, ...] | None, np.ndarray | None]
+
+
+def load(
+    source: Any, model: Any, argument: str = "calibration", max_samples: int | None = None
+) -> Data:
+    """Loads samples, and labels where there are any, and checks them against a model's inputs.
+
+    Args:
+        source: Path of an .npy or .npz file, an array, a list of arrays (one for each input), a
+            mapping from names to arrays, or (x, y) with labels y. In files and mappings, labels
+            have the key `y`; the samples of a single input have the key `x` or are the first
+            other array, those of several inputs have the inputs' names or `x0`, `x1`, ... by
+            position. None gives (None, None).
+        model: What the samples are for: a LoadedModel, a Keras model or a FlatModel.
+        argument: Name of the argument for error messages. Defaults to `calibration`.
+        max_samples: Keep this many, evenly spaced so that data sorted by class stay balanced.
+            Defaults to None: all.
+
+    Returns:
+        (samples, labels): one array for each input, `(samples, *input shape)`, in the dtype the
+        float model takes; labels `(samples, ...)` or None.
+
+    Raises:
+        ArgumentError: the source is missing, damaged, pickled, empty, not finite, or its shape or
+            dtype is not the model's. Integer arrays are refused for floating inputs: whether the
+            model was trained on raw or scaled values cannot be told from them.
+
+    Example:
+        >>> samples, labels = load("calibration.npz", model)  # doctest: +SKIP
+    """
+    if source is None:
+        return None, None
+    inputs = _inputs(model)
+    arrays, labels = _arrays(source, inputs, argument)
+    checked = tuple(
+        _checked(array, spec, argument) for array, spec in zip(arrays, inputs, strict=True)
+    )
+    lengths = {len(array) for array in checked} | (set() if labels is None else {len(labels)})
+    if len(lengths) > 1:
+        raise ArgumentError(
+            argument, "hold as many samples in each array (labels included)", sorted(lengths)
+        )
+    if max_samples is not None:
+        checked = tuple(spread(array, max_samples) for array in checked)
+        labels = None if labels is None else spread(labels, max_samples)
+    return checked, labels
+
+
+def spread(array: np.ndarray, count: int) -> np.ndarray:
+    """Returns at most `count` samples of an array, evenly spaced over its first axis.
+
+    Example:
+        >>> spread(np.arange(10), 4)
+        array([0, 2, 5, 7])
+    """
+    if len(array) <= count:
+        return array
+    return array[np.arange(count) * len(array) // count]
+
+
+def _inputs(model: Any) -> tuple[InputSpec, ...]:
+    if isinstance(model, FlatModel):
+        # A quantized input still takes real numbers here: who runs the file quantizes them.
+        return tuple(
+            InputSpec(t.name, t.shape[1:], "float32" if t.is_quantized else t.type.lower())
+            for t in (model.tensors[index] for index in model.inputs)
+        )
+    return model.inputs if isinstance(model, LoadedModel) else wrap(model).inputs
+
+
+def _arrays(
+    source: Any, inputs: Sequence[InputSpec], argument: str
+) -> tuple[list[np.ndarray], np.ndarray | None]:
+    """Returns one array for each input, and the labels."""
+    if isinstance(source, (str, Path)):
+        source = _read(Path(source), argument)
+    if isinstance(source, Mapping):
+        return _from_mapping(source, inputs, argument)
+    if isinstance(source, (list, tuple)) and all(hasattr(a, "shape") for a in source):
+        arrays = [np.asarray(array) for array in source]
+        if len(arrays) == len(inputs) + 1 and isinstance(source, tuple):
+            return arrays[:-1], arrays[-1]
+    else:
+        arrays = [np.asarray(source)]
+    if len(arrays) != len(inputs):
+        raise ArgumentError(
+            argument, f"hold one array for each of the model's {len(inputs)} inputs", len(arrays)
+        )
+    return arrays, None
+
+
+def _read(path: Path, argument: str) -> Any:
+    rule = "be a readable .npy or .npz file of numbers"
+    if path.suffix not in (".npy", ".npz"):
+        raise ArgumentError(argument, rule, str(path), "Write one with numpy.savez(path, x=x).")
+    try:
+        # Pickled objects could run code; numpy then refuses them.
+        content = np.load(path, allow_pickle=False)
+        return content if isinstance(content, np.ndarray) else {k: content[k] for k in content}
+    except FileNotFoundError:
+        raise ArgumentError(argument, rule, str(path), "It does not exist.") from None
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise ArgumentError(argument, rule, str(path), one_line(error)) from error
+
+
+def _from_mapping(
+    source: Mapping[str, Any], inputs: Sequence[InputSpec], argument: str
+) -> tuple[list[np.ndarray], np.ndarray | None]:
+    labels = None if _LABELS not in source else np.asarray(source[_LABELS])
+    data = {key: value for key, value in source.items() if key != _LABELS}
+    if not data:
+        raise ArgumentError(argument, "hold samples under the key x", sorted(source))
+    if len(inputs) == 1:
+        first = next(iter(data))
+        return [np.asarray(data.get("x", data[first]))], labels
+    arrays = []
+    for position, spec in enumerate(inputs):
+        key = spec.name if spec.name in data else f"x{position}"
+        if key not in data:
+            names = ", ".join(i.name for i in inputs)
+            raise ArgumentError(argument, f"hold an array for each input ({names})", sorted(source))
+        arrays.append(np.asarray(data[key]))
+    return arrays, labels
+
+
+def _checked(array: np.ndarray, spec: InputSpec, argument: str) -> np.ndarray:
+    expected = ", ".join("any" if size is None else str(size) for size in spec.shape)
+    rule = f"hold samples of shape ({expected}) for input {spec.name!r}"
+    got = f"array of shape {array.shape} and dtype {array.dtype}"
+    if (
+        array.ndim == 0
+        or array.ndim != len(spec.shape) + 1
+        or any(
+            want is not None and want != have
+            for want, have in zip(spec.shape, array.shape[1:], strict=True)
+        )
+    ):
+        hint = "The first axis counts the samples."
+        if spec.shape[-1:] == (1,) and array.shape[1:] == spec.shape[:-1]:
+            hint = "Add the channel axis: x[..., None]."
+        elif array.shape == spec.shape:
+            hint = "Add the sample axis: x[None]."
+        raise ArgumentError(argument, rule, got, hint)
+    if len(array) == 0:
+        raise ArgumentError(argument, "hold at least one sample", got)
+    floating = np.issubdtype(array.dtype, np.floating)
+    if spec.dtype.startswith(("float", "bfloat")):
+        if not floating:
+            raise ArgumentError(
+                argument,
+                "hold floating-point numbers, scaled as in training",
+                got,
+                "Give x.astype('float32') with the scaling that training used (e.g. / 255).",
+            )
+        array = array.astype(np.float32)
+        if not np.isfinite(array).all():
+            bad = int(np.count_nonzero(~np.isfinite(array)))
+            raise ArgumentError(
+                argument, "hold finite numbers only", f"{bad} of {array.size} are NaN or infinite"
+            )
+        return np.ascontiguousarray(array)
+    if not (np.issubdtype(array.dtype, np.integer) or array.dtype == np.bool_):
+        raise ArgumentError(argument, f"hold integers for input {spec.name!r}", got)
+    converted = array.astype(spec.dtype)
+    if not np.array_equal(converted, array):
+        raise ArgumentError(argument, f"fit {spec.dtype} for input {spec.name!r}", got)
+    return np.ascontiguousarray(converted)
+
+
+class _Interpreter:
+    """A float flatbuffer in LiteRT that shows every tensor."""
+
+    def __init__(self, data: bytes) -> None:
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+        try:
+            with quiet():
+                # Built-in kernels only: a delegate keeps the tensors inside it to itself.
+                self._interpreter = Interpreter(
+                    model_content=data,
+                    num_threads=1,
+                    experimental_preserve_all_tensors=True,
+                    experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+                )
+                self._interpreter.allocate_tensors()
+        except (RuntimeError, ValueError) as error:
+            raise EngineError(f"LiteRT cannot load the float file: {one_line(error)}") from error
+        self._inputs = [d["index"] for d in self._interpreter.get_input_details()]
+
+    def invoke(self, sample: Sequence[np.ndarray]) -> None:
+        """Runs one sample: one array for each input, without the sample axis."""
+        for index, array in zip(self._inputs, sample, strict=True):
+            self._interpreter.set_tensor(index, array[None])
+        try:
+            self._interpreter.invoke()
+        except RuntimeError as error:
+            raise EngineError(f"LiteRT cannot run the float file: {one_line(error)}") from error
+
+    def value(self, index: int) -> np.ndarray | None:
+        """Returns a tensor's present value; None for one that no operator has filled."""
+        try:
+            return self._interpreter.get_tensor(index)
+        except ValueError:
+            return None
+
+
+def computed_tensors(model: FlatModel) -> list[int]:
+    """Returns the floating tensors that inference computes, in order of execution, inputs first."""
+    found = dict.fromkeys(model.inputs)
+    for operator in model.operators:
+        found.update(dict.fromkeys(operator.outputs))
+    return [i for i in found if model.tensors[i].type == "FLOAT32"]
+
+
+def tensor_values(data: bytes, sample: Sequence[np.ndarray]) -> dict[int, np.ndarray]:
+    """Returns what a float flatbuffer computes for one sample: tensor index -> value.
+
+    Args:
+        data: A float .tflite file of batch 1.
+        sample: One array for each input, without the sample axis.
+
+    Raises:
+        EngineError: LiteRT cannot load or run the file.
+    """
+    interpreter = _Interpreter(data)
+    interpreter.invoke(sample)
+    values = ((i, interpreter.value(i)) for i in computed_tensors(read_tflite(data)))
+    return {i: value for i, value in values if value is not None}
+
+
+def measure_ranges(data: bytes, samples: Sequence[np.ndarray]) -> dict[int, tuple[float, float]]:
+    """Returns the range each floating tensor covers over the samples: index -> (min, max).
+
+    Args:
+        data: A float .tflite file of batch 1.
+        samples: One array for each input, `(samples, ...)`.
+
+    Raises:
+        EngineError: LiteRT cannot load or run the file.
+    """
+    interpreter = _Interpreter(data)
+    indices = computed_tensors(read_tflite(data))
+    ranges: dict[int, tuple[float, float]] = {}
+    for position in range(len(samples[0])):
+        interpreter.invoke([array[position] for array in samples])
+        for index in indices:
+            value = interpreter.value(index)
+            if value is None or value.size == 0:
+                continue
+            low, high = ranges.get(index, (np.inf, -np.inf))
+            ranges[index] = (min(low, float(value.min())), max(high, float(value.max())))
+    return ranges

@@ -1,0 +1,301 @@
+"""Keras model -> float32 flatbuffer: batch 1, BatchNorm folded, built-in operators only.
+
+The model is traced at batch 1 and its weights are frozen into the graph before conversion: faster
+than TFLiteConverter.from_keras_model, free of variables, and with every shape fixed. The file is
+then run against the model, which also tells the tensor of each tap by value.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from edgecompress.converters.calibration import tensor_values
+from edgecompress.converters.loaders import LoadedModel, example_inputs, one_line, wrap
+from edgecompress.core.errors import ConversionError, UnsupportedModelError
+from edgecompress.core.flatbuffer import FlatModel, read_tflite
+from edgecompress.core.flatbuffer_edit import rename_tensors, strip
+from edgecompress.core.quiet import quiet
+from edgecompress.core.results import Artifact
+
+KIND = "float32"
+# Relative to the largest value: BatchNorm folding and other summation orders stay far below.
+_TOLERANCE = 1e-3
+_TYPES = ("float32", "int32", "int64", "int8", "uint8", "bool")
+
+
+@dataclass(frozen=True)
+class Float32Result:
+    """A float flatbuffer and where the model's taps lie in it.
+
+    Attributes:
+        artifact: The file. Its tensors are named after taps or layers, so that a file quantized
+            from it can be compared layer by layer.
+        tap_tensors: Tap -> name of the tensor that carries it.
+    """
+
+    artifact: Artifact
+    tap_tensors: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Makes the mapping read-only."""
+        object.__setattr__(self, "tap_tensors", MappingProxyType(dict(self.tap_tensors)))
+
+
+def convert(model: Any, taps: bool = True, verbose: bool = False) -> Float32Result:
+    """Converts a model to a float32 flatbuffer.
+
+    Equal models give equal bytes, in any process.
+
+    Args:
+        model: A LoadedModel or a Keras model; every dimension but the batch must be fixed.
+        taps: Find the tensors of the taps; needs a Keras 3 Sequential or Functional model, others
+            get none and a note. Defaults to True.
+        verbose: Let TensorFlow's log through. Defaults to False.
+
+    Returns:
+        The file, `Artifact(kind="float32")`, and the taps' tensors.
+
+    Raises:
+        UnsupportedModelError: the model has open dimensions or inputs of no known type.
+        ConversionError: an operator has no built-in form, or the file computes something else
+            than the model.
+
+    Example:
+        >>> result = convert(load_model("model.keras"))  # doctest: +SKIP
+        >>> len(result.artifact.data)  # doctest: +SKIP
+        319688
+    """
+    loaded = wrap(model)
+    _check_inputs(loaded)
+    raw = read_tflite(_to_flatbuffer(loaded, verbose))
+
+    sample = example_inputs(loaded.inputs)
+    values = tensor_values(raw.data, [array[0] for array in sample])
+    _refuse_difference(loaded, raw, values, sample)
+
+    notes: list[str] = []
+    tensors: dict[str, int] = {}
+    if taps:
+        tensors = _find_taps(loaded, raw, values, sample, notes)
+    names = _tensor_names(loaded, raw, tensors)
+    data = rename_tensors(
+        raw.data, lambda graph, index: names.get((graph, index), f"subgraph_{graph}/{index}")
+    )
+    data = strip(data, keep_names="all")
+    return Float32Result(
+        Artifact(KIND, data, str(loaded.path or loaded.name), loaded.record, tuple(notes)),
+        {tap: names[0, index] for tap, index in tensors.items()},
+    )
+
+
+def _check_inputs(loaded: LoadedModel) -> None:
+    for spec in loaded.inputs:
+        if any(size is None for size in spec.shape):
+            raise UnsupportedModelError(
+                f"Input {spec.name!r} of model {loaded.name!r} has open dimensions {spec.shape}: a "
+                "flatbuffer for devices has fixed shapes. Build the model with keras.Input(shape) "
+                "of the shape the device will feed."
+            )
+        if spec.dtype not in _TYPES:
+            raise UnsupportedModelError(
+                f"Input {spec.name!r} of model {loaded.name!r} takes {spec.dtype}; supported are "
+                f"{', '.join(_TYPES)}. Convert outside the model."
+            )
+
+
+def _to_flatbuffer(loaded: LoadedModel, verbose: bool) -> bytes:
+    import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import (
+        convert_variables_to_constants_v2,
+    )
+
+    signature = [
+        tf.TensorSpec((1, *spec.shape), spec.dtype, name=f"input_{position}")
+        for position, spec in enumerate(loaded.inputs)
+    ]
+    frozen = None
+    try:
+        with quiet(verbose):
+            traced = tf.function(lambda *tensors: loaded.call(tensors), input_signature=signature)
+            # Unfrozen, a Keras 3 model converts without an error to a file that cannot run.
+            frozen = convert_variables_to_constants_v2(traced.get_concrete_function())
+            converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen], None)
+            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+            return bytes(converter.convert())
+    # The converter raises its own error type and, for models it cannot trace, any other.
+    except Exception as error:
+        raise ConversionError(
+            f"Model {loaded.name!r} could not be converted: {_reason(error, frozen, loaded)}"
+        ) from error
+
+
+def _reason(error: Exception, frozen: Any, loaded: LoadedModel) -> str:
+    """Says in one line what stopped the converter, naming operators and their layers."""
+    missing = sorted(set(re.findall(r"'tf\.(\w+)' op is neither", str(error))))
+    if not missing or frozen is None:
+        return one_line(error)
+    parts = []
+    for operator in missing:
+        nodes = [n.name for n in frozen.graph.as_graph_def().node if n.op == operator]
+        layers = sorted({layer for n in nodes if (layer := layer_of(n, layer_names(loaded)))})
+        parts.append(f"{operator} (layer {', '.join(layers)})" if layers else operator)
+    return (
+        f"no built-in operator exists for {', '.join(parts)}. Replace the layer by one made of "
+        "supported operations."
+    )
+
+
+def layer_names(loaded: LoadedModel) -> list[str]:
+    """Returns the names of a model's layers, nested ones too; none for a SavedModel."""
+    names, stack = [], [loaded.model] if loaded.flavour != "saved_model" else []
+    while stack:
+        for layer in getattr(stack.pop(), "layers", ()):
+            names.append(layer.name)
+            stack.append(layer)
+    return names
+
+
+def layer_of(graph_name: str, layers: Iterable[str]) -> str | None:
+    """Returns the innermost layer in a graph name such as `model_1/conv_2/Relu`, or None.
+
+    Tracing may add `_1`, `_2`, ... to a layer's name.
+    """
+    known = set(layers)
+    for part in reversed(graph_name.split(";")[0].split("/")):
+        if part in known:
+            return part
+        if (base := re.sub(r"_\d+$", "", part)) in known:
+            return base
+    return None
+
+
+def _refuse_difference(
+    loaded: LoadedModel,
+    raw: FlatModel,
+    values: Mapping[int, np.ndarray],
+    sample: Sequence[np.ndarray],
+) -> None:
+    expected = loaded.predict(sample)
+    if len(expected) != len(raw.outputs):
+        raise ConversionError(
+            f"Model {loaded.name!r} has {len(expected)} outputs, its flatbuffer {len(raw.outputs)}."
+        )
+    for position, (want, index) in enumerate(zip(expected, raw.outputs, strict=True)):
+        have = values.get(index)
+        # Integer outputs are not compared by tolerance and stay unchecked here.
+        if have is None:
+            continue
+        error = _distance(want, have) if want.shape == have.shape else np.inf
+        if error > _TOLERANCE:
+            raise ConversionError(
+                f"The float flatbuffer of model {loaded.name!r} computes another output "
+                f"{position}: its relative error on random data is {error:.2g}."
+            )
+
+
+def _distance(want: np.ndarray, have: np.ndarray) -> float:
+    """Returns the largest difference relative to the largest value."""
+    if not np.isfinite(want).all():
+        return 0.0 if np.array_equal(np.isfinite(want), np.isfinite(have)) else np.inf
+    scale = max(float(np.abs(want).max(initial=0)), 1e-6)
+    return float(np.abs(want.astype(np.float64) - have).max(initial=0)) / scale
+
+
+def _find_taps(
+    loaded: LoadedModel,
+    raw: FlatModel,
+    values: Mapping[int, np.ndarray],
+    sample: Sequence[np.ndarray],
+    notes: list[str],
+) -> dict[str, int]:
+    """Returns the tensor index of each tap, found by value on one random sample."""
+    inputs = {f"input:{position}": index for position, index in enumerate(raw.inputs)}
+    if loaded.flavour != "keras3":
+        return inputs
+    try:
+        from edgecompress.core import fusion
+    except ImportError:
+        return inputs
+    try:
+        tapped = fusion.tap_model(loaded.model)
+    except UnsupportedModelError as error:
+        notes.append(f"No layer's output can be followed into the flatbuffer: {error}")
+        return inputs
+    wanted = {
+        tap: np.asarray(value)
+        for tap, value in tapped(list(sample), training=False).items()
+        if tap not in inputs
+    }
+    others = {i: v for i, v in values.items() if i not in raw.inputs}
+    return inputs | match_by_value(wanted, others)
+
+
+def match_by_value(
+    wanted: Mapping[str, np.ndarray], values: Mapping[int, np.ndarray]
+) -> dict[str, int]:
+    """Returns for each tap the tensor that holds its value.
+
+    The nearest tensor of the same shape (else of the same size: converters drop reshapes) counts,
+    if its error is below 0.1 % of the largest value. Taps with equal values (a ReLU of positive
+    values, dead layers) get the tensors with that value in the order of execution; where the
+    numbers differ and there is more than one tensor, none.
+
+    Args:
+        wanted: Tap -> value, in order of execution.
+        values: Tensor index -> value, in order of execution.
+    """
+    candidates = {tap: _nearest(value, values) for tap, value in wanted.items()}
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for tap, tensors in candidates.items():
+        groups.setdefault(tensors, []).append(tap)
+    found = {}
+    for tensors, taps in groups.items():
+        if len(tensors) == 1:
+            found |= dict.fromkeys(taps, tensors[0])
+        elif len(tensors) == len(taps):
+            found |= dict(zip(taps, tensors, strict=True))
+    return {tap: found[tap] for tap in wanted if tap in found}
+
+
+def _nearest(want: np.ndarray, values: Mapping[int, np.ndarray]) -> tuple[int, ...]:
+    same = [i for i, v in values.items() if v.shape == want.shape]
+    if not same:
+        same = [i for i, v in values.items() if v.size == want.size]
+    if not same:
+        return ()
+    errors = {i: _distance(want.ravel(), values[i].ravel()) for i in same}
+    best = min(same, key=lambda i: errors[i])
+    if errors[best] > _TOLERANCE:
+        return ()
+    return tuple(i for i in same if np.array_equal(values[i].ravel(), values[best].ravel()))
+
+
+def _tensor_names(
+    loaded: LoadedModel, raw: FlatModel, tensors: Mapping[str, int]
+) -> dict[tuple[int, int], str]:
+    """Returns a name for each tensor that depends on the model alone, not on the process."""
+    layers = layer_names(loaded)
+    wanted = {index: tap for tap, index in reversed(tensors.items()) if index not in raw.inputs}
+    wanted |= {index: spec.name for index, spec in zip(raw.inputs, loaded.inputs, strict=True)}
+    for operator in raw.operators:
+        for index in operator.outputs:
+            layer = layer_of(raw.tensors[index].name, layers)
+            wanted.setdefault(
+                index, f"{layer}/{operator.name.lower()}" if layer else operator.name.lower()
+            )
+    names: dict[tuple[int, int], str] = {}
+    used: set[str] = set()
+    for index in [*wanted, *(t.index for t in raw.tensors if t.index not in wanted)]:
+        base = name = wanted.get(index, f"constant_{index}")
+        count = 1
+        while name in used:
+            name, count = f"{base}_{count}", count + 1
+        used.add(name)
+        names[0, index] = name
+    return names

@@ -1,0 +1,336 @@
+"""float32 flatbuffer -> int8 flatbuffer: integer inputs, outputs, weights and activations.
+
+Weights are quantized symmetrically per channel, activations asymmetrically per tensor, by
+litert-quantizer's `static_wi8_ai8` recipe. Where training learnt a tensor's range it is used as it
+is; the other ranges are measured on calibration samples.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from edgecompress.converters.calibration import (
+    MAX_SAMPLES,
+    computed_tensors,
+    measure_ranges,
+    spread,
+)
+from edgecompress.converters.float32 import Float32Result
+from edgecompress.converters.loaders import one_line
+from edgecompress.core.errors import ArgumentError, ConversionError
+from edgecompress.core.flatbuffer import FlatModel, Operator, read_tflite
+from edgecompress.core.flatbuffer_edit import pack, strip, unpack
+from edgecompress.core.quiet import quiet
+from edgecompress.core.record import CompressionRecord
+from edgecompress.core.results import Artifact
+from edgecompress.core.units import format_size
+
+KIND = "int8"
+# Operators whose output has the quantization of their first input: one range serves both.
+_SAME_RANGE = frozenset(
+    {
+        "RESHAPE", "TRANSPOSE", "SQUEEZE", "EXPAND_DIMS", "MAX_POOL_2D", "PAD", "SLICE",
+        "STRIDED_SLICE", "SPLIT", "GATHER", "GATHER_ND", "SPACE_TO_DEPTH", "DEPTH_TO_SPACE",
+        "MIRROR_PAD", "UNPACK", "BROADCAST_TO", "RESIZE_NEAREST_NEIGHBOR", "RESIZE_BILINEAR",
+        "REDUCE_MAX", "REDUCE_MIN",
+    }
+)  # fmt: skip
+# Operators whose output range is known from their definition.
+_FIXED_RANGE = {"SOFTMAX": (0.0, 1.0), "LOGISTIC": (0.0, 1.0), "TANH": (-1.0, 1.0)}
+# Operators with int8 kernels in the runtimes that the quantizer does not know. Each is quantized
+# under the name of one whose rule for scales is the same, then gets its own name back. Operator ->
+# (stand-in, version of its int8 kernel).
+_STAND_INS = {
+    "LEAKY_RELU": ("GELU", 2),
+    "RELU6": ("GELU", 2),
+    "RELU_N1_TO_1": ("GELU", 1),
+    "ELU": ("GELU", 1),
+    "PRELU": ("MUL", 1),
+    "REDUCE_MAX": ("REDUCE_MIN", 2),
+    "MINIMUM": ("MAXIMUM", 2),
+}
+_SMALLEST_RANGE = 1e-6
+_BOUNDARY = ("QUANTIZE", "DEQUANTIZE")
+
+
+def convert(
+    source: Float32Result,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
+    calibration: Sequence[np.ndarray] | None = None,
+    record: CompressionRecord | None = None,
+    dense_per_channel: bool | None = None,
+    allow_float: bool = True,
+    verbose: bool = False,
+) -> Artifact:
+    """Converts a float flatbuffer to an int8 one.
+
+    Equal inputs give equal bytes.
+
+    Args:
+        source: What `float32.convert` returned.
+        ranges: Ranges that training learnt: tap -> (minimum, maximum) in real units. Defaults to
+            those of the record.
+        calibration: Samples, one array `(samples, ...)` for each input, to measure the remaining
+            ranges on; at most 500, evenly spaced, are used. Optional where training learnt all.
+        record: Record for the artifact. Defaults to the source's.
+        dense_per_channel: One weight scale for each unit of a Dense layer instead of one for the
+            layer: more exact, but 8 bytes more for each unit, and older TensorFlow Lite Micro and
+            NPUs cannot run it. Defaults to None: only where training simulated it. Convolutions
+            always have one for each channel.
+        allow_float: Keep an operator that has no int8 form in float and say so in the notes,
+            instead of refusing the model. Inputs and outputs are int8 in either case. Defaults to
+            True.
+        verbose: Let the quantizer's log through. Defaults to False.
+
+    Returns:
+        The file, `Artifact(kind="int8")`; its notes name what was calibrated, what stayed in float
+        and a file that got no smaller.
+
+    Raises:
+        ArgumentError: ranges are missing and there is no calibration.
+        ConversionError: the quantizer refuses the model, or float is left where it may not be.
+
+    Example:
+        >>> small = convert(float_result, calibration=[x[:200]])  # doctest: +SKIP
+        >>> small.notes  # doctest: +SKIP
+        ('All ranges were measured on 200 calibration samples.',)
+    """
+    record = record if record is not None else source.artifact.record
+    if ranges is None:
+        ranges = record.ranges if record is not None else {}
+    flat = read_tflite(source.artifact.data)
+    if flat.subgraphs > 1:
+        raise ConversionError(
+            f"The model has a loop ({', '.join(_loops(flat))}), which the quantizer cannot follow. "
+            "Build recurrent layers with unroll=True."
+        )
+    notes: list[str] = []
+    by_tensor = _complete(flat, source, ranges, calibration, notes)
+    if dense_per_channel is None:
+        dense_per_channel = _trained_quantized(record)
+    data = _quantize(source.artifact.data, by_tensor, dense_per_channel, verbose)
+    notes += _float_left(read_tflite(data), allow_float)
+    data = strip(data, keep_names="computed")
+    if len(data) >= len(source.artifact.data):
+        notes.append(
+            f"The int8 file ({format_size(len(data))}) is no smaller than the float file "
+            f"({format_size(len(source.artifact.data))})."
+        )
+    return Artifact(KIND, data, source.artifact.source, record, tuple(notes))
+
+
+def strip_names(artifact: Artifact) -> Artifact:
+    """Returns the artifact without the names of inner tensors, which per-layer comparison needs.
+
+    Tensor numbers stay as they are.
+    """
+    return dataclasses.replace(artifact, data=strip(artifact.data))
+
+
+def _trained_quantized(record: CompressionRecord | None) -> bool:
+    steps = () if record is None else record.steps
+    return any(step.get("technique") == "quantization_aware_training" for step in steps)
+
+
+def _loops(flat: FlatModel) -> list[str]:
+    return [flat.output(o).name for o in flat.operators if o.code in ("WHILE", "IF", "CALL_ONCE")]
+
+
+def _complete(
+    flat: FlatModel,
+    source: Float32Result,
+    ranges: Mapping[str, tuple[float, float]],
+    calibration: Sequence[np.ndarray] | None,
+    notes: list[str],
+) -> dict[str, tuple[float, float]]:
+    """Returns a range for every computed float tensor, by tensor name: learnt, else measured."""
+    index_of = {tensor.name: tensor.index for tensor in flat.tensors}
+    learnt = {
+        index_of[source.tap_tensors[tap]]: bounds
+        for tap, bounds in ranges.items()
+        if tap in source.tap_tensors
+    }
+    unused = sorted(set(ranges) - set(source.tap_tensors))
+    if unused:
+        notes.append(f"Learnt ranges of {', '.join(unused)} have no tensor in the flatbuffer.")
+    known = _propagate(flat, learnt)
+    missing = [i for i in computed_tensors(flat) if i not in known]
+    if missing and calibration is None:
+        names = ", ".join(flat.tensors[i].name for i in missing[:3])
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise ArgumentError(
+            "calibration",
+            f"be given: training learnt no range for {names}{more}",
+            None,
+            "Give real inputs with --calibration, or train with QuantizationAwareTraining.",
+        )
+    if missing and calibration is not None:
+        samples = [spread(array, MAX_SAMPLES) for array in calibration]
+        measured = measure_ranges(source.artifact.data, samples)
+        # What training learnt holds; measured ranges fill the gaps, and then flow on as well.
+        known = _propagate(flat, {i: measured[i] for i in missing if i in measured} | known)
+        count = f"{len(samples[0])} calibration samples"
+        if learnt:
+            names = ", ".join(flat.tensors[i].name for i in missing)
+            notes.append(f"Training learnt no range for {names}: measured on {count}.")
+        else:
+            notes.append(f"All ranges were measured on {count}.")
+    return {
+        flat.tensors[i].name: _usable(known[i], flat.tensors[i].name, notes)
+        for i in computed_tensors(flat)
+        if i in known
+    }
+
+
+def _usable(bounds: tuple[float, float], name: str, notes: list[str]) -> tuple[float, float]:
+    """Returns the range, widened to contain zero; a range of zeros alone becomes (0, 1)."""
+    low, high = min(bounds[0], 0.0), max(bounds[1], 0.0)
+    if high - low > _SMALLEST_RANGE:
+        return low, high
+    # Its scale would be so small that the next layer's bias no longer fits 32 bits.
+    notes.append(f"{name} never leaves zero; its range is set to (0, 1).")
+    return 0.0, 1.0
+
+
+def _propagate(
+    flat: FlatModel, ranges: Mapping[int, tuple[float, float]]
+) -> dict[int, tuple[float, float]]:
+    """Adds ranges that follow from others: of moved values, and of functions with a fixed range."""
+    known = dict(ranges)
+    for operator in flat.operators:
+        for output in operator.outputs:
+            if operator.code in _FIXED_RANGE:
+                known.setdefault(output, _FIXED_RANGE[operator.code])
+            elif operator.code in _SAME_RANGE:
+                moved = operator.inputs[1 if operator.code == "SPLIT" else 0]
+                if moved in known:
+                    known.setdefault(output, known[moved])
+    return known
+
+
+def _quantize(
+    data: bytes, ranges: Mapping[str, tuple[float, float]], dense_per_channel: bool, verbose: bool
+) -> bytes:
+    statistics = {
+        name: {"min": np.array([[low]], np.float32), "max": np.array([[high]], np.float32)}
+        for name, (low, high) in ranges.items()
+    }
+    prepared, replaced = _put_stand_ins(data)
+    try:
+        with quiet(verbose):
+            from litert_quantizer import Quantizer, qtyping, recipe
+
+            quantizer = Quantizer(prepared, recipe.static_wi8_ai8())
+            if not dense_per_channel:
+                quantizer.add_static_config(
+                    ".*", qtyping.TFLOperationName.FULLY_CONNECTED, 8, 8,
+                    weight_granularity=qtyping.QuantGranularity.TENSORWISE,
+                )  # fmt: skip
+            quantized = bytes(quantizer.quantize(statistics).quantized_model)
+    # The quantizer raises ValueError, RuntimeError and KeyError alike for models it cannot do.
+    except Exception as error:
+        raise ConversionError(f"The model could not be quantized: {one_line(error)}") from error
+    return _take_stand_ins(quantized, replaced)
+
+
+def _put_stand_ins(data: bytes) -> tuple[bytes, dict[bytes, Any]]:
+    """Replaces operators by their stand-ins; returns what each was, by name of its output."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = unpack(data)
+    # The quantizer iterates over signatures where it changes an output.
+    model.signatureDefs = model.signatureDefs or []
+    codes = vars(schema.BuiltinOperator)
+    wanted = {codes[name]: codes[stand_in] for name, (stand_in, _) in _STAND_INS.items()}
+    replaced: dict[bytes, Any] = {}
+    graph = model.subgraphs[0]
+    for operator in graph.operators:
+        code = _code(model, operator)
+        if code in wanted:
+            name = graph.tensors[operator.outputs[0]].name
+            replaced[name] = (code, operator.builtinOptionsType, operator.builtinOptions)
+            _set_code(model, operator, wanted[code], 1)
+            if wanted[code] == schema.BuiltinOperator.MUL:
+                operator.builtinOptionsType = schema.BuiltinOptions.MulOptions
+                operator.builtinOptions = schema.MulOptionsT()
+    return pack(model), replaced
+
+
+def _take_stand_ins(data: bytes, replaced: Mapping[bytes, Any]) -> bytes:
+    """Puts the operators back; also types outputs that nothing reads, which the quantizer skips."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = unpack(data)
+    versions = {getattr(schema.BuiltinOperator, n): v for n, (_, v) in _STAND_INS.items()}
+    graph = model.subgraphs[0]
+    read = {int(i) for operator in graph.operators for i in operator.inputs} | {*graph.outputs}
+    for operator in graph.operators:
+        outputs = [graph.tensors[i] for i in operator.outputs]
+        if outputs[0].name in replaced and _code(model, operator) not in _boundary_codes():
+            code, operator.builtinOptionsType, operator.builtinOptions = replaced[outputs[0].name]
+            _set_code(model, operator, code, versions[code])
+        quantized = [t for t in outputs if t.type == schema.TensorType.INT8]
+        for index, tensor in zip(operator.outputs, outputs, strict=True):
+            if quantized and index not in read and tensor.type == schema.TensorType.FLOAT32:
+                tensor.type, tensor.quantization = quantized[0].type, quantized[0].quantization
+    return pack(model)
+
+
+def _boundary_codes() -> list[int]:
+    from ai_edge_litert import schema_py_generated as schema
+
+    return [getattr(schema.BuiltinOperator, name) for name in _BOUNDARY]
+
+
+def _code(model: Any, operator: Any) -> int:
+    entry = model.operatorCodes[operator.opcodeIndex]
+    return max(entry.builtinCode, entry.deprecatedBuiltinCode)
+
+
+def _set_code(model: Any, operator: Any, code: int, version: int) -> None:
+    from ai_edge_litert import schema_py_generated as schema
+
+    entry = schema.OperatorCodeT(
+        # Codes above 127 do not fit the old one-byte field, which then holds its marker.
+        deprecatedBuiltinCode=min(code, 127), builtinCode=code, version=version
+    )  # fmt: skip
+    for index, known in enumerate(model.operatorCodes):
+        if vars(known) == vars(entry):
+            operator.opcodeIndex = index
+            return
+    operator.opcodeIndex = len(model.operatorCodes)
+    model.operatorCodes.append(entry)
+
+
+def _float_left(flat: FlatModel, allow_float: bool) -> list[str]:
+    """Returns a note on each operator left in float; refuses float inputs and outputs."""
+    left = [
+        operator
+        for operator in flat.operators
+        if operator.code not in _BOUNDARY
+        and any(flat.tensors[i].type.startswith("FLOAT") for i in _used(operator))
+    ]
+    reasons = [
+        f"{operator.name} ({flat.output(operator).name}) stays in float with conversions around "
+        "it: the quantizer has no int8 form of it."
+        for operator in left
+    ]
+    for kind, indices in (("input", flat.inputs), ("output", flat.outputs)):
+        for index in indices:
+            tensor = flat.tensors[index]
+            if tensor.type.startswith("FLOAT"):
+                why = " ".join(reasons) or "The quantizer left it so."
+                raise ConversionError(
+                    f"The model's {kind} {tensor.name!r} would be {tensor.type}, not INT8. {why}"
+                )
+    if reasons and not allow_float:
+        raise ConversionError(f"The model cannot be int8 throughout. {' '.join(reasons)}")
+    return reasons
+
+
+def _used(operator: Operator) -> list[int]:
+    return [i for i in (*operator.inputs, *operator.outputs) if i >= 0]

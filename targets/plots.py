@@ -110,11 +110,11 @@ def size_chart(sizes: Sequence[tuple[str, int, int | None]]) -> str:
         longest = max(size for _, size, _ in sizes)
         for place, (_, size, compressed) in enumerate(sizes):
             axes.barh(place - 0.18, size, 0.34, color=_COLOURS["c1"])
-            axes.text(size, place - 0.18, f" {format_size(size)}", va="center")
+            _beside(axes, size, place - 0.18, format_size(size), "ink")
             if compressed is not None:
                 axes.barh(place + 0.18, compressed, 0.34, color=_COLOURS["c2"])
-                label = f" {format_size(compressed)} compressed"
-                axes.text(compressed, place + 0.18, label, va="center", color=_COLOURS["muted"])
+                label = f"{format_size(compressed)} compressed"
+                _beside(axes, compressed, place + 0.18, label, "muted")
         axes.set_yticks(range(len(sizes)), [_cut(name, 18) for name, _, _ in sizes])
         axes.tick_params(axis="y", length=0, labelcolor=_COLOURS["ink"])
         axes.set_xlim(0, 1.32 * longest)
@@ -122,6 +122,17 @@ def size_chart(sizes: Sequence[tuple[str, int, int | None]]) -> str:
         axes.spines["bottom"].set_visible(False)
         axes.invert_yaxis()
         return _svg(figure, "sizes")
+
+
+def _beside(axes: Any, x: float, y: float, text: str, colour: str) -> None:
+    axes.annotate(
+        text,
+        (x, y),
+        xytext=(4, 0),
+        textcoords="offset points",
+        va="center",
+        color=_COLOURS[colour],
+    )
 
 
 def curves(history: Mapping[str, Sequence[float | None]]) -> str:
@@ -153,7 +164,13 @@ def curves(history: Mapping[str, Sequence[float | None]]) -> str:
             axes.set_title(f"{title} ({more} more not drawn)" if more > 0 else title)
             axes.grid(axis="y")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-            axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
+            axes.legend(
+                loc="lower right",
+                bbox_to_anchor=(1.0, 1.0),
+                ncols=min(len(names), 3),
+                fontsize=8,
+                borderaxespad=0,
+            )
         axes.set_xlabel("epoch or logged step")
         return _svg(figure, "curves")
 
@@ -182,7 +199,7 @@ def memory_chart(memory: MemoryMap) -> str:
         memory: What lies where.
     """
     from matplotlib.patches import Rectangle as Box
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 
     name = re.sub(r"\W+", "-", f"map-{memory.title}")
     with _drawing(3.2, name) as figure:
@@ -204,11 +221,12 @@ def memory_chart(memory: MemoryMap) -> str:
             )
             # A label that would not fit is left to the table below the chart.
             room = int(width / length * 75)
-            if box.bytes > 0.06 * height and room >= 6:
+            label = box.label or box.name
+            if box.bytes > 0.05 * height and room >= min(len(label), 5):
                 axes.text(
                     first - 0.5 + width / 2,
                     box.offset + box.bytes / 2,
-                    _cut(box.name.rsplit("/", 1)[-1] if len(box.name) > room else box.name, room),
+                    _cut(label, room),
                     ha="center",
                     va="center",
                     fontsize=7,
@@ -216,12 +234,14 @@ def memory_chart(memory: MemoryMap) -> str:
                     clip_on=True,
                 )
         if memory.peak_operator is not None:
-            axes.axvline(memory.peak_operator, color=_COLOURS["ink"], linewidth=0.8, linestyle=":")
-            axes.text(memory.peak_operator, 1.03 * height, "peak", ha="center", fontsize=7)
+            peak = memory.peak_operator
+            axes.plot([peak, peak], [0, 1.02 * height], ":", color=_COLOURS["ink"], linewidth=0.8)
+            axes.text(peak, 1.03 * height, "peak", ha="center", va="bottom", fontsize=7)
         axes.set_xlim(-0.5, length - 0.5)
         axes.set_ylim(0, 1.1 * height)
         axes.set_xlabel("operator")
-        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 4, 5, 8, 10]))
+        # Three to six lines at round numbers of KiB.
+        axes.yaxis.set_major_locator(MultipleLocator(2 ** math.floor(math.log2(height / 3))))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda size, _: format_size(size)))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(axis="y")

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgecompress.core.errors import EdgeCompressError
@@ -20,7 +21,7 @@ from edgecompress.core.units import format_size, format_time
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from edgecompress.targets.arena import Arena
+    from edgecompress.targets.arena import Arena, Buffer
     from edgecompress.targets.profile import TargetProfile
 
 VERDICT_WORDS: Mapping[Verdict, str] = {
@@ -270,6 +271,7 @@ class Rectangle:
         last_op: Operator that reads it last.
         offset: Where it lies in the arena, in bytes.
         bytes: Its size.
+        label: What a chart calls it; the name where there is none.
     """
 
     name: str
@@ -277,6 +279,7 @@ class Rectangle:
     last_op: int
     offset: int
     bytes: int
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -326,7 +329,7 @@ class Comparison:
 
     @property
     def change(self) -> str:
-        """The change in words: a factor where smaller or larger, points for shares."""
+        """The change in words: a factor for amounts, percentage points for shares."""
         if self.before is None or self.after is None:
             return ""
         if self.unit == "share":
@@ -336,7 +339,8 @@ class Comparison:
         if self.before <= 0 or self.after <= 0:
             return f"{self.after - self.before:+,.6g}"
         factor = self.before / self.after
-        return f"{factor:.2f}x smaller" if factor > 1 else f"{1 / factor:.2f}x larger"
+        less, more = ("faster", "slower") if self.unit == "microseconds" else ("smaller", "larger")
+        return f"{factor:.2f}x {less}" if factor > 1 else f"{1 / factor:.2f}x {more}"
 
 
 @dataclass(frozen=True)
@@ -390,11 +394,19 @@ def memory_map(arena: Arena, operators: Sequence[str] = ()) -> MemoryMap:
         arena: From `compute_arena`; must be known.
         operators: Names of the model's operators, in order.
     """
+
+    def label(buffer: Buffer) -> str:
+        if buffer.index is None:
+            return "scratch"
+        if buffer.first < 0:
+            return "input"
+        return operators[buffer.first] if buffer.first < len(operators) else ""
+
     return MemoryMap(
         title=f"{arena.core}, {arena.kernels}",
         # Buffers that no operator uses have no place in time.
         rectangles=tuple(
-            Rectangle(_short(b.name), b.first, b.last, b.offset, b.bytes)
+            Rectangle(_short(b.name), b.first, b.last, b.offset, b.bytes, label(b))
             for b in arena.buffers
             if b.last >= 0
         ),
@@ -436,7 +448,7 @@ def render_html(
         latency: Target -> (operator, microseconds) beside those made from `flat`.
         layers: Layer -> signal-to-quantization-noise ratio against the Keras model, in dB; None
             or infinite where the layer agrees exactly.
-        title: The page's title. Defaults to the model's path.
+        title: The page's title. Defaults to the model's file name.
 
     Example:
         >>> Path("report.html").write_text(render_html(report))  # doctest: +SKIP
@@ -471,7 +483,7 @@ def render_html(
     )
     svg = jinja2.utils.markupsafe.Markup
     return template.render(
-        title=title or report.model.path,
+        title=title or Path(report.model.path).name,
         report=report,
         words=VERDICT_WORDS,
         gauges={t.name: [_gauge(check) for check in t.checks] for t in report.targets},

@@ -1,11 +1,11 @@
-"""Compares predicted latencies (in milliseconds) with the published rows that the target profiles claim.
+"""Compares predicted latencies with the published rows that the target profiles claim.
 
     python benchmarks/latency_bands.py --models DIR --published mlperf_tiny.csv
 
 DIR holds the four reference models of MLPerf Tiny (closed division). The CSV file has a line for
 each published result with the columns round, benchmark, latency_ms and file. A row that a profile
-names must be in the CSV with the same value. Ends with exit code 1 if a published latency lies
-outside its predicted band, 2 if a file is missing.
+names must be in the CSV with the same value. Times are in milliseconds. Ends with exit code 1 if a
+published latency lies outside its predicted band, 2 if a file is missing.
 """
 
 from __future__ import annotations
@@ -62,9 +62,8 @@ def error(profile: TargetProfile, model: FlatModel, factor: float, implied: floa
 def print_rows(models: dict[str, FlatModel], published: dict[tuple[str, str], float]) -> int:
     """Prints one line for each claimed row; returns how many lie outside their band or differ."""
     wrong = 0
-    print(
-        "| target | class | round | runtime | benchmark | published ms | low | typical | high | inside |"
-    )
+    columns = "target, class, round, runtime, benchmark, published, low, typical, high, inside"
+    print(f"| {columns.replace(', ', ' | ')} |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for name in target_names():
         profile = load_target(name)

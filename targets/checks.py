@@ -150,9 +150,9 @@ def arena(subject: Subject) -> CheckResult:
     # In very small models the interpreter needs more to plan the arena than to use it.
     needed = max(found.used, found.smallest or 0)
     verdict = judge(needed, needed, limit)
-    reason = None
+    why = None
     if verdict == "fail" and limit is not None:
-        reason = (
+        why = (
             f"{format_size(needed)} are needed, the limit is {format_size(limit)}. "
             f"{found.explain()}"
         )
@@ -177,7 +177,7 @@ def arena(subject: Subject) -> CheckResult:
         "bytes",
         "computed",
         detail,
-        reason,
+        why,
     )
 
 

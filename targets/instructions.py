@@ -506,7 +506,7 @@ def _fully_connected(g: Geometry, kernels: str) -> _Case:
     groups, rest = (
         (g.batch // 4, g.batch % 4) if as_conv else (g.batch * (g.no // 4), g.batch * (g.no % 4))
     )
-    values = {
+    values: dict[str, float] = {
         "out": out,
         "no": g.no,
         "ni": g.ni,
@@ -663,7 +663,7 @@ def _transpose_conv(g: Geometry, kernels: str) -> _Case:
     width = (g.w - 1) * g.sw + max(g.kw, g.sw)
     # A tap of an input pixel reaches an output pixel where a convolution over the output would.
     inside = _inside(g.h, g.oh, g.kh, g.sh, 1, g.pad_h) * _inside(g.w, g.ow, g.kw, g.sw, 1, g.pad_w)
-    values = {
+    values: dict[str, float] = {
         "k": k,
         "pin": pin,
         "pout": pout,
@@ -689,7 +689,7 @@ def _transpose_conv(g: Geometry, kernels: str) -> _Case:
 
 @_CASES.register("SVDF")
 def _svdf(g: Geometry, kernels: str) -> _Case:
-    values = {
+    values: dict[str, float] = {
         "nf": g.filters,
         "ni": g.ni,
         "no": g.no,
@@ -703,7 +703,7 @@ def _svdf(g: Geometry, kernels: str) -> _Case:
 
 @_CASES.register("UNIDIRECTIONAL_SEQUENCE_LSTM")
 def _lstm(g: Geometry, kernels: str) -> _Case:
-    values = {
+    values: dict[str, float] = {
         "T": g.steps,
         "T1": g.steps - 1,
         "n": g.no,
@@ -745,8 +745,8 @@ _READERS: Registry[Callable[[FlatModel, Operator], dict[str, Any]]] = Registry("
 
 def _shape4(tensor: Tensor) -> tuple[int, int, int, int]:
     """Returns a shape as (n, h, w, c); more than four dimensions are joined into n."""
-    shape = (1, 1, 1, *tensor.shape)
-    return (math.prod(shape[:-3]), *shape[-3:])
+    h, w, c = (1, 1, 1, *tensor.shape)[-3:]
+    return math.prod(tensor.shape[:-3]), h, w, c
 
 
 def _needed(model: FlatModel, operator: Operator, position: int) -> Tensor:
@@ -971,7 +971,7 @@ def geometry(model: FlatModel, operator: Operator) -> Geometry:
     Raises:
         Unmodelled: its cost depends on what is only known while the model runs.
     """
-    reader = _READERS.get(operator.code, _plain)
+    reader = _READERS.get(operator.code) or _plain
     return Geometry(operator.name, **reader(model, operator))
 
 

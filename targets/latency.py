@@ -209,7 +209,9 @@ def predict(
             f"{profile.name} is a bare core without a clock. Name a board, or write a profile with "
             "clock_mhz."
         )
-    timed = cycles is not None and clock is not None and band is not None
+    typical = high = None
+    if cycles is not None and clock is not None and band is not None:
+        typical, high = cycles / clock, cycles / clock * band[1]
     return LatencyEstimate(
         operators=costs,
         kernels=kernels,
@@ -219,10 +221,10 @@ def predict(
         cycles_per_instruction=factor,
         band=band,
         cycles=cycles,
-        microseconds=cycles / clock if timed else None,
+        microseconds=typical,
         low=least_cycles / clock if clock else None,
-        high=cycles / clock * band[1] if timed else None,
-        reason=None if timed else reason,
+        high=high,
+        reason=reason if typical is None else None,
     )
 
 

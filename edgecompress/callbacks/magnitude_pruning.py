@@ -253,10 +253,9 @@ class MagnitudePruning(CompressionCallback):
             for layer in walk_layers(self.model):
                 has_kernel = any(len(w.shape) > 1 for w in layer.trainable_weights)
                 if layer not in selected and has_kernel:
-                    self.note(
-                        f"{layer.name} is not pruned: {type(layer).__name__} layers are pruned "
-                        + ("only where named." if isinstance(layer, tuple(supported)) else "never.")
-                    )
+                    known = isinstance(layer, tuple(supported))
+                    rule = "are pruned only where named" if known else "cannot be pruned"
+                    self.note(f"{layer.name} is not pruned: {type(layer).__name__} layers {rule}.")
         if not chosen:
             raise ArgumentError(
                 "layers", "leave at least one layer to prune", self.layers, " ".join(self.notes)

@@ -1,0 +1,314 @@
+"""What every compression callback builds on: layer choice, tracing, history, record, step hook."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from edgecompress.callbacks.base import (
+    CompressionCallback,
+    StepHook,
+    rebuild_train_function,
+    select_layers,
+)
+from edgecompress.core.errors import ArgumentError, UnknownNameError, UnsupportedModelError
+from edgecompress.core.record import CompressionRecord, attach_record, record_of
+
+KINDS = (keras.layers.Dense, keras.layers.Conv2D)
+X, Y = np.ones((8, 4), "f4"), np.ones((8, 2), "f4")
+
+
+def _model(**compile_args: Any) -> keras.Model:
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.Dense(3, name="first"),
+            keras.layers.BatchNormalization(name="norm"),
+            keras.layers.Dense(2, name="second"),
+        ]
+    )
+    model.compile(compile_args.pop("optimizer", "sgd"), "mse", **compile_args)
+    return model
+
+
+def _names(layers: list[keras.layers.Layer]) -> list[str]:
+    return [layer.name for layer in layers]
+
+
+class Marker(CompressionCallback):
+    """A technique that does nothing but report."""
+
+    technique = "marker"
+
+    def __init__(self, limit: Any = (1, 2), note: str = "") -> None:
+        super().__init__()
+        self.limit, self.text, self.fits = limit, note, 0
+
+    def settings(self) -> Mapping[str, Any]:
+        return {"limit": self.limit}
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        super().on_train_begin(logs)
+        if self.text:
+            self.note(self.text)
+            self.note(self.text)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self.log(epoch, logs, {"marked": epoch + 0.5}, {"marked/layer": epoch + 0.25})
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        self.fits += 1
+        self.attach_step({"fits": self.fits}, ranges={"first": (0.0, self.fits)})
+
+
+class TestSelectLayers:
+    def test_none_takes_every_layer_of_the_kinds(self) -> None:
+        assert _names(select_layers(_model(), None, KINDS)) == ["first", "second"]
+
+    def test_names_come_in_model_order(self) -> None:
+        assert _names(select_layers(_model(), ["second", "first"], KINDS)) == ["first", "second"]
+        assert _names(select_layers(_model(), "second", KINDS)) == ["second"]
+
+    def test_predicate_sees_only_the_kinds(self) -> None:
+        seen: list[str] = []
+
+        def predicate(layer: keras.layers.Layer) -> bool:
+            seen.append(layer.name)
+            return layer.units == 2
+
+        assert _names(select_layers(_model(), predicate, KINDS)) == ["second"]
+        assert seen == ["first", "second"]
+
+    def test_nested_models_are_entered(self) -> None:
+        inner = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="inside")])
+        inputs = keras.Input((4,))
+        outer = keras.Model(inputs, keras.layers.Dense(2, name="outside")(inner(inputs)))
+        assert _names(select_layers(outer, None, KINDS)) == ["inside", "outside"]
+        assert _names(select_layers(outer, ["inside"], KINDS)) == ["inside"]
+
+    def test_unknown_name_offers_the_nearest(self) -> None:
+        with pytest.raises(UnknownNameError, match="'frist'. Did you mean first"):
+            select_layers(_model(), ["frist"], KINDS)
+
+    def test_wrong_kind_is_named(self) -> None:
+        with pytest.raises(ArgumentError, match="norm .BatchNormalization"):
+            select_layers(_model(), ["norm"], KINDS)
+
+    def test_nothing_chosen_lists_the_layers(self) -> None:
+        with pytest.raises(ArgumentError, match=r"at least one layer.*first \(Dense\)"):
+            select_layers(_model(), lambda layer: False, KINDS)
+
+    def test_subclassed_model_is_refused_by_name(self) -> None:
+        class Mine(keras.Model):
+            def __init__(self) -> None:
+                super().__init__()
+                self.dense = keras.layers.Dense(2)
+
+            def call(self, x: Any) -> Any:
+                return self.dense(x)
+
+        with pytest.raises(UnsupportedModelError, match="subclassed .Mine"):
+            select_layers(Mine(), None, KINDS)
+
+    def test_unbuilt_model_says_what_to_do(self) -> None:
+        with pytest.raises(UnsupportedModelError, match="no input shape yet"):
+            select_layers(keras.Sequential([keras.layers.Dense(2)]), None, KINDS)
+
+
+class TestRebuild:
+    @pytest.mark.parametrize(
+        "compile_args", [{}, {"steps_per_execution": 2}, {"jit_compile": True}], ids=str
+    )
+    def test_a_traced_step_sees_what_was_hooked_later(self, compile_args: dict[str, Any]) -> None:
+        model = _model(**compile_args)
+        model.fit(X, Y, batch_size=2, epochs=1, verbose=0)
+        call, traced = model.call, []
+
+        def hooked(*args: Any, **kwargs: Any) -> Any:
+            traced.append(1)
+            return call(*args, **kwargs)
+
+        model.call = hooked
+        model.fit(X, Y, batch_size=2, epochs=1, verbose=0)
+        assert not traced  # Keras alone keeps its traced function ...
+        rebuild_train_function(model)
+        rebuild_train_function(model)
+        model.fit(X, Y, batch_size=2, epochs=1, verbose=0)
+        assert traced  # ... until it is rebuilt.
+
+    def test_evaluate_and_predict_are_traced_anew(self) -> None:
+        model = _model()
+        model.evaluate(X, Y, verbose=0)
+        model.predict(X, verbose=0)
+        rebuild_train_function(model)
+        assert model.test_function is None
+        assert model.predict_function is None
+        assert model.predict(X, verbose=0).shape == (8, 2)
+
+
+class TestHistory:
+    def test_values_and_details_reach_the_history(self) -> None:
+        history = _model().fit(X, Y, epochs=2, verbose=0, callbacks=[Marker()]).history
+        assert history["marked"] == [0.5, 1.5]
+        assert history["marked/layer"] == [0.25, 1.25]
+
+    def test_a_history_listed_first_gets_them_once(self) -> None:
+        mine = keras.callbacks.History()
+        _model().fit(X, Y, epochs=2, verbose=0, callbacks=[mine, Marker()])
+        assert mine.history["marked"] == [0.5, 1.5]
+        assert mine.history["marked/layer"] == [0.25, 1.25]
+
+    def test_other_callbacks_see_values_but_not_details(self) -> None:
+        seen: list[dict[str, Any]] = []
+        spy = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(logs))
+        _model().fit(X, Y, verbose=0, callbacks=[Marker(), spy])
+        assert seen[0]["marked"] == 0.5
+        assert "marked/layer" not in seen[0]
+
+    def test_empty_logs_are_filled_in_place(self) -> None:
+        marker, logs = Marker(), {}
+        marker.set_model(_model())
+        marker.on_epoch_end(0, logs)
+        assert logs == {"marked": 0.5}
+        marker.on_epoch_end(0, None)
+
+    def test_an_old_history_is_left_alone(self) -> None:
+        model = _model()
+        old = model.fit(X, Y, verbose=0).history
+        before = {name: list(values) for name, values in old.items()}
+        marker = Marker()
+        marker.set_model(model)
+        marker.set_params({})
+        marker.on_epoch_end(0, {})
+        assert old == before
+
+
+class TestRecord:
+    def test_second_fit_replaces_its_step(self) -> None:
+        model, marker = _model(), Marker()
+        for _ in range(2):
+            model.fit(X, Y, verbose=0, callbacks=[marker])
+        record = record_of(model)
+        assert record.steps == ({"technique": "marker", "limit": [1, 2], "fits": 2},)
+        assert record.ranges == {"first": (0.0, 2)}
+
+    def test_other_settings_append_a_step(self) -> None:
+        model = _model()
+        model.fit(X, Y, verbose=0, callbacks=[Marker(1)])
+        model.fit(X, Y, verbose=0, callbacks=[Marker(2)])
+        assert [step["limit"] for step in record_of(model).steps] == [1, 2]
+
+    def test_what_others_recorded_stays(self) -> None:
+        model = _model()
+        attach_record(model, CompressionRecord(steps=({"technique": "other"},), notes=("kept",)))
+        model.fit(X, Y, verbose=0, callbacks=[Marker(note="new")])
+        record = record_of(model)
+        assert [step["technique"] for step in record.steps] == ["other", "marker"]
+        assert record.notes == ("kept", "new")
+
+    def test_a_later_fit_drops_notes_that_no_longer_hold(self) -> None:
+        model, marker = _model(), Marker(note="too short")
+        model.fit(X, Y, verbose=0, callbacks=[marker])
+        assert record_of(model).notes == ("too short",)
+        marker.text = ""
+        model.fit(X, Y, verbose=0, callbacks=[marker])
+        assert record_of(model).notes == ()
+
+    def test_results_that_are_no_json_fail_at_once(self) -> None:
+        marker = Marker(limit=object())
+        with pytest.raises(TypeError, match="JSON"):
+            _model().fit(X, Y, verbose=0, callbacks=[marker])
+
+
+class _Counting(CompressionCallback):
+    """Counts the optimizer's updates in a variable of a StepHook."""
+
+    technique = "counting"
+
+    def settings(self) -> Mapping[str, Any]:
+        return {}
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        super().on_train_begin(logs)
+        self.hook = StepHook(self.model, self.params)
+        self.count = self.hook.add_variable((), "int32", "count")
+        self.hook.install(lambda: self.count.assign(self.count + 1), [])
+        rebuild_train_function(self.model)
+
+
+class TestStepHook:
+    @pytest.mark.parametrize(
+        "compile_args",
+        [
+            {},
+            {"steps_per_execution": 3},
+            {"jit_compile": True},
+            {"run_eagerly": True},
+            {"optimizer": keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())},
+        ],
+        ids=["plain", "steps_per_execution", "jit_compile", "run_eagerly", "loss_scale"],
+    )
+    def test_runs_after_every_update(self, compile_args: dict[str, Any]) -> None:
+        model, counting = _model(**compile_args), _Counting()
+        model.fit(X, Y, batch_size=2, epochs=2, verbose=0, callbacks=[counting])
+        assert int(counting.count) == 1 + 8
+        counting.hook.remove()
+
+    def test_remove_leaves_the_optimizer_as_it_was(self) -> None:
+        model = _model(optimizer="adam")
+        model.optimizer.build(model.trainable_variables)
+        before = [id(v) for v in model.optimizer.variables]
+        counting = _Counting()
+        model.fit(X, Y, verbose=0, callbacks=[counting])
+        assert len(model.optimizer.variables) == len(before) + 1
+        counting.hook.remove()
+        assert [id(v) for v in model.optimizer.variables] == before
+        for name in ("apply", "save_own_variables", "load_own_variables"):
+            assert name not in vars(model.optimizer)
+        counting.hook.remove()  # Twice is harmless.
+
+    def test_two_hooks_of_one_fit_and_one_left_behind(self) -> None:
+        model, first, second = _model(), _Counting(), _Counting()
+        model.fit(X, Y, batch_size=2, verbose=0, callbacks=[first, second])
+        assert (int(first.count), int(second.count)) == (5, 5)
+        third = _Counting()
+        model.fit(X, Y, batch_size=2, verbose=0, callbacks=[third])
+        assert (int(first.count), int(second.count), int(third.count)) == (5, 5, 5)
+        assert third.hook.others() == [third.hook]
+
+    @pytest.mark.parametrize("loss_scale", [False, True])
+    def test_files_saved_during_training_hold_a_plain_optimizer(
+        self, tmp_path: Path, loss_scale: bool
+    ) -> None:
+        optimizer: keras.optimizers.Optimizer = keras.optimizers.Adam()
+        if loss_scale:
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        model = _model(optimizer=optimizer)
+        path = tmp_path / "m.keras"
+        model.fit(
+            X,
+            Y,
+            batch_size=2,
+            verbose=0,
+            callbacks=[_Counting(), keras.callbacks.ModelCheckpoint(path)],
+        )
+        loaded = keras.models.load_model(path)  # A count that differs would be a warning.
+        assert int(loaded.optimizer.iterations) == 4
+        kept = [v for v in model.optimizer.variables if v.name != "count"]
+        assert len(kept) == len(loaded.optimizer.variables)
+        for mine, theirs in zip(kept, loaded.optimizer.variables, strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+
+    def test_state_of_another_optimizer_is_still_refused_by_keras(self, tmp_path: Path) -> None:
+        other = _model(optimizer="adam")
+        other.fit(X, Y, verbose=0)
+        other.save_weights(tmp_path / "other.weights.h5")
+        model, counting = _model(optimizer="sgd"), _Counting()
+        model.fit(X, Y, verbose=0, callbacks=[counting])
+        with pytest.warns(UserWarning, match="Skipping variable loading"):
+            model.load_weights(tmp_path / "other.weights.h5")

@@ -1,0 +1,572 @@
+"""Magnitude pruning against numpy, and in every way of running fit."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers as kl
+from keras import ops
+
+from edgecompress.callbacks.magnitude_pruning import MagnitudePruning, magnitude_masks
+from edgecompress.core.errors import ArgumentError, UnknownNameError, UnsupportedModelError
+from edgecompress.core.record import record_of, sidecar_path
+from edgecompress.schedules import ConstantSparsity, PolynomialDecay
+
+_RNG = np.random.default_rng(0)
+X = _RNG.normal(size=(128, 12)).astype("f4")
+Y = _RNG.integers(0, 3, 128)
+STEPS = 8  # a fit of one epoch at batch size 16
+TO_80 = PolynomialDecay(0.8, begin_step=0, end_step=24, frequency=4)
+TO_80_SPARSITY = (round(0.8 * 240) + round(0.8 * 60)) / 300
+
+
+def _model(optimizer: Any = None, **compile_args: Any) -> keras.Model:
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential(
+        [
+            keras.Input((12,)),
+            kl.Dense(20, activation="relu", name="first"),
+            kl.Dense(3, name="second"),
+        ]
+    )
+    model.compile(
+        optimizer or keras.optimizers.Adam(0.01),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        **compile_args,
+    )
+    return model
+
+
+def _fit(model: keras.Model, callbacks: list[Any], epochs: int = 4, **args: Any) -> dict[str, Any]:
+    return model.fit(
+        X, Y, batch_size=16, epochs=epochs, shuffle=False, verbose=0, callbacks=callbacks, **args
+    ).history
+
+
+def _zeros(model: keras.Model, *names: str) -> float:
+    kernels = [model.get_layer(n).kernel.numpy().ravel() for n in names or ("first", "second")]
+    return float(np.mean(np.concatenate(kernels) == 0))
+
+
+class TestMasks:
+    @pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.5, 0.77, 0.999])
+    @pytest.mark.parametrize("shape", [(7,), (3, 3, 4, 5), (40, 30)])
+    def test_k_th_largest_by_numpy(self, sparsity: float, shape: tuple[int, ...]) -> None:
+        kernel = _RNG.normal(size=shape).astype("f4")
+        size = np.float32(kernel.size)
+        kept = int(max(np.round(size * (np.float32(1) - np.float32(sparsity))), 1))
+        threshold = np.sort(np.abs(kernel).ravel())[-kept]
+        mask = ops.convert_to_numpy(magnitude_masks([kernel], sparsity)[0])
+        np.testing.assert_array_equal(mask, np.abs(kernel) >= threshold)
+        assert mask.sum() == kept
+
+    def test_equal_magnitudes_all_stay(self) -> None:
+        mask = magnitude_masks([np.array([0.5, -0.5, 0.5, 0.1], "f4")], 0.5)[0]
+        np.testing.assert_array_equal(mask, [True, True, True, False])
+
+    def test_tiny_and_huge_magnitudes(self) -> None:
+        # Down to the smallest subnormal: the order of bit patterns is the order of magnitudes.
+        kernel = np.array([0.0, 1e-45, -1e-38, 1e-20, -3e38], "f4")
+        for kept in range(1, 6):
+            mask = magnitude_masks([kernel], 1 - kept / 5)[0]
+            np.testing.assert_array_equal(mask, np.arange(5) >= 5 - kept)
+
+    def test_global_threshold_by_numpy(self) -> None:
+        kernels = [_RNG.normal(size=(9, 9)).astype("f4"), 3 * _RNG.normal(size=50).astype("f4")]
+        everything = np.abs(np.concatenate([k.ravel() for k in kernels]))
+        threshold = np.sort(everything)[-round(0.3 * everything.size)]
+        masks = magnitude_masks(kernels, 0.7)
+        for kernel, mask in zip(kernels, masks, strict=True):
+            np.testing.assert_array_equal(mask, np.abs(kernel) >= threshold)
+
+    def test_global_threshold_leaves_every_layer_its_largest_weight(self) -> None:
+        small, large = np.array([1e-3, -2e-3], "f4"), np.arange(1, 9, dtype="f4")
+        masks = magnitude_masks([small, large], 0.5)
+        np.testing.assert_array_equal(masks[0], [False, True])
+        np.testing.assert_array_equal(masks[1], large >= 4)
+
+    @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+    def test_other_float_types(self, dtype: str) -> None:
+        kernel = ops.cast(np.array([0.1, -0.4, 0.3, 0.2], "f4"), dtype)
+        np.testing.assert_array_equal(magnitude_masks([kernel], 0.5)[0], [False, True, True, False])
+
+
+class TestFit:
+    def test_reaches_the_schedule_and_says_so(self) -> None:
+        model = _model()
+        history = _fit(model, [MagnitudePruning(TO_80)])
+        assert history["sparsity"][-1] == pytest.approx(TO_80_SPARSITY)
+        assert history["sparsity/first"][-1] == pytest.approx(0.8)
+        assert history["sparsity"] == sorted(history["sparsity"])
+        assert _zeros(model) == pytest.approx(TO_80_SPARSITY)
+        record = record_of(model)
+        assert record.notes == ()
+        (step,) = record.steps
+        assert step["technique"] == "magnitude_pruning"
+        assert step["schedule"] == {"name": "polynomial_decay", "config": TO_80.get_config()}
+        assert step["scope"] == "layer"
+        assert step["sparsity"] == pytest.approx(TO_80_SPARSITY)
+        assert step["layer_sparsity"] == pytest.approx({"first": 0.8, "second": 0.8})
+        assert step["optimizer_steps"] == 4 * STEPS
+
+    @pytest.mark.parametrize("scope", ["layer", "global"])
+    @pytest.mark.parametrize(
+        "compile_args",
+        [
+            {"steps_per_execution": 4},
+            {"steps_per_execution": 3},
+            {"jit_compile": True},
+            {"run_eagerly": True},
+        ],
+        ids=str,
+    )
+    def test_losses_do_not_depend_on_how_steps_run(
+        self, compile_args: dict[str, Any], scope: str
+    ) -> None:
+        model, other = _model(jit_compile=False), _model(**compile_args)
+        expected = _fit(model, [MagnitudePruning(TO_80, scope=scope)])
+        got = _fit(other, [MagnitudePruning(TO_80, scope=scope)])
+        np.testing.assert_allclose(got["loss"], expected["loss"], rtol=1e-5)
+        assert got["sparsity"] == expected["sparsity"]
+
+    def test_zeros_stay_zero_between_updates_and_are_positive(self) -> None:
+        model = _model()
+        _fit(model, [MagnitudePruning(ConstantSparsity(0.5, begin_step=1, end_step=1))], epochs=2)
+        kernel = model.get_layer("first").kernel.numpy()
+        assert np.mean(kernel == 0) == 0.5
+        assert not np.signbit(kernel[kernel == 0]).any()  # -0.0 would not compress.
+
+    def test_mask_acts_before_the_first_step(self) -> None:
+        model = _model()
+        start = model.get_layer("first").kernel.numpy()
+        pruning = MagnitudePruning(ConstantSparsity(0.5, begin_step=1, end_step=1))
+        _fit(model, [pruning], epochs=1)
+        kept = np.abs(start) >= np.sort(np.abs(start).ravel())[start.size // 2]
+        np.testing.assert_array_equal(model.get_layer("first").kernel.numpy() != 0, kept)
+
+    def test_global_scope_prunes_the_layer_with_small_weights_more(self) -> None:
+        model = _model()
+        model.get_layer("first").kernel.assign(0.1 * model.get_layer("first").kernel)
+        history = _fit(
+            model, [MagnitudePruning(ConstantSparsity(0.6, frequency=4), scope="global")]
+        )
+        assert history["sparsity"][-1] == pytest.approx(0.6, abs=0.002)
+        assert history["sparsity/first"][-1] > 0.65 > 0.5 > history["sparsity/second"][-1]
+
+    def test_model_is_plain_afterwards(self, tmp_path: Path) -> None:
+        model = _model()
+        pruning = MagnitudePruning(TO_80)
+        _fit(model, [pruning])
+        assert "apply" not in vars(model.optimizer)
+        names = [v.name for v in model.optimizer.variables]
+        assert not [n for n in names if "mask" in n]
+        model.save(tmp_path / "m.keras")
+        assert sidecar_path(tmp_path / "m.keras").exists()
+        loaded = keras.models.load_model(tmp_path / "m.keras")
+        assert type(loaded.get_layer("first")) is kl.Dense
+        assert loaded.get_layer("first").kernel.constraint is None
+        assert _zeros(loaded) == _zeros(model)
+        np.testing.assert_array_equal(loaded.predict(X, verbose=0), model.predict(X, verbose=0))
+
+    def test_zeros_grow_back_without_the_callback(self) -> None:
+        model = _model()
+        _fit(model, [MagnitudePruning(TO_80)])
+        _fit(model, [], epochs=1)
+        assert _zeros(model) < 0.7
+
+    def test_user_constraint_is_kept(self) -> None:
+        inputs = keras.Input((12,))
+        hidden = kl.Dense(20, name="first", kernel_constraint=keras.constraints.MaxNorm(0.5))(
+            inputs
+        )
+        model = keras.Model(inputs, kl.Dense(3, name="second")(hidden))
+        model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        _fit(model, [MagnitudePruning(TO_80)])
+        kernel = model.get_layer("first").kernel
+        assert kernel.constraint is model.get_layer("first").kernel_constraint
+        assert np.linalg.norm(kernel.numpy(), axis=0).max() <= 0.5001
+        assert _zeros(model) == pytest.approx(TO_80_SPARSITY)
+
+    @pytest.mark.parametrize("every", [None, 3])
+    def test_exponential_moving_average(self, every: int | None) -> None:
+        optimizer = keras.optimizers.Adam(0.01, use_ema=True, ema_overwrite_frequency=every)
+        model = _model(optimizer)
+        _fit(model, [MagnitudePruning(TO_80)])
+        assert _zeros(model) == pytest.approx(TO_80_SPARSITY)
+        assert record_of(model).steps[0]["sparsity"] == pytest.approx(TO_80_SPARSITY)
+
+    def test_loss_scaling(self) -> None:
+        model = _model(keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.01)))
+        history = _fit(model, [MagnitudePruning(TO_80)])
+        plain = _fit(_model(), [MagnitudePruning(TO_80)])
+        assert history["sparsity"] == plain["sparsity"]
+        np.testing.assert_allclose(history["loss"], plain["loss"], rtol=1e-3)
+
+    def test_mixed_precision(self) -> None:
+        keras.mixed_precision.set_global_policy("mixed_float16")
+        try:
+            model = _model()
+            history = _fit(model, [MagnitudePruning(TO_80)])
+        finally:
+            keras.mixed_precision.set_global_policy("float32")
+        assert model.get_layer("first").compute_dtype == "float16"
+        assert _zeros(model) == pytest.approx(TO_80_SPARSITY)
+        assert np.isfinite(history["loss"]).all()
+
+    def test_gradient_accumulation_counts_updates(self) -> None:
+        model = _model(keras.optimizers.Adam(0.01, gradient_accumulation_steps=2))
+        schedule = PolynomialDecay(0.8, begin_step=0, end_step=12, frequency=4)
+        history = _fit(model, [MagnitudePruning(schedule)])
+        # Update 4, the first, comes before forward pass 4 of 2 batches each: in epoch 1.
+        expected = [schedule(4), schedule(8), schedule(12), schedule(12)]
+        np.testing.assert_allclose(history["sparsity"], expected, atol=0.01)
+        assert record_of(model).steps[0]["optimizer_steps"] == 16
+
+    def test_sgd_with_momentum_and_weight_decay(self) -> None:
+        model = _model(keras.optimizers.SGD(0.05, momentum=0.9, weight_decay=1e-3))
+        _fit(model, [MagnitudePruning(TO_80)])
+        assert _zeros(model) == pytest.approx(TO_80_SPARSITY)
+
+    def test_two_mirrored_devices(self) -> None:
+        done = subprocess.run(
+            [sys.executable, "-c", _MIRRORED], capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.splitlines()[-1] == "0.8 0.8 2"
+
+
+_MIRRORED = """
+import keras, numpy as np, tensorflow as tf
+from edgecompress import MagnitudePruning, PolynomialDecay
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+strategy = tf.distribute.MirroredStrategy(
+    ["CPU:0", "CPU:1"], cross_device_ops=tf.distribute.ReductionToOneDevice())
+with strategy.scope():
+    model = keras.Sequential([keras.Input((10,)), keras.layers.Dense(10)])
+    model.compile("adam", "mse", steps_per_execution=2)
+x = np.random.default_rng(0).normal(size=(64, 10)).astype("f4")
+schedule = PolynomialDecay(0.8, begin_step=0, end_step=12, frequency=4)
+history = model.fit(
+    x, x, batch_size=16, epochs=4, verbose=0, callbacks=[MagnitudePruning(schedule)]).history
+copies = model.layers[0].kernel.value.values
+zeros = np.mean([copy.numpy() == 0 for copy in copies])
+np.testing.assert_array_equal(copies[0].numpy(), copies[1].numpy())
+print(history["sparsity"][-1], round(float(zeros), 6), len(copies))
+"""
+
+
+@pytest.fixture(scope="module")
+def whole() -> dict[str, Any]:
+    """The history of a training that nothing interrupts."""
+    return _fit(_model(), [MagnitudePruning(TO_80)], epochs=4)
+
+
+class TestContinuing:
+    """Whatever interrupts a training, the losses equal those of the uninterrupted one."""
+
+    @pytest.mark.parametrize("same_callback", [True, False])
+    def test_second_fit(self, whole: dict[str, Any], same_callback: bool) -> None:
+        model, pruning = _model(), MagnitudePruning(TO_80)
+        losses = _fit(model, [pruning], epochs=2)["loss"]
+        assert "training ended at step 16" in record_of(model).notes[0]
+        again = pruning if same_callback else MagnitudePruning(TO_80)
+        second = _fit(model, [again], epochs=2)
+        np.testing.assert_allclose([*losses, *second["loss"]], whole["loss"], rtol=1e-6)
+        assert second["sparsity"] == whole["sparsity"][2:]
+        assert len(record_of(model).steps) == 1
+        assert record_of(model).steps[0]["sparsity"] == whole["sparsity"][-1]
+        if same_callback:
+            assert record_of(model).notes == ()
+
+    @pytest.mark.parametrize("stopped_at", [1, 2])
+    def test_checkpoint_of_a_running_fit_and_load_model(
+        self, whole: dict[str, Any], tmp_path: Path, stopped_at: int
+    ) -> None:
+        path = tmp_path / "{epoch}.keras"
+        checkpoint = keras.callbacks.ModelCheckpoint(path)
+        _fit(_model(), [MagnitudePruning(TO_80), checkpoint], epochs=2)
+        loaded = keras.models.load_model(tmp_path / f"{stopped_at}.keras")
+        assert int(loaded.optimizer.iterations) == stopped_at * STEPS
+        history = _fit(loaded, [MagnitudePruning(TO_80)], epochs=4, initial_epoch=stopped_at)
+        np.testing.assert_allclose(history["loss"], whole["loss"][stopped_at:], rtol=1e-6)
+        assert history["sparsity"] == whole["sparsity"][stopped_at:]
+
+    @pytest.mark.parametrize("pruning_first", [True, False])
+    def test_backup_and_restore_after_a_kill(
+        self, whole: dict[str, Any], tmp_path: Path, pruning_first: bool
+    ) -> None:
+        def kill(epoch: int, logs: Any = None) -> None:
+            if epoch == 2:
+                raise KeyboardInterrupt
+
+        def callbacks() -> list[Any]:
+            both = [MagnitudePruning(TO_80), keras.callbacks.BackupAndRestore(tmp_path / "b")]
+            return both if pruning_first else both[::-1]
+
+        with pytest.raises(KeyboardInterrupt):
+            killer = keras.callbacks.LambdaCallback(on_epoch_begin=kill)
+            _fit(_model(), [*callbacks(), killer])
+        history = _fit(_model(), callbacks())
+        np.testing.assert_allclose(history["loss"], whole["loss"][2:], rtol=1e-6)
+        assert history["sparsity"] == whole["sparsity"][2:]
+
+    @pytest.mark.parametrize("same_callback", [True, False])
+    def test_interrupted_fit_of_the_same_model(
+        self, whole: dict[str, Any], same_callback: bool
+    ) -> None:
+        def stop(epoch: int, logs: Any = None) -> None:
+            if epoch == 1:
+                raise KeyboardInterrupt
+
+        model, pruning = _model(), MagnitudePruning(TO_80)
+        with pytest.raises(KeyboardInterrupt):
+            _fit(model, [pruning, keras.callbacks.LambdaCallback(on_epoch_end=stop)])
+        again = pruning if same_callback else MagnitudePruning(TO_80)
+        history = _fit(model, [again], epochs=2)
+        np.testing.assert_allclose(history["loss"], whole["loss"][2:], rtol=1e-6)
+        assert "apply" not in vars(model.optimizer)
+        assert not [v.name for v in model.optimizer.variables if "mask" in v.name]
+
+    def test_finished_schedule_holds_its_masks(self) -> None:
+        model = _model()
+        _fit(model, [MagnitudePruning(TO_80)])
+        mask = model.get_layer("first").kernel.numpy() != 0
+        _fit(model, [MagnitudePruning(TO_80)], epochs=1)
+        np.testing.assert_array_equal(model.get_layer("first").kernel.numpy() != 0, mask)
+
+    def test_schedule_that_is_over_before_training_is_refused(self) -> None:
+        model = _model()
+        _fit(model, [], epochs=4)
+        with pytest.raises(ArgumentError, match="optimizer is at step 32.*Compile the model again"):
+            _fit(model, [MagnitudePruning(TO_80)])
+
+    def test_start_in_the_middle_of_a_schedule_is_said(self) -> None:
+        model = _model()
+        _fit(model, [], epochs=2)
+        with pytest.warns(UserWarning, match="optimizer is at step 16"):
+            _fit(model, [MagnitudePruning(TO_80)], epochs=2)
+        assert "in the middle of its schedule" in record_of(model).notes[0]
+        assert _zeros(model) == pytest.approx(TO_80_SPARSITY)
+
+    def test_constant_schedule_may_start_at_any_step(self) -> None:
+        model = _model()
+        _fit(model, [], epochs=2)
+        _fit(model, [MagnitudePruning(ConstantSparsity(0.5, frequency=5))], epochs=1)
+        assert _zeros(model) == 0.5
+
+
+class TestLayers:
+    def _conv_model(self) -> keras.Model:
+        inputs = keras.Input((8, 8, 2))
+        x = kl.Conv2D(6, 3, name="conv")(inputs)
+        x = kl.BatchNormalization(name="norm")(x)
+        x = kl.DepthwiseConv2D(3, name="depthwise")(x)
+        x = kl.SeparableConv2D(8, 3, name="separable")(x)
+        x = kl.Conv2DTranspose(4, 2, name="transpose")(x)
+        model = keras.Model(inputs, kl.Dense(3, name="fc")(kl.Flatten()(x)))
+        model.compile("adam", "mse")
+        return model
+
+    def _prune(self, model: keras.Model, **args: Any) -> MagnitudePruning:
+        pruning = MagnitudePruning(ConstantSparsity(0.5, frequency=1), **args)
+        shape = (8, *model.input_shape[1:])
+        targets = np.zeros((8, *model.output_shape[1:]), "f4")
+        model.fit(np.ones(shape, "f4"), targets, epochs=1, verbose=0, callbacks=[pruning])
+        return pruning
+
+    def _sparsity(self, model: keras.Model, layer: str, attribute: str = "kernel") -> float:
+        return float(np.mean(getattr(model.get_layer(layer), attribute).numpy() == 0))
+
+    def test_default_layers_are_those_of_tfmot(self) -> None:
+        model = self._conv_model()
+        self._prune(model)
+        (step,) = record_of(model).steps
+        assert step["layers"] == ["conv", "separable", "transpose", "fc"]
+        assert self._sparsity(model, "separable", "pointwise_kernel") == 0.5
+        assert self._sparsity(model, "separable", "depthwise_kernel") == 0
+        assert self._sparsity(model, "depthwise") == 0
+        assert record_of(model).notes == (
+            "depthwise is not pruned: DepthwiseConv2D layers are pruned only where named.",
+        )
+
+    def test_depthwise_is_pruned_where_named(self) -> None:
+        model = self._conv_model()
+        self._prune(model, layers=["depthwise"])
+        assert self._sparsity(model, "depthwise") == pytest.approx(0.5, abs=0.02)
+        assert self._sparsity(model, "conv") == 0
+
+    def test_predicate(self) -> None:
+        model = self._conv_model()
+        self._prune(model, layers=lambda layer: "conv" in layer.name)
+        assert record_of(model).steps[0]["layers"] == ["conv"]
+
+    def test_embedding_and_recurrent_layers(self) -> None:
+        model = keras.Sequential(
+            [keras.Input((4,)), kl.Embedding(10, 4, name="table"), kl.LSTM(3, name="lstm")]
+        )
+        model.compile("adam", "mse")
+        self._prune(model)
+        assert self._sparsity(model, "table", "embeddings") == 0.5
+        assert record_of(model).notes == ("lstm is not pruned: LSTM layers cannot be pruned.",)
+
+    def test_frozen_layer_is_left_and_named(self) -> None:
+        model = self._conv_model()
+        model.get_layer("conv").trainable = False
+        model.compile("adam", "mse")
+        self._prune(model)
+        assert self._sparsity(model, "conv") == 0
+        assert "conv is not pruned: it is frozen (trainable=False)." in record_of(model).notes
+
+    def test_nested_models_and_names_used_twice(self) -> None:
+        def branch(name: str) -> keras.Model:
+            return keras.Sequential([keras.Input((12,)), kl.Dense(12, name="same")], name=name)
+
+        inputs = keras.Input((12,))
+        outputs = kl.Dense(3, name="second")(branch("right")(branch("left")(inputs)))
+        model = keras.Model(inputs, outputs)
+        model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        history = _fit(model, [MagnitudePruning(TO_80)])
+        assert len(record_of(model).steps[0]["layer_sparsity"]) == 3
+        for nested in ("left", "right"):
+            kernel = model.get_layer(nested).get_layer("same").kernel.numpy()
+            assert np.mean(kernel == 0) == pytest.approx(0.8, abs=0.01)
+        assert history["sparsity/second"][-1] == pytest.approx(0.8, abs=0.02)
+
+    def test_shared_layer_is_pruned_once(self) -> None:
+        inputs = keras.Input((12,))
+        shared = kl.Dense(12, name="shared")
+        model = keras.Model(inputs, kl.Dense(3, name="out")(shared(shared(inputs))))
+        model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        _fit(model, [MagnitudePruning(TO_80)])
+        assert _zeros(model, "shared") == pytest.approx(0.8, abs=0.01)
+        assert record_of(model).steps[0]["layers"] == ["shared", "out"]
+
+    def test_layer_without_gradient_is_pruned_too(self) -> None:
+        inputs = keras.Input((12,))
+        used, unused = kl.Dense(3, name="used")(inputs), kl.Dense(10, name="unused")(inputs)
+        model = keras.Model(inputs, {"a": used, "b": unused})
+        model.compile("adam", {"a": keras.losses.SparseCategoricalCrossentropy(from_logits=True)})
+        pruning = MagnitudePruning(TO_80, scope="global")
+        with pytest.warns(UserWarning, match="Gradients do not exist"):
+            model.fit(X, {"a": Y}, batch_size=16, epochs=4, verbose=0, callbacks=[pruning])
+        assert _zeros(model, "used", "unused") == pytest.approx(0.8, abs=0.01)
+
+    def test_two_prunings_with_different_layers(self) -> None:
+        model = _model()
+        _fit(
+            model,
+            [
+                MagnitudePruning(TO_80, layers=["first"]),
+                MagnitudePruning(ConstantSparsity(0.5, frequency=4), layers=["second"]),
+            ],
+        )
+        assert _zeros(model, "first") == pytest.approx(0.8)
+        assert _zeros(model, "second") == pytest.approx(0.5)
+        assert len(record_of(model).steps) == 2
+
+    def test_two_prunings_of_one_layer_are_refused(self) -> None:
+        with pytest.raises(ArgumentError, match="another callback of this fit prunes.*'second'"):
+            _fit(
+                _model(),
+                [MagnitudePruning(TO_80, layers=["second"]), MagnitudePruning(TO_80, ["second"])],
+            )
+
+
+class TestNotes:
+    def test_end_step_beyond_training(self) -> None:
+        model = _model()
+        schedule = PolynomialDecay(0.8, begin_step=0, end_step=1000, frequency=4)
+        _fit(model, [MagnitudePruning(schedule)], epochs=1)
+        (note,) = record_of(model).notes
+        assert "below the schedule's 0.800: training ended at step 8" in note
+
+    def test_frequency_that_skips_the_end(self) -> None:
+        model = _model()
+        schedule = PolynomialDecay(0.8, begin_step=0, end_step=20, frequency=13, power=1)
+        _fit(model, [MagnitudePruning(schedule)])
+        (note,) = record_of(model).notes
+        assert "frequency 13 puts the last mask update at step 13" in note
+
+    def test_no_update_at_all(self) -> None:
+        model = _model()
+        _fit(model, [MagnitudePruning(ConstantSparsity(0.5, frequency=100))], epochs=1)
+        (note,) = record_of(model).notes
+        assert "Sparsity is 0.000, below the schedule's 0.500: training ended at step 8" in note
+
+
+class TestRefusals:
+    def test_schedule_that_is_none(self) -> None:
+        with pytest.raises(ArgumentError, match="`schedule` must be a Schedule. Got 0.8. Use Poly"):
+            MagnitudePruning(0.8)  # type: ignore[arg-type]
+
+    def test_unknown_scope(self) -> None:
+        with pytest.raises(UnknownNameError, match="Did you mean global"):
+            MagnitudePruning(TO_80, scope="globl")
+
+    def test_unknown_layer(self) -> None:
+        with pytest.raises(UnknownNameError, match="Did you mean first"):
+            _fit(_model(), [MagnitudePruning(TO_80, layers=["firts"])])
+
+    def test_subclassed_model(self) -> None:
+        class Mine(keras.Model):
+            def __init__(self) -> None:
+                super().__init__()
+                self.dense = kl.Dense(3)
+
+            def call(self, x: Any) -> Any:
+                return self.dense(x)
+
+        model = Mine()
+        model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        with pytest.raises(UnsupportedModelError, match="Mine"):
+            _fit(model, [MagnitudePruning(TO_80)])
+
+    def test_only_frozen_layers(self) -> None:
+        model = _model()
+        model.get_layer("second").trainable = False
+        with pytest.raises(ArgumentError, match="second is not pruned: it is frozen"):
+            _fit(model, [MagnitudePruning(TO_80, layers="second")])
+
+    def test_sequential_without_input_shape(self) -> None:
+        model = keras.Sequential([kl.Dense(10, name="first"), kl.Dense(3, name="second")])
+        model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        with pytest.raises(UnsupportedModelError, match="Start it with keras.Input"):
+            _fit(model, [MagnitudePruning(TO_80)])
+        model.build((None, 12))
+        _fit(model, [MagnitudePruning(TO_80)])
+        assert _zeros(model) == pytest.approx(0.8, abs=0.01)
+
+
+def _reset(order: str) -> Callable[[], list[Any]]:
+    class Regularizing(keras.callbacks.Callback):
+        """Another callback that changes the kernels' regularizer and rebuilds the step."""
+
+        def on_train_begin(self, logs: Any = None) -> None:
+            from edgecompress.callbacks.base import rebuild_train_function
+
+            for name in ("first", "second"):
+                self.model.get_layer(name).kernel.regularizer = keras.regularizers.L1(1e-3)
+            rebuild_train_function(self.model)
+
+        def on_train_end(self, logs: Any = None) -> None:
+            from edgecompress.callbacks.base import rebuild_train_function
+
+            rebuild_train_function(self.model)
+
+    both = [MagnitudePruning(TO_80), Regularizing()]
+    return lambda: both if order == "pruning first" else both[::-1]
+
+
+@pytest.mark.parametrize("order", ["pruning first", "pruning last"])
+def test_other_callbacks_may_rebuild_the_step(order: str) -> None:
+    model = _model()
+    history = _fit(model, _reset(order)())
+    assert history["sparsity"][-1] == pytest.approx(TO_80_SPARSITY)

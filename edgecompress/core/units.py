@@ -9,8 +9,9 @@ from edgecompress.core.errors import ArgumentError
 
 _SIZES = {"": 1, "b": 1, "k": 1024, "kib": 1024, "m": 1024**2, "mib": 1024**2}
 _SIZES |= {"kb": 1000, "mb": 1000**2, "gib": 1024**3, "g": 1024**3, "gb": 1000**3}
-_TIMES = {"us": 1.0, "µs": 1.0, "ms": 1e3, "s": 1e6}
-_NUMBER = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-zµ]*)\s*", re.IGNORECASE)
+# The micro sign and the Greek letter look the same.
+_TIMES = {"us": 1.0, "\u00b5s": 1.0, "\u03bcs": 1.0, "ms": 1e3, "s": 1e6}
+_NUMBER = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-z\u00b5\u03bc]*)\s*", re.IGNORECASE)
 
 
 def parse_size(text: str | int, argument: str = "size") -> int:
@@ -25,8 +26,10 @@ def parse_size(text: str | int, argument: str = "size") -> int:
     """
     match = _NUMBER.fullmatch(str(text))
     if match and match[2].lower() in _SIZES:
-        size = float(match[1]) * _SIZES[match[2].lower()]
-        if size >= 1 and math.isfinite(size):
+        factor = _SIZES[match[2].lower()]
+        size = float(match[1]) * factor
+        # Half a byte is a forgotten unit.
+        if size >= 1 and math.isfinite(size) and (factor > 1 or size == int(size)):
             return int(size)
     raise ArgumentError(argument, "be a positive size such as 96KiB, 1.5MiB or 98304", text)
 

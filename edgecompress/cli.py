@@ -64,7 +64,11 @@ def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
         if key not in known or key in ("config", "help"):
             raise UnknownNameError(f"--config key in {path.name}", key, set(known) - {"config"})
         # A single target may be written without brackets.
-        if known[key].nargs == 1 and getattr(known[key], "multiple", False) and isinstance(value, str):
+        if (
+            known[key].nargs == 1
+            and getattr(known[key], "multiple", False)
+            and isinstance(value, str)
+        ):
             values[key] = [value]
     ctx.default_map = {**(ctx.default_map or {}), **values}
     return path
@@ -164,9 +168,7 @@ def export(
     min_accuracy: MinAccuracy = None,
     min_agreement: Annotated[
         float | None,
-        typer.Option(
-            metavar="SHARE", help="Floor for the agreement with the Keras model, 0 to 1."
-        ),
+        typer.Option(metavar="SHARE", help="Floor for the agreement with the Keras model, 0 to 1."),
     ] = None,
     kernels: Kernels = None,
     config: Config = None,

@@ -1,6 +1,6 @@
 """The pipeline as two functions: `export` a Keras model, `check` a .tflite file.
 
-    load -> float32 flatbuffer -> int8 flatbuffer -> run in the engines -> check the targets
+load -> float32 flatbuffer -> int8 flatbuffer -> run in the engines -> check the targets
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgecompress.core.errors import ArgumentError, EngineError, ModelFileError
+from edgecompress.core.engines import engine_available
+from edgecompress.core.errors import ArgumentError
 from edgecompress.core.files import write_atomic
 from edgecompress.core.flatbuffer import FlatModel, read_tflite
 from edgecompress.core.results import (
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 PARITY_SAMPLES = 200
 LAYER_SAMPLES = 16
 
-# A conversion that agrees with its own reference on fewer samples is broken, not merely rounded.
+# A classifier that agrees with its own reference on fewer samples is broken, not merely rounded.
+# Models without classes have no such floor: what error they bear depends on their use.
 MIN_AGREEMENT = 0.9
 
 # The runtime of devices in the field: not run for numbers, but asked whether it loads the file.
@@ -100,8 +102,8 @@ def export(
         max_latency: Budget for one inference, e.g. `"60ms"`, or microseconds.
         max_file_size: Budget for the int8 file alone.
         min_accuracy: Floor for top-1 accuracy of the int8 file in the target's engine, 0 to 1.
-        min_agreement: Floor for the share of predictions that agree with the Keras model;
-            0.9 by default.
+        min_agreement: Floor for the share of predictions that agree with the Keras model.
+            Defaults to 0.9 for classifiers and none for other models.
         kernels: Kernel set of microcontrollers, `cmsis-nn` or `reference`, instead of the
             profile's.
         baseline: An earlier report; the HTML page compares against it.
@@ -124,16 +126,14 @@ def export(
     """
     profiles = _profiles(targets)
     budgets = _budgets(max_flash, max_ram, max_latency, max_file_size, min_accuracy)
-    floor = _share("--min-agreement", min_agreement, MIN_AGREEMENT)
+    floor = _share("--min-agreement", min_agreement)
     folder = _usable_folder(output)
 
     from edgecompress.converters import calibration as calibrations
     from edgecompress.converters import float32, int8, loaders
 
     progress("Loading the model")
-    loaded = (
-        loaders.load_model(model) if isinstance(model, (str, Path)) else loaders.wrap(model)
-    )
+    loaded = loaders.load_model(model) if isinstance(model, (str, Path)) else loaders.wrap(model)
     samples, labels = calibrations.load(calibration, loaded, argument="--calibration")
     labelled = _labelled(evaluate, loaded, samples, labels)
 
@@ -151,17 +151,17 @@ def export(
 
     if samples is None and labelled is not None:
         samples = (labelled.x,)
-    measurements = _Measurements(quantized.data, progress, labelled, min_accuracy)
     parities: dict[str, Parity] = {}
     if samples is not None:
-        few = tuple(array[:PARITY_SAMPLES] for array in samples)
+        few = tuple(calibrations.spread(array, PARITY_SAMPLES) for array in samples)
         reference, reference_name = _reference(loaded, few)
         for engine in dict.fromkeys(["litert", *(p.engine for p in profiles)]):
-            progress(f"Running the int8 file in {engine}")
-            parities[engine] = _verify(named, floats.artifact, reference, few, engine)
-        extra = _parity_checks(parities, reference_name, floor)
+            if engine_available(engine) is None:
+                progress(f"Running the int8 file in {engine}")
+                parities[engine] = _verify(named, floats.artifact, reference, few, engine)
+                notes += parities[engine].notes
     else:
-        extra = _no_parity("no calibration or evaluation data was given to compare on")
+        reference_name = ""
 
     progress(f"Loading the int8 file in {FIELD_RUNTIME}")
     notes += _field_runtime_note(quantized.data)
@@ -171,8 +171,8 @@ def export(
         profiles,
         budgets,
         kernels,
-        measurements,
-        lambda profile: [extra(profile)],
+        _Measurements(quantized.data, progress, labelled, min_accuracy),
+        lambda profile: [_parity_check(profile, parities, reference_name, floor)],
         str(folder / quantized.file_name(loaded.name)),
         progress,
     )
@@ -333,10 +333,8 @@ def _profiles(targets: Sequence[str | Path | TargetProfile]) -> list[TargetProfi
     return [t if isinstance(t, TargetProfile) else load_target(str(t)) for t in targets]
 
 
-def _share(argument: str, value: float | None, default: float | None) -> float | None:
-    if value is None:
-        return default
-    if not 0 <= value <= 1:
+def _share(argument: str, value: float | None) -> float | None:
+    if value is not None and not 0 <= value <= 1:
         raise ArgumentError(argument, "be a share between 0 and 1", value)
     return value
 
@@ -360,7 +358,7 @@ def _budgets(
         max_ram=size(max_ram, "--max-ram"),
         max_latency=max_latency,
         max_file_size=size(max_file_size, "--max-file-size"),
-        min_accuracy=_share("--min-accuracy", min_accuracy, None),
+        min_accuracy=_share("--min-accuracy", min_accuracy),
     )
 
 
@@ -432,65 +430,56 @@ def _verify(
     )
 
 
-def _parity_checks(
-    parities: Mapping[str, Parity], reference: str, floor: float | None
-) -> Callable[[TargetProfile], CheckResult]:
-    """Returns a function from a target to its parity check."""
-
-    def parity_check(profile: TargetProfile) -> CheckResult:
-        parity = parities[profile.engine]
-        layers = parities["litert"].layers
-        value = parity.agreement
-        verdict = judge(value, value, floor, at_least=True)
-        reason = None
-        if verdict == "fail":
-            worst = ", ".join(f"{e.name} ({e.sqnr_db:.1f} dB)" for e in layers[:3])
-            reason = (
-                f"the int8 file agrees with the {reference} on {value:.1%} of {parity.samples} "
-                f"samples, below {floor:.1%}; worst layers: {worst or 'unknown'}."
-            )
-        detail = {
-            "engine": parity.engine,
-            "version": parity.version,
-            "reference": reference,
-            "samples": parity.samples,
-            "max_error_steps": parity.max_error_steps,
-            "max_error": parity.max_error,
-            "engines": {
-                name: {"agreement": p.agreement, "max_error_steps": p.max_error_steps}
-                for name, p in parities.items()
-            },
-            "layers": [{"name": e.name, "sqnr_db": e.sqnr_db} for e in layers],
-        }
-        return CheckResult(
-            "parity", verdict, value, value, value, floor, "share", "measured_host", detail, reason
+def _parity_check(
+    profile: TargetProfile, parities: Mapping[str, Parity], reference: str, floor: float | None
+) -> CheckResult:
+    """Returns how well the file agrees with its reference in the target's engine."""
+    parity = parities.get(profile.engine)
+    if parity is None:
+        why = engine_available(profile.engine) or "No calibration or evaluation data was given."
+        return CheckResult("parity", "not_measured", limit=floor, unit="share", reason=why)
+    if floor is None and parity.kind != "values":
+        floor = MIN_AGREEMENT
+    value = parity.agreement
+    verdict = judge(value, value, floor, at_least=True)
+    layers = parities["litert"].layers
+    reason = None
+    if verdict == "fail":
+        worst = ", ".join(f"{layer.name} {layer.sqnr_db:.1f} dB" for layer in layers[:3])
+        reason = (
+            f"The int8 file agrees with the {reference} on {value:.1%} of {parity.samples} "
+            f"samples, the floor is {floor:.1%}. Lowest signal-to-noise: {worst}."
         )
-
-    return parity_check
-
-
-def _no_parity(reason: str) -> Callable[[TargetProfile], CheckResult]:
-    def parity_check(profile: TargetProfile) -> CheckResult:
-        return CheckResult("parity", "not_measured", unit="share", reason=f"{reason}.")
-
-    return parity_check
+    detail = {
+        "engine": parity.engine,
+        "version": parity.version,
+        "kernels": parity.kernels,
+        "reference": reference,
+        "samples": parity.samples,
+        "kind": parity.kind,
+        "max_error": parity.max_error,
+        "max_error_steps": parity.max_error_steps,
+        "mean_error_steps": parity.mean_error_steps,
+        "engines": {name: p.agreement for name, p in parities.items()},
+        "layers": [
+            {"name": layer.name, "operator": layer.operator, "sqnr_db": layer.sqnr_db}
+            for layer in layers
+        ],
+    }
+    return CheckResult(
+        "parity", verdict, value, value, value, floor, "share", "measured_host", detail, reason
+    )
 
 
 def _field_runtime_note(data: bytes) -> list[str]:
     """Returns a note where the runtime of devices in the field cannot load the file."""
-    from edgecompress.core.engines import engine_available
     from edgecompress.converters.verify import field_runtime_problem
 
     missing = engine_available(FIELD_RUNTIME)
     if missing:
         return [f"Not tried in {FIELD_RUNTIME}: {missing}"]
-    try:
-        problem = field_runtime_problem(data)
-    except EngineError as error:
-        problem = str(error)
-    if problem is None:
-        return []
-    return [f"Devices in the field with {FIELD_RUNTIME} 2.14 cannot load the file: {problem}"]
+    problem = field_runtime_problem(data)
+    return [] if problem is None else [f"Devices in the field: {problem}"]
 
 
 def _run_checks(
@@ -511,9 +500,7 @@ def _run_checks(
         latency = measurements.host_latency() if profile.kind == "host" else None
         extra = [measurements.accuracy(profile.engine), *more(profile)]
         results.append(
-            check_target(
-                flat, profile, budgets, kernels=kernels, host_latency=latency, extra=extra
-            )
+            check_target(flat, profile, budgets, kernels=kernels, host_latency=latency, extra=extra)
         )
     artifact = Artifact("tflite", flat.data, path)
     info = ModelInfo(
@@ -549,6 +536,7 @@ def _html(
         baseline=baseline,
         history=history,
         layers=[(e.name, e.sqnr_db) for e in parities["litert"].layers] if parities else (),
+        title=Path(report.model.path).name,
     )
 
 

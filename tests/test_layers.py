@@ -90,5 +90,7 @@ def test_private_keras_names_stay_in_one_module() -> None:
 def test_no_assert_statements_in_source() -> None:
     for paths in _parts().values():
         for path in paths:
-            asserts = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Assert)]
+            asserts = [
+                n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Assert)
+            ]
             assert not asserts, f"{path}:{asserts[0].lineno if asserts else ''}"

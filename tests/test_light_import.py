@@ -14,7 +14,10 @@ _HEAVY = ("tensorflow", "keras", "tf_keras", "ai_edge_litert", "litert_quantizer
 def _loaded_by(code: str) -> list[str]:
     report = f"import sys; print([m for m in {_HEAVY!r} if m in sys.modules])"
     result = subprocess.run(
-        [sys.executable, "-P", "-c", f"{code}\n{report}"], capture_output=True, text=True, check=True
+        [sys.executable, "-P", "-c", f"{code}\n{report}"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return eval(result.stdout.strip().splitlines()[-1], {"__builtins__": {}})
 

@@ -17,8 +17,8 @@ _PUBLIC = {
     "QuantizationAwareTraining": "edgecompress.callbacks.quantization_aware_training",
     "Int8": "edgecompress.quantizers.int8",
     "finalize": "edgecompress.surgery.finalize",
-    "export": "edgecompress.export",
-    "check": "edgecompress.export",
+    "export": "edgecompress.pipeline",
+    "check": "edgecompress.pipeline",
     "CompressionRecord": "edgecompress.core.record",
     "EdgeCompressError": "edgecompress.core.errors",
 }

@@ -178,7 +178,7 @@ def export(
     verbose: Verbose = False,
 ) -> int:
     """Convert a Keras model to int8, run it in the targets' engines and check its budgets."""
-    from edgecompress.export import export as run
+    from edgecompress.pipeline import export as run
 
     with _progress(quiet) as progress:
         report = run(
@@ -222,7 +222,7 @@ def check(
     verbose: Verbose = False,
 ) -> int:
     """Check a .tflite file against targets and budgets; the exit code is the verdict."""
-    from edgecompress.export import check as run
+    from edgecompress.pipeline import check as run
 
     with _progress(quiet) as progress:
         report = run(

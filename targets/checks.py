@@ -285,7 +285,28 @@ def _host_latency(subject: Subject) -> CheckResult:
             unit="microseconds",
             reason="The model was not timed on this computer.",
         )
-    raise NotImplementedError
+    verdict = judge(measured.low, measured.high, limit)
+    reason = None
+    if limit is not None and verdict in ("fail", "uncertain"):
+        does = "is above" if verdict == "fail" else "lies around"
+        reason = (
+            f"{format_time(measured.low)} to {format_time(measured.high)} {does} the limit of "
+            f"{format_time(limit)} on this computer."
+        )
+        if measured.wall_refused:
+            reason += f" {measured.wall_refused}"
+    return CheckResult(
+        "latency",
+        verdict,
+        measured.measured,
+        measured.low,
+        measured.high,
+        limit,
+        "microseconds",
+        "measured_host",
+        measured.to_dict(),
+        reason,
+    )
 
 
 @RULES.register("operators")

@@ -1,0 +1,36 @@
+"""Runs the demonstration: `python -m edgecompress.demo --output build/demo`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+
+def main() -> int:
+    """Runs the demonstration and returns the report's exit code."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    parser = argparse.ArgumentParser(prog="edgecompress.demo", description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("build/demo"), help="folder of results")
+    parser.add_argument("--epochs", type=int, default=8, help="epochs of each training phase")
+    options = parser.parse_args()
+
+    from rich.console import Console
+
+    from edgecompress.core.errors import EdgeCompressError
+    from edgecompress.demo import print_result, run
+
+    start = time.monotonic()
+    try:
+        result = run(options.output, options.epochs, lambda text: print(text, flush=True))
+    except EdgeCompressError as error:
+        print(f"edgecompress.demo: {error}", file=sys.stderr)
+        return error.exit_code
+    print_result(result, Console())
+    print(f"\nOpen {options.output}/report.html. {time.monotonic() - start:.0f} s in all.")
+    return result.report.exit_code
+
+
+sys.exit(main())

@@ -7,7 +7,7 @@ Private names used: `Sequential._functional` (the Functional model inside a buil
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from edgecompress.core.errors import UnsupportedModelError
@@ -153,3 +153,17 @@ def remove_optimizer_variables(optimizer: Any, variables: list[Any]) -> None:
     """Takes variables that `optimizer.add_variable` made out of the optimizer again."""
     for variable in variables:
         optimizer._untrack_variable(variable)
+
+
+def run_graph(model: Any, inputs: Any, call: Callable[..., Any]) -> Any:
+    """Runs a built model's graph on other tensors, calling `call(layer, *args, **kwargs)`.
+
+    Args:
+        model: A built Sequential or Functional model.
+        inputs: One tensor, or a list of them, for the model's inputs; symbolic ones build a graph.
+        call: Called for every layer, nested model or operation in order; returns its outputs.
+
+    Returns:
+        What the model's outputs became, in their structure.
+    """
+    return functional_of(model)._run_through_graph(inputs, call_fn=call)

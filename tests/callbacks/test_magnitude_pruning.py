@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,8 @@ import pytest
 from keras import layers as kl
 from keras import ops
 
+from edgecompress.callbacks.base import rebuild_train_function
+from edgecompress.callbacks.group_lasso import GroupLasso
 from edgecompress.callbacks.magnitude_pruning import MagnitudePruning, magnitude_masks
 from edgecompress.core.errors import ArgumentError, UnknownNameError, UnsupportedModelError
 from edgecompress.core.record import record_of, sidecar_path
@@ -545,28 +546,41 @@ class TestRefusals:
         assert _zeros(model) == pytest.approx(0.8, abs=0.01)
 
 
-def _reset(order: str) -> Callable[[], list[Any]]:
-    class Regularizing(keras.callbacks.Callback):
-        """Another callback that changes the kernels' regularizer and rebuilds the step."""
+class _Rebuilding(keras.callbacks.Callback):
+    """Another callback that hooks something into the kernels and rebuilds the step."""
 
-        def on_train_begin(self, logs: Any = None) -> None:
-            from edgecompress.callbacks.base import rebuild_train_function
+    def on_train_begin(self, logs: Any = None) -> None:
+        for name in ("first", "second"):
+            self.model.get_layer(name).kernel.regularizer = keras.regularizers.L1(1e-3)
+        rebuild_train_function(self.model)
 
-            for name in ("first", "second"):
-                self.model.get_layer(name).kernel.regularizer = keras.regularizers.L1(1e-3)
-            rebuild_train_function(self.model)
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        rebuild_train_function(self.model)
 
-        def on_train_end(self, logs: Any = None) -> None:
-            from edgecompress.callbacks.base import rebuild_train_function
-
-            rebuild_train_function(self.model)
-
-    both = [MagnitudePruning(TO_80), Regularizing()]
-    return lambda: both if order == "pruning first" else both[::-1]
+    def on_train_end(self, logs: Any = None) -> None:
+        rebuild_train_function(self.model)
 
 
-@pytest.mark.parametrize("order", ["pruning first", "pruning last"])
-def test_other_callbacks_may_rebuild_the_step(order: str) -> None:
-    model = _model()
-    history = _fit(model, _reset(order)())
-    assert history["sparsity"][-1] == pytest.approx(TO_80_SPARSITY)
+class TestTogether:
+    @pytest.mark.parametrize("pruning_first", [True, False])
+    def test_step_rebuilt_many_times(self, pruning_first: bool) -> None:
+        callbacks = [MagnitudePruning(TO_80), _Rebuilding()]
+        history = _fit(_model(), callbacks if pruning_first else callbacks[::-1])
+        assert history["sparsity"][-1] == pytest.approx(TO_80_SPARSITY)
+
+    @pytest.mark.parametrize("end_epoch", [None, 2])
+    @pytest.mark.parametrize("pruning_first", [True, False])
+    def test_group_lasso(self, pruning_first: bool, end_epoch: int | None) -> None:
+        model = _model()
+        lasso = GroupLasso(1e-4, final_sparsity=0.25, layers=["first"], end_epoch=end_epoch)
+        callbacks = [MagnitudePruning(TO_80), lasso]
+        history = _fit(model, callbacks if pruning_first else callbacks[::-1])
+        assert history["sparsity"][-1] >= TO_80_SPARSITY - 1e-9
+        assert _zeros(model) >= TO_80_SPARSITY - 1e-9
+        kernel = model.get_layer("first").kernel.numpy()
+        assert (kernel == 0).all(axis=0).sum() >= 5
+        assert {s["technique"] for s in record_of(model).steps} == {
+            "magnitude_pruning",
+            "group_lasso",
+        }
+        assert "apply" not in vars(model.optimizer)

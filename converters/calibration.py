@@ -115,9 +115,10 @@ def _read(path: Path, argument: str) -> Any:
     if path.suffix not in (".npy", ".npz"):
         raise ArgumentError(argument, rule, str(path), "Write one with numpy.savez(path, x=x).")
     try:
-        # Pickled objects could run code; numpy then refuses them.
-        content = np.load(path, allow_pickle=False)
-        return content if isinstance(content, np.ndarray) else {k: content[k] for k in content}
+        with path.open("rb") as file:
+            # Pickled objects could run code; numpy then refuses them.
+            content = np.load(file, allow_pickle=False)
+            return content if isinstance(content, np.ndarray) else {k: content[k] for k in content}
     except FileNotFoundError:
         raise ArgumentError(argument, rule, str(path), "It does not exist.") from None
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:

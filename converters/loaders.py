@@ -144,6 +144,19 @@ def one_line(error: BaseException | str, limit: int = 240) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
+def load(source: Any) -> LoadedModel:
+    """Returns a model to convert: a path through `load_model`, a model in memory through `wrap`.
+
+    Args:
+        source: Path of a model file or SavedModel folder, a Keras model, or a LoadedModel.
+
+    Raises:
+        ModelFileError: as `load_model`.
+        UnsupportedModelError: as `load_model` and `wrap`.
+    """
+    return load_model(source) if isinstance(source, (str, Path)) else wrap(source)
+
+
 def wrap(model: Any) -> LoadedModel:
     """Returns a Keras model in memory as a LoadedModel.
 

@@ -6,6 +6,7 @@ returns new bytes and leaves the ones it got alone.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -32,10 +33,11 @@ class _Builder(flatbuffers.Builder):
         self._vectors: dict[tuple[str, bytes], int] = {}
 
     def CreateNumpyVector(self, x: np.ndarray) -> int:
+        if x.dtype == np.uint8:  # Buffers, already unique: pack() shares them.
+            self.Prep(_ALIGNMENT, x.size)
+            return super().CreateNumpyVector(x)
         key = (x.dtype.str, x.tobytes())
         if key not in self._vectors:
-            if x.dtype == np.uint8:
-                self.Prep(_ALIGNMENT, x.size)
             self._vectors[key] = super().CreateNumpyVector(x)
         return self._vectors[key]
 
@@ -81,12 +83,12 @@ def _share_buffers(model: Any) -> None:
     from ai_edge_litert import schema_py_generated as schema
 
     buffers = [schema.BufferT()]
-    known: dict[bytes, int] = {b"": 0}
+    known = {hashlib.sha256(b"").digest(): 0}
     renumbered = {}
     for index, buffer in enumerate(model.buffers):
         # A sequence of integers (built by hand) packs far slower than an array.
         values = np.asarray([] if buffer.data is None else buffer.data, np.uint8)
-        content = values.tobytes()
+        content = hashlib.sha256(values.tobytes()).digest()
         if content not in known:
             known[content] = len(buffers)
             buffers.append(schema.BufferT(data=values))

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 
 
@@ -18,7 +19,7 @@ class CapturedOutput:
 
 @contextlib.contextmanager
 def quiet(verbose: bool = False) -> Iterator[CapturedOutput]:
-    """Keeps everything printed inside the block off stdout and stderr.
+    """Keeps everything printed, logged or warned inside the block off stdout and stderr.
 
     File descriptors 1 and 2 are redirected for the whole process, since TensorFlow and LiteRT log
     from C++; so do not print from another thread meanwhile.
@@ -52,7 +53,13 @@ def quiet(verbose: bool = False) -> Iterator[CapturedOutput]:
             # Python-level streams may be no file descriptors at all (notebooks, test runners).
             writer = open(os.dup(sink.fileno()), "w", encoding="utf-8", errors="replace")  # noqa: SIM115
             logging.disable(logging.WARNING)
-            with writer, contextlib.redirect_stdout(writer), contextlib.redirect_stderr(writer):
+            with (
+                writer,
+                contextlib.redirect_stdout(writer),
+                contextlib.redirect_stderr(writer),
+                warnings.catch_warnings(),
+            ):
+                warnings.simplefilter("ignore")
                 yield captured
         finally:
             logging.disable(disabled)

@@ -1,0 +1,363 @@
+"""Loading models: every kind of file, and that nothing in a file runs code or ends in a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from edgecompress.converters.loaders import InputSpec, example_inputs, load, load_model, wrap
+from edgecompress.core.errors import EdgeCompressError, ModelFileError, UnsupportedModelError
+from edgecompress.core.record import CompressionRecord, attach_record
+
+keras = pytest.importorskip("keras")
+
+
+def tiny(name: str = "tiny") -> Any:
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 3), name="image"),
+            keras.layers.Conv2D(4, 3, name="conv"),
+            keras.layers.BatchNormalization(name="norm"),
+            keras.layers.ReLU(name="relu"),
+            keras.layers.GlobalAveragePooling2D(name="pool"),
+            keras.layers.Dense(2, activation="softmax", name="head"),
+        ],
+        name=name,
+    )
+
+
+def run(code: str, *arguments: Path | str) -> None:
+    """Runs code in a fresh process: tf_keras models are built and saved outside this one."""
+    environment = {**os.environ, "TF_USE_LEGACY_KERAS": "1"}
+    subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], check=True, env=environment,
+        capture_output=True,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def legacy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of Keras 2 files, with their predictions on ones."""
+    folder = tmp_path_factory.mktemp("legacy")
+    run(
+        """
+import sys, numpy as np, tf_keras as k, tensorflow as tf, tensorflow_model_optimization as tfmot
+folder, L = sys.argv[1], k.layers
+k.utils.set_random_seed(1)
+plain = k.Sequential([L.Input((8, 8, 3)), L.DepthwiseConv2D(3), L.BatchNormalization(), L.ReLU(),
+    L.SeparableConv2D(4, 3), L.GlobalAveragePooling2D(), L.Dense(2, activation="softmax")])
+plain.compile("adam", "mse")
+plain.fit(np.random.rand(8, 8, 8, 3), np.random.rand(8, 2), verbose=0)
+plain.save(folder + "/plain.h5"); plain.save(folder + "/plain.keras")
+plain.save(folder + "/saved", save_format="tf")
+np.save(folder + "/plain.npy", plain(np.ones((1, 8, 8, 3), "float32")))
+plain.save_weights(folder + "/weights.h5")
+i = L.Input((4,), name="vector")
+ops = k.Model(i, tf.nn.relu(L.Dense(3)(i) * 2.0 - 1.0)); ops.save(folder + "/ops.h5")
+np.save(folder + "/ops.npy", ops(np.ones((1, 4), "float32")))
+k.Sequential([L.Input((4,)), L.Lambda(lambda x: x + 1, name="plus_one")]).save(folder + "/lam.h5")
+base = k.Sequential([L.Input((4,)), L.Dense(8, name="first"), L.ReLU(), L.Dense(2, name="last")])
+pruned = tfmot.sparsity.keras.prune_low_magnitude(base,
+    tfmot.sparsity.keras.ConstantSparsity(0.5, 0, frequency=1))
+pruned.compile("sgd", "mse")
+pruned.fit(np.random.rand(8, 4), np.random.rand(8, 2), verbose=0, epochs=3,
+    callbacks=[tfmot.sparsity.keras.UpdatePruningStep()])
+pruned.save(folder + "/pruned.h5")
+np.save(folder + "/pruned.npy", tfmot.sparsity.keras.strip_pruning(pruned)(np.ones((1, 4))))
+tfmot.quantization.keras.quantize_model(base).save(folder + "/qat.h5")
+""",
+        folder,
+    )
+    return folder
+
+
+def first_output(path: Path) -> np.ndarray:
+    loaded = load_model(path)
+    return loaded.predict([np.ones((1, *loaded.inputs[0].shape), np.float32)])[0]
+
+
+def test_keras_3_files(tmp_path: Path) -> None:
+    model = tiny()
+    x = np.random.default_rng(0).normal(size=(40, 8, 8, 3)).astype(np.float32)
+    for name in ("model.keras", "model.h5"):
+        model.save(tmp_path / name)
+        loaded = load_model(str(tmp_path / name))
+        assert (loaded.flavour, loaded.name, loaded.notes) == ("keras3", "model", ())
+        assert loaded.inputs == (InputSpec("image", (8, 8, 3), "float32"),)
+        assert len(loaded.sha256) == 64
+        np.testing.assert_allclose(loaded.predict([x])[0], model.predict(x, verbose=0), atol=1e-6)
+
+
+def test_saved_model(tmp_path: Path) -> None:
+    model = tiny()
+    model.export(tmp_path / "exported", verbose=False)
+    loaded = load_model(tmp_path / "exported")
+    assert (loaded.flavour, loaded.name) == ("saved_model", "exported")
+    assert "SavedModel" in loaded.notes[0]
+    x = np.random.default_rng(0).normal(size=(5, 8, 8, 3)).astype(np.float32)
+    np.testing.assert_allclose(loaded.predict([x])[0], model.predict(x, verbose=0), atol=1e-5)
+
+
+def test_record_is_found_or_its_absence_explained(tmp_path: Path) -> None:
+    model = tiny()
+    attach_record(model, CompressionRecord(ranges={"relu": (0.0, 6.0)}))
+    model.save(tmp_path / "model.keras")
+    record = load_model(tmp_path / "model.keras").record
+    assert record is not None and record.ranges == {"relu": (0.0, 6.0)}
+    tiny("other").save(tmp_path / "model.keras")
+    loaded = load_model(tmp_path / "model.keras")
+    assert loaded.record is None
+    assert "another version" in loaded.notes[0]
+
+
+def test_models_in_memory() -> None:
+    model = tiny()
+    attach_record(model, CompressionRecord(ranges={"relu": (0.0, 6.0)}))
+    loaded = load(model)
+    assert (loaded.name, loaded.path, loaded.flavour) == ("tiny", None, "keras3")
+    assert loaded.record is not None and loaded.record.ranges
+    assert load(loaded) is loaded
+
+
+def test_inputs_of_every_structure() -> None:
+    a, b = keras.Input((3,), name="a"), keras.Input((2,), name="b")
+    joined = keras.layers.Concatenate()([a, b])
+    arrays = [np.float32([[1, 2, 3]]), np.float32([[4, 5]])]
+    for inputs in ([a, b], {"a": a, "b": b}):
+        outputs = wrap(keras.Model(inputs, {"one": joined, "two": b})).predict(arrays)
+        assert [o.tolist() for o in outputs] == [[[1, 2, 3, 4, 5]], [[4, 5]]]
+    unnamed = keras.Sequential([keras.Input((3,)), keras.layers.Flatten()])
+    assert wrap(unnamed).inputs == (InputSpec("input_0", (3,), "float32"),)
+
+
+def test_example_inputs() -> None:
+    specs = (InputSpec("x", (2, None), "float32"), InputSpec("t", (5,), "int32"))
+    first, again = example_inputs(specs, 3), example_inputs(specs, 3)
+    assert [(x.shape, x.dtype.name) for x in first] == [((3, 2, 1), "float32"), ((3, 5), "int32")]
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("name", ["plain.h5", "plain.keras"])
+def test_keras_2_files_become_keras_3_models(legacy: Path, name: str) -> None:
+    loaded = load_model(legacy / name)
+    assert (loaded.flavour, loaded.notes) == ("keras3", ())
+    assert isinstance(loaded.model, keras.Model)
+    np.testing.assert_allclose(first_output(legacy / name), np.load(legacy / "plain.npy"), atol=1e-5)
+    # Keras 2 was loaded beside Keras 3, not instead of it.
+    import tensorflow as tf
+
+    assert "TF_USE_LEGACY_KERAS" not in os.environ
+    assert tf.keras.Model is keras.Model
+
+
+def test_keras_2_saved_model(legacy: Path) -> None:
+    loaded = load_model(legacy / "saved")
+    assert loaded.flavour == "saved_model"
+    np.testing.assert_allclose(first_output(legacy / "saved"), np.load(legacy / "plain.npy"), atol=1e-5)
+
+
+def test_keras_2_models_without_a_keras_3_form_stay(legacy: Path) -> None:
+    loaded = load_model(legacy / "ops.h5")
+    assert loaded.flavour == "tf_keras"
+    assert "stays a Keras 2 model" in loaded.notes[0] and "TFOpLambda" in loaded.notes[0]
+    np.testing.assert_allclose(first_output(legacy / "ops.h5"), np.load(legacy / "ops.npy"), atol=1e-5)
+
+
+def test_pruning_wrappers_are_stripped(legacy: Path) -> None:
+    loaded = load_model(legacy / "pruned.h5")
+    assert loaded.flavour == "keras3"
+    assert "stripped" in loaded.notes[0]
+    kernel = loaded.model.get_layer("first").kernel.numpy()
+    assert np.count_nonzero(kernel == 0) == kernel.size // 2
+    np.testing.assert_allclose(
+        first_output(legacy / "pruned.h5"), np.load(legacy / "pruned.npy"), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", ["ad01", "pretrainedResnet"])
+def test_published_keras_2_models(shared: Path, name: str) -> None:
+    loaded = load_model(shared / "models" / "mlperf_tiny" / f"{name}.h5")
+    assert (loaded.flavour, loaded.notes) == ("keras3", ())
+
+
+def refusal(path: Path, kind: type[EdgeCompressError]) -> str:
+    with pytest.raises(kind) as caught:
+        load_model(path)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+    assert caught.value.exit_code == 1
+    return str(caught.value)
+
+
+def test_quantization_wrappers_are_refused(legacy: Path) -> None:
+    text = refusal(legacy / "qat.h5", UnsupportedModelError)
+    assert "quantization wrapper" in text and "QuantizationAwareTraining" in text
+
+
+def test_files_that_are_no_models(tmp_path: Path, legacy: Path) -> None:
+    tiny().save(tmp_path / "good.keras")
+    tiny().save(tmp_path / "good.h5")
+    whole = (tmp_path / "good.keras").read_bytes()
+    hdf5 = (tmp_path / "good.h5").read_bytes()
+    files: dict[str, tuple[bytes, str]] = {
+        "text.keras": (b"hello, I am a text file", "no Keras model"),
+        "text.h5": (b"hello, I am a text file", "no Keras model"),
+        "empty.keras": (b"", "no Keras model"),
+        "cut.keras": (whole[: len(whole) // 2], "truncated or damaged"),
+        "cut.h5": (hdf5[: len(hdf5) // 2], "truncated or damaged"),
+        "zip.h5": (whole, "Rename it to zip.keras"),
+        "hdf.keras": (hdf5, "Rename it to hdf.h5"),
+        "done.keras": (b"\x1c\0\0\0TFL3" + bytes(20), "already converted"),
+    }
+    for name, (content, text) in files.items():
+        (tmp_path / name).write_bytes(content)
+        assert text in refusal(tmp_path / name, ModelFileError), name
+    assert "does not exist" in refusal(tmp_path / "missing.keras", ModelFileError)
+    assert "saved_model.pb" in refusal(tmp_path, ModelFileError)
+    assert "weights but no layers" in refusal(legacy / "weights.h5", ModelFileError)
+    with zipfile.ZipFile(tmp_path / "other.keras", "w") as archive:
+        archive.writestr("readme.txt", "no model")
+    assert "config.json" in refusal(tmp_path / "other.keras", ModelFileError)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "saved_model.pb").write_bytes(b"\xff" * 50)
+    assert "damaged" in refusal(tmp_path / "folder", ModelFileError)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_mutated_archives_end_in_one_error_at_most(tmp_path: Path, seed: int) -> None:
+    tiny().save(tmp_path / "good.keras")
+    whole = np.frombuffer((tmp_path / "good.keras").read_bytes(), np.uint8)
+    random = np.random.default_rng(seed)
+    for number in range(10):
+        data = whole.copy()
+        where = random.integers(0, len(data), 20)
+        data[where] = random.integers(0, 256, 20)
+        path = tmp_path / f"mutated_{number}.keras"
+        path.write_bytes(data.tobytes())
+        try:
+            load_model(path)
+        except EdgeCompressError as error:
+            assert "\n" not in str(error)
+
+
+def edited(path: Path, target: Path, edit: Callable[[Any], None]) -> Path:
+    """Copies a .keras file with another configuration."""
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(target, "w") as archive:
+        for name in source.namelist():
+            content = source.read(name)
+            if name == "config.json":
+                config = json.loads(content)
+                edit(config)
+                content = json.dumps(config).encode()
+            archive.writestr(name, content)
+    return target
+
+
+def test_lambda_layers_are_refused_by_name(tmp_path: Path, legacy: Path) -> None:
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Lambda(lambda x: x + 1, name="plus")])
+    model.save(tmp_path / "lambda.keras")
+    assert "Layer 'plus'" in refusal(tmp_path / "lambda.keras", UnsupportedModelError)
+    model.save(tmp_path / "lambda.h5")
+    assert "Layer 'plus'" in refusal(tmp_path / "lambda.h5", UnsupportedModelError)
+    assert "Layer 'plus_one'" in refusal(legacy / "lam.h5", UnsupportedModelError)
+
+
+def test_code_in_a_configuration_never_runs(tmp_path: Path) -> None:
+    tiny().save(tmp_path / "good.keras")
+    marker = tmp_path / "executed"
+
+    def dense(config: Any) -> Any:
+        return config["config"]["layers"][-1]
+
+    def python_lambda(config: Any) -> None:
+        dense(config)["config"]["activation"] = {
+            "class_name": "__lambda__", "config": {"value": ["4wAAAA==", None, None]},
+        }  # fmt: skip
+
+    def system_call(config: Any) -> None:
+        dense(config)["config"]["activation"] = {
+            "class_name": "function", "module": "os", "config": "system", "registered_name": "system",
+        }  # fmt: skip
+
+    def process(config: Any) -> None:
+        dense(config).update(
+            module="subprocess", class_name="Popen", registered_name=None,
+            config={"args": ["touch", str(marker)]},
+        )  # fmt: skip
+
+    def torch_module(config: Any) -> None:
+        dense(config).update(class_name="TorchModuleWrapper", module="keras.layers")
+
+    for edit, text in (
+        (python_lambda, "Layer 'head' .* lambda"),
+        (system_call, "Layer 'head' .* 'os'"),
+        (process, "'Popen' of 'subprocess'"),
+        (torch_module, "Layer 'head' .* TorchModuleWrapper"),
+    ):
+        path = edited(tmp_path / "good.keras", tmp_path / f"{edit.__name__}.keras", edit)
+        with pytest.raises(UnsupportedModelError, match=text):
+            load_model(path)
+    assert not marker.exists()
+
+
+def test_unknown_layers_are_named_and_registered_ones_load(tmp_path: Path) -> None:
+    @keras.saving.register_keras_serializable("loader_tests")
+    class Doubling(keras.layers.Layer):
+        def call(self, x: Any) -> Any:
+            return x * 2
+
+    model = keras.Sequential([keras.Input((4,)), Doubling(name="twice")])
+    model.save(tmp_path / "custom.keras")
+    assert first_output(tmp_path / "custom.keras").tolist() == [[2, 2, 2, 2]]
+    code = f"""
+from edgecompress.converters.loaders import load_model
+from edgecompress.core.errors import UnsupportedModelError
+try:
+    load_model({str(tmp_path / "custom.keras")!r})
+except UnsupportedModelError as error:
+    assert "'twice'" in str(error) and "Doubling" in str(error), error
+else:
+    raise SystemExit("loaded")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_saved_models_that_reach_outside_are_refused(tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    class Writer(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec((1, 2), tf.float32)])
+        def __call__(self, x: Any) -> Any:
+            tf.io.write_file(str(tmp_path / "executed"), "x")
+            return {"y": x}
+
+    writer = Writer()
+    tf.saved_model.save(writer, str(tmp_path / "writer"), signatures=writer.__call__)
+    assert "WriteFile" in refusal(tmp_path / "writer", UnsupportedModelError)
+    tf.saved_model.save(tf.Module(), str(tmp_path / "nothing"))
+    assert "no signature" in refusal(tmp_path / "nothing", UnsupportedModelError)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_models_without_inputs_are_refused() -> None:
+    class Hidden(keras.Model):
+        def call(self, x: Any) -> Any:
+            return x
+
+    for model in (Hidden(name="hidden"), keras.Sequential([keras.layers.Dense(2)], name="unbuilt")):
+        with pytest.raises(UnsupportedModelError, match="no known inputs"):
+            wrap(model)
+    with pytest.raises(UnsupportedModelError, match="builtins.int"):
+        wrap(3)
+
+
+def test_data_that_do_not_fit_are_one_error() -> None:
+    with pytest.raises(UnsupportedModelError, match="'tiny' fails on the given data"):
+        wrap(tiny()).predict([np.ones((1, 8, 8, 5), np.float32)])

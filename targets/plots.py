@@ -144,10 +144,16 @@ def curves(history: Mapping[str, Sequence[float | None]]) -> str:
     from matplotlib.ticker import MaxNLocator
 
     groups = _curve_groups(history)
-    with _drawing(2.0 * len(groups), "curves") as figure:
-        for axes, (title, names) in zip(
-            figure.subplots(len(groups), squeeze=False)[:, 0], groups.items(), strict=True
-        ):
+    drawn = [names[:_MOST_CURVES] for names in groups.values()]
+    columns = [max(1, min(3, 60 // (6 + max(len(_label(n)) for n in names)))) for names in drawn]
+    # A chart grows with the lines of its legend.
+    heights = [
+        1.9 + 0.17 * (math.ceil(len(names) / wide) - 1)
+        for names, wide in zip(drawn, columns, strict=True)
+    ]
+    with _drawing(sum(heights), "curves") as figure:
+        charts = figure.subplots(len(groups), squeeze=False, height_ratios=heights)[:, 0]
+        for axes, (title, names), wide in zip(charts, groups.items(), columns, strict=True):
             for order, name in enumerate(names[:_MOST_CURVES]):
                 values = [math.nan if v is None else float(v) for v in history[name]]
                 axes.plot(
@@ -158,21 +164,26 @@ def curves(history: Mapping[str, Sequence[float | None]]) -> str:
                     linewidth=1.6,
                     marker="o" if len(values) < 3 else "",
                     markersize=3,
-                    label=_cut(name, 30),
+                    label=_label(name),
                 )
             more = len(names) - _MOST_CURVES
+            title = _cut(title, 24)
             axes.set_title(f"{title} ({more} more not drawn)" if more > 0 else title)
             axes.grid(axis="y")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             axes.legend(
                 loc="lower right",
                 bbox_to_anchor=(1.0, 1.0),
-                ncols=min(len(names), 3),
+                ncols=wide,
                 fontsize=8,
                 borderaxespad=0,
             )
         axes.set_xlabel("epoch or logged step")
         return _svg(figure, "curves")
+
+
+def _label(name: str) -> str:
+    return _cut(name, 30)
 
 
 def _curve_groups(history: Mapping[str, Sequence[Any]]) -> dict[str, list[str]]:

@@ -29,7 +29,7 @@ VERDICT_WORDS: Mapping[Verdict, str] = {
     "fail": "FAIL",
     "uncertain": "UNCERTAIN",
     "not_measured": "NOT MEASURED",
-    "not_applicable": "no limit",
+    "not_applicable": "n/a",
 }
 _VERDICT_STYLES: Mapping[Verdict, str] = {
     "pass": "bold green",
@@ -90,9 +90,11 @@ def used_share(check: CheckResult) -> float | None:
 
 
 def _band(check: CheckResult) -> str:
-    if check.low is None or check.high is None or check.low == check.high:
+    if check.low == check.high:
         return ""
     low, high = format_value(check.low, check.unit), format_value(check.high, check.unit)
+    if not (low and high):
+        return f"at least {low}" if low else f"at most {high}"
     # A unit that both ends share is said once.
     return f"{low.removesuffix(' ' + high.partition(' ')[2])} to {high}"
 

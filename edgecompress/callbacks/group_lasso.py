@@ -262,6 +262,11 @@ class GroupLasso(CompressionCallback):
             weak = {path: score < self.threshold for path, score in scores.items()}
         else:
             weak = {path: smallest(score, self.final_sparsity) for path, score in scores.items()}
+        if not any(mask.any() for mask in weak.values()):
+            self.note(
+                f"group lasso set no filter to zero: none is under {self.threshold} times the "
+                "largest norm of its layer. Train longer with it, or use final_sparsity."
+            )
         for text in silence(self.model, weak).notes:
             self.note(f"group lasso: {text}")
 

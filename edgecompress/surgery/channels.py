@@ -66,6 +66,11 @@ class Reader:
         """Which inputs a bias can take over, (inputs,)."""
         return ~np.isnan(self.constant) & (self.exact | (self.constant == 0))
 
+    def respond(self, values: np.ndarray) -> np.ndarray:
+        """Returns what constant inputs add to the outputs, (outputs,) in float64."""
+        some = np.flatnonzero(values)  # Few: a copy of all weights in float64 can be large.
+        return values[some] @ self.sums[some].astype(np.float64)
+
 
 @dataclass(frozen=True)
 class Use:

@@ -83,7 +83,7 @@ def folded_bias(analysis: Analysis, path: str, gone: set[int]) -> np.ndarray:
     reader = analysis.readers[path]
     left_out = ~analysis.kept(reader.labels, gone) & reader.foldable
     kept = analysis.kept(reader.outputs, gone)
-    return np.where(left_out, reader.constant, 0.0) @ reader.sums[:, kept]
+    return reader.respond(np.where(left_out, reader.constant, 0.0))[kept]
 
 
 def _fold(

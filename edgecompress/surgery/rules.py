@@ -108,14 +108,14 @@ def _mix(analysis: Analysis, call: Call, kernel: np.ndarray, exact: bool) -> Cha
     layer, source = call.layer, call.inputs[0]
     _need(len(source.labels) == kernel.shape[1], "mixes channels in groups")
     outputs = analysis.made_by(call.path, kernel.shape[2])
-    sums = kernel.sum(axis=0, dtype=np.float64)
+    sums = kernel[0] if len(kernel) == 1 else kernel.sum(axis=0, dtype=np.float64)
     reads = (kernel != 0).any(axis=0)
     reader = Reader(source.labels, source.constant, outputs, sums, reads, exact)
     analysis.read(call.path, reader)
     analysis.filters[call.path] = ~reads.any(axis=0)
     varies = (reads & ~reader.foldable[:, None]).any(axis=0)
     bias = call.weights.get("bias", np.zeros(kernel.shape[2])).astype(np.float64)
-    values = bias + np.where(reader.foldable, source.constant, 0.0) @ sums
+    values = bias + reader.respond(np.where(reader.foldable, source.constant, 0.0))
     constant = np.where(varies, np.nan, values)
     activation = getattr(layer, "activation", None)
     if not _elementwise(activation):

@@ -203,7 +203,7 @@ def _move_constants(then: Analysis, now: Analysis, gone: set[int], after: Weight
     notes = []
     for path, reader in then.readers.items():
         moved = _moved(then, now, path, gone)
-        added = moved @ reader.sums
+        added = reader.respond(moved)
         if not added.any() or not _has_slot(then, path):
             continue
         if "bias" in after[path]:

@@ -18,6 +18,7 @@ from typing import Any
 from edgecompress.core.errors import EdgeCompressError
 from edgecompress.core.flatbuffer import FlatModel, Operator, Tensor
 from edgecompress.core.registry import Registry
+from edgecompress.targets.instructions_decode import UnknownCode, decode_instructions
 
 # Kernel sets: CMSIS-NN on cores with the DSP extension (M4, M7, M33), CMSIS-NN on cores with vector
 # registers (M55, M85), and the reference kernels of TensorFlow Lite Micro.
@@ -56,6 +57,7 @@ class Geometry:
         multiplier: Outputs of one input channel in a depthwise convolution.
         bias: Whether there is a bias.
         per_channel: Whether the filter has a scale for each channel.
+        constant_weights: Whether the filter is in the file as it is, not decoded while running.
         batch: Rows of a fully connected operator, ni: its inputs, no: its outputs.
         rank: Dimensions of the output.
         broadcast: `""`, `"channel"` or `"scalar"`.
@@ -93,6 +95,7 @@ class Geometry:
     multiplier: int = 1
     bias: bool = True
     per_channel: bool = False
+    constant_weights: bool = True
     batch: int = 1
     ni: int = 1
     no: int = 1
@@ -214,8 +217,8 @@ _MVE = {
     "dw_as_conv": "8.96*g4*co*K16 + 60.4*g4*co + 25.7*r*co*K16 + 32.1*r*co + 22.1*alltaps"
     " + 82.5*pix + 1365",
     "dw_generic": "9.43*taps*co + 30.9*taprows*co + 91.2*out + 36.6*dilated*out + 2560",
-    "fc": "30.2*g4*K16 + 52.2*g4 + 12.9*r*K16 + 73.9*r + 419",
-    "fc_pc": "30.2*g4*K16 + 70.6*g4 + 12.7*r*K16 + 74.6*r + 420",
+    "fc": "30.2*g4*K16 + 52.2*g4 + 12.9*r*K16 + 73.9*r + 7.6*sums + 419",
+    "fc_pc": "30.2*g4*K16 + 70.6*g4 + 12.7*r*K16 + 74.6*r + 7.6*sums + 420",
     "fc1x1": "11.0*g4*co*K16 + 57.6*g4*co + 5.02*r*co*K16 + 27.2*r*co + 3.41*no + 594",
     "avgpool": "21.1*taps*c16 + 181*pix*c16 + 15.9*taprows*c16 + 35.1*pix + 398",
     "maxpool": "16.8*taps*c16 + 15.6*taps + 1.95*taprows*c16 + 45.2*pix + 424",
@@ -526,6 +529,8 @@ def _fully_connected(g: Geometry, kernels: str) -> _Case:
         "r": rest,
         "K8": _up(min(g.ni, 512), 8),
         "K16": _up(g.ni, 16),
+        # Sums over the weights: computed once from constants, else in every inference.
+        "sums": 0 if g.constant_weights else g.no * _up(g.ni, 16),
     }
     if as_conv:
         return "fc1x1", values
@@ -843,6 +848,7 @@ def _read_fully_connected(model: FlatModel, operator: Operator) -> dict[str, Any
     found["batch"] = found["out_elements"] // max(1, found["no"])
     found["weight_type"] = weights.type
     found["per_channel"] = len(weights.scales) > 1
+    found["constant_weights"] = weights.is_constant
     return found
 
 
@@ -986,6 +992,11 @@ def operator_instructions(model: FlatModel, operator: Operator, kernels: str) ->
     Raises:
         Unmodelled: no formula covers this operator, type or shape.
     """
+    if operator.name == "TFLM_DECODE":
+        try:
+            return decode_instructions(model, operator, kernels)
+        except UnknownCode as error:
+            raise Unmodelled(f"TFLM_DECODE: {error}") from error
     if operator.name not in _CASES:
         raise Unmodelled(f"{operator.name} has no instruction formula")
     return count(geometry(model, operator), kernels)

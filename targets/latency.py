@@ -72,7 +72,7 @@ class LatencyEstimate:
         operators: One entry for each operator.
         kernels: `cmsis-nn` or `reference`.
         instructions: Sum over the operators that have a formula, and the interpreter's own.
-        weight_bytes: Bytes of weights and biases.
+        weight_bytes: Bytes of weights and biases as they lie in flash.
         calibration: Class of the band; None where there is none.
         cycles_per_instruction: The factor in use; None where none is known.
         band: The band's ends as factors of the typical value.
@@ -153,6 +153,18 @@ def operator_costs(model: FlatModel, core: str, kernels: str) -> tuple[OperatorC
     return tuple(costs)
 
 
+def _weight_bytes(model: FlatModel) -> int:
+    """Returns the bytes that every inference reads from flash: weights, plain or encoded."""
+    encoded = {
+        index: model.tensors[index]
+        for operator in model.operators
+        if operator.name == "TFLM_DECODE"
+        for index in operator.inputs[::2]
+    }
+    plain = {tensor.index: tensor for tensor in model.weight_tensors()}
+    return sum(tensor.bytes for tensor in (plain | encoded).values())
+
+
 def predict(
     model: FlatModel, profile: TargetProfile, kernels: str | None = None
 ) -> LatencyEstimate:
@@ -184,7 +196,7 @@ def predict(
     costs = operator_costs(model, profile.core, kernels)
     known = sum(cost.instructions for cost in costs if cost.instructions is not None)
     instructions = known + PER_INFERENCE + PER_OPERATOR * len(costs)
-    weight_bytes = sum(tensor.bytes for tensor in model.weight_tensors())
+    weight_bytes = _weight_bytes(model)
 
     factor, band, calibration, reason = _factor(profile, kernels)
     cycles = None

@@ -193,8 +193,8 @@ def latency(subject: Subject) -> CheckResult:
             limit=subject.budgets.max_latency,
             unit="microseconds",
             reason=(
-                f"{subject.profile.title} was not attached. Connect it and run `edgecompress bench "
-                f"--device adb`; no published result tells how fast today's LiteRT is on it."
+                f"Only a run on the {subject.profile.title} tells: use the benchmark app in "
+                "android_demo. No published result covers today's LiteRT on it."
             ),
         )
     try:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from edgecompress.core.errors import ArgumentError, UnknownNameError
+from edgecompress.targets.checks import RULES
 from edgecompress.targets.profile import (
     Budgets,
     Calibration,
@@ -167,3 +169,17 @@ def test_budgets_of_the_user_come_first() -> None:
     assert own_limits.over(Budgets(max_ram=20, max_flash=30, min_accuracy=0.5)) == Budgets(
         max_ram=10, max_flash=30, min_accuracy=0.0
     )
+
+
+def test_the_example_of_the_documentation_is_a_target(tmp_path: Path) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "targets.md").read_text()
+    board, calibration = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    plain = own(tmp_path, board)
+    assert plain.limits == Budgets(1024**2, 96 * 1024, 100e3)
+    assert own(tmp_path, board + calibration).calibration is not None
+
+
+def test_the_documentation_states_every_rule() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "targets.md").read_text()
+    for name, rule in RULES.items():
+        assert f"| `{name}` | {rule.__doc__} |" in page

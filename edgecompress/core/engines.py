@@ -296,7 +296,7 @@ def _folder_of(module: str) -> str | None:
     spec = importlib.machinery.PathFinder.find_spec(module, folders)
     if spec is None or spec.origin is None:
         return None
-    return str(Path(spec.origin).parents[1])
+    return str(Path(spec.origin).parents[1 if spec.submodule_search_locations else 0])
 
 
 def _start(

@@ -231,6 +231,7 @@ def _table(
     def check(target: str, rule: str) -> Callable[[Report], float | None]:
         return lambda r: _value(r, target, rule)
 
+    dense = baseline.model
     floats = {a.kind: a for a in baseline.artifacts or ()}["float32"]
     size = format_value(floats.bytes, "bytes")
     accuracy = values("accuracy of the .tflite", "share", check(MICROCONTROLLER, "accuracy"))

@@ -97,6 +97,7 @@ def flash(subject: Subject) -> CheckResult:
         "code_low": estimate.code_low,
         "code_high": estimate.code_high,
         "kernels": subject.kernels,
+        "code_measured_on": "cortex-m4",
         "unmeasured_operators": estimate.unmeasured,
     }
     return CheckResult(

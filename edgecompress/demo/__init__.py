@@ -236,10 +236,8 @@ def _table(
     size = format_value(floats.bytes, "bytes")
     accuracy = values("accuracy of the .tflite", "share", check(MICROCONTROLLER, "accuracy"))
     return (
-        values(
-            "parameters", "count", lambda r: r.model.parameters, f"{baseline.model.parameters:,}"
-        ),
-        values("MACs", "count", lambda r: r.model.macs, f"{baseline.model.macs:,}"),
+        values("parameters", "count", lambda r: r.model.parameters, f"{dense.parameters:,}"),
+        values("MACs", "count", lambda r: r.model.macs, f"{dense.macs:,}"),
         values("file", "bytes", lambda r: r.model.file_bytes, size),
         values("compressed (download)", "bytes", lambda r: r.model.compressed_bytes),
         values(f"tensor arena, {MICROCONTROLLER}", "bytes", check(MICROCONTROLLER, "arena")),

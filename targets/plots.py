@@ -39,7 +39,7 @@ _DASHES = ("-", "--", ":", "-.")
 _WIDTH = 5.6
 # More curves than this in one chart cannot be told apart.
 _MOST_CURVES = 8
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 9,

@@ -1,1 +1,1 @@
-"""What all parts share: errors, registry, result types, files, flatbuffer and Keras graph reading."""
+"""What all parts share: errors, registry, results, files, flatbuffer and Keras graph reading."""

@@ -202,7 +202,11 @@ class FlatModel:
                     continue
                 tensor = self.tensors[index]
                 learnt = (
-                    (operator.code in WEIGHTED and position > 0 and operator.code != "TRANSPOSE_CONV")
+                    (
+                        operator.code in WEIGHTED
+                        and position > 0
+                        and operator.code != "TRANSPOSE_CONV"
+                    )
                     or (operator.code == "TRANSPOSE_CONV" and position in (1, 3))
                     or tensor.is_quantized
                     or tensor.type.startswith("FLOAT")
@@ -325,7 +329,9 @@ def _integers(values: Any) -> tuple[int, ...]:
 
 
 def _text(value: Any) -> str:
-    return "" if value is None else value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return "" if value is None else str(value)
 
 
 def _read(data: bytes) -> FlatModel:
@@ -363,7 +369,9 @@ def _read(data: bytes) -> FlatModel:
     for index in range(graph.TensorsLength()):
         table = graph.Tensors(index)
         shape = _integers(table.ShapeAsNumpy() if table.ShapeLength() else None)
-        signature = _integers(table.ShapeSignatureAsNumpy() if table.ShapeSignatureLength() else None)
+        signature = _integers(
+            table.ShapeSignatureAsNumpy() if table.ShapeSignatureLength() else None
+        )
         if any(size < 0 for size in shape):
             raise ModelFileError(f"tensor {index} has the shape {shape}")
         quantization = table.Quantization()
@@ -379,9 +387,17 @@ def _read(data: bytes) -> FlatModel:
             raise ModelFileError(f"tensor {index} has the unknown type {table.Type()}")
         tensors.append(
             Tensor(
-                index, _text(table.Name()), shape, types[table.Type()], raw(table.Buffer()), scales,
-                zero_points, axis, bool(table.IsVariable()), any(size < 0 for size in signature),
-            )  # fmt: skip
+                index,
+                _text(table.Name()),
+                shape,
+                types[table.Type()],
+                raw(table.Buffer()),
+                scales,
+                zero_points,
+                axis,
+                bool(table.IsVariable()),
+                any(size < 0 for size in signature),
+            )
         )
 
     def checked(indices: tuple[int, ...], optional: bool = False) -> tuple[int, ...]:
@@ -401,7 +417,9 @@ def _read(data: bytes) -> FlatModel:
         name = codes.get(number, f"UNKNOWN_{number}")
         options = {}
         if table.BuiltinOptionsType():
-            unpacked = schema.BuiltinOptionsCreator(table.BuiltinOptionsType(), table.BuiltinOptions())
+            unpacked = schema.BuiltinOptionsCreator(
+                table.BuiltinOptionsType(), table.BuiltinOptions()
+            )
             if unpacked is not None:
                 options = {
                     _snake(key): tuple(v.tolist()) if isinstance(v, np.ndarray) else v
@@ -409,13 +427,18 @@ def _read(data: bytes) -> FlatModel:
                 }
         operators.append(
             Operator(
-                index, name, _text(code.CustomCode()) if name == "CUSTOM" else "", code.Version(),
+                index,
+                name,
+                _text(code.CustomCode()) if name == "CUSTOM" else "",
+                code.Version(),
                 checked(_integers(table.InputsAsNumpy() if table.InputsLength() else None), True),
                 checked(_integers(table.OutputsAsNumpy() if table.OutputsLength() else None)),
                 options,
-                checked(_integers(table.IntermediatesAsNumpy() if table.IntermediatesLength() else None)),
+                checked(
+                    _integers(table.IntermediatesAsNumpy() if table.IntermediatesLength() else None)
+                ),
                 table.CustomOptionsLength() > 0,
-            )  # fmt: skip
+            )
         )
 
     metadata = {}

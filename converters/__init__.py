@@ -11,20 +11,25 @@ from typing import TYPE_CHECKING, Protocol
 from edgecompress.core.registry import Registry
 
 if TYPE_CHECKING:
-    from edgecompress.converters.calibration import Calibration
+    from collections.abc import Sequence
+
+    import numpy as np
+
     from edgecompress.converters.float32 import Float32Result
     from edgecompress.core.results import Artifact
 
 
 class Converter(Protocol):
-    """Makes one kind of file; its tensors are still named, `int8.strip` makes it shippable."""
+    """Makes one kind of file."""
 
-    def __call__(self, source: Float32Result, calibration: Calibration | None = None) -> Artifact:
+    def __call__(
+        self, source: Float32Result, calibration: Sequence[np.ndarray] | None = None
+    ) -> Artifact:
         """Returns the file made from a float flatbuffer.
 
         Args:
             source: What `float32.convert` returned; its record holds the learnt ranges.
-            calibration: Samples to measure ranges on. Optional.
+            calibration: Samples to measure ranges on, one array for each input. Optional.
         """
         ...
 
@@ -34,12 +39,12 @@ CONVERTERS: Registry[Converter] = Registry("--format")
 
 # The modules are imported when a converter is called: listing formats must cost no TensorFlow.
 @CONVERTERS.register("float32")
-def _float32(source: Float32Result, calibration: Calibration | None = None) -> Artifact:
+def _float32(source: Float32Result, calibration: Sequence[np.ndarray] | None = None) -> Artifact:
     return source.artifact
 
 
 @CONVERTERS.register("int8")
-def _int8(source: Float32Result, calibration: Calibration | None = None) -> Artifact:
+def _int8(source: Float32Result, calibration: Sequence[np.ndarray] | None = None) -> Artifact:
     from edgecompress.converters import int8
 
     return int8.convert(source, calibration=calibration)

@@ -20,6 +20,7 @@ from edgecompress.converters.loaders import LoadedModel, example_inputs, one_lin
 from edgecompress.core.errors import ConversionError, UnsupportedModelError
 from edgecompress.core.flatbuffer import FlatModel, read_tflite
 from edgecompress.core.flatbuffer_edit import rename_tensors, strip
+from edgecompress.core.keras_graph import functional_of
 from edgecompress.core.quiet import quiet
 from edgecompress.core.results import Artifact
 
@@ -218,20 +219,17 @@ def _find_taps(
     inputs = {f"input:{position}": index for position, index in enumerate(raw.inputs)}
     if loaded.flavour != "keras3":
         return inputs
+    from edgecompress.core import fusion
+
     try:
-        from edgecompress.core import fusion
-    except ImportError:
-        return inputs
-    try:
-        tapped = fusion.tap_model(loaded.model)
+        model = functional_of(loaded.model)
+        tapped = wrap(fusion.tap_model(model))
     except UnsupportedModelError as error:
         notes.append(f"No layer's output can be followed into the flatbuffer: {error}")
         return inputs
-    wanted = {
-        tap: np.asarray(value)
-        for tap, value in tapped(list(sample), training=False).items()
-        if tap not in inputs
-    }
+    # Outputs by name come in the order of the names; taps go in the order of execution.
+    by_name = dict(zip(sorted(tapped.model.output), tapped.predict(sample), strict=True))
+    wanted = {tap.name: by_name[tap.name] for tap in fusion.find_taps(model) if tap.layer}
     others = {i: v for i, v in values.items() if i not in raw.inputs}
     return inputs | match_by_value(wanted, others)
 

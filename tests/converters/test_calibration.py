@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from edgecompress.converters import calibration
 from edgecompress.converters.loaders import InputSpec, LoadedModel
 from edgecompress.core.errors import ArgumentError
@@ -135,6 +136,7 @@ def test_ranges_equal_numpy() -> None:
 
 def relu_of_dense() -> tuple[bytes, np.ndarray]:
     from ai_edge_litert import schema_py_generated as s
+
     from edgecompress.core.flatbuffer_edit import pack
 
     weights = np.float32([[1, -2, 3], [0.5, 0, -1]])

@@ -1,4 +1,4 @@
-"""Loading models: every kind of file, and that nothing in a file runs code or ends in a traceback."""
+"""Loading models: every kind of file; none runs code or ends in a traceback."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from edgecompress.converters.loaders import InputSpec, example_inputs, load, load_model, wrap
 from edgecompress.core.errors import EdgeCompressError, ModelFileError, UnsupportedModelError
 from edgecompress.core.record import CompressionRecord, attach_record
@@ -150,7 +151,8 @@ def test_keras_2_files_become_keras_3_models(legacy: Path, name: str) -> None:
     loaded = load_model(legacy / name)
     assert (loaded.flavour, loaded.notes) == ("keras3", ())
     assert isinstance(loaded.model, keras.Model)
-    np.testing.assert_allclose(first_output(legacy / name), np.load(legacy / "plain.npy"), atol=1e-5)
+    expected = np.load(legacy / "plain.npy")
+    np.testing.assert_allclose(first_output(legacy / name), expected, atol=1e-5)
     # Keras 2 was loaded beside Keras 3, not instead of it.
     import tensorflow as tf
 
@@ -161,14 +163,16 @@ def test_keras_2_files_become_keras_3_models(legacy: Path, name: str) -> None:
 def test_keras_2_saved_model(legacy: Path) -> None:
     loaded = load_model(legacy / "saved")
     assert loaded.flavour == "saved_model"
-    np.testing.assert_allclose(first_output(legacy / "saved"), np.load(legacy / "plain.npy"), atol=1e-5)
+    expected = np.load(legacy / "plain.npy")
+    np.testing.assert_allclose(first_output(legacy / "saved"), expected, atol=1e-5)
 
 
 def test_keras_2_models_without_a_keras_3_form_stay(legacy: Path) -> None:
     loaded = load_model(legacy / "ops.h5")
     assert loaded.flavour == "tf_keras"
     assert "stays a Keras 2 model" in loaded.notes[0] and "TFOpLambda" in loaded.notes[0]
-    np.testing.assert_allclose(first_output(legacy / "ops.h5"), np.load(legacy / "ops.npy"), atol=1e-5)
+    expected = np.load(legacy / "ops.npy")
+    np.testing.assert_allclose(first_output(legacy / "ops.h5"), expected, atol=1e-5)
 
 
 def test_pruning_wrappers_are_stripped(legacy: Path) -> None:
@@ -283,7 +287,8 @@ def test_code_in_a_configuration_never_runs(tmp_path: Path) -> None:
 
     def system_call(config: Any) -> None:
         dense(config)["config"]["activation"] = {
-            "class_name": "function", "module": "os", "config": "system", "registered_name": "system",
+            "class_name": "function", "module": "os", "config": "system",
+            "registered_name": "system",
         }  # fmt: skip
 
     def process(config: Any) -> None:

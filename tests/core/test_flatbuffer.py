@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from edgecompress.core.errors import EdgeCompressError, ModelFileError
 from edgecompress.core.flatbuffer import read_tflite
 from edgecompress.core.flatbuffer_edit import pack

@@ -8,6 +8,7 @@ from typing import Any
 import flatbuffers
 import numpy as np
 import pytest
+
 from edgecompress.core.engines import run_engine
 from edgecompress.core.errors import ModelFileError
 from edgecompress.core.flatbuffer import read_tflite

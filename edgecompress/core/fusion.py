@@ -48,12 +48,14 @@ class Tap:
         layer: Name of the layer it belongs to; "" for a model input.
         fixed: (minimum, maximum) where the operator prescribes its range, else None.
         same_as: Tap whose range this one must have (average pooling), else None.
+        is_output: Whether its values are an output of the model.
     """
 
     name: str
     layer: str = ""
     fixed: tuple[float, float] | None = None
     same_as: str | None = None
+    is_output: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,8 @@ _WEIGHTS: dict[str, tuple[tuple[str, tuple[int, ...]], ...]] = {
 
 # Classes of layers and of keras.ops operations that always turn into one operator.
 _PLAIN = {
-    BINARY: ("Subtract", "Multiply"),
+    AFFINE: ("BatchNormalization",),
+    BINARY: ("Add", "Subtract", "Multiply"),
     FREE: (
         "Concatenate",
         "Maximum",
@@ -142,9 +145,16 @@ _PLAIN = {
     RELU: ("Relu",),
     RELU6: ("Relu6",),
 }
+
+
+def _always(*steps: _Step) -> _Lowering:
+    """Returns a rule for classes that turn into the same operators whatever their settings."""
+    return lambda layer: steps
+
+
 for _kind, _names in _PLAIN.items():
     for _name in _names:
-        _LOWERINGS.register(_name)(lambda layer, kind=_kind: (_Step(kind),))
+        _LOWERINGS.register(_name)(_always(_Step(_kind)))
 
 
 def _unsupported(reason: str) -> tuple[_Step, ...]:
@@ -174,7 +184,7 @@ def _lower_activation(layer: Any) -> tuple[_Step, ...]:
 
 
 for _name in ("softmax", "sigmoid", "tanh"):
-    _LOWERINGS.register(_name.capitalize())(lambda layer, name=_name: _ACTIVATIONS[name])
+    _LOWERINGS.register(_name.capitalize())(_always(*_ACTIVATIONS[_name]))
 
 
 @_LOWERINGS.register("ReLU")
@@ -184,21 +194,11 @@ def _lower_relu(layer: Any) -> tuple[_Step, ...]:
     return (_Step(RELU if layer.max_value is None else RELU6),)
 
 
-@_LOWERINGS.register("Add")
-def _lower_add(layer: Any) -> tuple[_Step, ...]:
-    return (_Step(BINARY),)
-
-
 @_LOWERINGS.register("UpSampling2D")
 def _lower_upsampling(layer: Any) -> tuple[_Step, ...]:
     if layer.interpolation == "bilinear":
         return (_Step(AVERAGE),)
     return _unsupported(f"{layer.interpolation} upsampling becomes a float TILE operator")
-
-
-@_LOWERINGS.register("BatchNormalization")
-def _lower_batch_norm(layer: Any) -> tuple[_Step, ...]:
-    return (_Step(AFFINE),)
 
 
 @_LOWERINGS.register("Rescaling")
@@ -290,10 +290,7 @@ class _Graph:
         for node in graph_nodes(model):
             read = [values[id(tensor)] for tensor in node.inputs]
             layer = node.operation
-            if _is_nested(layer):
-                written = self._walk(layer, read)
-            else:
-                written = self._add(node, read)
+            written = self._walk(layer, read) if _is_nested(layer) else self._add(node, read)
             values.update((id(t), v) for t, v in zip(node.outputs, written, strict=True))
         return [values[id(tensor)] for tensor in functional.outputs]
 
@@ -494,6 +491,7 @@ def _inside(graph: _Graph) -> set[int]:
 def _tap_of(graph: _Graph, operator: _Operator, source: str | None) -> Tap | None:
     """Returns the tap on an operator's output, or None where its values are already rounded."""
     name, layer, step = operator.name, operator.layer.name, operator.step
+    is_output = operator.output in graph.outputs
     if "float" not in operator.dtype or operator.folded_forward:
         return None
     if operator.absorbed and step.kind in (RELU, RELU6):
@@ -502,10 +500,10 @@ def _tap_of(graph: _Graph, operator: _Operator, source: str | None) -> Tap | Non
         if before is not None and before.step.kind == MAXPOOL:
             return None
         if before is not None and before.step.kind == AVERAGE:
-            return Tap(name, layer, same_as=source)
+            return Tap(name, layer, same_as=source, is_output=is_output)
     if step.kind == AVERAGE:
-        return Tap(name, layer, same_as=source)
-    return Tap(name, layer, fixed=step.fixed)
+        return Tap(name, layer, same_as=source, is_output=is_output)
+    return Tap(name, layer, fixed=step.fixed, is_output=is_output)
 
 
 def find_taps(model: Any) -> tuple[Tap, ...]:
@@ -518,6 +516,17 @@ def find_taps(model: Any) -> tuple[Tap, ...]:
         UnsupportedModelError: as for `analyse`.
     """
     return analyse(model).taps
+
+
+def layers_by_name(model: Any) -> dict[str, Any]:
+    """Returns the layers and operations of a model's graph by name, nested models entered."""
+    found: dict[str, Any] = {}
+    for node in graph_nodes(model):
+        if _is_nested(node.operation):
+            found.update(layers_by_name(node.operation))
+        else:
+            found[node.operation.name] = node.operation
+    return found
 
 
 def split_activation(layer: Any) -> str | None:

@@ -1,0 +1,241 @@
+"""Quantization-aware training: the model learns under the rounding of its int8 file."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from edgecompress.callbacks.base import (
+    CompressionCallback,
+    LayerChoice,
+    rebuild_train_function,
+    select_layers,
+)
+from edgecompress.core.errors import ArgumentError, UnsupportedModelError
+from edgecompress.core.fusion import FusedGraph, analyse, layers_by_name
+from edgecompress.core.record import record_of
+from edgecompress.quantizers.int8 import Int8
+from edgecompress.quantizers.training_hook import TrainingHook
+
+_HOOK = "_edgecompress_quantization_hook"
+
+
+class QuantizationAwareTraining(CompressionCallback):
+    """Trains under int8 arithmetic, so that the exported int8 file predicts what training saw.
+
+    Every kernel is read through `round(w / s_c) * s_c` with a scale for each output channel, every
+    activation that the int8 file rounds is rounded with a range learnt as a moving average; the
+    gradient passes straight through. Conv + BatchNormalization + ReLU count as the one operator
+    they become: rounding the unfolded kernel gives the codes of the folded one, as folding scales
+    whole channels. The model stays float and plain: no wrapper, no extra weight, and after
+    training nothing is left but the ranges in its CompressionRecord.
+
+    Validation inside `fit` sees the rounding as soon as it is active. An output that is a softmax
+    or a sigmoid is not rounded in training, as a loss needs its small probabilities; `simulate`
+    rounds it. A second `fit` continues the ranges of the first. After BackupAndRestore they start
+    at the first batch's range, which the restored weights already fit.
+
+    History: `quantization_active` (0 or 1) and `quantization_drift`, the largest change of a range
+    in the epoch as a share of its width (0 once settled).
+
+    Args:
+        settings: The arithmetic. Defaults to `Int8()`.
+        begin_epoch: Epoch, as Keras numbers them (from 0, or from `initial_epoch`), in which the
+            rounding begins; the epochs before train in float. Defaults to 0.
+        freeze_batch_norm_epochs: In how many last epochs BatchNormalization layers that fold into
+            a convolution use their moving statistics, as the file will. Defaults to 0; measured
+            without gain at 8 bits.
+        layers: Names of the layers whose weights are rounded, or a predicate `layer -> bool`, or
+            None for all that int8 knows. Activations are rounded everywhere. Defaults to None.
+
+    Raises:
+        ArgumentError: an argument breaks its rule (see `UnknownNameError` for `layers`).
+        UnsupportedModelError: when training begins, if the model is subclassed, uses a layer
+            twice, or has no layer int8 knows.
+
+    Example:
+        >>> model.fit(x, y, epochs=10, callbacks=[QuantizationAwareTraining(begin_epoch=7)])
+        >>> record_of(model).ranges["re_lu"]
+        (0.0, 4.73)
+
+    Jacob et al., https://arxiv.org/abs/1712.05877, section 3. We differ: weights are scaled for
+    each channel, BatchNormalization is not folded in training, and ranges start at the first
+    batch's instead of after a delay.
+    """
+
+    technique = "quantization_aware_training"
+
+    def __init__(
+        self,
+        settings: Int8 | None = None,
+        begin_epoch: int = 0,
+        freeze_batch_norm_epochs: int = 0,
+        layers: LayerChoice = None,
+    ) -> None:
+        """Checks the arguments."""
+        super().__init__()
+        settings = Int8() if settings is None else settings
+        if not isinstance(settings, Int8):
+            raise ArgumentError("settings", "be an Int8", settings, "Use settings=Int8().")
+        for name, value in (
+            ("begin_epoch", begin_epoch),
+            ("freeze_batch_norm_epochs", freeze_batch_norm_epochs),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise ArgumentError(name, "be a whole number of epochs, 0 or more", value)
+        self.quantizer = settings
+        self.begin_epoch = begin_epoch
+        self.freeze_batch_norm_epochs = freeze_batch_norm_epochs
+        self.layers = layers if layers is None or callable(layers) else list(layers)
+        self._graph: FusedGraph | None = None
+        self._chosen: tuple[str, ...] = ()
+        self._hook: TrainingHook | None = None
+        self._float_epochs = self._active_epochs = 0
+        self._before: dict[str, tuple[float, float]] = {}
+
+    @property
+    def active(self) -> bool:
+        """Whether the model is being trained under int8 arithmetic now."""
+        return self._hook is not None
+
+    def settings(self) -> Mapping[str, Any]:
+        """Returns the arguments as JSON values."""
+        return {
+            "quantizer": self.quantizer.name,
+            "weight_bits": self.quantizer.weight_bits,
+            "activation_bits": self.quantizer.activation_bits,
+            **dataclasses.asdict(self.quantizer),
+            "begin_epoch": self.begin_epoch,
+            "freeze_batch_norm_epochs": self.freeze_batch_norm_epochs,
+        }
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Finds taps and weights; refuses models that int8 cannot take."""
+        super().on_train_begin(logs)
+        # Only an interrupted fit leaves a hook behind.
+        _detach(self.model)
+        self._hook, self._float_epochs, self._active_epochs = None, 0, 0
+        self._graph = analyse(self.model)
+        self._choose(self._graph)
+        for text in self._graph.notes:
+            self.note(text)
+
+    def _choose(self, graph: FusedGraph) -> None:
+        by_name = layers_by_name(self.model)
+        known = {id(by_name[name]) for name in graph.weights}
+        if not known:
+            raise UnsupportedModelError(
+                f"Model {self.model.name!r} has no layer whose weights int8 quantization knows "
+                "(Dense, Conv1D, Conv2D, Conv2DTranspose, DepthwiseConv, SeparableConv)."
+            )
+        kinds = tuple({type(by_name[name]) for name in graph.weights})
+        chosen = select_layers(self.model, self.layers, kinds)
+        self._chosen = tuple(layer.name for layer in chosen if id(layer) in known)
+        for name in graph.weights:
+            if name not in self._chosen:
+                self.note(
+                    f"not simulated: {name} ({type(by_name[name]).__name__}): `layers` leaves its "
+                    "weights out; the int8 file rounds them all the same."
+                )
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Hooks the model in when its epoch has come; freezes BatchNormalization at the end."""
+        if self._hook is None:
+            if epoch < self.begin_epoch:
+                self._float_epochs += 1
+                return
+            self._attach()
+        hook = self._hook
+        if hook is None:
+            return
+        last = self.params.get("epochs", 0) - self.freeze_batch_norm_epochs
+        if self.freeze_batch_norm_epochs and epoch >= last and not hook.batch_norm_frozen:
+            hook.batch_norm_frozen = True
+            rebuild_train_function(self.model)
+        self._before = hook.ranges()
+
+    def _attach(self) -> None:
+        if getattr(self.model, _HOOK, None) is not None:
+            raise ArgumentError(
+                "callbacks",
+                "hold one QuantizationAwareTraining",
+                "two",
+                "Remove one; its `layers` can name several layers.",
+            )
+        graph = self._graph
+        if graph is None:
+            raise UnsupportedModelError("QuantizationAwareTraining needs fit() to begin training.")
+        # Float epochs in between may have moved the activations away from the record's ranges.
+        ranges = {} if self._float_epochs else record_of(self.model).ranges
+        hook = TrainingHook(self.model, graph, self.quantizer, self._chosen, ranges)
+        hook.attach()
+        object.__setattr__(self.model, _HOOK, hook)
+        self._hook = hook
+        rebuild_train_function(self.model)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Logs and keeps the ranges in the record, so that checkpoints carry them."""
+        drift = 0.0
+        if self._hook is not None:
+            self._active_epochs += 1
+            ranges = self._hook.ranges()
+            drift = _drift(self._before, ranges)
+            self._attach_ranges(ranges)
+        active = float(self._hook is not None)
+        self.log(epoch, logs, {"quantization_active": active, "quantization_drift": drift})
+
+    def _attach_ranges(self, ranges: Mapping[str, tuple[float, float]]) -> None:
+        results = {
+            "epochs": self._active_epochs,
+            "layers": list(self._chosen),
+            "taps": len(ranges),
+        }
+        self.attach_step(results, ranges)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Takes the hook out; the record keeps the ranges."""
+        if self._hook is None:
+            self.note(
+                f"QuantizationAwareTraining was never active: begin_epoch is {self.begin_epoch}, "
+                f"training ended after epoch {self.params.get('epochs', 0) - 1}."
+            )
+            self._attach_ranges({})
+            return
+        ranges = self._hook.ranges()
+        self.detach()
+        self._attach_ranges(ranges)
+
+    def detach(self) -> None:
+        """Makes the model compute in float again; `fit` does it unless it was interrupted."""
+        _detach(self.model)
+        self._hook = None
+
+
+def _detach(model: keras.Model) -> None:
+    hook = getattr(model, _HOOK, None)
+    if hook is None:
+        return
+    hook.detach()
+    object.__delattr__(model, _HOOK)
+    rebuild_train_function(model)
+
+
+def _drift(
+    before: Mapping[str, tuple[float, float]], after: Mapping[str, tuple[float, float]]
+) -> float:
+    """Returns the largest change of a range's end as a share of its width.
+
+    A range that had not seen data before counts as 1.
+    """
+    largest = 0.0
+    for tap, (low, high) in after.items():
+        if tap not in before:
+            largest = 1.0
+            continue
+        width = max(high - low, 1e-9)
+        moved = max(abs(low - before[tap][0]), abs(high - before[tap][1]))
+        largest = max(largest, moved / width)
+    return largest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -584,3 +585,12 @@ class TestTogether:
             "group_lasso",
         }
         assert "apply" not in vars(model.optimizer)
+
+
+def test_example_of_the_page() -> None:
+    page = Path(__file__).parents[2] / "docs" / "pruning.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    scope: dict[str, Any] = {}
+    exec(code, scope)
+    assert scope["history"]["sparsity"][-1] == pytest.approx(0.8, abs=0.002)
+    assert record_of(scope["model"]).notes == ()

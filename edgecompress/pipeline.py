@@ -16,6 +16,7 @@ from edgecompress.core.engines import engine_available
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.files import write_atomic
 from edgecompress.core.flatbuffer import FlatModel, read_tflite
+from edgecompress.core.record import CompressionRecord, write_record
 from edgecompress.core.results import (
     Artifact,
     ArtifactInfo,
@@ -140,14 +141,22 @@ def export(
     progress("Converting to a float32 flatbuffer")
     floats = float32.convert(loaded, verbose=verbose)
     progress("Quantizing to int8")
-    named = int8.convert(floats, calibration=samples, verbose=verbose)
+    learnt = loaded.record or CompressionRecord()
+    step = {
+        "technique": "int8_conversion",
+        "learnt_ranges": len(learnt.ranges),
+        "calibration_samples": 0 if samples is None else len(samples[0]),
+    }
+    named = dataclasses.replace(
+        int8.convert(floats, calibration=samples, verbose=verbose),
+        record=learnt.merged(CompressionRecord(steps=(step,))),
+    )
     quantized = int8.strip_names(named)
     # Checks speak of tensors by name; the file that ships does not pay for the names.
     flat = dataclasses.replace(read_tflite(named.data), data=quantized.data)
 
     notes = [*loaded.notes, *floats.artifact.notes, *quantized.notes]
-    if loaded.record:
-        notes += [note for note in loaded.record.notes if note not in notes]
+    notes += learnt.notes
 
     if samples is None and labelled is not None:
         samples = (labelled.x,)
@@ -404,7 +413,7 @@ def _reference(loaded: Any, samples: tuple[np.ndarray, ...]) -> tuple[np.ndarray
     """Returns what the Keras model says to the samples, and which model that was."""
     if loaded.record is None or not loaded.record.ranges:
         return loaded.predict(samples)[0], "Keras model"
-    from edgecompress.callbacks.quantization_aware_training import simulate
+    from edgecompress.quantizers.simulation import simulate
 
     simulated = dataclasses.replace(loaded, model=simulate(loaded.model, loaded.record))
     return simulated.predict(samples)[0], "Keras model under quantization-aware training"
@@ -543,8 +552,6 @@ def _html(
 def _write(
     folder: Path, artifacts: Sequence[Artifact], loaded: Any, report: Report, page: str
 ) -> None:
-    from edgecompress.core.record import write_record
-
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

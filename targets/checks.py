@@ -194,8 +194,8 @@ def latency(subject: Subject) -> CheckResult:
             limit=subject.budgets.max_latency,
             unit="microseconds",
             reason=(
-                f"Only a run on the {subject.profile.title} tells: use the benchmark app in "
-                "android_demo. No published result covers today's LiteRT on it."
+                f"Only a run on the {subject.profile.title} itself tells: no published result "
+                "covers today's LiteRT on it."
             ),
         )
     try:

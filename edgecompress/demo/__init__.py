@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from rich.console import Console
 
-    from edgecompress.core.results import Report
+    from edgecompress.core.results import CheckResult, Report
 
 SAMPLE = Path(__file__).with_name("fashion_mnist_sample.npz")
 MICROCONTROLLER = "nucleo-l4r5zi"
@@ -113,7 +113,7 @@ def run(output: Path, epochs: int = 8, say: Callable[[str], None] = print) -> Re
     import keras
 
     import edgecompress as ec
-    from edgecompress.callbacks.quantization_aware_training import simulate
+    from edgecompress.quantizers.simulation import simulate
     from edgecompress.core.record import record_of
 
     keras.utils.set_random_seed(1)
@@ -213,7 +213,9 @@ def _joined(curves: Sequence[Mapping[str, list[float]]]) -> dict[str, list[float
 
 
 def _value(report: Report, target: str, rule: str) -> float | None:
-    checks = {(t.name, c.rule): c for t in report.targets for c in t.checks}
+    checks: dict[tuple[str, str], CheckResult] = {
+        (t.name, c.rule): c for t in report.targets for c in t.checks
+    }
     return checks[target, rule].measured
 
 

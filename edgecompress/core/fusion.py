@@ -28,12 +28,12 @@ WEIGHTED = "weighted"  # convolution or matrix product: own range, takes in BN a
 AFFINE = "affine"  # BatchNormalization, Rescaling: folded where possible
 RELU, RELU6 = "relu", "relu6"  # fused where possible
 BINARY = "binary"  # add, subtract, multiply: own range, takes in ReLU
-FREE = "free"  # own range, takes in nothing: concatenate, mean, hard swish, ...
+FREE = "free"  # own range, takes in nothing: concatenate, mean, hard swish, leaky ReLU, ...
 FIXED = "fixed"  # range set by the operator: softmax, sigmoid, tanh
 AVERAGE = "average"  # rounds, with its input's range: average pooling, bilinear resizing
 MAXPOOL = "maxpool"  # keeps values and range, takes in ReLU
 VIEW = "view"  # keeps values and range; ReLU and BN are moved in front of it
-MOVE = "move"  # keeps values and range: padding, cropping
+MOVE = "move"  # keeps values and range: padding, cropping, global maximum
 IDENTITY = "identity"  # does nothing in inference: dropout
 UNSUPPORTED = "unsupported"  # not simulated
 _KEEPS_RANGE = (MAXPOOL, VIEW, MOVE, IDENTITY)
@@ -101,6 +101,8 @@ _ACTIVATIONS: dict[str, tuple[_Step, ...]] = {
     "tanh": (_Step(FIXED, fixed=(-1.0, 127 / 128)),),
     "hard_silu": (_Step(FREE),),
     "gelu": (_Step(FREE),),
+    "leaky_relu": (_Step(FREE),),
+    "elu": (_Step(FREE),),
     "silu": (_Step(FIXED, "sigmoid", _UNIT), _Step(BINARY, reads=(-2, -1))),
 }
 
@@ -123,15 +125,25 @@ _PLAIN = {
     FREE: (
         "Concatenate",
         "Maximum",
+        "Minimum",
         "GlobalAveragePooling1D",
         "GlobalAveragePooling2D",
         "Mean",
         "HardSilu",
+        "LeakyReLU",
+        "ELU",
     ),
     AVERAGE: ("AveragePooling1D", "AveragePooling2D"),
     MAXPOOL: ("MaxPooling1D", "MaxPooling2D"),
     VIEW: ("Reshape", "Flatten", "Permute", "Transpose"),
-    MOVE: ("ZeroPadding1D", "ZeroPadding2D", "Cropping1D", "Cropping2D"),
+    MOVE: (
+        "ZeroPadding1D",
+        "ZeroPadding2D",
+        "Cropping1D",
+        "Cropping2D",
+        "GlobalMaxPooling1D",
+        "GlobalMaxPooling2D",
+    ),
     IDENTITY: (
         "Dropout",
         "SpatialDropout1D",
@@ -189,8 +201,10 @@ for _name in ("softmax", "sigmoid", "tanh"):
 
 @_LOWERINGS.register("ReLU")
 def _lower_relu(layer: Any) -> tuple[_Step, ...]:
+    if layer.negative_slope and layer.max_value is None and not layer.threshold:
+        return (_Step(FREE),)
     if layer.negative_slope or layer.threshold or layer.max_value not in (None, 6):
-        return _unsupported("int8 knows ReLU and ReLU6 only")
+        return _unsupported("int8 knows ReLU, ReLU6 and leaky ReLU only")
     return (_Step(RELU if layer.max_value is None else RELU6),)
 
 
@@ -386,12 +400,6 @@ def _absorb(graph: _Graph, operator: _Operator) -> None:
             (before.step.kind in takes and not before.folded_forward)
             or (kind == RELU and before.step.kind in (RELU, RELU6))
         )
-        if kind == RELU6 and not operator.absorbed:
-            graph.notes.append(
-                _not_simulated(
-                    operator.layer, "ReLU6 that fuses into no operator stays a float operator"
-                )
-            )
 
 
 def _last_axis(layer: Any) -> bool:
@@ -592,7 +600,7 @@ def rebuild(
     ]
     entered = [insert(f"input:{position}", tensor) for position, tensor in enumerate(inputs)]
     outputs = run_graph(model, entered, copies.call)
-    struct = keras.tree.pack_sequence_as(model.input, inputs)
+    struct = keras.tree.pack_sequence_as(functional.input, inputs)
     return keras.Model(struct, outputs, name=model.name)
 
 

@@ -110,7 +110,11 @@ def run(output: Path, epochs: int = 8, say: Callable[[str], None] = print) -> Re
     Returns:
         The reports and the table.
     """
-    import keras
+    from edgecompress.core.quiet import quiet
+
+    # TensorFlow greets on standard error when it is loaded.
+    with quiet():
+        import keras
 
     import edgecompress as ec
     from edgecompress.quantizers.simulation import simulate
@@ -125,7 +129,7 @@ def run(output: Path, epochs: int = 8, say: Callable[[str], None] = print) -> Re
         model.compile(
             keras.optimizers.Adam(rate),
             keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            ["accuracy"],
+            metrics=["accuracy"],
         )
         start = time.monotonic()
         history = model.fit(

@@ -277,7 +277,7 @@ def _input_keys(model: keras.Model) -> dict[str, int]:
     """Returns the keys under which data for a model's inputs may come -> the input's position."""
     inputs = functional_of(model).inputs
     keys = {tensor.name: position for position, tensor in enumerate(inputs)}
-    if isinstance(model.input, Mapping):
+    if isinstance(functional_of(model).input, Mapping):
         positions = {id(tensor): position for position, tensor in enumerate(inputs)}
-        keys.update({key: positions[id(tensor)] for key, tensor in model.input.items()})
+        keys.update({key: positions[id(tensor)] for key, tensor in functional_of(model).input.items()})
     return keys

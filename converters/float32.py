@@ -252,7 +252,7 @@ def match_by_value(
     groups: dict[tuple[int, ...], list[str]] = {}
     for tap, tensors in candidates.items():
         groups.setdefault(tensors, []).append(tap)
-    found = {}
+    found: dict[str, int] = {}
     for tensors, taps in groups.items():
         if len(tensors) == 1:
             found |= dict.fromkeys(taps, tensors[0])
@@ -279,7 +279,7 @@ def _tensor_names(
 ) -> dict[tuple[int, int], str]:
     """Returns a name for each tensor that depends on the model alone, not on the process."""
     layers = layer_names(loaded)
-    wanted = {index: tap for tap, index in reversed(tensors.items()) if index not in raw.inputs}
+    wanted = {index: tap for tap, index in reversed([*tensors.items()]) if index not in raw.inputs}
     wanted |= {index: spec.name for index, spec in zip(raw.inputs, loaded.inputs, strict=True)}
     for operator in raw.operators:
         for index in operator.outputs:

@@ -160,11 +160,10 @@ def _complete(
     known = _propagate(flat, learnt)
     missing = [i for i in computed_tensors(flat) if i not in known]
     if missing and calibration is None:
-        names = ", ".join(flat.tensors[i].name for i in missing[:3])
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        names = _few([flat.tensors[i].name for i in missing])
         raise ArgumentError(
             "calibration",
-            f"be given: training learnt no range for {names}{more}",
+            f"be given: training learnt no range for {names}",
             None,
             "Give real inputs with --calibration, or train with QuantizationAwareTraining.",
         )
@@ -175,25 +174,30 @@ def _complete(
         known = _propagate(flat, {i: measured[i] for i in missing if i in measured} | known)
         count = f"{len(samples[0])} calibration samples"
         if learnt:
-            names = ", ".join(flat.tensors[i].name for i in missing)
+            names = _few([flat.tensors[i].name for i in missing])
             notes.append(f"Training learnt no range for {names}: measured on {count}.")
         else:
             notes.append(f"All ranges were measured on {count}.")
+    dead = [flat.tensors[i].name for i, bounds in known.items() if _widened(bounds) is None]
+    if dead:
+        # Their scale would be so small that the next layer's bias no longer fits 32 bits.
+        notes.append(f"{_few(dead)} never left zero; the range was set to (0, 1).")
     return {
-        flat.tensors[i].name: _usable(known[i], flat.tensors[i].name, notes)
+        flat.tensors[i].name: _widened(known[i]) or (0.0, 1.0)
         for i in computed_tensors(flat)
         if i in known
     }
 
 
-def _usable(bounds: tuple[float, float], name: str, notes: list[str]) -> tuple[float, float]:
-    """Returns the range, widened to contain zero; a range of zeros alone becomes (0, 1)."""
+def _widened(bounds: tuple[float, float]) -> tuple[float, float] | None:
+    """Returns the range, widened to contain zero; None where that leaves nothing."""
     low, high = min(bounds[0], 0.0), max(bounds[1], 0.0)
-    if high - low > _SMALLEST_RANGE:
-        return low, high
-    # Its scale would be so small that the next layer's bias no longer fits 32 bits.
-    notes.append(f"{name} never leaves zero; its range is set to (0, 1).")
-    return 0.0, 1.0
+    return (low, high) if high - low > _SMALLEST_RANGE else None
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def _propagate(

@@ -144,19 +144,6 @@ def one_line(error: BaseException | str, limit: int = 240) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def load(source: Any) -> LoadedModel:
-    """Returns a model to convert: a path through `load_model`, a model in memory through `wrap`.
-
-    Args:
-        source: Path of a model file or SavedModel folder, a Keras model, or a LoadedModel.
-
-    Raises:
-        ModelFileError: as `load_model`.
-        UnsupportedModelError: as `load_model` and `wrap`.
-    """
-    return load_model(source) if isinstance(source, (str, Path)) else wrap(source)
-
-
 def wrap(model: Any) -> LoadedModel:
     """Returns a Keras model in memory as a LoadedModel.
 
@@ -251,9 +238,9 @@ def load_model(path: Path | str) -> LoadedModel:
             f"{path} is a .tflite file, already converted. Give the Keras model it was made from."
         )
     if head.startswith(b"PK\x03\x04"):
-        load, suffixes = _load_archive, (".keras",)
+        read, suffixes = _load_archive, [".keras"]
     elif head == b"\x89HDF\r\n\x1a\n":
-        load, suffixes = _load_hdf5, (".h5", ".hdf5")
+        read, suffixes = _load_hdf5, [".h5", ".hdf5"]
     else:
         raise ModelFileError(
             f"{path} is no Keras model: a .keras file is a zip archive and a .h5 file is HDF5, but "
@@ -265,7 +252,7 @@ def load_model(path: Path | str) -> LoadedModel:
             f"{path.with_suffix(suffixes[0]).name}."
         )
     record, reason = read_record(path)
-    model, flavour, notes = load(path)
+    model, flavour, notes = read(path)
     if reason is not None:
         notes = (*notes, reason)
     return LoadedModel(
@@ -531,7 +518,7 @@ def strip_wrappers(source: str, target: str) -> None:
         source: File to read.
         target: File to write.
     """
-    import tensorflow_model_optimization as tfmot
+    import tensorflow_model_optimization as tfmot  # type: ignore[import-untyped]
 
     pruning, clustering = tfmot.sparsity.keras, tfmot.clustering.keras
     with pruning.prune_scope(), clustering.cluster_scope():

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgecompress.converters.loaders import InputSpec, example_inputs, load, load_model, wrap
+from edgecompress.converters.loaders import InputSpec, example_inputs, load_model, wrap
 from edgecompress.core.errors import EdgeCompressError, ModelFileError, UnsupportedModelError
 from edgecompress.core.record import CompressionRecord, attach_record
 
@@ -122,10 +122,10 @@ def test_record_is_found_or_its_absence_explained(tmp_path: Path) -> None:
 def test_models_in_memory() -> None:
     model = tiny()
     attach_record(model, CompressionRecord(ranges={"relu": (0.0, 6.0)}))
-    loaded = load(model)
+    loaded = wrap(model)
     assert (loaded.name, loaded.path, loaded.flavour) == ("tiny", None, "keras3")
     assert loaded.record is not None and loaded.record.ranges
-    assert load(loaded) is loaded
+    assert wrap(loaded) is loaded
 
 
 def test_inputs_of_every_structure() -> None:

@@ -176,7 +176,8 @@ def _row(model: FlatModel, operator: Operator, parts: list[_Part], notes: list[s
             "weights are not counted."
         )
     output = model.output(operator) if operator.outputs else None
-    named = matrices[0].tensor if filters else output
+    # Filters name the layer best; files that ship may have kept only the names of results.
+    named = matrices[0].tensor if filters and matrices[0].tensor.name else output
     return Row(
         index=operator.index,
         name=_short_name(named.name) if named else "",

@@ -178,15 +178,12 @@ def _complete(
             notes.append(f"Training learnt no range for {names}: measured on {count}.")
         else:
             notes.append(f"All ranges were measured on {count}.")
-    dead = [flat.tensors[i].name for i, bounds in known.items() if _widened(bounds) is None]
+    wanted = [i for i in computed_tensors(flat) if i in known]
+    dead = [flat.tensors[i].name for i in wanted if _widened(known[i]) is None]
     if dead:
         # Their scale would be so small that the next layer's bias no longer fits 32 bits.
         notes.append(f"{_few(dead)} never left zero; the range was set to (0, 1).")
-    return {
-        flat.tensors[i].name: _widened(known[i]) or (0.0, 1.0)
-        for i in computed_tensors(flat)
-        if i in known
-    }
+    return {flat.tensors[i].name: _widened(known[i]) or (0.0, 1.0) for i in wanted}
 
 
 def _widened(bounds: tuple[float, float]) -> tuple[float, float] | None:

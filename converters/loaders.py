@@ -276,7 +276,10 @@ def _load_archive(path: Path) -> _Loaded:
             config = json.loads(archive.read("config.json"))
             meta = json.loads(archive.read("metadata.json")) if "metadata.json" in names else {}
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
+    except ModelFileError:
+        raise
+    # Damage surfaces as any of many exceptions of zipfile, zlib and json.
+    except Exception as error:
         raise ModelFileError(
             f"{path} is truncated or damaged ({one_line(error)}). Save or download it again."
         ) from error
@@ -305,7 +308,8 @@ def _load_hdf5(path: Path) -> _Loaded:
             text = file.attrs.get("model_config")
             version = file.attrs.get("keras_version", "2")
             config = None if text is None else json.loads(text)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    # Damage surfaces as any of many exceptions of HDF5 and json.
+    except Exception as error:
         raise ModelFileError(
             f"{path} is truncated or damaged ({one_line(error)}). Save or download it again."
         ) from error
@@ -371,16 +375,20 @@ def _adapt(path: Path, target: Path) -> Path:
     import h5py
 
     target.write_bytes(path.read_bytes())
-    with h5py.File(target, "r+") as file:
-        config = json.loads(file.attrs["model_config"])
-        for node, name in _classes(config):
-            arguments = node.get("config")
-            if not isinstance(arguments, dict):
-                continue
-            for key, neutral in _DROPPED_ARGUMENTS.get(name, {}).items():
-                if key in arguments and (neutral is None or arguments[key] == neutral):
-                    del arguments[key]
-        file.attrs["model_config"] = json.dumps(config)
+    try:
+        with h5py.File(target, "r+") as file:
+            config = json.loads(file.attrs["model_config"])
+            for node, name in _classes(config):
+                arguments = node.get("config")
+                if not isinstance(arguments, dict):
+                    continue
+                for key, neutral in _DROPPED_ARGUMENTS.get(name, {}).items():
+                    if key in arguments and (neutral is None or arguments[key] == neutral):
+                        del arguments[key]
+            file.attrs["model_config"] = json.dumps(config)
+    # A file may be sound enough to read and too damaged to write.
+    except (OSError, RuntimeError, KeyError) as error:
+        raise ModelFileError(f"it cannot be adapted: {one_line(error)}") from error
     return target
 
 

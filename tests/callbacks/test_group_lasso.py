@@ -12,8 +12,10 @@ from keras import layers
 
 from edgecompress.callbacks.group_lasso import GroupLasso
 from edgecompress.callbacks.magnitude_pruning import MagnitudePruning
+from edgecompress.callbacks.quantization_aware_training import QuantizationAwareTraining
 from edgecompress.core.errors import ArgumentError, UnknownNameError, UnsupportedModelError
 from edgecompress.core.record import record_of
+from edgecompress.quantizers.int8 import Int8
 from edgecompress.schedules.constant import ConstantSparsity
 from edgecompress.surgery.finalize import finalize
 
@@ -247,6 +249,26 @@ def test_together_with_magnitude_pruning(lasso_first: bool) -> None:
     assert small.get_layer("conv").filters <= 3
     techniques = [step["technique"] for step in record_of(small).steps]
     assert sorted(techniques) == ["finalize", "group_lasso", "magnitude_pruning"]
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_together_with_pruning_and_quantization(norm: bool) -> None:
+    model = net(norm)
+    fit(
+        model,
+        QuantizationAwareTraining(Int8(), begin_epoch=3),
+        GroupLasso(1e-3, final_sparsity=0.5, end_epoch=2),
+        MagnitudePruning(ConstantSparsity(0.7, begin_step=10, frequency=1)),
+        epochs=4,
+    )
+    small = finalize(model)
+    record = record_of(small)
+    assert small.get_layer("conv").filters <= 3
+    assert {"input:0", "hidden", "out"} <= set(record.ranges)
+    assert {tap for tap in record.ranges if not tap.startswith("input")} <= {
+        layer.name for layer in small.layers
+    }
+    np.testing.assert_allclose(small(X), model(X), atol=1e-5)
 
 
 def test_what_cannot_be_removed_is_skipped_and_named() -> None:

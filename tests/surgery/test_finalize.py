@@ -497,3 +497,45 @@ def test_integer_inputs_are_checked() -> None:
     model = keras.Model(inputs, layers.Dense(2, name="o")(layers.GlobalAveragePooling1D()(x)))
     kill(randomize(model), {"h": [1]})
     assert finalize(model).get_layer("h").units == 5
+
+
+def test_mobilenet_v2_of_keras() -> None:
+    model = keras.applications.MobileNetV2((64, 64, 3), alpha=0.35, weights=None, classes=5)
+    randomize(model)
+    # A whole residual stage loses the same channels, an inner expansion one of its own.
+    projections = [
+        "block_1_project", "block_2_project", "expanded_conv_project", "block_3_expand",
+    ]  # fmt: skip
+    dead = dict.fromkeys(projections, [0, 3])
+    kill(model, dead)
+    for name in [*projections[:2], "block_3_expand"]:
+        model.get_layer(f"{name}_BN").beta.assign(0 * model.get_layer(f"{name}_BN").beta)
+        model.get_layer(f"{name}_BN").gamma.assign(0 * model.get_layer(f"{name}_BN").gamma)
+    small = finalize(model)
+    removed = record_of(small).removed_channels
+    assert removed["block_1_project"][1] == removed["block_2_project"][1]
+    assert removed["block_3_expand"][1] < removed["block_3_expand"][0]
+    assert_same(model, small)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_random_zeros_in_every_weight(name: str) -> None:
+    random = np.random.default_rng(len(name))
+    model = randomize(CASES[name][0]())
+    for layer in model.layers:
+        for attribute in ("kernel", "pointwise_kernel", "depthwise_kernel", "gamma", "bias"):
+            variable = getattr(layer, attribute, None)
+            if variable is None:
+                continue
+            value = variable.numpy().copy()
+            axis = int(random.integers(max(0, value.ndim - 2), value.ndim))
+            np.moveaxis(value, axis, -1)[..., random.random(value.shape[axis]) < 0.4] = 0
+            variable.assign(value)
+    small = finalize(model)
+    record = record_of(small)
+    assert record.removed_channels
+    assert not any("all layers" in note for note in record.notes)  # It was right at once.
+    for a, b in zip(outputs(model), outputs(small), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, np.abs(a).max()), rtol=0)
+    again = record_of(finalize(small)).removed_channels
+    assert again == record.removed_channels

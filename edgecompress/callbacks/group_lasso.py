@@ -108,7 +108,9 @@ class GroupLasso(CompressionCallback):
         self.groups = groups
         self.threshold = float(threshold)
         self.final_sparsity = final_sparsity
-        self.layers = layers
+        if isinstance(layers, str):
+            layers = [layers]
+        self.layers: LayerChoice = layers if layers is None or callable(layers) else list(layers)
         self.begin_epoch = begin_epoch
         self.end_epoch = end_epoch
         self._targets: list[_Target] = []
@@ -118,13 +120,13 @@ class GroupLasso(CompressionCallback):
 
     def settings(self) -> Mapping[str, Any]:
         """Returns the arguments as JSON values."""
-        chosen = self.layers if self.layers is None or callable(self.layers) else [*self.layers]
+        chosen = "predicate" if callable(self.layers) else self.layers
         return {
             "strength": self.strength,
             "groups": self.groups,
             "threshold": self.threshold,
             "final_sparsity": self.final_sparsity,
-            "layers": "predicate" if callable(chosen) else chosen,
+            "layers": chosen,
             "begin_epoch": self.begin_epoch,
             "end_epoch": self.end_epoch,
         }

@@ -228,7 +228,8 @@ def test_averaged_weights_keep_the_zeros() -> None:
     model = net()
     optimizer = keras.optimizers.Adam(0.01, use_ema=True, ema_momentum=0.9)
     compiled(model, optimizer=optimizer)
-    fit(model, GroupLasso(1e-3, final_sparsity=0.5, end_epoch=2), epochs=3)
+    fit(model, GroupLasso(1e-3, final_sparsity=0.5, end_epoch=2, layers="conv"), epochs=3)
+    assert record_of(model).steps[0]["layers"] == ["conv"]
     assert len(zero_columns(model.get_layer("conv"))) == 3
 
 

@@ -17,8 +17,10 @@ from keras import ops
 from edgecompress.callbacks.base import rebuild_train_function
 from edgecompress.callbacks.group_lasso import GroupLasso
 from edgecompress.callbacks.magnitude_pruning import MagnitudePruning, magnitude_masks
+from edgecompress.callbacks.quantization_aware_training import QuantizationAwareTraining
 from edgecompress.core.errors import ArgumentError, UnknownNameError, UnsupportedModelError
 from edgecompress.core.record import record_of, sidecar_path
+from edgecompress.quantizers.int8 import Int8
 from edgecompress.schedules import ConstantSparsity, PolynomialDecay
 
 _RNG = np.random.default_rng(0)
@@ -584,6 +586,21 @@ class TestTogether:
             "magnitude_pruning",
             "group_lasso",
         }
+        assert "apply" not in vars(model.optimizer)
+
+    @pytest.mark.parametrize("pruning_first", [True, False])
+    def test_quantization_aware_training(self, pruning_first: bool) -> None:
+        model = _model()
+        callbacks = [MagnitudePruning(TO_80), QuantizationAwareTraining(Int8())]
+        history = _fit(model, callbacks if pruning_first else callbacks[::-1])
+        assert history["sparsity"][-1] == pytest.approx(TO_80_SPARSITY)
+        assert _zeros(model) == pytest.approx(TO_80_SPARSITY)
+        record = record_of(model)
+        assert {s["technique"] for s in record.steps} == {
+            "magnitude_pruning",
+            "quantization_aware_training",
+        }
+        assert "first" in record.ranges
         assert "apply" not in vars(model.optimizer)
 
 

@@ -28,14 +28,16 @@ WEIGHTED = "weighted"  # convolution or matrix product: own range, takes in BN a
 AFFINE = "affine"  # BatchNormalization, Rescaling: folded where possible
 RELU, RELU6 = "relu", "relu6"  # fused where possible
 BINARY = "binary"  # add, subtract, multiply: own range, takes in ReLU
-FREE = "free"  # own range, takes in nothing: concatenate, mean, hard swish, leaky ReLU, ...
+FREE = "free"  # own range, takes in nothing: mean, hard swish, leaky ReLU, ...
 FIXED = "fixed"  # range set by the operator: softmax, sigmoid, tanh
+JOIN = "join"  # own range, which its inputs take over: concatenate, maximum
 AVERAGE = "average"  # rounds, with its input's range: average pooling, bilinear resizing
 MAXPOOL = "maxpool"  # keeps values and range, takes in ReLU
 VIEW = "view"  # keeps values and range; ReLU and BN are moved in front of it
 MOVE = "move"  # keeps values and range: padding, cropping, global maximum
 IDENTITY = "identity"  # does nothing in inference: dropout
 UNSUPPORTED = "unsupported"  # not simulated
+_OWN_RANGE = (WEIGHTED, AFFINE, RELU, RELU6, BINARY, FREE)
 _KEEPS_RANGE = (MAXPOOL, VIEW, MOVE, IDENTITY)
 
 
@@ -47,7 +49,9 @@ class Tap:
         name: The tap's name, unique in the model.
         layer: Name of the layer it belongs to; "" for a model input.
         fixed: (minimum, maximum) where the operator prescribes its range, else None.
-        same_as: Tap whose range this one must have (average pooling), else None.
+        same_as: Tap whose range this one must have, else None. An earlier tap for average
+            pooling, which rounds to its input's range; a later one for what only a concatenation
+            or maximum reads, where that tap does the rounding.
         is_output: Whether its values are an output of the model.
     """
 
@@ -123,9 +127,6 @@ _PLAIN = {
     AFFINE: ("BatchNormalization",),
     BINARY: ("Add", "Subtract", "Multiply"),
     FREE: (
-        "Concatenate",
-        "Maximum",
-        "Minimum",
         "GlobalAveragePooling1D",
         "GlobalAveragePooling2D",
         "Mean",
@@ -133,6 +134,7 @@ _PLAIN = {
         "LeakyReLU",
         "ELU",
     ),
+    JOIN: ("Concatenate", "Maximum", "Minimum"),
     AVERAGE: ("AveragePooling1D", "AveragePooling2D"),
     MAXPOOL: ("MaxPooling1D", "MaxPooling2D"),
     VIEW: ("Reshape", "Flatten", "Permute", "Transpose"),
@@ -269,6 +271,7 @@ class _Operator:
     output: int
     last: bool
     same_channels: bool
+    rank: int
     dtype: str
     absorbed: bool = False  # fused into the operator before it
     folded_forward: bool = False  # Rescaling that the next convolution's weights take in
@@ -323,7 +326,7 @@ class _Graph:
             values.append(self._new())
             dtype = str(outputs[0].dtype)
             self.operators.append(
-                _Operator(layer, step, tuple(used), values[-1], last, same, dtype)
+                _Operator(layer, step, tuple(used), values[-1], last, same, len(shapes[-1]), dtype)
             )
             if step.reason:
                 self.notes.append(_not_simulated(layer, step.reason))
@@ -349,7 +352,9 @@ class _Graph:
     def before(self, operator: _Operator, transparent: tuple[str, ...]) -> _Operator | None:
         """Returns the operator whose only reader is this one, looking through some kinds."""
         value = operator.inputs[0]
-        while self.readers[value] == 1 and value in self.producer:
+        merged = operator.step.kind in (RELU, RELU6) and self._is_merged(operator)
+        while (self.readers[value] == 1 or merged) and value in self.producer:
+            merged = False
             found = self.producer[value]
             if found.step.kind not in transparent:
                 return found
@@ -357,6 +362,13 @@ class _Graph:
                 return None
             value = found.inputs[0]
         return None
+
+    def _is_merged(self, operator: _Operator) -> bool:
+        """Tells whether all readers of this one's input are equal: the converter makes them one."""
+        readers = [o for o in self.operators if operator.inputs[0] in o.inputs]
+        return len(readers) == self.readers[operator.inputs[0]] and all(
+            o.step.kind == operator.step.kind for o in readers
+        )
 
     def after(self, operator: _Operator) -> _Operator | None:
         """Returns the only reader of an operator's output, looking through dropout."""
@@ -369,6 +381,12 @@ class _Graph:
                 return readers[0]
             value = readers[0].output
         return None
+
+    def root(self, operator: _Operator) -> _Operator:
+        """Returns the operator that this one is fused into; itself where it is not."""
+        while operator.absorbed and (before := self.before(operator, (VIEW, IDENTITY))):
+            operator = before
+        return operator
 
 
 def _not_simulated(layer: Any, reason: str) -> str:
@@ -417,7 +435,16 @@ def _fold_forward(graph: _Graph, operator: _Operator) -> None:
         operator.folded_forward = convolution and (
             layer.offset == 0 or after.layer.padding == "valid"
         )
-    if operator.folded_forward or (rescaling and layer.offset == 0):
+    if rescaling and layer.offset == 0:
+        return
+    if operator.folded_forward:
+        graph.notes.append(
+            _not_simulated(
+                layer,
+                "its offset becomes part of the next convolution's bias, computed from weights "
+                "before rounding",
+            )
+        )
         return
     graph.notes.append(
         _not_simulated(
@@ -499,18 +526,18 @@ def _inside(graph: _Graph) -> set[int]:
 def _tap_of(graph: _Graph, operator: _Operator, source: str | None) -> Tap | None:
     """Returns the tap on an operator's output, or None where its values are already rounded."""
     name, layer, step = operator.name, operator.layer.name, operator.step
-    is_output = operator.output in graph.outputs
     if "float" not in operator.dtype or operator.folded_forward:
         return None
-    if operator.absorbed and step.kind in (RELU, RELU6):
-        # A pooling operator with a fused ReLU keeps its input's range.
-        before = graph.before(operator, (VIEW, IDENTITY))
-        if before is not None and before.step.kind == MAXPOOL:
-            return None
-        if before is not None and before.step.kind == AVERAGE:
-            return Tap(name, layer, same_as=source, is_output=is_output)
-    if step.kind == AVERAGE:
+    is_output = operator.output in graph.outputs
+    root, after = graph.root(operator), graph.after(operator)
+    if root.step.kind == MAXPOOL:
+        return None  # a fused ReLU: pooling keeps its input's range
+    if root.step.kind == AVERAGE:
         return Tap(name, layer, same_as=source, is_output=is_output)
+    # Convolutions of one dimension end in a reshape, which must keep their range.
+    reshaped = root.step.kind == WEIGHTED and operator.rank == 3
+    if after is not None and after.step.kind == JOIN and step.kind in _OWN_RANGE and not reshaped:
+        return Tap(name, layer, same_as=after.name)
     return Tap(name, layer, fixed=step.fixed, is_output=is_output)
 
 
@@ -524,6 +551,18 @@ def find_taps(model: Any) -> tuple[Tap, ...]:
         UnsupportedModelError: as for `analyse`.
     """
     return analyse(model).taps
+
+
+def source_of(tap: Tap, taps: Mapping[str, Tap]) -> Tap:
+    """Returns the tap whose range a tap has: itself, or where its chain of `same_as` ends.
+
+    Args:
+        tap: A tap of a model.
+        taps: All taps of the model by name.
+    """
+    while tap.same_as is not None:
+        tap = taps[tap.same_as]
+    return tap
 
 
 def layers_by_name(model: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from edgecompress.core.errors import ArgumentError
-from edgecompress.core.fusion import Tap, analyse, rebuild
+from edgecompress.core.fusion import Tap, analyse, rebuild, source_of
 from edgecompress.core.record import CompressionRecord, record_of
 from edgecompress.quantizers.int8 import Int8, fake_quantize
 
@@ -85,8 +85,7 @@ def simulate(
 
 
 def _range_of(tap: Tap, taps: dict[str, Tap], record: CompressionRecord) -> tuple[float, float]:
-    while tap.same_as is not None:
-        tap = taps[tap.same_as]
+    tap = source_of(tap, taps)
     if tap.fixed is not None:
         return tap.fixed
     if tap.name not in record.ranges:

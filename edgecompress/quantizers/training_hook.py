@@ -19,6 +19,7 @@ from edgecompress.core.fusion import (
     FusedGraph,
     apply_activation,
     layers_by_name,
+    source_of,
     split_activation,
 )
 from edgecompress.core.keras_graph import functional_of
@@ -90,25 +91,27 @@ class TrainingHook:
         self._model, self._graph, self._quantizer = model, graph, quantizer
         self._layers = set(layers)
         self._patched: list[tuple[Any, Any]] = []
+        self._taps = {tap.name: tap for tap in graph.taps}
         self._learnt = {
             tap.name: ActivationRange(quantizer, ranges.get(tap.name))
             for tap in graph.taps
             if tap.fixed is None and tap.same_as is None
         }
         self._rounding: dict[str, Callable[[Any], Any]] = dict(self._learnt)
+        # A tap whose source comes later is rounded there, by the concatenation.
+        known: set[str] = set()
         for tap in graph.taps:
             if tap.fixed is not None and not tap.is_output:
                 low, high = tap.fixed
                 self._rounding[tap.name] = functools.partial(
                     quantizer.fake_quantize, low=low, high=high
                 )
-            elif tap.same_as is not None:
+            elif tap.same_as in known:
                 self._rounding[tap.name] = self._learnt_like(tap.same_as)
+            known.add(tap.name)
 
     def _learnt_like(self, name: str) -> Callable[[Any], Any]:
-        source = next(tap for tap in self._graph.taps if tap.name == name)
-        while source.same_as is not None:
-            source = next(tap for tap in self._graph.taps if tap.name == source.same_as)
+        source = source_of(self._taps[name], self._taps)
         if source.fixed is not None:
             low, high = source.fixed
             return functools.partial(self._quantizer.fake_quantize, low=low, high=high)
@@ -138,13 +141,11 @@ class TrainingHook:
         """Returns the range of every tap that has seen data or is prescribed."""
         found: dict[str, tuple[float, float]] = {}
         for tap in self._graph.taps:
-            if tap.fixed is not None:
-                found[tap.name] = tap.fixed
-            elif tap.same_as is not None:
-                if tap.same_as in found:
-                    found[tap.name] = found[tap.same_as]
+            source = source_of(tap, self._taps)
+            if source.fixed is not None:
+                found[tap.name] = source.fixed
             else:
-                low, high = map(float, ops.convert_to_numpy(self._learnt[tap.name].range))
+                low, high = map(float, ops.convert_to_numpy(self._learnt[source.name].range))
                 if low <= high:
                     found[tap.name] = (low, high)
         return found
@@ -279,5 +280,7 @@ def _input_keys(model: keras.Model) -> dict[str, int]:
     keys = {tensor.name: position for position, tensor in enumerate(inputs)}
     if isinstance(functional_of(model).input, Mapping):
         positions = {id(tensor): position for position, tensor in enumerate(inputs)}
-        keys.update({key: positions[id(tensor)] for key, tensor in functional_of(model).input.items()})
+        keys.update(
+            {key: positions[id(tensor)] for key, tensor in functional_of(model).input.items()}
+        )
     return keys

@@ -36,7 +36,9 @@ class QuantizationAwareTraining(CompressionCallback):
     Validation inside `fit` sees the rounding as soon as it is active. An output that is a softmax
     or a sigmoid is not rounded in training, as a loss needs its small probabilities; `simulate`
     rounds it. A second `fit` continues the ranges of the first. After BackupAndRestore they start
-    at the first batch's range, which the restored weights already fit.
+    at the first batch's range, which the restored weights already fit. A fit that is interrupted
+    (Ctrl-C) leaves the model under int8 arithmetic until the next fit with this callback or until
+    `detach()`; saving and exporting are not affected.
 
     History: `quantization_active` (0 or 1) and `quantization_drift`, the largest change of a range
     in the epoch as a share of its width (0 once settled).
@@ -52,7 +54,8 @@ class QuantizationAwareTraining(CompressionCallback):
             None for all that int8 knows. Activations are rounded everywhere. Defaults to None.
 
     Raises:
-        ArgumentError: an argument breaks its rule (see `UnknownNameError` for `layers`).
+        ArgumentError: an argument breaks its rule, or Keras runs on another backend than
+            TensorFlow.
         UnsupportedModelError: when training begins, if the model is subclassed, uses a layer
             twice, or has no layer int8 knows.
 
@@ -115,6 +118,13 @@ class QuantizationAwareTraining(CompressionCallback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Finds taps and weights; refuses models that int8 cannot take."""
         super().on_train_begin(logs)
+        if keras.backend.backend() != "tensorflow":
+            # Ranges are variables beside the model; JAX would drop their updates silently.
+            raise ArgumentError(
+                "KERAS_BACKEND",
+                "be tensorflow for QuantizationAwareTraining",
+                keras.backend.backend(),
+            )
         # Only an interrupted fit leaves a hook behind.
         _detach(self.model)
         self._hook, self._float_epochs, self._active_epochs = None, 0, 0

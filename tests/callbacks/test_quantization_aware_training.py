@@ -1,0 +1,424 @@
+"""Quantization-aware training on tiny models: what trains, what remains, what is refused."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from edgecompress.callbacks.quantization_aware_training import QuantizationAwareTraining
+from edgecompress.core.errors import ArgumentError, UnknownNameError, UnsupportedModelError
+from edgecompress.core.fusion import find_taps
+from edgecompress.core.record import read_record, record_of
+from edgecompress.quantizers.int8 import Int8
+from edgecompress.quantizers.simulation import simulate
+
+SAMPLES, BATCH = 96, 16
+
+
+def data(classes=3):
+    random = np.random.default_rng(7)
+    y = random.integers(0, classes, SAMPLES)
+    x = random.normal(size=(SAMPLES, 8, 8, 2)).astype("f4")
+    x[..., 0] += 2 * y[:, None, None]
+    return x, y
+
+
+def network(activation=None):
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(3)
+    inputs = keras.Input((8, 8, 2))
+    x = layers.Conv2D(4, 3, use_bias=False, name="conv")(inputs)
+    x = layers.ReLU(name="relu")(layers.BatchNormalization(momentum=0.5, name="bn")(x))
+    y = layers.SeparableConv2D(4, 3, padding="same", activation="relu", name="sep")(x)
+    x = layers.AveragePooling2D(2, name="pool")(layers.Add(name="add")([x, y]))
+    x = layers.Dense(3, activation=activation, name="dense")(layers.Flatten()(x))
+    return keras.Model(inputs, x)
+
+
+def compiled(model, from_logits=True, **options):
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits)
+    model.compile(keras.optimizers.Adam(0.01), loss, metrics=["accuracy"], **options)
+    return model
+
+
+def fit(model, callbacks, epochs=2, **options):
+    x, y = data()
+    return model.fit(
+        x, y, epochs=epochs, batch_size=BATCH, shuffle=False, verbose=0,
+        callbacks=callbacks, **options,
+    )  # fmt: skip
+
+
+def is_plain(model):
+    stack, found = [model], []
+    while stack:
+        layer = stack.pop()
+        found.append("call" not in vars(layer))
+        stack += getattr(layer, "layers", [])
+    return all(found)
+
+
+def test_training_changes_the_loss_and_leaves_a_plain_model():
+    plain = fit(compiled(network()), []).history["loss"]
+    model = compiled(network())
+    names = [weight.path for weight in model.weights]
+    history = fit(model, [QuantizationAwareTraining()]).history
+    assert history["loss"] != plain
+    np.testing.assert_allclose(history["loss"], plain, rtol=0.2)
+    assert history["quantization_active"] == [1, 1]
+    assert history["quantization_drift"][0] == 1 > history["quantization_drift"][1]
+    assert is_plain(model)
+    assert [weight.path for weight in model.weights] == names
+    kernel = model.get_layer("conv").kernel.numpy()
+    codes = kernel / (np.abs(kernel).max(axis=(0, 1, 2)) / 127)
+    assert np.abs(codes - np.rint(codes)).max() > 0.1  # float, not baked
+
+
+@pytest.mark.parametrize(
+    "options", [{"steps_per_execution": 4}, {"jit_compile": True}, {"steps_per_execution": 3}]
+)
+@pytest.mark.filterwarnings("ignore:.*retracing")
+def test_execution_settings_give_the_same_losses(options):
+    want = fit(compiled(network(), jit_compile=False), [QuantizationAwareTraining(begin_epoch=1)])
+    model = compiled(network(), **options)
+    got = fit(model, [QuantizationAwareTraining(begin_epoch=1)])
+    # XLA sums in another order, and a rounded value may then fall on the other side of a tie.
+    tolerance = 2e-3 if "jit_compile" in options else 1e-5
+    np.testing.assert_allclose(got.history["loss"], want.history["loss"], rtol=tolerance)
+
+
+def test_first_step_matches_numpy():
+    """Range and loss of one step, computed apart from the callback."""
+    x, y = data()
+    keras.utils.set_random_seed(5)
+    model = keras.Sequential([keras.Input((8, 8, 2)), layers.Flatten(), layers.Dense(3)])
+    kernel, bias = (w.astype(np.float64) for w in model.get_weights())
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    history = model.fit(
+        x, y, batch_size=SAMPLES, verbose=0, callbacks=[QuantizationAwareTraining()]
+    )
+
+    def rounded(values):
+        low, high = min(values.min(), 0), max(values.max(), 0)
+        scale = (high - low) / 255
+        zero = np.rint(-low / scale)
+        return (np.clip(np.rint(values / scale) + zero, 0, 255) - zero) * scale
+
+    scale = np.abs(kernel).max(axis=0) / 127
+    flat = rounded(x.astype(np.float64)).reshape(SAMPLES, -1)
+    linear = flat @ (np.rint(kernel / scale) * scale) + bias
+    logits = rounded(linear)
+    loss = np.log(np.exp(logits).sum(-1)) - logits[np.arange(SAMPLES), y]
+    assert history.history["loss"][0] == pytest.approx(loss.mean(), rel=1e-4)
+    ranges = record_of(model).ranges
+    assert ranges["input:0"] == pytest.approx((x.min(), x.max()))
+    assert ranges[model.layers[-1].name] == pytest.approx((linear.min(), linear.max()), rel=1e-4)
+
+
+def test_moving_average_over_batches():
+    x, y = data()
+    model = compiled(network())
+    model.fit(
+        x, y, batch_size=BATCH, shuffle=False, verbose=0,
+        callbacks=[QuantizationAwareTraining(Int8(momentum=0.5))],
+    )  # fmt: skip
+    low, high = x[:BATCH].min(), x[:BATCH].max()
+    for start in range(BATCH, SAMPLES, BATCH):
+        batch = x[start : start + BATCH]
+        low, high = (low + batch.min()) / 2, (high + batch.max()) / 2
+    assert record_of(model).ranges["input:0"] == pytest.approx((low, high), rel=1e-5)
+
+
+def test_record_names_every_tap_and_the_step():
+    model = compiled(network())
+    fit(model, [QuantizationAwareTraining(Int8(momentum=0.9), begin_epoch=1)])
+    record = record_of(model)
+    assert list(record.ranges) == [tap.name for tap in find_taps(model)]
+    assert record.ranges["pool"] == record.ranges["add"]
+    (step,) = record.steps
+    assert step["technique"] == "quantization_aware_training"
+    assert (step["weight_bits"], step["momentum"], step["begin_epoch"]) == (8, 0.9, 1)
+    assert step["layers"] == ["conv", "sep", "dense"]
+    assert step["epochs"] == 1
+
+
+def test_begin_epoch_counts_as_keras_does():
+    model = compiled(network())
+    history = fit(
+        model, [QuantizationAwareTraining(begin_epoch=4)], epochs=6, initial_epoch=3
+    ).history
+    assert history["quantization_active"] == [0, 1, 1]
+    plain = fit(compiled(network()), [], epochs=6, initial_epoch=3).history
+    assert history["loss"][0] == pytest.approx(plain["loss"][0], rel=1e-6)
+    assert history["loss"][1] != pytest.approx(plain["loss"][1], rel=1e-6)
+
+
+def test_training_that_ends_before_begin_epoch_says_so():
+    model = compiled(network())
+    history = fit(model, [QuantizationAwareTraining(begin_epoch=5)]).history
+    assert history["quantization_active"] == [0, 0]
+    assert any("never active: begin_epoch is 5" in note for note in record_of(model).notes)
+    assert record_of(model).ranges == {}
+
+
+def test_validation_sees_the_simulation():
+    model = compiled(network())
+    x, y = data()
+    history = fit(model, [QuantizationAwareTraining()], validation_data=(x, y)).history
+    simulated = compiled(simulate(model))
+    want, _ = simulated.evaluate(x, y, verbose=0)
+    assert history["val_loss"][-1] == pytest.approx(want, rel=1e-5)
+    assert model.evaluate(x, y, verbose=0)[0] != pytest.approx(want, rel=1e-5)
+
+
+def test_losses_on_softmax_outputs_keep_their_gradient():
+    """A rounded softmax would be 0 for most classes: no loss could train on it."""
+    model = compiled(network("softmax"), from_logits=False)
+    history = fit(model, [QuantizationAwareTraining()], epochs=8).history
+    assert history["loss"][-1] < 0.5 * history["loss"][0]
+    want = fit(compiled(network()), [QuantizationAwareTraining()], epochs=8).history
+    np.testing.assert_allclose(history["loss"], want["loss"], rtol=1e-3)
+    assert record_of(model).ranges["dense"] == (0.0, 255 / 256)
+    x, _ = data()
+    np.testing.assert_allclose(simulate(model).predict(x, verbose=0) * 256 % 1, 0, atol=1e-4)
+
+
+def test_second_fit_continues_the_ranges():
+    model = compiled(network())
+    fit(model, [QuantizationAwareTraining()], epochs=1)
+    before = record_of(model).ranges["input:0"]
+    x, y = data()
+    model.fit(10 * x, y, epochs=1, batch_size=SAMPLES, verbose=0,
+              callbacks=[QuantizationAwareTraining()])  # fmt: skip
+    after = record_of(model).ranges["input:0"]
+    assert after[1] == pytest.approx(before[1] + 0.01 * (10 * x.max() - before[1]), rel=1e-5)
+    assert len(record_of(model).steps) == 1
+
+
+def test_float_epochs_in_between_start_the_ranges_anew():
+    model = compiled(network())
+    fit(model, [QuantizationAwareTraining()], epochs=1)
+    x, y = data()
+    model.fit(10 * x, y, epochs=2, batch_size=SAMPLES, verbose=0,
+              callbacks=[QuantizationAwareTraining(begin_epoch=1)])  # fmt: skip
+    assert record_of(model).ranges["input:0"][1] == pytest.approx(10 * x.max())
+
+
+class Stop(keras.callbacks.Callback):
+    """Interrupts training as a lost machine would."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_backup_and_restore(tmp_path, first):
+    def callbacks(*more):
+        restore = keras.callbacks.BackupAndRestore(tmp_path / "backup")
+        quantize = QuantizationAwareTraining()
+        return [quantize, restore, *more] if first else [restore, quantize, *more]
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(compiled(network()), callbacks(Stop()), epochs=4)
+    model = compiled(network())
+    history = fit(model, callbacks(), epochs=4)
+    assert len(history.history["loss"]) in (2, 3)
+    assert set(history.history["quantization_active"]) == {1}
+    whole = fit(compiled(network()), [QuantizationAwareTraining()], epochs=4)
+    # No jump: the restored run goes on where the other stopped.
+    restored = history.history["loss"]
+    assert max(restored) < whole.history["loss"][-len(restored) - 1]
+    assert list(record_of(model).ranges) == [tap.name for tap in find_taps(model)]
+
+
+def test_an_interrupted_fit_is_cleaned_up():
+    model = compiled(network())
+    callback = QuantizationAwareTraining()
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, [callback, Stop()], epochs=4)
+    assert not is_plain(model)
+    assert callback.active
+    fit(model, [QuantizationAwareTraining()], epochs=1)
+    assert is_plain(model)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, [callback, Stop()], epochs=4)
+    callback.detach()
+    assert is_plain(model)
+    assert not callback.active
+
+
+def test_checkpoints_in_mid_training_load_plain(tmp_path):
+    path = tmp_path / "model.keras"
+    model = compiled(network())
+    fit(model, [QuantizationAwareTraining(), keras.callbacks.ModelCheckpoint(path)])
+    loaded = keras.models.load_model(path)
+    x, _ = data()
+    assert type(loaded) is type(model)
+    assert is_plain(loaded)
+    np.testing.assert_allclose(loaded.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-6)
+    record, reason = read_record(path)
+    assert reason is None
+    assert record.ranges == record_of(model).ranges
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_constraints_and_pruning_run_with_it(order):
+    from edgecompress.callbacks.magnitude_pruning import MagnitudePruning
+    from edgecompress.schedules.constant import ConstantSparsity
+
+    model = compiled(network())
+    pruning = MagnitudePruning(ConstantSparsity(0.5, begin_step=0, frequency=1))
+    callbacks = [QuantizationAwareTraining(), pruning][::order]
+    history = fit(model, callbacks).history
+    assert np.mean(model.get_layer("dense").kernel.numpy() == 0) == pytest.approx(0.5, abs=0.1)
+    assert history["quantization_active"] == [1, 1]
+    assert len(record_of(model).steps) == 2
+    assert is_plain(model)
+    zeros = model.get_layer("dense").kernel.numpy() == 0
+    baked = simulate(model).get_layer("dense").kernel.numpy()
+    assert not baked[zeros].any()
+
+
+def test_kernel_constraints_hold():
+    model = network()
+    model.get_layer("dense").kernel.constraint = keras.constraints.NonNeg()
+    fit(compiled(model), [QuantizationAwareTraining()])
+    assert model.get_layer("dense").kernel.numpy().min() >= 0
+
+
+def test_group_lasso_runs_with_it():
+    from edgecompress.callbacks.group_lasso import GroupLasso
+
+    losses = []
+    for order in (1, -1):
+        model = compiled(network())
+        callbacks = [QuantizationAwareTraining(), GroupLasso(1e-3, groups="filters")][::order]
+        losses.append(fit(model, callbacks).history["loss"])
+        assert is_plain(model)
+        assert len(record_of(model).steps) == 2
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
+
+
+def test_frozen_batch_norm_keeps_its_statistics():
+    model = compiled(network())
+    seen = []
+
+    class Statistics(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            seen.append(self.model.get_layer("bn").moving_mean.numpy().copy())
+
+    fit(model, [QuantizationAwareTraining(freeze_batch_norm_epochs=1), Statistics()], epochs=3)
+    assert np.abs(seen[0] - seen[1]).max() > 0
+    np.testing.assert_array_equal(seen[1], seen[2])
+    assert any(model.get_layer("bn").gamma is weight for weight in model.trainable_variables)
+
+
+def test_sequential_and_nested_models_and_dict_inputs():
+    x, y = data()
+    keras.utils.set_random_seed(1)
+    inner = keras.Sequential(
+        [keras.Input((8, 8, 2)), layers.Conv2D(3, 3, activation="silu", name="inner")]
+    )
+    model = keras.Sequential([keras.Input((8, 8, 2)), inner, layers.Flatten(), layers.Dense(3)])
+    compiled(model).fit(x, y, verbose=0, callbacks=[QuantizationAwareTraining()])
+    assert {"inner/pre_activation", "inner/sigmoid", "inner"} <= set(record_of(model).ranges)
+    assert is_plain(model)
+
+    a, b = keras.Input((8, 8, 2), name="a"), keras.Input((1,), name="b")
+    joined = layers.Concatenate()([layers.Flatten()(a), b])
+    model = compiled(keras.Model({"b": b, "a": a}, layers.Dense(3)(joined)))
+    model.fit({"a": x, "b": 100.0 * y[:, None]}, y, verbose=0,
+              callbacks=[QuantizationAwareTraining()])  # fmt: skip
+    positions = {t.name: i for i, t in enumerate(model.inputs)}
+    assert record_of(model).ranges[f"input:{positions['b']}"] == pytest.approx((0, 200))
+
+
+def test_mixed_precision():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = compiled(network())
+    finally:
+        keras.config.set_dtype_policy("float32")
+    history = fit(model, [QuantizationAwareTraining()]).history
+    assert np.isfinite(history["loss"]).all()
+    assert list(record_of(model).ranges) == [tap.name for tap in find_taps(model)]
+
+
+def test_layers_choose_the_weights():
+    model = compiled(network())
+    fit(model, [QuantizationAwareTraining(layers=["dense"])])
+    record = record_of(model)
+    assert record.steps[0]["layers"] == ["dense"]
+    assert any(note.startswith("not simulated: conv (Conv2D): `layers`") for note in record.notes)
+    with pytest.raises(UnknownNameError, match="Did you mean dense"):
+        fit(compiled(network()), [QuantizationAwareTraining(layers=["dens"])])
+
+
+def test_layers_int8_does_not_know_are_noted():
+    x, y = data()
+    model = keras.Sequential(
+        [keras.Input((8, 8, 2)), layers.Lambda(lambda v: v, name="mystery"), layers.Flatten(),
+         layers.Dense(3)]
+    )  # fmt: skip
+    compiled(model).fit(x, y, verbose=0, callbacks=[QuantizationAwareTraining()])
+    assert any("mystery (Lambda)" in note for note in record_of(model).notes)
+
+
+class Hidden(keras.Model):
+    def __init__(self):
+        super().__init__(name="hidden")
+        self.dense = layers.Dense(3)
+
+    def call(self, inputs):
+        return self.dense(keras.ops.reshape(inputs, (-1, 128)))
+
+
+def test_refusals():
+    x, y = data()
+    with pytest.raises(UnsupportedModelError, match="'hidden' is subclassed"):
+        compiled(Hidden()).fit(x, y, verbose=0, callbacks=[QuantizationAwareTraining()])
+    empty = keras.Sequential([keras.Input((8, 8, 2)), layers.GlobalAveragePooling2D()])
+    with pytest.raises(UnsupportedModelError, match="no layer whose weights"):
+        compiled(empty).fit(x, y, verbose=0, callbacks=[QuantizationAwareTraining()])
+    with pytest.raises(ArgumentError, match="hold one QuantizationAwareTraining"):
+        fit(compiled(network()), [QuantizationAwareTraining(), QuantizationAwareTraining()])
+
+
+def test_other_backends_are_refused(monkeypatch):
+    model = compiled(network())
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(ArgumentError, match="be tensorflow for Quantization.* Got 'jax'"):
+        fit(model, [QuantizationAwareTraining()])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"begin_epoch": -1}, "begin_epoch` must be a whole number of epochs"),
+        ({"begin_epoch": 1.5}, "begin_epoch` must be a whole number of epochs"),
+        ({"freeze_batch_norm_epochs": True}, "freeze_batch_norm_epochs` must be a whole"),
+        ({"settings": "int8"}, "settings` must be an Int8"),
+    ],
+)
+def test_arguments_are_checked(arguments, message):
+    with pytest.raises(ArgumentError, match=message):
+        QuantizationAwareTraining(**arguments)
+
+
+def test_exported_file_predicts_what_training_saw():
+    """Train, convert with the learnt ranges alone (no calibration), compare in the engine."""
+    from edgecompress.converters import float32, int8
+    from edgecompress.converters.verify import verify
+
+    model = compiled(network("softmax"), from_logits=False)
+    fit(model, [QuantizationAwareTraining()], epochs=4)
+    x, _ = data()
+    artifact = int8.convert(float32.convert(model))
+    reference = simulate(model).predict(x, verbose=0)
+    parity = verify(artifact.data, reference=reference, samples=x)
+    assert parity.agreement >= 0.99
+    assert parity.max_error_steps <= 2
+    assert not [note for note in artifact.notes if "calibration" in note]

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +19,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from edgecompress.core.errors import (
     FAILURE,
@@ -30,7 +33,31 @@ from edgecompress.core.errors import (
 # typer carries its own copy of click; its base classes are reached through the public subclass.
 _UsageError = typer.BadParameter.__base__
 
-_INTERRUPTED = 130
+# Exit codes of a program that a signal has ended: 128 and the signal's number, as shells have it.
+_SIGNAL_BASE = 128
+
+
+class _Interrupted(BaseException):
+    """Ctrl-C or a request to end; no KeyboardInterrupt, which typer prints an empty line for."""
+
+
+class _Console(Console):
+    """Standard output whose reader may leave early (`| head`) without changing the verdict."""
+
+    def on_broken_pipe(self) -> None:
+        _leave_pipe()
+
+
+def _leave_pipe() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _print_json(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        _leave_pipe()
+
 
 app = typer.Typer(
     name="edgecompress",
@@ -54,24 +81,48 @@ def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
     else:
         import tomli as tomllib
     try:
-        values = tomllib.loads(path.read_text())
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
+        reason = f"{reason.rstrip('.')}."
         raise ArgumentError("--config", "be a readable TOML file", str(path), reason) from error
-    known = {parameter.name: parameter for parameter in ctx.command.params}
-    values = {key.replace("-", "_"): value for key, value in values.items()}
+    known = {p.opts[0][2:]: p for p in ctx.command.params if p.opts[0].startswith("--")}
+    for name in ("config", "help"):
+        known.pop(name, None)
+    defaults = dict(ctx.default_map or {})
     for key, value in values.items():
-        if key not in known or key in ("config", "help"):
-            raise UnknownNameError(f"--config key in {path.name}", key, set(known) - {"config"})
-        # A single target may be written without brackets.
-        if (
-            known[key].nargs == 1
-            and getattr(known[key], "multiple", False)
-            and isinstance(value, str)
-        ):
-            values[key] = [value]
-    ctx.default_map = {**(ctx.default_map or {}), **values}
+        name = key.replace("_", "-")
+        if name not in known:
+            raise UnknownNameError(f"--config key in {path.name}", key, known)
+        defaults[known[name].name] = _config_value(known[name], value, f"{path.name}: {key}", path)
+    ctx.default_map = defaults
     return path
+
+
+def _config_value(option: Any, value: Any, origin: str, file: Path) -> Any:
+    """Returns the value of a key as the option takes it; paths count from the file's folder."""
+    text = isinstance(value, str)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if option.is_flag:
+        rule, right = "be true or false", isinstance(value, bool)
+    elif option.multiple:
+        value = [value] if text else value
+        rule = "be a name or a list of names"
+        right = isinstance(value, list) and all(isinstance(item, str) for item in value)
+    elif option.metavar == "SHARE":
+        rule, right = "be a number between 0 and 1, without quotation marks", number
+    elif option.metavar == "SIZE":
+        rule, right = 'be a size such as "96KiB", or bytes', text or isinstance(value, int)
+        right = right and not isinstance(value, bool)
+    else:
+        rule, right = "be text in quotation marks", text
+    if not right:
+        raise ArgumentError(origin, rule, value)
+    if option.metavar in _PATHS:
+        return str(file.parent / value)
+    if option.name == "target":
+        return [str(file.parent / t) if t.endswith(".toml") else t for t in value]
+    return str(value) if option.metavar == "SIZE" else value
 
 
 def _print_version(wanted: bool) -> None:
@@ -82,11 +133,14 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+_PATHS = ("FILE.npz", "DIR")
+
 Config = Annotated[
     Path | None,
     typer.Option(
         "--config", callback=_read_config, is_eager=True, metavar="FILE.toml",
-        help="TOML file whose keys are these options (max_ram = \"96KiB\"); flags win.",
+        help="TOML file whose keys are these options (max_ram = \"96KiB\"); flags win, and paths "
+        "in it count from its folder.",
     ),
 ]  # fmt: skip
 Targets = Annotated[
@@ -199,8 +253,8 @@ def export(
             argv=sys.argv,
         )
     _print_report(report, as_json)
-    if not as_json:
-        Console(stderr=True).print(f"Wrote {output}/report.json and report.html", soft_wrap=True)
+    if not quiet:
+        print(f"Wrote {output / 'report.json'} and report.html", file=sys.stderr)
     return report.exit_code_for(strict)
 
 
@@ -256,9 +310,9 @@ def inspect(
         progress(f"Reading {model.name}")
         result = inspect_file(model)
     if as_json:
-        typer.echo(json.dumps(result.to_dict(), indent=1, allow_nan=False))
+        _print_json(json.dumps(result.to_dict(), indent=1, allow_nan=False))
     else:
-        render(result, Console())
+        render(result, _Console())
     return OK
 
 
@@ -276,15 +330,15 @@ def targets(
     if name is not None:
         profile = load_target(name)
         if as_json:
-            typer.echo(json.dumps(profile.to_dict(), indent=1))
+            _print_json(json.dumps(profile.to_dict(), indent=1))
         else:
-            render_target(profile, Console())
+            render_target(profile, _Console())
         return OK
     profiles = [load_target(known) for known in target_names()]
     if as_json:
-        typer.echo(json.dumps([profile.to_dict() for profile in profiles], indent=1))
+        _print_json(json.dumps([profile.to_dict() for profile in profiles], indent=1))
     else:
-        render_targets(profiles, Console())
+        render_targets(profiles, _Console())
     return OK
 
 
@@ -298,22 +352,25 @@ def _required(target: list[str] | None) -> list[str]:
 
 def _print_report(report: Any, as_json: bool) -> None:
     if as_json:
-        typer.echo(report.to_json(), nl=False)
+        _print_json(report.to_json().rstrip("\n"))
     else:
         from edgecompress.targets.report import render
 
-        render(report, Console())
+        render(report, _Console())
 
 
 @contextmanager
 def _progress(quiet: bool) -> Iterator[Callable[[str], None]]:
     """Yields a function that tells what is going on: a spinner on a terminal, else lines."""
-    console = Console(stderr=True)
     if quiet:
         yield lambda text: None
-    elif console.is_terminal:
-        with console.status("Starting") as status:
-            yield lambda text: status.update(f"{text} ...")
+    elif sys.stderr.isatty():
+        # A descriptor of its own: standard error is redirected while libraries are kept quiet.
+        with (
+            os.fdopen(os.dup(sys.stderr.fileno()), "w") as terminal,
+            Console(file=terminal).status("Starting") as status,
+        ):
+            yield lambda text: status.update(f"{escape(text)} ...")
     else:
         start = time.monotonic()
 
@@ -321,6 +378,33 @@ def _progress(quiet: bool) -> Iterator[Callable[[str], None]]:
             print(f"[{time.monotonic() - start:5.1f} s] {text}", file=sys.stderr, flush=True)
 
         yield line
+
+
+@contextmanager
+def _ending_on_signals() -> Iterator[list[int]]:
+    """Turns SIGINT and SIGTERM into an exception, so that no file and no process is left.
+
+    Yields:
+        The signals that came. Native code may turn the exception into one of its own.
+    """
+    came: list[int] = []
+    # Only the main thread may install handlers.
+    numbers = [signal.SIGINT, signal.SIGTERM] if _in_main_thread() else []
+
+    def handle(number: int, frame: Any) -> None:
+        came.append(number)
+        raise _Interrupted
+
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def _fail(message: str) -> None:
@@ -339,33 +423,49 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     verbose = "-v" in arguments or "--verbose" in arguments
+    _prepare(verbose)
+    with _ending_on_signals() as came:
+        return _run(arguments, verbose, came)
+
+
+def _prepare(verbose: bool) -> None:
+    """Sets what the process needs before any framework is loaded."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if verbose else "3")
+    if "keras" not in sys.modules:
+        # Conversion is TensorFlow's; a training that runs meanwhile keeps the accelerator.
+        os.environ["KERAS_BACKEND"] = "tensorflow"
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+    for stream in (sys.stdout, sys.stderr):
+        # File names may hold what the terminal cannot show.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _run(arguments: list[str], verbose: bool, came: list[int]) -> int:
+    """Runs a command; every way it can end becomes one line and an exit code."""
     try:
-        result = typer.main.get_command(app).main(arguments, standalone_mode=False)
+        result = typer.main.get_command(app).main(
+            arguments, prog_name="edgecompress", standalone_mode=False
+        )
         sys.stdout.flush()
         return result if isinstance(result, int) else OK
-    except EdgeCompressError as error:
-        if verbose:
-            traceback.print_exc()
-        _fail(str(error))
-        return error.exit_code
     except _UsageError as error:  # type: ignore[misc]
         command = error.ctx.command_path if error.ctx else "edgecompress"
-        _fail(f"{error.format_message()} `{command} --help` shows the usage.")
+        _fail(f"{error.format_message().rstrip('.')}. `{command} --help` shows the usage.")
         return USAGE
-    except typer.Abort:
-        _fail("interrupted; nothing was written.")
-        return _INTERRUPTED
-    except KeyboardInterrupt:
-        _fail("interrupted; nothing was written.")
-        return _INTERRUPTED
     except BrokenPipeError:
         # The reader of a pipe went away (`| head`): not an error, and nothing more to print.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave_pipe()
         return OK
-    except Exception as error:
+    except (Exception, KeyboardInterrupt, _Interrupted) as error:
         if verbose:
             traceback.print_exc()
+        if came or isinstance(error, (KeyboardInterrupt, typer.Abort)):
+            _fail("interrupted; no file was left half-written.")
+            return _SIGNAL_BASE + (came[0] if came else signal.SIGINT)
+        if isinstance(error, EdgeCompressError):
+            _fail(str(error))
+            return error.exit_code
         _fail(
             f"internal error: {type(error).__name__}: {error}. This is a defect; run again with "
             "--verbose and report the traceback."

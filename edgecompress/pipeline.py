@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgecompress.core.engines import engine_available
-from edgecompress.core.errors import ArgumentError
-from edgecompress.core.files import write_atomic
+from edgecompress.core.engines import engine_available, load_failure
+from edgecompress.core.errors import ArgumentError, EngineError, UnsupportedModelError
+from edgecompress.core.files import write_together
 from edgecompress.core.flatbuffer import FlatModel, read_tflite
-from edgecompress.core.record import CompressionRecord, write_record
+from edgecompress.core.quiet import quiet
+from edgecompress.core.record import CompressionRecord, sidecar_path, sidecar_text
 from edgecompress.core.results import (
     Artifact,
     ArtifactInfo,
@@ -56,11 +58,11 @@ class Labelled:
     """Inputs and class numbers for the accuracy check.
 
     Attributes:
-        x: Inputs as the model takes them; first axis samples.
+        x: Inputs as the model takes them, one array for each; first axis samples.
         y: Class numbers, one for each sample.
     """
 
-    x: np.ndarray
+    x: tuple[np.ndarray, ...]
     y: np.ndarray
 
 
@@ -127,6 +129,7 @@ def export(
     """
     profiles = _profiles(targets)
     budgets = _budgets(max_flash, max_ram, max_latency, max_file_size, min_accuracy)
+    _check_kernels(kernels)
     floor = _share("--min-agreement", min_agreement)
     folder = _usable_folder(output)
 
@@ -134,9 +137,12 @@ def export(
     from edgecompress.converters import float32, int8, loaders
 
     progress("Loading the model")
-    loaded = loaders.load_model(model) if isinstance(model, (str, Path)) else loaders.wrap(model)
+    # The first import of TensorFlow writes to standard error.
+    with quiet(verbose):
+        from_file = isinstance(model, (str, Path))
+        loaded = loaders.load_model(model) if from_file else loaders.wrap(model)
     samples, labels = calibrations.load(calibration, loaded, argument="--calibration")
-    labelled = _labelled(evaluate, loaded, samples, labels)
+    labelled, label_notes = _labelled(evaluate, loaded, samples, labels)
 
     progress("Converting to a float32 flatbuffer")
     floats = float32.convert(loaded, verbose=verbose)
@@ -157,20 +163,30 @@ def export(
 
     notes = [*loaded.notes, *floats.artifact.notes, *quantized.notes]
     notes += learnt.notes
+    notes += label_notes
 
     if samples is None and labelled is not None:
-        samples = (labelled.x,)
+        samples = labelled.x
+    measurements = _Measurements(quantized.data, progress, labelled, min_accuracy)
     parities: dict[str, Parity] = {}
+    few = reference = None
+    reference_name = ""
     if samples is not None:
         few = tuple(calibrations.spread(array, PARITY_SAMPLES) for array in samples)
-        reference, reference_name = _reference(loaded, few)
-        for engine in dict.fromkeys(["litert", *(p.engine for p in profiles)]):
-            if engine_available(engine) is None:
-                progress(f"Running the int8 file in {engine}")
-                parities[engine] = _verify(named, floats.artifact, reference, few, engine)
-                notes += parities[engine].notes
-    else:
-        reference_name = ""
+        reference, reference_name, reference_notes = _reference(loaded, few)
+        notes += reference_notes
+    for engine in dict.fromkeys(["litert", *(p.engine for p in profiles)]):
+        if engine_available(engine) is not None:
+            continue
+        progress(f"Running the int8 file in {engine}")
+        if few is None or reference is None:
+            measurements.try_loading(engine)
+            continue
+        try:
+            parities[engine] = _verify(named, floats.artifact, reference, few, engine)
+            notes += parities[engine].notes
+        except EngineError as error:
+            measurements.note_refusal(engine, error)
 
     progress(f"Loading the int8 file in {FIELD_RUNTIME}")
     notes += _field_runtime_note(quantized.data)
@@ -180,8 +196,10 @@ def export(
         profiles,
         budgets,
         kernels,
-        _Measurements(quantized.data, progress, labelled, min_accuracy),
-        lambda profile: [_parity_check(profile, parities, reference_name, floor)],
+        measurements,
+        lambda profile: [
+            _parity_check(profile, parities, measurements.refusals, reference_name, floor)
+        ],
         str(folder / quantized.file_name(loaded.name)),
         progress,
     )
@@ -245,6 +263,7 @@ def check(
     """
     profiles = _profiles(targets)
     budgets = _budgets(max_flash, max_ram, max_latency, max_file_size, min_accuracy)
+    _check_kernels(kernels)
     path = "model.tflite" if isinstance(model, bytes) else str(model)
     if Path(path).suffix in (".keras", ".h5"):
         raise ArgumentError(
@@ -253,7 +272,7 @@ def check(
     flat = read_tflite(model)
     labelled = None
     if evaluate is not None:
-        labelled = _labelled(evaluate, flat, None, None)
+        labelled, _ = _labelled(evaluate, flat, None, None)
     results, model_info = _run_checks(
         flat,
         profiles,
@@ -268,7 +287,11 @@ def check(
 
 
 class _Measurements:
-    """What has to be run, each at most once however many targets ask for it."""
+    """What has to be run, each at most once however many targets ask for it.
+
+    Attributes:
+        refusals: Engine -> why it cannot run the file, for those found not to.
+    """
 
     def __init__(
         self,
@@ -283,14 +306,31 @@ class _Measurements:
         self._floor = min_accuracy
         self._accuracy: dict[str, CheckResult] = {}
         self._latency: Any = None
+        self.refusals: dict[str, str] = {}
+
+    def try_loading(self, engine: str) -> None:
+        """Lets an engine load the file and run zeros; remembers why it cannot."""
+        problem = load_failure(engine, self._data)
+        if problem is not None:
+            self.refusals[engine] = problem
+
+    def note_refusal(self, engine: str, error: EngineError) -> None:
+        """Takes an engine's error as a property of the file, where it cannot even run zeros."""
+        if engine not in self.refusals:
+            self.try_loading(engine)
+        if engine not in self.refusals:
+            raise error
 
     def host_latency(self) -> Any:
-        """Returns the latency measured on this machine."""
-        if self._latency is None:
+        """Returns the latency measured on this machine; None where its engine refuses the file."""
+        if self._latency is None and "litert" not in self.refusals:
             from edgecompress.targets.bench import bench_host
 
             self._progress("Measuring latency on this machine")
-            self._latency = bench_host(self._data)
+            try:
+                self._latency = bench_host(self._data)
+            except EngineError as error:
+                self.note_refusal("litert", error)
         return self._latency
 
     def accuracy(self, engine: str) -> CheckResult:
@@ -310,10 +350,20 @@ class _Measurements:
                 unit="share",
                 reason="--min-accuracy needs labels: give --evaluate FILE.npz with x and y.",
             )
-        from edgecompress.converters.verify import accuracy
+        why = self.refusals.get(engine) or engine_available(engine)
+        if why is None:
+            from edgecompress.converters.verify import accuracy
 
-        self._progress(f"Measuring accuracy in {engine} on {len(self._labelled.y)} samples")
-        run = accuracy(self._data, self._labelled.x, self._labelled.y, engine=engine)
+            self._progress(f"Measuring accuracy in {engine} on {len(self._labelled.y)} samples")
+            try:
+                run = accuracy(self._data, self._labelled.x, self._labelled.y, engine=engine)
+            except EngineError as error:
+                self.note_refusal(engine, error)
+                why = self.refusals[engine]
+        if why is not None:
+            return CheckResult(
+                "accuracy", "not_measured", limit=self._floor, unit="share", reason=why
+            )
         verdict = judge(run.top1, run.top1, self._floor, at_least=True)
         reason = None
         if verdict == "fail":
@@ -339,7 +389,26 @@ def _profiles(targets: Sequence[str | Path | TargetProfile]) -> list[TargetProfi
         raise ArgumentError(
             "targets", "be a list of at least one target", targets, 'E.g. ["nucleo-l4r5zi"].'
         )
-    return [t if isinstance(t, TargetProfile) else load_target(str(t)) for t in targets]
+    profiles: dict[str, TargetProfile] = {}
+    for target in targets:
+        profile = target if isinstance(target, TargetProfile) else load_target(str(target))
+        # A target named twice is checked once; two different ones cannot share a name in a report.
+        if profiles.setdefault(profile.name, profile) != profile:
+            raise ArgumentError(
+                "--target",
+                "name different targets differently",
+                profile.name,
+                f"Change `name` in {target}.",
+            )
+    return list(profiles.values())
+
+
+def _check_kernels(kernels: str | None) -> None:
+    from edgecompress.targets.arena import KERNELS
+    from edgecompress.targets.profile import check_choice
+
+    if kernels is not None:
+        check_choice("--kernels", kernels, KERNELS)
 
 
 def _share(argument: str, value: float | None) -> float | None:
@@ -373,18 +442,23 @@ def _budgets(
 
 def _usable_folder(output: Path | str) -> Path:
     """Returns the output folder after making sure, before any long work, that it can be written."""
-    import os
-
     folder = Path(output)
     place = folder
     while not place.exists() and place != place.parent:
         place = place.parent
     if not place.is_dir():
         raise ArgumentError("--output", "be a folder", str(output), f"{place} is a file.")
-    if not os.access(place, os.W_OK | os.X_OK):
+    try:
+        # Permissions alone do not tell: some places refuse even who may write there.
+        with tempfile.TemporaryDirectory(prefix=".edgecompress-", dir=place):
+            pass
+    except OSError as error:
         raise ArgumentError(
-            "--output", "be a writable folder", str(output), f"{place} is not writable."
-        )
+            "--output",
+            "be a writable folder",
+            str(output),
+            f"Nothing can be made in {place}: {error.strerror}.",
+        ) from error
     return folder
 
 
@@ -393,36 +467,60 @@ def _labelled(
     model: Any,
     samples: tuple[np.ndarray, ...] | None,
     labels: np.ndarray | None,
-) -> Labelled | None:
-    """Returns the labelled data: those of `evaluate`, else labels that came with calibration."""
+) -> tuple[Labelled | None, tuple[str, ...]]:
+    """Returns the labelled data, those of `evaluate` or of the calibration, and notes on them."""
     from edgecompress.converters import calibration
 
     if evaluate is None:
         if samples is None or labels is None:
-            return None
-        return Labelled(samples[0], labels)
+            return None, ()
+        if not _are_classes(labels):
+            return None, (
+                "The y beside the calibration data is not used: it holds no class numbers "
+                f"(shape {labels.shape}, dtype {labels.dtype}).",
+            )
+        return Labelled(samples, labels), ()
     inputs, y = calibration.load(evaluate, model, argument="--evaluate")
-    if y is None:
+    if inputs is None or y is None:
         raise ArgumentError("--evaluate", "hold labels under the key y", str(evaluate)[:80])
-    if inputs is None or len(inputs) != 1:
-        raise ArgumentError("--evaluate", "hold the samples of one input", str(evaluate)[:80])
-    return Labelled(inputs[0], y)
+    if not _are_classes(y):
+        raise ArgumentError(
+            "--evaluate",
+            "hold class numbers under the key y",
+            f"array of shape {y.shape} and dtype {y.dtype}",
+        )
+    return Labelled(inputs, y), ()
 
 
-def _reference(loaded: Any, samples: tuple[np.ndarray, ...]) -> tuple[np.ndarray, str]:
-    """Returns what the Keras model says to the samples, and which model that was."""
+def _are_classes(labels: np.ndarray) -> bool:
+    """Tells whether labels are whole numbers, one a sample, or one-hot rows."""
+    if labels.ndim not in (1, 2) or labels.dtype.kind not in "biuf":
+        return False
+    return bool((labels == labels.round()).all()) if labels.dtype.kind == "f" else True
+
+
+def _reference(
+    loaded: Any, samples: tuple[np.ndarray, ...]
+) -> tuple[list[np.ndarray], str, tuple[str, ...]]:
+    """Returns what the Keras model says to the samples, which model that was, and notes on it."""
+    plain = "Keras model"
     if loaded.record is None or not loaded.record.ranges:
-        return loaded.predict(samples)[0], "Keras model"
+        return loaded.predict(samples), plain, ()
     from edgecompress.quantizers.simulation import simulate
 
-    simulated = dataclasses.replace(loaded, model=simulate(loaded.model, loaded.record))
-    return simulated.predict(samples)[0], "Keras model under quantization-aware training"
+    try:
+        model = simulate(loaded.model, loaded.record)
+    except (ArgumentError, UnsupportedModelError) as error:
+        note = f"Parity is measured against the float model, not its simulation: {error}"
+        return loaded.predict(samples), plain, (note,)
+    simulated = dataclasses.replace(loaded, model=model)
+    return simulated.predict(samples), f"{plain} under quantization-aware training", ()
 
 
 def _verify(
     quantized: Artifact,
     floats: Artifact,
-    reference: np.ndarray,
+    reference: Sequence[np.ndarray],
     samples: tuple[np.ndarray, ...],
     engine: str,
 ) -> Parity:
@@ -440,24 +538,29 @@ def _verify(
 
 
 def _parity_check(
-    profile: TargetProfile, parities: Mapping[str, Parity], reference: str, floor: float | None
+    profile: TargetProfile,
+    parities: Mapping[str, Parity],
+    refusals: Mapping[str, str],
+    reference: str,
+    floor: float | None,
 ) -> CheckResult:
     """Returns how well the file agrees with its reference in the target's engine."""
     parity = parities.get(profile.engine)
     if parity is None:
-        why = engine_available(profile.engine) or "No calibration or evaluation data was given."
+        why = refusals.get(profile.engine) or engine_available(profile.engine)
+        why = why or "No calibration or evaluation data was given."
         return CheckResult("parity", "not_measured", limit=floor, unit="share", reason=why)
     if floor is None and parity.kind != "values":
         floor = MIN_AGREEMENT
     value = parity.agreement
     verdict = judge(value, value, floor, at_least=True)
-    layers = parities["litert"].layers
+    layers = parities["litert"].layers if "litert" in parities else ()
     reason = None
     if verdict == "fail":
         worst = ", ".join(f"{layer.name} {layer.sqnr_db:.1f} dB" for layer in layers[:3])
         reason = (
             f"The int8 file agrees with the {reference} on {value:.1%} of {parity.samples} "
-            f"samples, the floor is {floor:.1%}. Lowest signal-to-noise: {worst}."
+            f"samples, the floor is {floor:.1%}. Lowest signal-to-noise: {worst or 'not known'}."
         )
     detail = {
         "engine": parity.engine,
@@ -508,9 +611,11 @@ def _run_checks(
         progress(f"Checking {profile.name}")
         latency = measurements.host_latency() if profile.kind == "host" else None
         extra = [measurements.accuracy(profile.engine), *more(profile)]
-        results.append(
-            check_target(flat, profile, budgets, kernels=kernels, host_latency=latency, extra=extra)
+        result = check_target(
+            flat, profile, budgets, kernels=kernels, host_latency=latency, extra=extra
         )
+        refusal = measurements.refusals.get(profile.engine)
+        results.append(result if refusal is None else _refused(result, refusal))
     artifact = Artifact("tflite", flat.data, path)
     info = ModelInfo(
         path=path,
@@ -522,6 +627,25 @@ def _run_checks(
         operators=flat.histogram(),
     )
     return tuple(results), info
+
+
+def _refused(result: TargetResult, refusal: str) -> TargetResult:
+    """Lets the engine's refusal stand above the table of operators, which found nothing wrong."""
+    checks = tuple(
+        dataclasses.replace(
+            check,
+            verdict="fail",
+            measured=None,
+            low=1,
+            high=None,
+            how_known="measured_host",
+            reason=refusal,
+        )
+        if check.rule == "operators" and check.verdict != "fail"
+        else check
+        for check in result.checks
+    )
+    return dataclasses.replace(result, checks=checks)
 
 
 def _html(
@@ -544,7 +668,9 @@ def _html(
         kernels=kernels,
         baseline=baseline,
         history=history,
-        layers=[(e.name, e.sqnr_db) for e in parities["litert"].layers] if parities else (),
+        layers=[(e.name, e.sqnr_db) for e in parities["litert"].layers]
+        if "litert" in parities
+        else (),
         title=Path(report.model.path).name,
     )
 
@@ -558,13 +684,16 @@ def _write(
         raise ArgumentError(
             "--output", "be a folder that can be made", str(folder), f"{error.strerror}."
         ) from error
+    files: dict[Path, bytes | str] = {}
     for artifact in artifacts:
-        path = write_atomic(folder / artifact.file_name(loaded.name), artifact.data)
+        path = folder / artifact.file_name(loaded.name)
+        files[path] = artifact.data
         if artifact.record is not None:
-            write_record(artifact.record, path)
-    write_atomic(folder / "report.html", page)
+            files[sidecar_path(path)] = sidecar_text(artifact.record, artifact.data)
+    files[folder / "report.html"] = page
     # Last: who finds a report.json finds all that it lists.
-    write_atomic(folder / "report.json", report.to_json())
+    files[folder / "report.json"] = report.to_json()
+    write_together(files)
 
 
 def _version() -> str:

@@ -39,6 +39,53 @@ def jsonable(value: Any) -> Any:
     return value
 
 
+def write_together(files: Mapping[Path, bytes | str]) -> None:
+    """Writes several files: all are stored beside their places first, then take them at once.
+
+    Whatever fails before that, Ctrl-C included, leaves all places as they were.
+
+    Args:
+        files: Path -> bytes, or text that is stored as UTF-8; the folders must exist. The last
+            one takes its place last.
+
+    Raises:
+        ArgumentError: a folder is missing or not writable, or a path is a folder.
+    """
+    waiting: dict[str, Path] = {}
+    try:
+        for path, data in files.items():
+            if path.is_dir():
+                raise ArgumentError("output", "be a writable place", str(path), "It is a folder.")
+            _write_beside(path, data, waiting)
+        for temporary in list(waiting):
+            os.replace(temporary, waiting[temporary])
+            del waiting[temporary]
+    except OSError as error:
+        raise ArgumentError(
+            "output", "be a writable place", str(error.filename or path), f"{error.strerror}."
+        ) from error
+    finally:
+        for temporary in waiting:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+
+def _write_beside(path: Path, data: bytes | str, waiting: dict[str, Path]) -> None:
+    # A file name that is not valid text still is one on the disk.
+    payload = data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data
+    # Long names must leave room for the rest.
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")
+    waiting[temporary] = path
+    with os.fdopen(handle, "wb") as file:
+        file.write(payload)
+        file.flush()
+        os.fsync(file.fileno())
+    # mkstemp makes private files; give the file the mode a plain open() would have.
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(temporary, 0o666 & ~umask)
+
+
 def write_atomic(path: Path | str, data: bytes | str) -> Path:
     """Writes `data` to `path` in one step: readers see the old file or the whole new one.
 
@@ -50,26 +97,5 @@ def write_atomic(path: Path | str, data: bytes | str) -> Path:
         ArgumentError: the folder is missing or not writable.
     """
     path = Path(path)
-    payload = data.encode() if isinstance(data, str) else data
-    temporary: str | None = None
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes private files; give the file the mode a plain open() would have.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-        temporary = None
-    except OSError as error:
-        raise ArgumentError(
-            "output", "be a writable place", str(path), f"{error.strerror}."
-        ) from error
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
+    write_together({path: data})
     return path

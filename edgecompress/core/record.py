@@ -88,12 +88,18 @@ def sidecar_path(model_path: Path | str) -> Path:
 
 def write_record(record: CompressionRecord, model_path: Path | str) -> Path:
     """Writes the sidecar of an existing model file."""
+    text = sidecar_text(record, Path(model_path).read_bytes())
+    return write_atomic(sidecar_path(model_path), text)
+
+
+def sidecar_text(record: CompressionRecord, model: bytes) -> str:
+    """Returns the content of the sidecar of a model file with the bytes `model`."""
     content = {
         "schema": RECORD_SCHEMA,
-        "model_sha256": sha256(Path(model_path).read_bytes()),
+        "model_sha256": sha256(model),
         "record": record.to_dict(),
     }
-    return write_atomic(sidecar_path(model_path), json.dumps(content, indent=1) + "\n")
+    return json.dumps(content, indent=1) + "\n"
 
 
 def read_record(model_path: Path | str) -> tuple[CompressionRecord | None, str | None]:

@@ -12,6 +12,7 @@ weights that are decoded at run time. Exits with 1 when any row differs.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import sys
 from collections import Counter
@@ -332,8 +333,12 @@ def compare_smallest(rows: Iterable[Row]) -> Counter:
     return misses
 
 
-def main(arguments: Sequence[str]) -> int:
-    rows = list(read_rows(Path(arguments[0])))
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("operators", type=Path, help="mcu_ops.csv")
+    parser.add_argument("decoded", type=Path, nargs="?", help="mcu_decode.csv")
+    options = parser.parse_args()
+    rows = list(read_rows(options.operators))
     total, same, wrong = compare(rows)
     sets = sorted({key[1] for key in total})
     print("| operator | " + " | ".join(sets) + " |")
@@ -345,8 +350,8 @@ def main(arguments: Sequence[str]) -> int:
     misses = compare_smallest(rows)
     exact, searched = misses[0], sum(misses.values())
     print(f"Smallest arena: {exact} of {searched} exact; misses in bytes: {sorted(misses.items())}")
-    if len(arguments) > 1:
-        count, decoded = compare_decoded(Path(arguments[1]))
+    if options.decoded:
+        count, decoded = compare_decoded(options.decoded)
         print(f"Decoded weights: {count - len(decoded)} of {count} rows agree to the byte.")
         wrong += decoded
     print("\n".join(wrong[:50]))
@@ -354,4 +359,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,6 +29,7 @@ from edgecompress.core.errors import (
     EdgeCompressError,
     UnknownNameError,
 )
+from edgecompress.core.quiet import quiet as hushed
 
 # typer carries its own copy of click; its base classes are reached through the public subclass.
 _UsageError = typer.BadParameter.__base__
@@ -254,7 +255,7 @@ def export(
         )
     _print_report(report, as_json)
     if not quiet:
-        print(f"Wrote {output / 'report.json'} and report.html", file=sys.stderr)
+        _tell(f"Wrote {output / 'report.json'} and report.html")
     return report.exit_code_for(strict)
 
 
@@ -308,7 +309,8 @@ def inspect(
 
     with _progress(quiet) as progress:
         progress(f"Reading {model.name}")
-        result = inspect_file(model)
+        with hushed(verbose):
+            result = inspect_file(model)
     if as_json:
         _print_json(json.dumps(result.to_dict(), indent=1, allow_nan=False))
     else:
@@ -375,7 +377,7 @@ def _progress(quiet: bool) -> Iterator[Callable[[str], None]]:
         start = time.monotonic()
 
         def line(text: str) -> None:
-            print(f"[{time.monotonic() - start:5.1f} s] {text}", file=sys.stderr, flush=True)
+            _tell(f"[{time.monotonic() - start:5.1f} s] {text}")
 
         yield line
 
@@ -407,8 +409,14 @@ def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
+def _tell(line: str) -> None:
+    # Whether somebody listens there has no say in the verdict.
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
 def _fail(message: str) -> None:
-    print(f"edgecompress: {' '.join(message.split())}", file=sys.stderr)
+    _tell(f"edgecompress: {' '.join(message.split())}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -435,6 +443,9 @@ def _prepare(verbose: bool) -> None:
         # Conversion is TensorFlow's; a training that runs meanwhile keeps the accelerator.
         os.environ["KERAS_BACKEND"] = "tensorflow"
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+    # Closed by the caller (`>&-`): what is printed goes nowhere, in the same descriptor's place.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         # File names may hold what the terminal cannot show.
         if hasattr(stream, "reconfigure"):
@@ -453,8 +464,9 @@ def _run(arguments: list[str], verbose: bool, came: list[int]) -> int:
         command = error.ctx.command_path if error.ctx else "edgecompress"
         _fail(f"{error.format_message().rstrip('.')}. `{command} --help` shows the usage.")
         return USAGE
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):
         # The reader of a pipe went away (`| head`): not an error, and nothing more to print.
+        # The command line's own pages (--help) report it as SystemExit.
         _leave_pipe()
         return OK
     except (Exception, KeyboardInterrupt, _Interrupted) as error:
@@ -466,6 +478,10 @@ def _run(arguments: list[str], verbose: bool, came: list[int]) -> int:
         if isinstance(error, EdgeCompressError):
             _fail(str(error))
             return error.exit_code
+        if isinstance(error, OSError):
+            # A full disk, no more processes, ...: the machine's trouble and no defect.
+            _fail(f"cannot go on: {error}.")
+            return FAILURE
         _fail(
             f"internal error: {type(error).__name__}: {error}. This is a defect; run again with "
             "--verbose and report the traceback."

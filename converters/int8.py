@@ -33,12 +33,14 @@ KIND = "int8"
 # Operators whose output has the quantization of their first input: one range serves both.
 _SAME_RANGE = frozenset(
     {
-        "RESHAPE", "TRANSPOSE", "SQUEEZE", "EXPAND_DIMS", "MAX_POOL_2D", "PAD", "SLICE",
-        "STRIDED_SLICE", "SPLIT", "GATHER", "GATHER_ND", "SPACE_TO_DEPTH", "DEPTH_TO_SPACE",
+        "RESHAPE", "TRANSPOSE", "SQUEEZE", "EXPAND_DIMS", "AVERAGE_POOL_2D", "MAX_POOL_2D", "PAD",
+        "SLICE", "STRIDED_SLICE", "SPLIT", "GATHER", "GATHER_ND", "SPACE_TO_DEPTH", "DEPTH_TO_SPACE",
         "MIRROR_PAD", "UNPACK", "BROADCAST_TO", "RESIZE_NEAREST_NEIGHBOR", "RESIZE_BILINEAR",
         "REDUCE_MAX", "REDUCE_MIN",
     }
 )  # fmt: skip
+# Of these, the ones whose output holds each input value once: the range is known both ways.
+_SAME_VALUES = frozenset({"RESHAPE", "TRANSPOSE", "SQUEEZE", "EXPAND_DIMS"})
 # Operators whose output range is known from their definition.
 _FIXED_RANGE = {"SOFTMAX": (0.0, 1.0), "LOGISTIC": (0.0, 1.0), "TANH": (-1.0, 1.0)}
 # Operators with int8 kernels in the runtimes that the quantizer does not know. Each is quantized
@@ -210,6 +212,10 @@ def _propagate(
                 moved = operator.inputs[1 if operator.code == "SPLIT" else 0]
                 if moved in known:
                     known.setdefault(output, known[moved])
+    # One-dimensional convolutions are wrapped in reshapes; training learns the range behind them.
+    for operator in reversed(flat.operators):
+        if operator.code in _SAME_VALUES and operator.outputs[0] in known:
+            known.setdefault(operator.inputs[0], known[operator.outputs[0]])
     return known
 
 

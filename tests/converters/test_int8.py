@@ -131,6 +131,30 @@ def test_learnt_ranges_hold_exactly_and_need_no_calibration() -> None:
         assert tensor.zero_points[0] == round(-128 - low / tensor.scales[0])
 
 
+def test_ranges_behind_reshapes_hold_in_front_of_them() -> None:
+    keras.utils.set_random_seed(3)
+    model = keras.Sequential(
+        [
+            keras.Input((16, 3)),
+            layers.Conv1D(6, 3, activation="relu", name="conv"),
+            layers.AveragePooling1D(2, name="pool"),
+            layers.Flatten(name="flat"),
+            layers.Dense(4, name="head"),
+        ]
+    )
+    x = samples(model)[0]
+    outputs = keras.Model(model.inputs, [layer.output for layer in model.layers]).predict(
+        x, verbose=0
+    )
+    ranges = {"input:0": (float(x.min()), float(x.max()))}
+    ranges["conv"] = (0.0, float(outputs[0].max()))
+    ranges["head"] = (float(outputs[3].min()), float(outputs[3].max()))
+    artifact = int8.convert(float32.convert(model), ranges=ranges)
+    assert artifact.notes == ()
+    assert_all_integer(read_tflite(artifact.data))
+    assert sqnr(outputs[3], run(artifact, [x])[0]) > 25
+
+
 def test_ranges_come_from_the_record() -> None:
     model = small(None)
     source = float32.convert(model)

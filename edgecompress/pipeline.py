@@ -576,9 +576,13 @@ def _parity_check(
     reason = None
     if verdict == "fail":
         worst = ", ".join(f"{layer.name} {layer.sqnr_db:.1f} dB" for layer in layers[:3])
+        # Errors add up on the way; where they arise is what has to be mended.
+        suspect = parities["litert"].suspect if "litert" in parities else None
+        source = f" The largest error arises in {suspect.name}." if suspect else ""
         reason = (
             f"The int8 file agrees with the {reference} on {value:.1%} of {parity.samples} "
             f"samples, the floor is {floor:.1%}. Lowest signal-to-noise: {worst or 'not known'}."
+            f"{source}"
         )
     detail = {
         "engine": parity.engine,
@@ -592,7 +596,12 @@ def _parity_check(
         "mean_error_steps": parity.mean_error_steps,
         "engines": {name: p.agreement for name, p in parities.items()},
         "layers": [
-            {"name": layer.name, "operator": layer.operator, "sqnr_db": layer.sqnr_db}
+            {
+                "name": layer.name,
+                "operator": layer.operator,
+                "sqnr_db": layer.sqnr_db,
+                "drop_db": layer.drop_db,
+            }
             for layer in layers
         ],
     }
@@ -706,7 +715,8 @@ def _write(
     for artifact in artifacts:
         path = folder / artifact.file_name(loaded.name)
         files[path] = artifact.data
-        if artifact.record is not None:
+        # A model in memory always has a record; an empty one says nothing.
+        if artifact.record not in (None, CompressionRecord()):
             files[sidecar_path(path)] = sidecar_text(artifact.record, artifact.data)
     files[folder / "report.html"] = page
     # Last: who finds a report.json finds all that it lists.

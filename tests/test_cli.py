@@ -420,6 +420,24 @@ def test_help_and_version(run: Callable[[str], Ended]) -> None:
     assert re.fullmatch(r"edgecompress \d+\.\d+\.\d+\S*\n", run("--version").out)
 
 
+def test_the_guide_names_every_option(run: Callable[[str], Ended]) -> None:
+    guide = (Path(__file__).parents[1] / "docs" / "command_line.md").read_text()
+    table = guide[guide.index("## Options") : guide.index("## Configuration file")]
+    documented = set(re.findall(r"^\| [^|]*`(--[a-z-]+)", table, re.MULTILINE))
+    pages = "".join(run(f"{c} --help").out for c in ("export", "check", "inspect", "targets"))
+    offered = set(re.findall(r"(?:^|[ ,])(--[a-z-]+)", pages)) - {"--help"}
+    assert documented == offered
+
+
+def test_the_guides_configuration_is_accepted(run: Callable[[str], Ended], tmp_path: Path) -> None:
+    guide = (Path(__file__).parents[1] / "docs" / "command_line.md").read_text()
+    example = guide.split("```toml\n")[1].split("```")[0]
+    (tmp_path / "edge.toml").write_text(example)
+    # The example is read to its end: what is missing is the board it names.
+    ended = run(f"export tiny.keras --config {tmp_path / 'edge.toml'}")
+    ended.is_error(2, str(tmp_path / "boards" / "own.toml"))
+
+
 # --- configuration files ------------------------------------------------------------------------
 
 

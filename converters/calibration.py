@@ -116,6 +116,9 @@ def _read(path: Path, argument: str) -> Any:
         raise ArgumentError(argument, rule, str(path), "Write one with numpy.savez(path, x=x).")
     try:
         with path.open("rb") as file:
+            if not file.read(4).startswith((b"\x93NUM", b"PK")):
+                raise ValueError("Its content is neither .npy nor .npz.")
+            file.seek(0)
             # Pickled objects could run code; numpy then refuses them.
             content = np.load(file, allow_pickle=False)
             return content if isinstance(content, np.ndarray) else {k: content[k] for k in content}

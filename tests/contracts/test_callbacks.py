@@ -1,0 +1,132 @@
+"""What every compression callback keeps: plain models, records, mistakes that are named."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import edgecompress as ec
+from edgecompress.core.errors import EdgeCompressError
+from edgecompress.core.record import read_record, record_of
+
+keras = pytest.importorskip("keras")
+
+# A new callback: one line here.
+CALLBACKS: dict[str, Callable[..., Any]] = {
+    "magnitude_pruning": lambda **more: ec.MagnitudePruning(ec.ConstantSparsity(0.5, 0), **more),
+    "group_lasso": lambda **more: ec.GroupLasso(1e-3, **more),
+    "quantization_aware_training": lambda **more: ec.QuantizationAwareTraining(**more),
+}
+X = np.random.default_rng(0).normal(size=(64, 6)).astype("float32")
+Y = (X[:, 0] > 0).astype("int32")
+
+
+def tiny() -> Any:
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((6,)),
+            keras.layers.Dense(8, activation="relu", name="hidden"),
+            keras.layers.Dense(2, name="classes"),
+        ]
+    )
+    return compiled(model)
+
+
+def compiled(model: Any) -> Any:
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+
+def fit(model: Any, *callbacks: Any) -> Any:
+    return model.fit(X, Y, batch_size=16, epochs=2, verbose=0, callbacks=list(callbacks))
+
+
+@pytest.fixture(params=sorted(CALLBACKS))
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_training_leaves_a_plain_model(name: str, tmp_path: Path) -> None:
+    model = tiny()
+    shapes = [w.shape for w in model.weights]
+    config = model.get_config()
+    fit(model, CALLBACKS[name]())
+    assert [w.shape for w in model.weights] == shapes
+    assert model.get_config() == config
+    model.save(tmp_path / "model.keras")
+    np.save(tmp_path / "x.npy", X)
+    code = (
+        "import sys, keras, numpy as np\n"
+        "model = keras.saving.load_model('model.keras')\n"
+        "np.save('y.npy', model.predict(np.load('x.npy'), verbose=0))\n"
+        "assert 'edgecompress' not in sys.modules"
+    )
+    subprocess.run(
+        [sys.executable, "-P", "-c", code], cwd=tmp_path, check=True, capture_output=True
+    )
+    np.testing.assert_allclose(
+        np.load(tmp_path / "y.npy"), model.predict(X, verbose=0), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_what_was_done_is_recorded_beside_the_file(name: str, tmp_path: Path) -> None:
+    model = tiny()
+    fit(model, CALLBACKS[name]())
+    assert [step["technique"] for step in record_of(model).steps] == [name]
+    model.save(tmp_path / "model.keras")
+    record, reason = read_record(tmp_path / "model.keras")
+    assert reason is None
+    assert record is not None
+    assert [step["technique"] for step in record.steps] == [name]
+
+
+def test_a_second_fit_works_and_an_interrupted_one_can_be_repeated(name: str) -> None:
+    model = tiny()
+    fit(model, CALLBACKS[name]())
+
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, CALLBACKS[name](), Stop())
+    history = fit(model, CALLBACKS[name]()).history
+    assert np.isfinite(history["loss"]).all()
+
+
+def test_subclassed_models_are_refused_by_name(name: str) -> None:
+    class Hidden(keras.Model):
+        def __init__(self) -> None:
+            super().__init__(name="hidden_graph")
+            self.dense = keras.layers.Dense(2)
+
+        def call(self, inputs: Any) -> Any:
+            return self.dense(inputs)
+
+    model = compiled(Hidden())
+    model(X[:1])
+    with pytest.raises(EdgeCompressError, match="hidden_graph"):
+        fit(model, CALLBACKS[name]())
+
+
+def test_unknown_layers_are_refused_with_the_nearest_name(name: str) -> None:
+    with pytest.raises(EdgeCompressError, match="hiden.*hidden"):
+        fit(tiny(), CALLBACKS[name](layers=["hiden"]))
+
+
+def test_all_in_one_fit_in_any_order() -> None:
+    for order in (sorted(CALLBACKS), sorted(CALLBACKS, reverse=True)):
+        model = tiny()
+        fit(model, *(CALLBACKS[name]() for name in order))
+        small = ec.finalize(model)
+        np.testing.assert_allclose(
+            small.predict(X, verbose=0), model.predict(X, verbose=0), rtol=1e-5, atol=1e-5
+        )
+        assert {s["technique"] for s in record_of(small).steps} >= set(CALLBACKS)

@@ -193,7 +193,7 @@ _BAD = [
     (_EXPORT, 2, "--calibration"),
     (f"{_EXPORT} --calibration nope.npz", 2, "It does not exist"),
     (f"{_EXPORT} --calibration folder", 2, "`--calibration` must be a readable"),
-    (f"{_EXPORT} --calibration text.npz", 2, "`--calibration` must be a readable"),
+    (f"{_EXPORT} --calibration text.npz", 2, "neither .npy nor .npz"),
     (f"{_EXPORT} --calibration pickled.npz", 2, "`--calibration` must be a readable"),
     (f"{_EXPORT} --calibration shape.npz", 2, "hold samples of shape (8, 8, 1)"),
     (f"{_EXPORT} --calibration uint8.npz", 2, "hold floating-point numbers"),

@@ -383,7 +383,8 @@ def compare(before: Report, after: Report) -> tuple[Comparison, ...]:
             # The file is compared above.
             if check.rule == "file_size" or known is None or known.unit != check.unit:
                 continue
-            if known.measured is not None or check.measured is not None:
+            # Neither unknown nor zero on both sides: that no operator lacks is in the checks.
+            if known.measured or check.measured:
                 name = f"{check.rule} on {target.name}"
                 rows.append(Comparison(name, known.measured, check.measured, check.unit))
     return tuple(rows)

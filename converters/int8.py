@@ -34,9 +34,9 @@ KIND = "int8"
 _SAME_RANGE = frozenset(
     {
         "RESHAPE", "TRANSPOSE", "SQUEEZE", "EXPAND_DIMS", "AVERAGE_POOL_2D", "MAX_POOL_2D", "PAD",
-        "SLICE", "STRIDED_SLICE", "SPLIT", "GATHER", "GATHER_ND", "SPACE_TO_DEPTH", "DEPTH_TO_SPACE",
-        "MIRROR_PAD", "UNPACK", "BROADCAST_TO", "RESIZE_NEAREST_NEIGHBOR", "RESIZE_BILINEAR",
-        "REDUCE_MAX", "REDUCE_MIN",
+        "SLICE", "STRIDED_SLICE", "SPLIT", "GATHER", "GATHER_ND", "SPACE_TO_DEPTH",
+        "DEPTH_TO_SPACE", "MIRROR_PAD", "UNPACK", "BROADCAST_TO", "RESIZE_NEAREST_NEIGHBOR",
+        "RESIZE_BILINEAR", "REDUCE_MAX", "REDUCE_MIN",
     }
 )  # fmt: skip
 # Of these, the ones whose output holds each input value once: the range is known both ways.

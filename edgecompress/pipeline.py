@@ -6,6 +6,7 @@ load -> float32 flatbuffer -> int8 flatbuffer -> run in the engines -> check the
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -555,6 +556,13 @@ def _verify(
     )
 
 
+def _likely_at_most(share: float, samples: int) -> float:
+    """Returns the upper end of the 95 % interval of a share seen in a sample (Wilson, 1927)."""
+    z = 1.96
+    spread = z * math.sqrt(share * (1 - share) / samples + z**2 / (4 * samples**2))
+    return (share + z**2 / (2 * samples) + spread) / (1 + z**2 / samples)
+
+
 def _parity_check(
     profile: TargetProfile,
     parities: Mapping[str, Parity],
@@ -568,13 +576,15 @@ def _parity_check(
         why = refusals.get(profile.engine) or engine_available(profile.engine)
         why = why or "No calibration or evaluation data was given."
         return CheckResult("parity", "not_measured", limit=floor, unit="share", reason=why)
-    if floor is None and parity.kind != "values":
-        floor = MIN_AGREEMENT
     value = parity.agreement
-    verdict = judge(value, value, floor, at_least=True)
+    high = value
+    if floor is None and parity.kind != "values":
+        # The user asked for no floor: only a sample that is large enough to tell fails this one.
+        floor, high = MIN_AGREEMENT, _likely_at_most(value, parity.samples)
+    verdict = judge(value, high, floor, at_least=True)
     layers = parities["litert"].layers if "litert" in parities else ()
     reason = None
-    if verdict == "fail":
+    if verdict in ("fail", "uncertain"):
         worst = ", ".join(f"{layer.name} {layer.sqnr_db:.1f} dB" for layer in layers[:3])
         # Errors add up on the way; where they arise is what has to be mended.
         suspect = parities["litert"].suspect if "litert" in parities else None
@@ -584,6 +594,8 @@ def _parity_check(
             f"samples, the floor is {floor:.1%}. Lowest signal-to-noise: {worst or 'not known'}."
             f"{source}"
         )
+        if verdict == "uncertain":
+            reason += " So few samples cannot tell; give more, or set --min-agreement."
     detail = {
         "engine": parity.engine,
         "version": parity.version,

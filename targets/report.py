@@ -153,12 +153,32 @@ def render(report: Report, console: Console) -> None:
         for check in target.checks:
             if check.reason:
                 line(f"{check.rule}: {check.reason}", _VERDICT_STYLES[check.verdict].split()[-1])
+            elif summary := _parity_summary(check):
+                line(f"parity: {summary}", "dim")
     if report.notes:
         console.print()
     for note in report.notes:
         line(f"Note: {note}", "yellow")
     console.print()
     line(Text.assemble("Verdict: ", _verdict_text(report.verdict)))
+
+
+def _parity_summary(check: CheckResult) -> str:
+    """Returns what a parity check found, in one line: engines, error, worst layers."""
+    detail = check.detail
+    if check.rule != "parity" or "engines" not in detail:
+        return ""
+    engines = ", ".join(f"{_format_share(v)} in {name}" for name, v in detail["engines"].items())
+    layers = ", ".join(
+        f"{layer['name']} {layer['sqnr_db']:.1f} dB"
+        for layer in detail["layers"][:3]
+        if layer["sqnr_db"] is not None
+    )
+    worst = f"; lowest signal-to-noise: {layers}" if layers else ""
+    return (
+        f"{engines} agree with the {detail['reference']} ({detail['samples']} samples); largest "
+        f"error {detail['max_error_steps']:.1f} steps of the output{worst}."
+    )
 
 
 def _verdict_text(verdict: Verdict) -> tuple[str, str]:

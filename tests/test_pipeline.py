@@ -16,6 +16,7 @@ from keras import layers
 
 import edgecompress as ec
 from edgecompress import pipeline
+from edgecompress.converters.verify import Parity
 from edgecompress.core.engines import run_engine
 from edgecompress.core.errors import ArgumentError, EngineError, ModelFileError
 from edgecompress.core.flatbuffer import read_tflite
@@ -482,3 +483,31 @@ def test_reference_models(
     assert f"peaks at operator {peak} {operator}" in arena.reason
     largest = arena.detail["peak_tensors"][0]
     assert largest["name"] in arena.reason
+
+
+@pytest.mark.parametrize(
+    ("agree", "samples", "asked", "verdict"),
+    [
+        (90, 100, None, "pass"),
+        (8, 10, None, "uncertain"),  # the 95 % interval of 8 in 10 reaches up to 94 %
+        (8, 10, 0.9, "fail"),  # a floor that was asked for is compared as it is
+        (80, 100, None, "fail"),
+    ],
+)
+def test_only_enough_samples_fail_the_default_floor(
+    agree: int, samples: int, asked: float | None, verdict: str
+) -> None:
+    parity = Parity(
+        "litert", "2.3.0", "XNNPACK", samples, "classes", agree / samples, 1.0, 1.0, 0.1, 1.0
+    )
+    result = pipeline._parity_check(
+        load_target("pixel-4"), {"litert": parity}, {}, "Keras model", asked
+    )
+    assert result.verdict == verdict
+    assert (result.reason is None) == (verdict == "pass")
+
+
+def test_upper_end_of_the_interval_is_wilsons() -> None:
+    # Agresti and Coull (1998): 0 in 10 and 8 in 10 at 95 %.
+    assert pipeline._likely_at_most(0.0, 10) == pytest.approx(0.2775, abs=1e-4)
+    assert pipeline._likely_at_most(0.8, 10) == pytest.approx(0.9433, abs=1e-4)

@@ -508,6 +508,6 @@ def test_only_enough_samples_fail_the_default_floor(
 
 
 def test_upper_end_of_the_interval_is_wilsons() -> None:
-    # Agresti and Coull (1998): 0 in 10 and 8 in 10 at 95 %.
+    # scipy.stats.binomtest(k, 10).proportion_ci(method='wilson') for k = 0 and 8.
     assert pipeline._likely_at_most(0.0, 10) == pytest.approx(0.2775, abs=1e-4)
     assert pipeline._likely_at_most(0.8, 10) == pytest.approx(0.9433, abs=1e-4)

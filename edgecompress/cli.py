@@ -77,10 +77,8 @@ def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
     """Makes the values of a TOML file the defaults of the command's options."""
     if path is None:
         return None
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
+    import tomllib
+
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
+import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -18,11 +18,6 @@ from typing import Any
 from edgecompress.core.errors import ArgumentError, UnknownNameError
 from edgecompress.core.units import parse_size, parse_time
 from edgecompress.targets.arena import CORES, KERNELS
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 KINDS = ("board", "core", "phone", "host")
 ENGINES = ("tflm", "litert")

@@ -384,7 +384,7 @@ def check(
         UnknownNameError: `kernels` is no kernel set.
 
     Example:
-        >>> board = load_target("nucleo-l4r5zi")
+        >>> board = load_target("nucleo-l4r5zi")  # doctest: +SKIP
         >>> check(read_tflite("kws.tflite"), board, Budgets(max_ram=16384)).verdict
         ... # doctest: +SKIP
         'fail'

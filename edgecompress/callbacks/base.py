@@ -39,7 +39,7 @@ def select_layers(
         ArgumentError: a named layer is of another kind, or nothing is chosen.
 
     Example:
-        >>> select_layers(model, ["dense_1"], (keras.layers.Dense,))
+        >>> select_layers(model, ["dense_1"], (keras.layers.Dense,))  # doctest: +SKIP
         [<Dense name=dense_1, built=True>]
     """
     functional_of(model)  # Refuses models whose graph cannot be read.

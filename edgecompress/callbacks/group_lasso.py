@@ -73,8 +73,8 @@ class GroupLasso(CompressionCallback):
         UnsupportedModelError: the model is subclassed or not built (when training begins).
 
     Example:
-        >>> model.fit(x, y, epochs=10, callbacks=[GroupLasso(1e-4, end_epoch=6)])
-        >>> small = edgecompress.finalize(model)
+        >>> model.fit(x, y, epochs=10, callbacks=[GroupLasso(1e-4, end_epoch=6)])  # doctest: +SKIP
+        >>> small = edgecompress.finalize(model)  # doctest: +SKIP
     """
 
     technique = "group_lasso"

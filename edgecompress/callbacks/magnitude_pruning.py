@@ -151,7 +151,8 @@ class MagnitudePruning(CompressionCallback):
 
     Example:
         >>> pruning = MagnitudePruning(PolynomialDecay(0.8, begin_step=0, end_step=3000))
-        >>> model.fit(x, y, epochs=10, callbacks=[pruning])
+        ...  # doctest: +SKIP
+        >>> model.fit(x, y, epochs=10, callbacks=[pruning])  # doctest: +SKIP
     """
 
     technique = "magnitude_pruning"

@@ -66,7 +66,7 @@ def fake_quantize_weights(weights: Any, channel_axes: Sequence[int], bits: int =
         bits: Width of the codes. Defaults to 8.
 
     Example:
-        >>> fake_quantize_weights(layer.kernel, channel_axes=(-1,))
+        >>> fake_quantize_weights(layer.kernel, channel_axes=(-1,))  # doctest: +SKIP
     """
     weights = ops.convert_to_tensor(weights)
     rounded = quantize_weights(ops.stop_gradient(weights), channel_axes, bits)
@@ -171,7 +171,7 @@ class Int8:
         ArgumentError: `momentum` is out of range.
 
     Example:
-        >>> QuantizationAwareTraining(Int8(momentum=0.9))
+        >>> QuantizationAwareTraining(Int8(momentum=0.9))  # doctest: +SKIP
     """
 
     name: ClassVar[str] = "int8"

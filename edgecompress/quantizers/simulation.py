@@ -64,8 +64,8 @@ def simulate(
         UnsupportedModelError: the model is subclassed or has no input shape.
 
     Example:
-        >>> model.fit(x, y, callbacks=[QuantizationAwareTraining()])
-        >>> simulate(model).evaluate(x_test, y_test)
+        >>> model.fit(x, y, callbacks=[QuantizationAwareTraining()])  # doctest: +SKIP
+        >>> simulate(model).evaluate(x_test, y_test)  # doctest: +SKIP
     """
     record = record_of(model) if record is None else record
     quantizer = Int8() if quantizer is None else quantizer

@@ -765,6 +765,8 @@ def _constant(model: FlatModel, operator: Operator, position: int) -> list[int]:
     tensor = _needed(model, operator, position)
     if not tensor.is_constant:
         raise Unmodelled(f"{operator.name} computes its input {position} while the model runs")
+    if not tensor.elements:
+        raise Unmodelled(f"{operator.name} has an empty input {position}")
     return [int(value) for value in tensor.values().reshape(-1)]
 
 
@@ -977,6 +979,8 @@ def geometry(model: FlatModel, operator: Operator) -> Geometry:
     Raises:
         Unmodelled: its cost depends on what is only known while the model runs.
     """
+    if not operator.outputs:
+        raise Unmodelled(f"{operator.name} has no output")
     reader = _READERS.get(operator.code) or _plain
     return Geometry(operator.name, **reader(model, operator))
 

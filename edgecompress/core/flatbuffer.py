@@ -10,7 +10,7 @@ import functools
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -232,6 +232,17 @@ WEIGHTED = frozenset(
         "UNIDIRECTIONAL_SEQUENCE_LSTM",
     }
 )
+# Dimensions of the weights; no runtime takes others.
+_WEIGHT_RANKS = {
+    "CONV_2D": 4,
+    "DEPTHWISE_CONV_2D": 4,
+    "FULLY_CONNECTED": 2,
+    "TRANSPOSE_CONV": 4,
+    "CONV_3D": 5,
+    "SVDF": 2,
+}
+# No device has memory for a larger tensor, and sums of such sizes stay within 64 bits.
+_LARGEST_TENSOR = 1 << 40
 
 
 def operator_macs(model: FlatModel, operator: Operator) -> int:
@@ -251,10 +262,10 @@ def operator_macs(model: FlatModel, operator: Operator) -> int:
         return out * weights.shape[-1]
     if operator.code == "TRANSPOSE_CONV":
         source = model.tensor(operator, 2)
-        return 0 if source is None else source.elements * weights.elements // weights.shape[-1]
+        return 0 if source is None else source.elements * math.prod(weights.shape[:-1])
     if operator.code == "BATCH_MATMUL":
         adjoint = bool(operator.options.get("adj_y", False))
-        return out * weights.shape[-1 if adjoint else -2]
+        return out * (1, *weights.shape)[-1 if adjoint else -2]
     if operator.code == "CONV_3D":
         return out * math.prod(weights.shape[:-1])
     if operator.code == "SVDF":
@@ -334,6 +345,35 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
+def _check_tensor(tensor: Tensor) -> None:
+    """Refuses sizes and scales that the runtimes refuse as well."""
+    where = f"tensor {tensor.index} of shape {tensor.shape}"
+    if tensor.bytes > _LARGEST_TENSOR:
+        raise ModelFileError(f"{where} is larger than any memory")
+    scales, points, axis = tensor.scales, tensor.zero_points, tensor.quantized_dimension
+    if not all(math.isfinite(scale) for scale in scales):
+        raise ModelFileError(f"{where} has a scale that is no number")
+    if points and len(points) != len(scales):
+        raise ModelFileError(f"{where} has {len(scales)} scales and {len(points)} zero points")
+    if len(scales) > 1 and not (
+        0 <= axis < len(tensor.shape) and len(scales) == tensor.shape[axis]
+    ):
+        raise ModelFileError(f"{where} has {len(scales)} scales along its dimension {axis}")
+
+
+def _check_operator(operator: Operator, tensors: Sequence[Tensor]) -> None:
+    """Refuses weighted operators whose weights or result cannot be what they are."""
+    where = f"operator {operator.index} {operator.code}"
+    if operator.code in WEIGHTED and not operator.outputs:
+        raise ModelFileError(f"{where} has no output")
+    rank = _WEIGHT_RANKS.get(operator.code)
+    if rank is None or len(operator.inputs) < 2 or operator.inputs[1] < 0:
+        return
+    shape = tensors[operator.inputs[1]].shape
+    if len(shape) != rank:
+        raise ModelFileError(f"{where} has weights of shape {shape} instead of {rank} dimensions")
+
+
 def _read(data: bytes) -> FlatModel:
     from ai_edge_litert import schema_py_generated as schema
 
@@ -385,20 +425,20 @@ def _read(data: bytes) -> FlatModel:
             axis = quantization.QuantizedDimension()
         if table.Type() not in types:
             raise ModelFileError(f"tensor {index} has the unknown type {table.Type()}")
-        tensors.append(
-            Tensor(
-                index,
-                _text(table.Name()),
-                shape,
-                types[table.Type()],
-                raw(table.Buffer()),
-                scales,
-                zero_points,
-                axis,
-                bool(table.IsVariable()),
-                any(size < 0 for size in signature),
-            )
+        tensor = Tensor(
+            index,
+            _text(table.Name()),
+            shape,
+            types[table.Type()],
+            raw(table.Buffer()),
+            scales,
+            zero_points,
+            axis,
+            bool(table.IsVariable()),
+            any(size < 0 for size in signature),
         )
+        _check_tensor(tensor)
+        tensors.append(tensor)
 
     def checked(indices: tuple[int, ...], optional: bool = False) -> tuple[int, ...]:
         low = -1 if optional else 0
@@ -425,21 +465,21 @@ def _read(data: bytes) -> FlatModel:
                     _snake(key): tuple(v.tolist()) if isinstance(v, np.ndarray) else v
                     for key, v in vars(unpacked).items()
                 }
-        operators.append(
-            Operator(
-                index,
-                name,
-                _text(code.CustomCode()) if name == "CUSTOM" else "",
-                code.Version(),
-                checked(_integers(table.InputsAsNumpy() if table.InputsLength() else None), True),
-                checked(_integers(table.OutputsAsNumpy() if table.OutputsLength() else None)),
-                options,
-                checked(
-                    _integers(table.IntermediatesAsNumpy() if table.IntermediatesLength() else None)
-                ),
-                table.CustomOptionsLength() > 0,
-            )
+        operator = Operator(
+            index,
+            name,
+            _text(code.CustomCode()) if name == "CUSTOM" else "",
+            code.Version(),
+            checked(_integers(table.InputsAsNumpy() if table.InputsLength() else None), True),
+            checked(_integers(table.OutputsAsNumpy() if table.OutputsLength() else None)),
+            options,
+            checked(
+                _integers(table.IntermediatesAsNumpy() if table.IntermediatesLength() else None)
+            ),
+            table.CustomOptionsLength() > 0,
         )
+        _check_operator(operator, tensors)
+        operators.append(operator)
 
     metadata = {}
     for index in range(root.MetadataLength()):

@@ -73,11 +73,11 @@ def test_unpacks_narrow_integers(bits: int, packed: list[int], expected: list[in
     def narrow(model: Any, s: Any) -> None:
         tensor = model.subgraphs[0].tensors[1]
         tensor.type = getattr(s.TensorType, f"INT{bits}")
-        tensor.shape = np.int32([4])
+        tensor.shape = np.int32([1, 4])
         model.buffers[2].data = np.uint8(packed)
 
     tensor = read_tflite(tiny_model(change=narrow)).tensors[1]
-    assert tensor.values().tolist() == expected
+    assert tensor.values().tolist() == [expected]
     assert tensor.bytes == len(packed)
 
 
@@ -148,10 +148,38 @@ def _graphs(model: Any, s: Any) -> None:
     model.subgraphs = []
 
 
+def _huge(model: Any, s: Any) -> None:
+    model.subgraphs[0].tensors[0].shape = np.int32([2**31 - 1] * 3)
+
+
+def _rank(model: Any, s: Any) -> None:
+    model.subgraphs[0].tensors[1].shape = np.int32([6])
+
+
+def _no_output(model: Any, s: Any) -> None:
+    model.subgraphs[0].operators[0].outputs = np.int32([])
+
+
+def _quantized(scales: list[float], points: list[int], axis: int = 0) -> Callable[..., None]:
+    def change(model: Any, s: Any) -> None:
+        model.subgraphs[0].tensors[1].quantization = s.QuantizationParametersT(
+            scale=np.float32(scales), zeroPoint=np.int64(points), quantizedDimension=axis
+        )
+
+    return change
+
+
 @pytest.mark.parametrize(
     "change, text",
     [
         (_shape, "shape"),
+        (_huge, "larger than any memory"),
+        (_rank, "operator 0 FULLY_CONNECTED has weights of shape"),
+        (_no_output, "operator 0 FULLY_CONNECTED has no output"),
+        (_quantized([1, 2, 3], [0, 0, 0]), "has 3 scales along its dimension 0"),
+        (_quantized([1, 2], [0, 0], 2), "has 2 scales along its dimension 2"),
+        (_quantized([1, 2], [0]), "has 2 scales and 1 zero points"),
+        (_quantized([float("nan")], [0]), "a scale that is no number"),
         (_operator, "names tensors"),
         (_code, "operator code"),
         (_graphs, "no subgraph"),

@@ -1,0 +1,559 @@
+"""int8 flatbuffer -> int8 flatbuffer with coded weights, which TensorFlow Lite Micro expands.
+
+A `TFLM_DECODE` operator before each user of a coded weight tensor writes the values into the tensor
+arena at every inference. Nothing is lost: the outputs are those of the model that came in. This is
+the coding stage of Deep Compression (Han et al. 2016); pruning and clustering, done in training,
+are what makes it small. No other engine knows the operator.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgecompress.core.coding import (
+    CODINGS,
+    Encoded,
+    Layout,
+    build_codebook,
+    count_symbols,
+    decode,
+    encode_huffman,
+)
+from edgecompress.core.engines import run_engine
+from edgecompress.core.errors import ArgumentError, ConversionError, UnsupportedModelError
+from edgecompress.core.flatbuffer import FlatModel, Tensor, read_tflite
+from edgecompress.core.flatbuffer_edit import pack, strip, unpack
+from edgecompress.core.results import Artifact
+from edgecompress.core.units import format_size
+
+KIND = "compressed"
+OPERATOR = "TFLM_DECODE"
+RAW = "raw"
+# Operators whose kernels read a filter (input 1) that is computed, not constant.
+FILTER_READERS = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV"})
+# The file's own tables for one coded tensor: an operator, two tensors, two buffers, their vectors.
+_TABLE_BYTES = 200
+# Savings from which on the estimate needs no second look at the file itself.
+_CLEAR_SAVING = 1024
+_ALIGNMENT = 16
+# How often the shared code book is built anew from the tensors that chose it.
+_SHARED_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class CompressedTensor:
+    """What became of one weight tensor.
+
+    Attributes:
+        index: Number of the tensor, the same before and after.
+        name: Its name in the file that came in; may be empty.
+        coding: `lut`, `prune`, `huffman`, or `raw` for one left as it was.
+        bytes_before: Bytes of its values.
+        bytes_after: Bytes of its code with header and tables. A Huffman book that several tensors
+            share counts for the first of them.
+        reason: Why it stayed raw, or "".
+        shared_book: Whether its Huffman book serves other tensors too.
+    """
+
+    index: int
+    name: str
+    coding: str
+    bytes_before: int
+    bytes_after: int
+    reason: str = ""
+    shared_book: bool = False
+
+
+@dataclass(frozen=True)
+class CompressedResult:
+    """A compressed file and what it costs.
+
+    Attributes:
+        artifact: `Artifact(kind="compressed")`.
+        tensors: The weight tensors that were looked at, by index.
+        bytes_before: Bytes of the file that came in.
+        bytes_stripped: Bytes of that file without names and metadata: the fair comparison.
+        arena_before: Bytes of tensor arena that the `arena` argument found; None without it.
+        arena_after: The same for the compressed file.
+        latency_before_us: Microseconds that the `latency` argument found; None without it.
+        latency_after_us: The same for the compressed file.
+        decompression_memory: Bytes of memory outside the arena that hold the largest decoded
+            tensor, for firmware that calls `SetDecompressionMemory`.
+        verified_samples: Random samples on which the outputs were compared; 0 where they were not.
+    """
+
+    artifact: Artifact
+    tensors: tuple[CompressedTensor, ...]
+    bytes_before: int
+    bytes_stripped: int
+    arena_before: float | None
+    arena_after: float | None
+    latency_before_us: float | None
+    latency_after_us: float | None
+    decompression_memory: int
+    verified_samples: int
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The artifact's notes."""
+        return self.artifact.notes
+
+
+@dataclass(frozen=True)
+class _Limit:
+    argument: str
+    measure: Callable[[FlatModel], float]
+    limit: float
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Which code each tensor gets; tensors that are not in it stay raw."""
+
+    base: bytes = field(repr=False)
+    codes: Mapping[int, Encoded] = field(default_factory=dict)
+
+    def build(self) -> bytes:
+        return insert_decoders(self.base, self.codes) if self.codes else self.base
+
+    def without(self, index: int) -> _Plan:
+        return _Plan(self.base, {i: c for i, c in self.codes.items() if i != index})
+
+
+def compress(
+    model: bytes | Path | str | Artifact,
+    *,
+    codings: Sequence[str] = ("lut", "prune", "huffman"),
+    root_bits: int | None = None,
+    share_books: bool = True,
+    max_arena: int | None = None,
+    arena: Callable[[FlatModel], float] | None = None,
+    max_latency_us: float | None = None,
+    latency: Callable[[FlatModel], float] | None = None,
+    verify: bool = True,
+    samples: int = 8,
+    seed: int = 0,
+) -> CompressedResult:
+    """Codes the weights of an int8 model so that the file, and so the flash, becomes smaller.
+
+    Of raw, table, bitmap and Huffman code each tensor gets the one that makes the file smallest,
+    its operator and tensors included. Names and metadata are removed. Equal inputs give equal
+    bytes.
+
+    Args:
+        model: An int8 .tflite file: bytes, path or artifact.
+        codings: Codes that may be used: `lut`, `prune`, `huffman`. Defaults to all.
+        root_bits: Bits of the first Huffman look-up, 1 to 15: 8 decodes about twice as fast as the
+            smallest tables and costs a few hundred bytes. Defaults to None: the smallest tables.
+        share_books: Whether several tensors may share a Huffman book. Defaults to True.
+        max_arena: Largest tensor arena in bytes; large tensors stay raw until it holds. Needs
+            `arena`. Optional.
+        arena: Returns the bytes of a model's tensor arena. Optional.
+        max_latency_us: Longest inference in microseconds; as `max_arena`, with `latency`. Optional.
+        latency: Returns a model's microseconds for one inference. Optional.
+        verify: Run the model before and after in TensorFlow Lite Micro and compare. Defaults to
+            True. Every code is decoded and compared with the weights in any case.
+        samples: Random inputs to compare on. Defaults to 8.
+        seed: Of the random inputs. Defaults to 0.
+
+    Raises:
+        UnknownNameError: a coding is unknown.
+        ArgumentError: a limit lacks its function, or not even the raw model keeps it.
+        UnsupportedModelError: the model has several subgraphs.
+        ConversionError: an output differs: nothing is returned.
+
+    Example:
+        >>> result = compress("vww_int8.tflite")  # doctest: +SKIP
+        >>> len(result.artifact.data), result.bytes_before  # doctest: +SKIP
+        (140000, 333288)
+    """
+    for name in codings:
+        CODINGS[name]
+    limits = _limits(("max_arena", max_arena, "arena", arena),
+                     ("max_latency_us", max_latency_us, "latency", latency))  # fmt: skip
+    source = model if isinstance(model, Artifact) else None
+    original = read_tflite(source.data if isinstance(model, Artifact) else model)
+    if original.subgraphs > 1:
+        raise UnsupportedModelError(
+            f"The model has {original.subgraphs} subgraphs; weights of one with control flow "
+            "cannot be compressed. Build recurrent layers with unroll=True."
+        )
+    base = strip(original.data)
+    flat = read_tflite(base)
+    weights, reasons = _candidates(flat)
+    plan = _smallest_plan(base, weights, codings, root_bits, share_books)
+    for index in weights.keys() - plan.codes.keys():
+        reasons[index] = "no code makes the file smaller"
+    if limits:
+        plan = _within(plan, flat, limits, reasons)
+    data = plan.build()
+    _check_codes(read_tflite(data), {i: weights[i] for i in plan.codes})
+    if verify:
+        verify_exact(original.data, data, samples, seed)
+    tensors = _report(original, flat, plan, reasons)
+    name = str(model) if isinstance(model, (str, Path)) else "model"
+    artifact = Artifact(
+        KIND,
+        data,
+        source.source if source else name,
+        source.record if source else None,
+        (*(source.notes if source else ()), *_notes(tensors, plan, data, base)),
+    )
+    after = read_tflite(data)
+    return CompressedResult(
+        artifact,
+        tensors,
+        len(original.data),
+        len(base),
+        arena(original) if arena else None,
+        arena(after) if arena else None,
+        latency(original) if latency else None,
+        latency(after) if latency else None,
+        max((_up(flat.tensors[i].bytes) for i in plan.codes), default=0),
+        samples if verify else 0,
+    )
+
+
+def _limits(*given: tuple[str, float | None, str, Any]) -> list[_Limit]:
+    limits = []
+    for argument, limit, function, measure in given:
+        if limit is not None and measure is None:
+            raise ArgumentError(argument, f"come with `{function}`, which measures it", limit)
+        if limit is not None:
+            limits.append(_Limit(argument, measure, limit))
+    return limits
+
+
+def _up(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+# --- Which tensors, which codes ------------------------------------------------------------------
+
+
+def _layout(tensor: Tensor) -> Layout:
+    return Layout(tensor.zero_points, tensor.quantized_dimension)
+
+
+def _candidates(flat: FlatModel) -> tuple[dict[int, Tensor], dict[int, str]]:
+    """Returns the filters that can be coded, and why others cannot."""
+    uses: dict[int, list[tuple[str, int]]] = {}
+    for operator in flat.operators:
+        for position, index in enumerate(operator.inputs):
+            uses.setdefault(index, []).append((operator.code, position))
+    found, reasons = {}, {}
+    for index, readers in sorted(uses.items()):
+        filters = [code in FILTER_READERS and position == 1 for code, position in readers]
+        if index < 0 or not any(filters) or not flat.tensors[index].is_constant:
+            continue
+        tensor = flat.tensors[index]
+        others = sorted({code for (code, _), ok in zip(readers, filters, strict=True) if not ok})
+        if tensor.type != "INT8":
+            reasons[index] = f"its type is {tensor.type}, not INT8"
+        elif others:
+            reasons[index] = f"{', '.join(others)} reads it too"
+        elif len(tensor.zero_points) != len(tensor.scales):
+            reasons[index] = "it has not one zero point for each scale"
+        elif index in flat.outputs:
+            reasons[index] = "it is an output of the model"
+        else:
+            found[index] = tensor
+    return found, reasons
+
+
+def _cost(code: Encoded, shared: bool = False) -> int:
+    """Returns the bytes of a coded tensor in the file, by estimate."""
+    return _TABLE_BYTES + _up(len(code.data)) + (0 if shared else _up(len(code.ancillary)))
+
+
+def _smallest_plan(
+    base: bytes,
+    weights: Mapping[int, Tensor],
+    codings: Sequence[str],
+    root_bits: int | None,
+    share_books: bool,
+) -> _Plan:
+    own: dict[int, Encoded] = {}
+    for index, tensor in weights.items():
+        values = tensor.values()
+        codes = [CODINGS[name](values, _layout(tensor), root_bits) for name in codings]
+        usable = [code for code in codes if code is not None]
+        if usable:
+            own[index] = min(usable, key=_cost)
+    plans = [_Plan(base, _worth(own, weights))]
+    if share_books and "huffman" in codings and len(weights) > 1:
+        plans.append(_Plan(base, _shared(own, weights, root_bits)))
+    plans = [_prune_back(plan, weights) for plan in plans]
+    # The last: nothing coded, where a buffer that others read too stays in the file.
+    return min([*plans, _Plan(base)], key=lambda plan: len(plan.build()))
+
+
+def _worth(codes: Mapping[int, Encoded], weights: Mapping[int, Tensor]) -> dict[int, Encoded]:
+    # The table bytes are left out: whether they pay is read off the file afterwards.
+    return {i: c for i, c in codes.items() if _cost(c) - _TABLE_BYTES < _up(weights[i].bytes)}
+
+
+def _shared(
+    own: Mapping[int, Encoded], weights: Mapping[int, Tensor], root_bits: int | None
+) -> dict[int, Encoded]:
+    """Gives one Huffman book to all tensors that are smaller with it than with their own code."""
+    members = set(weights)
+    chosen: dict[int, Encoded] = {}
+    for _ in range(_SHARED_ROUNDS):
+        if not members:
+            return _worth(own, weights)
+        book = build_codebook(
+            count_symbols(np.concatenate([weights[i].values().reshape(-1) for i in members])),
+            root_bits,
+        )
+        chosen, joined = {}, set()
+        for index, tensor in weights.items():
+            values = tensor.values()
+            alone = _cost(own[index]) if index in own else tensor.bytes + _TABLE_BYTES
+            known = book.codes.keys() >= set(np.unique(values).tolist())
+            code = encode_huffman(values, book) if known else None
+            smallest = min(alone, _up(tensor.bytes) + _TABLE_BYTES)
+            if code is not None and _cost(code, shared=True) < smallest:
+                joined.add(index)
+                chosen[index] = code
+            elif index in own:
+                chosen.update(_worth({index: own[index]}, weights))
+        if joined == members:
+            break
+        members = joined
+    return chosen
+
+
+def _prune_back(plan: _Plan, weights: Mapping[int, Tensor]) -> _Plan:
+    """Leaves tensors raw where the file is no larger for it."""
+    size = len(plan.build())
+    savings = {i: _up(weights[i].bytes) - _cost(code) for i, code in plan.codes.items()}
+    for index in sorted(savings, key=savings.__getitem__):
+        if savings[index] > _CLEAR_SAVING:
+            break
+        smaller = plan.without(index)
+        data = smaller.build()
+        if len(data) <= size:
+            plan, size = smaller, len(data)
+    return plan
+
+
+def _within(
+    plan: _Plan, flat: FlatModel, limits: Sequence[_Limit], reasons: dict[int, str]
+) -> _Plan:
+    """Leaves tensors raw, the largest first, until the limits hold; then takes back what fits."""
+
+    def broken(candidate: _Plan) -> _Limit | None:
+        model = read_tflite(candidate.build())
+        return next((x for x in limits if x.measure(model) > x.limit), None)
+
+    full, removed = plan, []
+    saved = {i: flat.tensors[i].bytes - code.bytes for i, code in plan.codes.items()}
+    while (limit := broken(plan)) is not None:
+        if not plan.codes:
+            raise ArgumentError(
+                limit.argument,
+                f"be at least {limit.measure(flat):.0f}, what the model takes uncompressed",
+                limit.limit,
+            )
+        largest = max(plan.codes, key=lambda i: (flat.tensors[i].elements, -saved[i]))
+        reasons[largest] = f"decoded, it would exceed {limit.argument}={limit.limit:g}"
+        removed.append(largest)
+        plan = plan.without(largest)
+    for index in sorted(removed, key=saved.__getitem__, reverse=True):
+        larger = _Plan(plan.base, {**plan.codes, index: full.codes[index]})
+        if broken(larger) is None:
+            plan = larger
+            del reasons[index]
+    return plan
+
+
+# --- The file ------------------------------------------------------------------------------------
+
+
+def insert_decoders(data: bytes, codes: Mapping[int, Encoded]) -> bytes:
+    """Returns the file with coded tensors and a DECODE operator before each of their readers.
+
+    A tensor keeps its number, shape and scales and becomes the decoder's output. Each further
+    reader gets a decoder and a tensor of its own: a decoded tensor lives for one operator, so that
+    the next one may use its memory.
+
+    Args:
+        data: A .tflite file with one subgraph.
+        codes: Tensor index -> its code.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = unpack(data)
+    graph = model.subgraphs[0]
+    for entry in model.operatorCodes:
+        # Files older than schema 3a fill only the one-byte field, which some readers ignore.
+        entry.builtinCode = max(entry.builtinCode, entry.deprecatedBuiltinCode)
+    custom = schema.BuiltinOperator.CUSTOM
+    opcode = len(model.operatorCodes)
+    model.operatorCodes.append(
+        schema.OperatorCodeT(
+            deprecatedBuiltinCode=custom, builtinCode=custom, customCode=OPERATOR, version=1
+        )
+    )
+
+    def add(tensor: Any) -> int:
+        graph.tensors.append(tensor)
+        return len(graph.tensors) - 1
+
+    def constant(values: bytes) -> int:
+        model.buffers.append(schema.BufferT(data=np.frombuffer(values, np.uint8)))
+        return add(
+            schema.TensorT(
+                shape=[len(values)],
+                type=schema.TensorType.UINT8,
+                buffer=len(model.buffers) - 1,
+                hasRank=True,
+            )
+        )
+
+    ancillary: dict[bytes, int] = {}
+    encoded: dict[int, tuple[int, int]] = {}
+    for index, code in sorted(codes.items()):
+        if code.ancillary not in ancillary:
+            ancillary[code.ancillary] = constant(code.ancillary)
+        encoded[index] = (constant(code.data), ancillary[code.ancillary])
+        graph.tensors[index].buffer = 0
+    taken: set[int] = set()
+    operators = []
+    for operator in graph.operators:
+        for position, index in enumerate(operator.inputs):
+            if index not in encoded:
+                continue
+            output = int(index)
+            if output in taken:
+                output = add(copy.copy(graph.tensors[index]))
+                operator.inputs = list(operator.inputs)
+                operator.inputs[position] = output
+            taken.add(output)
+            operators.append(
+                schema.OperatorT(
+                    opcodeIndex=opcode, inputs=list(encoded[int(index)]), outputs=[output]
+                )
+            )
+        operators.append(operator)
+    graph.operators = operators
+    used = {tensor.buffer for tensor in graph.tensors} | {m.buffer for m in model.metadata or ()}
+    for number, buffer in enumerate(model.buffers):
+        if number not in used:
+            buffer.data = None
+    return pack(model)
+
+
+# --- Checks --------------------------------------------------------------------------------------
+
+
+def _check_codes(flat: FlatModel, weights: Mapping[int, Tensor]) -> None:
+    """Decodes every code that is in the file and compares it with the weights."""
+    checked = set()
+    for operator in flat.operators:
+        if operator.custom_name != OPERATOR or operator.outputs[0] not in weights:
+            continue
+        index = operator.outputs[0]
+        code, ancillary = (flat.tensors[i].raw or b"" for i in operator.inputs)
+        want = weights[index]
+        have = decode(Encoded("", code, ancillary), want.shape, _layout(flat.tensors[index]))
+        if not np.array_equal(have, want.values()):
+            raise ConversionError(f"The code of tensor {index} does not give back its weights.")
+        checked.add(index)
+    missing = sorted(weights.keys() - checked)
+    if missing:
+        raise ConversionError(f"Tensors {missing} have no decoder in the file.")
+
+
+def verify_exact(before: bytes, after: bytes, samples: int = 8, seed: int = 0) -> None:
+    """Runs two files in TensorFlow Lite Micro on random inputs and compares all outputs bitwise.
+
+    Args:
+        before: A .tflite file.
+        after: A .tflite file with the same inputs.
+        samples: Random inputs. Defaults to 8.
+        seed: Of the inputs. Defaults to 0.
+
+    Raises:
+        ConversionError: an output differs.
+        EngineError: the engine refuses a file.
+    """
+    inputs = random_inputs(read_tflite(before), samples, seed)
+    want = run_engine("tflm", before, inputs).outputs
+    have = run_engine("tflm", after, inputs).outputs
+    for number, (expected, got) in enumerate(zip(want, have, strict=True)):
+        if expected.tobytes() != got.tobytes():
+            wrong = int(np.count_nonzero(expected != got))
+            raise ConversionError(
+                f"The compressed model is not exact: {wrong} of {expected.size} values of output "
+                f"{number} differ in TensorFlow Lite Micro on {samples} random inputs."
+            )
+
+
+def random_inputs(flat: FlatModel, samples: int, seed: int = 0) -> list[np.ndarray]:
+    """Returns an array (samples, *shape) for each input: the whole integer range, normal floats."""
+    rng = np.random.default_rng(seed)
+    arrays = []
+    for index in flat.inputs:
+        tensor = flat.tensors[index]
+        shape = (samples, *tensor.shape)
+        dtype = np.dtype(tensor.type.lower())
+        if dtype.kind == "f":
+            arrays.append(rng.normal(size=shape).astype(dtype))
+        elif dtype.kind == "b":
+            arrays.append(rng.random(shape) < 0.5)
+        else:
+            span = np.iinfo(dtype)
+            arrays.append(rng.integers(span.min, span.max, shape, dtype, endpoint=True))
+    return arrays
+
+
+# --- Report --------------------------------------------------------------------------------------
+
+
+def _report(
+    original: FlatModel, flat: FlatModel, plan: _Plan, reasons: Mapping[int, str]
+) -> tuple[CompressedTensor, ...]:
+    books = [code.ancillary for _, code in sorted(plan.codes.items())]
+    counted: set[bytes] = set()
+    rows = []
+    for index in sorted({*plan.codes, *reasons}):
+        tensor, name = flat.tensors[index], original.tensors[index].name
+        code = plan.codes.get(index)
+        if code is None:
+            row = CompressedTensor(index, name, RAW, tensor.bytes, tensor.bytes, reasons[index])
+        else:
+            after = len(code.data) + (0 if code.ancillary in counted else len(code.ancillary))
+            counted.add(code.ancillary)
+            shared = code.coding == "huffman" and books.count(code.ancillary) > 1
+            row = CompressedTensor(
+                index, name, code.coding, tensor.bytes, after, shared_book=shared
+            )
+        rows.append(row)
+    return tuple(rows)
+
+
+def _notes(tensors: Sequence[CompressedTensor], plan: _Plan, data: bytes, base: bytes) -> list[str]:
+    if not plan.codes:
+        notes = ["No weight tensor is smaller coded: the file is only stripped."]
+    else:
+        notes = [
+            f"{len(plan.codes)} of {len(tensors)} weight tensors are coded: "
+            f"{format_size(len(data))} instead of {format_size(len(base))}. TensorFlow Lite Micro "
+            "alone runs the file; the firmware must register it with AddDecode()."
+        ]
+    by_reason: dict[str, list[str]] = {}
+    for tensor in tensors:
+        if tensor.coding == RAW:
+            by_reason.setdefault(tensor.reason, []).append(str(tensor.index))
+    return notes + [
+        f"Raw, as {why}: tensor{'s' * (len(numbers) > 1)} {', '.join(numbers)}."
+        for why, numbers in by_reason.items()
+    ]

@@ -23,6 +23,7 @@ import numpy as np
 
 from edgecompress.core.errors import ModelFileError, UnsupportedModelError
 from edgecompress.core.files import sha256
+from edgecompress.core.keras_graph import in_float32
 from edgecompress.core.quiet import quiet
 from edgecompress.core.record import CompressionRecord, read_record, record_of
 
@@ -170,7 +171,21 @@ def wrap(model: Any) -> LoadedModel:
             f"Model {model.name!r} runs on Keras's {keras.backend.backend()} backend. Save it and "
             "export the file with KERAS_BACKEND=tensorflow."
         )
-    return LoadedModel(model, "keras3", model.name, _keras_inputs(model), record=record_of(model))
+    record = record_of(model)
+    inputs = _keras_inputs(model)
+    model, notes = _full_precision(model)
+    return LoadedModel(model, "keras3", model.name, inputs, record=record, notes=notes)
+
+
+def _full_precision(model: Any) -> tuple[Any, tuple[str, ...]]:
+    """Returns a Keras 3 model in float32: the converter has no half-precision operators."""
+    full = in_float32(model)
+    if full is model:
+        return model, ()
+    return full, (
+        f"Model {model.name!r} computes in half precision; it is exported, and compared, with the "
+        "same weights in float32.",
+    )
 
 
 def _keras_inputs(model: Any) -> tuple[InputSpec, ...]:
@@ -253,6 +268,9 @@ def load_model(path: Path | str) -> LoadedModel:
         )
     record, reason = read_record(path)
     model, flavour, notes = read(path)
+    if flavour == "keras3":
+        model, more = _full_precision(model)
+        notes = (*notes, *more)
     if reason is not None:
         notes = (*notes, reason)
     return LoadedModel(

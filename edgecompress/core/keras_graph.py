@@ -61,6 +61,38 @@ def walk_layers(model: Any) -> Iterator[Any]:
     yield from walk(model.layers)
 
 
+def in_float32(model: Any) -> Any:
+    """Returns a copy of a Keras 3 model that computes in float32; the model itself if it does so.
+
+    Mixed precision keeps its variables in float32, so nothing is lost. A subclassed model is
+    returned as it is.
+    """
+    import keras
+
+    half = any(
+        "float16" in str(getattr(layer, "compute_dtype", "")) for layer in walk_layers(model)
+    )
+    if not half or type(model).__name__ not in ("Sequential", "Functional"):
+        return model
+    copy = keras.models.clone_model(
+        model,
+        recursive=True,
+        clone_function=lambda layer: type(layer).from_config(_float32_config(layer.get_config())),
+    )
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+def _float32_config(config: Any) -> Any:
+    """Replaces the dtype policies of a layer's configuration, those of inner layers too."""
+    if isinstance(config, dict):
+        return {
+            key: "float32" if key == "dtype" and "16" in str(value) else _float32_config(value)
+            for key, value in config.items()
+        }
+    return [_float32_config(item) for item in config] if isinstance(config, list) else config
+
+
 class LayerCall(NamedTuple):
     """One use of a layer in a model's graph; a shared layer has several.
 

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgecompress.converters.float32 import convert
 from edgecompress.converters.loaders import InputSpec, example_inputs, load_model, wrap
 from edgecompress.core.errors import EdgeCompressError, ModelFileError, UnsupportedModelError
+from edgecompress.core.flatbuffer import read_tflite
 from edgecompress.core.record import CompressionRecord, attach_record
 
 keras = pytest.importorskip("keras")
@@ -126,6 +128,32 @@ def test_models_in_memory() -> None:
     assert (loaded.name, loaded.path, loaded.flavour) == ("tiny", None, "keras3")
     assert loaded.record is not None and loaded.record.ranges
     assert wrap(loaded) is loaded
+
+
+def test_half_precision_models_are_taken_in_float32(tmp_path: Path) -> None:
+    """Mixed precision has no form in a flatbuffer; nested and wrapped layers count too."""
+    half = "mixed_float16"
+    inner = keras.Sequential(
+        [keras.Input((6, 4)), keras.layers.TimeDistributed(keras.layers.Dense(3, dtype=half))]
+    )
+    image = keras.Input((6, 4))
+    x = keras.layers.Flatten(dtype=half)(inner(image))
+    x = keras.layers.Dense(5, activation="relu", dtype=half, name="wide")(x)
+    model = keras.Model(image, keras.layers.Dense(2, dtype="float32", name="head")(x))
+    model.save(tmp_path / "half.keras")
+    x = np.random.default_rng(0).normal(size=(8, 6, 4)).astype(np.float32)
+    expected = np.asarray(model(x))
+    for loaded in (wrap(model), load_model(tmp_path / "half.keras")):
+        assert "half precision" in loaded.notes[0]
+        (output,) = loaded.predict([x])
+        assert output.dtype == np.float32
+        np.testing.assert_allclose(output, expected, rtol=2e-2, atol=2e-2)
+        for have, want in zip(loaded.model.get_weights(), model.get_weights(), strict=True):
+            np.testing.assert_array_equal(have, want)
+        assert "FULLY_CONNECTED" in read_tflite(convert(loaded).artifact.data).histogram()
+    assert model.get_layer("wide").compute_dtype == "float16"  # the given model stays as it is
+    plain = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    assert wrap(plain).model is plain
 
 
 def test_inputs_of_every_structure() -> None:

@@ -117,6 +117,7 @@ class StepHook:
         self.variables: list[keras.Variable] = []
         self.assigns: tuple[keras.Variable, ...] = ()
         self._after: Callable[[], None] | None = None
+        self._before: Callable[[list[Any], list[keras.Variable]], list[Any]] | None = None
         for hook in self.others():
             if hook.fit is not fit:
                 hook.remove()
@@ -140,14 +141,21 @@ class StepHook:
         self.variables.append(variable)
         return variable
 
-    def install(self, after: Callable[[], None], assigns: Iterable[keras.Variable]) -> None:
+    def install(
+        self,
+        after: Callable[[], None],
+        assigns: Iterable[keras.Variable],
+        before: Callable[[list[Any], list[keras.Variable]], list[Any]] | None = None,
+    ) -> None:
         """Starts running `after`; the train function must be rebuilt to see it.
 
         Args:
             after: Called after each update, while the step is traced.
             assigns: The model's variables that it assigns, for other hooks to look at.
+            before: Called before each update with the gradients (None where a variable has none)
+                and their variables; returns the gradients to apply. Defaults to None.
         """
-        self._after = after
+        self._after, self._before = after, before
         self.assigns = tuple(assigns)
         if not hasattr(self.optimizer.apply, "hooks"):
             _hook_apply(self.optimizer)
@@ -168,6 +176,14 @@ class StepHook:
         remove_optimizer_variables(self.optimizer, self.variables)
         self.variables = []
 
+    def gradients(self, gradients: Any, variables: Iterable[keras.Variable] | None) -> Any:
+        """Returns the gradients that the optimizer is to apply."""
+        if self._before is None:
+            return gradients
+        # Without variables they are those the optimizer was built with.
+        known = self._model.trainable_variables if variables is None else variables
+        return self._before(list(gradients), list(known))
+
     def run(self) -> None:
         """Runs the hook's function once."""
         if self._after is not None:
@@ -179,8 +195,10 @@ def _hook_apply(optimizer: keras.optimizers.Optimizer) -> None:
     apply = optimizer.apply
 
     @functools.wraps(apply)
-    def apply_and_run_hooks(*args: Any, **kwargs: Any) -> Any:
-        result = apply(*args, **kwargs)
+    def apply_and_run_hooks(grads: Any, trainable_variables: Any = None) -> Any:
+        for hook in hooks:
+            grads = hook.gradients(grads, trainable_variables)
+        result = apply(grads, trainable_variables)
         for hook in hooks:
             hook.run()
         return result

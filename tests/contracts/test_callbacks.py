@@ -22,6 +22,7 @@ CALLBACKS: dict[str, Callable[..., Any]] = {
     "magnitude_pruning": lambda **more: ec.MagnitudePruning(ec.ConstantSparsity(0.5, 0), **more),
     "group_lasso": lambda **more: ec.GroupLasso(1e-3, **more),
     "quantization_aware_training": lambda **more: ec.QuantizationAwareTraining(**more),
+    "weight_clustering": lambda **more: ec.WeightClustering(4, **more),
 }
 X = np.random.default_rng(0).normal(size=(64, 6)).astype("float32")
 Y = (X[:, 0] > 0).astype("int32")

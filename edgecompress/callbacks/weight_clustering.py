@@ -1,0 +1,388 @@
+"""Weight clustering: the weights of a layer share few values, and training moves the values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from edgecompress.callbacks.base import (
+    CompressionCallback,
+    LayerChoice,
+    StepHook,
+    rebuild_train_function,
+    select_layers,
+)
+from edgecompress.callbacks.magnitude_pruning import PRUNED_BY_DEFAULT, PRUNED_ON_REQUEST
+from edgecompress.core.errors import ArgumentError
+from edgecompress.core.keras_graph import walk_layers
+from edgecompress.quantizers.kmeans import INITIALIZATIONS, cluster
+
+# Layer class -> attribute of the clustered weights: the kernels that pruning knows, too.
+CLUSTERED_BY_DEFAULT = PRUNED_BY_DEFAULT
+# Each output channel of a depthwise kernel reads a handful of weights: nothing to share.
+CLUSTERED_ON_REQUEST = PRUNED_ON_REQUEST
+
+
+class _ClusterHook(StepHook):
+    """A StepHook that a second WeightClustering recognizes."""
+
+
+class _Clustered:
+    """A clustered kernel: which weight belongs to which shared value, and the values."""
+
+    def __init__(self, layer: str, kernel: keras.Variable, clusters: int) -> None:
+        self.layer, self.kernel, self.clusters = layer, kernel, clusters
+        self.size = int(np.prod(kernel.shape))
+        self.error = 0.0
+        self.error_base = 0.0
+        self.labels: keras.Variable | None = None  # 0: a zero that stays; 1 to k: a cluster
+        self.values: keras.Variable | None = None  # values[0] is 0
+
+    def numpy(self) -> np.ndarray:
+        return ops.convert_to_numpy(ops.cast(self.kernel, "float32"))
+
+    def distinct(self, preserve_zeros: bool) -> np.ndarray:
+        """Returns the different values, without a preserved zero."""
+        found = np.unique(self.numpy())
+        return found[found != 0] if preserve_zeros else found
+
+    def summed(self, gradient: Any) -> Any:
+        """Returns `dL/dC_k = sum of dL/dW over cluster k` in the place of every member."""
+        dense = ops.convert_to_tensor(gradient)  # Embeddings have sparse gradients.
+        labels = ops.convert_to_tensor(self.labels)
+        sums = ops.segment_sum(
+            ops.reshape(ops.cast(dense, "float32"), (-1,)), labels, self.clusters + 1
+        )
+        sums = ops.where(ops.arange(self.clusters + 1) > 0, sums, 0.0)
+        return ops.cast(ops.reshape(ops.take(sums, labels), self.kernel.shape), dense.dtype)
+
+    def share(self, preserve_zeros: bool) -> None:
+        """Gives the members of each cluster one value again: the mean of what they became."""
+        weights = ops.reshape(ops.cast(ops.convert_to_tensor(self.kernel), "float32"), (-1,))
+        labels, values = ops.convert_to_tensor(self.labels), ops.convert_to_tensor(self.values)
+        if preserve_zeros:
+            # What another callback has set to zero since leaves its cluster for good.
+            labels = ops.where(ops.equal(weights, 0.0), 0, labels)
+            self.labels.assign(labels)  # type: ignore[union-attr]
+        # The mean of the changes: exact to the last bit where all members changed alike.
+        changes = weights - ops.take(values, labels)
+        members = ops.segment_sum(ops.ones_like(weights), labels, self.clusters + 1)
+        sums = ops.segment_sum(changes, labels, self.clusters + 1)
+        values = values + sums / ops.maximum(members, 1.0)
+        values = ops.where(ops.arange(self.clusters + 1) > 0, values, 0.0)
+        self.values.assign(values)  # type: ignore[union-attr]
+        shared = ops.reshape(ops.take(values, labels), self.kernel.shape)
+        self.kernel.assign(ops.cast(shared, self.kernel.dtype))
+
+
+class WeightClustering(CompressionCallback):
+    """Makes the weights of each layer share at most k values, and trains the values.
+
+    At the start of `begin_epoch`, k-means assigns every weight of a kernel to one of k centroids.
+    From then on the assignment is fixed and a training step updates the centroids C_k with
+
+        dL/dC_k = sum over the weights W_ij of cluster k of dL/dW_ij
+
+    (Han, Mao and Dally, Deep Compression, 2016, https://arxiv.org/abs/1510.00149, section 3.3,
+    equation 3). The exact rule: before the optimizer's update, the gradient of every weight is
+    replaced by the sum over its cluster; after it, each cluster takes the mean of what its members
+    became. With plain SGD this is `C_k - learning_rate * dL/dC_k`; the mean matters only where
+    members have different optimizer states from the time before they were clustered. Both happen
+    inside the compiled step, so `steps_per_execution` and `jit_compile` do not change the result.
+
+    Summed gradients grow with the clusters: with SGD, use a learning rate smaller by about the
+    number of weights of a cluster; Adam divides the scale out. Gradient clipping sees the sums.
+
+    A kernel that already holds no more than k values is read as clustered, from the first epoch
+    on: so a second `fit`, one after `load_model`, and BackupAndRestore go on with the values and
+    the assignment they find. Without the callback a later `fit` pulls the values apart again.
+
+    The history gets `clusters`, the most different values in one of the kernels (a preserved zero
+    not counted), `clusters/<layer>`, and `clustering_error`, the root of
+    `sum (w - c(w))**2 / sum w**2` over all clustered weights at the moment they were assigned.
+
+    Args:
+        clusters: k, 2 or more, for all layers, or a mapping layer name -> k that also chooses the
+            layers. A preserved zero comes on top: 15 and zero fill 4 bits. Defaults to 16.
+        initialization: Where k-means starts: `"linear"`, `"density"` or `"k-means++"`. Defaults to
+            `"linear"`, the paper's most accurate.
+        preserve_zeros: Whether zeros, from pruning, stay zeros. Defaults to True.
+        layers: Names of the layers to cluster, or a predicate `layer -> bool`. Defaults to None:
+            all Dense, EinsumDense, Conv, Conv transpose, SeparableConv (pointwise part) and
+            Embedding layers; depthwise layers only where named.
+        begin_epoch: Epoch, as Keras numbers them, in which weights are assigned. Defaults to 0,
+            for a trained model.
+        seed: Of `"k-means++"`. Defaults to 0.
+
+    Raises:
+        ArgumentError: an argument breaks its rule, or Keras runs on another backend than
+            TensorFlow; when training begins also if no layer is left to cluster or another
+            callback clusters the same layer.
+        UnknownNameError: `initialization` or a layer is unknown.
+        UnsupportedModelError: when training begins, the model is subclassed.
+
+    Example:
+        >>> model.fit(x, y, epochs=3, callbacks=[WeightClustering(16)])  # doctest: +SKIP
+        >>> len(np.unique(model.get_layer("dense").kernel))  # doctest: +SKIP
+        16
+    """
+
+    technique = "weight_clustering"
+
+    def __init__(
+        self,
+        clusters: int | Mapping[str, int] = 16,
+        initialization: str = "linear",
+        preserve_zeros: bool = True,
+        layers: LayerChoice = None,
+        begin_epoch: int = 0,
+        seed: int = 0,
+    ) -> None:
+        """Checks the arguments; the model is looked at when training begins."""
+        super().__init__()
+        counts = dict(clusters) if isinstance(clusters, Mapping) else {"": clusters}
+        for layer, count in counts.items():
+            if isinstance(count, bool) or not isinstance(count, int) or count < 2:
+                argument = f"clusters[{layer!r}]" if layer else "clusters"
+                raise ArgumentError(argument, "be a whole number, 2 or more", count)
+        if not counts:
+            raise ArgumentError("clusters", "name at least one layer", clusters)
+        _ = INITIALIZATIONS[initialization]  # Refuses unknown names.
+        if not isinstance(preserve_zeros, bool):
+            raise ArgumentError("preserve_zeros", "be True or False", preserve_zeros)
+        for name, value in (("begin_epoch", begin_epoch), ("seed", seed)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise ArgumentError(name, "be a whole number, 0 or more", value)
+        if isinstance(layers, str):
+            layers = [layers]
+        self.clusters = counts if isinstance(clusters, Mapping) else clusters
+        self.initialization = initialization
+        self.preserve_zeros = preserve_zeros
+        self.layers: LayerChoice = layers if layers is None or callable(layers) else list(layers)
+        self.begin_epoch = begin_epoch
+        self.seed = seed
+        self._clustered: list[_Clustered] = []
+        self._hook: _ClusterHook | None = None
+        self._active = False
+
+    def settings(self) -> Mapping[str, Any]:
+        """Returns the arguments as JSON values, with the names of the clustered layers."""
+        return {
+            "clusters": self.clusters,
+            "initialization": self.initialization,
+            "preserve_zeros": self.preserve_zeros,
+            "layers": [clustered.layer for clustered in self._clustered],
+            "begin_epoch": self.begin_epoch,
+            "seed": self.seed,
+        }
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Chooses the kernels; refuses what cannot be clustered."""
+        super().on_train_begin(logs)
+        if keras.backend.backend() != "tensorflow":
+            # The step changes its variables in the middle of a fit; JAX would not see them.
+            raise ArgumentError(
+                "KERAS_BACKEND", "be tensorflow for WeightClustering", keras.backend.backend()
+            )
+        self._detach()
+        self._clustered = self._choose()
+        self._hook = _ClusterHook(self.model, self.params)
+        rebuild_train_function(self.model)  # A fit that was interrupted may have left its hook.
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Assigns the weights when their epoch has come, or where they share values already."""
+        if not self._active and (epoch >= self.begin_epoch or self._shared_already()):
+            self._activate()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Writes the number of values and the error into the history."""
+        counts = self._counts()
+        values = {"clusters": float(max(counts.values())), "clustering_error": self._error()}
+        self.log(epoch, logs, values, {f"clusters/{name}": float(n) for name, n in counts.items()})
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Leaves a plain model whose kernels hold few values, and its record."""
+        if self._active:
+            self._settle()
+        else:
+            self.note(
+                f"WeightClustering was never active: begin_epoch is {self.begin_epoch}, training "
+                f"ended after epoch {self.params.get('epochs', 0) - 1}."
+            )
+        active = self._active
+        self._detach()
+        books = {
+            c.layer: c.distinct(self.preserve_zeros).tolist() for c in self._clustered if active
+        }
+        self.attach_step(
+            {
+                "codebooks": books,
+                "unique_values": {c.layer: len(np.unique(c.numpy())) for c in self._clustered},
+                "clustering_error": self._error(),
+            }
+        )
+        self._clustered = []
+
+    def _choose(self) -> list[_Clustered]:
+        supported = {**CLUSTERED_BY_DEFAULT, **CLUSTERED_ON_REQUEST}
+        layers = self.layers
+        if layers is None and isinstance(self.clusters, Mapping):
+            layers = list(self.clusters)
+        kinds = CLUSTERED_BY_DEFAULT if layers is None else supported
+        selected = select_layers(self.model, layers, tuple(kinds))
+        chosen: list[tuple[keras.layers.Layer, keras.Variable]] = []
+        for layer in selected:
+            attribute = next(name for kind, name in kinds.items() if isinstance(layer, kind))
+            kernel = getattr(layer, attribute)
+            reason = None
+            if not isinstance(kernel, keras.Variable):
+                reason = f"its {attribute} is computed (LoRA?)"
+            elif not layer.trainable or not kernel.trainable:
+                reason = "it is frozen (trainable=False)"
+            elif any(kernel is other for _, other in chosen):
+                reason = "it shares its weights with another clustered layer"
+            elif not keras.backend.is_float_dtype(kernel.dtype):
+                reason = f"its weights are {kernel.dtype}"
+            if reason is None:
+                chosen.append((layer, kernel))
+            else:
+                self.note(f"{layer.name} is not clustered: {reason}.")
+        if layers is None:
+            for layer in walk_layers(self.model):
+                has_kernel = any(len(w.shape) > 1 for w in layer.trainable_weights)
+                if layer not in selected and has_kernel:
+                    known = isinstance(layer, tuple(supported))
+                    rule = "are clustered only where named" if known else "cannot be clustered"
+                    self.note(
+                        f"{layer.name} is not clustered: {type(layer).__name__} layers {rule}."
+                    )
+        if not chosen:
+            raise ArgumentError(
+                "layers", "leave at least one layer to cluster", layers, " ".join(self.notes)
+            )
+        names = [layer.name for layer, _ in chosen]
+        return [
+            _Clustered(
+                # Layers of different nested models may share a name, but no path.
+                layer.name if names.count(layer.name) == 1 else layer.path,
+                kernel,
+                self._count(layer.name),
+            )
+            for layer, kernel in chosen
+        ]
+
+    def _count(self, layer: str) -> int:
+        if not isinstance(self.clusters, Mapping):
+            return self.clusters
+        if layer not in self.clusters:
+            raise ArgumentError(
+                "clusters", f"name every layer of `layers`, {layer} too", dict(self.clusters)
+            )
+        return self.clusters[layer]
+
+    def _shared_already(self) -> bool:
+        """Returns whether an earlier fit has clustered the kernels: none needs k-means."""
+        counts = self._counts()
+        return all(
+            2 <= counts[c.layer] <= c.clusters and c.size > c.clusters for c in self._clustered
+        )
+
+    def _activate(self) -> None:
+        hook = self._hook
+        if hook is None:
+            return
+        own = {id(clustered.kernel): clustered for clustered in self._clustered}
+        for other in hook.others():
+            taken = [own[id(v)].layer for v in other.assigns if id(v) in own]
+            if taken and isinstance(other, _ClusterHook):
+                raise ArgumentError(
+                    "layers", "name no layer that another callback of this fit clusters", taken[0]
+                )
+            if taken and not self.preserve_zeros:
+                raise ArgumentError(
+                    "preserve_zeros",
+                    f"be True where another callback of this fit prunes the layer ({taken[0]})",
+                    False,
+                )
+        for clustered in self._clustered:
+            clustered.labels = hook.add_variable(
+                (clustered.size,), "int32", f"{clustered.layer}_cluster_labels"
+            )
+            clustered.values = hook.add_variable(
+                (clustered.clusters + 1,), "float32", f"{clustered.layer}_cluster_values"
+            )
+            self._assign(clustered)
+        hook.install(self._share, [c.kernel for c in self._clustered], self._sum_gradients)
+        rebuild_train_function(self.model)
+        self._active = True
+
+    def _assign(self, clustered: _Clustered, start: np.ndarray | None = None) -> None:
+        """Runs k-means on a kernel as it is now and puts the centroids in its place."""
+        weights = clustered.numpy()
+        if not np.isfinite(weights).all():
+            raise ArgumentError(
+                "layers", "name layers with finite weights", clustered.layer, "Did training fail?"
+            )
+        found = cluster(
+            weights, clustered.clusters, self.initialization, self.preserve_zeros, self.seed, start
+        )
+        if clustered.size <= clustered.clusters:
+            self.note(
+                f"{clustered.layer} keeps every weight: it has {clustered.size}, no more than its "
+                f"{clustered.clusters} clusters."
+            )
+        if not len(found.centroids):
+            self.note(f"{clustered.layer} holds zeros alone, which stay as they are.")
+        values = np.zeros(clustered.clusters + 1, "float32")
+        values[1 : len(found.centroids) + 1] = found.centroids
+        labels = (found.labels + 1).astype("int32")
+        clustered.labels.assign(labels.ravel())  # type: ignore[union-attr]
+        clustered.values.assign(values)  # type: ignore[union-attr]
+        clustered.kernel.assign(values[labels])
+        clustered.error_base = float(np.sum(np.float64(weights) ** 2))
+        clustered.error = found.error**2 * clustered.error_base
+
+    def _sum_gradients(self, gradients: list[Any], variables: list[keras.Variable]) -> list[Any]:
+        """Replaces the gradients of clustered weights; part of the compiled step."""
+        own = {id(clustered.kernel): clustered for clustered in self._clustered}
+        return [
+            own[id(variable)].summed(gradient)
+            if id(variable) in own and gradient is not None
+            else gradient
+            for gradient, variable in zip(gradients, variables, strict=True)
+        ]
+
+    def _share(self) -> None:
+        """Lets clusters share one value again after an update; part of the compiled step."""
+        for clustered in self._clustered:
+            clustered.share(self.preserve_zeros)
+
+    def _settle(self) -> None:
+        """Clusters what was put in the place of the weights at the end: restored, averaged."""
+        for clustered in self._clustered:
+            if len(clustered.distinct(self.preserve_zeros)) <= clustered.clusters:
+                continue
+            start = ops.convert_to_numpy(clustered.values)[1:].astype("float64")
+            self._assign(clustered, start)
+            self.note(
+                f"{clustered.layer} was assigned anew at the end of training: its weights were "
+                "replaced by restored or averaged ones with more values."
+            )
+
+    def _counts(self) -> dict[str, int]:
+        return {c.layer: len(c.distinct(self.preserve_zeros)) for c in self._clustered}
+
+    def _error(self) -> float:
+        base = sum(clustered.error_base for clustered in self._clustered)
+        return (sum(c.error for c in self._clustered) / base) ** 0.5 if base else 0.0
+
+    def _detach(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+            rebuild_train_function(self.model)
+        self._active = False

@@ -163,7 +163,7 @@ def _tflm(model: FlatModel, operator: Operator) -> str | None:
         if source.type == "FLOAT32" and weights.type.startswith("INT"):
             return (
                 f"{runtime} runs no hybrid models (FLOAT32 activations, {weights.type} weights); "
-                "convert with --format int8 and calibration data"
+                "convert to int8 with calibration data"
             )
         if (source.type, weights.type) not in _TFLM_WEIGHTED:
             return f"its kernel takes no {source.type} input with {weights.type} weights"

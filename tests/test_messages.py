@@ -1,0 +1,52 @@
+"""Messages and pages name only options that a command has."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+from pathlib import Path
+
+import pytest
+import typer
+
+from edgecompress.cli import app
+
+_ROOT = Path(__file__).resolve().parents[1]
+_SOURCES = sorted(
+    path
+    for folder in ("edgecompress", "converters", "targets")
+    for path in (_ROOT / folder).rglob("*.py")
+    if "demo" not in path.parts  # Has options of its own.
+)
+_PAGES = sorted([*(_ROOT / "docs").glob("*.md"), _ROOT / "README.md"])
+_OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+# Options of pip, and of the programs in benchmarks/ that pages tell how to run.
+_OTHERS = {"--force-reinstall", "--models", "--published", "--rounds"}
+
+
+@functools.cache
+def _options() -> set[str]:
+    commands = typer.main.get_command(app).commands.values()
+    named = {name for c in commands for p in c.params for name in p.opts if name.startswith("--")}
+    return named | {"--help", "--version"}
+
+
+def _strange(text: str) -> set[str]:
+    return set(_OPTION.findall(text)) - _options() - _OTHERS
+
+
+@pytest.mark.parametrize("path", _SOURCES, ids=lambda path: str(path.relative_to(_ROOT)))
+def test_messages_name_options_that_exist(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            assert not _strange(node.value), f"line {node.lineno}: {node.value!r}"
+
+
+@pytest.mark.parametrize("path", _PAGES, ids=lambda path: path.name)
+def test_pages_name_options_that_exist(path: Path) -> None:
+    assert not _strange(path.read_text())
+
+
+def test_a_strange_option_would_be_seen() -> None:
+    assert _strange("convert with --no-such-thing or --max-ram") == {"--no-such-thing"}

@@ -25,6 +25,8 @@ MAX_INDEX_BITS = 7
 MAX_ROOT_BITS = 15
 # Byte 5 of a LUT header: the axis of the channels; 15 stands for one table for all channels.
 _ONE_TABLE = 15
+# Weights whose bits are spread out at a time: bounds the memory for models of many megabytes.
+_CHUNK = 1 << 16
 # Bits of a table's value field and of its count field, by width of an entry.
 _VALUE_BITS = {16: 11, 32: 27}
 
@@ -82,10 +84,9 @@ class Layout:
 
 
 def pack_bits(values: np.ndarray, width: int) -> bytes:
-    """Returns numbers as fields of `width` bits, most significant bit first, padded to bytes."""
-    shifts = np.arange(width - 1, -1, -1)
-    bits = (np.asarray(values, np.int64).reshape(-1, 1) >> shifts) & 1
-    return np.packbits(bits.astype(np.uint8)).tobytes()
+    """Returns numbers as fields of 1 to 8 bits, most significant bit first, padded to bytes."""
+    shifts = np.arange(width - 1, -1, -1, dtype=np.uint8)
+    return np.packbits((np.asarray(values, np.uint8).reshape(-1, 1) >> shifts) & 1).tobytes()
 
 
 def unpack_bits(data: bytes, width: int, count: int) -> np.ndarray:
@@ -97,8 +98,10 @@ def unpack_bits(data: bytes, width: int, count: int) -> np.ndarray:
     if 8 * len(data) < width * count:
         raise ConversionError(f"{len(data)} bytes of code are too few for {count} values.")
     bits = np.unpackbits(np.frombuffer(data, np.uint8), count=width * count)
-    weights = 1 << np.arange(width - 1, -1, -1)
-    return (bits.reshape(count, width) * weights).sum(axis=1)
+    values = np.zeros(count, np.int64)
+    for column in bits.reshape(count, width).T:
+        values = values << 1 | column
+    return values
 
 
 def _header(kind: int, byte5: int = 0) -> bytes:
@@ -369,10 +372,14 @@ def encode_huffman(values: np.ndarray, book: Codebook) -> Encoded:
     symbols, indices = np.unique(np.asarray(values).reshape(-1), return_inverse=True)
     pairs = np.array([book.codes[int(s)] for s in symbols], np.int64)
     lengths, codes = pairs[indices.reshape(-1)].T
-    ends = np.cumsum(lengths)
-    # Of every bit of the stream: how many bits of its code follow it.
-    behind = np.repeat(ends, lengths) - np.arange(ends[-1]) - 1
-    stream = np.packbits(((np.repeat(codes, lengths) >> behind) & 1).astype(np.uint8)).tobytes()
+    parts = []
+    for start in range(0, lengths.size, _CHUNK):
+        length, code = lengths[start : start + _CHUNK], codes[start : start + _CHUNK]
+        ends = np.cumsum(length)
+        # Of every bit: how many bits of its code follow it.
+        behind = np.repeat(ends, length) - np.arange(ends[-1]) - 1
+        parts.append(((np.repeat(code, length) >> behind) & 1).astype(np.uint8))
+    stream = np.packbits(np.concatenate(parts)).tobytes()
     data = stream + bytes(-len(stream) % 4 + 4)
     return Encoded("huffman", data, book.ancillary())
 

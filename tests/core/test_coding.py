@@ -244,3 +244,10 @@ def test_damaged_codes_are_refused() -> None:
 def test_unknown_coding_is_named() -> None:
     with pytest.raises(UnknownNameError, match="huffman"):
         CODINGS["hufman"]
+
+
+def test_streams_longer_than_one_chunk() -> None:
+    values = np.random.default_rng(6).normal(0, 9, 70_001).round().astype(np.int8)
+    for name in CODINGS:
+        code = CODINGS[name](values, Layout((0,)), 8)
+        assert np.array_equal(decode(code, values.shape, Layout((0,))), values)

@@ -199,9 +199,22 @@ def _root(
 @app.command()
 def export(
     model: Annotated[
-        Path, typer.Argument(help="A .keras or .h5 file, or a SavedModel folder.", metavar="MODEL")
+        Path,
+        typer.Argument(
+            help="A .keras or .h5 file, or a SavedModel folder; an int8 .tflite to compress.",
+            metavar="MODEL",
+        ),
     ],
     target: Targets = None,
+    file_format: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="KIND",
+            help="int8, or compressed: weights of an int8 .tflite coded for microcontrollers, "
+            "without loss.",
+        ),
+    ] = "int8",
     calibration: Annotated[
         Path | None,
         typer.Option(
@@ -224,6 +237,10 @@ def export(
         typer.Option(metavar="SHARE", help="Floor for the agreement with the Keras model, 0 to 1."),
     ] = None,
     kernels: Kernels = None,
+    c_sources: Annotated[
+        bool,
+        typer.Option("--c-sources", help="Also write C++ sources for microcontrollers into DIR/c."),
+    ] = False,
     config: Config = None,
     strict: Strict = False,
     as_json: AsJson = False,
@@ -231,26 +248,39 @@ def export(
     verbose: Verbose = False,
 ) -> int:
     """Convert a Keras model to int8, run it in the targets' engines and check its budgets."""
-    from edgecompress.pipeline import export as run
+    from edgecompress import pipeline
 
+    options: dict[str, Any] = {
+        "evaluate": evaluate,
+        "output": output,
+        "max_flash": max_flash,
+        "max_ram": max_ram,
+        "max_latency": max_latency,
+        "max_file_size": max_file_size,
+        "min_accuracy": min_accuracy,
+        "kernels": kernels,
+        "c_sources": c_sources,
+        "argv": sys.argv,
+    }
+    run: Callable[..., Any]
+    if file_format == "int8":
+        run = pipeline.export
+        options |= {
+            "calibration": calibration,
+            "min_agreement": min_agreement,
+            "verbose": verbose,
+        }
+    elif file_format == "compressed":
+        run = pipeline.export_compressed
+        for name, value in (("--calibration", calibration), ("--min-agreement", min_agreement)):
+            if value is not None:
+                raise ArgumentError(
+                    name, "be left out with --format compressed", str(value), "It is lossless."
+                )
+    else:
+        raise UnknownNameError("--format", file_format, ("int8", "compressed"))
     with _progress(quiet) as progress:
-        report = run(
-            model,
-            _required(target),
-            calibration=calibration,
-            evaluate=evaluate,
-            output=output,
-            max_flash=max_flash,
-            max_ram=max_ram,
-            max_latency=max_latency,
-            max_file_size=max_file_size,
-            min_accuracy=min_accuracy,
-            min_agreement=min_agreement,
-            kernels=kernels,
-            progress=progress,
-            verbose=verbose,
-            argv=sys.argv,
-        )
+        report = run(model, _required(target), progress=progress, **options)
     _print_report(report, as_json)
     if not quiet:
         _tell(f"Wrote {output / 'report.json'} and report.html")

@@ -15,8 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgecompress.core.engines import engine_available, load_failure
-from edgecompress.core.errors import ArgumentError, EngineError, UnsupportedModelError
-from edgecompress.core.files import write_together
+from edgecompress.core.errors import (
+    ArgumentError,
+    EngineError,
+    UnsupportedModelError,
+    UnsupportedOperatorError,
+)
+from edgecompress.core.files import sha256, write_together
 from edgecompress.core.flatbuffer import FlatModel, read_tflite
 from edgecompress.core.quiet import quiet
 from edgecompress.core.record import CompressionRecord, sidecar_path, sidecar_text
@@ -29,7 +34,7 @@ from edgecompress.core.results import (
     TargetResult,
     judge,
 )
-from edgecompress.core.units import parse_size, parse_time
+from edgecompress.core.units import format_size, format_time, parse_size, parse_time
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,6 +86,7 @@ def export(
     min_accuracy: float | None = None,
     min_agreement: float | None = None,
     kernels: str | None = None,
+    c_sources: bool = False,
     baseline: Report | None = None,
     history: Mapping[str, Sequence[float]] | None = None,
     progress: Callable[[str], None] = _silent,
@@ -110,6 +116,8 @@ def export(
             Defaults to 0.9 for classifiers and none for other models.
         kernels: Kernel set of microcontrollers, `cmsis-nn` or `reference`, instead of the
             profile's.
+        c_sources: Also write C++ sources for TensorFlow Lite Micro into `<output>/c`: the model as
+            an array, a resolver of exactly its operators, the arena size, an example program.
         baseline: An earlier report; the HTML page compares against it.
         history: Training curves for the HTML page, name -> values (`model.fit(...).history`).
         progress: Called with a short text as each stage begins.
@@ -133,6 +141,10 @@ def export(
     _check_kernels(kernels)
     floor = _share("--min-agreement", min_agreement)
     folder = _usable_folder(output)
+    if c_sources and not any(profile.is_microcontroller for profile in profiles):
+        raise ArgumentError(
+            "--c-sources", "go with a microcontroller among the targets", [p.name for p in profiles]
+        )
 
     from edgecompress.converters import calibration as calibrations
     from edgecompress.converters import float32, int8, loaders
@@ -207,19 +219,22 @@ def export(
 
     progress("Writing the files")
     artifacts = [floats.artifact, quantized]
+    sources: dict[str, str] = {}
+    if c_sources:
+        try:
+            sources = _c_sources(quantized.data, loaded.name, profiles, kernels, results)
+        except (UnsupportedOperatorError, UnsupportedModelError) as error:
+            notes.append(f"No C++ sources were written: {error}")
     report = Report(
         model=model_info,
         targets=results,
         argv=tuple(argv) or tuple(sys.argv),
         version=_version(),
-        artifacts=tuple(
-            ArtifactInfo(a.file_name(loaded.name), a.kind, len(a.data), a.sha256, a.notes)
-            for a in artifacts
-        ),
+        artifacts=_listing(artifacts, loaded.name, sources),
         notes=tuple(dict.fromkeys(notes)),
     )
     page = _html(report, flat, profiles, kernels, baseline, history, parities)
-    _write(folder, artifacts, loaded, report, page)
+    _write(folder, artifacts, loaded.name, sources, report, page)
     return report
 
 
@@ -285,6 +300,172 @@ def check(
         progress,
     )
     return Report(model_info, results, tuple(argv) or tuple(sys.argv), _version())
+
+
+def export_compressed(
+    model: Path | str,
+    targets: Sequence[str | Path | TargetProfile],
+    *,
+    evaluate: Any = None,
+    output: Path | str = "build",
+    max_flash: str | int | None = None,
+    max_ram: str | int | None = None,
+    max_latency: str | float | None = None,
+    max_file_size: str | int | None = None,
+    min_accuracy: float | None = None,
+    kernels: str | None = None,
+    c_sources: bool = False,
+    progress: Callable[[str], None] = _silent,
+    argv: Sequence[str] = (),
+) -> Report:
+    """Codes the weights of an int8 .tflite file for microcontrollers, without any loss.
+
+    The file decodes its weights as it runs, in stock TensorFlow Lite Micro: flash becomes less,
+    arena and time more. Where RAM or latency are limited, as many tensors as need be stay as they
+    are. Writes `<model>_compressed.tflite`, `report.json` and `report.html`.
+
+    Args:
+        model: Path of an int8 .tflite file, e.g. what `export` wrote.
+        targets: Microcontrollers: names, paths of .toml profiles, or profiles.
+        evaluate: As in `export`, and so the other arguments.
+        output: Folder of the files.
+        max_flash: Budget for the model and the runtime's code.
+        max_ram: Budget for the tensor arena, decoded weights included.
+        max_latency: Budget for one inference, decoding included.
+        max_file_size: Budget for the compressed file.
+        min_accuracy: Floor for top-1 accuracy, 0 to 1.
+        kernels: Kernel set instead of the profiles'.
+        c_sources: Also write C++ sources into `<output>/c`.
+        progress: Called with a short text as each stage begins.
+        argv: The command for the report.
+
+    Raises:
+        EdgeCompressError: an argument or the file is wrong, or an output differs; nothing was
+            written.
+
+    Example:
+        >>> report = ec.export_compressed("kws_int8.tflite", ["cortex-m4"])  # doctest: +SKIP
+        >>> report.notes[-1]  # doctest: +SKIP
+        'Flash 52.7 KiB -> 31.4 KiB, ...'
+    """
+    profiles = _profiles(targets)
+    budgets = _budgets(max_flash, max_ram, max_latency, max_file_size, min_accuracy)
+    _check_kernels(kernels)
+    folder = _usable_folder(output)
+    others = [profile.name for profile in profiles if not profile.is_microcontroller]
+    if others:
+        raise ArgumentError(
+            "--target", "be a microcontroller for --format compressed", others,
+            "Only TensorFlow Lite Micro decodes such files.",
+        )  # fmt: skip
+    path = Path(model)
+    if path.suffix != ".tflite":
+        raise ArgumentError(
+            "MODEL", "be an int8 .tflite file for --format compressed", str(path),
+            "Export the Keras model first, then compress <output>/<model>_int8.tflite.",
+        )  # fmt: skip
+
+    from edgecompress.converters.compressed import compress
+
+    original = read_tflite(path)
+    labelled = None
+    if evaluate is not None:
+        labelled, _ = _labelled(evaluate, original, None, None)
+    progress("Coding the weights and comparing the outputs")
+    ram = [b for p in profiles if (b := budgets.over(p.limits).max_ram) is not None]
+    arena, latency = _costs(original, profiles, kernels)
+    result = compress(
+        path,
+        arena=arena,
+        max_arena=min(ram) if ram and arena else None,
+        latency=latency,
+        max_latency_us=budgets.max_latency if latency else None,
+    )
+    flat = read_tflite(result.artifact.data)
+    name = path.stem.removesuffix("_int8")
+    lossless = CheckResult(
+        "parity", "pass", 1.0, 1.0, 1.0, 1.0, "share", "measured_host",
+        {
+            "engine": "tflm",
+            "reference": path.name,
+            "samples": result.verified_samples,
+            "kind": "values",
+            "max_error": 0.0,
+            "max_error_steps": 0.0,
+            "engines": {"tflm": 1.0},
+            "layers": [],
+        },
+    )  # fmt: skip
+    results, info = _run_checks(
+        flat,
+        profiles,
+        budgets,
+        kernels,
+        _Measurements(flat.data, progress, labelled, min_accuracy),
+        lambda profile: [lossless],
+        str(folder / result.artifact.file_name(name)),
+        progress,
+    )
+
+    progress("Writing the files")
+    notes = [*result.notes]
+    price = [f"File {format_size(result.bytes_before)} -> {format_size(len(flat.data))}"]
+    if result.arena_before is not None and result.arena_after is not None:
+        before, after = format_size(result.arena_before), format_size(result.arena_after)
+        price.append(f"tensor arena {before} -> {after}")
+    if result.latency_before_us is not None and result.latency_after_us is not None:
+        before = format_time(result.latency_before_us)
+        price.append(f"predicted latency {before} -> {format_time(result.latency_after_us)}")
+    notes.append(f"{', '.join(price)}.")
+    sources: dict[str, str] = {}
+    if c_sources:
+        sources = _c_sources(flat.data, name, profiles, kernels, results)
+    report = Report(
+        # The weights behind a decoder are parameters still.
+        model=dataclasses.replace(info, parameters=original.parameters()),
+        targets=results,
+        argv=tuple(argv) or tuple(sys.argv),
+        version=_version(),
+        artifacts=_listing([result.artifact], name, sources),
+        notes=tuple(dict.fromkeys(notes)),
+    )
+    page = _html(report, flat, profiles, kernels, None, None, {})
+    _write(folder, [result.artifact], name, sources, report, page)
+    return report
+
+
+def _costs(
+    model: FlatModel, profiles: Sequence[TargetProfile], kernels: str | None
+) -> tuple[Callable[[FlatModel], float] | None, Callable[[FlatModel], float] | None]:
+    """Returns what tells a file's arena and latency on the neediest target; None if unknown."""
+    from edgecompress.targets.arena import compute_arena
+    from edgecompress.targets.latency import predict
+
+    def arena(flat: FlatModel) -> float:
+        found = [compute_arena(flat, str(p.core), kernels or str(p.kernels)) for p in profiles]
+        return max(max(a.used or 0, a.smallest or 0) for a in found)
+
+    timed = [p for p in profiles if predict(model, p, kernels).microseconds is not None]
+
+    def latency(flat: FlatModel) -> float:
+        return max(predict(flat, p, kernels).microseconds or 0.0 for p in timed)
+
+    known = all(
+        compute_arena(model, str(p.core), kernels or str(p.kernels)).is_known for p in profiles
+    )
+    return arena if known else None, latency if timed else None
+
+
+def _listing(
+    artifacts: Sequence[Artifact], name: str, sources: Mapping[str, str]
+) -> tuple[ArtifactInfo, ...]:
+    """Returns the files of an export as its report lists them."""
+    files = [
+        ArtifactInfo(a.file_name(name), a.kind, len(a.data), a.sha256, a.notes) for a in artifacts
+    ]
+    texts = [(path, text.encode()) for path, text in sources.items()]
+    files += [ArtifactInfo(path, "c_source", len(data), sha256(data)) for path, data in texts]
+    return tuple(files)
 
 
 class _Measurements:
@@ -714,22 +895,57 @@ def _html(
     )
 
 
+def _c_sources(
+    data: bytes,
+    name: str,
+    profiles: Sequence[TargetProfile],
+    kernels: str | None,
+    results: Sequence[TargetResult],
+) -> dict[str, str]:
+    """Returns the C++ sources, path -> text, with the largest arena that any target needs."""
+    from edgecompress.converters import c_array
+
+    arenas: dict[int, TargetProfile] = {}
+    for profile, result in zip(profiles, results, strict=True):
+        for found in result.checks:
+            if found.rule == "arena" and found.measured is not None:
+                size = max(int(found.measured), found.detail["smallest"] or 0)
+                arenas[size] = profile
+    microcontroller = next(p for p in profiles if p.is_microcontroller)
+    largest = max(arenas, default=None)
+    profile = microcontroller if largest is None else arenas[largest]
+    files = c_array.generate(
+        data,
+        name=name,
+        arena_bytes=largest,
+        kernels=kernels or profile.kernels or "reference",
+        core=profile.core,
+    )
+    return {f"c/{path}": text for path, text in files.items()}
+
+
 def _write(
-    folder: Path, artifacts: Sequence[Artifact], loaded: Any, report: Report, page: str
+    folder: Path,
+    artifacts: Sequence[Artifact],
+    name: str,
+    sources: Mapping[str, str],
+    report: Report,
+    page: str,
 ) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "c" if sources else folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ArgumentError(
             "--output", "be a folder that can be made", str(folder), f"{error.strerror}."
         ) from error
     files: dict[Path, bytes | str] = {}
     for artifact in artifacts:
-        path = folder / artifact.file_name(loaded.name)
+        path = folder / artifact.file_name(name)
         files[path] = artifact.data
         # A model in memory always has a record; an empty one says nothing.
         if artifact.record not in (None, CompressionRecord()):
             files[sidecar_path(path)] = sidecar_text(artifact.record, artifact.data)
+    files |= {folder / path: text for path, text in sources.items()}
     files[folder / "report.html"] = page
     # Last: who finds a report.json finds all that it lists.
     files[folder / "report.json"] = report.to_json()

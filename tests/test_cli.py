@@ -227,6 +227,18 @@ _BAD = [
     (f"{_EXPORT} --min-agreement -1", 2, "`--min-agreement` must be a share"),
     (f"{_CHECK} --kernels nonsense", 2, "Known: cmsis-nn, reference"),
     (f"{_EXPORT} --kernels nonsense", 2, "Known: cmsis-nn, reference"),
+    # Formats.
+    (f"{_EXPORT} --format compresed", 2, "Did you mean compressed"),
+    (f"{_EXPORT} --c-sources", 2, "`--c-sources` must go with a microcontroller"),
+    ("export tiny.keras -t cortex-m4 --format compressed", 2, "be an int8 .tflite file"),
+    ("export int8.tflite -t pixel-8 --format compressed", 2, "be a microcontroller"),
+    ("export nope.tflite -t cortex-m4 --format compressed", 1, "nope.tflite does not exist"),
+    ("export cut.tflite -t cortex-m4 --format compressed", 1, "cut.tflite is damaged"),
+    (
+        "export int8.tflite -t cortex-m4 --format compressed --calibration x.npz",
+        2,
+        "be left out with --format compressed",
+    ),
     # Output.
     ("export tiny.keras -t host -o own.toml", 2, "`--output` must be a folder"),
     ("export tiny.keras -t host -o own.toml/a/b", 2, "`--output` must be a folder"),

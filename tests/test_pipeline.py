@@ -511,3 +511,94 @@ def test_upper_end_of_the_interval_is_wilsons() -> None:
     # scipy.stats.binomtest(k, 10).proportion_ci(method='wilson') for k = 0 and 8.
     assert pipeline._likely_at_most(0.0, 10) == pytest.approx(0.2775, abs=1e-4)
     assert pipeline._likely_at_most(0.8, 10) == pytest.approx(0.9433, abs=1e-4)
+
+
+def test_c_sources_carry_the_shipped_file_and_the_largest_arena(tmp_path: Path) -> None:
+    model, data = _model(), np.random.default_rng(0).normal(size=(8, 8, 8, 1)).astype("float32")
+    report = ec.export(
+        model,
+        ["cortex-m4", "cortex-m55", "pixel-4"],
+        calibration=data,
+        c_sources=True,
+        output=tmp_path,
+    )
+    listed = {a.path: a for a in report.artifacts or () if a.kind == "c_source"}
+    assert {f"c/{p.name}" for p in (tmp_path / "c").iterdir()} == set(listed)
+    for path, artifact in listed.items():
+        assert hashlib.sha256((tmp_path / path).read_bytes()).hexdigest() == artifact.sha256
+    shipped = (tmp_path / "tiny_int8.tflite").read_bytes()
+    text = (tmp_path / "c" / "tiny_data.cc").read_text()
+    array = text[text.index("{") + 1 : text.index("}")]
+    assert bytes(
+        int(value, 16) for value in array.replace("\n", "").split(",") if value.strip()
+    ) == (shipped)
+    needed = max(
+        max(c.measured or 0, c.detail["smallest"])
+        for t in report.targets
+        for c in t.checks
+        if c.rule == "arena" and c.measured
+    )
+    assert str(-(-int(needed) // 16) * 16) in (tmp_path / "c" / "tiny_config.h").read_text()
+
+
+def test_c_sources_need_a_microcontroller(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="--c-sources.*microcontroller"):
+        ec.export(_model(), ["pixel-4"], c_sources=True, output=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def _pruned_file(folder: Path) -> Path:
+    """Returns an int8 file whose weights are mostly zero, so that a code pays."""
+    keras.utils.set_random_seed(1)
+    rng = np.random.default_rng(0)
+    model = keras.Sequential(
+        [keras.Input((64,)), layers.Dense(64, activation="relu"), layers.Dense(4)], name="sparse"
+    )
+    kernel = rng.choice([-0.5, 0.0, 0.0, 0.0, 0.5], size=(64, 64))
+    model.layers[0].kernel.assign(kernel)
+    x = rng.normal(size=(16, 64)).astype("float32")
+    ec.export(model, ["cortex-m4"], calibration=x, output=folder)
+    return folder / "sparse_int8.tflite"
+
+
+def test_compressed_export_is_smaller_and_computes_the_same(tmp_path: Path) -> None:
+    source = _pruned_file(tmp_path / "int8")
+    report = ec.export_compressed(
+        source, ["nucleo-l4r5zi"], c_sources=True, output=tmp_path / "compressed"
+    )
+    path = tmp_path / "compressed" / "sparse_compressed.tflite"
+    assert report.exit_code == 0
+    assert report.model.file_bytes == len(path.read_bytes()) < len(source.read_bytes())
+    assert report.model.parameters == read_tflite(source).parameters()
+    assert "TFLM_DECODE" in report.model.operators
+    x = np.random.default_rng(5).integers(-128, 128, (20, 64)).astype(np.int8)
+    before, after = (run_engine("tflm", p.read_bytes(), [x]).outputs[0] for p in (source, path))
+    np.testing.assert_array_equal(before, after)
+    assert "AddDecode" in (tmp_path / "compressed" / "c" / "sparse_resolver.h").read_text()
+    assert any("tensor arena" in note and "predicted latency" in note for note in report.notes)
+
+
+def test_compressed_export_keeps_tensors_raw_where_ram_is_short(tmp_path: Path) -> None:
+    source = _pruned_file(tmp_path / "int8")
+    needed = ec.check(source, ["cortex-m4"]).targets[0].checks
+    arena = next(c for c in needed if c.rule == "arena")
+    tight = int(max(arena.measured or 0, arena.detail["smallest"])) + 256
+    report = ec.export_compressed(source, ["cortex-m4"], max_ram=tight, output=tmp_path / "c")
+    assert report.exit_code == 0
+    assert "TFLM_DECODE" not in report.model.operators
+    assert any("raw" in note.lower() for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "message"),
+    [
+        ("model.keras", "cortex-m4", "int8 .tflite"),
+        ("model.tflite", "pixel-8", "microcontroller"),
+    ],
+)
+def test_compressed_export_refuses_what_cannot_be(
+    name: str, target: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        ec.export_compressed(tmp_path / name, [target], output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -589,6 +589,15 @@ def test_compressed_export_keeps_tensors_raw_where_ram_is_short(tmp_path: Path) 
     assert any("raw" in note.lower() for note in report.notes)
 
 
+@pytest.mark.parametrize("budget", [{"max_ram": 512}, {"max_latency": "1us"}])
+def test_a_budget_that_even_the_plain_file_exceeds_fails_the_check(
+    budget: dict[str, Any], tmp_path: Path
+) -> None:
+    source = _pruned_file(tmp_path / "int8")
+    report = ec.export_compressed(source, ["nucleo-l4r5zi"], output=tmp_path / "c", **budget)
+    assert report.exit_code == 3
+
+
 @pytest.mark.parametrize(
     ("name", "target", "message"),
     [

@@ -225,7 +225,7 @@ def _find_taps(
         model = functional_of(loaded.model)
         tapped = wrap(fusion.tap_model(model))
     except UnsupportedModelError as error:
-        notes.append(f"No layer's output can be followed into the flatbuffer: {error}")
+        notes.append(f"Ranges are set for the whole file, not by layer of the Keras model: {error}")
         return inputs
     # Outputs by name come in the order of the names; taps go in the order of execution.
     by_name = dict(zip(sorted(tapped.model.output), tapped.predict(sample), strict=True))

@@ -1,0 +1,1 @@
+"""Layers and blocks of layers that a model is built from, one file each."""

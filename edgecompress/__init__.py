@@ -19,7 +19,6 @@ _PUBLIC = {
     "Int8": "edgecompress.quantizers.int8",
     "finalize": "edgecompress.surgery.finalize",
     "export": "edgecompress.pipeline",
-    "export_compressed": "edgecompress.pipeline",
     "check": "edgecompress.pipeline",
     "CompressionRecord": "edgecompress.core.record",
     "EdgeCompressError": "edgecompress.core.errors",

@@ -211,10 +211,18 @@ def export(
         typer.Option(
             "--format",
             metavar="KIND",
-            help="int8, or compressed: weights of an int8 .tflite coded for microcontrollers, "
-            "without loss.",
+            help="int8, or compressed: weights coded for microcontrollers, without loss; MODEL may "
+            "then be an int8 .tflite.",
         ),
     ] = "int8",
+    coding: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CODE",
+            help="With compressed: a code that may be used: lut, prune or huffman. May be "
+            "repeated; all by default.",
+        ),
+    ] = None,
     calibration: Annotated[
         Path | None,
         typer.Option(
@@ -247,40 +255,30 @@ def export(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> int:
-    """Convert a Keras model to int8, run it in the targets' engines and check its budgets."""
-    from edgecompress import pipeline
+    """Convert a Keras model, run it in the targets' engines and check its budgets."""
+    from edgecompress.pipeline import export as run
 
-    options: dict[str, Any] = {
-        "evaluate": evaluate,
-        "output": output,
-        "max_flash": max_flash,
-        "max_ram": max_ram,
-        "max_latency": max_latency,
-        "max_file_size": max_file_size,
-        "min_accuracy": min_accuracy,
-        "kernels": kernels,
-        "c_sources": c_sources,
-        "argv": sys.argv,
-    }
-    run: Callable[..., Any]
-    if file_format == "int8":
-        run = pipeline.export
-        options |= {
-            "calibration": calibration,
-            "min_agreement": min_agreement,
-            "verbose": verbose,
-        }
-    elif file_format == "compressed":
-        run = pipeline.export_compressed
-        for name, value in (("--calibration", calibration), ("--min-agreement", min_agreement)):
-            if value is not None:
-                raise ArgumentError(
-                    name, "be left out with --format compressed", str(value), "It is lossless."
-                )
-    else:
-        raise UnknownNameError("--format", file_format, ("int8", "compressed"))
     with _progress(quiet) as progress:
-        report = run(model, _required(target), progress=progress, **options)
+        report = run(
+            model,
+            _required(target),
+            file_format=file_format,
+            calibration=calibration,
+            evaluate=evaluate,
+            output=output,
+            max_flash=max_flash,
+            max_ram=max_ram,
+            max_latency=max_latency,
+            max_file_size=max_file_size,
+            min_accuracy=min_accuracy,
+            min_agreement=min_agreement,
+            kernels=kernels,
+            codings=coding,
+            c_sources=c_sources,
+            progress=progress,
+            verbose=verbose,
+            argv=sys.argv,
+        )
     _print_report(report, as_json)
     if not quiet:
         _tell(f"Wrote {output / 'report.json'} and report.html")

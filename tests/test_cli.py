@@ -177,7 +177,7 @@ _BAD = [
     ("export cut.keras -t host", 1, "cut.keras is truncated or damaged"),
     ("export folder -t host", 1, "folder without saved_model.pb"),
     ("export lambda.keras -t host", 1, "Layer 'code' of lambda.keras is a Lambda layer"),
-    ("export int8.tflite -t host", 1, "already converted"),
+    ("export int8.tflite -t host", 2, "must be a Keras model for --format int8"),
     ("check nope.tflite -t cortex-m4", 1, "nope.tflite does not exist"),
     ("check text.tflite -t cortex-m4", 1, "text.tflite is no .tflite file"),
     ("check empty.tflite -t cortex-m4", 1, "empty.tflite is no .tflite file"),

@@ -15,7 +15,6 @@ import pytest
 from keras import layers
 
 import edgecompress as ec
-from edgecompress import pipeline
 from edgecompress.converters.verify import Parity
 from edgecompress.core.engines import run_engine
 from edgecompress.core.errors import ArgumentError, EngineError, ModelFileError
@@ -29,6 +28,7 @@ from edgecompress.core.record import (
     sidecar_path,
 )
 from edgecompress.core.results import CheckResult, Report
+from edgecompress.pipeline import exporting, measuring
 from edgecompress.targets.profile import load_target
 
 _SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "report.schema.json").read_text())
@@ -307,8 +307,8 @@ def test_a_wrecked_range_fails_parity_and_names_the_layers(
     report = ec.export(model, ["cortex-m4"], calibration=data[0], output=tmp_path)
     parity = _check(report, "parity")
     assert report.exit_code == 4
-    assert (parity.verdict, parity.limit) == ("fail", pipeline.MIN_AGREEMENT)
-    assert parity.measured is not None and parity.measured < pipeline.MIN_AGREEMENT
+    assert (parity.verdict, parity.limit) == ("fail", measuring.MIN_AGREEMENT)
+    assert parity.measured is not None and parity.measured < measuring.MIN_AGREEMENT
     assert parity.reason is not None and "Lowest signal-to-noise" in parity.reason
     worst = [entry["name"] for entry in parity.detail["layers"][:3]]
     assert all(name in parity.reason for name in worst)
@@ -344,8 +344,8 @@ def _fail(*args: Any, **kwargs: Any) -> Any:
 def test_an_engines_refusal_stands_above_the_table(
     data: tuple[np.ndarray, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "_verify", _fail)
-    monkeypatch.setattr(pipeline, "load_failure", lambda engine, model: f"{engine} says no")
+    monkeypatch.setattr(exporting, "verify_in", _fail)
+    monkeypatch.setattr(measuring, "load_failure", lambda engine, model: f"{engine} says no")
     report = ec.export(_model(), ["cortex-m4"], calibration=data[0], evaluate=data, output=tmp_path)
     assert report.exit_code == 5
     assert _check(report, "operators").reason == "tflm says no"
@@ -358,7 +358,7 @@ def test_an_engines_refusal_stands_above_the_table(
 def test_an_engine_that_fails_on_a_sound_file_is_an_error(
     data: tuple[np.ndarray, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "_verify", _fail)
+    monkeypatch.setattr(exporting, "verify_in", _fail)
     with pytest.raises(EngineError, match="the engine stopped"):
         ec.export(_model(), ["cortex-m4"], calibration=data[0], output=tmp_path / "a")
     assert not (tmp_path / "a").exists()
@@ -367,7 +367,7 @@ def test_an_engine_that_fails_on_a_sound_file_is_an_error(
 def test_without_data_the_engines_still_load_the_file(
     trained: keras.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "load_failure", lambda engine, model: f"{engine} says no")
+    monkeypatch.setattr(measuring, "load_failure", lambda engine, model: f"{engine} says no")
     report = ec.export(trained, ["cortex-m4"], output=tmp_path)
     assert report.exit_code == 5
 
@@ -376,9 +376,10 @@ def test_an_engine_that_is_not_installed_measures_nothing(
     exported: tuple[Report, Path], data: tuple[np.ndarray, np.ndarray],
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(
-        pipeline, "engine_available", lambda name: None if name == "litert" else f"no {name} here"
-    )
+    for module in (exporting, measuring):
+        monkeypatch.setattr(
+            module, "engine_available", lambda name: None if name == "litert" else f"no {name} here"
+        )
     file = exported[1] / "tiny_int8.tflite"
     checked = ec.check(file, ["cortex-m4"], evaluate=data, min_accuracy=0.1)
     accuracy = _check(checked, "accuracy")
@@ -500,7 +501,7 @@ def test_only_enough_samples_fail_the_default_floor(
     parity = Parity(
         "litert", "2.3.0", "XNNPACK", samples, "classes", agree / samples, 1.0, 1.0, 0.1, 1.0
     )
-    result = pipeline._parity_check(
+    result = measuring.parity_check(
         load_target("pixel-4"), {"litert": parity}, {}, "Keras model", asked
     )
     assert result.verdict == verdict
@@ -509,8 +510,8 @@ def test_only_enough_samples_fail_the_default_floor(
 
 def test_upper_end_of_the_interval_is_wilsons() -> None:
     # scipy.stats.binomtest(k, 10).proportion_ci(method='wilson') for k = 0 and 8.
-    assert pipeline._likely_at_most(0.0, 10) == pytest.approx(0.2775, abs=1e-4)
-    assert pipeline._likely_at_most(0.8, 10) == pytest.approx(0.9433, abs=1e-4)
+    assert measuring.likely_at_most(0.0, 10) == pytest.approx(0.2775, abs=1e-4)
+    assert measuring.likely_at_most(0.8, 10) == pytest.approx(0.9433, abs=1e-4)
 
 
 def test_c_sources_carry_the_shipped_file_and_the_largest_arena(tmp_path: Path) -> None:
@@ -549,22 +550,19 @@ def test_c_sources_need_a_microcontroller(tmp_path: Path) -> None:
 
 def _pruned_file(folder: Path) -> Path:
     """Returns an int8 file whose weights are mostly zero, so that a code pays."""
-    keras.utils.set_random_seed(1)
-    rng = np.random.default_rng(0)
-    model = keras.Sequential(
-        [keras.Input((64,)), layers.Dense(64, activation="relu"), layers.Dense(4)], name="sparse"
-    )
-    kernel = rng.choice([-0.5, 0.0, 0.0, 0.0, 0.5], size=(64, 64))
-    model.layers[0].kernel.assign(kernel)
-    x = rng.normal(size=(16, 64)).astype("float32")
+    model, x = _pruned_model()
     ec.export(model, ["cortex-m4"], calibration=x, output=folder)
     return folder / "sparse_int8.tflite"
 
 
 def test_compressed_export_is_smaller_and_computes_the_same(tmp_path: Path) -> None:
     source = _pruned_file(tmp_path / "int8")
-    report = ec.export_compressed(
-        source, ["nucleo-l4r5zi"], c_sources=True, output=tmp_path / "compressed"
+    report = ec.export(
+        source,
+        ["nucleo-l4r5zi"],
+        file_format="compressed",
+        c_sources=True,
+        output=tmp_path / "compressed",
     )
     path = tmp_path / "compressed" / "sparse_compressed.tflite"
     assert report.exit_code == 0
@@ -583,7 +581,9 @@ def test_compressed_export_keeps_tensors_raw_where_ram_is_short(tmp_path: Path) 
     needed = ec.check(source, ["cortex-m4"]).targets[0].checks
     arena = next(c for c in needed if c.rule == "arena")
     tight = int(max(arena.measured or 0, arena.detail["smallest"])) + 256
-    report = ec.export_compressed(source, ["cortex-m4"], max_ram=tight, output=tmp_path / "c")
+    report = ec.export(
+        source, ["cortex-m4"], file_format="compressed", max_ram=tight, output=tmp_path / "c"
+    )
     assert report.exit_code == 0
     assert "TFLM_DECODE" not in report.model.operators
     assert any("raw" in note.lower() for note in report.notes)
@@ -594,20 +594,92 @@ def test_a_budget_that_even_the_plain_file_exceeds_fails_the_check(
     budget: dict[str, Any], tmp_path: Path
 ) -> None:
     source = _pruned_file(tmp_path / "int8")
-    report = ec.export_compressed(source, ["nucleo-l4r5zi"], output=tmp_path / "c", **budget)
+    report = ec.export(
+        source, ["nucleo-l4r5zi"], file_format="compressed", output=tmp_path / "c", **budget
+    )
     assert report.exit_code == 3
 
 
+def _pruned_model() -> tuple[keras.Model, np.ndarray]:
+    keras.utils.set_random_seed(1)
+    rng = np.random.default_rng(0)
+    model = keras.Sequential(
+        [keras.Input((64,)), layers.Dense(64, activation="relu"), layers.Dense(4)], name="sparse"
+    )
+    model.layers[0].kernel.assign(rng.choice([-0.5, 0.0, 0.0, 0.0, 0.5], size=(64, 64)))
+    return model, rng.normal(size=(16, 64)).astype("float32")
+
+
+def test_a_keras_model_is_compressed_in_one_go(tmp_path: Path) -> None:
+    model, x = _pruned_model()
+    y = model.predict(x, verbose=0).argmax(1)
+    report = ec.export(
+        model,
+        ["nucleo-l4r5zi"],
+        file_format="compressed",
+        calibration=x,
+        evaluate=(x, y),
+        output=tmp_path / "a",
+    )
+    kinds = [artifact.kind for artifact in report.artifacts or ()]
+    assert kinds == ["float32", "int8", "compressed"]
+    # The same bytes as in two steps.
+    ec.export(model, ["cortex-m4"], calibration=x, output=tmp_path / "b")
+    ec.export(
+        tmp_path / "b" / "sparse_int8.tflite",
+        ["nucleo-l4r5zi"],
+        file_format="compressed",
+        output=tmp_path / "b",
+    )
+    name = "sparse_compressed.tflite"
+    assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    parity, accuracy = _check(report, "parity"), _check(report, "accuracy")
+    assert parity.detail["reference"] == "Keras model"
+    # LiteRT cannot run the coded file: only the int8 file's layers are compared there.
+    assert set(parity.detail["engines"]) == {"tflm"}
+    assert parity.detail["layers"]
+    assert accuracy.measured is not None and accuracy.measured >= 0.9
+    assert not any("tflite-runtime" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("coding", ["lut", "prune", "huffman"])
+def test_codes_are_switched_by_name(coding: str, tmp_path: Path) -> None:
+    model, x = _pruned_model()
+    report = ec.export(
+        model,
+        ["cortex-m4"],
+        file_format="compressed",
+        codings=[coding],
+        calibration=x,
+        output=tmp_path,
+    )
+    data = (tmp_path / "sparse_compressed.tflite").read_bytes()
+    flat = read_tflite(data)
+    # The first four bytes of a decoder's second input: type and version of the code.
+    kinds = {
+        flat.tensors[o.inputs[1]].raw[0] for o in flat.operators if o.custom_name == "TFLM_DECODE"
+    }  # fmt: skip
+    assert kinds == {{"lut": 0, "huffman": 1, "prune": 2}[coding]}
+    assert report.exit_code == 0
+
+
 @pytest.mark.parametrize(
-    ("name", "target", "message"),
+    ("name", "target", "options", "message"),
     [
-        ("model.keras", "cortex-m4", "int8 .tflite"),
-        ("model.tflite", "pixel-8", "microcontroller"),
+        ("model.tflite", "pixel-8", {"file_format": "compressed"}, "microcontroller"),
+        ("model.tflite", "cortex-m4", {}, "be a Keras model for --format int8.*compressed"),
+        ("model.keras", "cortex-m4", {"codings": ["lut"]}, "--coding.*--format compressed"),
+        (
+            "model.tflite",
+            "cortex-m4",
+            {"file_format": "compressed", "calibration": np.zeros((1, 2))},
+            "--calibration.*left out",
+        ),
     ],
 )
-def test_compressed_export_refuses_what_cannot_be(
-    name: str, target: str, message: str, tmp_path: Path
+def test_formats_refuse_what_cannot_be(
+    name: str, target: str, options: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ArgumentError, match=message):
-        ec.export_compressed(tmp_path / name, [target], output=tmp_path / "out")
+        ec.export(tmp_path / name, [target], output=tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()

@@ -1,0 +1,88 @@
+"""`check`: a .tflite file against targets and budgets."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgecompress.core.errors import ArgumentError
+from edgecompress.core.flatbuffer import read_tflite
+from edgecompress.core.results import Report
+from edgecompress.pipeline.measuring import Measurements
+from edgecompress.pipeline.request import (
+    check_kernels,
+    labelled_data,
+    load_profiles,
+    parse_budgets,
+    silent,
+)
+from edgecompress.pipeline.writing import run_checks, tool_version
+
+if TYPE_CHECKING:
+    from edgecompress.targets.profile import TargetProfile
+
+
+def check(
+    model: Path | str | bytes,
+    targets: Sequence[str | Path | TargetProfile],
+    *,
+    evaluate: Any = None,
+    max_flash: str | int | None = None,
+    max_ram: str | int | None = None,
+    max_latency: str | float | None = None,
+    max_file_size: str | int | None = None,
+    min_accuracy: float | None = None,
+    kernels: str | None = None,
+    progress: Callable[[str], None] = silent,
+    argv: Sequence[str] = (),
+) -> Report:
+    """Checks a .tflite file against targets and budgets.
+
+    Args:
+        model: Path of a .tflite file, or its bytes.
+        targets: Names, paths of .toml profiles, or profiles.
+        evaluate: Labelled data for the accuracy check: (x, y), or the path of an .npz file.
+        max_flash: As in `export`, and so the other budgets.
+        max_ram: Budget for the tensor arena.
+        max_latency: Budget for one inference.
+        max_file_size: Budget for the file.
+        min_accuracy: Floor for top-1 accuracy, 0 to 1.
+        kernels: Kernel set of microcontrollers instead of the profile's.
+        progress: Called with a short text as each stage begins.
+        argv: The command for the report.
+
+    Returns:
+        The report; `report.exit_code` is 0 where the model fits every target.
+
+    Raises:
+        EdgeCompressError: an argument or the file is wrong.
+
+    Example:
+        >>> ec.check("kws_int8.tflite", ["cortex-m4"], max_ram="24KiB").verdict  # doctest: +SKIP
+        'pass'
+    """
+    profiles = load_profiles(targets)
+    budgets = parse_budgets(max_flash, max_ram, max_latency, max_file_size, min_accuracy)
+    check_kernels(kernels)
+    path = "model.tflite" if isinstance(model, bytes) else str(model)
+    if Path(path).suffix in (".keras", ".h5"):
+        raise ArgumentError(
+            "FILE", "be a .tflite file", path, "Use `edgecompress export` for Keras models."
+        )
+    flat = read_tflite(model)
+    labelled = None
+    if evaluate is not None:
+        labelled, _ = labelled_data(evaluate, flat, None, None)
+    results, model_info = run_checks(
+        flat,
+        profiles,
+        budgets,
+        kernels,
+        Measurements(flat.data, progress, labelled, min_accuracy),
+        lambda profile: [],
+        path,
+        progress,
+    )
+    return Report(model_info, results, tuple(argv) or tuple(sys.argv), tool_version())

@@ -1,0 +1,348 @@
+"""`export`: a Keras model, or an int8 .tflite file, to the file that ships.
+
+load -> make the files of the format -> run in the engines -> check the targets -> write
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgecompress.core.engines import engine_available
+from edgecompress.core.errors import (
+    ArgumentError,
+    EngineError,
+    UnsupportedModelError,
+    UnsupportedOperatorError,
+)
+from edgecompress.core.flatbuffer import read_tflite
+from edgecompress.core.quiet import quiet
+from edgecompress.core.results import Artifact, CheckResult, Report
+from edgecompress.pipeline.formats import (
+    FORMATS,
+    Format,
+    Job,
+    Product,
+    check_options,
+    check_targets,
+    file_stem,
+)
+from edgecompress.pipeline.measuring import (
+    FIELD_RUNTIME,
+    PARITY_SAMPLES,
+    Measurements,
+    field_runtime_note,
+    parity_check,
+    reference_outputs,
+    verify_in,
+)
+from edgecompress.pipeline.request import (
+    Labelled,
+    check_kernels,
+    check_share,
+    labelled_data,
+    load_profiles,
+    parse_budgets,
+    silent,
+    usable_folder,
+)
+from edgecompress.pipeline.writing import (
+    c_source_files,
+    html_page,
+    listing,
+    run_checks,
+    tool_version,
+    write_files,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgecompress.converters.verify import Parity
+    from edgecompress.targets.profile import TargetProfile
+
+
+def export(
+    model: Any,
+    targets: Sequence[str | Path | TargetProfile],
+    *,
+    file_format: str = "int8",
+    calibration: Any = None,
+    evaluate: Any = None,
+    output: Path | str = "build",
+    max_flash: str | int | None = None,
+    max_ram: str | int | None = None,
+    max_latency: str | float | None = None,
+    max_file_size: str | int | None = None,
+    min_accuracy: float | None = None,
+    min_agreement: float | None = None,
+    kernels: str | None = None,
+    codings: Sequence[str] | None = None,
+    c_sources: bool = False,
+    baseline: Report | None = None,
+    history: Mapping[str, Sequence[float]] | None = None,
+    progress: Callable[[str], None] = silent,
+    verbose: bool = False,
+    argv: Sequence[str] = (),
+) -> Report:
+    """Converts a model, runs it in the targets' engines and checks its budgets.
+
+    Writes the files of the format (`<model>_float32.tflite`, `<model>_int8.tflite`, ...), their
+    record, `report.json` and `report.html` into `output`, each file in one step and only after all
+    work has succeeded.
+
+    Args:
+        model: A Keras model, or the path of a .keras or .h5 file or a SavedModel folder. Formats
+            that code int8 weights also take the path of an int8 .tflite file.
+        targets: Names that `edgecompress targets` lists, paths of own .toml profiles, or profiles.
+        file_format: `"int8"`, or `"compressed"`: weights coded without loss for TensorFlow Lite
+            Micro, less flash for more arena and time. Defaults to `"int8"`.
+        calibration: Real inputs as the model takes them: an array, a list of arrays for several
+            inputs, or the path of an .npz or .npy file (key `x`; labels `y` are used as
+            `evaluate` where that is not given). They set the ranges that training did not learn,
+            and parity is measured on them. Not with a .tflite file, which has its ranges.
+        evaluate: Labelled data for the accuracy check: (x, y), or the path of an .npz file.
+        output: Folder of the files; made where it is missing.
+        max_flash: Budget for the model and the runtime's code, e.g. `"512KiB"`, or bytes.
+        max_ram: Budget for the tensor arena, decoded weights included, e.g. `"96KiB"`, or bytes.
+        max_latency: Budget for one inference, decoding included, e.g. `"60ms"`, or microseconds.
+        max_file_size: Budget for the shipped file alone.
+        min_accuracy: Floor for top-1 accuracy of the file in the target's engine, 0 to 1.
+        min_agreement: Floor for the share of predictions that agree with the Keras model.
+            Defaults to 0.9 for classifiers and none for other models.
+        kernels: Kernel set of microcontrollers, `cmsis-nn` or `reference`, instead of the
+            profile's.
+        codings: With `"compressed"`: the codes that may be used, of `lut`, `prune`, `huffman`.
+            Defaults to all.
+        c_sources: Also write C++ sources for TensorFlow Lite Micro into `<output>/c`: the model as
+            an array, a resolver of exactly its operators, the arena size, an example program.
+        baseline: An earlier report; the HTML page compares against it.
+        history: Training curves for the HTML page, name -> values (`model.fit(...).history`).
+        progress: Called with a short text as each stage begins.
+        verbose: Let the converters write their log to standard error.
+        argv: The command for the report.
+
+    Returns:
+        The report; `report.exit_code` is 0 where the model fits every target.
+
+    Raises:
+        EdgeCompressError: an argument, a file or a conversion is wrong, or a file that must
+            compute the same does not; nothing was written.
+
+    Example:
+        >>> report = ec.export(model, ["nucleo-l4r5zi"], calibration=x[:200],
+        ...                    max_ram="96KiB", output="build/")  # doctest: +SKIP
+        >>> report.verdict  # doctest: +SKIP
+        'pass'
+    """
+    profiles = load_profiles(targets)
+    budgets = parse_budgets(max_flash, max_ram, max_latency, max_file_size, min_accuracy)
+    check_kernels(kernels)
+    floor = check_share("--min-agreement", min_agreement)
+    chosen = FORMATS[file_format]
+    check_targets(chosen, profiles)
+    options = check_options(chosen, {"coding": tuple(codings or ())})
+    folder = usable_folder(output)
+    if c_sources and not any(profile.is_microcontroller for profile in profiles):
+        raise ArgumentError(
+            "--c-sources", "go with a microcontroller among the targets", [p.name for p in profiles]
+        )
+    job, labelled, notes = _job(
+        model,
+        chosen,
+        calibration,
+        evaluate,
+        min_agreement,
+        progress,
+        verbose,
+        profiles=tuple(profiles),
+        budgets=budgets,
+        kernels=kernels,
+        options=options,
+    )
+    product = chosen.make(job)
+    if product.engine is not None:
+        profiles = [
+            p if p.is_microcontroller else dataclasses.replace(p, engine=product.engine)
+            for p in profiles
+        ]
+    notes += product.notes
+
+    measurements = Measurements(product.main.data, progress, labelled, min_accuracy)
+    agreement = _Agreement(product, measurements, floor)
+    if job.loaded is None:
+        agreement.load({p.engine for p in profiles})
+    else:
+        samples = job.samples
+        if samples is None and labelled is not None:
+            samples = labelled.x
+        notes += agreement.measure(job, samples, [p.engine for p in profiles])
+    if product.field_runtime:
+        progress(f"Loading the {product.main.kind} file in {FIELD_RUNTIME}")
+        notes += field_runtime_note(product.main.data)
+
+    results, model_info = run_checks(
+        product.flat,
+        profiles,
+        budgets,
+        kernels,
+        measurements,
+        lambda profile: [agreement.check(profile)],
+        str(folder / product.main.file_name(job.name)),
+        progress,
+    )
+
+    progress("Writing the files")
+    sources: dict[str, str] = {}
+    if c_sources:
+        try:
+            sources = c_source_files(product.main.data, job.name, profiles, kernels, results)
+        except (UnsupportedOperatorError, UnsupportedModelError) as error:
+            notes.append(f"No C++ sources were written: {error}")
+    if product.parameters is not None:
+        model_info = dataclasses.replace(model_info, parameters=product.parameters)
+    report = Report(
+        model=model_info,
+        targets=results,
+        argv=tuple(argv) or tuple(sys.argv),
+        version=tool_version(),
+        artifacts=listing(product.artifacts, job.name, sources),
+        notes=tuple(dict.fromkeys(notes)),
+    )
+    page = html_page(report, product.flat, profiles, kernels, baseline, history, agreement.layered)
+    write_files(folder, product.artifacts, job.name, sources, report, page)
+    return report
+
+
+def _job(
+    model: Any,
+    chosen: Format,
+    calibration: Any,
+    evaluate: Any,
+    min_agreement: float | None,
+    progress: Callable[[str], None],
+    verbose: bool,
+    **asked: Any,
+) -> tuple[Job, Labelled | None, list[str]]:
+    """Reads the model and the data; returns them with notes on both."""
+    if isinstance(model, (str, Path)) and Path(model).suffix == ".tflite":
+        return _flatbuffer_job(model, chosen, calibration, evaluate, min_agreement, **asked,
+                               progress=progress, verbose=verbose)  # fmt: skip
+    from edgecompress.converters import calibration as calibrations
+    from edgecompress.converters import loaders
+
+    progress("Loading the model")
+    # The first import of TensorFlow writes to standard error.
+    with quiet(verbose):
+        from_file = isinstance(model, (str, Path))
+        loaded = loaders.load_model(model) if from_file else loaders.wrap(model)
+    samples, labels = calibrations.load(calibration, loaded, argument="--calibration")
+    labelled, label_notes = labelled_data(evaluate, loaded, samples, labels)
+    learnt = loaded.record.notes if loaded.record else ()
+    job = Job(loaded.name, loaded, None, samples, progress=progress, verbose=verbose, **asked)
+    return job, labelled, [*loaded.notes, *learnt, *label_notes]
+
+
+def _flatbuffer_job(
+    model: str | Path,
+    chosen: Format,
+    calibration: Any,
+    evaluate: Any,
+    min_agreement: float | None,
+    **asked: Any,
+) -> tuple[Job, Labelled | None, list[str]]:
+    path = Path(model)
+    if not chosen.from_tflite:
+        able = " or ".join(name for name in FORMATS if FORMATS[name].from_tflite)
+        raise ArgumentError(
+            "MODEL", f"be a Keras model for --format {chosen.name}", str(path),
+            f"With --format {able} it may be an int8 .tflite file; `edgecompress check` checks it.",
+        )  # fmt: skip
+    for name, value in (("--calibration", calibration), ("--min-agreement", min_agreement)):
+        if value is not None:
+            raise ArgumentError(
+                name, "be left out with a .tflite file", str(value)[:80],
+                "Its ranges are set, and its outputs stay the same.",
+            )  # fmt: skip
+    original = read_tflite(path)
+    labelled = None
+    if evaluate is not None:
+        labelled, _ = labelled_data(evaluate, original, None, None)
+    return Job(file_stem(path), None, original, None, **asked), labelled, []
+
+
+class _Agreement:
+    """How well the made file agrees with the model it was made from, in each engine."""
+
+    def __init__(self, product: Product, measurements: Measurements, floor: float | None) -> None:
+        self._product = product
+        self._measurements = measurements
+        self._floor = floor
+        self._reference = ""
+        self._parities: dict[str, Parity] = {}
+        self.layered: Parity | None = None
+
+    def load(self, engines: set[str]) -> None:
+        """Lets the engines load the file."""
+        for engine in sorted(engines):
+            if engine_available(engine) is None:
+                self._measurements.try_loading(engine)
+
+    def measure(
+        self, job: Job, samples: tuple[np.ndarray, ...] | None, engines: Sequence[str]
+    ) -> list[str]:
+        """Runs the file, and the file with the inner tensors' names; returns notes."""
+        from edgecompress.converters import calibration as calibrations
+
+        notes: list[str] = []
+        few = reference = None
+        if samples is not None and job.loaded is not None:
+            few = tuple(calibrations.spread(array, PARITY_SAMPLES) for array in samples)
+            reference, self._reference, found = reference_outputs(job.loaded, few)
+            notes += found
+        for engine, file, floats in self._runs(engines):
+            if engine_available(engine) is not None:
+                continue
+            job.progress(f"Running the {file.kind} file in {engine}")
+            if few is None or reference is None:
+                self._measurements.try_loading(engine)
+                continue
+            try:
+                parity = verify_in(file.data, floats, reference, few, engine)
+            except EngineError as error:
+                self._measurements.note_refusal(engine, error)
+                continue
+            notes += parity.notes
+            if floats is not None:
+                self.layered = parity
+            if file.kind == self._product.main.kind:
+                self._parities[engine] = parity
+        return notes
+
+    def _runs(self, engines: Sequence[str]) -> list[tuple[str, Artifact, Artifact | None]]:
+        """Returns what runs where: engine, file, and the float file to compare its layers with."""
+        product = self._product
+        runs: dict[str, tuple[str, Artifact, Artifact | None]] = {}
+        if product.layers is not None:
+            # LiteRT alone shows the inner tensors of an int8 file.
+            runs["litert"] = ("litert", *product.layers)
+        for engine in engines:
+            runs.setdefault(engine, (engine, product.main, None))
+        return [*runs.values()]
+
+    def check(self, profile: TargetProfile) -> CheckResult:
+        """Returns the parity check of a target."""
+        if self._product.parity is not None:
+            return self._product.parity
+        return parity_check(
+            profile,
+            self._parities,
+            self._measurements.refusals,
+            self._reference,
+            self._floor,
+            self._product.main.kind,
+            self.layered,
+        )

@@ -1,0 +1,160 @@
+"""What a user asks for, checked before any long work: targets, budgets, folder, labelled data."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgecompress.core.errors import ArgumentError
+from edgecompress.core.units import parse_size, parse_time
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgecompress.targets.checks import Budgets
+    from edgecompress.targets.profile import TargetProfile
+
+
+def silent(text: str) -> None:
+    """Tells nobody."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Inputs and class numbers for the accuracy check.
+
+    Attributes:
+        x: Inputs as the model takes them, one array for each; first axis samples.
+        y: Class numbers, one for each sample.
+    """
+
+    x: tuple[np.ndarray, ...]
+    y: np.ndarray
+
+
+def load_profiles(targets: Sequence[str | Path | TargetProfile]) -> list[TargetProfile]:
+    """Returns the profiles of targets, each once.
+
+    Raises:
+        ArgumentError: there is none, or two differ under one name.
+    """
+    from edgecompress.targets.profile import TargetProfile, load_target
+
+    if isinstance(targets, (str, Path)) or not targets:
+        raise ArgumentError(
+            "targets", "be a list of at least one target", targets, 'E.g. ["nucleo-l4r5zi"].'
+        )
+    profiles: dict[str, TargetProfile] = {}
+    for target in targets:
+        profile = target if isinstance(target, TargetProfile) else load_target(str(target))
+        # A target named twice is checked once; two different ones cannot share a name in a report.
+        if profiles.setdefault(profile.name, profile) != profile:
+            raise ArgumentError(
+                "--target",
+                "name different targets differently",
+                profile.name,
+                f"Change `name` in {target}.",
+            )
+    return list(profiles.values())
+
+
+def check_kernels(kernels: str | None) -> None:
+    """Refuses unknown kernel sets."""
+    from edgecompress.targets.arena import KERNELS
+    from edgecompress.targets.profile import check_choice
+
+    if kernels is not None:
+        check_choice("--kernels", kernels, KERNELS)
+
+
+def check_share(argument: str, value: float | None) -> float | None:
+    """Returns a share; refuses numbers outside 0 to 1."""
+    if value is not None and not 0 <= value <= 1:
+        raise ArgumentError(argument, "be a share between 0 and 1", value)
+    return value
+
+
+def parse_budgets(
+    max_flash: str | int | None,
+    max_ram: str | int | None,
+    max_latency: str | float | None,
+    max_file_size: str | int | None,
+    min_accuracy: float | None,
+) -> Budgets:
+    """Returns the limits that a user gave as text or numbers."""
+    from edgecompress.targets.checks import Budgets
+
+    def size(value: str | int | None, argument: str) -> int | None:
+        return None if value is None else parse_size(value, argument)
+
+    if isinstance(max_latency, str):
+        max_latency = parse_time(max_latency, "--max-latency")
+    return Budgets(
+        max_flash=size(max_flash, "--max-flash"),
+        max_ram=size(max_ram, "--max-ram"),
+        max_latency=max_latency,
+        max_file_size=size(max_file_size, "--max-file-size"),
+        min_accuracy=check_share("--min-accuracy", min_accuracy),
+    )
+
+
+def usable_folder(output: Path | str) -> Path:
+    """Returns the output folder after making sure, before any long work, that it can be written."""
+    folder = Path(output)
+    place = folder
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise ArgumentError("--output", "be a folder", str(output), f"{place} is a file.")
+    try:
+        # Permissions alone do not tell: some places refuse even who may write there.
+        with tempfile.TemporaryDirectory(prefix=".edgecompress-", dir=place):
+            pass
+    except OSError as error:
+        raise ArgumentError(
+            "--output",
+            "be a writable folder",
+            str(output),
+            f"Nothing can be made in {place}: {error.strerror}.",
+        ) from error
+    return folder
+
+
+def labelled_data(
+    evaluate: Any,
+    model: Any,
+    samples: tuple[np.ndarray, ...] | None,
+    labels: np.ndarray | None,
+) -> tuple[Labelled | None, tuple[str, ...]]:
+    """Returns the labelled data, those of `evaluate` or of the calibration, and notes on them."""
+    from edgecompress.converters import calibration
+
+    if evaluate is None:
+        if samples is None or labels is None:
+            return None, ()
+        if not _are_classes(labels):
+            return None, (
+                "The y beside the calibration data is not used: it holds no class numbers "
+                f"(shape {labels.shape}, dtype {labels.dtype}).",
+            )
+        return Labelled(samples, labels), ()
+    inputs, y = calibration.load(evaluate, model, argument="--evaluate")
+    if inputs is None or y is None:
+        raise ArgumentError("--evaluate", "hold labels under the key y", str(evaluate)[:80])
+    if not _are_classes(y):
+        raise ArgumentError(
+            "--evaluate",
+            "hold class numbers under the key y",
+            f"array of shape {y.shape} and dtype {y.dtype}",
+        )
+    return Labelled(inputs, y), ()
+
+
+def _are_classes(labels: np.ndarray) -> bool:
+    """Tells whether labels are whole numbers, one a sample, or one-hot rows."""
+    if labels.ndim not in (1, 2) or labels.dtype.kind not in "biuf":
+        return False
+    return bool((labels == labels.round()).all()) if labels.dtype.kind == "f" else True

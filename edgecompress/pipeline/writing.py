@@ -1,0 +1,185 @@
+"""Checks of the targets, and the files that an export writes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgecompress.core.errors import ArgumentError
+from edgecompress.core.files import sha256, write_together
+from edgecompress.core.flatbuffer import FlatModel
+from edgecompress.core.record import CompressionRecord, sidecar_path, sidecar_text
+from edgecompress.core.results import (
+    Artifact,
+    ArtifactInfo,
+    CheckResult,
+    ModelInfo,
+    Report,
+    TargetResult,
+)
+from edgecompress.pipeline.measuring import Measurements
+
+if TYPE_CHECKING:
+    from edgecompress.converters.verify import Parity
+    from edgecompress.targets.checks import Budgets
+    from edgecompress.targets.profile import TargetProfile
+
+
+def run_checks(
+    flat: FlatModel,
+    profiles: Sequence[TargetProfile],
+    budgets: Budgets,
+    kernels: str | None,
+    measurements: Measurements,
+    more: Callable[[TargetProfile], list[CheckResult]],
+    path: str,
+    progress: Callable[[str], None],
+) -> tuple[tuple[TargetResult, ...], ModelInfo]:
+    """Returns what every rule found on every target, and the facts of the file."""
+    from edgecompress.targets.checks import check as check_target
+
+    results = []
+    for profile in profiles:
+        progress(f"Checking {profile.name}")
+        latency = measurements.host_latency() if profile.kind == "host" else None
+        extra = [measurements.accuracy(profile.engine), *more(profile)]
+        result = check_target(
+            flat, profile, budgets, kernels=kernels, host_latency=latency, extra=extra
+        )
+        refusal = measurements.refusals.get(profile.engine)
+        results.append(result if refusal is None else _refused(result, refusal))
+    artifact = Artifact("tflite", flat.data, path)
+    info = ModelInfo(
+        path=path,
+        sha256=artifact.sha256,
+        file_bytes=len(flat.data),
+        compressed_bytes=artifact.compressed_bytes,
+        macs=flat.macs(),
+        parameters=flat.parameters(),
+        operators=flat.histogram(),
+    )
+    return tuple(results), info
+
+
+def _refused(result: TargetResult, refusal: str) -> TargetResult:
+    """Lets the engine's refusal stand above the table of operators, which found nothing wrong."""
+    checks = tuple(
+        dataclasses.replace(
+            check,
+            verdict="fail",
+            measured=None,
+            low=1,
+            high=None,
+            how_known="measured_host",
+            reason=refusal,
+        )
+        if check.rule == "operators" and check.verdict != "fail"
+        else check
+        for check in result.checks
+    )
+    return dataclasses.replace(result, checks=checks)
+
+
+def html_page(
+    report: Report,
+    flat: FlatModel,
+    profiles: Sequence[TargetProfile],
+    kernels: str | None,
+    baseline: Report | None,
+    history: Mapping[str, Sequence[float]] | None,
+    layered: Parity | None,
+) -> str:
+    """Returns the HTML page of a report."""
+    from edgecompress.inspection import inspect_tflite
+    from edgecompress.targets.report import render_html
+
+    return render_html(
+        report,
+        inspection=inspect_tflite(flat),
+        flat=flat,
+        profiles=profiles,
+        kernels=kernels,
+        baseline=baseline,
+        history=history,
+        layers=[(e.name, e.sqnr_db) for e in layered.layers] if layered else (),
+        title=Path(report.model.path).name,
+    )
+
+
+def c_source_files(
+    data: bytes,
+    name: str,
+    profiles: Sequence[TargetProfile],
+    kernels: str | None,
+    results: Sequence[TargetResult],
+) -> dict[str, str]:
+    """Returns the C++ sources, path -> text, with the largest arena that any target needs."""
+    from edgecompress.converters import c_array
+
+    arenas: dict[int, TargetProfile] = {}
+    for profile, result in zip(profiles, results, strict=True):
+        for found in result.checks:
+            if found.rule == "arena" and found.measured is not None:
+                size = max(int(found.measured), found.detail["smallest"] or 0)
+                arenas[size] = profile
+    microcontroller = next(p for p in profiles if p.is_microcontroller)
+    largest = max(arenas, default=None)
+    profile = microcontroller if largest is None else arenas[largest]
+    files = c_array.generate(
+        data,
+        name=name,
+        arena_bytes=largest,
+        kernels=kernels or profile.kernels or "reference",
+        core=profile.core,
+    )
+    return {f"c/{path}": text for path, text in files.items()}
+
+
+def write_files(
+    folder: Path,
+    artifacts: Sequence[Artifact],
+    name: str,
+    sources: Mapping[str, str],
+    report: Report,
+    page: str,
+) -> None:
+    """Writes all files of an export, each in one step."""
+    try:
+        (folder / "c" if sources else folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArgumentError(
+            "--output", "be a folder that can be made", str(folder), f"{error.strerror}."
+        ) from error
+    files: dict[Path, bytes | str] = {}
+    for artifact in artifacts:
+        path = folder / artifact.file_name(name)
+        files[path] = artifact.data
+        # A model in memory always has a record; an empty one says nothing.
+        if artifact.record not in (None, CompressionRecord()):
+            files[sidecar_path(path)] = sidecar_text(artifact.record, artifact.data)
+    files |= {folder / path: text for path, text in sources.items()}
+    files[folder / "report.html"] = page
+    # Last: who finds a report.json finds all that it lists.
+    files[folder / "report.json"] = report.to_json()
+    write_together(files)
+
+
+def tool_version() -> str:
+    """Returns the version of edgecompress."""
+    from importlib.metadata import version
+
+    return version("edgecompress")
+
+
+def listing(
+    artifacts: Sequence[Artifact], name: str, sources: Mapping[str, str]
+) -> tuple[ArtifactInfo, ...]:
+    """Returns the files of an export as its report lists them."""
+    files = [
+        ArtifactInfo(a.file_name(name), a.kind, len(a.data), a.sha256, a.notes) for a in artifacts
+    ]
+    texts = [(path, text.encode()) for path, text in sources.items()]
+    files += [ArtifactInfo(path, "c_source", len(data), sha256(data)) for path, data in texts]
+    return tuple(files)

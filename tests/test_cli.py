@@ -230,14 +230,15 @@ _BAD = [
     # Formats.
     (f"{_EXPORT} --format compresed", 2, "Did you mean compressed"),
     (f"{_EXPORT} --c-sources", 2, "`--c-sources` must go with a microcontroller"),
-    ("export tiny.keras -t cortex-m4 --format compressed", 2, "be an int8 .tflite file"),
+    ("export tiny.keras -t cortex-m4 --coding lut", 2, "`--coding` must go with --format comp"),
+    ("export int8.tflite -t cortex-m4 --format compressed --coding zip", 2, "Known: huffman, lut"),
     ("export int8.tflite -t pixel-8 --format compressed", 2, "be a microcontroller"),
     ("export nope.tflite -t cortex-m4 --format compressed", 1, "nope.tflite does not exist"),
     ("export cut.tflite -t cortex-m4 --format compressed", 1, "cut.tflite is damaged"),
     (
         "export int8.tflite -t cortex-m4 --format compressed --calibration x.npz",
         2,
-        "be left out with --format compressed",
+        "be left out with a .tflite file",
     ),
     # Output.
     ("export tiny.keras -t host -o own.toml", 2, "`--output` must be a folder"),

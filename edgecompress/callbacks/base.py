@@ -22,6 +22,23 @@ from edgecompress.core.record import CompressionRecord, attach_record, record_of
 LayerChoice = Iterable[str] | Callable[[Any], bool] | None
 
 
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """Weights that a callback works on.
+
+    Attributes:
+        name: The layer's name, or its path where layers of nested models share the name.
+        layer: The layer.
+        variable: The weights.
+        attribute: Name of the layer's attribute that holds them.
+    """
+
+    name: str
+    layer: keras.layers.Layer
+    variable: keras.Variable
+    attribute: str
+
+
 def select_layers(
     model: keras.Model, layers: LayerChoice, kinds: tuple[type, ...]
 ) -> list[keras.layers.Layer]:
@@ -116,6 +133,7 @@ class StepHook:
         self.fit = fit
         self.variables: list[keras.Variable] = []
         self.assigns: tuple[keras.Variable, ...] = ()
+        self.exclusive = False
         self._after: Callable[[], None] | None = None
         self._before: Callable[[list[Any], list[keras.Variable]], list[Any]] | None = None
         for hook in self.others():
@@ -146,6 +164,7 @@ class StepHook:
         after: Callable[[], None],
         assigns: Iterable[keras.Variable],
         before: Callable[[list[Any], list[keras.Variable]], list[Any]] | None = None,
+        exclusive: bool = False,
     ) -> None:
         """Starts running `after`; the train function must be rebuilt to see it.
 
@@ -154,9 +173,24 @@ class StepHook:
             assigns: The model's variables that it assigns, for other hooks to look at.
             before: Called before each update with the gradients (None where a variable has none)
                 and their variables; returns the gradients to apply. Defaults to None.
+            exclusive: Whether no other hook may assign any of these variables: they hold values
+                that only this one can keep. Defaults to False.
+
+        Raises:
+            ArgumentError: another hook assigns one of the variables, and one of both is exclusive.
         """
+        self.assigns, self.exclusive = tuple(assigns), exclusive
+        own = {id(variable) for variable in self.assigns}
+        for other in self.others():
+            taken = [variable.path for variable in other.assigns if id(variable) in own]
+            if taken and (exclusive or other.exclusive):
+                raise ArgumentError(
+                    "layers",
+                    "name no layer whose weights another callback of this fit sets, too",
+                    taken[0],
+                    "Give each its own layers, or a fit of its own.",
+                )
         self._after, self._before = after, before
-        self.assigns = tuple(assigns)
         if not hasattr(self.optimizer.apply, "hooks"):
             _hook_apply(self.optimizer)
             for optimizer in self._optimizers:
@@ -269,6 +303,63 @@ class CompressionCallback(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Forgets the notes of an earlier fit; subclasses call this first."""
         self._notes.clear()
+
+    def choose_kernels(
+        self,
+        layers: LayerChoice,
+        by_default: Mapping[type, str],
+        on_request: Mapping[type, str],
+        done: str,
+    ) -> list[Kernel]:
+        """Returns the weights that a technique works on, and names in notes what it leaves out.
+
+        Args:
+            layers: The user's choice.
+            by_default: Layer class -> attribute, for `layers=None`.
+            on_request: The same for layers that have to be named.
+            done: What is done to them, for the notes, e.g. "pruned".
+
+        Raises:
+            UnknownNameError: a name is no layer of the model.
+            ArgumentError: a layer is of a class the technique cannot handle, or none is left.
+            UnsupportedModelError: the model is subclassed or has no input shape yet.
+        """
+        supported = {**by_default, **on_request}
+        kinds = by_default if layers is None else supported
+        selected = select_layers(self.model, layers, tuple(kinds))
+        chosen: list[tuple[keras.layers.Layer, keras.Variable, str]] = []
+        for layer in selected:
+            attribute = next(name for kind, name in kinds.items() if isinstance(layer, kind))
+            kernel = getattr(layer, attribute)
+            reason = None
+            if not isinstance(kernel, keras.Variable):
+                reason = f"its {attribute} is computed (LoRA?)"
+            elif not layer.trainable or not kernel.trainable:
+                reason = "it is frozen (trainable=False)"
+            elif any(kernel is other for _, other, _ in chosen):
+                reason = f"it shares its weights with another {done} layer"
+            elif not keras.backend.is_float_dtype(kernel.dtype):
+                reason = f"its weights are {kernel.dtype}"
+            if reason is None:
+                chosen.append((layer, kernel, attribute))
+            else:
+                self.note(f"{layer.name} is not {done}: {reason}.")
+        if layers is None:
+            for layer in walk_layers(self.model):
+                has_kernel = any(len(w.shape) > 1 for w in layer.trainable_weights)
+                if layer not in selected and has_kernel:
+                    known = isinstance(layer, tuple(supported))
+                    rule = f"are {done} only where named" if known else f"cannot be {done}"
+                    self.note(f"{layer.name} is not {done}: {type(layer).__name__} layers {rule}.")
+        if not chosen:
+            raise ArgumentError(
+                "layers", f"leave at least one layer to be {done}", layers, " ".join(self.notes)
+            )
+        names = [layer.name for layer, _, _ in chosen]
+        return [
+            Kernel(layer.name if names.count(layer.name) == 1 else layer.path, layer, *found)
+            for layer, *found in chosen
+        ]
 
     def log(
         self,

@@ -17,10 +17,8 @@ from edgecompress.callbacks.base import (
     LayerChoice,
     StepHook,
     rebuild_train_function,
-    select_layers,
 )
 from edgecompress.core.errors import ArgumentError
-from edgecompress.core.keras_graph import walk_layers
 from edgecompress.core.registry import Registry
 from edgecompress.schedules.base import Schedule, serialize
 
@@ -189,23 +187,23 @@ class MagnitudePruning(CompressionCallback):
         """Hooks the masks into the optimizer and has the train step traced anew."""
         super().on_train_begin(logs)
         self._detach()
-        kernels = self._choose()
+        kernels = self.choose_kernels(self.layers, PRUNED_BY_DEFAULT, PRUNED_ON_REQUEST, "pruned")
         hook = StepHook(self.model, self.params)
         taken = {id(variable) for other in hook.others() for variable in other.assigns}
-        for layer, kernel in kernels:
-            if id(kernel) in taken:
+        for kernel in kernels:
+            if id(kernel.variable) in taken:
                 raise ArgumentError(
-                    "layers", "name no layer that another callback of this fit prunes", layer.name
+                    "layers", "name no layer that another callback of this fit prunes", kernel.name
                 )
-        names = [layer.name for layer, _ in kernels]
         self._pruned = [
             _Pruned(
-                # Layers of different nested models may share a name, but no path.
-                layer.name if names.count(layer.name) == 1 else layer.path,
-                kernel,
-                hook.add_variable(kernel.shape, "bool", f"{layer.name}_pruning_mask"),
+                kernel.name,
+                kernel.variable,
+                hook.add_variable(
+                    kernel.variable.shape, "bool", f"{kernel.layer.name}_pruning_mask"
+                ),
             )
-            for layer, kernel in kernels
+            for kernel in kernels
         ]
         self._hook = hook
         hook.install(self._prune, [pruned.kernel for pruned in self._pruned])
@@ -235,37 +233,6 @@ class MagnitudePruning(CompressionCallback):
         self._detach()
         self.attach_step({"sparsity": total, "layer_sparsity": by_layer, "optimizer_steps": step})
         self._pruned = []
-
-    def _choose(self) -> list[tuple[keras.layers.Layer, keras.Variable]]:
-        supported = {**PRUNED_BY_DEFAULT, **PRUNED_ON_REQUEST}
-        kinds = PRUNED_BY_DEFAULT if self.layers is None else supported
-        chosen: list[tuple[keras.layers.Layer, keras.Variable]] = []
-        selected = select_layers(self.model, self.layers, tuple(kinds))
-        for layer in selected:
-            kind = next(kind for kind in kinds if isinstance(layer, kind))
-            kernel = getattr(layer, kinds[kind])
-            if not isinstance(kernel, keras.Variable):
-                self.note(f"{layer.name} is not pruned: its {kinds[kind]} is computed (LoRA?).")
-            elif not layer.trainable or not kernel.trainable:
-                self.note(f"{layer.name} is not pruned: it is frozen (trainable=False).")
-            elif any(kernel is other for _, other in chosen):
-                self.note(f"{layer.name} shares its weights with another pruned layer.")
-            elif not keras.backend.is_float_dtype(kernel.dtype):
-                self.note(f"{layer.name} is not pruned: its weights are {kernel.dtype}.")
-            else:
-                chosen.append((layer, kernel))
-        if self.layers is None:
-            for layer in walk_layers(self.model):
-                has_kernel = any(len(w.shape) > 1 for w in layer.trainable_weights)
-                if layer not in selected and has_kernel:
-                    known = isinstance(layer, tuple(supported))
-                    rule = "are pruned only where named" if known else "cannot be pruned"
-                    self.note(f"{layer.name} is not pruned: {type(layer).__name__} layers {rule}.")
-        if not chosen:
-            raise ArgumentError(
-                "layers", "leave at least one layer to prune", self.layers, " ".join(self.notes)
-            )
-        return chosen
 
     def _step(self) -> int:
         """Returns how many updates the optimizer has made."""

@@ -14,11 +14,9 @@ from edgecompress.callbacks.base import (
     LayerChoice,
     StepHook,
     rebuild_train_function,
-    select_layers,
 )
 from edgecompress.callbacks.magnitude_pruning import PRUNED_BY_DEFAULT, PRUNED_ON_REQUEST
 from edgecompress.core.errors import ArgumentError
-from edgecompress.core.keras_graph import walk_layers
 from edgecompress.quantizers.kmeans import INITIALIZATIONS, cluster
 
 # Layer class -> attribute of the clustered weights: the kernels that pruning knows, too.
@@ -228,52 +226,13 @@ class WeightClustering(CompressionCallback):
         self._clustered = []
 
     def _choose(self) -> list[_Clustered]:
-        supported = {**CLUSTERED_BY_DEFAULT, **CLUSTERED_ON_REQUEST}
         layers = self.layers
         if layers is None and isinstance(self.clusters, Mapping):
             layers = list(self.clusters)
-        kinds = CLUSTERED_BY_DEFAULT if layers is None else supported
-        selected = select_layers(self.model, layers, tuple(kinds))
-        chosen: list[tuple[keras.layers.Layer, keras.Variable]] = []
-        for layer in selected:
-            attribute = next(name for kind, name in kinds.items() if isinstance(layer, kind))
-            kernel = getattr(layer, attribute)
-            reason = None
-            if not isinstance(kernel, keras.Variable):
-                reason = f"its {attribute} is computed (LoRA?)"
-            elif not layer.trainable or not kernel.trainable:
-                reason = "it is frozen (trainable=False)"
-            elif any(kernel is other for _, other in chosen):
-                reason = "it shares its weights with another clustered layer"
-            elif not keras.backend.is_float_dtype(kernel.dtype):
-                reason = f"its weights are {kernel.dtype}"
-            if reason is None:
-                chosen.append((layer, kernel))
-            else:
-                self.note(f"{layer.name} is not clustered: {reason}.")
-        if layers is None:
-            for layer in walk_layers(self.model):
-                has_kernel = any(len(w.shape) > 1 for w in layer.trainable_weights)
-                if layer not in selected and has_kernel:
-                    known = isinstance(layer, tuple(supported))
-                    rule = "are clustered only where named" if known else "cannot be clustered"
-                    self.note(
-                        f"{layer.name} is not clustered: {type(layer).__name__} layers {rule}."
-                    )
-        if not chosen:
-            raise ArgumentError(
-                "layers", "leave at least one layer to cluster", layers, " ".join(self.notes)
-            )
-        names = [layer.name for layer, _ in chosen]
-        return [
-            _Clustered(
-                # Layers of different nested models may share a name, but no path.
-                layer.name if names.count(layer.name) == 1 else layer.path,
-                kernel,
-                self._count(layer.name),
-            )
-            for layer, kernel in chosen
-        ]
+        kernels = self.choose_kernels(
+            layers, CLUSTERED_BY_DEFAULT, CLUSTERED_ON_REQUEST, "clustered"
+        )
+        return [_Clustered(k.name, k.variable, self._count(k.layer.name)) for k in kernels]
 
     def _count(self, layer: str) -> int:
         if not isinstance(self.clusters, Mapping):

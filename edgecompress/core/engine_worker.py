@@ -12,6 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.machinery
+import importlib.metadata
+import importlib.util
 import json
 import os
 import re
@@ -159,10 +162,91 @@ class MicroInterpreter:
         self._engine.reset()
 
 
+class LarqInterpreter:
+    """Larq Compute Engine: TensorFlow Lite with operators for binary networks."""
+
+    def __init__(self, job: Job, data: bytes) -> None:
+        """Loads the model."""
+        self._load = lambda: _larq_wrapper(job["module"]).LiteInterpreter(
+            data,
+            job["threads"],
+            # Not the reference kernels, not the indirect ones, no delegate: the engine's defaults.
+            False,
+            False,
+            False,
+        )
+        self._engine = self._load()
+        self._stateful = bool(job["stateful"])
+        self.inputs = [
+            (tuple(shape), np.dtype(dtype))
+            for shape, dtype in zip(
+                self._engine.input_shapes, self._engine.input_types, strict=True
+            )
+        ]
+        self.output_count = len(self._engine.output_shapes)
+        self._given: dict[int, np.ndarray] = {}
+        self._results: list[np.ndarray] = []
+
+    def kernels(self) -> str:
+        """Names the kernels that compute."""
+        return "LCE"
+
+    def set_input(self, position: int, value: np.ndarray) -> None:
+        """Sets an input by position."""
+        self._given[position] = value
+
+    def invoke(self) -> None:
+        """Runs one inference."""
+        self._results = self._engine.predict([self._given[i] for i in range(len(self.inputs))])
+
+    def output(self, position: int) -> np.ndarray:
+        """Returns an output by position."""
+        return self._results[position]
+
+    def reset(self) -> None:
+        """Forgets the state of recurrent models; the interface has nothing but a new start."""
+        if self._stateful:
+            self._engine = self._load()
+
+
 INTERPRETERS: dict[str, Callable[[Job, bytes], Any]] = {
     "lite": LiteInterpreter,
     "micro": MicroInterpreter,
+    "larq": LarqInterpreter,
 }
+
+
+def _larq_wrapper(package: str) -> Any:
+    """Returns Larq Compute Engine's interpreter.
+
+    It is loaded by itself: the package's own import brings TensorFlow, another TFLite build.
+    """
+    if int(np.__version__.split(".")[0]) > 1:
+        # Built with NumPy 1, it takes every array of a later one for empty.
+        raise ImportError(f"it needs NumPy 1, and NumPy {np.__version__} is installed")
+    spec = importlib.util.find_spec(package)
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    name = "interpreter_wrapper_lite"
+    inner = [os.path.join(folder, "tflite", "python") for folder in folders]
+    found = importlib.machinery.PathFinder.find_spec(name, inner)
+    if found is None or found.loader is None:
+        raise ImportError(f"{package} holds no tflite/python/{name}")
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+def _larq_version(package: str) -> str:
+    _larq_wrapper(package)
+    return importlib.metadata.version(package)
+
+
+def _imported_version(package: str) -> str:
+    return str(getattr(importlib.import_module(package), "__version__", "unknown"))
+
+
+# How a package is imported and asked for its version, where it is not as for all others.
+VERSIONS: dict[str, Callable[[str], str]] = {"larq": _larq_version}
 
 
 def _log(job: Job, start: int = 0) -> str:
@@ -335,7 +419,7 @@ def main(path: str) -> int:
     sys.path.extend(folder for folder in job["paths"] if folder not in sys.path)
     version = None
     try:
-        version = str(getattr(importlib.import_module(job["module"]), "__version__", "unknown"))
+        version = VERSIONS.get(job["interpreter"], _imported_version)(job["module"])
         if job["mode"] == "import":
             tell(result={}, version=version)
             return 0

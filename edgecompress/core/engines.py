@@ -50,9 +50,11 @@ class Engine:
         title: Name in messages.
         package: What pip installs.
         module: The importable package.
-        interpreter: Which interface of the worker drives it: `lite` or `micro`.
+        interpreter: Which interface of the worker drives it: `lite`, `micro` or `larq`.
         wheels: Where the package exists, one sentence for who lacks it.
         worker: The program that is started for it.
+        extra: The extra of this package that brings it; "" where every installation has it.
+        intermediates: Whether it can give back tensors that are no outputs.
     """
 
     name: str
@@ -62,6 +64,14 @@ class Engine:
     interpreter: str
     wheels: str
     worker: Path = _WORKER
+    extra: str = ""
+    intermediates: bool = True
+
+    @property
+    def install(self) -> str:
+        """What to type to get it."""
+        what = f"'edgecompress[{self.extra}]'" if self.extra else self.package
+        return f"pip install {what}"
 
 
 ENGINES: Registry[Engine] = Registry("engine")
@@ -95,6 +105,18 @@ ENGINES.register("tflite-runtime")(
         "It has wheels for Linux and Python up to 3.11 only.",
     )
 )
+ENGINES.register("lce")(
+    Engine(
+        "lce",
+        "Larq Compute Engine",
+        "larq-compute-engine",
+        "larq_compute_engine",
+        "larq",
+        "It has wheels for Linux on x86-64 and Python up to 3.12, and needs NumPy 1.",
+        extra="binary",
+        intermediates=False,
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -104,8 +126,8 @@ class EngineRun:
     Attributes:
         engine: The engine's registered name.
         version: Version of its package.
-        kernels: `XNNPACK`, `built-in` or `TFLM reference`. Results of one engine differ between
-            kernel sets, so a golden output needs all three of engine, version and kernels.
+        kernels: `XNNPACK`, `built-in`, `TFLM reference` or `LCE`. Results of one engine differ
+            between kernel sets, so a golden output needs all three of engine, version and kernels.
         outputs: One array for each output of the model, first axis = samples; a leading axis of
             1 that the model's own output has is replaced by it.
         tensors: Tensor index -> values, stacked in the same way.
@@ -132,12 +154,13 @@ def run_engine(
     Samples are independent: variables of recurrent models are reset in between.
 
     Args:
-        name: An engine's name: `litert`, `tflm` or `tflite-runtime`.
+        name: An engine's name: `litert`, `tflm`, `tflite-runtime` or `lce`.
         model: The .tflite file's bytes.
         inputs: One array for each input of the model, by position, in the type of that input;
             shape (samples, *shape), where a leading 1 of the model's shape may be left out.
         tensors: Indices of further tensors to return. The engine then runs without a delegate
-            and keeps every intermediate result, so its outputs come from other kernels.
+            and keeps every intermediate result, so its outputs come from other kernels. `lce`
+            returns none.
         timeout_s: Seconds without a sign of life (a finished sample) after which the engine is
             stopped; a long run over many samples is none.
         progress: Called with (finished samples, all samples) a few times a second.
@@ -148,7 +171,7 @@ def run_engine(
     Raises:
         UnknownNameError: there is no engine of that name.
         MissingDependencyError: the engine is not installed.
-        ArgumentError: the inputs do not fit the model.
+        ArgumentError: the inputs do not fit the model, or the engine returns no `tensors`.
         EngineError: the engine refused the file or a tensor index, crashed or hung.
 
     Example:
@@ -162,6 +185,11 @@ def run_engine(
             raise ArgumentError("inputs", "be arrays whose first axis is samples", array.shape)
     if any(index < 0 for index in tensors):
         raise ArgumentError("tensors", "be indices of tensors, 0 or more", tuple(tensors))
+    engine = ENGINES[name]
+    if tensors and not engine.intermediates:
+        raise ArgumentError(
+            "tensors", f"be left out: {engine.title} gives back outputs only", tuple(tensors)
+        )
     if arrays and not len(arrays[0]):
         raise ArgumentError("inputs", "hold at least one sample", arrays[0].shape)
     total = len(arrays[0]) if arrays else 1
@@ -172,9 +200,14 @@ def run_engine(
             files.append(os.path.join(folder, f"input_{position}.npy"))
             np.save(files[-1], array)
         answer = _start(
-            ENGINES[name],
+            engine,
             folder,
-            {"mode": "run", "inputs": files, "tensors": [int(index) for index in tensors]},
+            {
+                "mode": "run",
+                "inputs": files,
+                "tensors": [int(index) for index in tensors],
+                "stateful": total > 1 and engine.interpreter == "larq" and _is_stateful(model),
+            },
             model,
             timeout_s,
             report,
@@ -318,7 +351,7 @@ def _start(
     place = _folder_of(engine.module)
     if place is None and engine.worker == _WORKER:
         raise MissingDependencyError(
-            f"{engine.title} is not installed: run `pip install {engine.package}`. {engine.wheels}"
+            f"{engine.title} is not installed: run `{engine.install}`. {engine.wheels}"
         )
     paths = {
         "model": os.path.join(folder, "model.tflite"),
@@ -335,6 +368,7 @@ def _start(
         "paths": [p for p in (str(Path(np.__file__).parents[1]), place) if p],
         "threads": 1,
         "tensors": [],
+        "stateful": False,
         **job,
     }
     Path(paths["job"]).write_text(json.dumps(full), encoding="utf-8")
@@ -369,6 +403,16 @@ def _start(
     if "error" in answer:
         raise _refusal(engine, answer, printed, model)
     return answer
+
+
+def _is_stateful(model: bytes) -> bool:
+    """Tells whether a model remembers something from one inference to the next."""
+    with contextlib.suppress(ModelFileError):
+        flat = read_tflite(model)
+        return any(tensor.is_variable for tensor in flat.tensors) or any(
+            operator.code == "VAR_HANDLE" for operator in flat.operators
+        )
+    return False
 
 
 def _listen(
@@ -458,7 +502,7 @@ def _refusal(
     if answer.get("kind") == "import":
         return MissingDependencyError(
             f"{engine.title} is installed but does not load: {_one_line(error)}. Reinstall it: "
-            f"`pip install --force-reinstall {engine.package}`."
+            f"`{engine.install.replace('install', 'install --force-reinstall', 1)}`."
         )
     kind, _, message = error.partition(": ")
     message = _one_line(message)

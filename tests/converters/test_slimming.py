@@ -1,0 +1,107 @@
+"""Slimmed files: smaller, and the same outputs in TensorFlow Lite Micro, bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from edgecompress.converters import float32, int8
+from edgecompress.converters.compressed import verify_exact
+from edgecompress.converters.slimming import slim
+from edgecompress.core.errors import ConversionError
+from edgecompress.core.flatbuffer import read_tflite
+from edgecompress.core.flatbuffer_edit import pack, strip, unpack
+from edgecompress.targets.arena import compute_arena
+
+
+def _file(*layers: keras.layers.Layer) -> bytes:
+    keras.utils.set_random_seed(3)
+    model = keras.Sequential([keras.Input((6, 6, 2)), *layers])
+    for layer in model.layers:
+        # Biases of zero alone would be left out of the file.
+        if getattr(layer, "bias", None) is not None:
+            layer.bias.assign(np.linspace(0.1, 0.5, layer.bias.shape[0]))
+    x = np.random.default_rng(0).normal(size=(30, 6, 6, 2)).astype(np.float32)
+    return strip(int8.convert(float32.convert(model), calibration=[x]).data)
+
+
+@pytest.fixture(scope="module")
+def small() -> bytes:
+    return _file(
+        keras.layers.Conv2D(5, 3, activation="relu"),
+        keras.layers.DepthwiseConv2D(3),
+        keras.layers.Flatten(),
+        keras.layers.Dense(7, activation="relu"),
+        keras.layers.Dense(3),
+    )
+
+
+def test_outputs_stay_and_the_file_shrinks(small: bytes) -> None:
+    slimmed = slim(small)
+    before, after = read_tflite(small), read_tflite(slimmed)
+    verify_exact(small, slimmed, samples=50)
+    assert "RESHAPE" in before.histogram()
+    assert "RESHAPE" not in after.histogram()
+    # The reshape's output and shape; 12 bytes for each of the 5 + 10 channels of the biases.
+    assert len(after.tensors) == len(before.tensors) - 2
+    assert len(small) - len(slimmed) > 15 * 12
+    assert slim(slimmed) == slimmed
+
+
+def test_the_arena_of_the_slimmed_file_is_known_and_no_larger(small: bytes) -> None:
+    before = compute_arena(read_tflite(small), "cortex-m4").used
+    after = compute_arena(read_tflite(slim(small)), "cortex-m4").used
+    assert before is not None and after is not None
+    assert after < before
+
+
+def test_reshapes_that_others_need_stay() -> None:
+    data = _file(
+        keras.layers.Reshape((9, 8)),
+        keras.layers.Conv1D(4, 3, activation="relu"),
+        keras.layers.Reshape((14, 2)),
+        keras.layers.Softmax(),
+    )
+    before = read_tflite(data).histogram()["RESHAPE"]
+    slimmed = slim(data)
+    assert read_tflite(slimmed).histogram()["RESHAPE"] == before
+    verify_exact(data, slimmed)
+
+
+def test_a_reshape_before_an_output_stays() -> None:
+    data = _file(keras.layers.Conv2D(2, 3), keras.layers.Flatten())
+    assert slim(data).count(b"TFL3") == 1
+    assert "RESHAPE" in read_tflite(slim(data)).histogram()
+
+
+def test_a_filter_that_is_reshaped_is_no_input(small: bytes) -> None:
+    """A matrix product whose *filter* comes out of a reshape keeps it."""
+    model = unpack(small)
+    graph = model.subgraphs[0]
+    reshape = next(o for o in graph.operators if o.builtinOptions is None or len(o.inputs) == 2)
+    dense = next(o for o in graph.operators if reshape.outputs[0] in o.inputs)
+    dense.inputs = np.array([dense.inputs[0], reshape.outputs[0], dense.inputs[2]], np.int32)
+    assert "RESHAPE" in read_tflite(slim(pack(model))).histogram()
+
+
+def test_a_changed_bias_is_detected(small: bytes) -> None:
+    model = unpack(slim(small))
+    graph = model.subgraphs[0]
+    bias = next(t for t in graph.tensors if t.type == 2 and t.buffer)
+    buffer = model.buffers[bias.buffer]
+    buffer.data = (np.frombuffer(bytes(buffer.data), np.int32) + 4000).view(np.uint8)
+    with pytest.raises(ConversionError, match="not exact"):
+        verify_exact(small, pack(model))
+
+
+@pytest.mark.parametrize(
+    "name", ["ad01_int8", "kws_ref_model", "pretrainedResnet_quant", "vww_96_int8"]
+)
+def test_reference_models_stay_exact(shared: Path, name: str) -> None:
+    data = strip((shared / "models" / "mlperf_tiny" / f"{name}.tflite").read_bytes())
+    slimmed = slim(data)
+    assert len(slimmed) <= len(data)
+    verify_exact(data, slimmed, samples=3)

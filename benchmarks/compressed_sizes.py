@@ -66,7 +66,7 @@ ROWS: dict[str, tuple[Treatment | None, tuple[str, ...], int | None]] = {
 
 def treated(data: bytes, change: Treatment) -> bytes:
     """Returns the file with its filters of at least 512 weights changed."""
-    from edgecompress.converters.compressed import FILTER_READERS
+    from edgecompress.core.flatbuffer import FILTER_READERS
     from edgecompress.core.flatbuffer import read_tflite
     from edgecompress.core.flatbuffer_edit import pack, unpack
 

@@ -27,7 +27,7 @@ from edgecompress.core.coding import (
 )
 from edgecompress.core.engines import run_engine
 from edgecompress.core.errors import ArgumentError, ConversionError, UnsupportedModelError
-from edgecompress.core.flatbuffer import FlatModel, Tensor, read_tflite
+from edgecompress.core.flatbuffer import FILTER_READERS, FlatModel, Tensor, read_tflite
 from edgecompress.core.flatbuffer_edit import pack, strip, unpack
 from edgecompress.core.results import Artifact
 from edgecompress.core.units import format_size
@@ -35,8 +35,6 @@ from edgecompress.core.units import format_size
 KIND = "compressed"
 OPERATOR = "TFLM_DECODE"
 RAW = "raw"
-# Operators whose kernels read a filter (input 1) that is computed, not constant.
-FILTER_READERS = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV"})
 # The file's own tables for one coded tensor: an operator, two tensors, two buffers, their vectors.
 _TABLE_BYTES = 200
 # Savings from which on the estimate needs no second look at the file itself.

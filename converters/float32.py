@@ -18,11 +18,13 @@ import numpy as np
 from edgecompress.converters.calibration import tensor_values
 from edgecompress.converters.loaders import LoadedModel, example_inputs, one_line, wrap
 from edgecompress.core.errors import ConversionError, UnsupportedModelError
-from edgecompress.core.flatbuffer import FlatModel, read_tflite
+from edgecompress.core.flatbuffer import FILTER_READERS, FlatModel, channel_axis, read_tflite
 from edgecompress.core.flatbuffer_edit import rename_tensors, strip
-from edgecompress.core.keras_graph import functional_of
+from edgecompress.core.fusion import kernels_of
+from edgecompress.core.keras_graph import functional_of, walk_layers
 from edgecompress.core.quiet import quiet
 from edgecompress.core.results import Artifact
+from edgecompress.core.shared_values import channels_first, fold_factors, shares_values
 
 KIND = "float32"
 # Relative to the largest value: BatchNorm folding and other summation orders stay far below.
@@ -38,14 +40,18 @@ class Float32Result:
         artifact: The file. Its tensors are named after taps or layers, so that a file quantized
             from it can be compared layer by layer.
         tap_tensors: Tap -> name of the tensor that carries it.
+        kernels: Name of a filter -> the layer's own kernel in the filter's layout, where the file
+            holds another one: BatchNormalization was folded into it, `W_c = g_c * w_c`.
     """
 
     artifact: Artifact
     tap_tensors: Mapping[str, str] = field(default_factory=dict)
+    kernels: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Makes the mapping read-only."""
+        """Makes the mappings read-only."""
         object.__setattr__(self, "tap_tensors", MappingProxyType(dict(self.tap_tensors)))
+        object.__setattr__(self, "kernels", MappingProxyType(dict(self.kernels)))
 
 
 def convert(model: Any, taps: bool = True, verbose: bool = False) -> Float32Result:
@@ -84,6 +90,7 @@ def convert(model: Any, taps: bool = True, verbose: bool = False) -> Float32Resu
     tensors: dict[str, int] = {}
     if taps:
         tensors = _find_taps(loaded, raw, values, sample, notes)
+    folded = _folded_kernels(loaded, raw, notes)
     names = _tensor_names(loaded, raw, tensors)
     data = rename_tensors(
         raw.data, lambda graph, index: names.get((graph, index), f"subgraph_{graph}/{index}")
@@ -92,6 +99,7 @@ def convert(model: Any, taps: bool = True, verbose: bool = False) -> Float32Resu
     return Float32Result(
         Artifact(KIND, data, str(loaded.path or loaded.name), loaded.record, tuple(notes)),
         {tap: names[0, index] for tap, index in tensors.items()},
+        {names[0, index]: kernel for index, kernel in folded.items()},
     )
 
 
@@ -110,22 +118,36 @@ def _check_inputs(loaded: LoadedModel) -> None:
             )
 
 
-def _to_flatbuffer(loaded: LoadedModel, verbose: bool) -> bytes:
+def frozen_function(loaded: LoadedModel) -> Any:
+    """Returns a model as a TensorFlow function at batch 1 whose weights are constants.
+
+    Binary layers become constants of their signs.
+    """
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import (
         convert_variables_to_constants_v2,
     )
 
+    from edgecompress.layers.binary import frozen_kernels
+
     signature = [
         tf.TensorSpec((1, *spec.shape), spec.dtype, name=f"input_{position}")
         for position, spec in enumerate(loaded.inputs)
     ]
+    traced = tf.function(lambda *tensors: loaded.call(tensors), input_signature=signature)
+    with frozen_kernels():
+        concrete = traced.get_concrete_function()
+    # Unfrozen, a Keras 3 model converts without an error to a file that cannot run.
+    return convert_variables_to_constants_v2(concrete)
+
+
+def _to_flatbuffer(loaded: LoadedModel, verbose: bool) -> bytes:
+    import tensorflow as tf
+
     frozen = None
     try:
         with quiet(verbose):
-            traced = tf.function(lambda *tensors: loaded.call(tensors), input_signature=signature)
-            # Unfrozen, a Keras 3 model converts without an error to a file that cannot run.
-            frozen = convert_variables_to_constants_v2(traced.get_concrete_function())
+            frozen = frozen_function(loaded)
             converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen], None)
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
             return bytes(converter.convert())
@@ -272,6 +294,41 @@ def _nearest(want: np.ndarray, values: Mapping[int, np.ndarray]) -> tuple[int, .
     if errors[best] > _TOLERANCE:
         return ()
     return tuple(i for i in same if np.array_equal(values[i].ravel(), values[best].ravel()))
+
+
+def _folded_kernels(loaded: LoadedModel, raw: FlatModel, notes: list[str]) -> dict[int, np.ndarray]:
+    """Returns the layers' own kernels of the filters that hold others, found by value."""
+    if loaded.flavour == "saved_model":
+        return {}
+    kernels = [
+        (layer.name, channels_first(np.asarray(getattr(layer, attribute)), axes))
+        for layer in walk_layers(loaded.model)
+        for attribute, axes in kernels_of(layer)
+    ]
+    found: dict[int, np.ndarray] = {}
+    lost = {name for name, kernel in kernels if shares_values(kernel)}
+    for operator in raw.operators:
+        weights = raw.tensor(operator, 1) if operator.code in FILTER_READERS else None
+        if weights is None or not weights.is_constant or weights.type != "FLOAT32":
+            continue
+        axis, values = channel_axis(operator), weights.values()
+        rows = channels_first(values, (axis,))
+        # Of two layers with the same kernel either will do.
+        own = rows
+        for name, kernel in kernels:
+            if fold_factors(kernel, rows) is not None:
+                own = kernel
+                lost.discard(name)
+                break
+        if not np.array_equal(own, rows):
+            shape = np.moveaxis(values, axis, 0).shape
+            found[weights.index] = np.moveaxis(own.reshape(shape), 0, axis)
+    if lost:
+        notes.append(
+            f"The weights of {', '.join(sorted(lost))} share few values, but the converter merged "
+            "them with a layer that is no activation away: the file holds more values."
+        )
+    return found
 
 
 def _tensor_names(

@@ -3,6 +3,11 @@
 Weights are quantized symmetrically per channel, activations asymmetrically per tensor, by
 litert-quantizer's `static_wi8_ai8` recipe. Where training learnt a tensor's range it is used as it
 is; the other ranges are measured on calibration samples.
+
+Kernels whose weights share few values (weight clustering) get one scale S = max|w| / 127 for the
+kernel without BatchNormalization, and channel c the scale |g_c| * S, where g_c is the factor that
+folding multiplied the channel by: so every channel has the codes round(w / S), and k values no more
+than k codes. The quantizer cannot do this; its weights, scales and biases are replaced.
 """
 
 from __future__ import annotations
@@ -21,8 +26,9 @@ from edgecompress.converters.calibration import (
 )
 from edgecompress.converters.float32 import Float32Result
 from edgecompress.converters.loaders import one_line
+from edgecompress.converters.shared_scales import share_scales
 from edgecompress.core.errors import ArgumentError, ConversionError
-from edgecompress.core.flatbuffer import FlatModel, Operator, read_tflite
+from edgecompress.core.flatbuffer import FILTER_READERS, FlatModel, Operator, read_tflite
 from edgecompress.core.flatbuffer_edit import pack, strip, unpack
 from edgecompress.core.quiet import quiet
 from edgecompress.core.record import CompressionRecord
@@ -56,6 +62,8 @@ _STAND_INS = {
     "MINIMUM": ("MAXIMUM", 2),
 }
 _SMALLEST_RANGE = 1e-6
+WEIGHT_SCALES = ("auto", "channel", "tensor")
+_DENSE = "FULLY_CONNECTED"
 _BOUNDARY = ("QUANTIZE", "DEQUANTIZE")
 
 
@@ -67,6 +75,7 @@ def convert(
     dense_per_channel: bool | None = None,
     allow_float: bool = True,
     verbose: bool = False,
+    weight_scales: str = "auto",
 ) -> Artifact:
     """Converts a float flatbuffer to an int8 one.
 
@@ -81,19 +90,27 @@ def convert(
         record: Record for the artifact. Defaults to the source's.
         dense_per_channel: One weight scale for each unit of a Dense layer instead of one for the
             layer: more exact, but 8 bytes more for each unit, and older TensorFlow Lite Micro and
-            NPUs cannot run it. Defaults to None: only where training simulated it. Convolutions
-            always have one for each channel.
+            NPUs cannot run it. Defaults to None: where training simulated it, and where a Dense
+            layer with BatchNormalization behind it shares values. Convolutions always have one for
+            each channel.
         allow_float: Keep an operator that has no int8 form in float and say so in the notes,
             instead of refusing the model. Inputs and outputs are int8 in either case. Defaults to
             True.
         verbose: Let the quantizer's log through. Defaults to False.
+        weight_scales: `"tensor"`: the weights of every kernel have the codes of one scale, the
+            factors of folded BatchNormalization apart, Dense layers only where
+            `dense_per_channel` is None. `"channel"`: each output channel of a
+            convolution has a scale of its own. `"auto"`: `"tensor"` for kernels that share few
+            values and have fewer codes so (`core.shared_values`), `"channel"` for all others, as
+            QuantizationAwareTraining simulates. Defaults to `"auto"`.
 
     Returns:
         The file, `Artifact(kind="int8")`; its notes name what was calibrated, what stayed in float
         and a file that got no smaller.
 
     Raises:
-        ArgumentError: ranges are missing and there is no calibration.
+        ArgumentError: ranges are missing and there is no calibration, or `weight_scales` is
+            unknown.
         ConversionError: the quantizer refuses the model, or float is left where it may not be.
 
     Example:
@@ -101,6 +118,8 @@ def convert(
         >>> small.notes  # doctest: +SKIP
         ('All ranges were measured on 200 calibration samples.',)
     """
+    if weight_scales not in WEIGHT_SCALES:
+        raise ArgumentError("weight_scales", f"be {', '.join(WEIGHT_SCALES)}", weight_scales)
     record = record if record is not None else source.artifact.record
     if ranges is None:
         ranges = record.ranges if record is not None else {}
@@ -112,9 +131,20 @@ def convert(
         )
     notes: list[str] = []
     by_tensor = _complete(flat, source, ranges, calibration, notes)
-    if dense_per_channel is None:
-        dense_per_channel = _trained_quantized(record)
-    data = _quantize(source.artifact.data, by_tensor, dense_per_channel, verbose)
+    trained = _trained_quantized(record)
+    per_channel = trained if dense_per_channel is None else dense_per_channel
+    data = _quantize(source.artifact.data, by_tensor, per_channel, verbose)
+    if weight_scales != "channel":
+        always = weight_scales == "tensor"
+        # Where the user decided on Dense layers, the quantizer has done it.
+        codes = FILTER_READERS if dense_per_channel is None else FILTER_READERS - {_DENSE}
+        data, more = share_scales(data, flat, source.kernels, codes, always)
+        notes += more
+    if trained and weight_scales != "auto":
+        notes.append(
+            f"weight_scales={weight_scales!r} is not what training simulated: predictions of the "
+            "file may differ from those of training."
+        )
     notes += _float_left(read_tflite(data), allow_float)
     data = strip(data, keep_names="computed")
     if len(data) >= len(source.artifact.data):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -26,7 +26,8 @@ _HOOK = "_edgecompress_quantization_hook"
 class QuantizationAwareTraining(CompressionCallback):
     """Trains under int8 arithmetic, so that the exported int8 file predicts what training saw.
 
-    Every kernel is read through `round(w / s_c) * s_c` with a scale for each output channel, every
+    Every kernel is read through `round(w / s_c) * s_c` with a scale for each output channel, or one
+    for all where its weights share few values (WeightClustering, in this fit or before); every
     activation that the int8 file rounds is rounded with a range learnt as a moving average; the
     gradient passes straight through. Conv + BatchNormalization + ReLU count as the one operator
     they become: rounding the unfolded kernel gives the codes of the folded one, as folding scales
@@ -99,6 +100,7 @@ class QuantizationAwareTraining(CompressionCallback):
         self._hook: TrainingHook | None = None
         self._float_epochs = self._active_epochs = 0
         self._before: dict[str, tuple[float, float]] = {}
+        self._new_epoch = False
 
     @property
     def active(self) -> bool:
@@ -167,6 +169,14 @@ class QuantizationAwareTraining(CompressionCallback):
             hook.batch_norm_frozen = True
             rebuild_train_function(self.model)
         self._before = hook.ranges()
+        self._new_epoch = True
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Chooses the scales of the kernels anew once an epoch, when all callbacks began it."""
+        if self._new_epoch and self._hook is not None:
+            self._new_epoch = False
+            if self._hook.choose_scales():
+                rebuild_train_function(self.model)
 
     def _attach(self) -> None:
         if getattr(self.model, _HOOK, None) is not None:
@@ -194,15 +204,18 @@ class QuantizationAwareTraining(CompressionCallback):
             self._active_epochs += 1
             ranges = self._hook.ranges()
             drift = _drift(self._before, ranges)
-            self._attach_ranges(ranges)
+            self._attach_ranges(ranges, self._hook.one_scale)
         active = float(self._hook is not None)
         self.log(epoch, logs, {"quantization_active": active, "quantization_drift": drift})
 
-    def _attach_ranges(self, ranges: Mapping[str, tuple[float, float]]) -> None:
+    def _attach_ranges(
+        self, ranges: Mapping[str, tuple[float, float]], one_scale: Sequence[str] = ()
+    ) -> None:
         results = {
             "epochs": self._active_epochs,
             "layers": list(self._chosen),
             "taps": len(ranges),
+            "one_scale": list(one_scale),
         }
         self.attach_step(results, ranges)
 
@@ -215,9 +228,9 @@ class QuantizationAwareTraining(CompressionCallback):
             )
             self._attach_ranges({})
             return
-        ranges = self._hook.ranges()
+        ranges, one_scale = self._hook.ranges(), self._hook.one_scale
         self.detach()
-        self._attach_ranges(ranges)
+        self._attach_ranges(ranges, one_scale)
 
     def detach(self) -> None:
         """Makes the model compute in float again; `fit` does it unless it was interrupted."""

@@ -232,6 +232,8 @@ WEIGHTED = frozenset(
         "UNIDIRECTIONAL_SEQUENCE_LSTM",
     }
 )
+# Operators whose input 1 is a filter with output channels.
+FILTER_READERS = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV"})
 # Dimensions of the weights; no runtime takes others.
 _WEIGHT_RANKS = {
     "CONV_2D": 4,
@@ -243,6 +245,11 @@ _WEIGHT_RANKS = {
 }
 # No device has memory for a larger tensor, and sums of such sizes stay within 64 bits.
 _LARGEST_TENSOR = 1 << 40
+
+
+def channel_axis(operator: Operator) -> int:
+    """Returns the axis of a filter along which the output channels lie."""
+    return 3 if operator.code == "DEPTHWISE_CONV_2D" else 0
 
 
 def operator_macs(model: FlatModel, operator: Operator) -> int:

@@ -577,6 +577,15 @@ def layers_by_name(model: Any) -> dict[str, Any]:
     return found
 
 
+def kernels_of(layer: Any) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Returns a layer's int8 weights as (attribute, channel axes); none for other classes.
+
+    Args:
+        layer: A layer of Keras 3 or of tf-keras.
+    """
+    return _WEIGHTS.get(type(layer).__name__, ())
+
+
 def split_activation(layer: Any) -> str | None:
     """Returns the name of a weighted layer's activation where it is an operator of its own.
 
@@ -689,7 +698,7 @@ class _Copies:
         values = layer.get_weights()
         if self._weights is None:
             return values
-        for attribute, axes in _WEIGHTS.get(type(layer).__name__, ()):
+        for attribute, axes in kernels_of(layer):
             variable = getattr(layer, attribute)
             position = next(i for i, weight in enumerate(layer.weights) if weight is variable)
             values[position] = self._weights(values[position], axes)

@@ -11,6 +11,7 @@ from keras import ops
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.fusion import Tap, analyse, rebuild, source_of
 from edgecompress.core.record import CompressionRecord, record_of
+from edgecompress.core.shared_values import takes_one_scale
 from edgecompress.quantizers.int8 import Int8, fake_quantize
 
 
@@ -79,6 +80,8 @@ def simulate(
         return FakeQuantize(*ranges[name], bits=quantizer.activation_bits, name=layer_name)(tensor)
 
     def weights(values: Any, axes: tuple[int, ...]) -> Any:
+        if takes_one_scale(values, axes, quantizer.weight_bits):
+            axes = ()
         return ops.convert_to_numpy(quantizer.quantize_weights(values, axes))
 
     return rebuild(model, insert, weights)

@@ -23,6 +23,7 @@ from edgecompress.core.fusion import (
     split_activation,
 )
 from edgecompress.core.keras_graph import functional_of
+from edgecompress.core.shared_values import takes_one_scale
 from edgecompress.quantizers.int8 import Int8
 
 _UNSEEN = (np.inf, -np.inf)
@@ -91,6 +92,9 @@ class TrainingHook:
         self._model, self._graph, self._quantizer = model, graph, quantizer
         self._layers = set(layers)
         self._patched: list[tuple[Any, Any]] = []
+        self._by_name = layers_by_name(model)
+        self._axes: dict[str, dict[str, tuple[int, ...]]] = {}
+        self.choose_scales()
         self._taps = {tap.name: tap for tap in graph.taps}
         self._learnt = {
             tap.name: ActivationRange(quantizer, ranges.get(tap.name))
@@ -117,10 +121,36 @@ class TrainingHook:
             return functools.partial(self._quantizer.fake_quantize, low=low, high=high)
         return self._learnt[source.name].frozen
 
+    @property
+    def one_scale(self) -> list[str]:
+        """The layers of which a kernel has one scale, as its weights share few values."""
+        return [name for name, axes in self._axes.items() if () in axes.values()]
+
+    def choose_scales(self) -> bool:
+        """Gives kernels that share values now one scale each, all others one for each channel.
+
+        Returns:
+            Whether a kernel's scales are others than before: the train function must be rebuilt.
+        """
+        before = self._axes
+        self._axes = {
+            name: {
+                attribute: self._scale_axes(getattr(self._by_name[name], attribute), axes)
+                for attribute, axes in weights
+            }
+            for name, weights in self._graph.weights.items()
+            if name in self._layers
+        }
+        return self._axes != before
+
+    def _scale_axes(self, kernel: Any, axes: tuple[int, ...]) -> tuple[int, ...]:
+        values = ops.convert_to_numpy(ops.cast(kernel, "float32"))
+        return () if takes_one_scale(values, axes, self._quantizer.weight_bits) else axes
+
     def attach(self) -> None:
         """Replaces the calls of the layers; the train function must be rebuilt afterwards."""
         inner = {tap.layer for tap in self._graph.taps if tap.layer}
-        for name, layer in layers_by_name(self._model).items():
+        for name, layer in self._by_name.items():
             if name in inner or name in self._layers:
                 self._patch(layer, self._layer_call(layer, layer.call))
             elif name in self._graph.batch_norms:
@@ -160,11 +190,10 @@ class TrainingHook:
         return values if rounding is None else rounding(values)
 
     def _layer_call(self, layer: Any, call: Callable[..., Any]) -> Callable[..., Any]:
-        axes = dict(self._graph.weights.get(layer.name, ())) if layer.name in self._layers else {}
         if type(layer).__name__.startswith("Separable"):
-            run = functools.partial(self._separable, layer, axes)
+            run = functools.partial(self._separable, layer)
         else:
-            run = functools.partial(self._quantized, layer, axes, call)
+            run = functools.partial(self._quantized, layer, call)
         frozen = layer.name in self._graph.batch_norms
 
         @functools.wraps(call)
@@ -225,7 +254,6 @@ class TrainingHook:
     def _quantized(
         self,
         layer: Any,
-        axes: Mapping[str, tuple[int, ...]],
         call: Callable[..., Any],
         *args: Any,
         **kwargs: Any,
@@ -233,6 +261,7 @@ class TrainingHook:
         if type(layer).__name__ == "Activation":
             return apply_activation(layer, args[0], self._insert)
         activation = layer.activation if split_activation(layer) is not None else None
+        axes = self._axes.get(layer.name)
         if activation is not None:
             layer.activation = keras.activations.linear
         try:
@@ -249,7 +278,9 @@ class TrainingHook:
         outputs = self._insert(f"{layer.name}/pre_activation", outputs)
         return apply_activation(layer, outputs, self._insert)
 
-    def _separable(self, layer: Any, axes: Mapping[str, tuple[int, ...]], inputs: Any) -> Any:
+    def _separable(self, layer: Any, inputs: Any) -> Any:
+        axes = self._axes.get(layer.name, {})
+
         def kernel(name: str) -> Any:
             values = ops.convert_to_tensor(getattr(layer, name))
             if name not in axes:

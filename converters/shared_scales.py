@@ -1,0 +1,173 @@
+"""int8 flatbuffer -> int8 flatbuffer in which k shared weight values stay at most k codes.
+
+A kernel w that shares values gets the one scale S = max|w| / 127, unless it has as few codes with
+a scale for each channel. Where BatchNormalization was
+folded into it the file holds g_c * w_c, and channel c has the scale |g_c| * S: so the codes of
+every channel are sign(g_c) * round(w / S). Only negative factors can make more codes than values,
+at most twice as many, as a scale cannot be negative.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from edgecompress.core.errors import ConversionError
+from edgecompress.core.flatbuffer import (
+    FILTER_READERS,
+    FlatModel,
+    Operator,
+    channel_axis,
+    read_tflite,
+)
+from edgecompress.core.flatbuffer_edit import pack, unpack
+from edgecompress.core.shared_values import (
+    channels_first,
+    codes,
+    fold_factors,
+    shares_values,
+    takes_one_scale,
+)
+
+_DENSE = "FULLY_CONNECTED"
+
+
+def share_scales(
+    data: bytes,
+    source: FlatModel,
+    kernels: Mapping[str, np.ndarray],
+    operators: Collection[str] = FILTER_READERS,
+    always: bool = False,
+) -> tuple[bytes, list[str]]:
+    """Gives kernels the codes of one scale each; replaces their weights, scales and biases.
+
+    Args:
+        data: An int8 .tflite file that litert-quantizer made.
+        source: The float file that it was made from.
+        kernels: `Float32Result.kernels`: filters without what was folded into them, by name.
+        operators: Kinds of operators whose filters may be changed. Defaults to all.
+        always: Do so for every kernel, not only where it makes fewer codes. Defaults to False.
+
+    Returns:
+        The new file, or the same where nothing changes, and notes on what changed.
+    """
+    quantized = read_tflite(data)
+    model = unpack(data)
+    editor = _Editor(model)
+    changed, turned = [], []
+    # The quantizer adds and removes none of these operators; it may rename their constants.
+    for before, after in zip(_readers(source), _readers(quantized), strict=True):
+        floats, present = source.tensor(before, 1), quantized.tensor(after, 1)
+        if after.code not in operators or floats is None or present is None:
+            continue
+        if not floats.is_constant or present.type != "INT8" or not present.is_constant:
+            continue
+        axis, folded = channel_axis(after), floats.values()
+        kernel = kernels.get(floats.name, folded)
+        if not kernel.any() or not (always or shares_values(kernel)):
+            continue
+        wanted = always or takes_one_scale(kernel, (axis,))
+        # One scale over the folded kernel: a Dense layer that training did not quantize.
+        single = len(present.scales) == 1
+        axes = () if wanted or single else (axis,)
+        weights, scales, signs = _codes_and_scales(kernel, folded, axis, axes, present.scales)
+        old, new = (len(np.unique(w)) for w in (present.values(), weights))
+        if np.array_equal(weights, present.values()) or (single and not wanted and new >= old):
+            continue
+        if after.code == _DENSE and len(set(scales.tolist())) == 1:
+            scales = scales[:1]
+        editor.replace(after.index, 1, weights, scales, axis)
+        reads, bias = (2, 3) if after.code == "TRANSPOSE_CONV" else (0, 2)
+        constant, into = source.tensor(before, bias), quantized.tensor(after, reads)
+        if constant is not None and into is not None:
+            bias_scales = np.float32(into.scales[0]) * scales
+            editor.replace(after.index, bias, _biases(constant.values(), bias_scales), bias_scales)
+        name = source.output(before).name
+        if not axes:
+            changed.append(f"{name} ({new} codes instead of {old})")
+        if new > len(np.unique(kernel)) and (signs < 0).any():
+            turned.append(f"{name} ({int((signs < 0).sum())})")
+    if not editor.used:
+        return data, []
+    notes = []
+    if changed:
+        why = "" if always else ", as their weights share values"
+        notes.append(f"One weight scale for all channels{why}: {', '.join(changed)}.")
+    if turned:
+        notes.append(
+            "BatchNormalization turns the sign of channels, which makes more codes than values: "
+            f"{', '.join(turned)}."
+        )
+    return pack(model), notes
+
+
+def _readers(flat: FlatModel) -> list[Operator]:
+    return [operator for operator in flat.operators if operator.code in FILTER_READERS]
+
+
+def _codes_and_scales(
+    kernel: np.ndarray,
+    folded: np.ndarray,
+    axis: int,
+    axes: tuple[int, ...],
+    present: Sequence[float],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns a filter's codes, the scale of each channel and the signs of the factors.
+
+    The codes come from the kernel before folding: g_c * w_c has rounding errors, which split equal
+    values where w / S lies halfway between two codes.
+    """
+    rows = channels_first(kernel, (axis,))
+    factors = fold_factors(rows, channels_first(folded, (axis,)))
+    if factors is None:
+        raise ConversionError("A folded kernel is no multiple of its layer's kernel.")
+    signs = np.sign(factors).astype(np.int32)
+    shape = [1] * kernel.ndim
+    shape[axis] = -1
+    weights = codes(kernel, axes) * signs.reshape(shape)
+    largest = np.abs(rows).max(1 if axes else None) / np.float32(127)
+    # A channel of zeros keeps the scale that it has, with which its bias fits 32 bits.
+    scales = np.where(factors != 0, np.abs(factors) * largest, present).astype(np.float32)
+    return weights.astype(np.int8), scales, signs
+
+
+def _biases(values: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Returns `round(b / s)` in 32 bits."""
+    span = np.iinfo(np.int32)
+    return np.clip(np.rint(values / scales.astype(np.float64)), span.min, span.max).astype(np.int32)
+
+
+class _Editor:
+    """Replaces constants of the first subgraph; their other readers keep what they had."""
+
+    def __init__(self, model: Any) -> None:
+        self.used = False
+        self._model, self._graph = model, model.subgraphs[0]
+        self._readers = Counter(int(i) for o in self._graph.operators for i in o.inputs)
+
+    def replace(
+        self, operator: int, position: int, values: np.ndarray, scales: np.ndarray, axis: int = 0
+    ) -> None:
+        """Gives an operator's input other values and scales."""
+        from ai_edge_litert import schema_py_generated as schema
+
+        self.used = True
+        reader = self._graph.operators[operator]
+        index = int(reader.inputs[position])
+        tensor = self._graph.tensors[index]
+        if self._readers[index] > 1:
+            self._readers[index] -= 1
+            tensor = copy.copy(tensor)
+            reader.inputs = list(reader.inputs)
+            reader.inputs[position] = len(self._graph.tensors)
+            self._graph.tensors.append(tensor)
+        tensor.buffer = len(self._model.buffers)
+        data = np.frombuffer(values.tobytes(), np.uint8)
+        self._model.buffers.append(schema.BufferT(data=data))
+        tensor.quantization = schema.QuantizationParametersT(
+            scale=scales, zeroPoint=np.zeros(len(scales), np.int64), quantizedDimension=axis
+        )

@@ -1,0 +1,113 @@
+"""Kernels whose weights share few values: whether one int8 scale keeps them few codes.
+
+With a scale for each output channel, one value becomes another code in every channel, and the k
+values of a clustered kernel many more codes. With one scale for the whole kernel they stay at most
+k, which is what tables and Huffman codes live from. Training, simulation and conversion all ask
+here, so that they agree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+# The most values that a table of the compressed file holds (7 bits).
+MOST_VALUES = 128
+# So many weights of an ordinary kernel hold more than MOST_VALUES values, which spares sorting it.
+_PROBE = 4096
+# Folding multiplies float32 numbers, at most twice.
+_FOLDING = 1e-5
+
+
+def shares_values(kernel: np.ndarray) -> bool:
+    """Returns whether the weights other than zero share few values, as clustering leaves them.
+
+    Few means at most 128, and at most half as many as there are weights: a small or a heavily
+    pruned kernel holds few values without sharing any.
+
+    Args:
+        kernel: Float weights of any shape.
+
+    Example:
+        >>> shares_values(np.tile([0.5, -1.0], 8)), shares_values(np.arange(1.0, 9.0))
+        (True, False)
+    """
+    weights = np.ravel(kernel)
+    if len(np.unique(weights[:_PROBE])) > MOST_VALUES + 1:
+        return False
+    weights = weights[weights != 0]
+    values = len(np.unique(weights))
+    return 0 < values <= MOST_VALUES and 2 * values <= len(weights)
+
+
+def codes(kernel: np.ndarray, channel_axes: Sequence[int], bits: int = 8) -> np.ndarray:
+    """Returns the codes of weights, `round(w / s)` with `s = max(|w|) / (2 ** (bits - 1) - 1)`.
+
+    Args:
+        kernel: Float weights of any shape.
+        channel_axes: Axes whose indices have a scale of their own; none for one scale.
+        bits: Width of the codes. Defaults to 8: -127 to 127.
+
+    Example:
+        >>> codes(np.array([[1.0, 0.1], [0.5, -0.1]]), ()).tolist()
+        [[127, 13], [64, -13]]
+        >>> codes(np.array([[1.0, 0.1], [0.5, -0.1]]), (-1,)).tolist()
+        [[127, 127], [64, -127]]
+    """
+    weights = np.asarray(kernel, np.float32)
+    channels = {axis % weights.ndim for axis in channel_axes}
+    others = tuple(axis for axis in range(weights.ndim) if axis not in channels)
+    largest = np.abs(weights).max(axis=others, keepdims=True)
+    scales = largest / np.float32(2 ** (bits - 1) - 1)
+    return np.rint(weights / np.where(scales > 0, scales, 1)).astype(np.int32)
+
+
+def takes_one_scale(kernel: np.ndarray, channel_axes: Sequence[int], bits: int = 8) -> bool:
+    """Returns whether a kernel shares values and has fewer codes with one scale than with many.
+
+    Binary and ternary kernels with a factor for each channel, `a_c * {-1, 0, 1}`, have at most
+    three codes with a scale for each channel: they keep those.
+
+    Args:
+        kernel: Float weights of any shape, without BatchNormalization folded in.
+        channel_axes: Axes whose indices have a scale of their own otherwise.
+        bits: Width of the codes. Defaults to 8.
+
+    Example:
+        >>> kernel = np.random.default_rng(0).choice([-1.0, 0.1, 0.3], (9, 4))
+        >>> takes_one_scale(kernel * [1, 1, 1, 0.2], (-1,)), takes_one_scale(np.sign(kernel), (-1,))
+        (True, False)
+    """
+    if not shares_values(kernel):
+        return False
+    return len(np.unique(codes(kernel, (), bits))) < len(
+        np.unique(codes(kernel, channel_axes, bits))
+    )
+
+
+def channels_first(kernel: np.ndarray, axes: Sequence[int]) -> np.ndarray:
+    """Returns a kernel as (channels, weights of a channel)."""
+    moved = np.moveaxis(kernel, [axis % kernel.ndim for axis in axes], range(len(axes)))
+    return moved.reshape(math.prod(moved.shape[: len(axes)]), -1)
+
+
+def fold_factors(kernel: np.ndarray, folded: np.ndarray) -> np.ndarray | None:
+    """Returns the factor of each channel that turns one kernel into the other, or None.
+
+    Args:
+        kernel: (channels, weights).
+        folded: The same shape.
+
+    Returns:
+        g with `folded[c] = g[c] * kernel[c]` up to rounding, float64; 0 where a channel is zero.
+    """
+    if kernel.shape != folded.shape:
+        return None
+    small, large = kernel.astype(np.float64), folded.astype(np.float64)
+    rows, largest = np.arange(len(small)), np.abs(small).argmax(1)
+    base = small[rows, largest]
+    factors = np.divide(large[rows, largest], base, out=np.zeros_like(base), where=base != 0)
+    error = np.abs(large - factors[:, None] * small).max(1)
+    return factors if (error <= _FOLDING * np.abs(large).max(1)).all() else None

@@ -199,3 +199,47 @@ def run_graph(model: Any, inputs: Any, call: Callable[..., Any]) -> Any:
         What the model's outputs became, in their structure.
     """
     return functional_of(model)._run_through_graph(inputs, call_fn=call)
+
+
+def outer_layers(model: Any, weighted: Callable[[Any], bool]) -> tuple[list[Any], list[Any]]:
+    """Returns the weighted layers next to the model's inputs, and those next to its outputs.
+
+    Parallel branches have several; nested models are entered.
+
+    Args:
+        model: A built Sequential or Functional model.
+        weighted: Tells whether a layer counts.
+
+    Returns:
+        (layers that no other weighted layer comes before, layers that none comes after), in the
+        order of the graph.
+
+    Raises:
+        UnsupportedModelError: the model is subclassed, not built, or no Keras 3 model.
+    """
+    first: dict[int, Any] = {}
+    found: dict[int, Any] = {}
+    followed: set[int] = set()
+
+    def walk(graph: Any, read: list[frozenset[int]]) -> list[frozenset[int]]:
+        functional = functional_of(graph)
+        # Tensor -> the weighted layers whose output reaches it past unweighted ones alone.
+        sources = {id(t): s for t, s in zip(functional.inputs, read, strict=True)}
+        for node in graph_nodes(graph):
+            layer, inputs = node.operation, [sources[id(t)] for t in node.inputs]
+            if getattr(layer, "layers", None) and hasattr(layer, "outputs"):
+                outputs = walk(layer, inputs)
+            else:
+                before = frozenset().union(*inputs)
+                if weighted(layer):
+                    if not before:
+                        first[id(layer)] = layer
+                    found[id(layer)] = layer
+                    followed.update(before)
+                    before = frozenset([id(layer)])
+                outputs = [before] * len(node.outputs)
+            sources.update((id(t), s) for t, s in zip(node.outputs, outputs, strict=True))
+        return [sources[id(t)] for t in functional.outputs]
+
+    walk(model, [frozenset()] * len(functional_of(model).inputs))
+    return list(first.values()), [layer for key, layer in found.items() if key not in followed]

@@ -23,6 +23,17 @@ from edgecompress.core.errors import ArgumentError
 SMALLEST_RANGE = 1e-9
 
 
+def reduced_axes(rank: int, channel_axes: Sequence[int]) -> tuple[int, ...]:
+    """Returns the axes along which a channel's weights lie: all but `channel_axes`.
+
+    Example:
+        >>> reduced_axes(4, (-1,)), reduced_axes(4, (-2, -1)), reduced_axes(2, ())
+        ((0, 1, 2), (0, 1), (0, 1))
+    """
+    channels = {axis % rank for axis in channel_axes}
+    return tuple(axis for axis in range(rank) if axis not in channels)
+
+
 def weight_scales(weights: Any, channel_axes: Sequence[int], bits: int = 8) -> Any:
     """Returns the scale of each channel, `max(|w_c|) / (2 ** (bits - 1) - 1)`.
 
@@ -35,9 +46,7 @@ def weight_scales(weights: Any, channel_axes: Sequence[int], bits: int = 8) -> A
     Returns:
         A tensor that broadcasts against `weights`.
     """
-    rank = len(weights.shape)
-    channels = {axis % rank for axis in channel_axes}
-    others = tuple(axis for axis in range(rank) if axis not in channels)
+    others = reduced_axes(len(weights.shape), channel_axes)
     largest = ops.max(ops.abs(weights), axis=others, keepdims=True)
     return ops.maximum(largest, SMALLEST_RANGE) / (2 ** (bits - 1) - 1)
 

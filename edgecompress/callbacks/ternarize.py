@@ -1,0 +1,254 @@
+"""Ternary weights: each kernel trains as a negative value, zeros and a positive value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from edgecompress.callbacks.base import LayerChoice, StepHook
+from edgecompress.callbacks.kernel_quantization import (
+    LatentWeights,
+    QuantizedKernel,
+    as_numpy,
+    per_channel_list,
+)
+from edgecompress.core.errors import ArgumentError
+from edgecompress.core.registry import Registry
+from edgecompress.quantizers.ternary import (
+    is_ternary,
+    mean_beyond,
+    ternarize,
+    ttq_gradient,
+    ttq_start,
+    ttq_threshold,
+    ttq_value_gradients,
+    twn,
+)
+
+# Method -> its usual threshold factor.
+METHODS: Registry[float] = Registry("method")
+METHODS.register("twn")(0.7)
+METHODS.register("ttq")(0.05)
+
+# A trained value that became zero would have no weights left to be read back from.
+_SMALLEST_VALUE = 1e-6
+
+
+class Ternarize(LatentWeights):
+    """Trains kernels whose weights are a negative value, zero or a positive value: two bits.
+
+    The kernel always holds the ternary values; float latent weights W lie behind it. With
+    `method="twn"` (Li, Zhang and Liu, Ternary Weight Networks, 2016,
+    https://arxiv.org/abs/1605.04711, section 2) both follow from W, and the gradient passes to W
+    unchanged:
+
+        threshold_c = 0.7 mean |w_c|,   alpha_c = mean of |w_c| above it,   W_t = alpha_c {-1, 0, 1}
+
+    With `method="ttq"` (Zhu et al., Trained Ternary Quantization, 2017,
+    https://arxiv.org/abs/1612.01064, section 3) two values for each layer are trained:
+
+        threshold = t max |W|,   W_t = W_p where w > threshold, -W_n where w < -threshold, else 0
+        dL/dW_p = sum of g over the first,   dL/dW_n = -sum of g over the second,   g = dL/dW_t
+        dL/dW = g W_p,  g  or  g W_n,  by where the weight lies
+
+    W_p and W_n are moved by an optimizer with the settings and the learning rate of the model's,
+    without weight decay. They start at the mean |w| of their side. The paper divides W by its
+    largest weight before; here W keeps its size, which leaves the assignment the same.
+
+    In an int8 file the codes of a TWN kernel are -127, 0 and 127, also where a BatchNormalization
+    is folded in. W_p and W_n differ, so a TTQ kernel has up to five codes with one scale for each
+    channel. Layers stay plain Keras layers; activations are not touched.
+
+    **Keep the callback in every later `fit`**, or freeze the layers (`trainable=False`): without
+    it the weights part again. A later fit on the same model object goes on with the latent weights.
+    A saved model holds the ternary values alone; after `load_model` or BackupAndRestore the latent
+    weights start from them, unless `latent_file` names where they are kept.
+
+    History: `ternary_flips`, the share of weights that have another of the three values than when
+    the epoch began, and `ternary_flips/<layer>`; `ternary_sparsity`, the share of zeros. The
+    record's step `ternary_weights` holds the layers, their values and sparsity.
+
+    Args:
+        method: `"twn"` or `"ttq"`. Defaults to `"twn"`.
+        threshold: Factor of the threshold, 0 or more, less than 1 for TTQ. Defaults to None: 0.7
+            for TWN, 0.05 for TTQ.
+        per_channel: Whether each output channel has its own threshold and value, TWN only.
+            Defaults to None: True for TWN, which suits the scales of int8 files and is closer to
+            the float weights than the paper's one for a layer; False for TTQ.
+        layers: Names of the layers, or a predicate `layer -> bool`. Defaults to None: all Dense,
+            Conv1D, Conv2D, Conv2DTranspose and SeparableConv (pointwise part) layers but the first
+            and the last with weights; depthwise layers only where named.
+        begin_epoch: Epoch, as Keras numbers them, in which it begins. Defaults to 0.
+        first_and_last: Whether `layers=None` includes the layers next to the model's inputs and
+            outputs. Defaults to False.
+        latent_file: A .npz file that is written after every epoch with the latent weights, and
+            read when training begins if it belongs to the weights of the model. Defaults to None.
+
+    Raises:
+        ArgumentError: an argument breaks its rule; when training begins also if no layer is left,
+            another callback of the fit sets the same weights, or TTQ runs on another backend than
+            TensorFlow.
+        UnknownNameError: `method` or a layer is unknown.
+        UnsupportedModelError: when training begins, the model is subclassed.
+        ModelFileError: `latent_file` cannot be read.
+
+    Example:
+        >>> model.fit(x, y, epochs=10, callbacks=[Ternarize()])  # doctest: +SKIP
+        >>> np.unique(model.get_layer("conv2").kernel[..., 0]).size  # doctest: +SKIP
+        3
+    """
+
+    technique = "ternary_weights"
+    done = "ternarized"
+    prefix = "ternary"
+
+    def __init__(
+        self,
+        method: str = "twn",
+        threshold: float | None = None,
+        per_channel: bool | None = None,
+        layers: LayerChoice = None,
+        begin_epoch: int = 0,
+        first_and_last: bool = False,
+        latent_file: str | Path | None = None,
+    ) -> None:
+        """Checks the arguments; the model is looked at when training begins."""
+        usual = METHODS[method]
+        trained = method == "ttq"
+        if per_channel is None:
+            per_channel = not trained
+        super().__init__(layers, begin_epoch, per_channel, first_and_last, latent_file)
+        threshold = usual if threshold is None else threshold
+        number = isinstance(threshold, (int, float)) and not isinstance(threshold, bool)
+        if not number or not math.isfinite(threshold) or threshold < 0:
+            raise ArgumentError("threshold", "be a number, 0 or more", threshold)
+        if trained and threshold >= 1:
+            raise ArgumentError("threshold", "be less than 1 for ttq: it is a share", threshold)
+        if trained and per_channel:
+            raise ArgumentError(
+                "per_channel", "be False for ttq, which trains two values for a layer", per_channel
+            )
+        self.method = method
+        self.threshold = float(threshold)
+        self._values: dict[str, tuple[keras.Variable, keras.Variable]] = {}
+        self._value_optimizer: keras.optimizers.Optimizer | None = None
+        self._gradients: dict[str, tuple[Any, Any]] = {}
+
+    def settings(self) -> Mapping[str, Any]:
+        """Returns the arguments as JSON values, with the names of the chosen layers."""
+        return {"method": self.method, "threshold": self.threshold, **super().settings()}
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Chooses the kernels and hooks them; nothing is ternary before `begin_epoch`."""
+        if self.method == "ttq" and keras.backend.backend() != "tensorflow":
+            # The optimizer of W_p and W_n lies beside the model's; JAX would drop its updates.
+            raise ArgumentError(
+                "KERAS_BACKEND",
+                'be tensorflow for Ternarize(method="ttq")',
+                keras.backend.backend(),
+            )
+        super().on_train_begin(logs)
+
+    def prepare(self, hook: StepHook) -> None:
+        """Adds W_p and W_n, and what moves them."""
+        self._values, self._value_optimizer = {}, None
+        if self.method != "ttq":
+            return
+        for kernel in self._kernels:
+            positive, negative = (
+                hook.add_variable((), "float32", f"ternary_{side}_{index}")
+                for index, side in enumerate(("positive", "negative"))
+            )
+            self._values[kernel.name] = (positive, negative)
+        self._value_optimizer = _alike(hook.optimizer)
+        self._value_optimizer.build([value for pair in self._values.values() for value in pair])
+
+    def is_quantized(self, values: np.ndarray, axes: tuple[int, ...]) -> bool:
+        """Returns whether each channel holds zeros and one value on each side."""
+        return is_ternary(values, axes)
+
+    def quantize(self, kernel: QuantizedKernel) -> Any:
+        """Returns the ternary values of the latent weights."""
+        latent = ops.convert_to_tensor(kernel.latent)
+        if self.method == "twn":
+            return twn(latent, kernel.axes, self.threshold)
+        positive, negative = self._pair(kernel, latent.dtype)
+        return ternarize(latent, ttq_threshold(latent, self.threshold), positive, negative)
+
+    def estimate(self, kernel: QuantizedKernel, above: Any) -> Any:
+        """Returns the gradient of the latent weights; part of the compiled step."""
+        if self.method == "twn":
+            return above
+        latent = ops.convert_to_tensor(kernel.latent)
+        threshold = ttq_threshold(latent, self.threshold)
+        self._gradients[kernel.name] = ttq_value_gradients(above, latent, threshold)
+        return ttq_gradient(above, latent, threshold, *self._pair(kernel, above.dtype))
+
+    def begin_update(self) -> None:
+        """Moves W_p and W_n, too; part of the compiled step."""
+        super().begin_update()
+        optimizer, hook = self._value_optimizer, self._hook
+        if optimizer is None or hook is None or not self._gradients:
+            return
+        optimizer.learning_rate.assign(hook.optimizer.learning_rate)
+        named = list(self._gradients)
+        gradients = [ops.cast(g, "float32") for name in named for g in self._gradients[name]]
+        values = [value for name in named for value in self._values[name]]
+        optimizer.apply(gradients, values)
+        for value in values:
+            value.assign(ops.maximum(ops.convert_to_tensor(value), _SMALLEST_VALUE))
+        self._gradients = {}
+
+    def start_values(self, kernel: QuantizedKernel, values: np.ndarray) -> None:
+        """Reads W_p and W_n from a ternary kernel, or starts them from a float one."""
+        if self.method != "ttq":
+            return
+        threshold = as_numpy(ttq_threshold(values, self.threshold))
+        if self.is_quantized(values, kernel.axes):
+            # One of the values may lie below the threshold that follows from the other.
+            threshold = np.zeros((), "float32")
+        for variable, start in zip(
+            self._values[kernel.name], ttq_start(values, threshold), strict=True
+        ):
+            variable.assign(start)
+
+    def epoch_values(self) -> dict[str, float]:
+        """Returns the share of zeros."""
+        zeros = sum(int(np.sum(kernel.numpy() == 0)) for kernel in self._kernels)
+        return {"ternary_sparsity": zeros / sum(kernel.size for kernel in self._kernels)}
+
+    def results(self) -> dict[str, Any]:
+        """Returns the values on both sides, and the share of zeros, for each layer."""
+        found: dict[str, Any] = {"scales": {}, "layer_sparsity": {}}
+        for kernel in self._kernels:
+            values = kernel.numpy()
+            found["scales"][kernel.name] = {
+                side: per_channel_list(mean_beyond(np.maximum(sign * values, 0), 0.0, kernel.axes))
+                for side, sign in (("positive", 1.0), ("negative", -1.0))
+            }
+            found["layer_sparsity"][kernel.name] = float(np.mean(values == 0))
+        return {**found, "sparsity": self.epoch_values()["ternary_sparsity"]}
+
+    def _pair(self, kernel: QuantizedKernel, dtype: Any) -> list[Any]:
+        return [ops.cast(ops.convert_to_tensor(v), dtype) for v in self._values[kernel.name]]
+
+
+def _alike(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """Returns an optimizer with the same settings for other variables, without weight decay."""
+    config = optimizer.get_config()
+    changes = {
+        "name": "ternary_values",
+        "weight_decay": None,
+        "use_ema": False,
+        "loss_scale_factor": None,
+        # Follows the model's optimizer step by step.
+        "learning_rate": 0.001,
+    }
+    config.update({key: value for key, value in changes.items() if key in config})
+    return type(optimizer).from_config(config)

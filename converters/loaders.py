@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import json
+import pkgutil
 import subprocess
 import sys
 import tempfile
@@ -504,10 +506,20 @@ def _refuse_class(node: Mapping[str, Any], name: str, layer: str, path: Path) ->
 def _is_registered(node: Mapping[str, Any], name: str) -> bool:
     import keras
 
+    _register_own_layers()
     names = (node.get("registered_name"), name, node.get("config"))
     return any(
         isinstance(n, str) and keras.saving.get_registered_object(n) is not None for n in names
     )
+
+
+@functools.cache
+def _register_own_layers() -> None:
+    """Makes the layers of this package known to Keras: files name them without importing them."""
+    import edgecompress.layers as own
+
+    for module in pkgutil.iter_modules(own.__path__):
+        importlib.import_module(f"{own.__name__}.{module.name}")
 
 
 @functools.cache

@@ -17,7 +17,7 @@ _MAY_IMPORT = {
     "layers": {"core", "quantizers"},
     "surgery": {"core", "quantizers", "layers"},
     "callbacks": {"core", "schedules", "quantizers", "layers", "surgery"},
-    "converters": {"core"},
+    "converters": {"core", "layers"},
     "targets": {"core"},
     "inspection": {"core", "converters"},
     "pipeline": {"core", "quantizers", "callbacks", "converters", "targets", "inspection"},

@@ -322,7 +322,7 @@ def _forward(progress: Callable[[int, int], None], total: int, done: int) -> Non
     progress(done, total)
 
 
-def _folder_of(module: str) -> str | None:
+def folder_of(module: str) -> str | None:
     """Returns the folder a package is imported from, the current folder left out."""
     here = os.path.realpath(os.getcwd())
     folders = [path for path in sys.path if path and os.path.realpath(path) != here]
@@ -348,7 +348,7 @@ def _start(
             f"{engine.title} needs a Python interpreter of its own, but this program does not "
             "know where Python is (sys.executable is empty)."
         )
-    place = _folder_of(engine.module)
+    place = folder_of(engine.module)
     if place is None and engine.worker == _WORKER:
         raise MissingDependencyError(
             f"{engine.title} is not installed: run `{engine.install}`. {engine.wheels}"

@@ -337,6 +337,25 @@ def accuracy(
     tensor = flat.tensors[flat.outputs[0]]
     total = len(arrays[0])
     outputs = dequantize(run.outputs[0], tensor).reshape(total, -1)
+    return Accuracy(run.engine, run.version, total, top1(outputs, y))
+
+
+def top1(outputs: np.ndarray, y: np.ndarray) -> float:
+    """Returns the share of samples whose largest output is the label's.
+
+    Args:
+        outputs: Real numbers (samples, classes), or (samples, 1) of a sigmoid.
+        y: Labels as in `accuracy`.
+
+    Raises:
+        ArgumentError: the labels do not fit the outputs.
+
+    Example:
+        >>> top1(np.array([[0.2, 0.8], [0.9, 0.1]]), np.array([1, 1]))
+        0.5
+    """
+    total = len(outputs)
+    outputs = outputs.reshape(total, -1)
     labels = np.asarray(y)
     if labels.ndim == 2 and labels.shape[1] > 1:
         if labels.shape[1] != outputs.shape[1]:
@@ -360,7 +379,7 @@ def accuracy(
         predicted = (outputs[:, 0] >= 0.5).astype(np.int64)
     else:
         predicted = outputs.argmax(1)
-    return Accuracy(run.engine, run.version, total, float(np.mean(predicted == labels)))
+    return float(np.mean(predicted == labels))
 
 
 def field_runtime_problem(model: bytes) -> str | None:

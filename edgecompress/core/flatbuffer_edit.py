@@ -103,6 +103,47 @@ def _share_buffers(model: Any) -> None:
         model.metadataBuffer = [renumbered[index] for index in model.metadataBuffer]
 
 
+def _listed(values: Any) -> list[int]:
+    return [] if values is None else [int(value) for value in values]
+
+
+def drop_unused(model: Any) -> None:
+    """Removes what nothing reads from a `ModelT` tree: operators, tensors, operator codes, buffers.
+
+    Numbers of tensors and operators change. Signatures are removed with them: they count tensors.
+
+    Args:
+        model: The tree, changed in place; one subgraph.
+    """
+    graph = model.subgraphs[0]
+    needed = {*graph.outputs}
+    kept: list[Any] = []
+    for operator in reversed(graph.operators):
+        if needed.isdisjoint(operator.outputs):
+            continue
+        kept.append(operator)
+        reads = (*operator.inputs, *operator.outputs, *_listed(operator.intermediates))
+        needed.update(index for index in reads if index >= 0)
+    graph.operators = kept[::-1]
+    used = sorted({*needed, *graph.inputs})
+    number = {old: new for new, old in enumerate(used)} | {-1: -1}
+    graph.tensors = [graph.tensors[index] for index in used]
+    for operator in graph.operators:
+        operator.intermediates = [number[i] for i in _listed(operator.intermediates)] or None
+    for holder in (graph, *graph.operators):
+        holder.inputs = [number[index] for index in holder.inputs]
+        holder.outputs = [number[index] for index in holder.outputs]
+    codes = sorted({operator.opcodeIndex for operator in graph.operators})
+    model.operatorCodes = [model.operatorCodes[index] for index in codes]
+    for operator in graph.operators:
+        operator.opcodeIndex = codes.index(operator.opcodeIndex)
+    model.signatureDefs = model.metadata = model.metadataBuffer = None
+    buffers = sorted({0, *(tensor.buffer for tensor in graph.tensors)})
+    model.buffers = [model.buffers[index] for index in buffers]
+    for tensor in graph.tensors:
+        tensor.buffer = buffers.index(tensor.buffer)
+
+
 def rename_tensors(data: bytes, name: Callable[[int, int], str]) -> bytes:
     """Returns the file with other tensor names.
 

@@ -324,6 +324,13 @@ class BinaryConv2D(_BinaryLayer):
         channels = input_shape[-1]
         if channels is None:
             raise ArgumentError("input", "have a known number of channels", tuple(input_shape))
+        unknown = any(size is None and stride > 1 for size, _, stride, _ in self._axes(input_shape))
+        if self.padding == "same_one" and unknown:
+            raise ArgumentError(
+                "input",
+                'have a known height and width for padding "same_one" with strides above 1',
+                tuple(input_shape),
+            )
         self._add_weights((*self.kernel_size, channels, self.filters))
         self.input_spec = keras.layers.InputSpec(ndim=4, axes={-1: channels})
 
@@ -344,14 +351,7 @@ class BinaryConv2D(_BinaryLayer):
         return self._finish(outputs)
 
     def _ones(self, shape: Sequence[int | None]) -> list[tuple[int, int]]:
-        axes = self._axes(shape)
-        if any(size is None and stride > 1 for size, _, stride, _ in axes):
-            raise ArgumentError(
-                "input",
-                'have a known height and width for padding "same_one" with strides above 1',
-                tuple(shape),
-            )
-        return [(0, 0), *(same_padding(*axis) for axis in axes), (0, 0)]
+        return [(0, 0), *(same_padding(*axis) for axis in self._axes(shape)), (0, 0)]
 
     def _axes(self, shape: Sequence[int | None]) -> list[tuple[int | None, int, int, int]]:
         """Returns size, kernel, stride and dilation of height and width."""

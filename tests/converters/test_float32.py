@@ -189,8 +189,8 @@ def test_open_dimensions_and_strings_are_refused() -> None:
 def test_a_file_that_computes_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model, other = residual(), residual()
     other.get_layer("head").bias.assign([5, -5, 0, 0])
-    wrong = float32._to_flatbuffer(wrap(other), False)
-    monkeypatch.setattr(float32, "_to_flatbuffer", lambda loaded, verbose: wrong)
+    wrong = float32.to_flatbuffer(wrap(other), False)
+    monkeypatch.setattr(float32, "to_flatbuffer", lambda loaded, verbose: wrong)
     with pytest.raises(ConversionError, match="computes another output 0"):
         float32.convert(model)
 

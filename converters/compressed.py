@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from edgecompress.converters.slimming import slim
 from edgecompress.core.coding import (
     CODINGS,
     Encoded,
@@ -49,7 +50,7 @@ class CompressedTensor:
     """What became of one weight tensor.
 
     Attributes:
-        index: Number of the tensor, the same before and after.
+        index: Number of the tensor in the compressed file.
         name: Its name in the file that came in; may be empty.
         coding: `lut`, `prune`, `huffman`, or `raw` for one left as it was.
         bytes_before: Bytes of its values.
@@ -183,7 +184,9 @@ def compress(
             f"The model has {original.subgraphs} subgraphs; weights of one with control flow "
             "cannot be compressed. Build recurrent layers with unroll=True."
         )
-    base = strip(original.data)
+    stripped = strip(original.data)
+    slimmed = slim(original.data)
+    base = strip(slimmed)
     flat = read_tflite(base)
     weights, reasons = _candidates(flat)
     plan = _smallest_plan(base, weights, codings, root_bits, share_books)
@@ -195,21 +198,21 @@ def compress(
     _check_codes(read_tflite(data), {i: weights[i] for i in plan.codes})
     if verify:
         verify_exact(original.data, data, samples, seed)
-    tensors = _report(original, flat, plan, reasons)
+    tensors = _report(read_tflite(slimmed), flat, plan, reasons)
     name = str(model) if isinstance(model, (str, Path)) else "model"
     artifact = Artifact(
         KIND,
         data,
         source.source if source else name,
         source.record if source else None,
-        (*(source.notes if source else ()), *_notes(tensors, plan, data, base)),
+        (*(source.notes if source else ()), *_notes(tensors, plan, data, stripped)),
     )
     after = read_tflite(data)
     return CompressedResult(
         artifact,
         tensors,
         len(original.data),
-        len(base),
+        len(stripped),
         arena(original) if arena else None,
         arena(after) if arena else None,
         latency(original) if latency else None,
@@ -518,13 +521,13 @@ def random_inputs(flat: FlatModel, samples: int, seed: int = 0) -> list[np.ndarr
 
 
 def _report(
-    original: FlatModel, flat: FlatModel, plan: _Plan, reasons: Mapping[int, str]
+    named: FlatModel, flat: FlatModel, plan: _Plan, reasons: Mapping[int, str]
 ) -> tuple[CompressedTensor, ...]:
     books = [code.ancillary for _, code in sorted(plan.codes.items())]
     counted: set[bytes] = set()
     rows = []
     for index in sorted({*plan.codes, *reasons}):
-        tensor, name = flat.tensors[index], original.tensors[index].name
+        tensor, name = flat.tensors[index], named.tensors[index].name
         code = plan.codes.get(index)
         if code is None:
             row = CompressedTensor(index, name, RAW, tensor.bytes, tensor.bytes, reasons[index])
@@ -539,14 +542,19 @@ def _report(
     return tuple(rows)
 
 
-def _notes(tensors: Sequence[CompressedTensor], plan: _Plan, data: bytes, base: bytes) -> list[str]:
+def _notes(
+    tensors: Sequence[CompressedTensor], plan: _Plan, data: bytes, stripped: bytes
+) -> list[str]:
     if not plan.codes:
-        notes = ["No weight tensor is smaller coded: the file is only stripped."]
+        notes = [
+            "No weight tensor is smaller coded: the file only lost what TensorFlow Lite Micro does not "
+            "read."
+        ]
     else:
         notes = [
             f"{len(plan.codes)} of {len(tensors)} weight tensors are coded: "
-            f"{format_size(len(data))} instead of {format_size(len(base))}. TensorFlow Lite Micro "
-            "alone runs the file; the firmware must register it with AddDecode()."
+            f"{format_size(len(data))} instead of {format_size(len(stripped))}. TensorFlow Lite "
+            "Micro alone runs the file; the firmware must register it with AddDecode()."
         ]
     by_reason: dict[str, list[str]] = {}
     for tensor in tensors:

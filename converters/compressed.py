@@ -546,10 +546,7 @@ def _notes(
     tensors: Sequence[CompressedTensor], plan: _Plan, data: bytes, stripped: bytes
 ) -> list[str]:
     if not plan.codes:
-        notes = [
-            "No weight tensor is smaller coded: the file only lost what TensorFlow Lite Micro does not "
-            "read."
-        ]
+        notes = ["No weight tensor is smaller coded; what the engine does not read is gone."]
     else:
         notes = [
             f"{len(plan.codes)} of {len(tensors)} weight tensors are coded: "

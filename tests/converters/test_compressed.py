@@ -358,7 +358,7 @@ def test_what_does_not_pay_stays_raw_and_is_named(classifier: bytes) -> None:
     result = compress(classifier, samples=2)
     assert {t.coding for t in result.tensors} == {"raw"}
     assert result.artifact.data == slim(strip(classifier))
-    assert "only stripped" in result.notes[0]
+    assert "No weight tensor is smaller coded" in result.notes[0]
     assert "no code makes the file smaller" in result.notes[1]
     assert result.decompression_memory == 0
 

@@ -83,6 +83,8 @@ _FLOAT_INT8_INT16 = _FLOAT_INT8 | {"INT16"}
 _TFLM_TYPES = {
     "ADD_N": _FLOAT_INT8,
     "AVERAGE_POOL_2D": _FLOAT_INT8_INT16,
+    # Not UINT8, from which files for phones unpack 1-bit weights.
+    "CAST": _FLOAT_INT8_INT16 | {"BOOL", "INT32", "UINT16", "UINT32"},
     "CUMSUM": _FLOAT_INT8,
     "DEPTH_TO_SPACE": _FLOAT_INT8,
     # float16 weights are expanded by this operator on phones, but not here.
@@ -162,6 +164,11 @@ def _tflm(model: FlatModel, operator: Operator) -> str | None:
     if operator.code in WEIGHTED - {"BATCH_MATMUL", "UNIDIRECTIONAL_SEQUENCE_LSTM"} and weights:
         if source.type == "FLOAT32" and weights.type.startswith("INT"):
             return (
+    if any(i >= 0 and model.tensors[i].sparsity is not None for i in operator.inputs):
+        return (
+            f"its weights are stored sparse, which {runtime} reads as if they were dense: wrong "
+            "results or a crash; convert without --format sparse"
+        )
                 f"{runtime} runs no hybrid models (FLOAT32 activations, {weights.type} weights); "
                 "convert to int8 with calibration data"
             )

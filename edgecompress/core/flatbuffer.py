@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from edgecompress.core.errors import ModelFileError
+from edgecompress.core.sparse_tensors import Level, Sparsity
 
 _WIDTHS = {
     "FLOAT32": 4, "FLOAT16": 2, "BFLOAT16": 2, "FLOAT64": 8, "INT2": 0.25, "INT4": 0.5, "INT8": 1,
@@ -29,6 +30,38 @@ _NUMPY = {
     "INT16": np.int16, "INT32": np.int32, "INT64": np.int64, "UINT8": np.uint8,
     "UINT16": np.uint16, "UINT32": np.uint32, "UINT64": np.uint64, "BOOL": np.bool_,
 }  # fmt: skip
+# Signed types of less than a byte -> their bits.
+PACKED = {"INT4": 4, "INT2": 2}
+
+
+def pack_codes(codes: np.ndarray, bits: int) -> bytes:
+    """Returns integers packed as the schema stores them: the first in the lowest bits of a byte.
+
+    Args:
+        codes: Any shape; of each code the lowest `bits` are kept.
+        bits: 1, 2, 4 or 8. The last byte is filled with zeros.
+
+    Example:
+        >>> pack_codes(np.array([1, -1, 7]), 4).hex()
+        'f107'
+    """
+    per_byte = 8 // bits
+    flat = np.asarray(codes).reshape(-1).astype(np.int64) & ((1 << bits) - 1)
+    flat = np.concatenate([flat, np.zeros(-flat.size % per_byte, np.int64)])
+    shifts = bits * np.arange(per_byte)
+    return (flat.reshape(-1, per_byte) << shifts).sum(-1).astype(np.uint8).tobytes()
+
+
+def unpack_codes(data: bytes, bits: int) -> np.ndarray:
+    """Returns the signed integers (int8) that `pack_codes` packed, those of the filling included.
+
+    Example:
+        >>> unpack_codes(bytes.fromhex("f107"), 4)
+        array([ 1, -1,  7,  0], dtype=int8)
+    """
+    packed = np.frombuffer(data, np.uint8)
+    parts = np.stack([packed >> shift for shift in range(0, 8, bits)], -1).reshape(-1)
+    return (parts << (8 - bits)).astype(np.int8) >> (8 - bits)
 
 
 @dataclass(frozen=True)
@@ -46,6 +79,7 @@ class Tensor:
         quantized_dimension: The channel axis of per-channel scales.
         is_variable: A state that lives between inferences.
         dynamic: Some dimension is only known when the model runs.
+        sparsity: Where the values of `raw` belong, for a tensor that is stored sparse; else None.
     """
 
     index: int
@@ -58,6 +92,7 @@ class Tensor:
     quantized_dimension: int = 0
     is_variable: bool = False
     dynamic: bool = False
+    sparsity: Sparsity | None = field(default=None, repr=False)
 
     @property
     def elements(self) -> int:
@@ -71,8 +106,13 @@ class Tensor:
 
     @property
     def bytes(self) -> int:
-        """Bytes of the tensor in memory: elements times width, sub-byte types packed."""
+        """Bytes of the dense tensor: elements times width, sub-byte types packed."""
         return math.ceil(self.elements * _WIDTHS.get(self.type, 0))
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes that a constant takes in the file, indices of a sparse one included."""
+        return len(self.raw or b"") + (0 if self.sparsity is None else self.sparsity.bytes)
 
     @property
     def is_constant(self) -> bool:
@@ -85,7 +125,7 @@ class Tensor:
         return bool(self.scales)
 
     def values(self) -> np.ndarray:
-        """Returns a constant's values in its shape; int4 and int2 are unpacked to int8.
+        """Returns a constant's values in its shape: int4 and int2 as int8, sparse ones expanded.
 
         Raises:
             ModelFileError: the tensor is no constant, its type has no numpy form, or the buffer
@@ -93,18 +133,16 @@ class Tensor:
         """
         if self.raw is None:
             raise ModelFileError(f"Tensor {self.index} ({self.name!r}) holds no values.")
-        if self.type in ("INT4", "INT2"):
-            per_byte = 2 if self.type == "INT4" else 4
-            bits = 8 // per_byte
-            packed = np.frombuffer(self.raw, np.uint8)
-            parts = np.stack([packed >> (bits * i) for i in range(per_byte)], -1).reshape(-1)
-            signed = (parts << (8 - bits)).astype(np.int8) >> (8 - bits)
-            flat = signed[: self.elements]
+        if self.type in PACKED:
+            flat = unpack_codes(self.raw, PACKED[self.type])
         elif self.type in _NUMPY:
-            usable = self.elements * int(_WIDTHS[self.type])
-            flat = np.frombuffer(self.raw[:usable], _NUMPY[self.type])
+            width = int(_WIDTHS[self.type])
+            flat = np.frombuffer(self.raw[: len(self.raw) // width * width], _NUMPY[self.type])
         else:
             raise ModelFileError(f"Tensor {self.index} has type {self.type}, not readable here.")
+        if self.sparsity is not None:
+            return self.sparsity.expand(flat, self.shape)
+        flat = flat[: self.elements]
         if flat.size != self.elements:
             raise ModelFileError(
                 f"Tensor {self.index} ({self.name!r}) has {len(self.raw)} bytes, fewer than its "
@@ -263,6 +301,8 @@ def operator_macs(model: FlatModel, operator: Operator) -> int:
     out = model.output(operator).elements
     if operator.code == "CONV_2D":
         return out * math.prod(weights.shape[1:])
+# More dimensions than any runtime has, blocks included.
+_MOST_LEVELS = 16
     if operator.code == "DEPTHWISE_CONV_2D":
         return out * math.prod(weights.shape[1:3])
     if operator.code == "FULLY_CONNECTED":
@@ -391,6 +431,28 @@ def _read(data: bytes) -> FlatModel:
     types, codes = _names("TensorType"), _names("BuiltinOperator")
 
     # Bounds are checked before any loop so that a wild length cannot keep the reader busy.
+def _sparsity(table: Any) -> Sparsity | None:
+    from ai_edge_litert import schema_py_generated as schema
+
+    if table is None:
+        return None
+    levels = []
+    for number in range(min(table.DimMetadataLength(), _MOST_LEVELS)):
+        entry = schema.DimensionMetadataT.InitFromObj(table.DimMetadata(number))
+        if entry.format == schema.DimensionType.DENSE:
+            levels.append(Level(int(entry.denseSize)))
+        else:
+            vectors = (entry.arraySegments, entry.arrayIndices)
+            segments, indices = (_integers(None if v is None else v.values) for v in vectors)
+            # Without segments it would read as a dense level.
+            levels.append(Level(0, segments or (0,), indices))
+    return Sparsity(
+        _integers(table.TraversalOrderAsNumpy() if table.TraversalOrderLength() else None),
+        _integers(table.BlockMapAsNumpy() if table.BlockMapLength() else None),
+        tuple(levels),
+    )
+
+
     limit = len(data)
     for length in (graph.TensorsLength(), graph.OperatorsLength(), root.BuffersLength()):
         if length > limit:
@@ -502,3 +564,4 @@ def _read(data: bytes) -> FlatModel:
         metadata,
         _text(root.Description()),
     )
+            _sparsity(table.Sparsity()),

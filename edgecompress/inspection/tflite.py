@@ -57,7 +57,7 @@ class _Part:
 
     @property
     def stored_bytes(self) -> int:
-        return sum(len(constant.raw or b"") for constant in self.constants)
+        return sum(constant.stored_bytes for constant in self.constants)
 
     @property
     def dense_bytes(self) -> int:
@@ -116,7 +116,7 @@ def _assign(model: FlatModel, notes: list[str]) -> list[list[_Part]]:
         if operator.name in _UNPACKERS and source is not None and source.is_constant:
             continue
         for position, index in enumerate(operator.inputs):
-            part = _part(model, position, model.tensors[index], producers) if index >= 0 else None
+            part = _part(model, operator, position, producers) if index >= 0 else None
             if part is None or not (part.encoded or part.constants[0].index in learnt):
                 continue
             # Only the ancillary data of encoded weights may be shared without being the same.
@@ -134,7 +134,7 @@ def _assign(model: FlatModel, notes: list[str]) -> list[list[_Part]]:
 
 
 def _part(
-    model: FlatModel, position: int, tensor: Tensor, producers: Mapping[int, Operator]
+    model: FlatModel, operator: Operator, position: int, producers: Mapping[int, Operator]
 ) -> _Part | None:
     """Returns an operator's input with the constants behind it; None where it is computed."""
     if tensor.is_constant:
@@ -151,6 +151,7 @@ def _part(
 
 
 def _row(model: FlatModel, operator: Operator, parts: list[_Part], notes: list[str]) -> Row:
+    tensor = model.tensors[operator.inputs[position]]
     matrices = [part for part in parts if part.position in _matrix_positions(operator)]
     weights = sum(part.tensor.elements for part in matrices)
     axis = _CHANNEL_AXIS.get(operator.code)
@@ -165,6 +166,25 @@ def _row(model: FlatModel, operator: Operator, parts: list[_Part], notes: list[s
     else:
         zeros = sum(int(mask.sum()) for mask in masks)
         zero_filters = 0
+def _looked_up(
+    model: FlatModel, producer: Operator | None, producers: Mapping[int, Operator]
+) -> tuple[Tensor, ...]:
+    """Returns packed bytes and table of weights that GATHER looks up (CAST before it), else ()."""
+
+    def before(operator: Operator | None, position: int) -> Operator | None:
+        tensor = None if operator is None else model.tensor(operator, position)
+        return None if tensor is None else producers.get(tensor.index)
+
+    for _ in range(3):  # RESHAPE; or RESHAPE, SLICE, RESHAPE.
+        if producer is not None and producer.code in ("RESHAPE", "SLICE"):
+            producer = before(producer, 0)
+    cast = before(producer, 1)
+    if producer is None or producer.code != "GATHER" or cast is None or cast.code != "CAST":
+        return ()
+    parts = (model.tensor(cast, 0), model.tensor(producer, 0))
+    return tuple(part for part in parts if part is not None and part.is_constant)
+
+
         if filters and axis is not None:
             channels = np.moveaxis(masks[0], axis, 0).reshape(filters, -1)
             zero_filters = int(channels.all(axis=1).sum())
@@ -204,8 +224,8 @@ def _zero_mask(part: _Part) -> np.ndarray:
     tensor = part.constants[0]
     if part.encoded:
         raise ModelFileError("the weights are stored encoded.")
-    if part.stored_bytes < tensor.bytes:
-        raise ModelFileError("the weights take fewer bytes than their shape: sparse, or damaged.")
+    if tensor.sparsity is None and part.stored_bytes < tensor.bytes:
+        raise ModelFileError("the weights take fewer bytes than their shape: damaged.")
     values = tensor.values()
     points = np.asarray(tensor.zero_points or (0,), np.int64)
     if points.size > 1:

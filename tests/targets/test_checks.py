@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from edgecompress.core.engines import engine_available, load_failure
@@ -14,6 +15,7 @@ from edgecompress.core.errors import UnknownNameError
 from edgecompress.core.flatbuffer import FlatModel, Operator, Tensor, read_tflite
 from edgecompress.core.flatbuffer_edit import pack
 from edgecompress.core.results import CheckResult, TargetResult
+from edgecompress.core.sparse_tensors import encode_blocks
 from edgecompress.targets.arena import compute_arena
 from edgecompress.targets.checks import RULES, Budgets, check
 from edgecompress.targets.operators import (
@@ -266,6 +268,27 @@ def test_types_that_the_micro_kernels_refuse(model: FlatModel, message: str) -> 
     (problem,) = unsupported(model, BOARD)
     assert message in problem.reason
     assert not unsupported(model, load_target("pixel-4"))
+
+
+def test_sparse_weights_which_the_micro_kernels_read_as_dense() -> None:
+    model = dense("FLOAT32", "FLOAT32")
+    matrix = np.kron(np.eye(8, 4, dtype=np.float32), np.ones((1, 4)))
+    values, sparsity = encode_blocks(matrix.astype(np.float32))
+    kernel = dataclasses.replace(model.tensors[1], raw=values.tobytes(), sparsity=sparsity)
+    tensors = (model.tensors[0], kernel, *model.tensors[2:])
+    sparse = dataclasses.replace(model, tensors=tensors)
+    (problem,) = unsupported(sparse, BOARD)
+    assert "stored sparse" in problem.reason
+    assert not unsupported(sparse, load_target("pixel-4"))
+    assert "sparse" in str(compute_arena(sparse, "cortex-m4").unknown[0])
+
+
+def test_bits_that_are_unpacked_on_phones() -> None:
+    model = chain(("CAST", {}), ("RELU", {}))
+    assert not unsupported(model, BOARD)
+    tensors = (dataclasses.replace(model.tensors[0], type="UINT8"), *model.tensors[1:])
+    (problem,) = unsupported(dataclasses.replace(model, tensors=tensors), BOARD)
+    assert problem.name == "CAST" and "not UINT8" in problem.reason
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,8 @@ def _part(
         return _Part(position, tensor, (tensor,))
     producer = producers.get(tensor.index)
     if producer is None or producer.name not in _UNPACKERS:
-        return None
+        packed = _looked_up(model, producer, producers) if operator.code in WEIGHTED else ()
+        return _Part(position, tensor, packed, True) if packed else None
     encoded = producer.name == "TFLM_DECODE"
     # One DECODE may unpack several tensors: its inputs are pairs (encoded, ancillary data).
     first = 2 * producer.outputs.index(tensor.index) if encoded else 0

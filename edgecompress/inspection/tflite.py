@@ -137,6 +137,7 @@ def _part(
     model: FlatModel, operator: Operator, position: int, producers: Mapping[int, Operator]
 ) -> _Part | None:
     """Returns an operator's input with the constants behind it; None where it is computed."""
+    tensor = model.tensors[operator.inputs[position]]
     if tensor.is_constant:
         return _Part(position, tensor, (tensor,))
     producer = producers.get(tensor.index)
@@ -151,22 +152,6 @@ def _part(
     return _Part(position, tensor, constants, encoded) if constants else None
 
 
-def _row(model: FlatModel, operator: Operator, parts: list[_Part], notes: list[str]) -> Row:
-    tensor = model.tensors[operator.inputs[position]]
-    matrices = [part for part in parts if part.position in _matrix_positions(operator)]
-    weights = sum(part.tensor.elements for part in matrices)
-    axis = _CHANNEL_AXIS.get(operator.code)
-    filters = matrices[0].tensor.shape[axis] if matrices and axis is not None else 0
-    zeros: int | None
-    zero_filters: int | None
-    try:
-        masks = [_zero_mask(part) for part in matrices]
-    except ModelFileError as error:
-        notes.append(f"Operator {operator.index} ({operator.name}): zeros not counted: {error}")
-        zeros = zero_filters = None
-    else:
-        zeros = sum(int(mask.sum()) for mask in masks)
-        zero_filters = 0
 def _looked_up(
     model: FlatModel, producer: Operator | None, producers: Mapping[int, Operator]
 ) -> tuple[Tensor, ...]:
@@ -186,6 +171,21 @@ def _looked_up(
     return tuple(part for part in parts if part is not None and part.is_constant)
 
 
+def _row(model: FlatModel, operator: Operator, parts: list[_Part], notes: list[str]) -> Row:
+    matrices = [part for part in parts if part.position in _matrix_positions(operator)]
+    weights = sum(part.tensor.elements for part in matrices)
+    axis = _CHANNEL_AXIS.get(operator.code)
+    filters = matrices[0].tensor.shape[axis] if matrices and axis is not None else 0
+    zeros: int | None
+    zero_filters: int | None
+    try:
+        masks = [_zero_mask(part) for part in matrices]
+    except ModelFileError as error:
+        notes.append(f"Operator {operator.index} ({operator.name}): zeros not counted: {error}")
+        zeros = zero_filters = None
+    else:
+        zeros = sum(int(mask.sum()) for mask in masks)
+        zero_filters = 0
         if filters and axis is not None:
             channels = np.moveaxis(masks[0], axis, 0).reshape(filters, -1)
             zero_filters = int(channels.all(axis=1).sum())

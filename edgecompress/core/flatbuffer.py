@@ -283,6 +283,8 @@ _WEIGHT_RANKS = {
 }
 # No device has memory for a larger tensor, and sums of such sizes stay within 64 bits.
 _LARGEST_TENSOR = 1 << 40
+# More dimensions than any runtime has, blocks included.
+_MOST_LEVELS = 16
 
 
 def channel_axis(operator: Operator) -> int:
@@ -301,8 +303,6 @@ def operator_macs(model: FlatModel, operator: Operator) -> int:
     out = model.output(operator).elements
     if operator.code == "CONV_2D":
         return out * math.prod(weights.shape[1:])
-# More dimensions than any runtime has, blocks included.
-_MOST_LEVELS = 16
     if operator.code == "DEPTHWISE_CONV_2D":
         return out * math.prod(weights.shape[1:3])
     if operator.code == "FULLY_CONNECTED":
@@ -392,6 +392,28 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
+def _sparsity(table: Any) -> Sparsity | None:
+    from ai_edge_litert import schema_py_generated as schema
+
+    if table is None:
+        return None
+    levels = []
+    for number in range(min(table.DimMetadataLength(), _MOST_LEVELS)):
+        entry = schema.DimensionMetadataT.InitFromObj(table.DimMetadata(number))
+        if entry.format == schema.DimensionType.DENSE:
+            levels.append(Level(int(entry.denseSize)))
+        else:
+            vectors = (entry.arraySegments, entry.arrayIndices)
+            segments, indices = (_integers(None if v is None else v.values) for v in vectors)
+            # Without segments it would read as a dense level.
+            levels.append(Level(0, segments or (0,), indices))
+    return Sparsity(
+        _integers(table.TraversalOrderAsNumpy() if table.TraversalOrderLength() else None),
+        _integers(table.BlockMapAsNumpy() if table.BlockMapLength() else None),
+        tuple(levels),
+    )
+
+
 def _check_tensor(tensor: Tensor) -> None:
     """Refuses sizes and scales that the runtimes refuse as well."""
     where = f"tensor {tensor.index} of shape {tensor.shape}"
@@ -431,28 +453,6 @@ def _read(data: bytes) -> FlatModel:
     types, codes = _names("TensorType"), _names("BuiltinOperator")
 
     # Bounds are checked before any loop so that a wild length cannot keep the reader busy.
-def _sparsity(table: Any) -> Sparsity | None:
-    from ai_edge_litert import schema_py_generated as schema
-
-    if table is None:
-        return None
-    levels = []
-    for number in range(min(table.DimMetadataLength(), _MOST_LEVELS)):
-        entry = schema.DimensionMetadataT.InitFromObj(table.DimMetadata(number))
-        if entry.format == schema.DimensionType.DENSE:
-            levels.append(Level(int(entry.denseSize)))
-        else:
-            vectors = (entry.arraySegments, entry.arrayIndices)
-            segments, indices = (_integers(None if v is None else v.values) for v in vectors)
-            # Without segments it would read as a dense level.
-            levels.append(Level(0, segments or (0,), indices))
-    return Sparsity(
-        _integers(table.TraversalOrderAsNumpy() if table.TraversalOrderLength() else None),
-        _integers(table.BlockMapAsNumpy() if table.BlockMapLength() else None),
-        tuple(levels),
-    )
-
-
     limit = len(data)
     for length in (graph.TensorsLength(), graph.OperatorsLength(), root.BuffersLength()):
         if length > limit:
@@ -505,6 +505,7 @@ def _sparsity(table: Any) -> Sparsity | None:
             axis,
             bool(table.IsVariable()),
             any(size < 0 for size in signature),
+            _sparsity(table.Sparsity()),
         )
         _check_tensor(tensor)
         tensors.append(tensor)
@@ -564,4 +565,3 @@ def _sparsity(table: Any) -> Sparsity | None:
         metadata,
         _text(root.Description()),
     )
-            _sparsity(table.Sparsity()),

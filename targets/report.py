@@ -19,6 +19,7 @@ from edgecompress.core.tables import Column, print_table
 from edgecompress.core.units import format_size, format_time
 
 if TYPE_CHECKING:
+    import jinja2
     from rich.console import Console
 
     from edgecompress.targets.arena import Arena, Buffer
@@ -410,6 +411,25 @@ def compare(before: Report, after: Report) -> tuple[Comparison, ...]:
     return tuple(rows)
 
 
+def join_curves(
+    parts: Iterable[Mapping[str, Sequence[float | None]]],
+) -> dict[str, list[float | None]]:
+    """Returns the curves of several fits as one history; a fit without a curve leaves a gap.
+
+    Example:
+        >>> join_curves([{"loss": [2.0, 1.0]}, {"loss": [0.5], "sparsity": [0.8]}])
+        {'loss': [2.0, 1.0, 0.5], 'sparsity': [None, None, 0.8]}
+    """
+    known = [part for part in parts if part]
+    names = dict.fromkeys(name for part in known for name in part)
+    joined: dict[str, list[float | None]] = {name: [] for name in names}
+    for part in known:
+        length = max(len(values) for values in part.values())
+        for name in names:
+            joined[name] += part.get(name, [None] * length)
+    return joined
+
+
 def memory_map(arena: Arena, operators: Sequence[str] = ()) -> MemoryMap:
     """Returns the memory map of a computed arena.
 
@@ -485,20 +505,12 @@ def render_html(
     compared = [*(compare(baseline, report) if baseline else ()), *comparison]
     sizes = _sizes(report, baseline)
     curves = {name: list(values) for name, values in (history or {}).items() if len(values)}
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     environment.filters |= {
-        "value": format_value,
         "band": _band,
         "limit": _limit,
-        "percent": _percent,
         "used": used_share,
         "how": lambda known: (known or "").replace("_", " on "),
-        "number": lambda value: "?" if value is None else f"{value:,}",
         "pairs": _pairs,
     }
     template = environment.from_string(
@@ -506,6 +518,7 @@ def render_html(
     )
     svg = jinja2.utils.markupsafe.Markup
     return template.render(
+        style=page_style(),
         title=title or Path(report.model.path).name,
         report=report,
         words=VERDICT_WORDS,
@@ -521,6 +534,35 @@ def render_html(
         latency=[(name, _time_bars(rows)) for name, rows in times.items() if rows],
         sqnr=_sqnr_bars(layers),
     )
+
+
+def page_environment() -> jinja2.Environment:
+    """Returns what fills a page: everything is escaped, and what is missing is an error.
+
+    Filters: `value` (a number and its unit as text), `percent` and `number`.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "value": format_value,
+        "percent": _percent,
+        "number": lambda value: "?" if value is None else f"{value:,}",
+    }
+    return environment
+
+
+def page_style() -> str:
+    """Returns the style sheet of all pages, as it stands inside `<style>`."""
+    import jinja2
+
+    text = (resources.files("edgecompress.targets") / "page.css").read_text("utf-8")
+    return jinja2.utils.markupsafe.Markup(text.rstrip("\n"))
 
 
 def _short(name: str) -> str:

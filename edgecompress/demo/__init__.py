@@ -121,6 +121,7 @@ def run(output: Path, epochs: int = 8, say: Callable[[str], None] = print) -> Re
     import edgecompress as ec
     from edgecompress.core.record import record_of
     from edgecompress.quantizers.simulation import simulate
+    from edgecompress.targets.report import join_curves
 
     keras.utils.set_random_seed(1)
     x, y, x_test, y_test = load_sample()
@@ -180,7 +181,7 @@ def run(output: Path, epochs: int = 8, say: Callable[[str], None] = print) -> Re
     model.save(output / "fashion.keras")
 
     say("4. Export: convert, run in the engines, check the targets")
-    report = export(output / "fashion.keras", output, baseline=baseline, history=_joined(curves))
+    report = export(output / "fashion.keras", output, baseline=baseline, history=join_curves(curves))
 
     say("5. Compare the int8 file with the Keras model on all test images")
     simulated = simulate(model)
@@ -209,16 +210,6 @@ def _agreement(path: Path, model: Any, x: np.ndarray) -> float:
 
     reference = model.predict(x, verbose=0)
     return verify(path.read_bytes(), reference=reference, samples=x, engine="tflm").agreement
-
-
-def _joined(curves: Sequence[Mapping[str, list[float]]]) -> dict[str, list[float | None]]:
-    """Returns the curves of several fits as one; a fit without a curve leaves a gap."""
-    names = dict.fromkeys(name for part in curves for name in part)
-    length = {id(part): max(len(values) for values in part.values()) for part in curves}
-    return {
-        name: [v for part in curves for v in part.get(name, [None] * length[id(part)])]
-        for name in names
-    }
 
 
 def _value(report: Report, target: str, rule: str) -> float | None:

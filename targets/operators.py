@@ -161,14 +161,14 @@ def _tflm(model: FlatModel, operator: Operator) -> str | None:
     allowed = _TFLM_TYPES.get(operator.code)
     if allowed is not None and source.type not in allowed:
         return f"its kernel takes {', '.join(sorted(allowed))}, not {source.type}"
-    if operator.code in WEIGHTED - {"BATCH_MATMUL", "UNIDIRECTIONAL_SEQUENCE_LSTM"} and weights:
-        if source.type == "FLOAT32" and weights.type.startswith("INT"):
-            return (
     if any(i >= 0 and model.tensors[i].sparsity is not None for i in operator.inputs):
         return (
             f"its weights are stored sparse, which {runtime} reads as if they were dense: wrong "
             "results or a crash; convert without --format sparse"
         )
+    if operator.code in WEIGHTED - {"BATCH_MATMUL", "UNIDIRECTIONAL_SEQUENCE_LSTM"} and weights:
+        if source.type == "FLOAT32" and weights.type.startswith("INT"):
+            return (
                 f"{runtime} runs no hybrid models (FLOAT32 activations, {weights.type} weights); "
                 "convert to int8 with calibration data"
             )

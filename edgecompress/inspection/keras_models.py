@@ -32,10 +32,12 @@ class LayerRule:
         macs: (layer, one call) -> multiply-accumulates of that call.
         filters: Layer -> its weights as (output channels, rest); None where a layer has no
             filters that stand alone.
+        signs: Only the signs of the kernel's weights count.
     """
 
     macs: Mac
     filters: Filters | None = None
+    signs: bool = False
 
 
 # By the name of the class, so that Keras 3 and tf-keras layers are found alike and neither is
@@ -52,10 +54,12 @@ _NO_WEIGHTS = ("alpha", "gamma", "beta", "bias", "moving_mean", "moving_variance
                "variance")  # fmt: skip
 
 
-def _register(*names: str, filters: Filters | None = None) -> Callable[[Mac], Mac]:
+def _register(
+    *names: str, filters: Filters | None = None, signs: bool = False
+) -> Callable[[Mac], Mac]:
     def store(macs: Mac) -> Mac:
         for name in names:
-            LAYER_RULES.register(name)(LayerRule(macs, filters))
+            LAYER_RULES.register(name)(LayerRule(macs, filters, signs))
         return macs
 
     return store
@@ -109,6 +113,17 @@ def _einsum_dense_macs(layer: Any, call: LayerCall) -> int:
 def _conv_macs(layer: Any, call: LayerCall) -> int:
     """One MAC for each output element, kernel position and input channel of its group."""
     return _elements(call.outputs[0]) * math.prod(layer.kernel.shape[:-1])
+
+
+def _sign_filters(layer: Any) -> np.ndarray:
+    # A weight of zero is a +1: no filter of signs is zero.
+    return _by_axis(np.where(_array(layer.kernel) >= 0, 1, -1), -1)
+
+
+@_register("BinaryConv2D", "BinaryDense", filters=_sign_filters, signs=True)
+def _binary_macs(layer: Any, call: LayerCall) -> int:
+    """As a convolution or dense layer; binary ones where the input is reduced to signs, too."""
+    return _conv_macs(layer, call)
 
 
 @_register("DepthwiseConv1D", "DepthwiseConv2D", filters=_depthwise_filters)
@@ -191,6 +206,12 @@ def inspect_keras(model: Any, *, name: str | None = None) -> Inspection:
         _layer_row(index, layer, calls.get(id(layer), []), notes)
         for index, layer in enumerate(layers)
     )
+    signs = sum(row.bits == 1 for row in rows)
+    if signs:
+        notes.append(
+            f"{signs} layers compute with one bit of each weight; the Keras model keeps float "
+            "values of them for training."
+        )
     return Inspection(
         name=name or model.name,
         format="keras",
@@ -206,16 +227,20 @@ def _layer_row(index: int, layer: Any, calls: list[LayerCall], notes: list[str])
     inner = _unwrapped(layer)
     kind = type(inner).__name__
     variables = {id(v): v for v in getattr(inner, "weights", ())}.values()
-    weights = zeros = weight_bytes = weight_bits = 0
-    for variable in variables:
+    weight_bytes = sum(_array(variable).nbytes for variable in variables)
+    weights = zeros = weight_bits = 0
+    for variable in weight_variables(layer):
         values = _array(variable)
-        weight_bytes += values.nbytes
-        if values.ndim >= 2 and _leaf_name(variable) not in _NO_WEIGHTS:
-            weights += values.size
-            zeros += int((values == 0).sum())
-            weight_bits += 8 * values.nbytes
+        weights += values.size
+        zeros += int((values == 0).sum())
+        weight_bits += 8 * values.nbytes
     rule = _rule(inner)
     filters = rule.filters(inner) if rule and rule.filters and weights else np.empty((0, 1))
+    macs, binary_macs = _layer_macs(inner, layer.name, weights, calls, notes), 0
+    if rule is not None and rule.signs:
+        zeros, weight_bits = 0, weights
+        if inner.input_quantizer is not None:
+            macs, binary_macs = 0, macs
     return Row(
         index=index,
         name=layer.name,
@@ -227,10 +252,17 @@ def _layer_row(index: int, layer: Any, calls: list[LayerCall], notes: list[str])
         filters=len(filters),
         zero_filters=int((~filters.any(axis=1)).sum()),
         bits=weight_bits / weights if weights else None,
-        macs=_layer_macs(inner, layer.name, weights, calls, notes),
+        macs=macs,
         weight_bytes=weight_bytes,
         dense_bytes=weight_bytes,
+        binary_macs=binary_macs,
     )
+
+
+def weight_variables(layer: Any) -> list[Any]:
+    """Returns a layer's filters and matrices: no biases, no normalization; each variable once."""
+    variables = {id(v): v for v in getattr(_unwrapped(layer), "weights", ())}.values()
+    return [v for v in variables if len(v.shape) >= 2 and leaf_name(v) not in _NO_WEIGHTS]
 
 
 def _unwrapped(layer: Any) -> Any:
@@ -244,7 +276,8 @@ def _array(variable: Any) -> np.ndarray:
     return np.asarray(variable.numpy() if hasattr(variable, "numpy") else variable)
 
 
-def _leaf_name(variable: Any) -> str:
+def leaf_name(variable: Any) -> str:
+    """Returns a variable's own name, e.g. `kernel`, without its layer's."""
     return str(variable.name).rsplit("/", 1)[-1].split(":")[0]
 
 

@@ -1,0 +1,729 @@
+"""int8 flatbuffer -> int8 flatbuffer whose weights take fewer bits, for phones.
+
+Activations stay int8 and stock runtimes load the files. Only filters that a format of
+`weight_formats` holds without loss are changed: binary and ternary weights, and others of few
+levels. Every file has run in LiteRT before it is returned: on the built-in kernels it computes bit
+for bit what an int8 file with the same weights computes, and on the default ones its outputs are
+those of the file that came in, up to the last steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgecompress.converters.compressed import random_inputs
+from edgecompress.converters.weight_formats import WEIGHT_FORMATS, Filter, Stored
+from edgecompress.core.engines import run_engine
+from edgecompress.core.errors import (
+    ArgumentError,
+    ConversionError,
+    EdgeCompressError,
+    MissingDependencyError,
+    UnsupportedModelError,
+)
+from edgecompress.core.flatbuffer import (
+    FILTER_READERS,
+    PACKED,
+    FlatModel,
+    Operator,
+    channel_axis,
+    pack_codes,
+    read_tflite,
+)
+from edgecompress.core.flatbuffer_edit import pack, strip, unpack
+from edgecompress.core.results import Artifact
+from edgecompress.core.units import format_size
+
+KIND = "binary-weights"
+ENGINE = "litert"
+# The runtimes that phones have: today's, and one that is in the field.
+PHONE_ENGINES = (ENGINE, "tflite-runtime")
+# Steps by which outputs may differ: kernels round differently, and a bias is rounded to the scale.
+MAX_STEPS = 2
+# Operators whose filter can be stored in fewer bits -> version with INT4 filters.
+_READERS = {"CONV_2D": 7, "DEPTHWISE_CONV_2D": 7, "FULLY_CONNECTED": 10}
+_INT2_VERSION = 14
+# A coded file that is smaller by less than this share is not worth other outputs.
+_WORTH = 0.02
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """What became of one filter.
+
+    Attributes:
+        index: Number of the tensor, the same before and after.
+        name: Its name in the file that came in, or that of its operator's output.
+        operator: The operator that reads it, as it was.
+        bits: Bits of a stored weight.
+        bytes_before: Bytes of its weights.
+        bytes_after: The same in the new file, a table looked up not included.
+        reason: Why it is left as it was, or "".
+    """
+
+    index: int
+    name: str
+    operator: str
+    bits: float
+    bytes_before: int
+    bytes_after: int
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class FormatResult:
+    """A file in one format, and what there is to know for choosing among formats.
+
+    Attributes:
+        format: The format's name.
+        artifact: `Artifact(kind="binary-weights-<format>")`.
+        tensors: The filters, by index.
+        steps: Largest difference of an output from the int8 file's, in steps of its scale.
+        changed: Share of output values that differ at all, 0 to 1.
+        samples: Random inputs on which outputs were compared.
+        kernels: What computed in LiteRT: `XNNPACK`, or `built-in` where it took no operator.
+        engines: Engine -> "" where it runs the file, else why not.
+        latency_us: Microseconds that the `latency` argument found; None without it.
+    """
+
+    format: str
+    artifact: Artifact
+    tensors: tuple[StoredTensor, ...]
+    steps: float
+    changed: float
+    samples: int
+    kernels: str
+    engines: Mapping[str, str]
+    latency_us: float | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Size of the file."""
+        return len(self.artifact.data)
+
+    @property
+    def compressed_bytes(self) -> int:
+        """Size of the file in a download."""
+        return self.artifact.compressed_bytes
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The artifact's notes."""
+        return self.artifact.notes
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A model in all formats.
+
+    Attributes:
+        bytes_before: Bytes of the int8 file that came in, names and metadata left out.
+        compressed_before: The same in a download.
+        latency_before_us: Microseconds that the `latency` argument found; None without it.
+        results: One for each format that could be made.
+        failures: Format -> why it could not be made.
+    """
+
+    bytes_before: int
+    compressed_before: int
+    latency_before_us: float | None
+    results: tuple[FormatResult, ...]
+    failures: Mapping[str, str]
+
+    def __getitem__(self, name: str) -> FormatResult:
+        """Returns the result of a format."""
+        return next(result for result in self.results if result.format == name)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The file that came in, and what LiteRT computes with it.
+
+    Attributes:
+        flat: The file without names and metadata.
+        inputs: Random inputs, one array (samples, *shape) for each input.
+        outputs: What LiteRT computes from them.
+        allowed: Steps by which outputs of another file may differ.
+    """
+
+    flat: FlatModel
+    inputs: tuple[np.ndarray, ...] = field(repr=False)
+    outputs: tuple[np.ndarray, ...] = field(repr=False)
+    allowed: float
+
+
+def convert(
+    model: bytes | Path | str | Artifact,
+    weight_format: str = "int8",
+    *,
+    max_steps: float | None = None,
+    samples: int = 8,
+    seed: int = 0,
+    engines: Sequence[str] = PHONE_ENGINES,
+    latency: Callable[[FlatModel], float] | None = None,
+) -> FormatResult:
+    """Stores the weights of an int8 model in fewer bits, and runs the file.
+
+    Names and metadata are removed. Equal inputs give equal bytes.
+
+    Args:
+        model: An int8 .tflite file: bytes, path or artifact.
+        weight_format: `int8`, `int4`, `int4-dense`, `int2` or `smallest`; see
+            `weight_formats.WEIGHT_FORMATS`.
+        max_steps: By how many steps an output may differ from the int8 file's in LiteRT. Defaults
+            to None: 2, or as many as the int8 file's own outputs differ between LiteRT's kernels.
+        samples: Random inputs to compare on. Defaults to 8.
+        seed: Of the random inputs. Defaults to 0.
+        engines: Which engines to try the file in. Defaults to LiteRT and tflite-runtime.
+        latency: Returns a model's microseconds for one inference. Optional.
+
+    Raises:
+        UnknownNameError: there is no such format.
+        UnsupportedModelError: the model has several subgraphs, or no int8 filters.
+        ConversionError: the file does not compute what the int8 file computes.
+        EngineError, MissingDependencyError: LiteRT cannot run it, or is not installed.
+
+    Example:
+        >>> result = convert("kws_int8.tflite", "smallest")  # doctest: +SKIP
+        >>> result.bytes, result.compressed_bytes, result.engines  # doctest: +SKIP
+        (31424, 22693, {'litert': '', 'tflite-runtime': ''})
+    """
+    WEIGHT_FORMATS[weight_format]
+    reference = run_reference(model, max_steps, samples, seed)
+    return _convert(model, reference, weight_format, engines, latency)
+
+
+def compare(
+    model: bytes | Path | str | Artifact,
+    formats: Sequence[str] | None = None,
+    *,
+    max_steps: float | None = None,
+    samples: int = 8,
+    seed: int = 0,
+    engines: Sequence[str] = PHONE_ENGINES,
+    latency: Callable[[FlatModel], float] | None = None,
+) -> Comparison:
+    """Makes a model in several formats, to choose one by size, speed and runtimes.
+
+    Args:
+        model: As in `convert`.
+        formats: Names of formats. Defaults to all.
+        max_steps: As in `convert`.
+        samples: As in `convert`.
+        seed: As in `convert`.
+        engines: As in `convert`.
+        latency: As in `convert`; called for the file that came in as well.
+
+    Raises:
+        UnknownNameError: there is no such format.
+        UnsupportedModelError: the model has several subgraphs, or no int8 filters.
+        EngineError, MissingDependencyError: LiteRT cannot run the file that came in, or is not
+            installed.
+    """
+    names = list(WEIGHT_FORMATS) if formats is None else list(formats)
+    for name in names:
+        WEIGHT_FORMATS[name]
+    reference = run_reference(model, max_steps, samples, seed)
+    results, failures = [], {}
+    for name in names:
+        try:
+            results.append(_convert(model, reference, name, engines, latency))
+        except MissingDependencyError:
+            raise
+        except EdgeCompressError as error:
+            failures[name] = str(error)
+    base = Artifact("int8", reference.flat.data, "model")
+    return Comparison(
+        len(base.data),
+        base.compressed_bytes,
+        latency(reference.flat) if latency else None,
+        tuple(results),
+        failures,
+    )
+
+
+def _convert(
+    model: bytes | Path | str | Artifact,
+    reference: Reference,
+    name: str,
+    engines: Sequence[str],
+    latency: Callable[[FlatModel], float] | None,
+) -> FormatResult:
+    flat, weight_format = reference.flat, WEIGHT_FORMATS[name]
+    filters, reasons = _filters(flat)
+    plan: dict[int, Stored] = {}
+    for index, (filter_, rigid) in filters.items():
+        stored = weight_format.store(filter_)
+        if not isinstance(stored, str) and stored.steps is not None:
+            stored = rigid or _bias_too_large(flat, filter_, stored) or stored
+        if isinstance(stored, str):
+            reasons[index] = stored
+        else:
+            plan[index] = stored
+    data = store_weights(flat.data, plan)
+    before, after = Artifact("", flat.data, ""), Artifact("", data, "")
+    sizes = [
+        a.compressed_bytes if weight_format.compressed else len(a.data) for a in (before, after)
+    ]
+    if plan and sizes[1] > (1 - _WORTH) * sizes[0]:
+        reasons |= dict.fromkeys(plan, "the file would be hardly smaller, if at all")
+        plan, data = {}, flat.data
+    difference = verify_stored(reference, data, plan)
+    problems = {
+        engine: "" if engine == ENGINE else _problem(engine, reference, data, plan)
+        for engine in engines
+    }
+    tensors = _report(flat, plan, reasons)
+    source = model if isinstance(model, Artifact) else None
+    label = str(model) if isinstance(model, (str, Path)) else "model"
+    artifact = Artifact(
+        f"{KIND}-{name}",
+        data,
+        source.source if source else label,
+        source.record if source else None,
+        (
+            *(source.notes if source else ()),
+            *_notes(before, after, plan, tensors, difference, problems),
+        ),
+    )
+    return FormatResult(
+        name,
+        artifact,
+        tensors,
+        difference.steps,
+        difference.changed,
+        difference.samples,
+        difference.kernels,
+        problems,
+        latency(read_tflite(data)) if latency else None,
+    )
+
+
+# --- Which filters -------------------------------------------------------------------------------
+
+
+def _filters(flat: FlatModel) -> tuple[dict[int, tuple[Filter, str]], dict[int, str]]:
+    """Returns the filters with the reason why their scales are fixed ("": they are not).
+
+    The second result is why other filters cannot be stored otherwise at all.
+    """
+    readers: dict[int, list[Operator]] = {}
+    for operator in flat.operators:
+        for index in operator.inputs:
+            readers.setdefault(index, []).append(operator)
+    found, reasons = {}, {}
+    for operator in flat.operators:
+        tensor = flat.tensor(operator, 1)
+        if operator.code not in FILTER_READERS or tensor is None or not tensor.is_constant:
+            continue
+        source = flat.tensor(operator, 0)
+        if operator.code not in _READERS:
+            reasons[tensor.index] = f"no runtime takes a {operator.code} with fewer bits"
+        elif tensor.type != "INT8" or source is None or source.type != "INT8":
+            reasons[tensor.index] = "weights and activations must be INT8"
+        elif tensor.sparsity is not None or any(tensor.zero_points) or not tensor.scales:
+            reasons[tensor.index] = "it is not symmetric and dense"
+        elif len(readers[tensor.index]) > 1 or tensor.index in flat.outputs:
+            reasons[tensor.index] = "it has several readers"
+        else:
+            found[tensor.index] = (Filter(operator, tensor), _rigid(flat, operator, readers))
+    if not found and not any(t.type in ("INT8", *PACKED) for t in flat.weight_tensors()):
+        raise UnsupportedModelError(
+            "The model has no int8 weights. Convert it to int8 first (`--format int8`)."
+        )
+    return found, reasons
+
+
+def _rigid(flat: FlatModel, operator: Operator, readers: Mapping[int, Sequence[Operator]]) -> str:
+    """Returns why a filter's scales cannot change: its bias has to change with them."""
+    bias = flat.tensor(operator, 2)
+    if bias is None:
+        return ""
+    if not bias.is_constant or bias.type != "INT32":
+        return f"its bias is {bias.type}" if bias.is_constant else "its bias is computed"
+    return "its bias has several readers" if len(readers[bias.index]) > 1 else ""
+
+
+def _bias_too_large(flat: FlatModel, filter_: Filter, stored: Stored) -> str:
+    bias = flat.tensor(filter_.operator, 2)
+    if bias is None or stored.steps is None:
+        return ""
+    largest = np.abs(bias.values() / stored.steps).max(initial=0)
+    return "" if largest < 1 << 31 else "its bias would not fit 32 bits"
+
+
+# --- The file ------------------------------------------------------------------------------------
+
+
+def store_weights(data: bytes, plan: Mapping[int, Stored], plain: bool = False) -> bytes:
+    """Returns the file with filters stored as planned; scales and biases follow.
+
+    Args:
+        data: An int8 .tflite file with one subgraph.
+        plan: Tensor index -> how it is stored.
+        plain: Store the same weights as plain int8: the file that computes what the other must.
+            Defaults to False.
+    """
+    if not plan:
+        return data
+    editor = _Editor(data)
+    operators = []
+    for operator, packed in zip(editor.flat.operators, editor.graph.operators, strict=True):
+        index = operator.inputs[1] if len(operator.inputs) > 1 else -1
+        if operator.code in _READERS and index in plan:
+            stored = plan[index]
+            editor.rescale(operator, stored)
+            if plain:
+                editor.set_values(index, stored.codes.tobytes())
+            elif stored.table_bits:
+                operators += editor.look_up(index, stored)
+            else:
+                editor.set_codes(operator, packed, stored)
+        operators.append(packed)
+    editor.graph.operators = operators
+    return editor.data()
+
+
+class _Editor:
+    """Changes one file's tensors and operators."""
+
+    def __init__(self, data: bytes) -> None:
+        from ai_edge_litert import schema_py_generated as schema
+
+        self.schema = schema
+        self.flat = read_tflite(data)
+        self.model = unpack(data)
+        self.graph = self.model.subgraphs[0]
+        self._tables: dict[bytes, int] = {}
+
+    def data(self) -> bytes:
+        """Returns the file; buffers that nothing uses any more are empty."""
+        used = {t.buffer for t in self.graph.tensors} | {
+            m.buffer for m in self.model.metadata or ()
+        }
+        for number, buffer in enumerate(self.model.buffers):
+            if number not in used:
+                buffer.data = None
+        return pack(self.model)
+
+    def set_values(self, index: int, values: bytes) -> None:
+        """Gives a tensor a buffer of its own."""
+        self.graph.tensors[index].buffer = self._buffer(values)
+
+    def rescale(self, operator: Operator, stored: Stored) -> None:
+        """Changes the scales of filter and bias, and the codes of the bias."""
+        weights, bias = self.flat.tensor(operator, 1), self.flat.tensor(operator, 2)
+        source = self.flat.tensor(operator, 0)
+        if stored.steps is None or weights is None or source is None:
+            return
+        scales = np.asarray(weights.scales) * stored.steps
+        if stored.one_scale and len(weights.scales) == 1 and len(np.unique(stored.steps)) == 1:
+            scales = scales[:1]
+        self._quantize(weights.index, scales, channel_axis(operator))
+        if bias is not None:
+            codes = np.rint(bias.values() / stored.steps).astype(np.int32)
+            self.set_values(bias.index, codes.tobytes())
+            self._quantize(bias.index, scales * source.scales[0], 0)
+
+    def set_codes(self, operator: Operator, packed: Any, stored: Stored) -> None:
+        """Stores codes in the type of the plan, and makes the operator take it."""
+        index = operator.inputs[1]
+        tensor = self.graph.tensors[index]
+        bits = PACKED.get(stored.type, 8)
+        tensor.type = getattr(self.schema.TensorType, stored.type)
+        self.set_values(index, pack_codes(stored.codes, bits))
+        code = operator.code
+        if stored.as_dense:
+            code = "FULLY_CONNECTED"
+            tensor.shape = np.array([len(stored.codes), stored.codes.shape[3]], np.int32)
+            tensor.shapeSignature = None
+            packed.builtinOptionsType = self.schema.BuiltinOptions.FullyConnectedOptions
+            packed.builtinOptions = self.schema.FullyConnectedOptionsT(
+                keepNumDims=True,
+                fusedActivationFunction=operator.options["fused_activation_function"],
+            )
+        if bits < 8:
+            version = _INT2_VERSION if stored.type == "INT2" else _READERS[code]
+            packed.opcodeIndex = self._opcode(code, version)
+
+    def look_up(self, index: int, stored: Stored) -> list[Any]:
+        """Returns operators that write the codes into the tensor, from packed indices.
+
+        A byte holds the indices of several weights and is itself the index into a table with one
+        row of these weights for each of its 256 values.
+        """
+        bits, shape = stored.table_bits, stored.codes.shape
+        per_byte = 8 // bits
+        values, indices = np.unique(stored.codes, return_inverse=True)
+        packed = pack_codes(indices, bits)
+        rows = np.arange(256)[:, None] >> (bits * np.arange(per_byte)) & ((1 << bits) - 1)
+        # Indices that do not occur may stand for anything.
+        table = values[np.minimum(rows, len(values) - 1)].astype(np.int8)
+        key = table.tobytes()
+        if key not in self._tables:
+            self._tables[key] = self._add(table.shape, "INT8", key)
+        self.graph.tensors[index].buffer = 0
+        code = self._add((len(packed),), "UINT8", packed)
+        wide = self._add((len(packed),), "INT32")
+        found = self._add((len(packed), per_byte), "INT8")
+        operators = [
+            self._operator("CAST", 1, [code], [wide]),
+            self._operator("GATHER", 2, [self._tables[key], wide], [found]),
+        ]
+        if stored.codes.size % per_byte:
+            operators += self._cut(found, len(packed) * per_byte, stored.codes.size)
+            found = operators[-1].outputs[0]
+        operators.append(self._operator("RESHAPE", 1, [found, self._shape(shape)], [index]))
+        operators[-1].builtinOptionsType = self.schema.BuiltinOptions.ReshapeOptions
+        operators[-1].builtinOptions = self.schema.ReshapeOptionsT(newShape=list(shape))
+        return operators
+
+    def _cut(self, index: int, size: int, kept: int) -> list[Any]:
+        """Returns operators that leave the first `kept` elements of a tensor."""
+        line, cut = self._add((size,), "INT8"), self._add((kept,), "INT8")
+        reshape = self._operator("RESHAPE", 1, [index, self._shape((size,))], [line])
+        reshape.builtinOptionsType = self.schema.BuiltinOptions.ReshapeOptions
+        reshape.builtinOptions = self.schema.ReshapeOptionsT(newShape=[size])
+        bounds = [self._shape((0,)), self._shape((kept,))]
+        return [reshape, self._operator("SLICE", 2, [line, *bounds], [cut])]
+
+    def _quantize(self, index: int, scales: np.ndarray, axis: int) -> None:
+        quantization = self.graph.tensors[index].quantization
+        quantization.scale = scales.astype(np.float32)
+        quantization.zeroPoint = np.zeros(len(scales), np.int64)
+        quantization.quantizedDimension = axis
+
+    def _buffer(self, values: bytes) -> int:
+        self.model.buffers.append(self.schema.BufferT(data=np.frombuffer(values, np.uint8)))
+        return len(self.model.buffers) - 1
+
+    def _add(self, shape: Sequence[int], kind: str, values: bytes | None = None) -> int:
+        tensor = self.schema.TensorT(
+            shape=np.array(shape, np.int32),
+            type=getattr(self.schema.TensorType, kind),
+            buffer=0 if values is None else self._buffer(values),
+            hasRank=True,
+        )
+        self.graph.tensors.append(tensor)
+        return len(self.graph.tensors) - 1
+
+    def _shape(self, shape: Sequence[int]) -> int:
+        return self._add((len(shape),), "INT32", np.array(shape, np.int32).tobytes())
+
+    def _operator(self, code: str, version: int, inputs: list[int], outputs: list[int]) -> Any:
+        return self.schema.OperatorT(
+            opcodeIndex=self._opcode(code, version), inputs=inputs, outputs=outputs
+        )
+
+    def _opcode(self, code: str, version: int) -> int:
+        number = getattr(self.schema.BuiltinOperator, code)
+        for position, known in enumerate(self.model.operatorCodes):
+            found = max(known.builtinCode, known.deprecatedBuiltinCode)
+            if (found, known.version) == (number, version):
+                return position
+        self.model.operatorCodes.append(
+            self.schema.OperatorCodeT(
+                # Codes above 127 do not fit the old one-byte field, which then holds its marker.
+                deprecatedBuiltinCode=min(number, 127), builtinCode=number, version=version
+            )
+        )  # fmt: skip
+        return len(self.model.operatorCodes) - 1
+
+
+# --- Checks --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far two files' outputs lie apart.
+
+    Attributes:
+        steps: Largest difference, in steps of the output's scale; for a float output in 255ths of
+            its range.
+        changed: Share of values that differ at all, 0 to 1.
+        samples: Random inputs.
+        kernels: What computed the second file.
+    """
+
+    steps: float
+    changed: float
+    samples: int
+    kernels: str
+
+
+def run_reference(
+    model: bytes | Path | str | Artifact,
+    max_steps: float | None = None,
+    samples: int = 8,
+    seed: int = 0,
+) -> Reference:
+    """Runs the int8 file; the arguments are those of `convert`."""
+    if max_steps is not None and not max_steps >= 0:
+        raise ArgumentError("max_steps", "be 0 or more", max_steps)
+    original = read_tflite(model.data if isinstance(model, Artifact) else model)
+    if original.subgraphs > 1:
+        raise UnsupportedModelError(
+            f"The model has {original.subgraphs} subgraphs; weights of one with control flow "
+            "cannot be stored otherwise. Build recurrent layers with unroll=True."
+        )
+    flat = read_tflite(strip(original.data))
+    _filters(flat)
+    inputs = tuple(random_inputs(flat, samples, seed))
+    outputs = run_engine(ENGINE, flat.data, inputs).outputs
+    allowed = max_steps
+    if allowed is None:
+        # A deep model differs by more between kernels: each rounds a little differently.
+        allowed = max(MAX_STEPS, _distance(outputs, _built_in(flat.data, inputs))[0])
+    return Reference(flat, inputs, outputs, allowed)
+
+
+def _built_in(data: bytes, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """Returns the outputs that LiteRT computes without its delegate."""
+    indices = read_tflite(data).outputs
+    run = run_engine(ENGINE, data, inputs, tensors=indices)
+    return tuple(run.tensors[index] for index in indices)
+
+
+def _distance(before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Returns the largest difference in steps, and the share of values that differ."""
+    steps, differing = 0.0, 0.0
+    for one, other in zip(before, after, strict=True):
+        apart = np.abs(one.astype(np.float64) - other.astype(np.float64).reshape(one.shape))
+        differing += np.count_nonzero(apart)
+        if one.dtype.kind == "f":
+            apart *= 255 / max(float(np.ptp(one)), float(np.finfo(np.float32).tiny))
+        # A value that is no number is no small difference.
+        steps = max(steps, float(np.nan_to_num(apart, nan=np.inf).max(initial=0)))
+    values = sum(one.size for one in before)
+    return steps, differing / values if values else 0.0
+
+
+def verify_stored(reference: Reference, data: bytes, plan: Mapping[int, Stored]) -> Difference:
+    """Runs a file in LiteRT and compares its outputs with the int8 file's.
+
+    On the built-in kernels it must compute bit for bit what the same weights as plain int8 compute:
+    so they are stored right. On the default kernels it may differ from the file that came in by the
+    reference's `allowed` steps: kernels round differently, and biases follow changed scales.
+
+    Raises:
+        ConversionError: an output differs.
+        EngineError: LiteRT refuses the file.
+    """
+    plain = store_weights(reference.flat.data, plan, plain=True)
+    if plain != data:
+        want, have = (_built_in(file, reference.inputs) for file in (plain, data))
+        share = _distance(want, have)[1]
+        if share:
+            raise ConversionError(
+                f"The weights are not stored right: {share:.2%} of the outputs differ from those "
+                "of the same weights in int8, in LiteRT's built-in kernels on random inputs."
+            )
+    run = run_engine(ENGINE, data, reference.inputs)
+    steps, changed = _distance(reference.outputs, run.outputs)
+    if steps > reference.allowed:
+        raise ConversionError(
+            f"Outputs differ from the int8 file's by up to {steps:g} steps in LiteRT, more than "
+            f"{reference.allowed:g}. Keep int8, or allow it with max_steps={steps:g} and measure "
+            "the accuracy."
+        )
+    samples = len(reference.inputs[0]) if reference.inputs else 1
+    return Difference(steps, changed, samples, run.kernels)
+
+
+def _problem(engine: str, reference: Reference, data: bytes, plan: Mapping[int, Stored]) -> str:
+    """Returns why an engine does not run the file as it runs the same weights in int8, or ""."""
+    plain = store_weights(reference.flat.data, plan, plain=True)
+    try:
+        have = run_engine(engine, data, reference.inputs)
+        want = have if plain == data else run_engine(engine, plain, reference.inputs)
+    except EdgeCompressError as error:
+        return str(error)
+    steps = _distance(want.outputs, have.outputs)[0]
+    if steps > reference.allowed:
+        return (
+            f"{engine} {have.version} loads it but computes other outputs ({steps:g} steps apart)."
+        )
+    return ""
+
+
+# --- Report --------------------------------------------------------------------------------------
+
+
+def _report(
+    flat: FlatModel, plan: Mapping[int, Stored], reasons: Mapping[int, str]
+) -> tuple[StoredTensor, ...]:
+    readers = {o.inputs[1]: o for o in flat.operators if o.code in FILTER_READERS}
+    rows = []
+    for index in sorted({*plan, *reasons}):
+        tensor, stored = flat.tensors[index], plan.get(index)
+        bits = tensor.bits if stored is None else stored.bits
+        rows.append(
+            StoredTensor(
+                index,
+                tensor.name or flat.output(readers[index]).name,
+                readers[index].code,
+                bits,
+                tensor.bytes,
+                -(-tensor.elements * int(bits) // 8),
+                reasons.get(index, ""),
+            )
+        )
+    return tuple(rows)
+
+
+def _notes(
+    before: Artifact,
+    after: Artifact,
+    plan: Mapping[int, Stored],
+    tensors: Sequence[StoredTensor],
+    difference: Difference,
+    problems: Mapping[str, str],
+) -> list[str]:
+    if not plan:
+        notes = ["No filter is stored otherwise than before: the file is only stripped."]
+    else:
+        sizes = " -> ".join(
+            f"{format_size(len(a.data))} ({format_size(a.compressed_bytes)} compressed)"
+            for a in (before, after)
+        )
+        same = "are those of the int8 file"
+        if difference.changed:
+            plural = "s" if difference.steps != 1 else ""
+            same = (
+                f"differ from the int8 file's in {difference.changed:.1%} of the values, by up to "
+                f"{difference.steps:g} step{plural}"
+            )
+        notes = [
+            f"{len(plan)} of {len(tensors)} filters are stored anew: {sizes}. Outputs {same}, on "
+            f"{difference.samples} random inputs."
+        ]
+    rounded = [str(index) for index, stored in sorted(plan.items()) if stored.rounded]
+    if rounded:
+        notes.append(
+            f"Codes of tensor{'s' * (len(rounded) > 1)} {', '.join(rounded)} were roundings of "
+            "evenly spaced levels; the levels are stored, up to half a code away."
+        )
+    slow = [
+        tensor
+        for tensor in tensors
+        if tensor.index in plan and plan[tensor.index].leaves_fast_kernels(tensor.operator)
+    ]
+    if slow:
+        notes.append(
+            f"{len(slow)} operators leave LiteRT's fast kernels (XNNPACK), which take no such "
+            "weights, and become several times slower."
+        )
+    by_reason: dict[str, list[str]] = {}
+    for tensor in tensors:
+        if tensor.reason:
+            by_reason.setdefault(tensor.reason, []).append(str(tensor.index))
+    notes += [
+        f"Left as int8, as {why}: tensor{'s' * (len(numbers) > 1)} {', '.join(numbers)}."
+        for why, numbers in by_reason.items()
+    ]
+    return notes + [f"Not for {engine}: {why}" for engine, why in problems.items() if why]

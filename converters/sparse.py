@@ -1,0 +1,377 @@
+"""float32 flatbuffer -> float32 flatbuffer whose pruned fully-connected weights are stored sparse.
+
+TensorFlow Lite has one kernel that gains from sparse weights: the fully-connected one in float,
+with blocks of 1x4, four inputs of one unit. With 90 % of the blocks zero it is faster than the
+dense one, and the file holds the other blocks alone. All else (single zeros, convolutions, int8) is
+expanded as the file is loaded, or not loaded at all, and is left dense here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgecompress.converters.compressed import random_inputs
+from edgecompress.core.engines import run_engine
+from edgecompress.core.errors import ConversionError, EdgeCompressError, UnsupportedModelError
+from edgecompress.core.flatbuffer import FILTER_READERS, FlatModel, Operator, Tensor, read_tflite
+from edgecompress.core.flatbuffer_edit import pack, strip, unpack
+from edgecompress.core.results import Artifact
+from edgecompress.core.sparse_tensors import (
+    Level,
+    Sparsity,
+    block_sparsity,
+    encode_blocks,
+    index_bytes,
+)
+from edgecompress.core.units import format_size
+
+KIND = "sparse"
+BLOCK = 4
+# Share of zero blocks from which on the sparse kernel is clearly faster; even at about 80 %.
+MIN_SPARSITY = 0.9
+# Relative to the largest output: kernels add in different orders.
+TOLERANCE = 1e-4
+ENGINE = "litert"
+_VERSION = 8
+# The tables of a sparse tensor in the file: levels, vectors.
+_TABLE_BYTES = 160
+_HINT = (
+    "Prune Dense layers with MagnitudePruning(block_size=(4, 1)) to a final_sparsity of at least "
+    "0.9."
+)
+
+
+@dataclass(frozen=True)
+class SparseTensor:
+    """What became of one filter.
+
+    Attributes:
+        index: Number of the tensor, the same before and after.
+        name: Its name in the file that came in, or that of its operator's output.
+        operator: The operator that reads it.
+        sparsity: Share of its blocks of 1x4 that are zero; None where it has no such blocks.
+        bytes_before: Bytes of its weights.
+        bytes_after: Bytes of its values and indices.
+        reason: Why it is left dense, or "".
+    """
+
+    index: int
+    name: str
+    operator: str
+    sparsity: float | None
+    bytes_before: int
+    bytes_after: int
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class SparseResult:
+    """A sparse file and what it brings.
+
+    Attributes:
+        artifact: `Artifact(kind="sparse")`.
+        tensors: The filters, by index.
+        bytes_before: Bytes of the file that came in, names and metadata left out.
+        error: Largest difference of an output from the dense file's, relative to the largest.
+        engines: Engine -> "" where it runs the file, else why not.
+        latency_before_us: Microseconds that the `latency` argument found; None without it.
+        latency_after_us: The same for the sparse file.
+    """
+
+    artifact: Artifact
+    tensors: tuple[SparseTensor, ...]
+    bytes_before: int
+    error: float
+    engines: Mapping[str, str]
+    latency_before_us: float | None = None
+    latency_after_us: float | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The artifact's notes."""
+        return self.artifact.notes
+
+
+def kernel_sparsity(kernel: np.ndarray) -> float:
+    """Returns the share of a Dense kernel's 1x4 blocks that are zero, 0 to 1.
+
+    Args:
+        kernel: Shape (inputs, units), the inputs a multiple of 4.
+
+    Raises:
+        ArgumentError: the kernel has other dimensions.
+
+    Example:
+        >>> kernel = np.zeros((8, 2))
+        >>> kernel[0, 0] = 1
+        >>> kernel_sparsity(kernel)
+        0.75
+    """
+    return block_sparsity(np.asarray(kernel).T, BLOCK)
+
+
+def convert(
+    model: bytes | Path | str | Artifact,
+    *,
+    samples: int = 8,
+    seed: int = 0,
+    engines: Sequence[str] = (ENGINE, "tflite-runtime"),
+    latency: Callable[[FlatModel], float] | None = None,
+) -> SparseResult:
+    """Stores pruned fully-connected weights sparse, and runs the file.
+
+    Names and metadata are removed. Equal inputs give equal bytes.
+
+    Args:
+        model: A float32 .tflite file of a pruned model: bytes, path or artifact.
+        samples: Random inputs to compare the outputs on. Defaults to 8.
+        seed: Of the random inputs. Defaults to 0.
+        engines: Which engines to try the file in. Defaults to LiteRT and tflite-runtime.
+        latency: Returns a model's microseconds for one inference. Optional.
+
+    Raises:
+        UnsupportedModelError: the model has several subgraphs.
+        ConversionError: no filter has blocks enough that are zero, or the file is no smaller, or
+            its outputs differ.
+        EngineError, MissingDependencyError: LiteRT cannot run the file, or is not installed.
+
+    Example:
+        >>> result = convert(float_result.artifact)  # doctest: +SKIP
+        >>> len(result.artifact.data), result.bytes_before  # doctest: +SKIP
+        (1441504, 12596208)
+    """
+    original = read_tflite(model.data if isinstance(model, Artifact) else model)
+    if original.subgraphs > 1:
+        raise UnsupportedModelError(
+            f"The model has {original.subgraphs} subgraphs; weights of one with control flow "
+            "cannot be stored sparse. Build recurrent layers with unroll=True."
+        )
+    base = strip(original.data)
+    flat = read_tflite(base)
+    tensors = _tensors(flat, original)
+    chosen = [tensor.index for tensor in tensors if not tensor.reason]
+    if not chosen:
+        why = "; ".join(f"{t.name or f'tensor {t.index}'}: {t.reason}" for t in tensors[:5])
+        more = f" (and {len(tensors) - 5} more)" if len(tensors) > 5 else ""
+        raise ConversionError(f"No filter can be stored sparse: {why or 'none'}{more}. {_HINT}")
+    data = store_sparse(base, chosen)
+    if len(data) >= len(base):
+        raise ConversionError(
+            f"The sparse file ({format_size(len(data))}) would be no smaller than the dense one "
+            f"({format_size(len(base))})."
+        )
+    error = verify_sparse(base, data, samples, seed)
+    problems = {
+        name: "" if name == ENGINE else _problem(name, base, data, samples, seed)
+        for name in engines
+    }
+    source = model if isinstance(model, Artifact) else None
+    label = str(model) if isinstance(model, (str, Path)) else "model"
+    artifact = Artifact(
+        KIND,
+        data,
+        source.source if source else label,
+        source.record if source else None,
+        (*(source.notes if source else ()), *_notes(tensors, base, data, problems)),
+    )
+    return SparseResult(
+        artifact,
+        tensors,
+        len(base),
+        error,
+        problems,
+        latency(flat) if latency else None,
+        latency(read_tflite(data)) if latency else None,
+    )
+
+
+def _tensors(flat: FlatModel, original: FlatModel) -> tuple[SparseTensor, ...]:
+    """Returns the filters, with the reason why each stays dense where it does."""
+    readers: dict[int, list[Operator]] = {}
+    for operator in flat.operators:
+        for index in operator.inputs:
+            readers.setdefault(index, []).append(operator)
+    rows: dict[int, SparseTensor] = {}
+    for operator in flat.operators:
+        tensor = flat.tensor(operator, 1)
+        if operator.code not in FILTER_READERS or tensor is None or not tensor.is_constant:
+            continue
+        share, reason = _judge(flat, operator, tensor)
+        if not reason and (len(readers[tensor.index]) > 1 or tensor.index in flat.outputs):
+            reason = "it has several readers"
+        after = tensor.stored_bytes
+        if not reason:
+            values, sparsity = encode_blocks(tensor.values(), BLOCK)
+            after = values.nbytes + sparsity.bytes
+            if after + _TABLE_BYTES >= tensor.bytes:
+                reason, after = "it would take no fewer bytes", tensor.stored_bytes
+        name = original.tensors[tensor.index].name or original.output(operator).name
+        rows[tensor.index] = SparseTensor(
+            tensor.index, name, operator.code, share, tensor.stored_bytes, after, reason
+        )
+    return tuple(rows[index] for index in sorted(rows))
+
+
+def _judge(flat: FlatModel, operator: Operator, tensor: Tensor) -> tuple[float | None, str]:
+    """Returns the share of zero blocks, and why the filter stays dense ("": it does not)."""
+    source = flat.tensor(operator, 0)
+    if tensor.sparsity is not None:
+        return None, "it is sparse already"
+    if operator.code != "FULLY_CONNECTED":
+        return None, f"sparse weights bring no speed in {operator.code}"
+    if tensor.type != "FLOAT32" or source is None or source.type != "FLOAT32":
+        return None, f"{tensor.type} is faster dense (float32 weights and activations alone gain)"
+    if tensor.shape[1] % BLOCK:
+        return None, f"its {tensor.shape[1]} inputs are no multiple of {BLOCK}"
+    share = block_sparsity(tensor.values(), BLOCK)
+    # What a schedule rounds to the nearest block is not missed by one block.
+    if share < MIN_SPARSITY - 1 / max(tensor.elements // BLOCK, 1):
+        return share, (
+            f"{share:.1%} of its 1x{BLOCK} blocks are zero, below {MIN_SPARSITY:.0%}, where dense "
+            "is about as fast"
+        )
+    return share, ""
+
+
+def store_sparse(data: bytes, indices: Sequence[int]) -> bytes:
+    """Returns the file with filters of fully-connected layers stored as 1x4 blocks.
+
+    Args:
+        data: A float .tflite file with one subgraph.
+        indices: Tensor numbers of the filters.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+
+    flat, model = read_tflite(data), unpack(data)
+    graph = model.subgraphs[0]
+    for operator, packed in zip(flat.operators, graph.operators, strict=True):
+        if len(operator.inputs) < 2 or operator.inputs[1] not in indices:
+            continue
+        tensor = graph.tensors[operator.inputs[1]]
+        values, sparsity = encode_blocks(flat.tensors[operator.inputs[1]].values(), BLOCK)
+        model.buffers.append(schema.BufferT(data=np.frombuffer(values.tobytes(), np.uint8)))
+        tensor.buffer = len(model.buffers) - 1
+        tensor.sparsity = _table(schema, sparsity)
+        code = model.operatorCodes[packed.opcodeIndex]
+        model.operatorCodes.append(
+            schema.OperatorCodeT(
+                deprecatedBuiltinCode=code.deprecatedBuiltinCode,
+                builtinCode=code.builtinCode,
+                version=max(code.version, _VERSION),
+            )
+        )
+        packed.opcodeIndex = len(model.operatorCodes) - 1
+    used = {tensor.buffer for tensor in graph.tensors} | {m.buffer for m in model.metadata or ()}
+    for number, buffer in enumerate(model.buffers):
+        if number not in used:
+            buffer.data = None
+    return pack(model)
+
+
+def _table(schema: Any, sparsity: Sparsity) -> Any:
+    """Returns the schema's table of a sparsity."""
+    table = schema.SparsityParametersT()
+    table.traversalOrder = np.array(sparsity.traversal_order, np.int32)
+    table.blockMap = np.array(sparsity.block_map, np.int32)
+    table.dimMetadata = [_level(schema, level) for level in sparsity.levels]
+    return table
+
+
+def _level(schema: Any, level: Level) -> Any:
+    entry = schema.DimensionMetadataT()
+    entry.format = schema.DimensionType.DENSE
+    entry.denseSize = level.size
+    if not level.is_dense:
+        entry.format = schema.DimensionType.SPARSE_CSR
+        entry.arraySegmentsType, entry.arraySegments = _vector(schema, level.segments)
+        entry.arrayIndicesType, entry.arrayIndices = _vector(schema, level.indices)
+    return entry
+
+
+def _vector(schema: Any, numbers: Sequence[int]) -> tuple[int, Any]:
+    kinds = {1: ("Uint8Vector", np.uint8), 2: ("Uint16Vector", np.uint16)}
+    name, dtype = kinds.get(index_bytes(max(numbers, default=0)), ("Int32Vector", np.int32))
+    vector = getattr(schema, f"{name}T")(values=np.array(numbers, dtype))
+    return getattr(schema.SparseIndexVector, name), vector
+
+
+def verify_sparse(before: bytes, after: bytes, samples: int = 8, seed: int = 0) -> float:
+    """Expands the sparse weights again, and compares the outputs of both files in LiteRT.
+
+    Args:
+        before: A .tflite file.
+        after: The same with sparse weights.
+        samples: Random inputs. Defaults to 8.
+        seed: Of the inputs. Defaults to 0.
+
+    Returns:
+        Largest difference of an output, relative to the largest output.
+
+    Raises:
+        ConversionError: a weight or an output differs.
+        EngineError: LiteRT refuses a file.
+    """
+    dense = read_tflite(before)
+    for tensor in read_tflite(after).tensors:
+        if tensor.sparsity is None:
+            continue
+        if not np.array_equal(tensor.values(), dense.tensors[tensor.index].values()):
+            raise ConversionError(
+                f"Tensor {tensor.index} does not give back its weights when it is expanded."
+            )
+    error = _error(ENGINE, before, after, random_inputs(dense, samples, seed))
+    if error > TOLERANCE:
+        raise ConversionError(
+            f"The sparse file computes other outputs in LiteRT: they differ by {error:.2g} of the "
+            f"largest output, more than {TOLERANCE:g}."
+        )
+    return error
+
+
+def _error(engine: str, before: bytes, after: bytes, inputs: Sequence[np.ndarray]) -> float:
+    want = run_engine(engine, before, inputs).outputs
+    have = run_engine(engine, after, inputs).outputs
+    error = 0.0
+    for one, other in zip(want, have, strict=True):
+        apart = np.abs(one.astype(np.float64) - other).max(initial=0)
+        largest = max(float(np.abs(one).max(initial=0)), float(np.finfo(np.float32).tiny))
+        # A value that is no number is no small difference.
+        error = max(error, float(np.nan_to_num(apart / largest, nan=np.inf)))
+    return error
+
+
+def _problem(engine: str, before: bytes, after: bytes, samples: int, seed: int) -> str:
+    """Returns why an engine does not run the sparse file as it runs the dense one, or ""."""
+    inputs = random_inputs(read_tflite(before), samples, seed)
+    try:
+        error = _error(engine, before, after, inputs)
+    except EdgeCompressError as problem:
+        return str(problem)
+    return "" if error <= TOLERANCE else f"{engine} computes other outputs ({error:.2g} apart)."
+
+
+def _notes(
+    tensors: Sequence[SparseTensor], base: bytes, data: bytes, problems: Mapping[str, str]
+) -> list[str]:
+    chosen = [tensor for tensor in tensors if not tensor.reason]
+    notes = [
+        f"{len(chosen)} of {len(tensors)} filters are stored sparse: {format_size(len(base))} -> "
+        f"{format_size(len(data))}. That this is faster was measured on x86 alone. On an emulated "
+        "Arm core one of two models with sparse weights failed to load: try it on the phone.",
+        "TensorFlow Lite Micro reads sparse weights as if they were dense: not for "
+        "microcontrollers.",
+    ]
+    by_reason: dict[str, list[str]] = {}
+    for tensor in tensors:
+        if tensor.reason:
+            by_reason.setdefault(tensor.reason, []).append(str(tensor.index))
+    notes += [
+        f"Left dense, as {why}: tensor{'s' * (len(numbers) > 1)} {', '.join(numbers)}."
+        for why, numbers in by_reason.items()
+    ]
+    return notes + [f"Not for {engine}: {why}" for engine, why in problems.items() if why]

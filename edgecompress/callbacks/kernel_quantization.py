@@ -433,7 +433,7 @@ class LatentWeights(KernelQuantization):
     def _keep(self) -> None:
         latent = {kernel.name: as_numpy(kernel.latent) for kernel in self._kernels}
         # Past Keras's attribute tracking: the model must not own anything of this.
-        object.__setattr__(self.model, _LATENT, latent)
+        object.__setattr__(self.model, _LATENT, {**getattr(self.model, _LATENT, {}), **latent})
         if self.latent_file is not None:
             buffer = io.BytesIO()
             np.savez(buffer, **latent)
@@ -442,9 +442,11 @@ class LatentWeights(KernelQuantization):
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        arrays = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+        if not isinstance(arrays, np.lib.npyio.NpzFile):
+            raise ValueError("not a .npz file")
+        return {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ModelFileError(
             f"{path} holds no latent weights ({type(error).__name__}). Delete it to start from the "
             "model's own weights."

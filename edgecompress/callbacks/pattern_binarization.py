@@ -103,7 +103,7 @@ class PatternBinarization(KernelQuantization):
                 continue
             if isinstance(self.layers, list):
                 raise ArgumentError(
-                    "layers", "name layers with k x k filters, k > 1", kernel.name, f"{reason}."
+                    "layers", "name layers with k x k filters, k > 1", kernel.name, f"Here {reason}."
                 )
             self.note(f"{kernel.name} is not {self.done}: {reason}.")
         if not chosen:

@@ -244,7 +244,7 @@ def _alike(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
     config = optimizer.get_config()
     changes = {
         "name": "ternary_values",
-        "weight_decay": None,
+        "weight_decay": 0.0 if config.get("weight_decay") else None,
         "use_ema": False,
         "loss_scale_factor": None,
         # Follows the model's optimizer step by step.

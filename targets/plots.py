@@ -261,3 +261,74 @@ def memory_chart(memory: MemoryMap) -> str:
 
 def _cut(text: str, length: int) -> str:
     return text if len(text) <= length else text[: max(length - 1, 1)] + "\u2026"
+
+
+def stacked_chart(rows: Sequence[tuple[str, Sequence[tuple[str, Mapping[str, int]]]]]) -> str:
+    """Returns stacked bars of bytes: for each layer a group of bars, for each bar its parts.
+
+    Args:
+        rows: (layer, bars), each bar (label, part -> bytes).
+    """
+    from matplotlib.patches import Patch
+
+    parts = list(dict.fromkeys(p for _, bars in rows for _, sizes in bars for p in sizes))
+    colours = {part: _COLOURS[_SERIES[i % len(_SERIES)]] for i, part in enumerate(parts)}
+    most = max(len(bars) for _, bars in rows)
+    with _drawing(0.6 + (0.2 * most + 0.14) * len(rows), "layers") as figure:
+        axes = figure.subplots()
+        longest = max((sum(sizes.values()) for _, bars in rows for _, sizes in bars), default=0)
+        places = []
+        for row, (_, bars) in enumerate(rows):
+            places.append(row * (most + 0.7) + (len(bars) - 1) / 2)
+            for number, (label, sizes) in enumerate(bars):
+                place, start = row * (most + 0.7) + number, 0
+                for part, size in sizes.items():
+                    axes.barh(place, size, 0.84, left=start, color=colours[part])
+                    start += size
+                _beside(axes, start, place, f"{label} {format_size(start)}", "muted")
+        axes.set_yticks(places, [_cut(name, 18) for name, _ in rows])
+        axes.tick_params(axis="y", length=0, labelcolor=_COLOURS["ink"])
+        axes.set_xlim(0, 1.4 * max(longest, 1))
+        axes.set_xticks([])
+        axes.spines["bottom"].set_visible(False)
+        axes.invert_yaxis()
+        axes.legend(
+            handles=[Patch(color=colours[part], label=part) for part in parts],
+            loc="lower right",
+            bbox_to_anchor=(1.0, 1.0),
+            ncols=len(parts),
+            fontsize=8,
+            borderaxespad=0,
+        )
+        return _svg(figure, "layers")
+
+
+def stage_chart(stages: Sequence[tuple[str, int, float]], metric: str) -> str:
+    """Returns sizes stage by stage as bars, and the metric beside them as a line.
+
+    Args:
+        stages: (title, bytes, metric) of each stage, in order.
+        metric: Name of the metric.
+    """
+    with _drawing(0.7 + 0.34 * len(stages), "stages") as figure:
+        bars, line = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+        places = range(len(stages))
+        longest = max(size for _, size, _ in stages)
+        for place, (_, size, _) in enumerate(stages):
+            bars.barh(place, size, 0.6, color=_COLOURS["c1"])
+            _beside(bars, size, place, format_size(size), "ink")
+        bars.set_yticks(places, [_cut(title, 24) for title, _, _ in stages])
+        bars.tick_params(axis="y", length=0, labelcolor=_COLOURS["ink"])
+        bars.set_xlim(0, 1.45 * longest)
+        bars.set_xticks([])
+        bars.spines["bottom"].set_visible(False)
+        bars.invert_yaxis()
+        values = [value for _, _, value in stages]
+        line.plot(values, places, color=_COLOURS["c2"], marker="o", markersize=4, linewidth=1.4)
+        line.set_title(_cut(metric, 24))
+        line.tick_params(axis="y", length=0)
+        line.grid(axis="x")
+        line.margins(x=0.25)
+        line.locator_params(axis="x", nbins=3)
+        line.spines["left"].set_visible(False)
+        return _svg(figure, "stages")

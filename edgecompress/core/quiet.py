@@ -68,3 +68,23 @@ def quiet(verbose: bool = False) -> Iterator[CapturedOutput]:
                 os.close(copy)
             sink.seek(0)
             captured.text = sink.read().decode(errors="replace")
+
+
+@contextlib.contextmanager
+def no_warnings() -> Iterator[None]:
+    """Keeps logged and raised warnings of the block away, and lets everything else through.
+
+    For long work that reports progress meanwhile, which `quiet` would swallow.
+
+    Example:
+        >>> with no_warnings():
+        ...     logging.getLogger("noise").warning("retracing")
+    """
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

@@ -1,0 +1,126 @@
+"""Recipes: from a trained model to a small file in one call.
+
+`compress` is the way in; `RECIPES` lists the recipes. To add one: a module that registers it, its
+test, and one import line here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgecompress.core.errors import UnknownNameError
+
+# Importing a recipe registers it.
+from edgecompress.recipes import deep_compression
+from edgecompress.recipes.registry import RECIPES, Epoch, Recipe, Request
+
+if TYPE_CHECKING:
+    from edgecompress.recipes.results import CompressionResult
+
+__all__ = ["RECIPES", "Epoch", "Recipe", "Request", "compress", "deep_compression"]
+
+
+def _silent(_: object) -> None:
+    pass
+
+
+def compress(
+    model: Any,
+    data: Any,
+    recipe: str = "deep-compression",
+    *,
+    validation: Any = None,
+    output: Path | str = "build",
+    targets: Sequence[Any] = ("cortex-m4",),
+    max_flash: str | int | None = None,
+    max_ram: str | int | None = None,
+    max_latency: str | float | None = None,
+    max_file_size: str | int | None = None,
+    min_accuracy: float | None = None,
+    min_agreement: float | None = None,
+    kernels: str | None = None,
+    fresh: bool = False,
+    progress: Callable[[str], None] = _silent,
+    on_epoch: Callable[[Epoch], None] = _silent,
+    verbose: bool = False,
+    argv: Sequence[str] = (),
+    **settings: Any,
+) -> CompressionResult:
+    """Trains a model small and writes the file that ships, with the tables of the papers.
+
+    `deep-compression` removes channels (where `remove_channels` asks for it), prunes, clusters,
+    converts to int8 and codes the weights for TensorFlow Lite Micro: see
+    `edgecompress.recipes.deep_compression.DeepCompression` for its settings. Every finished stage
+    is kept in `<output>/stages`, and the same call goes on behind the last one.
+
+    Writes what `export` writes for `file_format="compressed"`, `<model>_compressed.keras`,
+    `compression.json` and `compression.html` into `output`.
+
+    Args:
+        model: A trained Keras model, which is not changed, or the path of a .keras or .h5 file.
+        data: Training data: (x, y), the path of an .npz file with `x` and `y`, or `x` alone for a
+            model that gives its input back. Labels are class numbers, one-hot rows or values.
+        recipe: Its name. Defaults to `"deep-compression"`.
+        validation: Data like `data` that are not trained on. Defaults to None: a share of `data`.
+        output: Folder of the files; made where it is missing.
+        targets: Microcontrollers: names, paths of .toml profiles, or profiles.
+        max_flash: Budget for the model and the runtime's code, as in `export`.
+        max_ram: Budget for the tensor arena, decoded weights included.
+        max_latency: Budget for one inference, decoding included.
+        max_file_size: Budget for the file that ships.
+        min_accuracy: Floor for its accuracy on the validation data, 0 to 1.
+        min_agreement: Floor for its agreement with the final Keras model, 0 to 1.
+        kernels: Kernel set instead of the profiles'.
+        fresh: Start over instead of going on behind the last finished stage.
+        progress: Called with a short text as each stage begins.
+        on_epoch: Called with an `Epoch` after each epoch.
+        verbose: Let libraries' logs through.
+        argv: The command for the report.
+        settings: The recipe's settings, e.g. `sparsity=0.9` or `clusters={"*": 15, "conv": 31}`.
+
+    Returns:
+        Stages, tables, totals and the report; `result.exit_code` is 0 where everything fits.
+
+    Raises:
+        UnknownNameError: the recipe or a setting is unknown.
+        EdgeCompressError: an argument, a file, a training or a conversion is wrong.
+
+    Example:
+        >>> result = ec.compress("model.keras", "train.npz", sparsity=0.9)  # doctest: +SKIP
+        >>> result.totals.paper_rate, result.totals.file_rate  # doctest: +SKIP
+        (31.2, 14.8)
+    """
+    chosen = RECIPES[recipe]
+    known = {field.name for field in dataclasses.fields(chosen.settings)}
+    for name in settings:
+        if name not in known:
+            raise UnknownNameError(f"setting of {recipe}", name, known)
+    export = {
+        "max_flash": max_flash,
+        "max_ram": max_ram,
+        "max_latency": max_latency,
+        "max_file_size": max_file_size,
+        "min_accuracy": min_accuracy,
+        "min_agreement": min_agreement,
+        "kernels": kernels,
+    }
+    return chosen.run(
+        Request(
+            model=model,
+            data=data,
+            validation=validation,
+            settings=chosen.settings(**settings),
+            output=Path(output),
+            targets=tuple(targets),
+            export=export,
+            fresh=fresh,
+            progress=progress,
+            on_epoch=on_epoch,
+            verbose=verbose,
+            argv=tuple(argv) or tuple(sys.argv),
+        )
+    )

@@ -1,0 +1,161 @@
+"""Finished stages on the disk: a run that was interrupted goes on behind the last of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgecompress.core.errors import ArgumentError
+from edgecompress.core.files import jsonable, sha256, write_together
+from edgecompress.core.record import sidecar_path
+
+STATE_SCHEMA = "edgecompress.compression-state/1"
+_STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished stage.
+
+    Attributes:
+        name: The stage's name.
+        key: Hash of all that its result depends on.
+        sha256: Of its model file.
+        metric: On the validation data.
+        epochs: It was trained for.
+        seconds: It took.
+        history: Training curves, one value an epoch.
+        notes: What was skipped or done otherwise.
+    """
+
+    name: str
+    key: str
+    sha256: str
+    metric: float
+    epochs: int
+    seconds: float
+    history: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the JSON form."""
+        return {f.name: jsonable(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Finished:
+        """Returns what `to_dict` described."""
+        known = {f.name: data[f.name] for f in dataclasses.fields(cls)}
+        return cls(**{**known, "notes": tuple(known["notes"])})
+
+
+def chain_key(before: str, settings: Mapping[str, Any]) -> str:
+    """Returns the key of a stage: a hash of the key before it and of its own settings.
+
+    Example:
+        >>> first = chain_key("model and data", {"sparsity": 0.8})
+        >>> first == chain_key("model and data", {"sparsity": 0.9})
+        False
+    """
+    text = json.dumps([before, jsonable(settings)], sort_keys=True)
+    return sha256(text.encode())
+
+
+class Checkpoints:
+    """The stages in `<output>/stages`: one model file each, and `state.json`.
+
+    A stage is read back where its key is the one wanted and its file has the stored hash; with the
+    first that is not, all later ones are done again. Model file and state take their places
+    together, so that an interruption leaves the stage before as the last one.
+
+    Args:
+        folder: The output folder.
+        fresh: Take nothing that is there.
+    """
+
+    def __init__(self, folder: Path, fresh: bool = False) -> None:
+        """Reads the state."""
+        self._folder = folder / "stages"
+        self._kept: dict[str, Finished] = {}
+        self._stored = {} if fresh else self._read()
+        self.notes: list[str] = []
+
+    def path(self, name: str) -> Path:
+        """Returns the model file of a stage."""
+        return self._folder / f"{name}.keras"
+
+    def find(self, name: str, key: str) -> Finished | None:
+        """Returns a finished stage; None where it has to be done."""
+        found = self._stored.get(name)
+        if found is None or found.key != key:
+            self._stored = {}
+            return None
+        try:
+            data = self.path(name).read_bytes()
+        except OSError:
+            data = b""
+        if sha256(data) != found.sha256:
+            self._stored = {}
+            self.notes.append(
+                f"{self.path(name)} is not the file that this recipe wrote: the stage is done again."
+            )
+            return None
+        self._kept[name] = found
+        return found
+
+    def store(self, stage: Finished, model: Any) -> Finished:
+        """Writes a stage's model, its record and the state; returns it with the file's hash."""
+        path = self.path(stage.name)
+        files = saved_model(model, path)
+        stage = dataclasses.replace(stage, sha256=sha256(files[path]))
+        self._kept[stage.name] = stage
+        state = {
+            "schema": STATE_SCHEMA,
+            "stages": [kept.to_dict() for kept in self._kept.values()],
+        }
+        make_folder(self._folder)
+        text = json.dumps(state, indent=1, allow_nan=False) + "\n"
+        write_together({**files, self._folder / _STATE: text})
+        return stage
+
+    def _read(self) -> dict[str, Finished]:
+        try:
+            state = json.loads((self._folder / _STATE).read_text(encoding="utf-8"))
+            if state["schema"] != STATE_SCHEMA:
+                return {}
+            return {entry["name"]: Finished.from_dict(entry) for entry in state["stages"]}
+        # Missing, damaged or of another version: then there is nothing to go on with.
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return {}
+
+
+def saved_model(model: Any, path: Path) -> dict[Path, bytes]:
+    """Returns the files of a saved Keras model: path -> bytes, its record beside it."""
+    # Keras writes in pieces; elsewhere first, so that no piece is ever seen.
+    with tempfile.TemporaryDirectory(prefix="edgecompress-") as folder:
+        place = Path(folder) / path.name
+        model.save(place)
+        files = {path: place.read_bytes()}
+        if sidecar_path(place).exists():
+            files[sidecar_path(path)] = sidecar_path(place).read_bytes()
+    return files
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder where it is missing.
+
+    Raises:
+        ArgumentError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArgumentError(
+            "--output", "be a folder that can be made", str(folder), f"{error.strerror}."
+        ) from error
+
+

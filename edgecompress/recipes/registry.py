@@ -1,0 +1,83 @@
+"""The recipes by name, and what each of them gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgecompress.core.registry import Registry
+
+if TYPE_CHECKING:
+    from edgecompress.recipes.results import CompressionResult
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """How far a stage has come.
+
+    Attributes:
+        stage: The stage's name.
+        epoch: Epochs that are done, from 1.
+        epochs: Epochs of the stage.
+        values: What `fit` logged: losses, metrics, sparsity.
+    """
+
+    stage: str
+    epoch: int
+    epochs: int
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a recipe works from.
+
+    Attributes:
+        model: A Keras model, or the path of its file.
+        data: Training data: path or arrays.
+        validation: Validation data; None: a part of `data`.
+        settings: The recipe's own settings.
+        output: Folder of all files.
+        targets: Names, paths or profiles.
+        export: Budgets and further arguments of `edgecompress.export`, by name.
+        fresh: Start over, whatever an earlier run has finished.
+        progress: Called with a short text as each stage begins.
+        on_epoch: Called after each epoch.
+        verbose: Let libraries' logs through.
+        argv: The command for the report.
+    """
+
+    model: Any
+    data: Any
+    validation: Any
+    settings: Any
+    output: Path
+    targets: Sequence[Any]
+    export: Mapping[str, Any]
+    fresh: bool
+    progress: Callable[[str], None] = field(repr=False)
+    on_epoch: Callable[[Epoch], None] = field(repr=False)
+    verbose: bool = False
+    argv: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A way from a trained model to a small file.
+
+    Attributes:
+        name: What `--recipe` takes.
+        summary: What it does, a few words.
+        settings: Frozen dataclass of its settings; every field has a default.
+        run: Does it.
+    """
+
+    name: str
+    summary: str
+    settings: type
+    run: Callable[[Request], CompressionResult] = field(repr=False)
+
+
+RECIPES: Registry[Recipe] = Registry("--recipe")

@@ -1,0 +1,323 @@
+"""What a model is trained for: the kind of its labels and outputs, its loss, its metric."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgecompress.converters.loaders import LoadedModel, one_line
+from edgecompress.core.errors import ArgumentError, UnsupportedModelError
+from edgecompress.core.keras_graph import functional_of, graph_nodes
+from edgecompress.core.registry import Registry
+from edgecompress.recipes.data import Data, Samples
+
+# A row of probabilities sums to 1 within float32's and float16's rounding.
+_SUM_TOLERANCE = 1e-2
+_SAMPLES = 256
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What the stages are judged by.
+
+    Attributes:
+        name: `accuracy` or `mean_squared_error`.
+        higher_is_better: Whether more is better.
+        measure: (labels as the task keeps them, outputs) -> value.
+    """
+
+    name: str
+    higher_is_better: bool
+    measure: Callable[[np.ndarray, np.ndarray], float] = field(repr=False)
+
+    def drop(self, before: float, after: float) -> float:
+        """Returns how much worse `after` is than `before`; negative where it is better."""
+        return before - after if self.higher_is_better else after - before
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a model is trained for.
+
+    Attributes:
+        kind: `classes` (one of several), `binary` (one output, yes or no) or `values`.
+        output: What the model gives: `probabilities`, `logits` or `values`.
+        metric: What the stages are judged by.
+        loss: The Keras loss, (y_true, y_pred) -> loss.
+        loss_text: The loss and where it comes from, for people.
+        sparse: Whether the loss takes class numbers instead of one-hot rows.
+    """
+
+    kind: str
+    output: str
+    metric: Metric
+    loss: Callable[[Any, Any], Any] = field(repr=False)
+    loss_text: str
+    sparse: bool
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether there are classes to be right about."""
+        return self.kind != "values"
+
+    @property
+    def has_classes_for_export(self) -> bool:
+        """Whether `export` can measure the accuracy: it takes one output for a probability."""
+        return self.kind == "classes" or (self.kind == "binary" and self.output != "logits")
+
+    def labels(self, samples: Samples, outputs: tuple[int, ...]) -> np.ndarray:
+        """Returns labels as the loss takes them: (samples, ...), float32.
+
+        Args:
+            samples: With checked labels.
+            outputs: Shape of one output.
+        """
+        y = samples.x[0] if samples.y is None else samples.y
+        if self.kind == "values":
+            return y.reshape(len(y), *outputs).astype(np.float32)
+        if self.kind == "binary":
+            return y.reshape(-1, 1).astype(np.float32)
+        if self.sparse:
+            return class_numbers(y).reshape(-1, 1).astype(np.float32)
+        if y.ndim == 2 and y.shape[1] == outputs[0]:
+            return y.astype(np.float32)
+        return np.eye(outputs[0], dtype=np.float32)[class_numbers(y)]
+
+
+def class_numbers(y: np.ndarray) -> np.ndarray:
+    """Returns class numbers of class numbers, one-hot rows or probabilities."""
+    if y.ndim == 2 and y.shape[1] > 1:
+        return y.argmax(1)
+    return y.reshape(-1).astype(np.int64)
+
+
+def _top1(labels: np.ndarray, outputs: np.ndarray) -> float:
+    return float(np.mean(class_numbers(labels) == outputs.argmax(1)))
+
+
+def _sides(limit: float) -> Callable[[np.ndarray, np.ndarray], float]:
+    def measure(labels: np.ndarray, outputs: np.ndarray) -> float:
+        return float(np.mean((labels.reshape(-1) >= 0.5) == (outputs.reshape(-1) >= limit)))
+
+    return measure
+
+
+def _squares(labels: np.ndarray, outputs: np.ndarray) -> float:
+    return float(np.mean((labels.astype(np.float64) - outputs.reshape(labels.shape)) ** 2))
+
+
+def find_task(loaded: LoadedModel, data: Data, outputs: np.ndarray, given_loss: Any) -> Task:
+    """Returns what a model is trained for, from its outputs, its labels and its own loss.
+
+    Args:
+        loaded: The model.
+        data: Training and validation data.
+        outputs: What the model says to the first training samples.
+        given_loss: The loss it was compiled with, as `own_loss` returns it; None for none.
+
+    Raises:
+        ArgumentError: the labels do not fit the outputs.
+    """
+    kind = _kind(data.train, outputs, "--data")
+    if _kind(data.validation, outputs, "--validation") != kind:
+        raise ArgumentError(
+            "--validation", "hold labels like those of --data", data.validation.y.dtype
+            if data.validation.y is not None else None,
+        )  # fmt: skip
+    output = output_kind(loaded.model, outputs) if kind != "values" else "values"
+    if kind == "classes":
+        metric = Metric("accuracy", True, _top1)
+    elif kind == "binary":
+        metric = Metric("accuracy", True, _sides(0.0 if output == "logits" else 0.5))
+    else:
+        metric = Metric("mean_squared_error", False, _squares)
+    if given_loss is not None:
+        text = f"{_loss_name(given_loss)}, the model's own"
+        return Task(kind, output, metric, given_loss, text, "sparse" in _loss_name(given_loss))
+    loss, why = LOSSES[kind](output)
+    text = f"{_loss_name(loss)}, as the model brings none and {why}"
+    return Task(kind, output, metric, loss, text, kind == "classes")
+
+
+def _kind(samples: Samples, outputs: np.ndarray, argument: str) -> str:
+    y, shape = samples.y, outputs.shape[1:]
+    if y is None:
+        if samples.x[0].shape[1:] != shape:
+            raise ArgumentError(
+                argument, f"hold labels under the key y for a model with outputs of shape {shape}",
+                "x alone", "Only a model that gives its input back is trained without.",
+            )  # fmt: skip
+        return "values"
+    got = f"array of shape {y.shape} and dtype {y.dtype}"
+    whole = bool((y == np.round(y)).all())
+    if len(shape) == 1 and shape[0] > 1:
+        single = y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1)
+        if single and whole:
+            if y.min() < 0 or y.max() >= shape[0]:
+                raise ArgumentError(
+                    argument, f"hold class numbers from 0 to {shape[0] - 1} under the key y",
+                    f"values from {y.min()} to {y.max()}",
+                )  # fmt: skip
+            return "classes"
+        if y.shape[1:] == shape and y.min() >= 0 and np.abs(y.sum(1) - 1).max() < _SUM_TOLERANCE:
+            return "classes"
+    elif int(np.prod(shape)) == 1 and y.size == len(y) and whole and 0 <= y.min() <= y.max() <= 1:
+        return "binary"
+    if y.shape[1:] == shape or (y.ndim == 1 and shape == (1,)):
+        return "values"
+    wanted = f"class numbers, one-hot rows or values of shape {shape}" if len(shape) == 1 else (
+        f"values of shape {shape}"
+    )  # fmt: skip
+    raise ArgumentError(argument, f"hold {wanted} under the key y, as the model gives", got)
+
+
+def output_kind(model: Any, outputs: np.ndarray) -> str:
+    """Returns whether a classifier gives `probabilities` or `logits`.
+
+    The activation of the layer that makes the output tells; where there is none to look at, the
+    outputs do: probabilities lie between 0 and 1 and sum to 1.
+    """
+    activation = _last_activation(model)
+    if activation is not None:
+        return "probabilities" if activation in ("softmax", "sigmoid") else "logits"
+    flat = outputs.reshape(len(outputs), -1)
+    inside = flat.min() >= 0 and flat.max() <= 1
+    sums = flat.shape[1] == 1 or np.abs(flat.sum(1) - 1).max() < _SUM_TOLERANCE
+    return "probabilities" if inside and sums else "logits"
+
+
+def _last_activation(model: Any) -> str | None:
+    output = model.outputs[0]
+    for node in graph_nodes(model):
+        if any(tensor is output for tensor in node.outputs):
+            operation = node.operation
+            if hasattr(operation, "layers"):
+                return _last_activation(operation)
+            if type(operation).__name__ in ("Softmax", "Sigmoid"):
+                return type(operation).__name__.lower()
+            function = getattr(operation, "activation", None)
+            return getattr(function, "__name__", None)
+    return None
+
+
+# Kind -> function of the output that returns a loss and the reason for it.
+LOSSES: Registry[Callable[[str], tuple[Any, str]]] = Registry("kind of labels")
+
+
+@LOSSES.register("classes")
+def _class_loss(output: str) -> tuple[Any, str]:
+    import keras
+
+    logits = output == "logits"
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=logits), f"its outputs are {output}"
+
+
+@LOSSES.register("binary")
+def _binary_loss(output: str) -> tuple[Any, str]:
+    import keras
+
+    logits = output == "logits"
+    why = f"its output is a {'logit' if logits else 'probability'}"
+    return keras.losses.BinaryCrossentropy(from_logits=logits), why
+
+
+@LOSSES.register("values")
+def _value_loss(output: str) -> tuple[Any, str]:
+    import keras
+
+    return keras.losses.MeanSquaredError(), "its labels are values"
+
+
+def _loss_name(loss: Any) -> str:
+    name = getattr(loss, "name", None) or getattr(loss, "__name__", type(loss).__name__)
+    config = loss.get_config() if hasattr(loss, "get_config") else {}
+    return f"{name}(from_logits=True)" if config.get("from_logits") else str(name)
+
+
+def own_loss(model: Any, path: Path | None) -> tuple[Any, tuple[str, ...]]:
+    """Returns the loss that a model was compiled with, and notes; None where there is none.
+
+    Files are loaded without being compiled, so the loss is read from their configuration.
+
+    Args:
+        model: The Keras model.
+        path: The file that it was loaded from; None for a model in memory.
+
+    Raises:
+        UnsupportedModelError: the model has several losses.
+    """
+    import keras
+
+    try:
+        if path is not None:
+            loss = _stored_loss(path)
+        else:
+            loss = model.loss if getattr(model, "compiled", False) else None
+        if isinstance(loss, dict) and "class_name" in loss:
+            return keras.losses.get(loss), ()
+        if isinstance(loss, dict):
+            loss = list(loss.values())
+        if isinstance(loss, (list, tuple)):
+            if len(loss) > 1:
+                raise UnsupportedModelError(
+                    f"Model {model.name!r} has {len(loss)} losses; recipes train models with one."
+                )
+            loss = loss[0] if loss else None
+        return keras.losses.get(loss), ()
+    # Configurations of other Keras versions fail in many ways.
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return None, (f"The model's own loss cannot be read: {one_line(error, 120)}",)
+
+
+def _stored_loss(path: Path) -> Any:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            config = json.loads(archive.read("config.json"))
+        return (config.get("compile_config") or {}).get("loss")
+    import h5py
+
+    with h5py.File(path) as file:
+        text = file.attrs.get("training_config")
+    return None if text is None else json.loads(text).get("loss")
+
+
+def check_model(loaded: LoadedModel) -> None:
+    """Refuses models that a recipe cannot train.
+
+    Raises:
+        UnsupportedModelError: no Keras 3 graph, several outputs, or nothing to train.
+    """
+    if loaded.flavour != "keras3":
+        kind = {"tf_keras": "a Keras 2 model", "saved_model": "a SavedModel"}[loaded.flavour]
+        raise UnsupportedModelError(
+            f"{loaded.path or loaded.name} is {kind}, which recipes cannot train. Save it from "
+            "Keras 3 as a .keras file."
+        )
+    functional_of(loaded.model)
+    if len(loaded.model.outputs) != 1:
+        raise UnsupportedModelError(
+            f"Model {loaded.name!r} has {len(loaded.model.outputs)} outputs; recipes train models "
+            "with one."
+        )
+    if not loaded.model.trainable_variables:
+        raise UnsupportedModelError(
+            f"Model {loaded.name!r} has no trainable weights: nothing can be compressed by "
+            "training. `edgecompress export` converts it as it is."
+        )
+
+
+def first_outputs(loaded: LoadedModel, samples: Samples) -> np.ndarray:
+    """Returns what the model says to some samples; refuses outputs that are not finite."""
+    outputs = loaded.predict([array[:_SAMPLES] for array in samples.x])[0]
+    if not np.isfinite(outputs).all():
+        raise UnsupportedModelError(
+            f"Model {loaded.name!r} gives NaN or infinite outputs on the data: it is not trained, "
+            "or the data are not scaled as in its training."
+        )
+    return outputs

@@ -1,0 +1,230 @@
+"""Training a student on labels and on what the model that came in says (distillation)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from edgecompress.core.errors import ConversionError
+from edgecompress.core.keras_graph import functional_of
+from edgecompress.core.quiet import no_warnings
+from edgecompress.recipes.data import Data, Samples
+from edgecompress.recipes.registry import Epoch
+from edgecompress.recipes.task import Task
+
+_SMALLEST = 1e-7
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How soft labels enter the loss.
+
+    Attributes:
+        temperature: T: logits are divided by it on both sides.
+        weight: w, the share of the soft labels in the loss.
+    """
+
+    temperature: float
+    weight: float
+
+
+def to_logits(outputs: Any, task: Task) -> Any:
+    """Returns logits of a classifier's outputs; a softmax's up to a constant, which is enough."""
+    if task.output == "logits":
+        return outputs
+    clipped = ops.clip(outputs, _SMALLEST, 1 - _SMALLEST)
+    if task.kind == "binary":
+        return ops.log(clipped) - ops.log(1 - clipped)
+    return ops.log(clipped)
+
+
+def soft_loss(teacher: Any, student: Any, task: Task, temperature: float) -> Any:
+    """Returns `T**2 * KL(p || q)` for each sample, with p and q softened by the temperature T.
+
+    p = softmax(teacher / T), q = softmax(student / T); for one output the same with sigmoids.
+    Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015,
+    https://arxiv.org/abs/1503.02531, section 2: the factor keeps the gradients of soft and true
+    labels in proportion when T changes. The paper's cross-entropy is larger by the entropy of p,
+    which training cannot change; without it 0 means that both agree.
+
+    Args:
+        teacher: Logits, (samples, classes).
+        student: Logits, the same shape.
+        task: Kind of the labels.
+        temperature: T.
+    """
+    teacher, student = teacher / temperature, student / temperature
+    if task.kind == "binary":
+        entropy, wanted = keras.losses.binary_crossentropy, ops.sigmoid(teacher)
+    else:
+        entropy, wanted = keras.losses.categorical_crossentropy, ops.softmax(teacher)
+    between = entropy(wanted, student, from_logits=True)
+    return temperature**2 * (between - entropy(wanted, teacher, from_logits=True))
+
+
+class Trainer:
+    """Fits models on the same data with the same loss, stage by stage.
+
+    Args:
+        task: Loss, metric and labels.
+        data: What to train on and to validate on.
+        teacher: The model that came in.
+        distillation: How its outputs enter the loss; None: they do not.
+        batch_size: Samples of a batch.
+        learning_rate: Of Adam at the start of each fit; it falls to 0 along a cosine.
+        on_epoch: Called after each epoch.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        data: Data,
+        teacher: Any,
+        distillation: Distillation | None,
+        batch_size: int,
+        learning_rate: float,
+        on_epoch: Callable[[Epoch], None],
+    ) -> None:
+        self._task = task
+        self._data = data
+        self._distillation = distillation
+        self._batch_size = batch_size
+        self._learning_rate = learning_rate
+        self._on_epoch = on_epoch
+        shape = tuple(teacher.outputs[0].shape[1:])
+        self._columns = int(np.prod(shape)) if task.kind == "values" or not task.sparse else 1
+        self._shape = shape
+        self._train = self._packed(data.train, teacher)
+        self._validation = self._packed(data.validation, teacher)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates of one epoch."""
+        return -(-len(self._data.train) // self._batch_size)
+
+    def fit(
+        self, model: Any, stage: str, epochs: int, callbacks: Sequence[Any], done: int = 0,
+        of: int | None = None,
+    ) -> dict[str, list[float]]:  # fmt: skip
+        """Trains a model in place and returns the curves, one value an epoch.
+
+        Args:
+            model: A Keras model.
+            stage: Name of the stage, for progress.
+            epochs: How many.
+            callbacks: Compression callbacks.
+            done: Epochs of the stage before this fit. Defaults to 0.
+            of: Epochs of the whole stage. Defaults to `epochs`.
+
+        Raises:
+            ConversionError: the loss is no longer finite.
+        """
+        steps = self.steps_per_epoch * epochs
+        schedule = keras.optimizers.schedules.CosineDecay(self._learning_rate, steps)
+        model.compile(keras.optimizers.Adam(schedule), self._loss, metrics=[self._metric()])
+        reporter = _Reporter(stage, done, of or epochs, self._on_epoch)
+        with no_warnings():
+            history = model.fit(
+                inputs_of(model, self._data.train),
+                self._train,
+                batch_size=self._batch_size,
+                epochs=epochs,
+                verbose=0,
+                callbacks=[*callbacks, reporter],
+                validation_data=(inputs_of(model, self._data.validation), self._validation),
+            ).history
+        return {name: [float(v) for v in values] for name, values in history.items()}
+
+    def measure(self, model: Any) -> float:
+        """Returns the metric of a model on the validation data."""
+        return measure(model, self._task, self._data.validation)
+
+    def _packed(self, samples: Samples, teacher: Any) -> np.ndarray:
+        """Returns labels and, behind them in each row, the teacher's logits."""
+        labels = self._task.labels(samples, self._shape)
+        if self._distillation is None:
+            return labels
+        outputs = predict(teacher, samples)
+        logits = ops.convert_to_numpy(to_logits(outputs.astype(np.float32), self._task))
+        rows = len(samples)
+        return np.concatenate([labels.reshape(rows, -1), logits.reshape(rows, -1)], axis=1)
+
+    def _labels(self, packed: Any) -> Any:
+        return packed if self._distillation is None else packed[:, : self._columns]
+
+    def _loss(self, packed: Any, outputs: Any) -> Any:
+        """Returns `(1 - w) * loss(labels) + w * soft_loss`."""
+        hard = self._task.loss(self._labels(packed), outputs)
+        if self._distillation is None:
+            return hard
+        weight = self._distillation.weight
+        teacher = ops.reshape(packed[:, self._columns :], ops.shape(outputs))
+        student = to_logits(outputs, self._task)
+        soft = soft_loss(teacher, student, self._task, self._distillation.temperature)
+        return (1 - weight) * ops.mean(hard) + weight * ops.mean(soft)
+
+    def _metric(self) -> Callable[[Any, Any], Any]:
+        task = self._task
+
+        def accuracy(packed: Any, outputs: Any) -> Any:
+            labels = self._labels(packed)
+            if task.kind == "binary":
+                limit = 0.0 if task.output == "logits" else 0.5
+                return ops.mean(ops.cast((labels >= 0.5) == (outputs >= limit), "float32"), axis=-1)
+            classes = ops.cast(labels[:, 0], "int64") if task.sparse else ops.argmax(labels, axis=-1)
+            found = ops.argmax(outputs, axis=-1)
+            return ops.cast(ops.cast(classes, "int64") == ops.cast(found, "int64"), "float32")
+
+        def mean_squared_error(packed: Any, outputs: Any) -> Any:
+            return ops.square(self._labels(packed) - outputs)
+
+        return accuracy if task.is_classifier else mean_squared_error
+
+
+class _Reporter(keras.callbacks.Callback):
+    """Tells the epochs, and ends a training that has come apart."""
+
+    def __init__(
+        self, stage: str, done: int, epochs: int, on_epoch: Callable[[Epoch], None]
+    ) -> None:
+        super().__init__()
+        self._stage, self._done, self._epochs, self._tell = stage, done, epochs, on_epoch
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        values = {name: float(value) for name, value in (logs or {}).items()}
+        if not np.isfinite(values.get("loss", 0.0)):
+            raise ConversionError(
+                f"Training came apart in stage {self._stage}, epoch {self._done + epoch + 1}: the "
+                f"loss is {values['loss']}. Use a smaller --learning-rate."
+            )
+        self._tell(Epoch(self._stage, self._done + epoch + 1, self._epochs, values))
+
+
+def inputs_of(model: Any, samples: Samples) -> Any:
+    """Returns inputs in the structure that a model takes: an array, a list or a dictionary."""
+    return keras.tree.pack_sequence_as(functional_of(model).input, list(samples.x))
+
+
+def predict(model: Any, samples: Samples) -> np.ndarray:
+    """Returns a model's output on samples."""
+    with no_warnings():
+        return np.asarray(model.predict(inputs_of(model, samples), batch_size=_BATCH, verbose=0))
+
+
+def measure(model: Any, task: Task, samples: Samples) -> float:
+    """Returns the metric of a model on samples."""
+    outputs = predict(model, samples)
+    return task.metric.measure(task.labels(samples, outputs.shape[1:]), outputs)
+
+
+def student_of(model: Any) -> Any:
+    """Returns a copy of a model to train, with weights of its own."""
+    copy = keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    return copy

@@ -17,6 +17,8 @@ _PUBLIC = {
     "QuantizationAwareTraining": "edgecompress.callbacks.quantization_aware_training",
     "WeightClustering": "edgecompress.callbacks.weight_clustering",
     "Int8": "edgecompress.quantizers.int8",
+    "BinaryConv2D": "edgecompress.layers.binary",
+    "BinaryDense": "edgecompress.layers.binary",
     "finalize": "edgecompress.surgery.finalize",
     "export": "edgecompress.pipeline",
     "check": "edgecompress.pipeline",

@@ -16,7 +16,11 @@ from keras import ops
 
 from edgecompress.callbacks.base import rebuild_train_function
 from edgecompress.callbacks.group_lasso import GroupLasso
-from edgecompress.callbacks.magnitude_pruning import MagnitudePruning, magnitude_masks
+from edgecompress.callbacks.magnitude_pruning import (
+    MagnitudePruning,
+    block_magnitudes,
+    magnitude_masks,
+)
 from edgecompress.callbacks.quantization_aware_training import QuantizationAwareTraining
 from edgecompress.core.errors import ArgumentError, UnknownNameError, UnsupportedModelError
 from edgecompress.core.record import record_of, sidecar_path
@@ -504,6 +508,87 @@ class TestNotes:
         _fit(model, [MagnitudePruning(ConstantSparsity(0.5, frequency=100))], epochs=1)
         (note,) = record_of(model).notes
         assert "Sparsity is 0.000, below the schedule's 0.500: training ended at step 8" in note
+
+
+class TestBlocks:
+    @pytest.mark.parametrize("block_size", [(4, 1), (1, 5), (2, 3), (12, 1)])
+    def test_mean_magnitude_of_blocks_by_numpy(self, block_size: tuple[int, int]) -> None:
+        kernel = _RNG.normal(size=(12, 15)).astype("f4")
+        height, width = block_size
+        blocks = [
+            [np.abs(kernel[i : i + height, j : j + width]).mean() for j in range(0, 15, width)]
+            for i in range(0, 12, height)
+        ]
+        found = ops.convert_to_numpy(block_magnitudes(kernel, block_size))
+        np.testing.assert_allclose(found, blocks, rtol=1e-6)
+
+    @pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.9, 0.99])
+    def test_whole_blocks_of_smallest_mean_go(self, sparsity: float) -> None:
+        model = _model()
+        start = model.get_layer("first").kernel.numpy()
+        pruning = MagnitudePruning(
+            ConstantSparsity(sparsity, begin_step=1, end_step=1), block_size=(4, 1)
+        )
+        _fit(model, [pruning], epochs=1)
+        means = np.abs(start).reshape(3, 4, 20).mean(1)
+        kept = means >= np.sort(means.ravel())[-max(round(60 * (1 - sparsity)), 1)]
+        found = model.get_layer("first").kernel.numpy() != 0
+        np.testing.assert_array_equal(found, np.repeat(kept, 4, axis=0))
+
+    def test_one_threshold_for_the_blocks_of_all_layers(self) -> None:
+        model = _model()
+        kernels = [model.get_layer(name).kernel.numpy() for name in ("first", "second")]
+        means = [np.abs(k).reshape(-1, 4, k.shape[1]).mean(1) for k in kernels]
+        pruning = MagnitudePruning(
+            ConstantSparsity(0.6, begin_step=1, end_step=1), scope="global", block_size=(4, 1)
+        )
+        _fit(model, [pruning], epochs=1)
+        threshold = np.sort(np.concatenate([m.ravel() for m in means]))[-round(0.4 * 75)]
+        for name, mean in zip(("first", "second"), means, strict=True):
+            found = model.get_layer(name).kernel.numpy() != 0
+            np.testing.assert_array_equal(found, np.repeat(mean >= threshold, 4, axis=0))
+
+    @pytest.mark.parametrize("compile_args", [{"steps_per_execution": 4}, {"jit_compile": True}])
+    def test_losses_do_not_depend_on_how_steps_run(self, compile_args: dict[str, Any]) -> None:
+        model, other = _model(jit_compile=False), _model(**compile_args)
+        expected = _fit(model, [MagnitudePruning(TO_80, block_size=(4, 1))])
+        got = _fit(other, [MagnitudePruning(TO_80, block_size=(4, 1))])
+        np.testing.assert_allclose(got["loss"], expected["loss"], rtol=1e-5)
+        assert got["sparsity"] == expected["sparsity"]
+        assert got["sparsity"][-1] == pytest.approx(0.8)
+
+    def test_settings_and_a_second_fit_keep_the_blocks(self) -> None:
+        model = _model()
+        _fit(model, [MagnitudePruning(TO_80, block_size=[4, 1])])
+        zeros = model.get_layer("first").kernel.numpy() == 0
+        _fit(model, [MagnitudePruning(TO_80, block_size=(4, 1))], epochs=1)
+        np.testing.assert_array_equal(model.get_layer("first").kernel.numpy() == 0, zeros)
+        (step,) = record_of(model).steps
+        assert step["block_size"] == [4, 1]
+
+    def test_kernels_without_such_blocks_are_left_out_and_named(self) -> None:
+        inputs = keras.Input((6, 6, 1))
+        x = kl.Flatten()(kl.Conv2D(4, 3, name="filters")(inputs))
+        x = kl.Dense(7, name="odd")(kl.Dense(6, name="even")(x))
+        model = keras.Model(inputs, kl.Dense(3, name="last")(x))
+        model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        images = _RNG.normal(size=(64, 6, 6, 1)).astype("f4")
+        pruning = MagnitudePruning(ConstantSparsity(0.5, frequency=1), block_size=(4, 1))
+        model.fit(images, Y[:64], batch_size=16, verbose=0, callbacks=[pruning])
+        assert _zeros(model, "even") == pytest.approx(0.5)
+        assert _zeros(model, "filters", "odd", "last") == 0
+        notes = " ".join(record_of(model).notes)
+        for name, shape in (("filters", "3, 3, 1, 4"), ("odd", "6, 7"), ("last", "7, 3")):
+            assert f"{name} is not pruned: its kernel of shape ({shape}) has no blocks" in notes
+
+    def test_no_kernel_at_all(self) -> None:
+        with pytest.raises(ArgumentError, match="divide at least one kernel.*first is not pruned"):
+            _fit(_model(), [MagnitudePruning(TO_80, block_size=(7, 1))])
+
+    @pytest.mark.parametrize("block_size", [4, (4,), (4, 0), (4, 1.0), (True, 1), "41", None])
+    def test_what_is_no_block(self, block_size: Any) -> None:
+        with pytest.raises(ArgumentError, match="two whole numbers of at least 1"):
+            MagnitudePruning(TO_80, block_size=block_size)
 
 
 class TestRefusals:

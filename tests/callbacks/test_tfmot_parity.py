@@ -28,6 +28,8 @@ SCHEDULES: list[Schedule] = [
     ConstantSparsity(0.5),
     ConstantSparsity(0.75, begin_step=13, end_step=777, frequency=9),
 ]
+# 2 inputs of one unit: 2 divides the inputs of all layers.
+BLOCKS = [(1, 1), (2, 1)]
 PRUNING = PolynomialDecay(0.8, begin_step=0, end_step=60, frequency=15)
 
 _PEER = """
@@ -46,20 +48,23 @@ for name, config in job["schedules"]:
     table.append([[bool(due), float(sparsity)] for due, sparsity in values])
 
 data = np.load(sys.argv[2])
-model = tf_keras.Sequential([
-    tf_keras.layers.Dense(24, activation="relu", input_shape=(30,)),
-    tf_keras.layers.Dense(16, activation="relu"),
-    tf_keras.layers.Dense(5),
-])
-model.set_weights([data[f"w{i}"] for i in range(6)])
-model = prune.prune_low_magnitude(
-    model, pruning_schedule=pruning_schedule.PolynomialDecay(**job["pruning"]))
-model.compile(
-    tf_keras.optimizers.Adam(1e-3), tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-model.fit(data["x"], data["y"], batch_size=16, epochs=3, shuffle=False, verbose=0,
-          callbacks=[pruning_callbacks.UpdatePruningStep()])
-stripped = prune.strip_pruning(model)
-np.savez(sys.argv[3], *stripped.get_weights())
+weights = []
+for block in job["blocks"]:
+    model = tf_keras.Sequential([
+        tf_keras.layers.Dense(24, activation="relu", input_shape=(30,)),
+        tf_keras.layers.Dense(16, activation="relu"),
+        tf_keras.layers.Dense(5),
+    ])
+    model.set_weights([data[f"w{i}"] for i in range(6)])
+    model = prune.prune_low_magnitude(
+        model, pruning_schedule=pruning_schedule.PolynomialDecay(**job["pruning"]),
+        block_size=tuple(block))
+    model.compile(tf_keras.optimizers.Adam(1e-3),
+                  tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(data["x"], data["y"], batch_size=16, epochs=3, shuffle=False, verbose=0,
+              callbacks=[pruning_callbacks.UpdatePruningStep()])
+    weights += prune.strip_pruning(model).get_weights()
+np.savez(sys.argv[3], *weights)
 json.dump(table, open(sys.argv[4], "w"))
 """
 
@@ -87,6 +92,7 @@ def peer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "steps": STEPS,
         "schedules": [[type(s).__name__, s.get_config()] for s in SCHEDULES],
         "pruning": PRUNING.get_config(),
+        "blocks": BLOCKS,
     }
     (folder / "job.json").write_text(json.dumps(job))
     paths = [str(folder / n) for n in ("job.json", "in.npz", "out.npz", "table.json")]
@@ -99,7 +105,10 @@ def peer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "table": json.loads((folder / "table.json").read_text()),
         "data": data,
         "start": weights,
-        "end": [out[name] for name in out.files],
+        "end": {
+            block: [out[name] for name in out.files[6 * i : 6 * i + 6]]
+            for i, block in enumerate(BLOCKS)
+        },
     }
 
 
@@ -113,7 +122,12 @@ def test_schedule_equals_tfmot_at_every_step(peer: dict[str, Any], index: int) -
     np.testing.assert_allclose(ours, [row[1] for row in rows], rtol=0, atol=1e-6)
 
 
-def _train(peer: dict[str, Any], schedule: Schedule, **compile_args: Any) -> list[np.ndarray]:
+def _train(
+    peer: dict[str, Any],
+    schedule: Schedule,
+    block_size: tuple[int, int] = (1, 1),
+    **compile_args: Any,
+) -> list[np.ndarray]:
     model = _mlp()
     model.set_weights(peer["start"])
     model.compile(
@@ -128,18 +142,19 @@ def _train(peer: dict[str, Any], schedule: Schedule, **compile_args: Any) -> lis
         epochs=3,
         shuffle=False,
         verbose=0,
-        callbacks=[MagnitudePruning(schedule)],
+        callbacks=[MagnitudePruning(schedule, block_size=block_size)],
     )
     assert int(model.optimizer.iterations) == 60
     return model.get_weights()
 
 
 @pytest.mark.parametrize("compile_args", [{}, {"steps_per_execution": 7}], ids=str)
+@pytest.mark.parametrize("block_size", BLOCKS, ids=str)
 def test_final_weights_equal_tfmot_bit_for_bit(
-    peer: dict[str, Any], compile_args: dict[str, Any]
+    peer: dict[str, Any], block_size: tuple[int, int], compile_args: dict[str, Any]
 ) -> None:
-    ours = _train(peer, PRUNING, **compile_args)
-    for mine, theirs in zip(ours, peer["end"], strict=True):
+    ours = _train(peer, PRUNING, block_size, **compile_args)
+    for mine, theirs in zip(ours, peer["end"][block_size], strict=True):
         np.testing.assert_array_equal(mine, theirs)
     zeros = [float(np.mean(w == 0)) for w in ours[::2]]
     np.testing.assert_allclose(zeros, 0.8, atol=0.01)
@@ -147,4 +162,9 @@ def test_final_weights_equal_tfmot_bit_for_bit(
 
 def test_another_schedule_does_not_equal_tfmot(peer: dict[str, Any]) -> None:
     ours = _train(peer, PolynomialDecay(0.8, begin_step=0, end_step=60, frequency=20))
-    assert any(not np.array_equal(a, b) for a, b in zip(ours, peer["end"], strict=True))
+    assert any(not np.array_equal(a, b) for a, b in zip(ours, peer["end"][1, 1], strict=True))
+
+
+def test_blocks_of_another_size_do_not_equal_tfmot(peer: dict[str, Any]) -> None:
+    ours = _train(peer, PRUNING)
+    assert any(not np.array_equal(a, b) for a, b in zip(ours, peer["end"][2, 1], strict=True))

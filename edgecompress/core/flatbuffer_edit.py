@@ -6,8 +6,9 @@ returns new bytes and leaves the ones it got alone.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import flatbuffers
@@ -22,7 +23,7 @@ _ALIGNMENT = 16
 
 
 class _Builder(flatbuffers.Builder):
-    """Aligns byte vectors and writes equal vectors and strings once.
+    """Aligns byte vectors and writes equal vectors, strings and tables once.
 
     The Python builder ignores the schema's force_align. A per-channel tensor's zero points are 8
     bytes for each channel, nearly always zero: shared, they are stored once for each length.
@@ -31,6 +32,7 @@ class _Builder(flatbuffers.Builder):
     def __init__(self) -> None:
         super().__init__(1024)
         self._vectors: dict[tuple[str, bytes], int] = {}
+        self.tables: dict[tuple[Any, ...], int] = {}
 
     def CreateNumpyVector(self, x: np.ndarray) -> int:
         if x.dtype == np.uint8:  # Buffers, already unique: pack() shares them.
@@ -46,6 +48,50 @@ class _Builder(flatbuffers.Builder):
         if key not in self._vectors:
             self._vectors[key] = super().CreateString(s, *args)
         return self._vectors[key]
+
+
+class _Once:
+    """Stands for an object whose equals share one table of the file.
+
+    Tensors that a pooling or a reshape passes on have the same scales, and convolutions the same
+    options; a table may be referred to any number of times.
+    """
+
+    def __init__(self, content: Any) -> None:
+        self._content = content
+
+    def Pack(self, builder: _Builder) -> int:
+        key = _key(self._content)
+        if key not in builder.tables:
+            builder.tables[key] = self._content.Pack(builder)
+        return builder.tables[key]
+
+
+def _key(content: Any) -> tuple[Any, ...]:
+    fields = []
+    for name, value in sorted(vars(content).items()):
+        if hasattr(value, "Pack"):
+            value = _key(value)
+        elif value is not None and not isinstance(value, (str, bytes)) and np.ndim(value):
+            value = (np.asarray(value).dtype.str, np.asarray(value).tobytes())
+        fields.append((name, value))
+    return (type(content).__name__, *fields)
+
+
+@contextlib.contextmanager
+def _shared_tables(model: Any) -> Iterator[None]:
+    """Lets equal scales and options be packed once; the tree is as before afterwards."""
+    places = [(t, "quantization") for graph in model.subgraphs for t in graph.tensors]
+    places += [(o, "builtinOptions") for graph in model.subgraphs for o in graph.operators]
+    contents = [getattr(holder, name) for holder, name in places]
+    try:
+        for (holder, name), content in zip(places, contents, strict=True):
+            if content is not None:
+                setattr(holder, name, _Once(content))
+        yield
+    finally:
+        for (holder, name), content in zip(places, contents, strict=True):
+            setattr(holder, name, content)
 
 
 def unpack(data: bytes) -> Any:
@@ -70,12 +116,14 @@ def unpack(data: bytes) -> Any:
 def pack(model: Any) -> bytes:
     """Returns the bytes of a `ModelT` tree; equal trees give equal bytes.
 
-    Every buffer starts at a multiple of 16 bytes. Equal buffers, vectors and strings are stored
-    once and tensors without values share the empty buffer 0, so buffer numbers change.
+    Every buffer starts at a multiple of 16 bytes. Equal buffers, vectors, strings, scales and
+    options are stored once and tensors without values share the empty buffer 0, so buffer numbers
+    change.
     """
     _share_buffers(model)
     builder = _Builder()
-    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    with _shared_tables(model):
+        builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
     return bytes(builder.Output())
 
 

@@ -85,6 +85,23 @@ def test_equal_vectors_are_stored_once() -> None:
     assert len(pack(distinct(two_biases()))) - len(pack(two_biases())) >= 3 * 3 * 8
 
 
+def test_equal_tables_are_stored_once_and_the_tree_stays() -> None:
+    from ai_edge_litert import schema_py_generated as s
+
+    def quantization_tables(model: Any) -> list[int]:
+        graph = s.Model.GetRootAs(pack(model), 0).Subgraphs(0)
+        return [graph.Tensors(i).Quantization()._tab.Pos for i in range(graph.TensorsLength())]
+
+    equal = two_biases()
+    assert len(set(quantization_tables(equal))) == 1
+    different = two_biases()
+    different.subgraphs[0].tensors[1].quantization.scale[0] = 0.75
+    assert len(set(quantization_tables(different))) == 2
+    # A second look at the tree, after it was packed, sees the objects that were there.
+    assert equal.subgraphs[0].tensors[1].quantization.scale[0] == 0.5
+    assert pack(equal) == pack(two_biases())
+
+
 def test_buffers_behind_the_flatbuffer_are_taken_in() -> None:
     from ai_edge_litert import schema_py_generated as s
 

@@ -136,17 +136,19 @@ class Storage:
         return -(-(self.huffman_weight_bits + self.huffman_index_bits + self.codebook_bits) // 8)
 
 
-def storage(kernel: np.ndarray, index_bits: int = 5) -> Storage:
+def storage(kernel: np.ndarray, index_bits: int = 5, codebook: bool | None = None) -> Storage:
     """Returns what a kernel takes in Deep Compression's format.
 
     With n entries of k different values, weights take `n * ceil(log2(k))` bits and the codebook
-    `k * 32` (equation 1), unless 32-bit floats are no larger, as before clustering. A kernel with
-    zeros has n entries with a distance each, as in `relative_index`; one without has no distances.
+    `k * 32` (equation 1). A kernel with zeros has n entries with a distance each, as in
+    `relative_index`; one without has no distances.
 
     Args:
         kernel: Weights of any shape, in the order in which they are stored.
         index_bits: Bits of a distance. The paper uses 5 for LeNet and VGG-16 and 4 for AlexNet
             (tables 2 to 5), and names 8 for convolutions in section 2. Defaults to 5.
+        codebook: Whether weights are indices into a codebook, else 32-bit floats. Defaults to None:
+            where that is smaller. The paper has one for every layer, however small.
 
     Raises:
         ArgumentError: `index_bits` is out of range, or the kernel has no elements.
@@ -169,7 +171,9 @@ def storage(kernel: np.ndarray, index_bits: int = 5) -> Storage:
     weight_bits = max(1, (values - 1).bit_length())
     codebook_bits = values * FLOAT_BITS
     coded_bits = _huffman_bits(counts)
-    if weight_bits * len(entries) + codebook_bits >= FLOAT_BITS * len(entries):
+    if codebook is None:
+        codebook = weight_bits * len(entries) + codebook_bits < FLOAT_BITS * len(entries)
+    if not codebook:
         weight_bits, codebook_bits = FLOAT_BITS, 0
         coded_bits = FLOAT_BITS * len(entries)
     gaps = count_symbols(index.gaps) if pruned else {}

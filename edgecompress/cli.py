@@ -101,7 +101,12 @@ def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
 def _config_value(option: Any, value: Any, origin: str, file: Path) -> Any:
     """Returns the value of a key as the option takes it; paths count from the file's folder."""
     text = isinstance(value, str)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    number = _is_number(value)
+    if option.metavar in _BY_NAME:
+        # A number for all, a table by name, or both as the flags are written.
+        if isinstance(value, dict) and all(_is_number(item) for item in value.values()):
+            return [f"{key}={item}" for key, item in value.items()]
+        value = [str(value)] if number else value
     if option.is_flag:
         rule, right = "be true or false", isinstance(value, bool)
     elif option.multiple:
@@ -110,6 +115,10 @@ def _config_value(option: Any, value: Any, origin: str, file: Path) -> Any:
         right = isinstance(value, list) and all(isinstance(item, str) for item in value)
     elif option.metavar == "SHARE":
         rule, right = "be a number between 0 and 1, without quotation marks", number
+    elif option.metavar == "NUMBER":
+        rule, right = "be a number, without quotation marks", number
+    elif option.metavar == "N":
+        rule, right = "be a whole number", number and isinstance(value, int)
     elif option.metavar == "SIZE":
         rule, right = 'be a size such as "96KiB", or bytes', text or isinstance(value, int)
         right = right and not isinstance(value, bool)
@@ -124,6 +133,23 @@ def _config_value(option: Any, value: Any, origin: str, file: Path) -> Any:
     return str(value) if option.metavar == "SIZE" else value
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _by_name(argument: str, given: list[str] | None, number: Callable[[str], Any]) -> Any:
+    """Returns ["0.8", "head=0.5"] as {"*": 0.8, "head": 0.5}, and ["0.8"] as 0.8."""
+    found: dict[str, Any] = {}
+    for text in given or ():
+        name, equals, value = text.rpartition("=")
+        try:
+            found[name if equals else "*"] = number(value)
+        except ValueError:
+            kind = "a whole number" if number is int else "a number"
+            raise ArgumentError(argument, f"be {kind}, or NAME= and {kind}", text) from None
+    return found.get("*") if set(found) <= {"*"} else found
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
@@ -133,6 +159,8 @@ def _print_version(wanted: bool) -> None:
 
 
 _PATHS = ("FILE.npz", "DIR")
+# Options with a value for all and exceptions by name.
+_BY_NAME = ("[LAYER=]SHARE", "[LAYER=]N", "[STAGE=]N")
 
 Config = Annotated[
     Path | None,
@@ -211,8 +239,10 @@ def export(
         typer.Option(
             "--format",
             metavar="KIND",
-            help="int8, or compressed: weights coded for microcontrollers, without loss; MODEL may "
-            "then be an int8 .tflite.",
+            help="int8; compressed: weights coded for microcontrollers, without loss; "
+            "binary-weights: weights of few bits for phones; sparse: pruned blocks left out of a "
+            "float file; xnor: binary layers for Larq Compute Engine. For compressed and "
+            "binary-weights MODEL may be an int8 .tflite.",
         ),
     ] = "int8",
     coding: Annotated[
@@ -223,6 +253,17 @@ def export(
             "repeated; all by default.",
         ),
     ] = None,
+    weight_format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="With binary-weights: the form that is checked: int8 (default), int4, int4-dense, "
+            "int2 or smallest. All are written.",
+        ),
+    ] = None,
+    smallest: Annotated[
+        bool, typer.Option("--smallest", help="The same as --weight-format smallest.")
+    ] = False,
     calibration: Annotated[
         Path | None,
         typer.Option(
@@ -274,6 +315,8 @@ def export(
             min_agreement=min_agreement,
             kernels=kernels,
             codings=coding,
+            weight_format=weight_format,
+            smallest=smallest,
             c_sources=c_sources,
             progress=progress,
             verbose=verbose,
@@ -321,6 +364,190 @@ def check(
         )
     _print_report(report, as_json)
     return report.exit_code_for(strict)
+
+
+@app.command()
+def compress(
+    model: Annotated[
+        Path, typer.Argument(help="A trained .keras or .h5 file of Keras 3.", metavar="MODEL")
+    ],
+    recipe: Annotated[
+        str, typer.Option(metavar="NAME", help="How: deep-compression.")
+    ] = "deep-compression",
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.npz",
+            help="Training data: inputs x, scaled as in training, and labels y (class numbers, "
+            "one-hot rows or values); x alone for a model that gives its input back.",
+        ),
+    ] = None,
+    validation: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.npz", help="The same for validation; else a part of the data."),
+    ] = None,
+    validation_split: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Part of the data for validation; default 0.1."),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for all files.")
+    ] = Path("build"),
+    remove_channels: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="First remove this share of every layer's filters. Off by default; it is what "
+            "makes a model fast and its file smallest (0.5 is a start).",
+        ),
+    ] = None,
+    sparsity: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[LAYER=]SHARE",
+            help="Share of weights to prune; default 0.8. May be repeated for layers of their own: "
+            "--sparsity 0.9 --sparsity head=0.5. 0 prunes nothing.",
+        ),
+    ] = None,
+    scope: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SCOPE",
+            help="global: the smallest weights of all layers go (default); layer: the same share "
+            "in every layer.",
+        ),
+    ] = None,
+    first_last: Annotated[
+        str | None,
+        typer.Option(
+            metavar="POLICY",
+            help="First and last layer: prune like the others (default), half, or keep.",
+        ),
+    ] = None,
+    clusters: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[LAYER=]N",
+            help="Values that the weights of a layer share, beside zero; default 15, for "
+            "convolutions 31. 0 clusters nothing.",
+        ),
+    ] = None,
+    epochs: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[STAGE=]N",
+            help="Epochs of the stages remove, prune and cluster; default 10, 10 and 5.",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(metavar="N", help="Samples of a batch; default 64.")
+    ] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(metavar="NUMBER", help="Of Adam as a stage begins; default 0.001."),
+    ] = None,
+    distill: Annotated[
+        bool | None,
+        typer.Option(
+            "--distill/--no-distill",
+            help="Let the model that came in teach with soft labels; default for classifiers.",
+        ),
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(metavar="NUMBER", help="Of the soft labels; default 4.")
+    ] = None,
+    soft_weight: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Share of the soft labels in the loss; default 0.9."),
+    ] = None,
+    index_bits: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Bits of a distance in the paper's tables; default 5."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help="Of split and training; default 0.")
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            metavar="NUMBER",
+            help="How far the file's metric may fall below the model's, e.g. 0.01 for one point "
+            "of accuracy; else exit 4.",
+        ),
+    ] = None,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Start over instead of going on behind a finished stage."),
+    ] = False,
+    target: Targets = None,
+    max_flash: MaxFlash = None,
+    max_ram: MaxRam = None,
+    max_latency: MaxLatency = None,
+    max_file_size: MaxFileSize = None,
+    min_accuracy: MinAccuracy = None,
+    min_agreement: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Floor for the agreement with the Keras model, 0 to 1."),
+    ] = None,
+    kernels: Kernels = None,
+    config: Config = None,
+    strict: Strict = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> int:
+    """Train a Keras model small, and write the file that ships with the papers' tables."""
+    from edgecompress.recipes import compress as run
+    from edgecompress.recipes.rendering import render
+
+    if data is None:
+        raise ArgumentError("--data", "be given", None, "An .npz file with x and y.")
+    settings = {
+        "validation_split": validation_split,
+        "remove_channels": remove_channels,
+        "sparsity": _by_name("--sparsity", sparsity, float),
+        "scope": scope,
+        "first_last": first_last,
+        "clusters": _by_name("--clusters", clusters, int),
+        "epochs": _by_name("--epochs", epochs, int),
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "distill": distill,
+        "temperature": temperature,
+        "soft_weight": soft_weight,
+        "index_bits": index_bits,
+        "seed": seed,
+        "max_drop": max_drop,
+    }
+    with _training_progress(quiet) as (progress, on_epoch):
+        result = run(
+            model,
+            data,
+            recipe,
+            validation=validation,
+            output=output,
+            targets=target or ["cortex-m4"],
+            max_flash=max_flash,
+            max_ram=max_ram,
+            max_latency=max_latency,
+            max_file_size=max_file_size,
+            min_accuracy=min_accuracy,
+            min_agreement=min_agreement,
+            kernels=kernels,
+            fresh=fresh,
+            progress=progress,
+            on_epoch=on_epoch,
+            verbose=verbose,
+            argv=sys.argv,
+            **{name: value for name, value in settings.items() if value is not None},
+        )
+    if as_json:
+        _print_json(result.to_json().rstrip("\n"))
+    else:
+        render(result, _Console())
+    if not quiet:
+        _tell(f"Wrote {output / 'compression.html'}, compression.json and report.html")
+    return result.exit_code_for(strict)
 
 
 @app.command()
@@ -406,6 +633,32 @@ def _progress(quiet: bool) -> Iterator[Callable[[str], None]]:
             _tell(f"[{time.monotonic() - start:5.1f} s] {text}")
 
         yield line
+
+
+@contextmanager
+def _training_progress(
+    quiet: bool,
+) -> Iterator[tuple[Callable[[str], None], Callable[[Any], None]]]:
+    """Yields two functions, for stages and for epochs: a bar on a terminal, else lines."""
+    if quiet or not sys.stderr.isatty():
+        with _progress(quiet) as progress:
+            yield progress, lambda epoch: progress(epoch.text)
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    # A descriptor of its own: standard error is redirected while libraries are kept quiet.
+    with (
+        os.fdopen(os.dup(sys.stderr.fileno()), "w") as terminal,
+        Progress(*columns, console=Console(file=terminal), transient=True) as bars,
+    ):
+        bar = bars.add_task("Starting", total=None)
+        yield (
+            lambda text: bars.reset(bar, total=None, description=f"{escape(text)} ..."),
+            lambda epoch: bars.update(
+                bar, total=epoch.epochs, completed=epoch.epoch, description=escape(epoch.text)
+            ),
+        )
 
 
 @contextmanager

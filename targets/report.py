@@ -142,7 +142,10 @@ def render(report: Report, console: Console) -> None:
         f"{model.parameters:,} parameters; {model.macs:,} MACs"
     )
     for artifact in report.artifacts or ():
-        line(f"{artifact.path}: {artifact.kind}, {format_size(artifact.bytes)}")
+        parts = [artifact.kind, format_size(artifact.bytes)]
+        if artifact.host_latency_us is not None:
+            parts.append(f"{format_time(artifact.host_latency_us)} on this computer")
+        line(f"{artifact.path}: {', '.join(parts)}")
     for target in report.targets:
         console.print()
         line(Text.assemble((target.name, "bold"), " ", _verdict_text(target.verdict)))
@@ -506,13 +509,14 @@ def render_html(
     sizes = _sizes(report, baseline)
     curves = {name: list(values) for name, values in (history or {}).items() if len(values)}
     environment = page_environment()
-    environment.filters |= {
+    own: dict[str, Callable[..., Any]] = {
         "band": _band,
         "limit": _limit,
         "used": used_share,
         "how": lambda known: (known or "").replace("_", " on "),
         "pairs": _pairs,
     }
+    environment.filters |= own
     template = environment.from_string(
         (resources.files("edgecompress.targets") / "report.html.jinja").read_text("utf-8")
     )

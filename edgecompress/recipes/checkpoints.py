@@ -101,7 +101,7 @@ class Checkpoints:
         if sha256(data) != found.sha256:
             self._stored = {}
             self.notes.append(
-                f"{self.path(name)} is not the file that this recipe wrote: the stage is done again."
+                f"{self.path(name)} is not what this recipe wrote there: the stage is done again."
             )
             return None
         self._kept[name] = found
@@ -157,5 +157,3 @@ def make_folder(folder: Path) -> None:
         raise ArgumentError(
             "--output", "be a folder that can be made", str(folder), f"{error.strerror}."
         ) from error
-
-

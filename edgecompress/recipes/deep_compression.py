@@ -364,7 +364,7 @@ def _kernel_layers(model: Any, named: Mapping[str, Any], doing: str) -> tuple[li
     from edgecompress.inspection.keras_models import weight_variables
 
     argument = "--sparsity" if doing == "pruned" else "--clusters"
-    layers = list(walk_layers(model))
+    layers: list[Any] = list(walk_layers(model))
     supported = {**PRUNED_BY_DEFAULT, **PRUNED_ON_REQUEST}
     for name in named:
         if name == ALL_OTHERS:
@@ -380,11 +380,12 @@ def _kernel_layers(model: Any, named: Mapping[str, Any], doing: str) -> tuple[li
     chosen, notes = [], []
     for layer in layers:
         kinds = supported if layer.name in named else PRUNED_BY_DEFAULT
-        if isinstance(layer, tuple(kinds)) and layer.trainable:
+        trainable = layer.trainable
+        if trainable and isinstance(layer, tuple(kinds)):
             chosen.append(layer)
         elif weight_variables(layer):
             why = "it is frozen (trainable=False)"
-            if layer.trainable:
+            if trainable:
                 known = isinstance(layer, tuple(supported))
                 rule = f"are {doing} only where named" if known else f"cannot be {doing}"
                 why = f"{type(layer).__name__} layers {rule}"
@@ -499,9 +500,7 @@ def run(request: Request) -> CompressionResult:
         notes += stage.notes
 
     report = _export(request, loaded, model, data, task, finished)
-    return _finish(
-        request, loaded, model, data, task, distills, baseline, finished, report, notes
-    )
+    return _finish(request, loaded, model, data, task, distills, baseline, finished, report, notes)
 
 
 def _check_request(request: Request) -> None:
@@ -533,7 +532,7 @@ def _check_kinds(request: Request, task: Task) -> None:
         )  # fmt: skip
     if request.export.get("min_accuracy") is not None and not task.has_classes_for_export:
         raise ArgumentError(
-            "--min-accuracy", "go with a classifier that gives one output a class, or a probability",
+            "--min-accuracy", "go with a classifier that gives an output a class, or a probability",
             request.export["min_accuracy"], "Use --max-drop.",
         )  # fmt: skip
 
@@ -549,9 +548,7 @@ def _load(request: Request) -> tuple[LoadedModel, Data, Task, list[str]]:
     settings = request.settings
     from_file = isinstance(request.model, (str, Path))
     with quiet(request.verbose):
-        loaded = (
-            loaders.load_model(request.model) if from_file else loaders.wrap(request.model)
-        )
+        loaded = loaders.load_model(request.model) if from_file else loaders.wrap(request.model)
     tasks.check_model(loaded)
     own, loss_notes = tasks.own_loss(request.model, loaded.path)
     request.progress("Loading the data")
@@ -560,6 +557,11 @@ def _load(request: Request) -> tuple[LoadedModel, Data, Task, list[str]]:
     )
     task = tasks.find_task(loaded, data, tasks.first_outputs(loaded, data.train), own)
     notes = [*loaded.notes, *loss_notes, f"Loss: {task.loss_text}.", f"Validation: {data.split}."]
+    if request.validation is None:
+        notes.append(
+            "Where the model that came in was trained on these validation samples, its metric is "
+            "flattered and the drop overstated: give --validation with samples that are new to it."
+        )
     record = loaded.record or CompressionRecord()
     if record.ranges:
         # They describe activations that training now moves.
@@ -750,6 +752,8 @@ def _export(
     evaluate = None
     if task.has_classes_for_export and validation.y is not None:
         evaluate = (*validation.x, class_numbers(validation.y))
+    # Curves of stages that others lack have gaps.
+    history: Any = join_curves([stage.history for stage, _ in finished])
     return pipeline.export(
         # The name is that of the model that came in, and so are the files'.
         dataclasses.replace(loaded, model=model, record=record_of(model), notes=()),
@@ -758,7 +762,7 @@ def _export(
         calibration=_calibration(data),
         evaluate=evaluate,
         output=request.output,
-        history=join_curves([stage.history for stage, _ in finished]),
+        history=history,
         progress=request.progress,
         verbose=request.verbose,
         argv=request.argv,
@@ -780,6 +784,7 @@ def _finish(
 ) -> CompressionResult:
     """Makes the tables, and writes them and the Keras model."""
     import keras
+    import numpy as np
 
     from edgecompress.core.flatbuffer import read_tflite
     from edgecompress.recipes import layer_table, rendering, training
@@ -791,7 +796,7 @@ def _finish(
     # LoadedModel's name, not the report's: a path may hold anything.
     shipped = request.output / f"{loaded.name}_compressed.tflite"
     flat = read_tflite(shipped)
-    few = data.validation.at(slice(0, _DENSITY_SAMPLES))
+    few = data.validation.at(np.arange(min(len(data.validation), _DENSITY_SAMPLES)))
     densities = layer_table.input_densities(model, training.inputs_of(model, few))
     final = layer_table.kernels(model)
     layers, table_notes = layer_table.table(

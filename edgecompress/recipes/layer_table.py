@@ -246,10 +246,10 @@ def table(
                 file_bytes=None if tensor is None else tensor.bytes,
             )
         )
-    notes = ()
-    if missing:
-        notes = (f"Not found as filters in the file, so without file bytes: {', '.join(missing)}.",)
-    return tuple(rows), notes
+    if not missing:
+        return tuple(rows), ()
+    note = f"Not found as filters in the file, so without file bytes: {', '.join(missing)}."
+    return tuple(rows), (note,)
 
 
 def stored_bytes(layers: Sequence[Kernel], index_bits: int) -> tuple[int, int, int]:

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from edgecompress.recipes.results import CompressionResult
 
 
+# What a line of progress shows of all that `fit` logs.
+_TOLD = ("loss", "val_accuracy", "val_mean_squared_error", "sparsity", "clusters",
+         "group_lasso_zero_share")  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Epoch:
     """How far a stage has come.
@@ -28,6 +33,17 @@ class Epoch:
     epoch: int
     epochs: int
     values: Mapping[str, float]
+
+    @property
+    def text(self) -> str:
+        """The epoch in one line.
+
+        Example:
+            >>> Epoch("prune", 2, 10, {"loss": 0.25, "val_accuracy": 0.9, "sparsity": 0.5}).text
+            'prune: epoch 2 of 10, loss 0.25, val_accuracy 0.9, sparsity 0.5'
+        """
+        told = [f"{name} {self.values[name]:.4g}" for name in _TOLD if name in self.values]
+        return ", ".join([f"{self.stage}: epoch {self.epoch} of {self.epochs}", *told])
 
 
 @dataclass(frozen=True)

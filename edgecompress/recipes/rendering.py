@@ -199,7 +199,8 @@ def summary(result: CompressionResult) -> list[tuple[str, str]]:
                     f"{text(cost.uncoded)}), {cost.rate:.2f}x with decoding ({text(cost.after)})",
                 )
             )
-    facts.append((f"{_metric_name(result.drop)}, {result.drop.samples:,} samples", _drop(result.drop)))
+    drop = result.drop
+    facts.append((f"{_metric_name(drop)}, {drop.samples:,} samples", _drop(drop)))
     return facts
 
 
@@ -266,9 +267,10 @@ def render(result: CompressionResult, console: Console) -> None:
         line(f"Note: {note}", "yellow")
     console.print()
     render_report(result.report, console)
-    if result.drop.verdict == "fail":
-        line(f"{_metric_name(result.drop)}: {_drop(result.drop)}.", "bold red")
-        line(f"Verdict: {VERDICT_WORDS[result.verdict]}", "bold red")
+    if result.drop.limit is not None:
+        style = "bold red" if result.drop.verdict == "fail" else "green"
+        line(f"{_metric_name(result.drop)}: {_drop(result.drop)}.", style)
+        line(f"Verdict with it: {VERDICT_WORDS[result.verdict]}", style)
 
 
 def render_html(result: CompressionResult) -> str:

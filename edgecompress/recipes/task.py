@@ -214,8 +214,8 @@ LOSSES: Registry[Callable[[str], tuple[Any, str]]] = Registry("kind of labels")
 def _class_loss(output: str) -> tuple[Any, str]:
     import keras
 
-    logits = output == "logits"
-    return keras.losses.SparseCategoricalCrossentropy(from_logits=logits), f"its outputs are {output}"
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=output == "logits")
+    return loss, f"its outputs are {output}"
 
 
 @LOSSES.register("binary")

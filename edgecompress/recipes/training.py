@@ -177,7 +177,7 @@ class Trainer:
             if task.kind == "binary":
                 limit = 0.0 if task.output == "logits" else 0.5
                 return ops.mean(ops.cast((labels >= 0.5) == (outputs >= limit), "float32"), axis=-1)
-            classes = ops.cast(labels[:, 0], "int64") if task.sparse else ops.argmax(labels, axis=-1)
+            classes = labels[:, 0] if task.sparse else ops.argmax(labels, axis=-1)
             found = ops.argmax(outputs, axis=-1)
             return ops.cast(ops.cast(classes, "int64") == ops.cast(found, "int64"), "float32")
 

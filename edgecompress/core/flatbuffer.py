@@ -164,7 +164,8 @@ class Operator:
         outputs: Tensor indices.
         options: The operator's options in snake_case, enumerations as their numbers, e.g.
             `stride_w`, `padding` (0 SAME, 1 VALID), `fused_activation_function` (0 none, 1 RELU,
-            2 RELU_N1_TO_1, 3 RELU6), `depth_multiplier`, `dilation_w_factor`.
+            2 RELU_N1_TO_1, 3 RELU6), `depth_multiplier`, `dilation_w_factor`. Those of Larq Compute
+            Engine's operators are read too (`channels_in`, `stride_width`, `pad_values`, ...).
         intermediates: Tensor indices of intermediate results (LSTM).
         has_custom_options: Whether custom options are present.
     """
@@ -225,7 +226,13 @@ class FlatModel:
 
     def parameters(self) -> int:
         """Returns the number of weights and biases: constants that are no shapes or indices."""
-        return sum(t.elements for t in self.weight_tensors())
+        packed = {o.inputs[1]: o for o in self.operators if o.name == BINARY_CONV}
+        return sum(
+            math.prod(binary_kernel_shape(self, packed[t.index]))
+            if t.index in packed
+            else t.elements
+            for t in self.weight_tensors()
+        )
 
     def weight_tensors(self) -> list[Tensor]:
         """Returns the constants that carry learnt values, each once.
@@ -246,6 +253,7 @@ class FlatModel:
                         and operator.code != "TRANSPOSE_CONV"
                     )
                     or (operator.code == "TRANSPOSE_CONV" and position in (1, 3))
+                    or (operator.name == BINARY_CONV and position > 0)
                     or tensor.is_quantized
                     or tensor.type.startswith("FLOAT")
                 )
@@ -254,8 +262,12 @@ class FlatModel:
         return list(found.values())
 
     def macs(self) -> int:
-        """Returns the multiply-accumulates of one inference."""
+        """Returns the multiply-accumulates of one inference, binary ones left out."""
         return sum(operator_macs(self, operator) for operator in self.operators)
+
+    def binary_macs(self) -> int:
+        """Returns the multiply-accumulates of one inference that are XNOR and popcount of bits."""
+        return sum(operator_binary_macs(self, operator) for operator in self.operators)
 
 
 WEIGHTED = frozenset(
@@ -281,6 +293,12 @@ _WEIGHT_RANKS = {
     "CONV_3D": 5,
     "SVDF": 2,
 }
+# The binary convolution of Larq Compute Engine: filters and activations are bits, 32 of a pixel's
+# channels in one int32, 1 for negative.
+BINARY_CONV = "LceBconv2d"
+_WORD_BITS = 32
+# More than any of its operators has; a damaged count stays small.
+_MOST_OPTIONS = 64
 # No device has memory for a larger tensor, and sums of such sizes stay within 64 bits.
 _LARGEST_TENSOR = 1 << 40
 # More dimensions than any runtime has, blocks included.
@@ -326,6 +344,27 @@ def operator_macs(model: FlatModel, operator: Operator) -> int:
     time_major = bool(operator.options.get("time_major", False))
     steps, batch = source.shape[:2] if time_major else (source.shape[1], source.shape[0])
     return steps * batch * sum(gate.elements for gate in gates if gate is not None)
+
+
+def binary_kernel_shape(model: FlatModel, operator: Operator) -> tuple[int, int, int, int]:
+    """Returns the shape of a binary convolution's filter before packing: (out, h, w, in)."""
+    out, height, width, words = model.tensors[operator.inputs[1]].shape
+    channels = int(operator.options["channels_in"])
+    # Grouped filters hold the channels of one group, a multiple of 32.
+    return out, height, width, channels if _words(channels) == words else words * _WORD_BITS
+
+
+def operator_binary_macs(model: FlatModel, operator: Operator) -> int:
+    """Returns an operator's multiply-accumulates of bits; 0 for all but binary convolutions."""
+    if operator.name != BINARY_CONV:
+        return 0
+    # The output may be packed, its last dimension words; the filter knows the channels.
+    positions = math.prod(model.output(operator).shape[:-1])
+    return positions * math.prod(binary_kernel_shape(model, operator))
+
+
+def _words(channels: int) -> int:
+    return -(-channels // _WORD_BITS)
 
 
 def read_tflite(source: Path | str | bytes) -> FlatModel:
@@ -435,12 +474,41 @@ def _check_operator(operator: Operator, tensors: Sequence[Tensor]) -> None:
     where = f"operator {operator.index} {operator.code}"
     if operator.code in WEIGHTED and not operator.outputs:
         raise ModelFileError(f"{where} has no output")
+    if operator.name == BINARY_CONV:
+        _check_binary_conv(operator, tensors)
+        return
     rank = _WEIGHT_RANKS.get(operator.code)
     if rank is None or len(operator.inputs) < 2 or operator.inputs[1] < 0:
         return
     shape = tensors[operator.inputs[1]].shape
     if len(shape) != rank:
         raise ModelFileError(f"{where} has weights of shape {shape} instead of {rank} dimensions")
+
+
+def _check_binary_conv(operator: Operator, tensors: Sequence[Tensor]) -> None:
+    where = f"operator {operator.index} {operator.name}"
+    if len(operator.inputs) < 2 or min(operator.inputs[:2]) < 0 or not operator.outputs:
+        raise ModelFileError(f"{where} lacks its input, filter or output")
+    source, weights = (tensors[index] for index in operator.inputs[:2])
+    if weights.type != "INT32" or len(weights.shape) != 4 or not source.shape:
+        raise ModelFileError(f"{where} has a filter of type {weights.type}, shape {weights.shape}")
+    channels = operator.options.get("channels_in", 0)
+    words, groups = _words(channels), source.shape[-1] // max(weights.shape[3], 1)
+    if not 0 < channels < _LARGEST_TENSOR or words != weights.shape[3] * max(groups, 1):
+        raise ModelFileError(
+            f"{where} has {channels} input channels and a filter of shape {weights.shape}"
+        )
+
+
+def _custom_options(name: str, table: Any) -> dict[str, Any]:
+    """Returns the options of Larq Compute Engine's operators, a flexbuffer map of integers."""
+    if not name.startswith("Lce") or not table.CustomOptionsLength():
+        return {}
+    from flatbuffers import flexbuffers
+
+    root = flexbuffers.GetRoot(bytes(table.CustomOptionsAsNumpy().tobytes())).AsMap
+    keys = [root.Keys[position] for position in range(min(len(root), _MOST_OPTIONS))]
+    return {key.AsKey: root[key.AsKey].AsInt for key in keys}
 
 
 def _read(data: bytes) -> FlatModel:
@@ -535,14 +603,15 @@ def _read(data: bytes) -> FlatModel:
                     _snake(key): tuple(v.tolist()) if isinstance(v, np.ndarray) else v
                     for key, v in vars(unpacked).items()
                 }
+        custom = _text(code.CustomCode()) if name == "CUSTOM" else ""
         operator = Operator(
             index,
             name,
-            _text(code.CustomCode()) if name == "CUSTOM" else "",
+            custom,
             code.Version(),
             checked(_integers(table.InputsAsNumpy() if table.InputsLength() else None), True),
             checked(_integers(table.OutputsAsNumpy() if table.OutputsLength() else None)),
-            options,
+            options or _custom_options(custom, table),
             checked(
                 _integers(table.IntermediatesAsNumpy() if table.IntermediatesLength() else None)
             ),

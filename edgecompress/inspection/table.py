@@ -51,6 +51,11 @@ _COLUMNS: tuple[tuple[Column, Callable[[Row], str], Callable[[Inspection], str]]
     (Column("Zero filters", 4), _filters_text, _filters_text),
     (Column("Bits", 2), _bits_text, lambda model: ""),
     (Column("MACs"), lambda row: _number(row.macs), lambda model: _number(model.macs)),
+    (
+        Column("Binary MACs"),
+        lambda row: _number(row.binary_macs),
+        lambda model: _number(model.binary_macs),
+    ),
     (Column("Bytes"), lambda row: _number(row.weight_bytes), lambda m: _number(m.weight_bytes)),
 )
 
@@ -76,7 +81,9 @@ def render(inspection: Inspection, console: Console) -> None:
             line(f"{title}: {_endpoint_text(end)}")
     line(_operators_text(inspection))
 
-    columns = [c for c in _COLUMNS if c[0].title != "Zero filters" or inspection.zero_filters]
+    # Columns that most models would leave empty.
+    shown = {"Zero filters": inspection.zero_filters, "Binary MACs": inspection.binary_macs}
+    columns = [column for column in _COLUMNS if shown.get(column[0].title, True)]
     left_out = print_table(
         console,
         [column for column, _, _ in columns],
@@ -118,6 +125,7 @@ def _totals_text(inspection: Inspection) -> str:
     parts += [
         f"{inspection.parameters:,} parameters",
         f"{inspection.macs:,} MACs",
+        *([f"{inspection.binary_macs:,} binary MACs"] if inspection.binary_macs else []),
         f"{_percent(inspection.sparsity)} of {inspection.weights:,} weights are zero",
     ]
     if inspection.weight_bytes != inspection.dense_bytes:

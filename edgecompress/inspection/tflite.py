@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgecompress.core.errors import ModelFileError
-from edgecompress.core.flatbuffer import WEIGHTED, FlatModel, Operator, Tensor, operator_macs
+from edgecompress.core.flatbuffer import (
+    BINARY_CONV,
+    WEIGHTED,
+    FlatModel,
+    Operator,
+    Tensor,
+    binary_kernel_shape,
+    operator_binary_macs,
+    operator_macs,
+)
 from edgecompress.inspection.types import (
     Endpoint,
     Inspection,
@@ -26,6 +36,7 @@ _MATRICES: dict[str, Sequence[int]] = {
     "SVDF": (1, 2),
     "GATHER": (0,),
     "EMBEDDING_LOOKUP": (1,),
+    BINARY_CONV: (1,),
 }
 # The axis of a filter tensor that counts output channels.
 _CHANNEL_AXIS = {
@@ -34,7 +45,10 @@ _CHANNEL_AXIS = {
     "FULLY_CONNECTED": 0,
     "TRANSPOSE_CONV": 0,
     "CONV_3D": 4,
+    BINARY_CONV: 0,
 }
+# Custom operators without weights and MACs.
+_BINARY_MOVES = ("LceQuantize", "LceDequantize", "LceBMaxPool2d")
 # A tensor's name joins all layers that were fused into it; these endings name the one that counts.
 _TELLING = ("conv", "matmul", "depthwise", "dense", "tensordot", "einsum")
 
@@ -100,7 +114,7 @@ def inspect_tflite(model: FlatModel, *, name: str = "model.tflite") -> Inspectio
 
 
 def _matrix_positions(operator: Operator) -> Sequence[int]:
-    return _MATRICES.get(operator.code, (1,) if operator.code in WEIGHTED else ())
+    return _MATRICES.get(operator.name, (1,) if operator.code in WEIGHTED else ())
 
 
 def _assign(model: FlatModel, notes: list[str]) -> list[list[_Part]]:
@@ -173,24 +187,28 @@ def _looked_up(
 
 def _row(model: FlatModel, operator: Operator, parts: list[_Part], notes: list[str]) -> Row:
     matrices = [part for part in parts if part.position in _matrix_positions(operator)]
-    weights = sum(part.tensor.elements for part in matrices)
-    axis = _CHANNEL_AXIS.get(operator.code)
+    # A binary convolution's weights lie 32 to an element.
+    packed = operator.name == BINARY_CONV
+    stored = sum(part.tensor.elements for part in matrices)
+    weights = math.prod(binary_kernel_shape(model, operator)) if packed and stored else stored
+    axis = _CHANNEL_AXIS.get(operator.name)
     filters = matrices[0].tensor.shape[axis] if matrices and axis is not None else 0
     zeros: int | None
     zero_filters: int | None
     try:
-        masks = [_zero_mask(part) for part in matrices]
+        masks = [] if packed else [_zero_mask(part) for part in matrices]
     except ModelFileError as error:
         notes.append(f"Operator {operator.index} ({operator.name}): zeros not counted: {error}")
         zeros = zero_filters = None
     else:
         zeros = sum(int(mask.sum()) for mask in masks)
         zero_filters = 0
-        if filters and axis is not None:
+        if filters and axis is not None and masks:
             channels = np.moveaxis(masks[0], axis, 0).reshape(filters, -1)
             zero_filters = int(channels.all(axis=1).sum())
     macs: int | None = operator_macs(model, operator)
-    if operator.code == "CUSTOM" and operator.name not in _UNPACKERS:
+    known = (*_UNPACKERS, BINARY_CONV, *_BINARY_MOVES)
+    if operator.code == "CUSTOM" and operator.name not in known:
         macs = None
         notes.append(
             f"Operator {operator.index} ({operator.name}) is a custom operator: its MACs and "
@@ -204,7 +222,7 @@ def _row(model: FlatModel, operator: Operator, parts: list[_Part], notes: list[s
         name=_short_name(named.name) if named else "",
         type=operator.name,
         output_shape=output.shape if output else None,
-        parameters=sum(part.tensor.elements for part in parts),
+        parameters=sum(part.tensor.elements for part in parts) - stored + weights,
         weights=weights,
         zeros=zeros,
         filters=filters,
@@ -213,6 +231,7 @@ def _row(model: FlatModel, operator: Operator, parts: list[_Part], notes: list[s
         macs=macs,
         weight_bytes=sum(part.stored_bytes for part in parts),
         dense_bytes=sum(part.dense_bytes for part in parts),
+        binary_macs=operator_binary_macs(model, operator),
     )
 
 

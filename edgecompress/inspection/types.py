@@ -29,7 +29,10 @@ class Row:
         filters: Output channels of the layer's weights; 0 for a layer without filters.
         zero_filters: Output channels whose weights are all zero; None where unreadable.
         bits: Bits of one stored weight, encoded ones on average; None without weights.
-        macs: Multiply-accumulates of one inference; None where they cannot be told.
+        macs: Multiply-accumulates of one inference, without the next; None where they cannot be
+            told.
+        binary_macs: Those whose factors are both of one bit: XNOR and popcount where an engine
+            computes so. None where they cannot be told.
         weight_bytes: Bytes that hold the parameters, as stored.
         dense_bytes: Bytes the same parameters take without sparse or encoded storage.
     """
@@ -47,6 +50,7 @@ class Row:
     macs: int | None = 0
     weight_bytes: int = 0
     dense_bytes: int = 0
+    binary_macs: int | None = 0
 
     @property
     def sparsity(self) -> float | None:
@@ -150,6 +154,11 @@ class Inspection:
         return sum(row.macs or 0 for row in self.rows)
 
     @property
+    def binary_macs(self) -> int:
+        """Those of one-bit factors, not among `macs`."""
+        return sum(row.binary_macs or 0 for row in self.rows)
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes that hold the parameters."""
         return sum(row.weight_bytes for row in self.rows)
@@ -187,6 +196,7 @@ class Inspection:
                 "filters": self.filters,
                 "zero_filters": self.zero_filters,
                 "macs": self.macs,
+                "binary_macs": self.binary_macs,
                 "weight_bytes": self.weight_bytes,
                 "dense_bytes": self.dense_bytes,
                 "peak_activation_bytes": self.peak_activation_bytes,

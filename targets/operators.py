@@ -143,7 +143,10 @@ def _custom(operator: Operator, runtime: str) -> str:
     if name == "ethos-u":
         return "it is compiled for an Ethos-U, which this target has not"
     if name.startswith("Lce"):
-        return f"it needs the Larq Compute Engine, which is no part of {runtime}"
+        return (
+            f"{runtime} does not know it: only Larq Compute Engine runs it, for phones whose app "
+            "carries a build of that engine"
+        )
     return f"{runtime} has no custom operator {name!r}"
 
 

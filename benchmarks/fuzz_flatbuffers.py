@@ -1,9 +1,9 @@
 """Runs `inspect` and `check` on damaged .tflite files and reports what they do not survive.
 
 Each case is a model with seeded damage: flipped bytes, cut or swapped parts, lengths, offsets and
-small numbers overwritten with extremes, and fields of well-formed files changed. A command may
-refuse a file or print a verdict; it may not end in a traceback or an internal error, take longer
-than 10 s, fill the memory or return an exit code that is not documented.
+small numbers overwritten with extremes, fields of well-formed files and headers of coded weights
+changed. A command may refuse a file or print a verdict; it may not end in a traceback or an
+internal error, take longer than 10 s, fill the memory or return an exit code that nobody documents.
 
 Usage: `python benchmarks/fuzz_flatbuffers.py MODEL.tflite ... [--cases 2000] [--seed 0]`. Failing
 files are kept in the folder that `--keep` names.
@@ -123,6 +123,27 @@ def _restructure(data: bytearray, random: np.random.Generator) -> None:
         _flip(data, random)
 
 
+def _header(data: bytearray, random: np.random.Generator) -> None:
+    """Changes what a decoder reads first: kind, version, widths and tables of coded weights."""
+    model = unpack(bytes(data))
+    graph = model.subgraphs[0]
+    custom = {i for i, code in enumerate(model.operatorCodes) if code.customCode}
+    decoders = [operator for operator in graph.operators if operator.opcodeIndex in custom]
+    found = [int(i) for operator in decoders for i in operator.inputs[1::2] if i >= 0]
+    buffers = [model.buffers[graph.tensors[index].buffer] for index in found]
+    buffers = [buffer for buffer in buffers if buffer.data is not None and len(buffer.data)]
+    if not buffers:
+        _restructure(data, random)
+        return
+    buffer = buffers[int(random.integers(len(buffers)))]
+    values = np.array(buffer.data, np.uint8)
+    for _ in range(int(random.integers(1, 4))):
+        place = int(random.integers(min(32, len(values))))
+        values[place] = int(random.choice([0, 1, 2, 3, 7, 15, 16, 127, 128, 255]))
+    buffer.data = values[: int(random.integers(len(values)))] if random.random() < 0.2 else values
+    data[:] = pack(model)
+
+
 DAMAGES: tuple[Callable[[bytearray, np.random.Generator], None], ...] = (
     _flip,
     _truncate,
@@ -131,6 +152,7 @@ DAMAGES: tuple[Callable[[bytearray, np.random.Generator], None], ...] = (
     _swap,
     _restructure,
     _restructure,
+    _header,
 )
 
 

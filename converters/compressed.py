@@ -135,6 +135,7 @@ def compress(
     arena: Callable[[FlatModel], float] | None = None,
     max_latency_us: float | None = None,
     latency: Callable[[FlatModel], float] | None = None,
+    decompression_memory: int | None = None,
     verify: bool = True,
     samples: int = 8,
     seed: int = 0,
@@ -157,6 +158,9 @@ def compress(
         arena: Returns the bytes of a model's tensor arena. Optional.
         max_latency_us: Longest inference in microseconds; as `max_arena`, with `latency`. Optional.
         latency: Returns a model's microseconds for one inference. Optional.
+        decompression_memory: Bytes outside the arena that the firmware hands to
+            `SetDecompressionMemory`; tensors that are larger when decoded stay raw. Let `arena`
+            count with the same number. Defaults to None: decoded tensors lie in the arena.
         verify: Run the model before and after in TensorFlow Lite Micro and compare. Defaults to
             True. Every code is decoded and compared with the weights in any case.
         samples: Random inputs to compare on. Defaults to 8.
@@ -164,7 +168,8 @@ def compress(
 
     Raises:
         UnknownNameError: a coding is unknown.
-        ArgumentError: a limit lacks its function, or not even the raw model keeps it.
+        ArgumentError: a limit lacks its function, or not even the raw model keeps it;
+            `root_bits` or `decompression_memory` is out of range.
         UnsupportedModelError: the model has several subgraphs.
         ConversionError: an output differs: nothing is returned.
 
@@ -177,6 +182,8 @@ def compress(
         CODINGS[name]
     limits = _limits(("max_arena", max_arena, "arena", arena),
                      ("max_latency_us", max_latency_us, "latency", latency))  # fmt: skip
+    if decompression_memory is not None and decompression_memory < 1:
+        raise ArgumentError("decompression_memory", "be 1 byte or more", decompression_memory)
     source = model if isinstance(model, Artifact) else None
     original = read_tflite(model.data if isinstance(model, Artifact) else model)
     if original.subgraphs > 1:
@@ -188,7 +195,7 @@ def compress(
     slimmed = slim(original.data)
     base = strip(slimmed)
     flat = read_tflite(base)
-    weights, reasons = _candidates(flat)
+    weights, reasons = _candidates(flat, decompression_memory)
     plan = _smallest_plan(base, weights, codings, root_bits, share_books)
     for index in weights.keys() - plan.codes.keys():
         reasons[index] = "no code makes the file smaller"
@@ -243,7 +250,7 @@ def _layout(tensor: Tensor) -> Layout:
     return Layout(tensor.zero_points, tensor.quantized_dimension)
 
 
-def _candidates(flat: FlatModel) -> tuple[dict[int, Tensor], dict[int, str]]:
+def _candidates(flat: FlatModel, memory: int | None) -> tuple[dict[int, Tensor], dict[int, str]]:
     """Returns the filters that can be coded, and why others cannot."""
     uses: dict[int, list[tuple[str, int]]] = {}
     for operator in flat.operators:
@@ -264,6 +271,8 @@ def _candidates(flat: FlatModel) -> tuple[dict[int, Tensor], dict[int, str]]:
             reasons[index] = "it has not one zero point for each scale"
         elif index in flat.outputs:
             reasons[index] = "it is an output of the model"
+        elif memory is not None and tensor.bytes > memory:
+            reasons[index] = f"decoded, it is larger than decompression_memory={memory}"
         else:
             found[index] = tensor
     return found, reasons
@@ -416,7 +425,6 @@ def insert_decoders(data: bytes, codes: Mapping[int, Encoded]) -> bytes:
                 shape=[len(values)],
                 type=schema.TensorType.UINT8,
                 buffer=len(model.buffers) - 1,
-                hasRank=True,
             )
         )
 

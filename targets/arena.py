@@ -20,7 +20,7 @@ import bisect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from edgecompress.core.errors import UnknownNameError
+from edgecompress.core.errors import ArgumentError, UnknownNameError
 from edgecompress.core.flatbuffer import FlatModel, Operator, Tensor
 from edgecompress.core.units import format_size
 from edgecompress.targets.arena_rules import (
@@ -36,6 +36,7 @@ from edgecompress.targets.arena_rules import (
 )
 
 KERNELS = ("cmsis-nn", "reference")
+DECODE = "TFLM_DECODE"
 # Which instructions CMSIS-NN is compiled for; Cortex-M33 with its optional DSP extension.
 CORES = {
     "cortex-m0": "scalar",
@@ -51,7 +52,11 @@ CORES = {
 _MEASURED_CORES = frozenset({"cortex-m4", "cortex-m7", "cortex-m33", "cortex-m55"})
 
 # sizeof() of the interpreter's structures on 32-bit Arm.
-_FIXED_TAIL = (36, 44, 36, 8, 8)  # allocator, micro allocator, planner, data allocator, subgraph
+_INTERPRETER = (36, 44, 36)  # allocator, micro allocator, planner
+_MODEL = (8, 8)  # data allocator, subgraph
+_FIXED_TAIL = (*_INTERPRETER, *_MODEL)
+# What SetDecompressionMemory keeps for its region, between the two.
+_REGION = 4
 _EVAL_TENSOR, _NODE = 12, 32
 _SCRATCH_REQUEST, _SCRATCH_HANDLE, _ALLOCATION_INFO, _PLANNER_BUFFER = 12, 4, 24, 40
 # The interpreter keeps room for this many scratch requests beyond those already made.
@@ -127,6 +132,7 @@ class Arena:
         unknown: Operators without a rule, with reasons; empty where the arena is known.
         at_least: A lower bound in bytes that holds even where the arena is unknown; None where not
             even that is known. Equal to `used` where that is known.
+        decompression_memory: Bytes of memory outside the arena that hold decoded tensors.
         verified: The rules were compared with this core and these kernels.
         notes: What the number stands on where it is not verified, one sentence each.
     """
@@ -144,6 +150,7 @@ class Arena:
     buffers: tuple[Buffer, ...] = field(default=(), repr=False)
     unknown: tuple[UnknownOperator, ...] = ()
     at_least: int | None = None
+    decompression_memory: int = 0
     verified: bool = True
     notes: tuple[str, ...] = ()
 
@@ -222,6 +229,35 @@ def plan_offsets(sizes: Sequence[int], lifetimes: Sequence[tuple[int, int]]) -> 
     return tuple(offsets)
 
 
+def _outside(model: FlatModel, memory: int) -> tuple[dict[int, int], list[str]]:
+    """Returns the decoded tensors that lie in decompression memory, and what goes wrong there.
+
+    The outputs of one DECODE operator lie one behind the other at multiples of 16; the next
+    operator starts at the beginning again. A tensor that does not fit stays in the arena.
+
+    Returns:
+        Tensor index -> where it ends, and notes.
+    """
+    ends: dict[int, int] = {}
+    notes = []
+    last = {i: step for step, o in enumerate(model.operators) for i in o.inputs}
+    decoders = [o for o in model.operators if o.name == DECODE]
+    for position, operator in enumerate(decoders):
+        used = 0
+        for index in operator.outputs:
+            end = round_up(used) + model.tensors[index].bytes
+            if end > memory:
+                continue
+            ends[index] = used = end
+            following = decoders[position + 1 :]
+            if following and last.get(index, -1) > following[0].index:
+                notes.append(
+                    f"Tensor {index} is read after operator {following[0].index} has decoded over "
+                    "it: with decompression memory the results are wrong."
+                )
+    return ends, notes
+
+
 def _lifetimes(model: FlatModel) -> dict[int, tuple[int, int]]:
     """First and last operator of every tensor that is planned in the head."""
     unused = (-2, -2)
@@ -264,11 +300,15 @@ class _Tail:
 
 
 def _tail(
-    model: FlatModel, needs: Sequence[OperatorMemory], planned: int, head: int
+    model: FlatModel, needs: Sequence[OperatorMemory], planned: int, head: int, region: bool
 ) -> tuple[int, int]:
     """Returns the tail and the smallest arena that allocates."""
     tail = _Tail()
-    for size in _FIXED_TAIL:
+    for size in _INTERPRETER:
+        tail.add(size, 4)
+    if region:
+        tail.add(_REGION)
+    for size in _MODEL:
         tail.add(size, 4)
     tail.add(_EVAL_TENSOR * len(model.tensors), 4)
     tail.add(_NODE * len(model.operators), 4)
@@ -378,7 +418,12 @@ def _peak(model: FlatModel, buffers: Sequence[Buffer]) -> Operator | None:
     return max(model.operators, key=height, default=None)
 
 
-def compute_arena(model: FlatModel, core: str, kernels: str = "cmsis-nn") -> Arena:
+def compute_arena(
+    model: FlatModel,
+    core: str,
+    kernels: str = "cmsis-nn",
+    decompression_memory: int | None = None,
+) -> Arena:
     """Returns the tensor arena that a model needs on a core, to the byte.
 
     Args:
@@ -386,19 +431,34 @@ def compute_arena(model: FlatModel, core: str, kernels: str = "cmsis-nn") -> Are
         core: `cortex-m4`, `cortex-m55`, ...; see `CORES`. CMSIS-NN needs other scratch on cores
             with DSP instructions, with MVE, and with neither.
         kernels: `cmsis-nn` or `reference`. Defaults to `cmsis-nn`.
+        decompression_memory: Bytes of the one region, aligned to 16, that the firmware hands to
+            `MicroInterpreter::SetDecompressionMemory` for decoded weights. Those that fit lie
+            there, the others in the arena. Defaults to None: there is no such region.
 
     Raises:
         UnknownNameError: the core or the kernels are not known.
+        ArgumentError: `decompression_memory` is less than 1.
 
     Example:
         >>> model = read_tflite("kws_ref_model.tflite")  # doctest: +SKIP
         >>> compute_arena(model, "cortex-m4", "cmsis-nn").used  # doctest: +SKIP
         22820
+        >>> coded = read_tflite("ad01_compressed.tflite")  # doctest: +SKIP
+        >>> outside = compute_arena(coded, "cortex-m4", decompression_memory=81_920)
+        ...  # doctest: +SKIP
+        >>> outside.used, outside.decompression_memory  # doctest: +SKIP
+        (3620, 81920)
     """
     if core not in CORES:
         raise UnknownNameError("core", core, CORES)
     if kernels not in KERNELS:
         raise UnknownNameError("kernels", kernels, KERNELS)
+    region = decompression_memory is not None
+    if decompression_memory is not None and decompression_memory < 1:
+        raise ArgumentError(
+            "decompression_memory", "be 1 byte or more", decompression_memory,
+            "Leave it out where the firmware has none.",
+        )  # fmt: skip
     family = "reference" if kernels == "reference" else CORES[core]
     verified = family == "reference" or core in _MEASURED_CORES
     notes: tuple[str, ...] = ()
@@ -411,7 +471,15 @@ def compute_arena(model: FlatModel, core: str, kernels: str = "cmsis-nn") -> Are
         notes = (f"{core} runs the same MVE kernels as cortex-m55, where the rules were compared.",)
 
     reasons = _model_reasons(model)
-    lifetimes = _lifetimes(model)
+    outside, wrong = _outside(model, decompression_memory or 0)
+    if region:
+        notes = (
+            *notes,
+            "Which decoded tensors lie outside the arena was compared with a 64-bit build; the up "
+            "to 16 bytes that the region costs in the arena follow the sources.",
+            *wrong,
+        )
+    lifetimes = {i: span for i, span in _lifetimes(model).items() if i not in outside}
     needs, unknown = _needs(model, family)
     if reasons or unknown:
         bound = None if reasons else _lower_bound(model, lifetimes)
@@ -422,7 +490,7 @@ def compute_arena(model: FlatModel, core: str, kernels: str = "cmsis-nn") -> Are
 
     buffers = _head(model, lifetimes, needs)
     head = max((b.end for b in buffers), default=0)
-    tail, smallest = _tail(model, needs, len(buffers), head)
+    tail, smallest = _tail(model, needs, len(buffers), head, region)
     peak = _peak(model, buffers)
     alive = _alive(buffers, peak.index) if peak else []
     return Arena(
@@ -438,6 +506,7 @@ def compute_arena(model: FlatModel, core: str, kernels: str = "cmsis-nn") -> Are
         scratch=tuple(sum(need.scratch) for need in needs),
         buffers=buffers,
         at_least=head + tail,
+        decompression_memory=max(outside.values(), default=0),
         verified=verified,
         notes=notes,
     )

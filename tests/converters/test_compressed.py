@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -34,6 +37,15 @@ MODELS = {
     "kws_ref_model.tflite": 42_240,
     "vww_96_int8.tflite": 146_496,
 }
+
+
+def _benchmark(name: str) -> ModuleType:
+    path = Path(__file__).resolve().parents[2] / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def filters(flat: FlatModel) -> dict[int, Tensor]:
@@ -218,23 +230,60 @@ def test_reference_models_lossless(shared: Path, name: str) -> None:
     assert set(offsets) <= {0}
 
 
-@pytest.mark.parametrize(
-    ("change", "coding", "limit"),
-    [
-        (cluster(16), "lut", 143_664),
-        (prune(0.8), "prune", 92_928),
-        (prune(0.9), "prune", 69_616),
-        (prune(0.9), None, 63_040),
-    ],
-)
-def test_deep_compression_of_the_anomaly_detector(
-    shared: Path, change: Callable[[np.ndarray], np.ndarray], coding: str | None, limit: int
-) -> None:
-    data = (shared / "models" / "mlperf_tiny" / "ad01_int8.tflite").read_bytes()
-    codings = (coding,) if coding else tuple(CODINGS)
-    result = compress(with_weights(data, change), codings=codings, samples=2)
-    assert len(result.artifact.data) <= limit
-    assert {t.coding for t in result.tensors} <= {*codings, "raw"}
+benchmark, exactness = (_benchmark(n) for n in ("compressed_sizes", "compressed_exactness"))
+LABELS = [row.label for row in benchmark.ROWS if row.reference is not None]
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_no_file_is_larger_than_another_encoders(shared: Path, label: str) -> None:
+    row = next(row for row in benchmark.ROWS if row.label == label)
+    for name, limit in zip(benchmark.MODELS, row.reference, strict=True):
+        data = (shared / "models" / "mlperf_tiny" / name).read_bytes()
+        if row.change is not None:
+            data = benchmark.treated(data, row.change)
+        result = compress(data, codings=row.codings, verify=False)
+        assert len(result.artifact.data) <= limit, name
+        assert {t.coding for t in result.tensors} <= {*row.codings, "raw"}
+        # Close to what these codes can do at all with these weights.
+        weights = {t.name: t for t in read_tflite(data).tensors}
+        for tensor in result.tensors:
+            if tensor.coding == "lut" and "16 clusters" in label:
+                values = weights[tensor.name].values()
+                assert tensor.bytes_after <= values.size / 2 + 32
+            if tensor.coding == "prune":
+                values = weights[tensor.name].values()
+                assert tensor.bytes_after <= -(-values.size // 8) + 16 + np.count_nonzero(values)
+
+
+@pytest.mark.parametrize("turn", [0, 1])
+@pytest.mark.parametrize("name", list(MODELS))
+def test_every_encoder_is_exact_on_100_inputs(shared: Path, name: str, turn: int) -> None:
+    """The filters of a file take turns; benchmarks/compressed_exactness.py codes whole files."""
+    data = (shared / "models" / "mlperf_tiny" / name).read_bytes()
+    encoders = exactness.ENCODERS
+    order = [*encoders][7 * turn :] + [*encoders][: 7 * turn]
+    indices = [*filters(read_tflite(data))]
+    groups = {e: indices[i :: len(order)] for i, e in enumerate(order) if indices[i :: len(order)]}
+    chosen = {index: encoder for encoder, group in groups.items() for index in group}
+    data = exactness.rounded(data, {i: encoders[e].change for i, e in chosen.items()})
+    tensors = filters(read_tflite(data))
+    codes: dict[int, Encoded] = {}
+    for encoder, group in groups.items():
+        codes |= encoders[encoder].encode({i: tensors[i] for i in group})
+    assert codes.keys() == tensors.keys()
+    assert None not in codes.values()
+    verify_exact(data, insert_decoders(data, codes), samples=100)
+    # Together the two turns reach every encoder.
+    reached = {*order[: len(indices)], *(order[7:] + order[:7])[: len(indices)]}
+    assert reached == {*encoders} or len(indices) < 7
+
+
+@pytest.mark.parametrize("entry_bits", [16, 32])
+def test_int8_weights_decode_with_both_widths_of_tables(classifier: bytes, entry_bits: int) -> None:
+    tensors = filters(read_tflite(classifier))
+    codes = exactness.own_book(entry_bits)(tensors)
+    assert {code.ancillary[5] & 1 for code in codes.values()} == {int(entry_bits == 32)}
+    verify_exact(classifier, insert_decoders(classifier, codes), samples=4)
 
 
 # --- The file -----------------------------------------------------------------------------------
@@ -348,16 +397,112 @@ def test_decoded_tensors_fit_the_memory_outside_the_arena(tmp_path: Path) -> Non
         )  # fmt: skip
 
     assert run(5_000, 0).returncode != 0
+    # A byte less, and the tensors lie in the arena again.
+    assert run(5_000, result.decompression_memory - 1).returncode != 0
     done = run(5_000, result.decompression_memory)
     assert done.returncode == 0, done.stderr[-1000:]
     want = run_engine("tflm", wide(), [x]).outputs[0]
     assert np.array_equal(np.load(tmp_path / "y.npy").reshape(-1), want.reshape(-1))
 
 
+_ALLOCATIONS = """
+import sys
+from tflite_micro.python.tflite_micro import runtime
+data = open(sys.argv[1], "rb").read()
+for size in map(int, sys.argv[2:]):
+    print("SIZE", size, flush=True)
+    runtime.Interpreter.from_bytes(
+        data, arena_size=200_000, alt_decompression_memory_size=size).print_allocations()
+"""
+
+
+def pyramid() -> bytes:
+    """Dense layers of 4,096, 2,048 and 512 weights, all coded."""
+    keras = pytest.importorskip("keras")
+    from edgecompress.converters import float32, int8
+
+    keras.utils.set_random_seed(2)
+    sizes = (64, 32, 16)
+    model = keras.Sequential([keras.Input((64,)), *(keras.layers.Dense(n) for n in sizes)])
+    x = np.random.default_rng(0).normal(size=(20, 64)).astype(np.float32)
+    data = int8.convert(float32.convert(model), calibration=[x]).data
+    return with_weights(data, cluster(4))
+
+
+def test_arena_without_decoded_tensors_as_the_engine_plans_it(tmp_path: Path) -> None:
+    result = compress(pyramid(), codings=["lut"], samples=1)
+    assert [t.coding for t in result.tensors] == ["lut"] * 3
+    path = tmp_path / "m.tflite"
+    path.write_bytes(result.artifact.data)
+    sizes = [0, 1, 512, 2047, 2048, 4095, 4096, 9000]
+    done = subprocess.run(
+        [sys.executable, "-c", _ALLOCATIONS, path, *map(str, sizes)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    text = done.stdout + done.stderr
+    heads, tails = (
+        [int(n) for n in re.findall(rf"Arena allocation {part} (\d+) bytes", text)]
+        for part in ("head", "tail")
+    )
+    flat = read_tflite(result.artifact.data)
+    arenas = [compute_arena(flat, "cortex-m4", "reference", size or None) for size in sizes]
+    assert [arena.head for arena in arenas] == heads
+    assert len(set(heads)) == 2  # The largest layer decides.
+    assert [a.decompression_memory for a in arenas] == [0, 0, 512, 512, 2048, 2048, 4096, 4096]
+    # The region itself costs some bytes of the tail: here 8, rounded up to 16.
+    assert {tail - tails[0] for tail in tails[1:]} == {16}
+    assert all(0 <= a.tail - arenas[0].tail <= 16 for a in arenas[1:] if a.tail)
+    assert all("64-bit" in a.notes[0] for a in arenas[1:])
+
+
+def test_larger_tensors_than_the_decompression_memory_stay_raw() -> None:
+    result = compress(pyramid(), codings=["lut"], samples=1, decompression_memory=2048)
+    assert {t.bytes_before: t.coding for t in result.tensors} == {
+        4096: "raw", 2048: "lut", 512: "lut",
+    }  # fmt: skip
+    assert result.decompression_memory == 2048
+    assert any("larger than decompression_memory=2048" in note for note in result.notes)
+    assert compress(pyramid(), codings=["lut"], samples=1).decompression_memory == 4096
+    for size in (0, -1):
+        with pytest.raises(ArgumentError, match="decompression_memory.*1 byte or more"):
+            compress(pyramid(), decompression_memory=size)
+        with pytest.raises(ArgumentError, match="decompression_memory.*1 byte or more"):
+            compute_arena(read_tflite(pyramid()), "cortex-m4", decompression_memory=size)
+
+
+def test_arena_limit_with_decompression_memory() -> None:
+    """The limit that forbids decoding in the arena allows it outside."""
+
+    def arena(flat: FlatModel, memory: int | None = None) -> float:
+        return compute_arena(flat, "cortex-m4", decompression_memory=memory).used or 0
+
+    limit = int(arena(read_tflite(pyramid()))) + 700
+    inside = compress(pyramid(), codings=["lut"], verify=False, arena=arena, max_arena=limit)
+    assert "raw" in {t.coding for t in inside.tensors}
+    outside = compress(
+        pyramid(), codings=["lut"], verify=False, max_arena=limit, decompression_memory=4096,
+        arena=lambda flat: arena(flat, 4096),
+    )  # fmt: skip
+    assert {t.coding for t in outside.tensors} == {"lut"}
+    assert outside.arena_after <= limit
+
+
+def test_decoded_tensors_that_are_read_late_are_named() -> None:
+    # One decoder for two layers, and another one in between: not what `compress` writes.
+    model = unpack(compress(wide(), codings=["lut"], samples=1).artifact.data)
+    graph = model.subgraphs[0]
+    first, last = graph.operators[0], graph.operators[5]
+    last.inputs = np.int32([last.inputs[0], first.outputs[0], -1])
+    flat = read_tflite(pack(model))
+    notes = compute_arena(flat, "cortex-m4", decompression_memory=4096).notes
+    assert any("operator 2 has decoded over it" in note for note in notes)
+    assert not compute_arena(flat, "cortex-m4").notes
+
+
 def test_what_does_not_pay_stays_raw_and_is_named(classifier: bytes) -> None:
     result = compress(classifier, samples=2)
     assert {t.coding for t in result.tensors} == {"raw"}
-    assert result.artifact.data == slim(strip(classifier))
+    assert result.artifact.data == strip(slim(classifier))
     assert "No weight tensor is smaller coded" in result.notes[0]
     assert "no code makes the file smaller" in result.notes[1]
     assert result.decompression_memory == 0

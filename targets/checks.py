@@ -42,6 +42,8 @@ class Subject:
         budgets: The limits: the user's, filled up with the target's own.
         kernels: Kernel set on a microcontroller; None elsewhere.
         host_latency: What was measured on this machine; None where nothing was.
+        decompression_memory: Bytes outside the arena that the firmware has for decoded weights;
+            None where it has none.
     """
 
     model: FlatModel
@@ -49,6 +51,7 @@ class Subject:
     budgets: Budgets
     kernels: str | None
     host_latency: HostLatency | None = None
+    decompression_memory: int | None = None
 
 
 RULES: Registry[Callable[[Subject], CheckResult]] = Registry("rule")
@@ -124,7 +127,8 @@ def arena(subject: Subject) -> CheckResult:
             "not_applicable",
             reason=_no_microcontroller(subject, "its runtime takes memory as it needs it"),
         )
-    found = compute_arena(subject.model, profile.core, subject.kernels)
+    memory = subject.decompression_memory
+    found = compute_arena(subject.model, profile.core, subject.kernels, memory)
     if found.used is None:
         least = found.at_least
         detail: dict[str, Any] = {
@@ -168,6 +172,11 @@ def arena(subject: Subject) -> CheckResult:
         "kernels": subject.kernels,
         "notes": found.notes,
     }
+    if memory is not None:
+        detail |= {
+            "decompression_memory": memory,
+            "decompression_memory_used": found.decompression_memory,
+        }
     return CheckResult(
         "arena",
         verdict,
@@ -365,6 +374,7 @@ def check(
     kernels: str | None = None,
     host_latency: HostLatency | None = None,
     extra: Sequence[CheckResult] = (),
+    decompression_memory: int | None = None,
 ) -> TargetResult:
     """Checks a file against one target.
 
@@ -376,12 +386,16 @@ def check(
         host_latency: What `bench_host` measured, for the host target. Defaults to not measured.
         extra: Results that need data or an engine (accuracy, parity), or a latency measured on the
             device; each replaces this module's own result of the same rule.
+        decompression_memory: Bytes outside the tensor arena that the firmware hands to
+            `SetDecompressionMemory`. Decoded weights that fit count there and not in the arena;
+            the result's detail says how much they take. Defaults to None: they lie in the arena.
 
     Returns:
         One result for each rule, in the order of `RULES`, then the extra ones.
 
     Raises:
         UnknownNameError: `kernels` is no kernel set.
+        ArgumentError: `decompression_memory` is less than 1.
 
     Example:
         >>> board = load_target("nucleo-l4r5zi")  # doctest: +SKIP
@@ -398,6 +412,7 @@ def check(
         limits,
         (kernels or profile.kernels) if profile.is_microcontroller else None,
         host_latency,
+        decompression_memory,
     )
     given = [
         _with_floor(result, limits.min_accuracy) if result.rule == "accuracy" else result

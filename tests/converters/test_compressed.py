@@ -27,8 +27,10 @@ from edgecompress.core.errors import (
 )
 from edgecompress.core.flatbuffer import FlatModel, Tensor, read_tflite
 from edgecompress.core.flatbuffer_edit import pack, strip, unpack
-from edgecompress.core.results import Artifact
+from edgecompress.core.results import Artifact, CheckResult
 from edgecompress.targets.arena import compute_arena
+from edgecompress.targets.checks import Budgets, check
+from edgecompress.targets.profile import load_target
 
 FILTERS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
 MODELS = {
@@ -485,6 +487,26 @@ def test_arena_limit_with_decompression_memory() -> None:
     )  # fmt: skip
     assert {t.coding for t in outside.tensors} == {"lut"}
     assert outside.arena_after <= limit
+
+
+def test_the_check_of_the_arena_counts_decoded_tensors_or_leaves_them_out() -> None:
+    flat = read_tflite(compress(pyramid(), codings=["lut"], samples=1).artifact.data)
+    board = load_target("cortex-m4")
+    budgets = Budgets(max_ram=4096)
+
+    def arena(memory: int | None) -> CheckResult:
+        found = check(flat, board, budgets, decompression_memory=memory)
+        return next(result for result in found.checks if result.rule == "arena")
+
+    assert arena(None).verdict == "fail"
+    assert "decompression_memory" not in arena(None).detail
+    outside = arena(5000)
+    assert outside.verdict == "pass"
+    assert outside.measured == compute_arena(flat, "cortex-m4", decompression_memory=5000).used
+    assert outside.detail["decompression_memory"] == 5000
+    assert outside.detail["decompression_memory_used"] == 4096
+    small = arena(2048)
+    assert (small.verdict, small.detail["decompression_memory_used"]) == ("fail", 2048)
 
 
 def test_decoded_tensors_that_are_read_late_are_named() -> None:

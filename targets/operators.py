@@ -76,6 +76,8 @@ LITERT_BUILTINS = {
 LITERT_CUSTOM = _names(
     "NumericVerify Mfcc AudioSpectrogram TFLite_Detection_PostProcess aeq.hadamard_rotation"
 )
+# What Larq Compute Engine 0.16 adds to the operators of TensorFlow Lite 2.16.
+LCE_CUSTOM = _names("LceQuantize LceDequantize LceBconv2d LceBMaxPool2d")
 
 _FLOAT_INT8 = frozenset({"FLOAT32", "INT8"})
 _FLOAT_INT8_INT16 = _FLOAT_INT8 | {"INT16"}
@@ -196,6 +198,14 @@ def _litert(model: FlatModel, operator: Operator) -> str | None:
     if operator.version > newest:
         return f"LiteRT knows it up to version {newest}, the file asks for {operator.version}"
     return None
+
+
+@_ENGINES.register("lce")
+def _lce(model: FlatModel, operator: Operator) -> str | None:
+    if operator.code == "CUSTOM" and operator.custom_name in LCE_CUSTOM:
+        return None
+    problem = _litert(model, operator)
+    return None if problem is None else problem.replace("LiteRT", "Larq Compute Engine")
 
 
 def _problem(model: FlatModel, operator: Operator, reason: str) -> OperatorProblem:

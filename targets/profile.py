@@ -20,7 +20,7 @@ from edgecompress.core.units import parse_size, parse_time
 from edgecompress.targets.arena import CORES, KERNELS
 
 KINDS = ("board", "core", "phone", "host")
-ENGINES = ("tflm", "litert")
+ENGINES = ("tflm", "litert", "lce")
 CALIBRATION_CLASSES = ("A", "A-", "B", "B-", "C")
 
 
@@ -191,7 +191,7 @@ class TargetProfile:
         title: The maker's name for it.
         kind: `board` (a microcontroller board), `core` (a bare core without memory of its own),
             `phone` or `host`.
-        engine: The runtime that runs the file: `tflm` or `litert`.
+        engine: The runtime that runs the file: `tflm`, `litert`, or `lce` (Larq Compute Engine).
         sources: Where the numbers come from: URLs or named publications.
         core: The processor core of boards and cores, e.g. `cortex-m4`.
         clock_mhz: Clock of that core, in MHz; None for a bare core.
@@ -246,7 +246,8 @@ class TargetProfile:
             check_choice("core", self.core or "", CORES)
             check_choice("kernels", self.kernels or "", KERNELS)
         else:
-            _check("engine", self.engine, f"be litert for a {self.kind}", self.engine == "litert")
+            rule = f"be litert or lce for a {self.kind}"
+            _check("engine", self.engine, rule, self.engine in ("litert", "lce"))
             for name in ("core", "kernels", "latency", "calibration"):
                 value = getattr(self, name)
                 _check(name, value, f"be left out for a {self.kind}", value is None)

@@ -229,6 +229,9 @@ class ArtifactInfo:
         bytes: Size of the file.
         sha256: Of its bytes.
         notes: What the converter did otherwise than asked.
+        compressed_bytes: Size in a download; None where it was not looked at.
+        host_latency_us: Microseconds of one inference on the computer of the export; None where it
+            was not measured.
     """
 
     path: str
@@ -236,6 +239,8 @@ class ArtifactInfo:
     bytes: int
     sha256: str
     notes: tuple[str, ...] = ()
+    compressed_bytes: int | None = None
+    host_latency_us: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON form."""

@@ -1,9 +1,18 @@
 """The pipeline as two functions: `export` a model, `check` a .tflite file."""
 
 # Importing a format registers it.
-from edgecompress.pipeline import compressed, int8
+from edgecompress.pipeline import binary_weights, compressed, int8, sparse, xnor
 from edgecompress.pipeline.checking import check
 from edgecompress.pipeline.exporting import export
 from edgecompress.pipeline.measuring import MIN_AGREEMENT
 
-__all__ = ["MIN_AGREEMENT", "check", "compressed", "export", "int8"]
+__all__ = [
+    "MIN_AGREEMENT",
+    "binary_weights",
+    "check",
+    "compressed",
+    "export",
+    "int8",
+    "sparse",
+    "xnor",
+]

@@ -81,6 +81,8 @@ def export(
     min_agreement: float | None = None,
     kernels: str | None = None,
     codings: Sequence[str] | None = None,
+    weight_format: str | None = None,
+    smallest: bool = False,
     c_sources: bool = False,
     baseline: Report | None = None,
     history: Mapping[str, Sequence[float]] | None = None,
@@ -98,8 +100,11 @@ def export(
         model: A Keras model, or the path of a .keras or .h5 file or a SavedModel folder. Formats
             that code int8 weights also take the path of an int8 .tflite file.
         targets: Names that `edgecompress targets` lists, paths of own .toml profiles, or profiles.
-        file_format: `"int8"`, or `"compressed"`: weights coded without loss for TensorFlow Lite
-            Micro, less flash for more arena and time. Defaults to `"int8"`.
+        file_format: `"int8"`; `"compressed"`: weights coded without loss for TensorFlow Lite
+            Micro, less flash for more arena and time; `"binary-weights"`: binary, ternary and other
+            weights of few levels in fewer bits, for phones; `"sparse"`: float32 with pruned blocks
+            of fully-connected layers left out, for phones; `"xnor"`: layers of `BinaryConv2D` and
+            `BinaryDense` for Larq Compute Engine. Defaults to `"int8"`.
         calibration: Real inputs as the model takes them: an array, a list of arrays for several
             inputs, or the path of an .npz or .npy file (key `x`; labels `y` are used as
             `evaluate` where that is not given). They set the ranges that training did not learn,
@@ -117,6 +122,10 @@ def export(
             profile's.
         codings: With `"compressed"`: the codes that may be used, of `lut`, `prune`, `huffman`.
             Defaults to all.
+        weight_format: With `"binary-weights"`: which form of the weights is checked and compared
+            with the model: `int8`, `int4`, `int4-dense`, `int2` or `smallest`. All are written.
+            Defaults to `int8`.
+        smallest: The same as `weight_format="smallest"`.
         c_sources: Also write C++ sources for TensorFlow Lite Micro into `<output>/c`: the model as
             an array, a resolver of exactly its operators, the arena size, an example program.
         baseline: An earlier report; the HTML page compares against it.
@@ -144,7 +153,10 @@ def export(
     floor = check_share("--min-agreement", min_agreement)
     chosen = FORMATS[file_format]
     check_targets(chosen, profiles)
-    options = check_options(chosen, {"coding": tuple(codings or ())})
+    options = check_options(
+        chosen,
+        {"coding": tuple(codings or ()), "weight_format": weight_format, "smallest": smallest},
+    )
     folder = usable_folder(output)
     if c_sources and not any(profile.is_microcontroller for profile in profiles):
         raise ArgumentError(
@@ -209,7 +221,7 @@ def export(
         targets=results,
         argv=tuple(argv) or tuple(sys.argv),
         version=tool_version(),
-        artifacts=listing(product.artifacts, job.name, sources),
+        artifacts=listing(product.artifacts, job.name, sources, product.latencies),
         notes=tuple(dict.fromkeys(notes)),
     )
     page = html_page(report, product.flat, profiles, kernels, baseline, history, agreement.layered)
@@ -324,14 +336,16 @@ class _Agreement:
 
     def _runs(self, engines: Sequence[str]) -> list[tuple[str, Artifact, Artifact | None]]:
         """Returns what runs where: engine, file, and the float file to compare its layers with."""
-        product = self._product
-        runs: dict[str, tuple[str, Artifact, Artifact | None]] = {}
+        product, shown = self._product, None
+        runs: list[tuple[str, Artifact, Artifact | None]] = []
         if product.layers is not None:
             # LiteRT alone shows the inner tensors of an int8 file.
-            runs["litert"] = ("litert", *product.layers)
-        for engine in engines:
-            runs.setdefault(engine, (engine, product.main, None))
-        return [*runs.values()]
+            shown = ("litert", product.layers[0].kind)
+            runs.append(("litert", *product.layers))
+        for engine in dict.fromkeys(engines):
+            if (engine, product.main.kind) != shown:
+                runs.append((engine, product.main, None))
+        return runs
 
     def check(self, profile: TargetProfile) -> CheckResult:
         """Returns the parity check of a target."""

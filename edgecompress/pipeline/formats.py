@@ -69,6 +69,7 @@ class Product:
             came in. None where the Keras model is the reference.
         engine: The engine that runs the file on phones and computers where that is not the
             target's own. None for the target's own.
+        latencies: Kind of file -> microseconds of one inference on this computer, where measured.
         field_runtime: Whether devices in the field are expected to load the file.
         parameters: Number of weights where the file does not show it. None for what it shows.
         notes: What the user has to know, one sentence each.
@@ -80,6 +81,7 @@ class Product:
     layers: tuple[Artifact, Artifact] | None = None
     parity: CheckResult | None = None
     engine: str | None = None
+    latencies: Mapping[str, float] = field(default_factory=dict)
     field_runtime: bool = True
     parameters: int | None = None
     notes: tuple[str, ...] = ()

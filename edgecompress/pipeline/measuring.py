@@ -65,16 +65,16 @@ class Measurements:
         if engine not in self.refusals:
             raise error
 
-    def host_latency(self) -> Any:
+    def host_latency(self, engine: str = "litert") -> Any:
         """Returns the latency measured on this machine; None where its engine refuses the file."""
-        if self._latency is None and "litert" not in self.refusals:
+        if self._latency is None and engine not in self.refusals:
             from edgecompress.targets.bench import bench_host
 
             self._progress("Measuring latency on this machine")
             try:
-                self._latency = bench_host(self._data)
+                self._latency = bench_host(self._data, engine=engine)
             except EngineError as error:
-                self.note_refusal("litert", error)
+                self.note_refusal(engine, error)
         return self._latency
 
     def accuracy(self, engine: str) -> CheckResult:

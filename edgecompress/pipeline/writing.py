@@ -43,7 +43,7 @@ def run_checks(
     results = []
     for profile in profiles:
         progress(f"Checking {profile.name}")
-        latency = measurements.host_latency() if profile.kind == "host" else None
+        latency = measurements.host_latency(profile.engine) if profile.kind == "host" else None
         extra = [measurements.accuracy(profile.engine), *more(profile)]
         result = check_target(
             flat, profile, budgets, kernels=kernels, host_latency=latency, extra=extra
@@ -174,11 +174,30 @@ def tool_version() -> str:
 
 
 def listing(
-    artifacts: Sequence[Artifact], name: str, sources: Mapping[str, str]
+    artifacts: Sequence[Artifact],
+    name: str,
+    sources: Mapping[str, str],
+    latencies: Mapping[str, float] | None = None,
 ) -> tuple[ArtifactInfo, ...]:
-    """Returns the files of an export as its report lists them."""
+    """Returns the files of an export as its report lists them.
+
+    Args:
+        artifacts: The flatbuffers.
+        name: Name of the files.
+        sources: The C++ sources, path -> text.
+        latencies: Kind of flatbuffer -> microseconds on this computer. Optional.
+    """
     files = [
-        ArtifactInfo(a.file_name(name), a.kind, len(a.data), a.sha256, a.notes) for a in artifacts
+        ArtifactInfo(
+            a.file_name(name),
+            a.kind,
+            len(a.data),
+            a.sha256,
+            a.notes,
+            a.compressed_bytes,
+            (latencies or {}).get(a.kind),
+        )
+        for a in artifacts
     ]
     texts = [(path, text.encode()) for path, text in sources.items()]
     files += [ArtifactInfo(path, "c_source", len(data), sha256(data)) for path, data in texts]

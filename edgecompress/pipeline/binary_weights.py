@@ -1,0 +1,108 @@
+"""`--format binary-weights`: int8 activations and weights of few bits, on stock phone runtimes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from edgecompress.core.errors import ArgumentError, ConversionError
+from edgecompress.core.flatbuffer import FlatModel, read_tflite
+from edgecompress.core.results import Artifact, CheckResult
+from edgecompress.core.units import format_size, format_time
+from edgecompress.pipeline.formats import Job, Product, make_int8, register
+
+if TYPE_CHECKING:
+    from edgecompress.converters.binary_weights import FormatResult
+
+
+@register(
+    "binary-weights",
+    "binary and ternary weights on phones, in every form that stock runtimes load",
+    from_tflite=True,
+    targets=("phone", "host"),
+    why="For microcontrollers take --format compressed.",
+    options=("weight_format", "smallest"),
+)
+def make(job: Job) -> Product:
+    """Makes every form of the weights; the one that was asked for, int8 by default, is checked."""
+    from edgecompress.converters import int8
+    from edgecompress.converters.binary_weights import compare
+    from edgecompress.converters.weight_formats import WEIGHT_FORMATS
+
+    chosen = str(job.options.get("weight_format", "smallest" if job.options else "int8"))
+    if job.options.get("smallest") and chosen != "smallest":
+        raise ArgumentError("--smallest", "be left out beside --weight-format", chosen)
+    _ = WEIGHT_FORMATS[chosen]  # Refuses unknown names.
+    artifacts: tuple[Artifact, ...] = ()
+    layers = None
+    notes: tuple[str, ...] = ()
+    if job.original is None:
+        floats, named = make_int8(job)
+        plain = int8.strip_names(named)
+        artifacts, layers = (floats.artifact, plain), (named, floats.artifact)
+        notes = (*floats.artifact.notes, *plain.notes)
+    else:
+        plain = Artifact("int8", job.original.data, job.name)
+
+    def latency(flat: FlatModel) -> float:
+        from edgecompress.targets.bench import bench_host
+
+        job.progress(f"Measuring latency of {format_size(len(flat.data))} on this computer")
+        return bench_host(flat.data, processes=3).measured
+
+    job.progress("Storing the weights in fewer bits and comparing the outputs")
+    made = compare(replace(plain, notes=()), latency=latency)
+    results: Mapping[str, FormatResult] = {result.format: result for result in made.results}
+    if chosen not in results:
+        raise ConversionError(
+            f"The weight format {chosen} cannot be made: {made.failures.get(chosen, 'no reason')}"
+        )
+    main = results[chosen]
+    table = [
+        f"{name}: {format_size(result.bytes)}, {format_size(result.compressed_bytes)} in a "
+        f"download, {format_time(result.latency_us or 0.0)} on this computer ({result.kernels}); "
+        f"outputs at most {result.steps:g} steps from the int8 file's"
+        + "".join(
+            f"; not in {engine}: {why.rstrip('.')}" for engine, why in result.engines.items() if why
+        )
+        + "."
+        for name, result in results.items()
+    ]
+    before = (
+        f"int8 file before: {format_size(made.bytes_before)}, "
+        f"{format_size(made.compressed_before)} in a download, "
+        f"{format_time(made.latency_before_us or 0.0)} on this computer."
+    )
+    failed = [f"No file with {name} weights: {why}" for name, why in made.failures.items()]
+    return Product(
+        artifacts=(*artifacts, *(result.artifact for result in results.values())),
+        main=main.artifact,
+        flat=read_tflite(main.artifact.data),
+        layers=layers,
+        parity=None if job.original is None else _parity(job.name, main),
+        field_runtime=False,
+        latencies={
+            result.artifact.kind: result.latency_us
+            for result in results.values()
+            if result.latency_us is not None
+        },
+        parameters=read_tflite(plain.data).parameters(),
+        notes=(*notes, *main.notes, before, *table, *failed),
+    )
+
+
+def _parity(name: str, result: FormatResult) -> CheckResult:
+    """Returns what comparing with the file that came in has shown."""
+    return CheckResult(
+        "parity", "pass", 1.0, 1.0, 1.0, 1.0, "share", "measured_host",
+        {
+            "engine": "litert",
+            "reference": f"{name}.tflite",
+            "samples": result.samples,
+            "kind": "values",
+            "max_error_steps": result.steps,
+            "engines": {"litert": 1.0},
+            "layers": [],
+        },
+    )  # fmt: skip

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from edgecompress.converters.compressed import random_inputs
-from edgecompress.converters.weight_formats import WEIGHT_FORMATS, Filter, Stored
+from edgecompress.converters.weight_formats import TABLE_TOO_LARGE, WEIGHT_FORMATS, Filter, Stored
 from edgecompress.core.engines import run_engine
 from edgecompress.core.errors import (
     ArgumentError,
@@ -145,12 +145,14 @@ class Reference:
     """The file that came in, and what LiteRT computes with it.
 
     Attributes:
+        original: The file as it came in.
         flat: The file without names and metadata.
         inputs: Random inputs, one array (samples, *shape) for each input.
         outputs: What LiteRT computes from them.
         allowed: Steps by which outputs of another file may differ.
     """
 
+    original: FlatModel
     flat: FlatModel
     inputs: tuple[np.ndarray, ...] = field(repr=False)
     outputs: tuple[np.ndarray, ...] = field(repr=False)
@@ -254,21 +256,13 @@ def _convert(
     engines: Sequence[str],
     latency: Callable[[FlatModel], float] | None,
 ) -> FormatResult:
-    flat, weight_format = reference.flat, WEIGHT_FORMATS[name]
-    filters, reasons = _filters(flat)
-    plan: dict[int, Stored] = {}
-    for index, (filter_, rigid) in filters.items():
-        stored = weight_format.store(filter_)
-        if not isinstance(stored, str) and stored.steps is not None:
-            stored = rigid or _bias_too_large(flat, filter_, stored) or stored
-        if isinstance(stored, str):
-            reasons[index] = stored
-        else:
-            plan[index] = stored
+    flat = reference.flat
+    plan, reasons = plan_weights(flat, name)
     data = store_weights(flat.data, plan)
     before, after = Artifact("", flat.data, ""), Artifact("", data, "")
     sizes = [
-        a.compressed_bytes if weight_format.compressed else len(a.data) for a in (before, after)
+        a.compressed_bytes if WEIGHT_FORMATS[name].compressed else len(a.data)
+        for a in (before, after)
     ]
     if plan and sizes[1] > (1 - _WORTH) * sizes[0]:
         reasons |= dict.fromkeys(plan, "the file would be hardly smaller, if at all")
@@ -278,7 +272,7 @@ def _convert(
         engine: "" if engine == ENGINE else _problem(engine, reference, data, plan)
         for engine in engines
     }
-    tensors = _report(flat, plan, reasons)
+    tensors = _report(reference.original, plan, reasons)
     source = model if isinstance(model, Artifact) else None
     label = str(model) if isinstance(model, (str, Path)) else "model"
     artifact = Artifact(
@@ -305,6 +299,47 @@ def _convert(
 
 
 # --- Which filters -------------------------------------------------------------------------------
+
+
+def plan_weights(flat: FlatModel, name: str) -> tuple[dict[int, Stored], dict[int, str]]:
+    """Returns how a format stores each filter, and why others stay as they are.
+
+    Args:
+        flat: An int8 model.
+        name: Of the format.
+
+    Raises:
+        UnknownNameError: there is no such format.
+        UnsupportedModelError: the model has no int8 filters.
+    """
+    filters, reasons = _filters(flat)
+    plan: dict[int, Stored] = {}
+    for index, (filter_, rigid) in filters.items():
+        stored = WEIGHT_FORMATS[name].store(filter_)
+        if not isinstance(stored, str) and stored.steps is not None:
+            stored = rigid or _bias_too_large(flat, filter_, stored) or stored
+        if isinstance(stored, str):
+            reasons[index] = stored
+        else:
+            plan[index] = stored
+    for index in _costly_tables(plan):
+        reasons[index] = TABLE_TOO_LARGE
+        del plan[index]
+    return plan, reasons
+
+
+def _costly_tables(plan: Mapping[int, Stored]) -> list[int]:
+    """Returns the filters that share a table which is larger than what they save together."""
+    sharing: dict[bytes, list[int]] = {}
+    for index, stored in plan.items():
+        if stored.table_bits:
+            sharing.setdefault(stored.table.tobytes(), []).append(index)
+    return [
+        index
+        for table, indices in sharing.items()
+        if sum(plan[i].saved_bytes for i in indices) <= len(table)
+        for index in indices
+    ]
 
 
 def _filters(flat: FlatModel) -> tuple[dict[int, tuple[Filter, str]], dict[int, str]]:
@@ -459,14 +494,10 @@ class _Editor:
         """
         bits, shape = stored.table_bits, stored.codes.shape
         per_byte = 8 // bits
-        values, indices = np.unique(stored.codes, return_inverse=True)
-        packed = pack_codes(indices, bits)
-        rows = np.arange(256)[:, None] >> (bits * np.arange(per_byte)) & ((1 << bits) - 1)
-        # Indices that do not occur may stand for anything.
-        table = values[np.minimum(rows, len(values) - 1)].astype(np.int8)
-        key = table.tobytes()
+        packed = pack_codes(np.unique(stored.codes, return_inverse=True)[1], bits)
+        key = stored.table.tobytes()
         if key not in self._tables:
-            self._tables[key] = self._add(table.shape, "INT8", key)
+            self._tables[key] = self._add(stored.table.shape, "INT8", key)
         self.graph.tensors[index].buffer = 0
         code = self._add((len(packed),), "UINT8", packed)
         wide = self._add((len(packed),), "INT32")
@@ -579,7 +610,7 @@ def run_reference(
     if allowed is None:
         # A deep model differs by more between kernels: each rounds a little differently.
         allowed = max(MAX_STEPS, _distance(outputs, _built_in(flat.data, inputs))[0])
-    return Reference(flat, inputs, outputs, allowed)
+    return Reference(original, flat, inputs, outputs, allowed)
 
 
 def _built_in(data: bytes, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:

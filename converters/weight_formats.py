@@ -23,7 +23,7 @@ _INT4_MOST, _INT8_MOST = 7, 127
 # of coarser levels: 4-bit levels k become round(k * 127 / 7).
 _FULL_SCALE = 100
 # The file's own tables for one looked-up filter: operators, tensors, their vectors, shapes.
-_LOOKUP_BYTES = 600
+_LOOKUP_BYTES = 300
 # Bits of an index -> number of values that it tells apart.
 _TABLES = {1: 2, 2: 4, 4: 16}
 
@@ -165,6 +165,23 @@ class Stored:
         return bool(self.table_bits) or (self.type in PACKED and not dense)
 
 
+    @functools.cached_property
+    def table(self) -> np.ndarray:
+        """The codes of each value of a byte of indices, (256, 8 / bits); empty without a table."""
+        if not self.table_bits:
+            return np.zeros((0, 0), np.int8)
+        values = np.unique(self.codes)
+        shifts = self.table_bits * np.arange(8 // self.table_bits)
+        indices = np.arange(256)[:, None] >> shifts & ((1 << self.table_bits) - 1)
+        # Indices that do not occur may stand for anything.
+        return values[np.minimum(indices, len(values) - 1)]
+
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes of weights that a look-up saves, its table not counted."""
+        return self.codes.size - self.codes.size * self.table_bits // 8 - _LOOKUP_BYTES
+
+
 Store = Callable[[Filter], "Stored | str"]
 
 
@@ -197,6 +214,7 @@ def _register(name: str, summary: str, compressed: bool = False) -> Callable[[St
 
 
 _MANY = "it has more than 15 levels"
+TABLE_TOO_LARGE = "a table and its operators would take more bytes than the weights"
 
 
 def _scaled(filter_: Filter, grid: Grid, most: int) -> tuple[np.ndarray, np.ndarray]:
@@ -262,10 +280,9 @@ def _smallest(filter_: Filter) -> Stored | str:
     )
     if bits not in _TABLES:
         return f"it has more than {max(_TABLES.values())} values"
-    if codes.size * bits // 8 + _LOOKUP_BYTES >= codes.size:
-        return "a table and its operators would take more bytes than the weights"
     rounded = steps is not None and filter_.grid is not None and filter_.grid.rounded
-    return Stored(codes, "INT8", steps, table_bits=bits, rounded=rounded)
+    stored = Stored(codes, "INT8", steps, table_bits=bits, rounded=rounded)
+    return stored if stored.saved_bytes > 0 else TABLE_TOO_LARGE
 
 
 def _index_bits(codes: np.ndarray) -> int:

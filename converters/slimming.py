@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from edgecompress.core.flatbuffer_edit import pack, unpack
+from edgecompress.core.flatbuffer_edit import drop_unused, pack, unpack
 
 # Their kernels take the scale of the bias from input and filter.
 _PER_CHANNEL = ("CONV_2D", "DEPTHWISE_CONV_2D")
@@ -57,7 +55,8 @@ def _name(model: Any, operator: Any) -> str:
 
 def _drop_reshapes(model: Any) -> None:
     graph = model.subgraphs[0]
-    kept, moved = [], {}
+    kept: list[Any] = []
+    moved: dict[int, int] = {}
     for operator in graph.operators:
         output = int(operator.outputs[0]) if len(operator.outputs) else -1
         readers = [o for o in graph.operators if output in o.inputs]
@@ -77,7 +76,7 @@ def _drop_reshapes(model: Any) -> None:
     for operator in kept:
         operator.inputs = [moved.get(int(i), int(i)) for i in operator.inputs]
     graph.operators = kept
-    _renumber(model)
+    drop_unused(model)
 
 
 def _flattens(model: Any, operator: Any, index: int) -> bool:
@@ -89,29 +88,3 @@ def _flattens(model: Any, operator: Any, index: int) -> bool:
         and index not in operator.inputs[1:]
         and not getattr(options, "keepNumDims", False)
     )
-
-
-def _renumber(model: Any) -> None:
-    """Removes tensors, buffers and operator codes that nothing uses."""
-    graph = model.subgraphs[0]
-    used = {int(i) for o in graph.operators for i in (*o.inputs, *o.outputs)}
-    used |= {int(i) for i in (*graph.inputs, *graph.outputs)}
-    order = sorted(used - {-1})
-    number = {old: new for new, old in enumerate(order)} | {-1: -1}
-    graph.tensors = [graph.tensors[old] for old in order]
-
-    def renumbered(indices: Any) -> np.ndarray:
-        return np.array([number[int(i)] for i in indices], np.int32)
-
-    for operator in graph.operators:
-        operator.inputs = renumbered(operator.inputs)
-        operator.outputs = renumbered(operator.outputs)
-    graph.inputs, graph.outputs = renumbered(graph.inputs), renumbered(graph.outputs)
-    buffers = {t.buffer for t in graph.tensors} | {m.buffer for m in model.metadata or ()}
-    for index, buffer in enumerate(model.buffers):
-        if index not in buffers:
-            buffer.data = None
-    codes = sorted({operator.opcodeIndex for operator in graph.operators})
-    for operator in graph.operators:
-        operator.opcodeIndex = codes.index(operator.opcodeIndex)
-    model.operatorCodes = [model.operatorCodes[code] for code in codes]

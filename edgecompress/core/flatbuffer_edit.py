@@ -167,7 +167,8 @@ def drop_unused(model: Any) -> None:
     needed = {*graph.outputs}
     kept: list[Any] = []
     for operator in reversed(graph.operators):
-        if needed.isdisjoint(operator.outputs):
+        # An operator without outputs writes a variable.
+        if len(operator.outputs) and needed.isdisjoint(operator.outputs):
             continue
         kept.append(operator)
         reads = (*operator.inputs, *operator.outputs, *_listed(operator.intermediates))
@@ -179,8 +180,9 @@ def drop_unused(model: Any) -> None:
     for operator in graph.operators:
         operator.intermediates = [number[i] for i in _listed(operator.intermediates)] or None
     for holder in (graph, *graph.operators):
-        holder.inputs = [number[index] for index in holder.inputs]
-        holder.outputs = [number[index] for index in holder.outputs]
+        # Arrays, unlike lists, are stored once where they are equal.
+        holder.inputs = np.array([number[index] for index in holder.inputs], np.int32)
+        holder.outputs = np.array([number[index] for index in holder.outputs], np.int32)
     codes = sorted({operator.opcodeIndex for operator in graph.operators})
     model.operatorCodes = [model.operatorCodes[index] for index in codes]
     for operator in graph.operators:

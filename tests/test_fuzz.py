@@ -7,7 +7,14 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+from ai_edge_litert import schema_py_generated as schema
+
+from edgecompress.converters.compressed import insert_decoders
+from edgecompress.core.coding import CODINGS, Layout
+from edgecompress.core.flatbuffer import FILTER_READERS, read_tflite
+from edgecompress.core.flatbuffer_edit import pack, unpack
 
 _CASES = 16
 
@@ -23,13 +30,50 @@ def _load_fuzzer() -> ModuleType:
 
 fuzzer = _load_fuzzer()
 _MODELS = [f"{name}{kind}" for name in ("classifier", "autoencoder", "sigmoid", "two")
-           for kind in ("", "_int8")] + ["recurrent"]  # fmt: skip
+           for kind in ("", "_int8")] + ["recurrent", "coded", "int4"]  # fmt: skip
+
+
+def _coded(data: bytes) -> bytes:
+    """Returns the file with filters behind decoders: table, bitmap and Huffman in turn."""
+    codes = {}
+    flat = read_tflite(data)
+    filters = [flat.tensors[o.inputs[1]] for o in flat.operators if o.code in FILTER_READERS]
+    names = ("huffman", "prune", "lut")
+    for number, tensor in enumerate(filters):
+        layout = Layout(tensor.zero_points, tensor.quantized_dimension)
+        code = CODINGS[names[number % 3]](tensor.values(), layout, None)
+        assert code is not None
+        codes[tensor.index] = code
+    assert {code.coding for code in codes.values()} == {*names}
+    return insert_decoders(data, codes)
+
+
+def _int4(data: bytes) -> bytes:
+    """Returns the file with filters of 4 bits, two in a byte."""
+    model, flat = unpack(data), read_tflite(data)
+    for operator in flat.operators:
+        if operator.code in ("CONV_2D", "FULLY_CONNECTED"):
+            values = (flat.tensors[operator.inputs[1]].values().reshape(-1) >> 4) & 15
+            nibbles = np.append(values, [0] * (values.size % 2)).astype(np.uint8)
+            tensor = model.subgraphs[0].tensors[operator.inputs[1]]
+            tensor.type = schema.TensorType.INT4
+            tensor.buffer = len(model.buffers)
+            model.buffers.append(schema.BufferT(data=nibbles[::2] | nibbles[1::2] << 4))
+    packed = pack(model)
+    assert "INT4" in {tensor.type for tensor in read_tflite(packed).tensors}
+    return packed
+
+
+def _seed(tiny: Path, name: str) -> bytes:
+    made = {"coded": _coded, "int4": _int4}
+    data = (tiny / f"{'classifier_int8' if name in made else name}.tflite").read_bytes()
+    return made[name](data) if name in made else data
 
 
 @pytest.mark.parametrize("name", _MODELS)
 def test_commands_survive_damage(tiny: Path, tmp_path: Path, name: str) -> None:
-    """Every damage is one of a kind: bytes, cuts, numbers, swaps, fields of well-formed files."""
-    data = (tiny / f"{name}.tflite").read_bytes()
+    """Every damage is one of a kind: bytes, cuts, numbers, swaps, fields, headers of decoders."""
+    data = _seed(tiny, name)
     path = tmp_path / "damaged.tflite"
     codes = set()
     first = 1000 * _MODELS.index(name)

@@ -91,21 +91,20 @@ class PatternBinarization(KernelQuantization):
         kernels = self.choose_kernels(
             self.layers, PATTERNS_BY_DEFAULT, PATTERNS_ON_REQUEST, self.done
         )
-        chosen = []
+        chosen, pointwise = [], []
         for kernel in kernels:
             axes = dict(kernels_of(kernel.layer)).get(kernel.attribute)
             if math.prod(kernel.layer.kernel_size) == 1:
-                reason = "its filters are 1x1"
+                pointwise.append(kernel.name)
             elif axes is None:
-                reason = f"int8 does not know its class {type(kernel.layer).__name__}"
+                name = type(kernel.layer).__name__
+                self.note(f"{kernel.name} is not {self.done}: int8 does not know its class {name}.")
             else:
                 chosen.append((kernel, axes))
-                continue
-            if isinstance(self.layers, list):
-                raise ArgumentError(
-                    "layers", "name layers with k x k filters, k > 1", kernel.name, f"Here {reason}."
-                )
-            self.note(f"{kernel.name} is not {self.done}: {reason}.")
+        if pointwise and isinstance(self.layers, list):
+            raise ArgumentError("layers", "name layers with k x k filters, k > 1", pointwise[0])
+        if pointwise:
+            self.note(f"Not {self.done}, as their filters are 1x1: {', '.join(pointwise)}.")
         if not chosen:
             raise ArgumentError(
                 "layers",

@@ -77,7 +77,7 @@ def test_patterns_by_numpy_and_what_trains_on(scale: str) -> None:
     (step,) = record_of(model).steps
     np.testing.assert_allclose(step["scales"]["wide"], alpha, rtol=1e-6)
     notes = " ".join(record_of(model).notes)
-    assert "mix is not turned into patterns: its filters are 1x1." in notes
+    assert "Not turned into patterns, as their filters are 1x1: mix." in notes
     assert "depth is not turned into patterns: DepthwiseConv2D layers are" in notes
     assert "head is not" in notes
 
@@ -104,9 +104,7 @@ def test_patterns_of_an_earlier_fit_stay() -> None:
 def test_mistakes_are_named() -> None:
     with pytest.raises(UnknownNameError, match="Did you mean one"):
         PatternBinarization(scale="ones")
-    with pytest.raises(
-        ArgumentError, match="k > 1. Got 'mix'. Here its filters are 1x1"
-    ):
+    with pytest.raises(ArgumentError, match="k x k filters, k > 1. Got 'mix'."):
         _fit(_model(), PatternBinarization(layers=["mix"]))
     with pytest.raises(ArgumentError, match="name layers of Conv2D, DepthwiseConv2D. Got 'head"):
         _fit(_model(), PatternBinarization(layers=["head"]))

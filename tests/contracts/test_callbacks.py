@@ -23,6 +23,15 @@ CALLBACKS: dict[str, Callable[..., Any]] = {
     "group_lasso": lambda **more: ec.GroupLasso(1e-3, **more),
     "quantization_aware_training": lambda **more: ec.QuantizationAwareTraining(**more),
     "weight_clustering": lambda **more: ec.WeightClustering(4, **more),
+    "binary_weights": lambda **more: ec.Binarize(first_and_last=True, **more),
+    "ternary_weights": lambda **more: ec.Ternarize(first_and_last=True, **more),
+    "pattern_binarization": lambda **more: ec.PatternBinarization(**more),
+}
+# These want their kernels for themselves: each its layer where all are in one fit.
+EXCLUSIVE = {
+    "pattern_binarization": "pattern",
+    "binary_weights": "hidden",
+    "ternary_weights": "classes",
 }
 X = np.random.default_rng(0).normal(size=(64, 6)).astype("float32")
 Y = (X[:, 0] > 0).astype("int32")
@@ -33,6 +42,9 @@ def tiny() -> Any:
     model = keras.Sequential(
         [
             keras.Input((6,)),
+            keras.layers.Reshape((3, 2, 1)),
+            keras.layers.Conv2D(4, 2, name="pattern"),
+            keras.layers.Flatten(),
             keras.layers.Dense(8, activation="relu", name="hidden"),
             keras.layers.Dense(2, name="classes"),
         ]
@@ -122,12 +134,17 @@ def test_unknown_layers_are_refused_with_the_nearest_name(name: str) -> None:
         fit(tiny(), CALLBACKS[name](layers=["hiden"]))
 
 
-def test_all_in_one_fit_in_any_order() -> None:
-    for order in (sorted(CALLBACKS), sorted(CALLBACKS, reverse=True)):
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_all_in_one_fit_in_any_order(exclusive: bool) -> None:
+    names = {*EXCLUSIVE, "group_lasso", "quantization_aware_training"}
+    if not exclusive:
+        names = set(CALLBACKS) - set(EXCLUSIVE)
+    for order in (sorted(names), sorted(names, reverse=True)):
         model = tiny()
-        fit(model, *(CALLBACKS[name]() for name in order))
+        layers = [{"layers": [EXCLUSIVE[name]]} if name in EXCLUSIVE else {} for name in order]
+        fit(model, *(CALLBACKS[name](**more) for name, more in zip(order, layers, strict=True)))
         small = ec.finalize(model)
         np.testing.assert_allclose(
             small.predict(X, verbose=0), model.predict(X, verbose=0), rtol=1e-5, atol=1e-5
         )
-        assert {s["technique"] for s in record_of(small).steps} >= set(CALLBACKS)
+        assert {s["technique"] for s in record_of(small).steps} >= names

@@ -13,7 +13,16 @@ import pytest
 _ROOT = Path(__file__).resolve().parents[1]
 _PAGES = sorted([*(_ROOT / "docs").glob("*.md"), *_ROOT.glob("*.md")])
 # Pages whose Python blocks, run one after the other, make a whole program.
-_PROGRAMS = ("finalize", "getting_started", "group_lasso", "pruning", "qat", "weight_clustering")
+_PROGRAMS = (
+    "binary_and_ternary",
+    "finalize",
+    "getting_started",
+    "group_lasso",
+    "pruning",
+    "qat",
+    "sepnet",
+    "weight_clustering",
+)
 
 
 def _blocks(page: Path, language: str) -> list[str]:

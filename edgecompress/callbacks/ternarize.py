@@ -62,8 +62,8 @@ class Ternarize(LatentWeights):
     largest weight before; here W keeps its size, which leaves the assignment the same.
 
     In an int8 file the codes of a TWN kernel are -127, 0 and 127, also where a BatchNormalization
-    is folded in. W_p and W_n differ, so a TTQ kernel has up to five codes with one scale for each
-    channel. Layers stay plain Keras layers; activations are not touched.
+    is folded in. W_p and W_n differ, so a TTQ kernel has three to five codes. Layers stay plain
+    Keras layers; activations are not touched.
 
     **Keep the callback in every later `fit`**, or freeze the layers (`trainable=False`): without
     it the weights part again. A later fit on the same model object goes on with the latent weights.

@@ -367,13 +367,23 @@ def _up(value: int, group: int) -> int:
     return -(-value // group)
 
 
+# Of one dimension; no more than a damaged file names.
+_MOST_TAPS = 1 << 14
+
+
 def _inside(outputs: int, inputs: int, taps: int, stride: int, dilation: int, pad: int) -> int:
-    """Counts the pairs of an output position and a filter tap that lie inside the input."""
-    return sum(
-        0 <= position * stride - pad + tap * dilation < inputs
-        for position in range(outputs)
-        for tap in range(taps)
-    )
+    """Counts the pairs of an output position and a filter tap that lie inside the input.
+
+    Of tap t the positions p with `0 <= p * stride - pad + t * dilation < inputs` lie inside.
+    """
+    if stride < 1 or taps > _MOST_TAPS:
+        raise Unmodelled(f"A window of {taps} taps, stride {stride}, has no instruction formula")
+    count = 0
+    for tap in range(taps):
+        offset = pad - tap * dilation
+        first, end = _up(offset, stride), _up(inputs + offset, stride)
+        count += max(0, min(end, outputs) - max(first, 0))
+    return count
 
 
 # Each reader below names the kernel that runs and the numbers its formula may use.

@@ -7,6 +7,7 @@ Huffman decoder takes depends on the values, so the code is followed through its
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 from edgecompress.core.flatbuffer import FlatModel, Operator, Tensor
@@ -73,6 +74,9 @@ def follow_huffman(code: bytes, tables: list[int], first_bits: int, symbols: int
     """
     lookups = putbacks = position = 0
     end = 8 * len(code)
+    # Every symbol has a bit: what a damaged shape asks for ends here.
+    if symbols > end:
+        raise UnknownCode("its Huffman code ends too early")
     try:
         for _ in range(symbols):
             bits, offset = first_bits, 0
@@ -85,6 +89,9 @@ def follow_huffman(code: bytes, tables: list[int], first_bits: int, symbols: int
                 position += bits
                 if entry & 0x8000:
                     break
+                # Tables that lead back to themselves read on for ever.
+                if position > end:
+                    raise UnknownCode("its Huffman code ends too early")
                 bits = ((entry >> 11) & 15) + 1
                 offset += entry & 0x7FF
             used = (entry >> 11) & 15
@@ -96,6 +103,14 @@ def follow_huffman(code: bytes, tables: list[int], first_bits: int, symbols: int
     except IndexError:
         raise UnknownCode("its Huffman code leaves its tables") from None
     return HuffmanSteps(lookups, putbacks, -(-position // 32))
+
+
+@functools.lru_cache(maxsize=256)
+def _huffman_steps(code: bytes, ancillary: bytes, symbols: int) -> HuffmanSteps:
+    # Once for a tensor, whatever the number of targets.
+    body = ancillary[_HEADER_BYTES:]
+    tables = [body[i] | body[i + 1] << 8 for i in range(0, len(body) - 1, 2)]
+    return follow_huffman(code, tables, (ancillary[5] >> 4) + 1, symbols)
 
 
 def lut_instructions(
@@ -144,9 +159,7 @@ def _one_output(encoded: Tensor, ancillary: Tensor, output: Tensor, kernels: str
         last = output.quantized_dimension == len(output.shape) - 1
         return lut_instructions(header[5] & 7, weights, channels, last, kernels)
     if kind == "huffman" and not header[5] & 1:
-        body = header[_HEADER_BYTES:]
-        tables = [body[i] | body[i + 1] << 8 for i in range(0, len(body) - 1, 2)]
-        steps = follow_huffman(code, tables, (header[5] >> 4) + 1, weights)
+        steps = _huffman_steps(code, header, weights)
         a, b, c, d, e = _HUFFMAN[kernels]
         return a * weights + b * steps.lookups + c * steps.putbacks + d * steps.words + e
     raise UnknownCode(f"decoder type {header[0]} for {output.type} has not been counted")

@@ -53,6 +53,19 @@ def test_damaged_codes_are_refused() -> None:
         follow_huffman(bytes([0b11000000]), ONE_TABLE[:3], 2, 1)
 
 
+@pytest.mark.parametrize(
+    ("code", "tables", "symbols"),
+    [
+        (bytes(8), [0, 0], 1),  # a table that leads back to itself
+        (bytes(8), [1 << 15, 1 << 15], 1 << 40),  # symbols without a bit, in a damaged shape
+        (bytes(8), ONE_TABLE, 65),
+    ],
+)
+def test_damaged_codes_end(code: bytes, tables: list[int], symbols: int) -> None:
+    with pytest.raises(UnknownCode, match="ends too early"):
+        follow_huffman(code, tables, 1, symbols)
+
+
 def decoding(header: list[int], code: bytes, elements: int, **more: Any) -> FlatModel:
     """A model that decodes one tensor."""
     tensors = (

@@ -12,6 +12,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from edgecompress.core.errors import ArgumentError, UnknownNameError
@@ -22,6 +23,7 @@ from edgecompress.targets.instructions import (
     PER_OPERATOR,
     Geometry,
     Unmodelled,
+    _inside,
     count,
     evaluate,
     geometry,
@@ -170,6 +172,26 @@ def test_depthwise_convolution_counts_only_taps_inside_the_image() -> None:
     )
     expected = 10.0 * 16 + 14.9 * 8 + 157 * 4 + 68.4 * 4 + 597
     assert count(g, "dsp") == pytest.approx(expected)
+
+
+def test_taps_inside_the_image_match_a_loop() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        outputs, inputs, taps = (int(n) for n in random.integers(1, 12, 3))
+        stride, dilation = (int(n) for n in random.integers(1, 4, 2))
+        pad = int(random.integers(-3, 8))
+        loop = sum(
+            0 <= position * stride - pad + tap * dilation < inputs
+            for position in range(outputs)
+            for tap in range(taps)
+        )
+        assert _inside(outputs, inputs, taps, stride, dilation, pad) == loop
+
+
+@pytest.mark.parametrize("changes", [{"kh": 1 << 20}, {"sw": 0}, {"sh": -2}])
+def test_windows_of_damaged_files_have_no_formula(changes: dict[str, int]) -> None:
+    with pytest.raises(Unmodelled, match="A window of"):
+        count(Geometry("CONV_2D", h=1 << 20, w=4, oh=1 << 20, ow=4, **changes), "dsp")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
+from typing import IO
 
 
 class CapturedOutput:
@@ -43,7 +44,8 @@ def quiet(verbose: bool = False) -> Iterator[CapturedOutput]:
     # TensorFlow reads this once, when it is loaded; it is left alone where the user set it.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     disabled = logging.root.manager.disable
-    for stream in (sys.stdout, sys.stderr):
+    usual = {"stdout": sys.stdout, "stderr": sys.stderr}
+    for stream in usual.values():
         stream.flush()
     with tempfile.TemporaryFile() as sink:
         saved = [os.dup(1), os.dup(2)]
@@ -60,7 +62,10 @@ def quiet(verbose: bool = False) -> Iterator[CapturedOutput]:
                 warnings.catch_warnings(),
             ):
                 warnings.simplefilter("ignore")
-                yield captured
+                try:
+                    yield captured
+                finally:
+                    _give_back(writer, usual["stderr"])
         finally:
             logging.disable(disabled)
             for number, copy in zip((1, 2), saved, strict=True):
@@ -68,6 +73,17 @@ def quiet(verbose: bool = False) -> Iterator[CapturedOutput]:
                 os.close(copy)
             sink.seek(0)
             captured.text = sink.read().decode(errors="replace")
+
+
+def _give_back(writer: IO[str], stream: IO[str]) -> None:
+    """Lets handlers that loggers made inside the block log to `stream` from now on.
+
+    TensorFlow makes its handler with its first message, and keeps whatever stderr was then.
+    """
+    for name in [None, *logging.root.manager.loggerDict]:
+        for handler in logging.getLogger(name).handlers:
+            if isinstance(handler, logging.StreamHandler) and handler.stream is writer:
+                handler.setStream(stream)
 
 
 @contextlib.contextmanager

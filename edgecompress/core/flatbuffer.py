@@ -148,7 +148,10 @@ class Tensor:
                 f"Tensor {self.index} ({self.name!r}) has {len(self.raw)} bytes, fewer than its "
                 f"shape {self.shape} needs: the file is damaged."
             )
-        return flat.reshape(self.shape)
+        try:
+            return flat.reshape(self.shape)
+        except ValueError as error:  # No elements, but dimensions beyond all bounds.
+            raise ModelFileError(f"Tensor {self.index} has the shape {self.shape}.") from error
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgecompress.core.errors import EdgeCompressError, ModelFileError
-from edgecompress.core.flatbuffer import read_tflite
+from edgecompress.core.flatbuffer import Tensor, read_tflite
 from edgecompress.core.flatbuffer_edit import pack
 
 
@@ -194,6 +194,12 @@ def test_short_constant_is_named() -> None:
     model = read_tflite(tiny_model(change=_buffer))
     with pytest.raises(ModelFileError, match="fewer than its shape"):
         model.tensors[1].values()
+
+
+def test_shape_beyond_all_bounds_is_named() -> None:
+    tensor = Tensor(3, "w", (0, 1 << 40, 1 << 40), "INT8", b"")
+    with pytest.raises(ModelFileError, match="Tensor 3 has the shape"):
+        tensor.values()
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from compressed_sizes import MODELS, Treatment, binary, cluster, prune, ternary
 
 from edgecompress.core.coding import (
     CODINGS,
@@ -29,6 +28,9 @@ from edgecompress.core.coding import (
 )
 from edgecompress.core.flatbuffer import FILTER_READERS, FlatModel, Tensor, read_tflite
 from edgecompress.core.flatbuffer_edit import pack, unpack
+
+sys.path.append(str(Path(__file__).parent))  # Python leaves it out where asked to (-P).
+from compressed_sizes import MODELS, Treatment, binary, cluster, prune, ternary
 
 Codes = dict[int, Encoded]
 Encode = Callable[[Mapping[int, Tensor]], Codes]

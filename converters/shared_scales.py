@@ -102,6 +102,7 @@ def share_scales(
             "BatchNormalization turns the sign of channels, which makes more codes than values: "
             f"{', '.join(turned)}."
         )
+    editor.drop_unused()
     return pack(model), notes
 
 
@@ -171,3 +172,11 @@ class _Editor:
         tensor.quantization = schema.QuantizationParametersT(
             scale=scales, zeroPoint=np.zeros(len(scales), np.int64), quantizedDimension=axis
         )
+
+    def drop_unused(self) -> None:
+        """Empties the buffers that nothing holds any more."""
+        tensors = [tensor for graph in self._model.subgraphs for tensor in graph.tensors]
+        used = {holder.buffer for holder in (*tensors, *(self._model.metadata or ()))}
+        for number, buffer in enumerate(self._model.buffers):
+            if number not in used:
+                buffer.data = None

@@ -76,9 +76,11 @@ def takes_one_scale(kernel: np.ndarray, channel_axes: Sequence[int], bits: int =
         bits: Width of the codes. Defaults to 8.
 
     Example:
-        >>> kernel = np.random.default_rng(0).choice([-1.0, 0.1, 0.3], (9, 4))
-        >>> takes_one_scale(kernel * [1, 1, 1, 0.2], (-1,)), takes_one_scale(np.sign(kernel), (-1,))
+        >>> kernel = np.repeat([[1.0, 0.5], [0.3, 0.3], [0.1, 0.1]], 4, axis=0)
+        >>> takes_one_scale(kernel, (-1,)), takes_one_scale(kernel, ())
         (True, False)
+        >>> takes_one_scale(np.repeat([[1.0, 0.5], [-1.0, -0.5]], 4, axis=0), (-1,))
+        False
     """
     if not shares_values(kernel):
         return False

@@ -188,6 +188,7 @@ def generate(
     arena_bytes: int | None,
     kernels: str = "cmsis-nn",
     core: str | None = None,
+    decompression_memory: int | None = None,
 ) -> Mapping[str, str]:
     """Returns C++ sources that hold a model and run it with TensorFlow Lite Micro.
 
@@ -206,10 +207,13 @@ def generate(
             registered with their int8-only kernels, which take less flash. Defaults to `cmsis-nn`.
         core: The core that `arena_bytes` was computed for, e.g. `cortex-m4`; told in a comment.
             Optional.
+        decompression_memory: Bytes of memory outside the arena for the decoded weights of a
+            compressed file; the program hands it to the interpreter. Defaults to None: they lie in
+            the arena.
 
     Raises:
         ModelFileError: the bytes are no .tflite file.
-        ArgumentError: `arena_bytes` is no positive size.
+        ArgumentError: `arena_bytes` or `decompression_memory` is no positive size.
         UnknownNameError: `kernels` is unknown.
         UnsupportedOperatorError: TensorFlow Lite Micro lacks an operator of the model.
         UnsupportedModelError: the model has no operators, several subgraphs, or an input or output
@@ -224,6 +228,10 @@ def generate(
         raise UnknownNameError("kernels", kernels, KERNELS)
     if arena_bytes is not None and arena_bytes < 1:
         raise ArgumentError("arena_bytes", "be a positive size in bytes, or None", arena_bytes)
+    if decompression_memory is not None and decompression_memory < 1:
+        raise ArgumentError(
+            "decompression_memory", "be a positive size in bytes, or None", decompression_memory
+        )
     flat = read_tflite(model)
     prefix = identifier(name)
     registrations = _registrations(flat, kernels)
@@ -238,6 +246,7 @@ def generate(
         "lines": _lines(model),
         "arena": rounded,
         "arena_bytes": arena_bytes,
+        "decompression": decompression_memory,
         "arena_for": f"{_comment(core)} with {kernels} kernels" if core else f"{kernels} kernels",
         "alignment": _ALIGNMENT,
         "kernels": kernels,

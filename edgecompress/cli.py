@@ -200,6 +200,13 @@ Kernels = Annotated[
     str | None,
     typer.Option(metavar="SET", help="Microcontroller kernels: cmsis-nn or reference."),
 ]
+DecompressionMemory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Memory outside the arena for the decoded weights of a compressed file.",
+    ),
+]
 Strict = Annotated[
     bool, typer.Option("--strict", help="Exit 3 also where a verdict is uncertain or not measured.")
 ]
@@ -253,6 +260,7 @@ def export(
             "repeated; all by default.",
         ),
     ] = None,
+    decompression_memory: DecompressionMemory = None,
     weight_format: Annotated[
         str | None,
         typer.Option(
@@ -315,6 +323,7 @@ def export(
             min_agreement=min_agreement,
             kernels=kernels,
             codings=coding,
+            decompression_memory=decompression_memory,
             weight_format=weight_format,
             smallest=smallest,
             c_sources=c_sources,
@@ -339,6 +348,7 @@ def check(
     max_file_size: MaxFileSize = None,
     min_accuracy: MinAccuracy = None,
     kernels: Kernels = None,
+    decompression_memory: DecompressionMemory = None,
     config: Config = None,
     strict: Strict = False,
     as_json: AsJson = False,
@@ -359,6 +369,7 @@ def check(
             max_file_size=max_file_size,
             min_accuracy=min_accuracy,
             kernels=kernels,
+            decompression_memory=decompression_memory,
             progress=progress,
             argv=sys.argv,
         )

@@ -663,12 +663,48 @@ def test_codes_are_switched_by_name(coding: str, tmp_path: Path) -> None:
     assert report.exit_code == 0
 
 
+def test_memory_outside_the_arena_holds_the_decoded_weights(tmp_path: Path) -> None:
+    source = _pruned_file(tmp_path / "int8")
+    reports = [
+        ec.export(
+            source,
+            ["cortex-m4"],
+            file_format="compressed",
+            decompression_memory=memory,
+            c_sources=True,
+            output=tmp_path / str(memory),
+        )
+        for memory in (None, "4KiB")
+    ]
+    inside, outside = (_check(report, "arena").measured or 0 for report in reports)
+    # The kernel of 64 x 64 weights is the largest that is decoded.
+    assert inside - outside > 64 * 64 / 2
+    assert any("4.0 KiB of the 4.0 KiB outside" in note for note in reports[1].notes)
+    file = tmp_path / "4KiB" / "sparse_compressed.tflite"
+    checked = ec.check(file, ["cortex-m4", "host"], decompression_memory=4096)
+    assert _check(checked, "arena").measured == outside
+    assert "SetDecompressionMemory" in (tmp_path / "4KiB" / "c" / "main.cc").read_text()
+    assert "SetDecompressionMemory" not in (tmp_path / "None" / "c" / "main.cc").read_text()
+
+
 @pytest.mark.parametrize(
     ("name", "target", "options", "message"),
     [
         ("model.tflite", "pixel-8", {"file_format": "compressed"}, "microcontroller"),
         ("model.tflite", "cortex-m4", {}, "be a Keras model for --format int8.*compressed"),
         ("model.keras", "cortex-m4", {"codings": ["lut"]}, "--coding.*--format compressed"),
+        (
+            "model.keras",
+            "cortex-m4",
+            {"decompression_memory": "1KiB"},
+            "--decompression-memory.*--format compressed",
+        ),
+        (
+            "model.tflite",
+            "cortex-m4",
+            {"file_format": "compressed", "decompression_memory": 0},
+            "--decompression-memory.*positive size",
+        ),
         (
             "model.tflite",
             "cortex-m4",

@@ -16,6 +16,7 @@ from edgecompress.pipeline.request import (
     labelled_data,
     load_profiles,
     parse_budgets,
+    parse_memory,
     silent,
 )
 from edgecompress.pipeline.writing import run_checks, tool_version
@@ -35,6 +36,7 @@ def check(
     max_file_size: str | int | None = None,
     min_accuracy: float | None = None,
     kernels: str | None = None,
+    decompression_memory: str | int | None = None,
     progress: Callable[[str], None] = silent,
     argv: Sequence[str] = (),
 ) -> Report:
@@ -50,6 +52,7 @@ def check(
         max_file_size: Budget for the file.
         min_accuracy: Floor for top-1 accuracy, 0 to 1.
         kernels: Kernel set of microcontrollers instead of the profile's.
+        decompression_memory: As in `export`, for a file that decodes its weights.
         progress: Called with a short text as each stage begins.
         argv: The command for the report.
 
@@ -66,6 +69,7 @@ def check(
     profiles = load_profiles(targets)
     budgets = parse_budgets(max_flash, max_ram, max_latency, max_file_size, min_accuracy)
     check_kernels(kernels)
+    memory = parse_memory(decompression_memory)
     path = "model.tflite" if isinstance(model, bytes) else str(model)
     if Path(path).suffix in (".keras", ".h5"):
         raise ArgumentError(
@@ -84,5 +88,6 @@ def check(
         lambda profile: [],
         path,
         progress,
+        memory,
     )
     return Report(model_info, results, tuple(argv) or tuple(sys.argv), tool_version())

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from_tflite=True,
     targets=("board", "core"),
     why="Only TensorFlow Lite Micro decodes such files.",
-    options=("coding",),
+    options=("coding", "decompression_memory"),
 )
 def make(job: Job) -> Product:
     """Makes the int8 file where a Keras model came in, and codes its weights.
@@ -46,7 +46,8 @@ def make(job: Job) -> Product:
         plain = Artifact("int8", original.data, job.name)
     job.progress("Coding the weights and comparing the outputs")
     ram = [b for p in job.profiles if (b := job.budgets.over(p.limits).max_ram) is not None]
-    arena, latency = _costs(original, job.profiles, job.kernels)
+    memory = job.options.get("decompression_memory")
+    arena, latency = _costs(original, job.profiles, job.kernels, memory)
     slowest = job.budgets.max_latency
     result = compress(
         replace(plain, notes=()),
@@ -56,6 +57,7 @@ def make(job: Job) -> Product:
         max_arena=int(max(min(ram), arena(original))) if ram and arena else None,
         latency=latency,
         max_latency_us=max(slowest, latency(original)) if slowest and latency else None,
+        decompression_memory=memory,
     )
     if job.original is not None:
         parity = CheckResult(
@@ -71,6 +73,12 @@ def make(job: Job) -> Product:
                 "layers": [],
             },
         )  # fmt: skip
+    if memory is not None:
+        outside = (
+            f"Decoded weights take {format_size(result.decompression_memory)} of the "
+            f"{format_size(memory)} outside the arena.",
+        )
+        notes = (*notes, *outside)
     price = [f"File {format_size(result.bytes_before)} -> {format_size(len(result.artifact.data))}"]
     if result.arena_before is not None and result.arena_after is not None:
         before, after = format_size(result.arena_before), format_size(result.arena_after)
@@ -92,14 +100,20 @@ def make(job: Job) -> Product:
 
 
 def _costs(
-    model: FlatModel, profiles: Sequence[TargetProfile], kernels: str | None
+    model: FlatModel,
+    profiles: Sequence[TargetProfile],
+    kernels: str | None,
+    memory: int | None,
 ) -> tuple[Callable[[FlatModel], float] | None, Callable[[FlatModel], float] | None]:
     """Returns what tells a file's arena and latency on the neediest target; None if unknown."""
     from edgecompress.targets.arena import compute_arena
     from edgecompress.targets.latency import predict
 
     def arena(flat: FlatModel) -> float:
-        found = [compute_arena(flat, str(p.core), kernels or str(p.kernels)) for p in profiles]
+        found = [
+            compute_arena(flat, str(p.core), kernels or str(p.kernels), decompression_memory=memory)
+            for p in profiles
+        ]
         return max(max(a.used or 0, a.smallest or 0) for a in found)
 
     timed = [p for p in profiles if predict(model, p, kernels).microseconds is not None]

@@ -46,6 +46,7 @@ from edgecompress.pipeline.request import (
     labelled_data,
     load_profiles,
     parse_budgets,
+    parse_memory,
     silent,
     usable_folder,
 )
@@ -81,6 +82,7 @@ def export(
     min_agreement: float | None = None,
     kernels: str | None = None,
     codings: Sequence[str] | None = None,
+    decompression_memory: str | int | None = None,
     weight_format: str | None = None,
     smallest: bool = False,
     c_sources: bool = False,
@@ -122,6 +124,9 @@ def export(
             profile's.
         codings: With `"compressed"`: the codes that may be used, of `lut`, `prune`, `huffman`.
             Defaults to all.
+        decompression_memory: With `"compressed"`: memory outside the arena that the firmware hands
+            to `SetDecompressionMemory` for decoded weights, e.g. `"16KiB"`; they then take no
+            arena, and the C++ sources set it. Defaults to None: decoded weights lie in the arena.
         weight_format: With `"binary-weights"`: which form of the weights is checked and compared
             with the model: `int8`, `int4`, `int4-dense`, `int2` or `smallest`. All are written.
             Defaults to `int8`.
@@ -153,9 +158,15 @@ def export(
     floor = check_share("--min-agreement", min_agreement)
     chosen = FORMATS[file_format]
     check_targets(chosen, profiles)
+    memory = parse_memory(decompression_memory)
     options = check_options(
         chosen,
-        {"coding": tuple(codings or ()), "weight_format": weight_format, "smallest": smallest},
+        {
+            "coding": tuple(codings or ()),
+            "decompression_memory": memory,
+            "weight_format": weight_format,
+            "smallest": smallest,
+        },
     )
     folder = usable_folder(output)
     if c_sources and not any(profile.is_microcontroller for profile in profiles):
@@ -205,13 +216,16 @@ def export(
         lambda profile: [agreement.check(profile)],
         str(folder / product.main.file_name(job.name)),
         progress,
+        memory,
     )
 
     progress("Writing the files")
     sources: dict[str, str] = {}
     if c_sources:
         try:
-            sources = c_source_files(product.main.data, job.name, profiles, kernels, results)
+            sources = c_source_files(
+                product.main.data, job.name, profiles, kernels, results, memory
+            )
         except (UnsupportedOperatorError, UnsupportedModelError) as error:
             notes.append(f"No C++ sources were written: {error}")
     if product.parameters is not None:

@@ -101,6 +101,11 @@ def parse_budgets(
     )
 
 
+def parse_memory(value: str | int | None) -> int | None:
+    """Returns the bytes of memory for decoded weights."""
+    return None if value is None else parse_size(value, "--decompression-memory")
+
+
 def usable_folder(output: Path | str) -> Path:
     """Returns the output folder after making sure, before any long work, that it can be written."""
     folder = Path(output)

@@ -36,6 +36,7 @@ def run_checks(
     more: Callable[[TargetProfile], list[CheckResult]],
     path: str,
     progress: Callable[[str], None],
+    decompression_memory: int | None = None,
 ) -> tuple[tuple[TargetResult, ...], ModelInfo]:
     """Returns what every rule found on every target, and the facts of the file."""
     from edgecompress.targets.checks import check as check_target
@@ -46,7 +47,13 @@ def run_checks(
         latency = measurements.host_latency(profile.engine) if profile.kind == "host" else None
         extra = [measurements.accuracy(profile.engine), *more(profile)]
         result = check_target(
-            flat, profile, budgets, kernels=kernels, host_latency=latency, extra=extra
+            flat,
+            profile,
+            budgets,
+            kernels=kernels,
+            host_latency=latency,
+            extra=extra,
+            decompression_memory=decompression_memory if profile.is_microcontroller else None,
         )
         refusal = measurements.refusals.get(profile.engine)
         results.append(result if refusal is None else _refused(result, refusal))
@@ -114,6 +121,7 @@ def c_source_files(
     profiles: Sequence[TargetProfile],
     kernels: str | None,
     results: Sequence[TargetResult],
+    decompression_memory: int | None = None,
 ) -> dict[str, str]:
     """Returns the C++ sources, path -> text, with the largest arena that any target needs."""
     from edgecompress.converters import c_array
@@ -133,6 +141,7 @@ def c_source_files(
         arena_bytes=largest,
         kernels=kernels or profile.kernels or "reference",
         core=profile.core,
+        decompression_memory=decompression_memory,
     )
     return {f"c/{path}": text for path, text in files.items()}
 

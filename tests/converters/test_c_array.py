@@ -77,16 +77,33 @@ _INTERPRETER = """
 #include "tensorflow/lite/schema/schema_generated.h"
 #include "tensorflow/lite/micro/micro_mutable_op_resolver.h"
 #define TFLITE_SCHEMA_VERSION (3)
+#include <initializer_list>
 namespace tflite {
+struct MicroContext {
+  struct AlternateMemoryRegion {
+    void* address;
+    size_t bytes;
+  };
+};
 // Answers every output with the first input's bytes, one after the other.
 class MicroInterpreter {
  public:
   MicroInterpreter(const Model*, const MicroOpResolver&, uint8_t* arena, size_t size)
       : arena_(arena), size_(size) {}
   TfLiteStatus AllocateTensors() {
+    allocated_ = true;
     if (reinterpret_cast<uintptr_t>(arena_) % 16 != 0) return kTfLiteError;
     const char* needed = getenv("ARENA_NEEDED");
     return needed != nullptr && size_ < strtoul(needed, nullptr, 10) ? kTfLiteError : kTfLiteOk;
+  }
+  // Only before AllocateTensors(), and the list must outlive the interpreter.
+  TfLiteStatus SetDecompressionMemory(
+      const std::initializer_list<MicroContext::AlternateMemoryRegion>& regions) {
+    const char* wanted = getenv("DECOMPRESSION_BYTES");
+    if (allocated_ || regions.size() != 1 || wanted == nullptr) return kTfLiteError;
+    const MicroContext::AlternateMemoryRegion& region = *regions.begin();
+    if (reinterpret_cast<uintptr_t>(region.address) % 16 != 0) return kTfLiteError;
+    return region.bytes == strtoul(wanted, nullptr, 10) ? kTfLiteOk : kTfLiteError;
   }
   TfLiteStatus Invoke() { return getenv("INVOKE_FAILS") ? kTfLiteError : kTfLiteOk; }
   TfLiteTensor* input(size_t index) { return tensor(getenv("INPUT_TYPE"), index, 0); }
@@ -102,6 +119,7 @@ class MicroInterpreter {
     found.bytes = strtoul(strchr(types, ',') + 1, nullptr, 10);
     return &found;
   }
+  bool allocated_ = false;
   uint8_t* arena_;
   size_t size_;
   TfLiteTensor tensors_[8];
@@ -570,6 +588,22 @@ def test_failures_end_the_program(tmp_path: Path) -> None:
     ):
         done = _run([program], **{**right, **wrong})
         assert done.returncode == 1 and message in done.stdout, wrong
+
+
+def test_memory_for_decoded_weights_reaches_the_interpreter(tmp_path: Path) -> None:
+    model = _model("ADD")
+    sources = generate(model, name="m", arena_bytes=4096, decompression_memory=100)
+    program = _build(sources, tmp_path)
+    right = {**_interface(model), "DECOMPRESSION_BYTES": "100"}
+    assert _run([program], **right).returncode == 0
+    done = _run([program], **{**right, "DECOMPRESSION_BYTES": "64"})
+    assert done.returncode == 1 and "memory for decoded weights" in done.stdout
+    # The interpreter keeps the list's address, so the list must not end before it.
+    main = sources["main.cc"]
+    assert main.index("regions = {") < main.index("MicroInterpreter interpreter(")
+    assert "DECOMPRESSION" not in "".join(generate(model, name="m", arena_bytes=16).values())
+    with pytest.raises(ArgumentError, match="decompression_memory"):
+        generate(model, name="m", arena_bytes=16, decompression_memory=0)
 
 
 def test_a_resolver_that_is_too_small_is_seen(tmp_path: Path) -> None:

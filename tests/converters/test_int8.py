@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgecompress.converters import CONVERTERS, float32, int8
+from edgecompress.converters import float32, int8
 from edgecompress.converters.loaders import example_inputs, load_model, wrap
 from edgecompress.core.engines import run_engine
-from edgecompress.core.errors import ArgumentError, ConversionError, UnknownNameError
+from edgecompress.core.errors import ArgumentError, ConversionError
 from edgecompress.core.flatbuffer import FlatModel, Tensor, read_tflite
 from edgecompress.core.record import CompressionRecord
 from edgecompress.core.results import Artifact
@@ -371,14 +371,3 @@ def test_published_models_are_no_larger_than_their_published_files(
     assert ours.macs() == published.macs()
     for engine in ("litert", "tflm"):
         assert sqnr(loaded.predict(x)[0], run(artifact, x, engine)[0]) > 15
-
-
-def test_registry() -> None:
-    model = small()
-    source = float32.convert(model)
-    assert list(CONVERTERS) == ["float32", "int8"]
-    assert CONVERTERS["float32"](source) is source.artifact
-    artifact = CONVERTERS["int8"](source, samples(model))
-    assert artifact.data == int8.convert(source, calibration=samples(model)).data
-    with pytest.raises(UnknownNameError, match="int8"):
-        CONVERTERS["int9"]

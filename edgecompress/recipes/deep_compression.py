@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -479,6 +480,11 @@ def run(request: Request) -> CompressionResult:
 
     loaded, data, task, notes = _load(request)
     _check_kinds(request, task)
+    # Names of layers, before hours of training.
+    if _prunes(settings):
+        pruning_groups(loaded.model, settings)
+    if _clusters(settings):
+        cluster_counts(loaded.model, settings)
     baseline = _measure_baseline(request, loaded, data, task)
 
     distills = task.is_classifier if settings.distill is None else settings.distill
@@ -712,7 +718,9 @@ def _first_key(
     from edgecompress.pipeline.writing import tool_version
     from edgecompress.recipes.checkpoints import chain_key
 
-    model = hashlib.sha256(loaded.model.to_json().encode())
+    # Keras counts unnamed inputs over the whole process; such a name says nothing and differs.
+    layers = re.sub(r'"(input_layer|keras_tensor)(_\d+)?"', '"input"', loaded.model.to_json())
+    model = hashlib.sha256(layers.encode())
     for weight in loaded.model.get_weights():
         model.update(np.ascontiguousarray(weight).data)
     return chain_key(
@@ -783,7 +791,6 @@ def _finish(
     notes: Sequence[str],
 ) -> CompressionResult:
     """Makes the tables, and writes them and the Keras model."""
-    import keras
     import numpy as np
 
     from edgecompress.core.flatbuffer import read_tflite
@@ -842,8 +849,6 @@ def _finish(
         version=report.version,
         argv=report.argv,
     )
-    # So that who loads it can go on training.
-    model.compile(keras.optimizers.Adam(settings.learning_rate), task.loss)
     page = rendering.render_html(result)
     write_together(
         {

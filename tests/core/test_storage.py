@@ -1,4 +1,4 @@
-"""Deep Compression's format in bytes: by hand, by a plain loop, and against the published tables."""
+"""Deep Compression's format in bytes: by hand, by a plain loop, and by the published tables."""
 
 from __future__ import annotations
 

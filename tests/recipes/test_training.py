@@ -1,0 +1,160 @@
+"""Soft labels by numpy, and that training sees what it should."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from edgecompress.converters.loaders import wrap
+from edgecompress.recipes.data import Data, Samples
+from edgecompress.recipes.task import Task, find_task, first_outputs
+from edgecompress.recipes.training import (
+    Distillation,
+    Trainer,
+    measure,
+    soft_loss,
+    student_of,
+    to_logits,
+)
+
+_RNG = np.random.default_rng(0)
+_X = _RNG.normal(size=(48, 6)).astype("float32")
+_Y = np.arange(48) % 3
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True)
+
+
+def _model(units: int = 3, activation: str | None = None) -> keras.Model:
+    keras.utils.set_random_seed(units)
+    return keras.Sequential([keras.Input((6,)), layers.Dense(units, activation=activation)])
+
+
+def _task(model: keras.Model, y: np.ndarray | None, loss: Any = None) -> tuple[Task, Data]:
+    samples = Samples((_X,), y)
+    data = Data(samples, samples, "")
+    loaded = wrap(model)
+    return find_task(loaded, data, first_outputs(loaded, samples), loss), data
+
+
+class TestSoftLoss:
+    @pytest.mark.parametrize("temperature", [1.0, 4.0])
+    def test_classes_by_numpy(self, temperature: float) -> None:
+        """T**2 * sum p * (log p - log q), Hinton et al. 2015."""
+        task, _ = _task(_model(), _Y)
+        teacher, student = (_RNG.normal(size=(5, 3)).astype("float32") for _ in range(2))
+        p, q = (_softmax(logits / temperature) for logits in (teacher, student))
+        want = temperature**2 * (p * np.log(p / q)).sum(1)
+        np.testing.assert_allclose(soft_loss(teacher, student, task, temperature), want, rtol=1e-4)
+        same = soft_loss(teacher, teacher, task, temperature)
+        np.testing.assert_allclose(same, np.zeros(5), atol=1e-5)
+
+    def test_binary_by_numpy(self) -> None:
+        task, _ = _task(_model(1), _Y % 2)
+        teacher, student = (_RNG.normal(size=(5, 1)).astype("float32") for _ in range(2))
+        p, q = (1 / (1 + np.exp(-logits / 2)) for logits in (teacher, student))
+        want = 4 * (p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q)))[:, 0]
+        np.testing.assert_allclose(soft_loss(teacher, student, task, 2.0), want, rtol=1e-4)
+
+    def test_probabilities_give_their_logits_back(self) -> None:
+        logits = _RNG.normal(size=(5, 3)).astype("float32")
+        task, _ = _task(_model(activation="softmax"), _Y)
+        found = np.asarray(to_logits(_softmax(logits), task))
+        # Up to a constant, which a softmax does not see at any temperature.
+        np.testing.assert_allclose(_softmax(found / 4), _softmax(logits / 4), rtol=1e-4)
+        task, _ = _task(_model(1, "sigmoid"), _Y % 2)
+        probabilities = 1 / (1 + np.exp(-logits[:, :1]))
+        np.testing.assert_allclose(to_logits(probabilities, task), logits[:, :1], rtol=1e-3)
+        task, _ = _task(_model(), _Y)
+        assert to_logits(logits, task) is logits
+
+
+class TestTrainer:
+    def _first_loss(
+        self, model: keras.Model, y: np.ndarray | None, distillation: Distillation | None,
+        teacher: keras.Model | None = None, loss: Any = None,
+    ) -> float:  # fmt: skip
+        task, data = _task(model, y, loss)
+        told: list[Any] = []
+        # One batch and no step to speak of: the loss is that of the model as it is.
+        trainer = Trainer(task, data, teacher or model, distillation, 48, 1e-30, told.append)
+        history = trainer.fit(student_of(model), "stage", 1, [])
+        if task.is_classifier:
+            assert history["accuracy"][0] == pytest.approx(measure(model, task, data.train))
+        assert told[0].values["loss"] == history["loss"][0]
+        return history["loss"][0]
+
+    @pytest.mark.parametrize("one_hot", [False, True])
+    def test_true_and_soft_labels_are_mixed(self, one_hot: bool) -> None:
+        model, teacher = _model(), _model()
+        teacher.layers[-1].kernel.assign(np.linspace(-4, 4, 18).reshape(6, 3))
+        logits, taught = (m.predict(_X, verbose=0) for m in (model, teacher))
+        hard = -np.log(_softmax(logits)[np.arange(48), _Y]).mean()
+        p, q = _softmax(taught / 4), _softmax(logits / 4)
+        soft = 16 * (p * np.log(p / q)).sum(1).mean()
+        assert abs(hard - soft) > 0.1
+        y = np.eye(3)[_Y] if one_hot else _Y
+        found = self._first_loss(model, y, Distillation(4.0, 0.7), teacher)
+        assert found == pytest.approx(0.3 * hard + 0.7 * soft, rel=1e-4)
+        assert self._first_loss(model, y, None) == pytest.approx(hard, rel=1e-4)
+
+    @pytest.mark.parametrize(
+        "loss", ["categorical_crossentropy", keras.losses.MeanSquaredError(), "sparse"]
+    )
+    def test_own_losses_get_labels_in_their_form(self, loss: Any) -> None:
+        model = _model(activation="softmax")
+        probabilities = model.predict(_X, verbose=0)
+        want = -np.log(probabilities[np.arange(48), _Y]).mean()
+        if loss == "sparse":
+            loss = keras.losses.SparseCategoricalCrossentropy()
+        if isinstance(loss, keras.losses.MeanSquaredError):
+            want = ((probabilities - np.eye(3)[_Y]) ** 2).mean()
+        given = keras.losses.get(loss)
+        assert self._first_loss(model, _Y, None, loss=given) == pytest.approx(want, rel=1e-4)
+        alone = Distillation(4.0, 1e-9)
+        assert self._first_loss(model, _Y, alone, loss=given) == pytest.approx(want, rel=1e-4)
+
+    def test_binary(self) -> None:
+        model = _model(1, "sigmoid")
+        p = model.predict(_X, verbose=0)[:, 0]
+        y = _Y % 2
+        want = -np.log(np.where(y, p, 1 - p)).mean()
+        assert self._first_loss(model, y, Distillation(2.0, 1e-9)) == pytest.approx(want, rel=1e-4)
+
+    def test_values_and_own_inputs(self) -> None:
+        y = _RNG.normal(size=(48, 3)).astype("float32")
+        model = _model()
+        want = ((model.predict(_X, verbose=0) - y) ** 2).mean()
+        assert self._first_loss(model, y, None) == pytest.approx(want, rel=1e-4)
+        model = _model(6)
+        want = ((model.predict(_X, verbose=0) - _X) ** 2).mean()
+        assert self._first_loss(model, None, None) == pytest.approx(want, rel=1e-4)
+
+    def test_several_inputs_by_name(self) -> None:
+        inputs = {"a": keras.Input((2,), name="a"), "b": keras.Input((4,), name="b")}
+        joined = layers.Concatenate()([inputs["b"], inputs["a"]])
+        model = keras.Model(inputs, layers.Dense(3)(joined))
+        x = tuple(_X[:, :2] if spec.name == "a" else _X[:, 2:] for spec in wrap(model).inputs)
+        samples = Samples(x, _Y)
+        loaded = wrap(model)
+        task = find_task(loaded, Data(samples, samples, ""), first_outputs(loaded, samples), None)
+        trainer = Trainer(
+            task, Data(samples, samples, ""), model, None, 16, 0.01, lambda epoch: None
+        )
+        assert trainer.steps_per_epoch == 3
+        losses = trainer.fit(model, "stage", 3, [])["loss"]
+        assert losses[-1] < losses[0]
+
+
+def test_a_student_has_weights_of_its_own() -> None:
+    model = _model()
+    student = student_of(model)
+    student.layers[-1].kernel.assign(np.zeros((6, 3)))
+    assert np.asarray(model.layers[-1].kernel).any()
+    assert [layer.name for layer in student.layers] == [layer.name for layer in model.layers]

@@ -164,7 +164,6 @@ class Stored:
         dense = self.as_dense or operator == "FULLY_CONNECTED"
         return bool(self.table_bits) or (self.type in PACKED and not dense)
 
-
     @functools.cached_property
     def table(self) -> np.ndarray:
         """The codes of each value of a byte of indices, (256, 8 / bits); empty without a table."""
@@ -213,7 +212,8 @@ def _register(name: str, summary: str, compressed: bool = False) -> Callable[[St
     return decorate
 
 
-_MANY = "it has more than 15 levels"
+_MANY = "its weights are not 15 evenly spaced levels or fewer"
+_BEST = "its codes are the best already"
 TABLE_TOO_LARGE = "a table and its operators would take more bytes than the weights"
 
 
@@ -228,18 +228,14 @@ def _scaled(filter_: Filter, grid: Grid, most: int) -> tuple[np.ndarray, np.ndar
     return (grid.levels * times.reshape(shape)).astype(np.int8), grid.steps / times
 
 
-@_register("int8", "Codes that compress well; loads everywhere, fastest.", compressed=True)
+@_register("int8", "int8 codes that compress well; every runtime loads them.", compressed=True)
 def _int8(filter_: Filter) -> Stored | str:
-    """One pair of codes, +-127, in every channel, where channels had pairs of their own."""
-    if len(filter_.tensor.scales) > 1:
-        return "its codes are the best already"
+    """The same few codes in every channel, e.g. +-127, where channels had codes of their own."""
     grid = filter_.grid
-    if grid is None:
-        return _MANY
+    if len(filter_.tensor.scales) > 1 or grid is None or grid.rounded:
+        return _BEST
     codes, steps = _scaled(filter_, grid, _INT8_MOST)
-    if np.array_equal(codes, filter_.codes):
-        return "its codes are the best already"
-    return Stored(codes, "INT8", steps, rounded=grid.rounded)
+    return _BEST if np.array_equal(codes, filter_.codes) else Stored(codes, "INT8", steps)
 
 
 @_register("int4", "4 bits a weight; convolutions other than 1x1 become slower.")

@@ -342,7 +342,9 @@ def test_notes(compared: Comparison) -> None:
     assert int4[0].startswith("6 of 7 filters are stored anew: ")
     assert any("2 operators leave LiteRT's fast kernels" in note for note in int4)
     assert any("tensor 18 were roundings" in note for note in int4)
-    assert "Left as int8, as it has more than 15 levels: tensor 10." in int4
+    assert (
+        "Left as int8, as its weights are not 15 evenly spaced levels or fewer: tensor 10." in int4
+    )
     assert any("5 operators leave LiteRT's fast kernels" in note for note in smallest)
     assert not any("fast kernels" in note for note in compared["int4-dense"].notes)
     assert "Left as int8, as it is neither binary nor ternary: tensor 18." in compared["int2"].notes

@@ -53,7 +53,11 @@ def make(job: Job) -> Product:
 
     job.progress("Storing the weights in fewer bits and comparing the outputs")
     made = compare(replace(plain, notes=()), latency=latency)
-    results: Mapping[str, FormatResult] = {result.format: result for result in made.results}
+    # Of the forms that change nothing, the one that was asked for is enough.
+    results: Mapping[str, FormatResult] = {
+        result.format: result for result in made.results if result.stored or result.format == chosen
+    }
+    unchanged = [result.format for result in made.results if result.format not in results]
     if chosen not in results:
         raise ConversionError(
             f"The weight format {chosen} cannot be made: {made.failures.get(chosen, 'no reason')}"
@@ -74,6 +78,8 @@ def make(job: Job) -> Product:
         f"{format_size(made.compressed_before)} in a download, "
         f"{format_time(made.latency_before_us or 0.0)} on this computer."
     )
+    if unchanged:
+        table.append(f"No file of its own for {', '.join(unchanged)}: no weights would change.")
     failed = [f"No file with {name} weights: {why}" for name, why in made.failures.items()]
     return Product(
         artifacts=(*artifacts, *(result.artifact for result in results.values())),

@@ -140,6 +140,7 @@ def render(report: Report, console: Console) -> None:
     line(
         f"file {format_size(model.file_bytes)}; compressed {format_size(model.compressed_bytes)}; "
         f"{model.parameters:,} parameters; {model.macs:,} MACs"
+        + (f" and {model.binary_macs:,} of bits" if model.binary_macs else "")
     )
     for artifact in report.artifacts or ():
         parts = [artifact.kind, format_size(artifact.bytes)]

@@ -181,6 +181,7 @@ def test_xnor_export_runs_in_its_own_engine(tmp_path: Path) -> None:
     )
     assert _kinds(report) == ["float32", "xnor"]
     assert "LceBconv2d" in report.model.operators
+    assert report.model.binary_macs == 8 * 8 * 32 * 32 * 9
     assert _check(report, "operators").verdict == "pass"
     assert _check(report, "accuracy").detail["engine"] == "lce"
     assert _check(report, "parity").detail["engine"] == "lce"

@@ -201,9 +201,10 @@ class ModelInfo:
         sha256: Of its bytes.
         file_bytes: Size in flash.
         compressed_bytes: Size after zlib at level 9 (download).
-        macs: Multiply-accumulates of one inference.
+        macs: Multiply-accumulates of one inference, those of bits not counted.
         parameters: Number of weights and biases.
         operators: How often each operator occurs.
+        binary_macs: Multiply-accumulates of bits: XNOR and popcount.
     """
 
     path: str
@@ -213,6 +214,7 @@ class ModelInfo:
     macs: int
     parameters: int
     operators: Mapping[str, int]
+    binary_macs: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON form."""

@@ -66,6 +66,7 @@ def run_checks(
         macs=flat.macs(),
         parameters=flat.parameters(),
         operators=flat.histogram(),
+        binary_macs=flat.binary_macs(),
     )
     return tuple(results), info
 

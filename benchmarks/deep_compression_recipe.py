@@ -34,6 +34,11 @@ RUNS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("LeNet-300-100, 60 % of the channels removed, 80 % pruned", "lenet", REMOVED),
     ("Convolution network, 80 % pruned", "convolutions", {"sparsity": 0.8}),
     (
+        "Convolution network, 80 % pruned in every layer",
+        "convolutions",
+        {"sparsity": 0.8, "scope": "layer"},
+    ),
+    (
         "Convolution network, 50 % of the channels removed, 60 % pruned",
         "convolutions",
         {"remove_channels": 0.5, "sparsity": 0.6},

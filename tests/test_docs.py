@@ -15,6 +15,7 @@ _PAGES = sorted([*(_ROOT / "docs").glob("*.md"), *_ROOT.glob("*.md")])
 # Pages whose Python blocks, run one after the other, make a whole program.
 _PROGRAMS = (
     "binary_and_ternary",
+    "deep_compression",
     "finalize",
     "getting_started",
     "group_lasso",

@@ -36,6 +36,8 @@ def test_the_check_sees_a_heavy_import() -> None:
         "from edgecompress.cli import main\nassert main(['export', '--help']) == 0",
         "from edgecompress.cli import main\nassert main(['targets']) == 0",
         "import edgecompress.pipeline, edgecompress.converters, edgecompress.targets",
+        "import edgecompress.recipes; edgecompress.recipes.RECIPES['deep-compression'].settings()",
+        "from edgecompress.cli import main\nassert main(['compress', '--help']) == 0",
     ],
 )
 def test_light(code: str) -> None:

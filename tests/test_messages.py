@@ -22,14 +22,14 @@ _SOURCES = sorted(
 _PAGES = sorted([*(_ROOT / "docs").glob("*.md"), _ROOT / "README.md"])
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 # Options of pip, and of the programs in benchmarks/ that pages tell how to run.
-_OTHERS = {"--force-reinstall", "--models", "--published", "--rounds"}
+_OTHERS = {"--force-reinstall", "--mnist", "--models", "--published", "--rounds"}
 
 
 @functools.cache
 def _options() -> set[str]:
     commands = typer.main.get_command(app).commands.values()
-    named = {name for c in commands for p in c.params for name in p.opts if name.startswith("--")}
-    return named | {"--help", "--version"}
+    names = {n for c in commands for p in c.params for n in (*p.opts, *p.secondary_opts)}
+    return {name for name in names if name.startswith("--")} | {"--help", "--version"}
 
 
 def _strange(text: str) -> set[str]:

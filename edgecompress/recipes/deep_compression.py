@@ -242,7 +242,13 @@ def _remove_channels(
     epochs = settings.epochs_of("remove")
     first = epochs // 2
     lasso = GroupLasso(_LASSO_STRENGTH, final_sparsity=settings.remove_channels)
-    curves = [trainer.fit(model, "remove", first, [lasso], of=epochs)]
+    try:
+        curves = [trainer.fit(model, "remove", first, [lasso], of=epochs)]
+    except ArgumentError as error:
+        raise ArgumentError(
+            "--remove-channels", "be left out for a model whose filters cannot be removed",
+            settings.remove_channels, str(error),
+        ) from error  # fmt: skip
     small = finalize(model)
     curves.append(trainer.fit(small, "remove", epochs - first, [], done=first, of=epochs))
     return small, curves, ()

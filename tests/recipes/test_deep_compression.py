@@ -370,6 +370,12 @@ class TestRefusals:
         with pytest.raises(ArgumentError, match="--min-accuracy.*classifier"):
             ec.compress(model, x, output=tmp_path, min_accuracy=0.5)
 
+    def test_models_without_removable_filters_are_named(self, tmp_path: Path) -> None:
+        model = keras.Sequential([keras.Input((6,)), layers.Dense(6, name="only")])
+        x = np.random.default_rng(0).normal(size=(40, 6)).astype("float32")
+        with pytest.raises(ArgumentError, match="--remove-channels.*be left out.*only"):
+            ec.compress(model, x, output=tmp_path, remove_channels=0.5)
+
     def test_training_that_comes_apart_ends_it(self, case: Case, tmp_path: Path) -> None:
         with pytest.raises(ConversionError, match="stage prune.*learning-rate"):
             ec.compress(

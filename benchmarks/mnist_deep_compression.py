@@ -55,26 +55,30 @@ class Recipe:
         clusters: Layer -> different values of its weights beside zero.
         passes: Passes over the distorted training set: dense, removing, after removal, pruning,
             clustered.
+        shared_rate: Learning rate of the shared values.
     """
 
     kept: dict[str, int]
     sparsity: dict[str, float]
     clusters: dict[str, int]
     passes: tuple[float, float, float, float, float]
+    shared_rate: float
 
 
 RECIPES = {
     "lenet-300-100": Recipe(
         kept={"fc1": 96, "fc2": 40},
-        sparsity={"fc1": 0.78, "fc2": 0.65},
+        sparsity={"fc1": 0.8, "fc2": 0.65},
         clusters={"fc1": 15, "fc2": 15, "fc3": 15},
-        passes=(4, 2, 3, 6, 2),
+        passes=(4, 2, 4, 8, 3),
+        shared_rate=3e-4,
     ),
     "lenet-5": Recipe(
         kept={"conv1": 10, "conv2": 16, "fc1": 32},
         sparsity={"conv2": 0.66, "fc1": 0.79},
         clusters={"conv1": 15, "conv2": 15, "fc1": 15, "fc2": 15},
         passes=(1, 0.25, 4, 7, 3),
+        shared_rate=1e-3,
     ),
 }
 
@@ -371,7 +375,7 @@ def small_network(name: str, trainer: Trainer, cache: Path | None, seed: int) ->
     ]
     trainer.fit(model, pruning, 2e-3, *pruners)
     trainer.report("pruned", model, start)
-    trainer.fit(model, clustered, 1e-3, ec.WeightClustering(recipe.clusters))
+    trainer.fit(model, clustered, recipe.shared_rate, ec.WeightClustering(recipe.clusters))
     trainer.report("clustered", model, start)
     if path is not None:
         model.save(path)

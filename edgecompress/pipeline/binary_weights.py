@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edgecompress.core.errors import ArgumentError, ConversionError
 from edgecompress.core.flatbuffer import FlatModel, read_tflite
-from edgecompress.core.results import Artifact, CheckResult
 from edgecompress.core.units import format_size, format_time
-from edgecompress.pipeline.formats import Job, Product, make_int8, register
+from edgecompress.pipeline.formats import Job, Product, int8_source, proven_parity, register
 
 if TYPE_CHECKING:
     from edgecompress.converters.binary_weights import FormatResult
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
 )
 def make(job: Job) -> Product:
     """Makes every form of the weights; the one that was asked for, int8 by default, is checked."""
-    from edgecompress.converters import int8
     from edgecompress.converters.binary_weights import compare
     from edgecompress.converters.weight_formats import WEIGHT_FORMATS
 
@@ -34,16 +31,7 @@ def make(job: Job) -> Product:
     if job.options.get("smallest") and chosen != "smallest":
         raise ArgumentError("--smallest", "be left out beside --weight-format", chosen)
     _ = WEIGHT_FORMATS[chosen]  # Refuses unknown names.
-    artifacts: tuple[Artifact, ...] = ()
-    layers = None
-    notes: tuple[str, ...] = ()
-    if job.original is None:
-        floats, named = make_int8(job)
-        plain = int8.strip_names(named)
-        artifacts, layers = (floats.artifact, plain), (named, floats.artifact)
-        notes = (*floats.artifact.notes, *plain.notes)
-    else:
-        plain = Artifact("int8", job.original.data, job.name)
+    source = int8_source(job)
 
     def latency(flat: FlatModel) -> float:
         from edgecompress.targets.bench import bench_host
@@ -52,7 +40,7 @@ def make(job: Job) -> Product:
         return bench_host(flat.data, processes=3).measured
 
     job.progress("Storing the weights in fewer bits and comparing the outputs")
-    made = compare(replace(plain, notes=()), latency=latency)
+    made = compare(source.plain, latency=latency)
     # Of the forms that change nothing, the one that was asked for is enough.
     results: Mapping[str, FormatResult] = {
         result.format: result for result in made.results if result.stored or result.format == chosen
@@ -82,33 +70,17 @@ def make(job: Job) -> Product:
         table.append(f"No file of its own for {', '.join(unchanged)}: no weights would change.")
     failed = [f"No file with {name} weights: {why}" for name, why in made.failures.items()]
     return Product(
-        artifacts=(*artifacts, *(result.artifact for result in results.values())),
+        artifacts=(*source.artifacts, *(result.artifact for result in results.values())),
         main=main.artifact,
         flat=read_tflite(main.artifact.data),
-        layers=layers,
-        parity=None if job.original is None else _parity(job.name, main),
+        layers=source.layers,
+        parity=proven_parity(job, "litert", main.samples, main.steps),
         field_runtime=False,
         latencies={
             result.artifact.kind: result.latency_us
             for result in results.values()
             if result.latency_us is not None
         },
-        parameters=read_tflite(plain.data).parameters(),
-        notes=(*notes, *main.notes, before, *table, *failed),
+        parameters=source.flat.parameters(),
+        notes=(*source.notes, *main.notes, before, *table, *failed),
     )
-
-
-def _parity(name: str, result: FormatResult) -> CheckResult:
-    """Returns what comparing with the file that came in has shown."""
-    return CheckResult(
-        "parity", "pass", 1.0, 1.0, 1.0, 1.0, "share", "measured_host",
-        {
-            "engine": "litert",
-            "reference": f"{name}.tflite",
-            "samples": result.samples,
-            "kind": "values",
-            "max_error_steps": result.steps,
-            "engines": {"litert": 1.0},
-            "layers": [],
-        },
-    )  # fmt: skip

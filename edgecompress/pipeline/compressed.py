@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edgecompress.core.flatbuffer import FlatModel, read_tflite
-from edgecompress.core.results import Artifact, CheckResult
 from edgecompress.core.units import format_size, format_time
-from edgecompress.pipeline.formats import Job, Product, make_int8, register
+from edgecompress.pipeline.formats import Job, Product, int8_source, proven_parity, register
 
 if TYPE_CHECKING:
     from edgecompress.targets.profile import TargetProfile
@@ -28,29 +26,18 @@ def make(job: Job) -> Product:
 
     Where RAM or latency are limited, as many tensors as need be stay as they are.
     """
-    from edgecompress.converters import int8
     from edgecompress.converters.compressed import compress
     from edgecompress.core.coding import CODINGS
 
-    artifacts: tuple[Artifact, ...] = ()
-    layers = parity = None
-    notes: tuple[str, ...] = ()
-    if job.original is None:
-        floats, named = make_int8(job)
-        plain = int8.strip_names(named)
-        artifacts, layers = (floats.artifact, plain), (named, floats.artifact)
-        notes = (*floats.artifact.notes, *plain.notes)
-        original = read_tflite(plain.data)
-    else:
-        original = job.original
-        plain = Artifact("int8", original.data, job.name)
+    source = int8_source(job)
+    original = source.flat
     job.progress("Coding the weights and comparing the outputs")
     ram = [b for p in job.profiles if (b := job.budgets.over(p.limits).max_ram) is not None]
     memory = job.options.get("decompression_memory")
     arena, latency = _costs(original, job.profiles, job.kernels, memory)
     slowest = job.budgets.max_latency
     result = compress(
-        replace(plain, notes=()),
+        source.plain,
         codings=tuple(job.options.get("coding", CODINGS)),
         arena=arena,
         # A budget that even the plain file exceeds is the checks' to fail, not a wrong argument.
@@ -59,26 +46,11 @@ def make(job: Job) -> Product:
         max_latency_us=max(slowest, latency(original)) if slowest and latency else None,
         decompression_memory=memory,
     )
-    if job.original is not None:
-        parity = CheckResult(
-            "parity", "pass", 1.0, 1.0, 1.0, 1.0, "share", "measured_host",
-            {
-                "engine": "tflm",
-                "reference": f"{job.name}.tflite",
-                "samples": result.verified_samples,
-                "kind": "values",
-                "max_error": 0.0,
-                "max_error_steps": 0.0,
-                "engines": {"tflm": 1.0},
-                "layers": [],
-            },
-        )  # fmt: skip
+    notes = (*source.notes, *result.notes)
     if memory is not None:
-        outside = (
-            f"Decoded weights take {format_size(result.decompression_memory)} of the "
-            f"{format_size(memory)} outside the arena.",
-        )
-        notes = (*notes, *outside)
+        taken = format_size(result.decompression_memory)
+        outside = f"Decoded weights take {taken} of the {format_size(memory)} outside the arena."
+        notes = (*notes, outside)
     price = [f"File {format_size(result.bytes_before)} -> {format_size(len(result.artifact.data))}"]
     if result.arena_before is not None and result.arena_after is not None:
         before, after = format_size(result.arena_before), format_size(result.arena_after)
@@ -87,15 +59,15 @@ def make(job: Job) -> Product:
         before = format_time(result.latency_before_us)
         price.append(f"predicted latency {before} -> {format_time(result.latency_after_us)}")
     return Product(
-        artifacts=(*artifacts, result.artifact),
+        artifacts=(*source.artifacts, result.artifact),
         main=result.artifact,
         flat=read_tflite(result.artifact.data),
-        layers=layers,
-        parity=parity,
+        layers=source.layers,
+        parity=proven_parity(job, "tflm", result.verified_samples, 0.0),
         field_runtime=False,
         # The weights behind a decoder are parameters still.
         parameters=original.parameters(),
-        notes=(*notes, *result.notes, f"{', '.join(price)}."),
+        notes=(*notes, f"{', '.join(price)}."),
     )
 
 

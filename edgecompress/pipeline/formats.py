@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgecompress.core.errors import ArgumentError
-from edgecompress.core.flatbuffer import FlatModel
+from edgecompress.core.flatbuffer import FlatModel, read_tflite
 from edgecompress.core.record import CompressionRecord
 from edgecompress.core.registry import Registry
 from edgecompress.core.results import Artifact, CheckResult
@@ -178,6 +178,65 @@ def make_int8(job: Job) -> tuple[Float32Result, Artifact]:
         record=learnt.merged(CompressionRecord(steps=(step,))),
     )
     return floats, named
+
+
+@dataclass(frozen=True)
+class Int8Source:
+    """The int8 file that a format codes anew, made from the Keras model or given.
+
+    Attributes:
+        plain: The file; without notes, which are in `notes`.
+        flat: The same, read.
+        artifacts: Files to write beside the coded ones; none for a file that was given.
+        layers: As in `Product`.
+        notes: Notes on making it.
+    """
+
+    plain: Artifact
+    flat: FlatModel
+    artifacts: tuple[Artifact, ...] = ()
+    layers: tuple[Artifact, Artifact] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def int8_source(job: Job) -> Int8Source:
+    """Returns the int8 file that came in, or makes it from the Keras model."""
+    from edgecompress.converters import int8
+
+    if job.original is not None:
+        return Int8Source(Artifact("int8", job.original.data, job.name), job.original)
+    floats, named = make_int8(job)
+    shipped = int8.strip_names(named)
+    return Int8Source(
+        replace(shipped, notes=()),
+        read_tflite(shipped.data),
+        (floats.artifact, shipped),
+        (named, floats.artifact),
+        (*floats.artifact.notes, *shipped.notes),
+    )
+
+
+def proven_parity(job: Job, engine: str, samples: int, steps: float) -> CheckResult | None:
+    """Returns what comparing a coded file with the .tflite file that came in has shown.
+
+    Args:
+        job: What the user asked for; of a Keras model, that model is the reference: None.
+        engine: Where both files ran.
+        samples: On how many random inputs.
+        steps: Largest difference of an output, in steps of its scale.
+    """
+    if job.original is None:
+        return None
+    detail = {
+        "engine": engine,
+        "reference": f"{job.name}.tflite",
+        "samples": samples,
+        "kind": "values",
+        "max_error_steps": steps,
+        "engines": {engine: 1.0},
+        "layers": [],
+    }
+    return CheckResult("parity", "pass", 1.0, 1.0, 1.0, 1.0, "share", "measured_host", detail)
 
 
 def file_stem(path: Path) -> str:

@@ -4,11 +4,12 @@
 
 LeNet-300-100 (fully connected) and the demonstration's convolution network are trained on the
 5,000 training images of the Fashion-MNIST sample in `edgecompress.demo` and compressed with
-`edgecompress.compress`; its 2,000 test images are the validation data, which nothing is chosen by.
-An accuracy on 2,000 images is known to about 0.75 points (one standard error).
+`edgecompress.compress`; its 2,000 test images are the validation data. An accuracy on 2,000 images
+is known to about 0.75 points (one standard error), and the recipe's defaults (soft labels, scope)
+were chosen among 14 configurations seen on these same images: these rows flatter a little.
 
 With the file of keras.datasets.mnist, LeNet-300-100 is also trained and compressed on all of MNIST,
-the task of the published tables; 10,000 test images, 0.13 points.
+the task of the published tables; 10,000 test images, 0.13 points. No setting was chosen on them.
 """
 
 from __future__ import annotations
@@ -32,6 +33,11 @@ RUNS: tuple[tuple[str, str, dict[str, Any]], ...] = (
         {"sparsity": 0.9, "distill": False},
     ),
     ("LeNet-300-100, 60 % of the channels removed, 80 % pruned", "lenet", REMOVED),
+    (
+        "LeNet-300-100, 60 % of the channels removed, 80 % pruned, without distillation",
+        "lenet",
+        {**REMOVED, "distill": False},
+    ),
     ("Convolution network, 80 % pruned", "convolutions", {"sparsity": 0.8}),
     (
         "Convolution network, 80 % pruned in every layer",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -181,7 +181,8 @@ def run(output: Path, epochs: int = 8, say: Callable[[str], None] = print) -> Re
     model.save(output / "fashion.keras")
 
     say("4. Export: convert, run in the engines, check the targets")
-    report = export(output / "fashion.keras", output, baseline=baseline, history=join_curves(curves))
+    history = join_curves(curves)
+    report = export(output / "fashion.keras", output, baseline=baseline, history=history)
 
     say("5. Compare the int8 file with the Keras model on all test images")
     simulated = simulate(model)

@@ -158,7 +158,7 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-_PATHS = ("FILE.npz", "DIR")
+_PATHS = ("FILE.npz", "FILE.txt", "DIR")
 # Options with a value for all and exceptions by name.
 _BY_NAME = ("[LAYER=]SHARE", "[LAYER=]N", "[STAGE=]N")
 
@@ -298,6 +298,14 @@ def export(
         bool,
         typer.Option("--c-sources", help="Also write C++ sources for microcontrollers into DIR/c."),
     ] = False,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.txt",
+            help="Names of the classes for bundle.json, one in each line; with a phone or the host "
+            "among the targets.",
+        ),
+    ] = None,
     config: Config = None,
     strict: Strict = False,
     as_json: AsJson = False,
@@ -327,6 +335,7 @@ def export(
             weight_format=weight_format,
             smallest=smallest,
             c_sources=c_sources,
+            labels=labels,
             progress=progress,
             verbose=verbose,
             argv=sys.argv,

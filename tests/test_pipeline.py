@@ -106,8 +106,8 @@ def test_the_report_lists_what_lies_in_the_folder(exported: tuple[Report, Path])
     assert report.model.macs == 4 * 9 * 9 + 6 * 4 * 9 + 54 * 4
     assert report.model.parameters == 4 * 9 + 4 + 6 * 4 + 6 + 54 * 4 + 4
     assert sorted(p.name for p in folder.iterdir()) == [
-        "report.html", "report.json", "tiny_float32.tflite", "tiny_int8.tflite",
-        "tiny_int8.tflite.edgecompress.json",
+        "bundle.json", "golden", "golden.npz", "report.html", "report.json", "tiny_float32.tflite",
+        "tiny_int8.tflite", "tiny_int8.tflite.edgecompress.json",
     ]  # fmt: skip
 
 

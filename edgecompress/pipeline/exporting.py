@@ -21,6 +21,7 @@ from edgecompress.core.errors import (
 from edgecompress.core.flatbuffer import read_tflite
 from edgecompress.core.quiet import quiet
 from edgecompress.core.results import Artifact, CheckResult, Report
+from edgecompress.pipeline.bundle import bundle_profile, make_bundle, read_labels
 from edgecompress.pipeline.formats import (
     FORMATS,
     Format,
@@ -86,6 +87,7 @@ def export(
     weight_format: str | None = None,
     smallest: bool = False,
     c_sources: bool = False,
+    labels: Path | str | Sequence[str] | None = None,
     baseline: Report | None = None,
     history: Mapping[str, Sequence[float]] | None = None,
     progress: Callable[[str], None] = silent,
@@ -96,7 +98,8 @@ def export(
 
     Writes the files of the format (`<model>_float32.tflite`, `<model>_int8.tflite`, ...), their
     record, `report.json` and `report.html` into `output`, each file in one step and only after all
-    work has succeeded.
+    work has succeeded. With a phone or the host among the targets also `bundle.json`, which
+    `edgecompress bench` and the demo app run, and golden inputs and outputs.
 
     Args:
         model: A Keras model, or the path of a .keras or .h5 file or a SavedModel folder. Formats
@@ -133,6 +136,8 @@ def export(
         smallest: The same as `weight_format="smallest"`.
         c_sources: Also write C++ sources for TensorFlow Lite Micro into `<output>/c`: the model as
             an array, a resolver of exactly its operators, the arena size, an example program.
+        labels: Names of the classes for the bundle, in the order of the first output: a list, or a
+            text file with one in each line. Needs a phone or the host among the targets.
         baseline: An earlier report; the HTML page compares against it.
         history: Training curves for the HTML page, name -> values (`model.fit(...).history`).
         progress: Called with a short text as each stage begins.
@@ -173,6 +178,12 @@ def export(
         raise ArgumentError(
             "--c-sources", "go with a microcontroller among the targets", [p.name for p in profiles]
         )
+    bundled_for = bundle_profile(profiles)
+    class_names = read_labels(labels)
+    if class_names is not None and bundled_for is None:
+        raise ArgumentError(
+            "--labels", "go with a phone or the host among the targets", [p.name for p in profiles]
+        )
     job, labelled, notes = _job(
         model,
         chosen,
@@ -196,12 +207,12 @@ def export(
 
     measurements = Measurements(product.main.data, progress, labelled, min_accuracy)
     agreement = _Agreement(product, measurements, floor)
+    samples = job.samples
+    if samples is None and labelled is not None:
+        samples = labelled.x
     if job.loaded is None:
         agreement.load({p.engine for p in profiles})
     else:
-        samples = job.samples
-        if samples is None and labelled is not None:
-            samples = labelled.x
         notes += agreement.measure(job, samples, [p.engine for p in profiles])
     if product.field_runtime:
         progress(f"Loading the {product.main.kind} file in {FIELD_RUNTIME}")
@@ -218,6 +229,23 @@ def export(
         progress,
         memory,
     )
+
+    extra: dict[str, bytes | str] = {}
+    if bundled_for is not None:
+        boards = any(profile.is_microcontroller for profile in profiles)
+        bundled = make_bundle(
+            product.artifacts,
+            product.main,
+            job.name,
+            bundled_for,
+            # Beside a microcontroller the limit is meant for its arena, not for a process.
+            dataclasses.replace(budgets, max_ram=None) if boards else budgets,
+            samples,
+            class_names,
+            progress,
+        )
+        extra = bundled.files
+        notes += bundled.notes
 
     progress("Writing the files")
     sources: dict[str, str] = {}
@@ -239,7 +267,7 @@ def export(
         notes=tuple(dict.fromkeys(notes)),
     )
     page = html_page(report, product.flat, profiles, kernels, baseline, history, agreement.layered)
-    write_files(folder, product.artifacts, job.name, sources, report, page)
+    write_files(folder, product.artifacts, job.name, sources, report, page, extra)
     return report
 
 

@@ -154,10 +154,13 @@ def write_files(
     sources: Mapping[str, str],
     report: Report,
     page: str,
+    extra: Mapping[str, bytes | str] | None = None,
 ) -> None:
-    """Writes all files of an export, each in one step."""
+    """Writes all files of an export, each in one step; `extra` are further ones, by path."""
+    more = {**sources, **(extra or {})}
     try:
-        (folder / "c" if sources else folder).mkdir(parents=True, exist_ok=True)
+        for place in {folder, *((folder / path).parent for path in more)}:
+            place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ArgumentError(
             "--output", "be a folder that can be made", str(folder), f"{error.strerror}."
@@ -169,7 +172,7 @@ def write_files(
         # A model in memory always has a record; an empty one says nothing.
         if artifact.record not in (None, CompressionRecord()):
             files[sidecar_path(path)] = sidecar_text(artifact.record, artifact.data)
-    files |= {folder / path: text for path, text in sources.items()}
+    files |= {folder / path: content for path, content in more.items()}
     files[folder / "report.html"] = page
     # Last: who finds a report.json finds all that it lists.
     files[folder / "report.json"] = report.to_json()

@@ -158,7 +158,7 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-_PATHS = ("FILE.npz", "FILE.txt", "DIR")
+_PATHS = ("FILE.npz", "FILE.txt", "FILE.json", "DIR")
 # Options with a value for all and exceptions by name.
 _BY_NAME = ("[LAYER=]SHARE", "[LAYER=]N", "[STAGE=]N")
 
@@ -205,6 +205,13 @@ DecompressionMemory = Annotated[
     typer.Option(
         metavar="SIZE",
         help="Memory outside the arena for the decoded weights of a compressed file.",
+    ),
+]
+Measured = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.json",
+        help="What `edgecompress bench` or the demo app measured on the target, for its latency.",
     ),
 ]
 Strict = Annotated[
@@ -306,6 +313,7 @@ def export(
             "among the targets.",
         ),
     ] = None,
+    measured: Measured = None,
     config: Config = None,
     strict: Strict = False,
     as_json: AsJson = False,
@@ -336,6 +344,7 @@ def export(
             smallest=smallest,
             c_sources=c_sources,
             labels=labels,
+            measured=measured,
             progress=progress,
             verbose=verbose,
             argv=sys.argv,
@@ -358,6 +367,7 @@ def check(
     min_accuracy: MinAccuracy = None,
     kernels: Kernels = None,
     decompression_memory: DecompressionMemory = None,
+    measured: Measured = None,
     config: Config = None,
     strict: Strict = False,
     as_json: AsJson = False,
@@ -379,6 +389,7 @@ def check(
             min_accuracy=min_accuracy,
             kernels=kernels,
             decompression_memory=decompression_memory,
+            measured=measured,
             progress=progress,
             argv=sys.argv,
         )

@@ -17,6 +17,7 @@ from edgecompress.pipeline.request import (
     load_profiles,
     parse_budgets,
     parse_memory,
+    read_measured,
     silent,
 )
 from edgecompress.pipeline.writing import run_checks, tool_version
@@ -37,6 +38,7 @@ def check(
     min_accuracy: float | None = None,
     kernels: str | None = None,
     decompression_memory: str | int | None = None,
+    measured: Path | str | None = None,
     progress: Callable[[str], None] = silent,
     argv: Sequence[str] = (),
 ) -> Report:
@@ -53,6 +55,7 @@ def check(
         min_accuracy: Floor for top-1 accuracy, 0 to 1.
         kernels: Kernel set of microcontrollers instead of the profile's.
         decompression_memory: As in `export`, for a file that decodes its weights.
+        measured: As in `export`.
         progress: Called with a short text as each stage begins.
         argv: The command for the report.
 
@@ -70,6 +73,7 @@ def check(
     budgets = parse_budgets(max_flash, max_ram, max_latency, max_file_size, min_accuracy)
     check_kernels(kernels)
     memory = parse_memory(decompression_memory)
+    timed = read_measured(measured, profiles)
     path = "model.tflite" if isinstance(model, bytes) else str(model)
     if Path(path).suffix in (".keras", ".h5"):
         raise ArgumentError(
@@ -89,5 +93,6 @@ def check(
         path,
         progress,
         memory,
+        timed,
     )
     return Report(model_info, results, tuple(argv) or tuple(sys.argv), tool_version())

@@ -48,6 +48,7 @@ from edgecompress.pipeline.request import (
     load_profiles,
     parse_budgets,
     parse_memory,
+    read_measured,
     silent,
     usable_folder,
 )
@@ -88,6 +89,7 @@ def export(
     smallest: bool = False,
     c_sources: bool = False,
     labels: Path | str | Sequence[str] | None = None,
+    measured: Path | str | None = None,
     baseline: Report | None = None,
     history: Mapping[str, Sequence[float]] | None = None,
     progress: Callable[[str], None] = silent,
@@ -138,6 +140,8 @@ def export(
             an array, a resolver of exactly its operators, the arena size, an example program.
         labels: Names of the classes for the bundle, in the order of the first output: a list, or a
             text file with one in each line. Needs a phone or the host among the targets.
+        measured: A file that `edgecompress bench` or the demo app wrote for this model and one of
+            the targets: the latency of that target is the measured one.
         baseline: An earlier report; the HTML page compares against it.
         history: Training curves for the HTML page, name -> values (`model.fit(...).history`).
         progress: Called with a short text as each stage begins.
@@ -173,6 +177,7 @@ def export(
             "smallest": smallest,
         },
     )
+    timed = read_measured(measured, profiles)
     folder = usable_folder(output)
     if c_sources and not any(profile.is_microcontroller for profile in profiles):
         raise ArgumentError(
@@ -228,6 +233,7 @@ def export(
         str(folder / product.main.file_name(job.name)),
         progress,
         memory,
+        timed,
     )
 
     extra: dict[str, bytes | str] = {}

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edgecompress.targets.checks import Budgets
+    from edgecompress.targets.measurement import MeasurementFile
     from edgecompress.targets.profile import TargetProfile
 
 
@@ -104,6 +105,19 @@ def parse_budgets(
 def parse_memory(value: str | int | None) -> int | None:
     """Returns the bytes of memory for decoded weights."""
     return None if value is None else parse_size(value, "--decompression-memory")
+
+
+def read_measured(
+    path: Path | str | None, profiles: Sequence[TargetProfile]
+) -> MeasurementFile | None:
+    """Returns the measurement file, after making sure that it is of one of the targets."""
+    from edgecompress.targets.measurement import check_target, read_measurement
+
+    if path is None:
+        return None
+    file = read_measurement(path)
+    check_target(file, profiles)
+    return file
 
 
 def usable_folder(output: Path | str) -> Path:

@@ -24,6 +24,7 @@ from edgecompress.pipeline.measuring import Measurements
 if TYPE_CHECKING:
     from edgecompress.converters.verify import Parity
     from edgecompress.targets.checks import Budgets
+    from edgecompress.targets.measurement import MeasurementFile
     from edgecompress.targets.profile import TargetProfile
 
 
@@ -37,15 +38,25 @@ def run_checks(
     path: str,
     progress: Callable[[str], None],
     decompression_memory: int | None = None,
+    measured: MeasurementFile | None = None,
 ) -> tuple[tuple[TargetResult, ...], ModelInfo]:
     """Returns what every rule found on every target, and the facts of the file."""
     from edgecompress.targets.checks import check as check_target
+    from edgecompress.targets.measurement import measured_latency
 
     results = []
     for profile in profiles:
         progress(f"Checking {profile.name}")
-        latency = measurements.host_latency(profile.engine) if profile.kind == "host" else None
         extra = [measurements.accuracy(profile.engine), *more(profile)]
+        given = None
+        if measured is not None:
+            limit = budgets.over(profile.limits).max_latency
+            given = measured_latency(measured, sha256(flat.data), profile, limit)
+        latency = None
+        if given is not None:
+            extra.append(given)
+        elif profile.kind == "host":
+            latency = measurements.host_latency(profile.engine)
         result = check_target(
             flat,
             profile,

@@ -53,7 +53,7 @@ def _leave_pipe() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _print_json(text: str) -> None:
+def _print_text(text: str) -> None:
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -398,6 +398,85 @@ def check(
 
 
 @app.command()
+def bench(
+    bundle: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of an export with a phone or the host among its targets.",
+            metavar="BUNDLE",
+        ),
+    ],
+    host: Annotated[bool, typer.Option("--host", help="Measure on this computer.")] = False,
+    adb: Annotated[
+        bool, typer.Option("--adb", help="Measure on the phone that adb is connected to.")
+    ] = False,
+    serial: Annotated[
+        str | None,
+        typer.Option(metavar="SERIAL", help="Which phone, as `adb devices` lists them."),
+    ] = None,
+    runner: Annotated[
+        str, typer.Option(metavar="NAME", help="What runs on the phone: app, the demo app.")
+    ] = "app",
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND",
+            help="Kind of a file of the bundle, e.g. float32; may be repeated. Default: the file "
+            "that ships.",
+        ),
+    ] = None,
+    threads: Annotated[
+        list[int] | None,
+        typer.Option(metavar="N", help="Threads of the runtime; may be repeated; default 1."),
+    ] = None,
+    processes: Annotated[
+        int, typer.Option(metavar="N", help="Fresh processes, one after the other.")
+    ] = 5,
+    min_seconds: Annotated[
+        float, typer.Option(metavar="NUMBER", help="Least duration of the timed part of each.")
+    ] = 1.0,
+    timeout: Annotated[
+        float, typer.Option(metavar="NUMBER", help="Seconds that each may take.")
+    ] = 600.0,
+    max_latency: MaxLatency = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE.json", help="Default: measurement.json in BUNDLE."
+        ),
+    ] = None,
+    strict: Strict = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> int:
+    """Measure an export on a phone or on this computer; the exit code is the verdict."""
+    from edgecompress.pipeline import bench as run
+
+    with _progress(quiet) as progress:
+        result = run(
+            bundle,
+            host=host,
+            adb=adb,
+            serial=serial,
+            runner=runner,
+            models=model or (),
+            threads=threads or (1,),
+            processes=processes,
+            min_seconds=min_seconds,
+            timeout_s=timeout,
+            max_latency=max_latency,
+            output=output,
+            progress=progress,
+        )
+    if as_json:
+        _print_text(result.to_json().rstrip("\n"))
+    else:
+        _print_text(result.text())
+    return result.exit_code_for(strict)
+
+
+@app.command()
 def compress(
     model: Annotated[
         Path, typer.Argument(help="A trained .keras or .h5 file of Keras 3.", metavar="MODEL")
@@ -573,7 +652,7 @@ def compress(
             **{name: value for name, value in settings.items() if value is not None},
         )
     if as_json:
-        _print_json(result.to_json().rstrip("\n"))
+        _print_text(result.to_json().rstrip("\n"))
     else:
         render(result, _Console())
     if not quiet:
@@ -596,7 +675,7 @@ def inspect(
         with hushed(verbose):
             result = inspect_file(model)
     if as_json:
-        _print_json(json.dumps(result.to_dict(), indent=1, allow_nan=False))
+        _print_text(json.dumps(result.to_dict(), indent=1, allow_nan=False))
     else:
         render(result, _Console())
     return OK
@@ -616,13 +695,13 @@ def targets(
     if name is not None:
         profile = load_target(name)
         if as_json:
-            _print_json(json.dumps(profile.to_dict(), indent=1))
+            _print_text(json.dumps(profile.to_dict(), indent=1))
         else:
             render_target(profile, _Console())
         return OK
     profiles = [load_target(known) for known in target_names()]
     if as_json:
-        _print_json(json.dumps([profile.to_dict() for profile in profiles], indent=1))
+        _print_text(json.dumps([profile.to_dict() for profile in profiles], indent=1))
     else:
         render_targets(profiles, _Console())
     return OK
@@ -638,7 +717,7 @@ def _required(target: list[str] | None) -> list[str]:
 
 def _print_report(report: Any, as_json: bool) -> None:
     if as_json:
-        _print_json(report.to_json().rstrip("\n"))
+        _print_text(report.to_json().rstrip("\n"))
     else:
         from edgecompress.targets.report import render
 

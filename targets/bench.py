@@ -25,6 +25,7 @@ from edgecompress.core.files import sha256
 LATENCY_SCHEMA = "edgecompress.latency/1"
 # Above this ratio of the medians the wall clock has measured the other programs.
 WALL_LIMIT = 1.2
+_BINS = 20
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class HostLatency:
         model_sha256: SHA-256 of the file.
         model_bytes: Size of the file.
         time: When, in UTC.
+        histogram: `edges` in microseconds and `counts` of the wall clock over all samples; the
+            last bin also holds what is slower.
 
     Example:
         >>> bench_host(Path("model_int8.tflite").read_bytes()).measured  # doctest: +SKIP
@@ -76,6 +79,7 @@ class HostLatency:
     model_sha256: str = field(repr=False)
     model_bytes: int
     time: str
+    histogram: Mapping[str, list[float] | list[int]] = field(default_factory=dict, repr=False)
 
     @property
     def measured(self) -> float:
@@ -258,8 +262,8 @@ def summarize(
         samples=len(wall),
         inferences_per_sample=max(run["group"] for run in runs),
         config=dict(config),
-        cpu=_cpu_name(),
-        cores=_cores(),
+        cpu=cpu_name(),
+        cores=cores(),
         state=dict(state),
         memory_kib={
             key: statistics.median(run[f"{key}_kib"] for run in runs)
@@ -270,7 +274,16 @@ def summarize(
         model_sha256=sha256(model),
         model_bytes=len(model),
         time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        histogram=_histogram(wall),
     )
+
+
+def _histogram(wall: np.ndarray) -> dict[str, list[float] | list[int]]:
+    # A few samples that another program disturbed would leave one bin for all others.
+    low, high = float(wall.min()), float(np.percentile(wall, 95))
+    edges = np.linspace(low, max(high, low * 1.01), _BINS + 1)
+    counts, _ = np.histogram(np.minimum(wall, edges[-1]), edges)
+    return {"edges": edges.tolist(), "counts": counts.tolist()}
 
 
 _ONCE = ("init", "first", "warmup")
@@ -298,6 +311,14 @@ def _read(path: str) -> str:
         return ""
 
 
+def memory_kib() -> int | None:
+    """Returns the memory of this computer in KiB; None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 1024
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
 def _load() -> float | None:
     try:
         return os.getloadavg()[0]
@@ -321,13 +342,15 @@ def _governor() -> str | None:
     return _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip() or None
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Returns how many logical CPUs this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """Returns the model name of the CPU, as far as the system tells."""
     for line in _read("/proc/cpuinfo").splitlines():
         key, _, value = line.partition(":")
         if key.strip() in ("model name", "Hardware") and value.strip():

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgecompress.core.errors import ArgumentError, ModelFileError
 from edgecompress.core.results import CheckResult, HowKnown, Verdict, judge
-from edgecompress.core.units import format_time
+from edgecompress.core.units import format_size, format_time
 
 if TYPE_CHECKING:
     from edgecompress.targets.profile import TargetProfile
@@ -284,6 +284,8 @@ def _check(value: Any, form: _Form, label: str, place: str) -> None:
     if isinstance(value, list) and form.items is not None:
         for position, item in enumerate(value):
             _check(item, form.items, label, f"{place}[{position}]")
+        if place.endswith("histogram.edges") and len(value) < 2:
+            raise _wrong(label, place, "a list of at least 2 edges", value)
         if place.endswith("repeat_medians") and not (value and min(value) > 0):
             raise _wrong(label, place, "a list of times above 0", value)
 
@@ -411,3 +413,186 @@ def standard_first(measurement: Measurement) -> tuple[bool, bool, int]:
     """Sorts settings: without an error, with XNNPACK and with few threads come first."""
     config = measurement.data["config"]
     return (measurement.error is not None, not config["xnnpack"], config["threads"])
+
+
+def budget_checks(
+    measurement: Measurement, budgets: Mapping[str, float | None]
+) -> list[dict[str, Any]]:
+    """Returns what a measurement says about a bundle's budgets, as `checks` of the file's form.
+
+    Args:
+        measurement: What was measured.
+        budgets: As a bundle has them: `max_latency_us`, `max_file_size`, `max_ram`.
+    """
+    latency = latency_check(measurement, budgets["max_latency_us"])
+    checks = [_entry("latency", latency.verdict, latency.measured, latency.low, latency.high,
+                     latency.limit, "microseconds", latency.reason)]  # fmt: skip
+    size = measurement.data["model"]["bytes"]
+    checks.append(_bytes("file_size", size, budgets["max_file_size"], "The file has"))
+    grown = measurement.data["memory_kb"]["overall"]
+    checks.append(
+        _bytes("ram", None if grown is None else grown * 1024, budgets["max_ram"], "It takes")
+    )
+    golden = measurement.data["golden"]
+    if golden is None:
+        reason = "The bundle has no golden outputs, or they were not reached."
+        checks.append(_entry("golden", "not_applicable", None, None, None, None, "steps", reason))
+    else:
+        steps, passed = golden["max_steps"], golden["passed"]
+        reason = (
+            f"{golden['checked'] - golden['equal']} of {golden['checked']} values differ from the "
+            f"golden ones, by up to {_difference(golden)}."
+        )
+        checks.append(
+            _entry("golden", "pass" if passed else "fail", steps, steps, steps,
+                   golden.get("allowed_steps"), "steps", None if passed else reason)
+        )  # fmt: skip
+    return checks
+
+
+def _difference(golden: Mapping[str, Any]) -> str:
+    steps, error = golden["max_steps"], golden["max_error"]
+    parts = [] if steps is None else [f"{steps} steps"]
+    parts += [] if error is None else [f"{error:g}"]
+    return " and ".join(parts) or "values that are no numbers"
+
+
+def _bytes(rule: str, size: float | None, limit: float | None, what: str) -> dict[str, Any]:
+    if size is None:
+        verdict: Verdict = "not_applicable" if limit is None else "not_measured"
+        reason = None if limit is None else "The system does not tell the memory of the process."
+        return _entry(rule, verdict, None, None, None, limit, "bytes", reason)
+    verdict = judge(size, size, limit)
+    reason = None
+    if verdict == "fail" and limit is not None:
+        reason = f"{what} {format_size(size)}, the limit is {format_size(limit)}."
+    return _entry(rule, verdict, size, size, size, limit, "bytes", reason)
+
+
+def _entry(
+    rule: str,
+    verdict: Verdict,
+    measured: float | None,
+    low: float | None,
+    high: float | None,
+    limit: float | None,
+    unit: str,
+    reason: str | None,
+) -> dict[str, Any]:
+    return {
+        "rule": rule,
+        "verdict": verdict,
+        "measured": measured,
+        "low": low,
+        "high": high,
+        "limit": limit,
+        "unit": unit,
+        "reason": reason,
+    }
+
+
+def merge(files: Sequence[MeasurementFile]) -> MeasurementFile:
+    """Puts the runs of several processes together; each process is one repeat.
+
+    Times: `min` and `max` over all, `mean` and `std` of all samples, `median`, percentiles and what
+    happens once in a process as the median over the processes. The state is that before the first
+    and after the last; of the thermal status afterwards the highest counts.
+
+    Args:
+        files: One for each process, in their order; at least one.
+    """
+    first, last = files[0], files[-1]
+    groups: dict[tuple[str, int, bool], list[Measurement]] = {}
+    for file in files:
+        for found in file.measurements:
+            config = found.data["config"]
+            key = (found.sha256, config["threads"], config["xnnpack"])
+            groups.setdefault(key, []).append(found)
+    merged = [_merged(group) for group in groups.values()]
+    data = {
+        **first.data,
+        "time": last.data["time"],
+        "state": _merged_state([file.data["state"] for file in files]),
+        "measurements": merged,
+        "error": next((f.data["error"] for f in files if f.data["error"] is not None), None),
+    }
+    return MeasurementFile(first.path, data, tuple(Measurement(entry) for entry in merged))
+
+
+def _merged(group: Sequence[Measurement]) -> dict[str, Any]:
+    failed = next((m for m in group if m.error is not None), None)
+    if failed is not None or len(group) == 1:
+        return dict((failed or group[0]).data)
+    entries = [measurement.data for measurement in group]
+    wrong = [e for e in entries if e["golden"] is not None and not e["golden"]["passed"]]
+    config = entries[0]["config"]
+    return {
+        **entries[0],
+        "config": {
+            **config,
+            "processes": sum(e["config"]["processes"] for e in entries),
+            "repeats": len(entries),
+            "runs": sum(e["config"]["runs"] for e in entries),
+            "min_s": sum(e["config"]["min_s"] for e in entries),
+        },
+        "state": _merged_state([e["state"] for e in entries]),
+        "latency_us": _merged_latency([e["latency_us"] for e in entries if e["latency_us"]]),
+        "memory_kb": {
+            key: _median_or_none([e["memory_kb"][key] for e in entries])
+            for key in ("init", "overall", "peak")
+        },
+        "golden": (wrong or entries)[0]["golden"],
+        "time": entries[-1]["time"],
+    }
+
+
+def _merged_state(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    after = {key: value for key, value in states[-1].items() if key.endswith("_after")}
+    known = [s["thermal_after"] for s in states if s["thermal_after"] is not None]
+    return {**states[0], **after, "thermal_after": max(known, default=None)}
+
+
+def _median_or_none(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
+
+
+def _merged_latency(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    if not parts:
+        return None
+    once = ("init", "first", "p5", "median", "p90", "p95")
+    samples = sum(part["samples"] for part in parts)
+    mean = sum(part["mean"] * part["samples"] for part in parts) / samples
+    # Variance of all: within the processes and between them.
+    squares = sum(
+        part["samples"] * (part["std"] ** 2 + (part["mean"] - mean) ** 2) for part in parts
+    )
+    medians = [part["median"] for part in parts]
+    return {
+        **{key: statistics.median(part[key] for part in parts) for key in once},
+        "warmup": _median_or_none([part["warmup"] for part in parts]),
+        "min": min(part["min"] for part in parts),
+        "max": max(part["max"] for part in parts),
+        "mean": mean,
+        "std": math.sqrt(squares / samples),
+        "spread_pct": spread_pct(medians),
+        "samples": samples,
+        "inferences_per_sample": max(part["inferences_per_sample"] for part in parts),
+        "repeat_medians": medians,
+        "histogram": _merged_histogram([part["histogram"] for part in parts]),
+    }
+
+
+def _merged_histogram(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Counts each bin where its middle lies in bins of equal width over all of them."""
+    low = min(part["edges"][0] for part in parts)
+    high = max(part["edges"][-1] for part in parts)
+    bins = max(len(part["counts"]) for part in parts)
+    width = (high - low) / bins
+    counts = [0] * bins
+    for part in parts:
+        ends = zip(part["edges"], part["edges"][1:], part["counts"], strict=False)
+        for left, right, count in ends:
+            place = int(((left + right) / 2 - low) / width) if width > 0 else 0
+            counts[min(place, bins - 1)] += count
+    return {"edges": [low + width * position for position in range(bins + 1)], "counts": counts}

@@ -78,6 +78,10 @@ class EngineError(EdgeCompressError):
     """An inference engine could not load or run a file."""
 
 
+class DeviceError(EdgeCompressError):
+    """A phone is not reachable, or a run on it did not end with a result."""
+
+
 class UnsupportedOperatorError(EdgeCompressError):
     """The target's runtime cannot run an operator of the model."""
 

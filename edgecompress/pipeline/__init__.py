@@ -1,13 +1,15 @@
-"""The pipeline as two functions: `export` a model, `check` a .tflite file."""
+"""The pipeline: `export` a model, `check` a .tflite file, `bench` what an export wrote."""
 
 # Importing a format registers it.
 from edgecompress.pipeline import binary_weights, compressed, int8, sparse, xnor
+from edgecompress.pipeline.benching import bench
 from edgecompress.pipeline.checking import check
 from edgecompress.pipeline.exporting import export
 from edgecompress.pipeline.measuring import MIN_AGREEMENT
 
 __all__ = [
     "MIN_AGREEMENT",
+    "bench",
     "binary_weights",
     "check",
     "compressed",

@@ -134,7 +134,7 @@ def test_an_unknown_target_names_its_neighbours() -> None:
         ("min_accuracy = 0.9", "min_accuracy = 90", "between 0 and 1"),
         ('max_latency = "60ms"', "max_latency = 60", "time with a unit"),
         ("milliseconds = 15.0", "milliseconds = 0.0", "calibration milliseconds.*positive"),
-        ('kind = "board"', 'kind = "phone"', "my-board.toml.*engine.*litert for a phone"),
+        ('kind = "board"', 'kind = "phone"', "my-board.toml.*engine.*litert or lce for a phone"),
         ("[budgets]", "[budgets", "valid TOML"),
         ("[budgets]\n", "budgets = 3\n[other]\n", "key"),
     ],

@@ -29,6 +29,7 @@ _PUBLIC = {
     "finalize": "edgecompress.surgery.finalize",
     "export": "edgecompress.pipeline",
     "check": "edgecompress.pipeline",
+    "bench": "edgecompress.pipeline",
     "compress": "edgecompress.recipes",
     "CompressionRecord": "edgecompress.core.record",
     "EdgeCompressError": "edgecompress.core.errors",

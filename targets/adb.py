@@ -109,8 +109,17 @@ class Phone:
         return self.call("shell", text, timeout_s=timeout_s)
 
     def hashes(self, paths: list[str]) -> dict[str, str]:
-        """Returns path -> SHA-256 of those files that are on the phone."""
+        """Returns path -> SHA-256 of those files that are on the phone.
+
+        Raises:
+            DeviceError: the phone cannot compute it.
+        """
         answer = self.shell("sha256sum", *paths, timeout_s=4 * _ANSWER_S)
+        if answer.code == 127:
+            raise DeviceError(
+                f"The phone {self.serial} has no sha256sum, so files on it cannot be compared: "
+                f"{answer.line}"
+            )
         found = {}
         for line in answer.out.splitlines():
             digest, _, path = line.strip().partition(" ")

@@ -3,13 +3,15 @@
 A test copies it into a folder of PATH under the name `adb`. The phone is the folder of FAKE_PHONE;
 FAKE_FAULTS names what goes wrong, FAKE_DEVICES is what `adb devices` lists, FAKE_MEDIANS the
 microseconds of the processes, FAKE_THERMAL their thermal status before and after (`0-1,0-0`), and
-FAKE_STATUS what `dumpsys thermalservice` says, one after the other.
+FAKE_STATUS what `dumpsys thermalservice` says, one after the other. With FAKE_APP, a command, that
+program measures instead.
 """
 
 import hashlib
 import json
 import os
 import shlex
+import subprocess
 import sys
 import time
 
@@ -52,6 +54,13 @@ def pick(variable, number, default):
 def measure(extras, number):
     """Writes the result file as the app does."""
     folder = local(f"{ROOT}/bundles/{extras['bundle']}")
+    path = local(f"{ROOT}/results/{extras['result']}")
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    if os.environ.get("FAKE_APP"):
+        own = {"bundle": folder, "result": path, "tier": "measured_device"}
+        words = [word for k, v in {**extras, **own}.items() for word in (f"--{k}", v)]
+        subprocess.run(shlex.split(os.environ["FAKE_APP"]) + words, stdout=subprocess.DEVNULL)
+        return
     with open(os.path.join(folder, "bundle.json"), "rb") as file:
         content = file.read()
     bundle = json.loads(content)
@@ -114,8 +123,6 @@ def measure(extras, number):
         text = text.replace('"mean": 100.0', '"mean": NaN')
     if "truncated" in FAULTS:
         text = text[: len(text) // 2]
-    path = local(f"{ROOT}/results/{extras['result']}")
-    os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "w") as file:
         file.write(text)
 
@@ -160,6 +167,9 @@ def shell(text):
     elif words[0] == "mkdir":
         for path in words[2:]:
             os.makedirs(local(path), exist_ok=True)
+    elif words[0] == "sha256sum" and "no_sha256sum" in FAULTS:
+        fail("/system/bin/sh: sha256sum: inaccessible or not found")
+        return 127
     elif words[0] == "sha256sum":
         for path in words[1:]:
             if os.path.exists(local(path)):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -190,6 +193,7 @@ def test_a_phone_that_stays_hot_does_not_hang(run: Bench) -> None:
         ({"FAULTS": "no_app"}, DeviceError, "The demo app is not installed on the phone PHONE1"),
         ({"FAULTS": "old_app"}, DeviceError, "does not exist."),
         ({"FAULTS": "push"}, DeviceError, "No space left on device."),
+        ({"FAULTS": "no_sha256sum"}, DeviceError, "has no sha256sum"),
         ({"FAULTS": "short_push"}, DeviceError, "is another file on the phone PHONE1"),
         ({"FAULTS": "killed"}, DeviceError, "The app was killed before it had a result (PHONE1). "
          "Its log ends: E AndroidRuntime: java.lang.OutOfMemoryError"),
@@ -233,6 +237,54 @@ def test_without_adb(bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MissingDependencyError, match="apt install adb"):
         bench(bundle, adb=True)
+
+
+# --- the app's own code -------------------------------------------------------------------------
+
+_CORE = _DOCS.parent / "android_demo/app/src/main/java/io/edgecompress/demo/core"
+# The runtime, its library, and org.json as Android has it.
+_JARS = (
+    "ai/djl/tflite/tflite-engine/0.27.0/tflite-engine-0.27.0.jar",
+    "ai/djl/tflite/tflite-native-cpu/2.6.2/tflite-native-cpu-2.6.2-linux-x86_64.jar",
+    "org/robolectric/android-all/14-robolectric-10818077/"
+    "android-all-14-robolectric-10818077.jar",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def jvm_app(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The command that runs the app's core on this computer; skips without what it needs."""
+    if not _CORE.is_dir():
+        pytest.skip("the app's sources are not here")
+    if shutil.which("javac") is None:
+        pytest.skip("there is no JDK")
+    jars = [Path.home() / ".m2" / "repository" / jar for jar in _JARS]
+    missing = [jar.name for jar in jars if not jar.is_file()]
+    if missing:
+        pytest.skip(f"not in the local Maven repository, run the app's tests: {missing}")
+    classes = tmp_path_factory.mktemp("classes")
+    path = os.pathsep.join(map(str, jars))
+    sources = sorted(map(str, _CORE.glob("*.java")))
+    done = subprocess.run(
+        ["javac", "-nowarn", "-d", str(classes), "-cp", path, *sources],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    runner = "io.edgecompress.demo.core.Runner"
+    return shlex.join(["java", "-cp", f"{classes}{os.pathsep}{path}", runner])
+
+
+def test_the_apps_core_runs_the_bundle(run: Bench, jvm_app: str) -> None:
+    result = run(APP=jvm_app, processes=2, min_seconds=0.1, models=("int8", "float32"))
+    assert result.failures == []
+    assert [m["model"]["kind"] for m in result.data["measurements"]] == ["int8", "float32"]
+    for entry in result.data["measurements"]:
+        assert entry["config"]["processes"] == 2
+        assert entry["golden"]["checked"] == 24
+        assert entry["golden"]["same_answer"] == 8
+        golden = next(check for check in entry["checks"] if check["rule"] == "golden")
+        assert golden["verdict"] == "pass"
 
 
 # --- this computer ------------------------------------------------------------------------------

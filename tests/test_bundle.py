@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from edgecompress.core.bundle import is_inside, read_bundle
 from edgecompress.core.engines import run_engine
 from edgecompress.core.errors import ArgumentError, ModelFileError
 from edgecompress.core.flatbuffer import read_tflite
-from edgecompress.pipeline.bundle import read_labels
+from edgecompress.pipeline.bundle import read_labels, runtime_of
 
 _DOCS = Path(__file__).parents[1] / "docs"
 _SCHEMA = json.loads((_DOCS / "bundle.schema.json").read_text())
@@ -158,6 +159,16 @@ def test_without_samples_there_is_no_golden_output_and_a_note(
     assert not (tmp_path / "golden").exists()
     assert any("no golden outputs" in note for note in report.notes)
     read_bundle(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("operator", "runtime"), [("", "litert"), ("LceBconv2d", "lce"), ("TFLM_DECODE", "tflm")]
+)
+def test_custom_operators_name_the_runtime(operator: str, runtime: str, exported: Path) -> None:
+    flat = read_tflite(exported / "tiny_int8.tflite")
+    first = dataclasses.replace(flat.operators[0], custom_name=operator)
+    changed = dataclasses.replace(flat, operators=(first, *flat.operators[1:]))
+    assert runtime_of(changed) == runtime
 
 
 def test_microcontrollers_get_no_bundle(x: np.ndarray, tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def bench(
             written.
 
     Example:
-        >>> bench("build/", adb=True).verdict  # doctest: +SKIP
+        >>> ec.bench("build/", adb=True).verdict  # doctest: +SKIP
         'pass'
     """
     from edgecompress.targets.adb import connect

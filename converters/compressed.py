@@ -107,6 +107,7 @@ class CompressedResult:
 @dataclass(frozen=True)
 class _Limit:
     argument: str
+    unit: str
     measure: Callable[[FlatModel], float]
     limit: float
 
@@ -235,7 +236,8 @@ def _limits(*given: tuple[str, float | None, str, Any]) -> list[_Limit]:
         if limit is not None and measure is None:
             raise ArgumentError(argument, f"come with `{function}`, which measures it", limit)
         if limit is not None:
-            limits.append(_Limit(argument, measure, limit))
+            unit = "bytes of arena" if function == "arena" else "microseconds"
+            limits.append(_Limit(argument, unit, measure, limit))
     return limits
 
 
@@ -272,7 +274,7 @@ def _candidates(flat: FlatModel, memory: int | None) -> tuple[dict[int, Tensor],
         elif index in flat.outputs:
             reasons[index] = "it is an output of the model"
         elif memory is not None and tensor.bytes > memory:
-            reasons[index] = f"decoded, it is larger than decompression_memory={memory}"
+            reasons[index] = f"decoded, it is larger than the {memory:,} bytes outside the arena"
         else:
             found[index] = tensor
     return found, reasons
@@ -374,7 +376,7 @@ def _within(
                 limit.limit,
             )
         largest = max(plan.codes, key=lambda i: (flat.tensors[i].elements, -saved[i]))
-        reasons[largest] = f"decoded, it would exceed {limit.argument}={limit.limit:g}"
+        reasons[largest] = f"decoded, the model would take over {limit.limit:,.0f} {limit.unit}"
         removed.append(largest)
         plan = plan.without(largest)
     for index in sorted(removed, key=saved.__getitem__, reverse=True):

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from edgecompress.core.flatbuffer_edit import drop_unused, pack, unpack
 
 # Their kernels take the scale of the bias from input and filter.
@@ -16,12 +18,14 @@ _PER_CHANNEL = ("CONV_2D", "DEPTHWISE_CONV_2D")
 
 
 def slim(data: bytes) -> bytes:
-    """Returns the file without reshapes before matrix products and without scales of biases.
+    """Returns the file without reshapes, scales and zero points that nothing reads.
 
     - FULLY_CONNECTED reads its input as rows of the filter's length, whatever its shape: a RESHAPE
       that only it reads moves nothing.
     - Convolutions compute a bias in units of `input scale * filter scale`; the scales and zero
       points stored with it, 12 bytes for each channel, are not read.
+    - Zero points that are the same for all channels: the engine reads one value for all of them,
+      where LiteRT asks for one each.
     - The flag that a tensor has a known rank tells only scalars from tensors without a shape.
 
     Args:
@@ -41,6 +45,9 @@ def slim(data: bytes) -> bytes:
     for tensor in graph.tensors:
         if tensor.shape is not None and len(tensor.shape):
             tensor.hasRank = False
+        points = tensor.quantization and tensor.quantization.zeroPoint
+        if points is not None and len(set(points)) == 1:
+            tensor.quantization.zeroPoint = np.array(points[:1], np.int64)
     return pack(model)
 
 

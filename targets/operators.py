@@ -195,6 +195,11 @@ def _litert(model: FlatModel, operator: Operator) -> str | None:
     newest = LITERT_BUILTINS.get(operator.code)
     if newest is None:
         return "LiteRT has no such operator"
+    if any(i >= 0 and model.tensors[i].shared_zero_point for i in operator.inputs):
+        return (
+            "its filter has one zero point for all channels, which only TensorFlow Lite Micro "
+            "reads; convert without --format compressed"
+        )
     if operator.version > newest:
         return f"LiteRT knows it up to version {newest}, the file asks for {operator.version}"
     return None

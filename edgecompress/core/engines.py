@@ -112,7 +112,7 @@ ENGINES.register("lce")(
         "larq-compute-engine",
         "larq_compute_engine",
         "larq",
-        "It has wheels for Linux on x86-64 and Python up to 3.12, and needs NumPy 1.",
+        "It needs Linux on x86-64, Python 3.11 and NumPy 1.",
         extra="binary",
         intermediates=False,
     )

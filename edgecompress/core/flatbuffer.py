@@ -76,6 +76,8 @@ class Tensor:
         raw: Bytes of a constant; None for a tensor that is computed.
         scales: Quantization scales: none, one, or one for each channel.
         zero_points: As many as scales.
+        shared_zero_point: Whether the file holds one zero point for all channels; TensorFlow Lite
+            Micro takes that, LiteRT does not.
         quantized_dimension: The channel axis of per-channel scales.
         is_variable: A state that lives between inferences.
         dynamic: Some dimension is only known when the model runs.
@@ -93,6 +95,7 @@ class Tensor:
     is_variable: bool = False
     dynamic: bool = False
     sparsity: Sparsity | None = field(default=None, repr=False)
+    shared_zero_point: bool = False
 
     @property
     def elements(self) -> int:
@@ -563,6 +566,7 @@ def _read(data: bytes) -> FlatModel:
             if quantization.ZeroPointLength():
                 zero_points = _integers(quantization.ZeroPointAsNumpy())
             axis = quantization.QuantizedDimension()
+        shared = len(zero_points) == 1 < len(scales)
         if table.Type() not in types:
             raise ModelFileError(f"tensor {index} has the unknown type {table.Type()}")
         tensor = Tensor(
@@ -572,11 +576,12 @@ def _read(data: bytes) -> FlatModel:
             types[table.Type()],
             raw(table.Buffer()),
             scales,
-            zero_points,
+            zero_points * len(scales) if shared else zero_points,
             axis,
             bool(table.IsVariable()),
             any(size < 0 for size in signature),
             _sparsity(table.Sparsity()),
+            shared,
         )
         _check_tensor(tensor)
         tensors.append(tensor)

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 @register(
     "binary-weights",
-    "binary and ternary weights on phones, in every form that stock runtimes load",
     from_tflite=True,
     targets=("phone", "host"),
     why="For microcontrollers take --format compressed.",

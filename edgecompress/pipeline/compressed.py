@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 @register(
     "compressed",
-    "less flash on microcontrollers, without loss",
     from_tflite=True,
     targets=("board", "core"),
     why="Only TensorFlow Lite Micro decodes such files.",

@@ -93,7 +93,6 @@ class Format:
 
     Attributes:
         name: What `--format` takes.
-        summary: What it is good for, a few words.
         make: Makes the files.
         from_tflite: Whether an int8 .tflite file will do instead of a Keras model.
         targets: Kinds of targets that run it.
@@ -102,7 +101,6 @@ class Format:
     """
 
     name: str
-    summary: str
     make: Callable[[Job], Product] = field(repr=False)
     from_tflite: bool = False
     targets: tuple[str, ...] = ("board", "core", "phone", "host")
@@ -114,12 +112,12 @@ FORMATS: Registry[Format] = Registry("--format")
 
 
 def register(
-    name: str, summary: str, **details: Any
+    name: str, **details: Any
 ) -> Callable[[Callable[[Job], Product]], Callable[[Job], Product]]:
     """Returns a decorator that registers a function as the format `name`."""
 
     def decorate(make: Callable[[Job], Product]) -> Callable[[Job], Product]:
-        FORMATS.register(name)(Format(name, summary, make, **details))
+        FORMATS.register(name)(Format(name, make, **details))
         return make
 
     return decorate

@@ -8,7 +8,7 @@ from edgecompress.core.flatbuffer import read_tflite
 from edgecompress.pipeline.formats import Job, Product, make_int8, register
 
 
-@register("int8", "runs everywhere")
+@register("int8")
 def make(job: Job) -> Product:
     """Makes the float32 and the int8 file."""
     from edgecompress.converters import int8

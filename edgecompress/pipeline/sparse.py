@@ -9,7 +9,6 @@ from edgecompress.pipeline.formats import Job, Product, register
 
 @register(
     "sparse",
-    "float32 fully-connected layers pruned in 1x4 blocks, on phones",
     targets=("phone", "host"),
     why="TensorFlow Lite Micro knows no sparse tensors; take --format compressed.",
 )

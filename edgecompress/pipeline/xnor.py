@@ -10,7 +10,6 @@ from edgecompress.pipeline.formats import Job, Product, register
 
 @register(
     "xnor",
-    "binary layers on phones whose app carries Larq Compute Engine",
     targets=("phone", "host"),
     why="Larq Compute Engine runs on phones and computers.",
 )

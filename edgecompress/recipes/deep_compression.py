@@ -936,6 +936,4 @@ def _stage_results(
     )  # fmt: skip
 
 
-RECIPES.register(NAME)(
-    Recipe(NAME, "prune, cluster, int8, encode; optionally remove channels", DeepCompression, run)
-)
+RECIPES.register(NAME)(Recipe(NAME, DeepCompression, run))

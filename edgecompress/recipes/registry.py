@@ -85,13 +85,11 @@ class Recipe:
 
     Attributes:
         name: What `--recipe` takes.
-        summary: What it does, a few words.
         settings: Frozen dataclass of its settings; every field has a default.
         run: Does it.
     """
 
     name: str
-    summary: str
     settings: type
     run: Callable[[Request], CompressionResult] = field(repr=False)
 

@@ -68,4 +68,7 @@ def test_models_without_groups_are_left_alone() -> None:
     model = keras.Sequential([keras.Input((4,)), kl.Dense(3)])
     model.compile("sgd", "mse")
     callback = FastGroupedConvolutions()
-    model.fit(X[:, 0, 0], np.ones((32, 3)), verbose=0, callbacks=[callback])
+    attributes = set(vars(model.layers[0]))
+    model.fit(X[:, 0, 0], np.ones((32, 3)), epochs=2, verbose=0, callbacks=[callback])
+    assert set(vars(model.layers[0])) == attributes
+    assert len(model.history.history["loss"]) == 2

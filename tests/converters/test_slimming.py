@@ -11,10 +11,13 @@ import pytest
 from edgecompress.converters import float32, int8
 from edgecompress.converters.compressed import verify_exact
 from edgecompress.converters.slimming import slim
-from edgecompress.core.errors import ConversionError
+from edgecompress.core.engines import run_engine
+from edgecompress.core.errors import ConversionError, EngineError
 from edgecompress.core.flatbuffer import read_tflite
 from edgecompress.core.flatbuffer_edit import pack, strip, unpack
 from edgecompress.targets.arena import compute_arena
+from edgecompress.targets.operators import unsupported
+from edgecompress.targets.profile import load_target
 
 
 def _file(*layers: keras.layers.Layer) -> bytes:
@@ -49,6 +52,21 @@ def test_outputs_stay_and_the_file_shrinks(small: bytes) -> None:
     assert len(after.tensors) == len(before.tensors) - 2
     assert len(small) - len(slimmed) > 15 * 12
     assert slim(slimmed) == slimmed
+
+
+def test_one_zero_point_is_stored_for_all_channels(small: bytes) -> None:
+    """TensorFlow Lite Micro reads one value for all channels; LiteRT refuses it, and so do we."""
+    tensors = unpack(slim(small)).subgraphs[0].tensors
+    scales = [t.quantization for t in tensors if t.quantization is not None]
+    assert {len(q.zeroPoint) for q in scales} == {1}
+    assert max(len(q.scale) for q in scales) == 5
+    read = read_tflite(slim(small))
+    assert all(len(t.zero_points) == len(t.scales) for t in read.tensors)
+    (problem, *_) = unsupported(read, load_target("pixel-8"))
+    assert "one zero point for all channels" in problem.reason
+    assert not unsupported(read, load_target("nucleo-l4r5zi"))
+    with pytest.raises(EngineError, match="1 zero_point values"):
+        run_engine("litert", slim(small), [np.zeros((1, 6, 6, 2), np.int8)])
 
 
 def test_the_arena_of_the_slimmed_file_is_known_and_no_larger(small: bytes) -> None:

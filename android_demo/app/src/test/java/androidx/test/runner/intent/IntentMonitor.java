@@ -1,0 +1,4 @@
+package androidx.test.runner.intent;
+
+/** Stands in for a class of androidx.test:monitor, which Robolectric calls and Maven Central lacks. */
+public interface IntentMonitor {}

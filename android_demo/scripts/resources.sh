@@ -4,5 +4,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/tools.sh
-need aapt2 aapt
+need aapt2:aapt
 link_resources "$1" "$2"

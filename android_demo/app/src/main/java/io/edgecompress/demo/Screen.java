@@ -22,10 +22,6 @@ abstract class Screen extends Activity {
         View arrow = findViewById(R.id.back);
         arrow.setVisibility(back ? View.VISIBLE : View.GONE);
         arrow.setOnClickListener(view -> finish());
-        if (!back) {
-            View row = (View) arrow.getParent();
-            row.setPadding(pixels(16), 0, pixels(16), 0);
-        }
         ViewGroup content = findViewById(R.id.content);
         if (layout != 0) {
             LayoutInflater.from(this).inflate(layout, content, true);

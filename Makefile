@@ -1,9 +1,10 @@
-# make demo: train, compress, export and check a small model; make test: lint, types and all tests.
+# make demo: train, compress, export and check a small model; make test: lint, types and all tests;
+# make apk: the demo app for phones (android_demo/README.md).
 PYTHON ?= python3
 VENV ?= .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint apk clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python -P -m edgecompress.demo --output build/demo
@@ -18,6 +19,9 @@ lint: $(INSTALLED)
 	rm -rf build/src && mkdir -p build/src/edgecompress
 	ln -s $(CURDIR)/edgecompress/* $(CURDIR)/converters $(CURDIR)/targets build/src/edgecompress/
 	MYPYPATH=build/src $(VENV)/bin/mypy -p edgecompress
+
+apk:
+	android_demo/scripts/build_apk.sh --output build/edgecompress-demo.apk
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -13,7 +13,7 @@ import java.util.Map;
 /**
  * Copies an export into a folder: bundle.json and the files that it names, as the app reads them.
  *
- * <p>Run by build_apk.sh: java -cp CLASSES:ANDROID_JAR CopyBundle.java FOLDER TARGET
+ * <p>Run by build_apk.sh; arguments: FOLDER TARGET.
  */
 final class CopyBundle {
     private static final long LARGEST = Integer.MAX_VALUE - 8;

@@ -40,7 +40,22 @@ need aapt2:aapt zipalign:zipalign apksigner:apksigner zip:zip mvn:maven \
     java:openjdk-17-jdk-headless javac:openjdk-17-jdk-headless \
     jar:openjdk-17-jdk-headless keytool:openjdk-17-jdk-headless
 
-mkdir -p target
+if [[ -n ${EDGECOMPRESS_KEYSTORE-} ]]; then
+    keystore=$EDGECOMPRESS_KEYSTORE
+    [[ $keystore == /* ]] || keystore=$start/$keystore
+    [[ -f $keystore ]] || die "EDGECOMPRESS_KEYSTORE: there is no file $keystore"
+    [[ -n ${EDGECOMPRESS_KEYSTORE_PASSWORD-} ]] ||
+        die "EDGECOMPRESS_KEYSTORE needs EDGECOMPRESS_KEYSTORE_PASSWORD beside it"
+else
+    [[ -n ${XDG_CONFIG_HOME:-${HOME-}} ]] || die "HOME is not set; the debug key has no folder"
+    keystore=${XDG_CONFIG_HOME:-$HOME/.config}/edgecompress/debug.keystore
+    # As for all debug keys, the password is no secret: the key proves nothing.
+    EDGECOMPRESS_KEYSTORE_PASSWORD=edgecompress
+fi
+export EDGECOMPRESS_KEYSTORE_PASSWORD
+
+mkdir -p target "$(dirname "$output")" 2>/dev/null ||
+    die "the folder of --output cannot be made"
 work=$(mktemp -d "$PWD/target/apk-XXXXXX")
 part=
 trap 'rm -rf "$work" ${part:+"$part"}' EXIT
@@ -67,16 +82,16 @@ wrong_artifact() {
         [[ -f $artifacts/$name ]] && sha256sum --status -c <<<"$sum  $artifacts/$name" && continue
         echo "$name"
         return
-    done <$sums
+    done <"$sums"
 }
 
 artifact() {
-    echo "$artifacts/$(sed -nE "s/^[0-9a-f]+ +($1-[0-9].*)\$/\\1/p" $sums)"
+    echo "$artifacts/$(sed -nE "s/^[0-9a-f]+ +($1-[0-9].*)\$/\\1/p" "$sums")"
 }
 
 name=$(wrong_artifact)
 if [[ -n $name && ! -f $artifacts/$name ]]; then
-    echo "Fetching what the APK is built with (160 MB, once)."
+    echo "Fetching what the APK is built with (190 MB, once)."
     quiet "Maven cannot fetch the artifacts" mvn -q -B dependency:copy@apk
     name=$(wrong_artifact)
 fi
@@ -87,31 +102,37 @@ if [[ -n $name ]]; then
         "Delete it to fetch it again"
 fi
 android=$(artifact android-all)
-dexer=$(sed -E 's/^[0-9a-f]+ +//' $sums | grep '\.jar$' | grep -v '^android-all' |
+dexer=$(sed -E 's/^[0-9a-f]+ +//' "$sums" | grep '\.jar$' | grep -v '^android-all' |
     sed "s|^|$artifacts/|" | paste -sd:)
 
-mkdir "$work/runtime" "$work/api" "$work/classes" "$work/dex" "$work/assets"
+mkdir "$work/runtime" "$work/api" "$work/check" "$work/classes" "$work/dex" "$work/assets"
 (cd "$work/runtime" && jar xf "$(artifact tensorflow-lite)" classes.jar jni)
 (cd "$work/api" && jar xf "$(artifact tensorflow-lite-api)" classes.jar)
 runtime=("$work/runtime/classes.jar" "$work/api/classes.jar")
+lint=-Xlint:all,-options,-classfile,-processing,-serial,-deprecation
 
-# --- Java, resources, dex ------------------------------------------------------------------------
+# --- assets --------------------------------------------------------------------------------------
 cp -R app/src/main/assets/. "$work/assets"
 cp ../LICENSE "$work/assets/LICENSE.txt"
-link_resources "$android" "$work/resources" "$work/assets"
-
-# The sources and the flags of pom.xml, against the runtime of the phone.
-find app/src/main/java "$work/resources/java" -name '*.java' | sort >"$work/sources"
-javac --release 11 -encoding UTF-8 \
-    -Xlint:all,-options,-classfile,-processing,-serial,-deprecation -Werror \
-    -cp "$android:${runtime[0]}:${runtime[1]}" -d "$work/classes" "@$work/sources"
-
-# The app's own reader checks the export, so the assets come once more after the classes.
 if [[ -n $bundle ]]; then
     rm -rf "$work/assets/demo"
-    java -cp "$work/classes:$android" scripts/CopyBundle.java "$bundle" "$work/assets/demo"
-    link_resources "$android" "$work/resources" "$work/assets"
+    # Read and checked by the app's own reader.
+    javac --release 11 -encoding UTF-8 $lint -Werror -implicit:class -cp "$android" \
+        -sourcepath app/src/main/java -d "$work/check" scripts/CopyBundle.java
+    java -cp "$work/check:$android" CopyBundle "$bundle" "$work/assets/demo"
 fi
+
+# --- resources, Java, dex ------------------------------------------------------------------------
+link_resources "$android" "$work/resources" "$work/assets"
+
+# The sources and the flags of pom.xml, against the runtime of the phone. In a file of arguments
+# names stand in quotes, as a folder above may have a space.
+{
+    find app/src/main/java -name '*.java' | sort
+    find "$work/resources/java" -name '*.java' | sort
+} | sed 's/["\\]/\\&/g; s/.*/"&"/' >"$work/sources"
+javac --release 11 -encoding UTF-8 $lint -Werror \
+    -cp "$android:${runtime[0]}:${runtime[1]}" -d "$work/classes" "@$work/sources"
 
 (cd "$work/classes" && jar cfM0 "$work/classes.jar" .)
 quiet "D8" java -cp "$dexer" com.android.tools.r8.D8 --release --min-api $MIN_SDK \
@@ -123,6 +144,7 @@ for abi in arm64-v8a armeabi-v7a x86_64; do
     install -D -m 644 "$work/runtime/jni/$abi/libtensorflowlite_jni.so" \
         "$work/dex/lib/$abi/libtensorflowlite_jni.so"
 done
+chmod 644 "$work/dex/classes.dex"
 find "$work/dex" -exec touch -d 1980-01-01T00:00:00Z {} +
 (
     cd "$work/dex"
@@ -133,36 +155,24 @@ find "$work/dex" -exec touch -d 1980-01-01T00:00:00Z {} +
 zipalign -f -p 4 "$apk" "$work/aligned.apk"
 quiet "zipalign" zipalign -c -p 4 "$work/aligned.apk"
 
-if [[ -n ${EDGECOMPRESS_KEYSTORE-} ]]; then
-    keystore=$EDGECOMPRESS_KEYSTORE
-    [[ $keystore == /* ]] || keystore=$start/$keystore
-    [[ -f $keystore ]] || die "EDGECOMPRESS_KEYSTORE: there is no file $keystore"
-    [[ -n ${EDGECOMPRESS_KEYSTORE_PASSWORD-} ]] ||
-        die "EDGECOMPRESS_KEYSTORE needs EDGECOMPRESS_KEYSTORE_PASSWORD beside it"
-else
-    [[ -n ${XDG_CONFIG_HOME:-${HOME-}} ]] || die "HOME is not set; the debug key has no folder"
-    keystore=${XDG_CONFIG_HOME:-$HOME/.config}/edgecompress/debug.keystore
-    # As for all debug keys, the password is no secret: the key proves nothing.
-    export EDGECOMPRESS_KEYSTORE_PASSWORD=edgecompress
-    if [[ ! -f $keystore ]]; then
-        mkdir -p "${keystore%/*}"
-        quiet "keytool" keytool -genkeypair -keystore "$work/debug.keystore" -storetype PKCS12 \
-            -storepass:env EDGECOMPRESS_KEYSTORE_PASSWORD -alias debug -keyalg RSA -keysize 2048 \
-            -validity 10950 -dname "CN=edgecompress debug"
-        chmod 600 "$work/debug.keystore"
-        # Not over the key of another build that was quicker.
-        mv -n "$work/debug.keystore" "$keystore"
-        echo "Made the debug key $keystore."
-    fi
+if [[ ! -f $keystore ]]; then
+    mkdir -p "${keystore%/*}"
+    quiet "keytool" keytool -genkeypair -keystore "$work/debug.keystore" -storetype PKCS12 \
+        -storepass:env EDGECOMPRESS_KEYSTORE_PASSWORD -alias debug -keyalg RSA -keysize 2048 \
+        -validity 10950 -dname "CN=edgecompress debug"
+    chmod 600 "$work/debug.keystore"
+    # Not over the key of another build that was quicker.
+    mv -n "$work/debug.keystore" "$keystore"
+    echo "Made the debug key $keystore."
 fi
-quiet "apksigner cannot sign with $keystore" apksigner sign --ks "$keystore" \
-    --ks-pass env:EDGECOMPRESS_KEYSTORE_PASSWORD --v4-signing-enabled false \
+quiet "apksigner cannot sign with $keystore (is the password right?)" apksigner sign --ks "$keystore" \
+    --ks-pass env:EDGECOMPRESS_KEYSTORE_PASSWORD \
+    --v1-signing-enabled false --v4-signing-enabled false \
     --out "$work/signed.apk" "$work/aligned.apk"
 quiet "apksigner refuses the APK" apksigner verify --Werr "$work/signed.apk"
 
 # The file appears whole or not at all.
 part=$output.part-$$
-mkdir -p "$(dirname "$output")"
 cp "$work/signed.apk" "$part"
 mv -f "$part" "$output"
 part=
@@ -173,4 +183,5 @@ sum() {
 echo "$output"
 echo "bytes    $(stat -c %s "$output")"
 echo "sha256   $(sum "$output")"
+# Before it was signed: equal wherever the same sources are built with the same tools.
 echo "unsigned $(sum "$work/aligned.apk")"

@@ -415,8 +415,20 @@ def bench(
         typer.Option(metavar="SERIAL", help="Which phone, as `adb devices` lists them."),
     ] = None,
     runner: Annotated[
-        str, typer.Option(metavar="NAME", help="What runs on the phone: app, the demo app.")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="What runs on the phone: app, the demo app (default); benchmark_model or litert, "
+            "Google's benchmark programs, which check no outputs.",
+        ),
     ] = "app",
+    binary: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The program of the runner benchmark_model or litert, built for the phone.",
+        ),
+    ] = None,
     model: Annotated[
         list[str] | None,
         typer.Option(
@@ -460,6 +472,7 @@ def bench(
             adb=adb,
             serial=serial,
             runner=runner,
+            binary=binary,
             models=model or (),
             threads=threads or (1,),
             processes=processes,

@@ -29,6 +29,10 @@ _STATES = {
 }
 
 
+class NoAnswerError(DeviceError):
+    """A call of adb did not end in time."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a call of adb gave.
@@ -55,6 +59,20 @@ def one_line(text: str) -> str:
     return line if len(line) <= _LENGTH else f"...{line[-_LENGTH:]}"
 
 
+def thermal_status(text: str) -> int | None:
+    """Returns Android's thermal status in what `dumpsys thermalservice` printed; None for none.
+
+    Example:
+        >>> thermal_status("IsStatusOverride: false\\nThermal Status: 1")
+        1
+    """
+    for line in text.splitlines():
+        name, _, value = line.strip().partition(":")
+        if name == "Thermal Status" and value.strip().isdigit():
+            return int(value)
+    return None
+
+
 def _call(command: list[str], timeout_s: float) -> Answer:
     # Files instead of pipes: the server that adb leaves behind would hold a pipe open for ever.
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
@@ -66,7 +84,7 @@ def _call(command: list[str], timeout_s: float) -> Answer:
             code = process.wait(timeout_s)
         except subprocess.TimeoutExpired as error:
             shown = one_line(" ".join(command[1:]))
-            raise DeviceError(
+            raise NoAnswerError(
                 f"adb gave no answer within {timeout_s:g} s (`{shown}`): check the cable, or run "
                 "`adb kill-server`."
             ) from error
@@ -184,12 +202,7 @@ class Phone:
 
     def thermal_status(self) -> int | None:
         """Returns Android's thermal status; None where the phone does not tell."""
-        answer = self.shell("dumpsys", "thermalservice")
-        for line in answer.out.splitlines():
-            name, _, value = line.strip().partition(":")
-            if name == "Thermal Status" and value.strip().isdigit():
-                return int(value)
-        return None
+        return thermal_status(self.shell("dumpsys", "thermalservice").out)
 
     def log(self, tag: str) -> str:
         """Returns the last lines of the phone's log of a tag and of crashes, as one line."""

@@ -214,14 +214,15 @@ _STATE = _object(thermal_before=_MAYBE_COUNT, thermal_after=_MAYBE_COUNT)
 _LATENCY = _object(
     True,
     **dict.fromkeys(
-        ("init", "first", "min", "p5", "median", "p90", "p95", "max", "mean", "std"), _DURATION
+        ("init", "first", "min", "p5", "median", "p95", "max", "mean", "std"), _DURATION
     ),
     warmup=_Form(_OPTIONAL_NUMBER, least=0),
+    p90=_Form(_OPTIONAL_NUMBER, least=0),
     spread_pct=_DURATION,
     samples=_POSITIVE,
     inferences_per_sample=_POSITIVE,
     repeat_medians=_DURATIONS,
-    histogram=_object(edges=_DURATIONS, counts=_Form((list,), items=_COUNT)),
+    histogram=_object(True, edges=_DURATIONS, counts=_Form((list,), items=_COUNT)),
 )
 _MEASUREMENT = _object(
     tier=_Form((str,), among=tuple(TIERS.values())),
@@ -435,7 +436,10 @@ def budget_checks(
     )
     golden = measurement.data["golden"]
     if golden is None:
-        reason = "The bundle has no golden outputs, or they were not reached."
+        # A runner that compares no outputs says so itself.
+        reason = measurement.data.get("golden_reason") or (
+            "The bundle has no golden outputs, or they were not reached."
+        )
         checks.append(_entry("golden", "not_applicable", None, None, None, None, "steps", reason))
     else:
         steps, passed = golden["max_steps"], golden["passed"]
@@ -560,7 +564,7 @@ def _median_or_none(values: Sequence[float | None]) -> float | None:
 def _merged_latency(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     if not parts:
         return None
-    once = ("init", "first", "p5", "median", "p90", "p95")
+    once = ("init", "first", "p5", "median", "p95")
     samples = sum(part["samples"] for part in parts)
     mean = sum(part["mean"] * part["samples"] for part in parts) / samples
     # Variance of all: within the processes and between them.
@@ -570,7 +574,7 @@ def _merged_latency(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None
     medians = [part["median"] for part in parts]
     return {
         **{key: statistics.median(part[key] for part in parts) for key in once},
-        "warmup": _median_or_none([part["warmup"] for part in parts]),
+        **{key: _median_or_none([part[key] for part in parts]) for key in ("warmup", "p90")},
         "min": min(part["min"] for part in parts),
         "max": max(part["max"] for part in parts),
         "mean": mean,
@@ -583,8 +587,11 @@ def _merged_latency(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None
     }
 
 
-def _merged_histogram(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _merged_histogram(found: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
     """Counts each bin where its middle lies in bins of equal width over all of them."""
+    parts = [part for part in found if part is not None]
+    if len(parts) < len(found):
+        return None
     low = min(part["edges"][0] for part in parts)
     high = max(part["edges"][-1] for part in parts)
     bins = max(len(part["counts"]) for part in parts)

@@ -11,6 +11,7 @@ from edgecompress.core.bundle import Bundle
 from edgecompress.core.errors import DeviceError, ModelFileError
 from edgecompress.core.registry import Registry
 from edgecompress.targets.adb import Phone
+from edgecompress.targets.elf import Program
 from edgecompress.targets.measurement import MeasurementFile, merge, parse_measurement
 
 PACKAGE = "io.edgecompress.demo"
@@ -36,6 +37,7 @@ class PhonePlan:
         timeout_s: Seconds a process may take.
         poll_s: Seconds between two looks at it.
         cooldown_s: Longest pause for a phone that got hotter.
+        program: What runs there, for the runners that need one.
     """
 
     models: tuple[str, ...]
@@ -47,14 +49,25 @@ class PhonePlan:
     timeout_s: float = 600.0
     poll_s: float = 2.0
     cooldown_s: float = 300.0
+    program: Program | None = None
 
 
-RUNNERS: Registry[
-    Callable[[Phone, Bundle, PhonePlan, Callable[[str], None]], MeasurementFile]
-] = Registry("--runner")  # fmt: skip
+@dataclass(frozen=True)
+class Runner:
+    """A way to run a bundle on a phone.
+
+    Attributes:
+        run: Runs it there and returns the runs of all processes as one.
+        program: The program that the user brings, and where it comes from; None for none.
+    """
+
+    run: Callable[[Phone, Bundle, PhonePlan, Callable[[str], None]], MeasurementFile]
+    program: str | None = None
 
 
-@RUNNERS.register("app")
+RUNNERS: Registry[Runner] = Registry("--runner")
+
+
 def run_app(
     phone: Phone, bundle: Bundle, plan: PhonePlan, progress: Callable[[str], None]
 ) -> MeasurementFile:
@@ -72,7 +85,8 @@ def run_app(
     """
     if PACKAGE not in phone.shell("pm", "path", PACKAGE).out:
         raise DeviceError(
-            f"The demo app is not installed on the phone {phone.serial}: `adb install -r` its APK."
+            f"The demo app is not installed on the phone {phone.serial}: `edgecompress android "
+            "build` makes it, `edgecompress android install` installs it."
         )
     progress(f"Pushing the bundle to {phone.serial}")
     # A name that no shell and no file system can misread.
@@ -89,12 +103,15 @@ def run_app(
             if results[-1].data["error"] is not None:
                 break
             if number + 1 < plan.processes:
-                _cool_down(phone, results, plan, progress)
+                cool_down(phone, results, plan, progress)
     finally:
         # Also after Ctrl-C: nothing goes on measuring on the phone.
         with suppress(DeviceError):
             phone.shell("am", "force-stop", PACKAGE)
     return merge(results)
+
+
+RUNNERS.register("app")(Runner(run_app))
 
 
 def _one(
@@ -189,7 +206,7 @@ def _failure(phone: Phone, what: str) -> DeviceError:
     return DeviceError(f"{what} ({phone.serial}). " + (f"Its log ends: {log}" if log else ""))
 
 
-def _cool_down(
+def cool_down(
     phone: Phone,
     results: list[MeasurementFile],
     plan: PhonePlan,

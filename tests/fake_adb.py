@@ -5,6 +5,9 @@ FAKE_FAULTS names what goes wrong, FAKE_DEVICES is what `adb devices` lists, FAK
 microseconds of the processes, FAKE_THERMAL their thermal status before and after (`0-1,0-0`), and
 FAKE_STATUS what `dumpsys thermalservice` says, one after the other. With FAKE_APP, a command, that
 program measures instead.
+
+What runs a benchmark program is a script of the phone's shell, and a real shell runs it here, with
+the program FAKE_BENCHMARK in place of the pushed one. FAKE_ABIS is what the phone runs.
 """
 
 import hashlib
@@ -25,6 +28,28 @@ STATE = {
     "battery_temperature_c": 30.1, "charging": True, "power_save": False, "governor": None,
     "load_before": None, "load_after": None, "available_kb": 4000000,
 }  # fmt: skip
+
+
+PROPERTIES = {
+    "ro.product.manufacturer": "Google", "ro.product.model": "Pixel 8", "ro.soc.model": "Tensor G3",
+    "ro.product.cpu.abilist": os.environ.get("FAKE_ABIS", "arm64-v8a,armeabi-v7a,armeabi"),
+    "ro.build.version.release": "14", "ro.build.version.sdk": "34",
+    "ro.build.fingerprint": "google/shiba/shiba:14/x:user/release-keys",
+}  # fmt: skip
+MEMINFO = "MemTotal:        7800000 kB\nMemFree: 1 kB\nMemAvailable:    4000000 kB"
+FACTS = {
+    "getprop": "\n".join(f"[{name}]: [{value}]" for name, value in PROPERTIES.items()),
+    "cat /proc/cpuinfo": "processor\t: 0\nFeatures\t: fp asimd asimddp\n",
+    "cat /proc/meminfo": MEMINFO,
+    "for c": "\n".join(f"/sys/devices/system/cpu/cpu{n} {1700000 + n}" for n in (0, 10, 2)),
+    "dumpsys battery": "Current Battery Service state:\n  USB powered: true\n  status: 2\n"
+    "  level: 85\n  scale: 100\n  temperature: 301\n",
+    "settings get global low_power": "0",
+    "cat /sys/devices": "walt",
+    "cat /proc/loadavg": "1.50 1.20 1.10 1/900 12345",
+}
+MARK = "; echo '== edgecompress'; "
+TOOLS = "/data/local/tmp/edgecompress"
 
 
 def count(name):
@@ -157,9 +182,39 @@ def look(text):
     return 0
 
 
+def fact(command):
+    if command.startswith("dumpsys thermalservice"):
+        return f"Thermal Status: {pick('FAKE_STATUS', count('status'), '0')}"
+    if "denied" in FAULTS:
+        return ""
+    return next(text for start, text in FACTS.items() if command.startswith(start))
+
+
+def script(text):
+    """Runs a script in a real shell, in the phone's folder."""
+    if "unplugged" in FAULTS and "wait" in text:
+        return fail("adb: device 'PHONE1' not found")
+    for name in ("benchmark_litert_model", "benchmark_model"):
+        started = text.find(f"/{name} ")
+        if started > 0:
+            begin = text.rindex(" ", 0, started) + 1
+            with open(os.path.join(PHONE, "command.txt"), "w") as file:
+                file.write(text[begin:])
+            run = f"{sys.executable} -SE {os.environ['FAKE_BENCHMARK']} {name} "
+            text = text[:begin] + run + text[started + len(name) + 2 :]
+            os.environ["FAKE_MEDIAN"] = pick("FAKE_MEDIANS", count("starts"), "100")
+            break
+    return subprocess.run(["sh", "-c", text.replace(TOOLS, local(TOOLS))]).returncode
+
+
 def shell(text):
     if text.startswith("if "):
         return look(text)
+    if MARK in text:
+        print("\n== edgecompress\n".join(map(fact, text.split(MARK))))
+        return 0
+    if text.startswith("cd "):
+        return script(text)
     words = shlex.split(text)
     if words[:2] == ["pm", "path"]:
         if "no_app" not in FAULTS:
@@ -177,6 +232,8 @@ def shell(text):
                     print(f"{hashlib.sha256(file.read()).hexdigest()}  {path}")
             else:
                 print(f"sha256sum: {path}: No such file or directory", file=sys.stderr)
+    elif words[0] == "chmod":
+        os.chmod(local(words[2]), int(words[1], 8))
     elif words[0] == "rm":
         if os.path.exists(local(words[-1])):
             os.unlink(local(words[-1]))

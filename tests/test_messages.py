@@ -27,7 +27,11 @@ _OTHERS = {"--force-reinstall", "--mnist", "--models", "--published", "--rounds"
 
 @functools.cache
 def _options() -> set[str]:
-    commands = typer.main.get_command(app).commands.values()
+    waiting, commands = [typer.main.get_command(app)], []
+    while waiting:
+        command = waiting.pop()
+        waiting += getattr(command, "commands", {}).values()
+        commands.append(command)
     names = {n for c in commands for p in c.params for n in (*p.opts, *p.secondary_opts)}
     return {name for name in names if name.startswith("--")} | {"--help", "--version"}
 

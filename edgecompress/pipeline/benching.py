@@ -25,6 +25,7 @@ from edgecompress.pipeline.writing import tool_version
 
 if TYPE_CHECKING:
     from edgecompress.targets.bench import HostLatency
+    from edgecompress.targets.elf import Program
     from edgecompress.targets.measurement import MeasurementFile
 
 _STATES = ("thermal_before", "thermal_after", "thermal_headroom_before", "thermal_headroom_after",
@@ -131,6 +132,7 @@ def bench(
     adb: bool = False,
     serial: str | None = None,
     runner: str = "app",
+    binary: Path | str | None = None,
     models: Sequence[str] = (),
     threads: Sequence[int] = (1,),
     processes: int = 5,
@@ -149,7 +151,9 @@ def bench(
         host: Measure on this computer.
         adb: Measure on a phone, through adb.
         serial: Which phone; needed where several are connected.
-        runner: What runs on the phone; `app`: the demo app.
+        runner: What runs on the phone; `app`: the demo app, which also checks outputs;
+            `benchmark_model` and `litert`: Google's benchmark programs, which do not.
+        binary: The program of those two, built for the phone.
         models: Kinds of the files to run, e.g. `["int8", "float32"]`. Defaults to the one that
             ships.
         threads: Numbers of threads, each measured.
@@ -170,6 +174,8 @@ def bench(
         >>> ec.bench("build/", adb=True).verdict  # doctest: +SKIP
         'pass'
     """
+    # Importing a runner registers it.
+    from edgecompress.targets import phone_benchmark_model, phone_litert  # noqa: F401
     from edgecompress.targets.adb import connect
     from edgecompress.targets.measurement import Measurement, budget_checks
     from edgecompress.targets.phone import RUNNERS, PhonePlan
@@ -178,7 +184,8 @@ def bench(
         raise ArgumentError("--host", "be given, or --adb, and not both", None if adb else host)
     if serial is not None and not adb:
         raise ArgumentError("--serial", "go with --adb", serial)
-    run = RUNNERS[runner]
+    chosen_runner = RUNNERS[runner]
+    program = _program(runner, chosen_runner.program, binary, adb)
     for name, value in (("--processes", processes), *(("--threads", t) for t in threads)):
         if value < 1:
             raise ArgumentError(name, "be at least 1", value)
@@ -199,8 +206,9 @@ def bench(
         phone = connect(serial)
         kinds = tuple(model.kind for model in chosen)
         plan = PhonePlan(kinds, wanted, processes=processes, min_seconds=min_seconds,
-                         timeout_s=timeout_s, poll_s=poll_s, cooldown_s=cooldown_s)  # fmt: skip
-        file = run(phone, read, plan, progress)
+                         timeout_s=timeout_s, poll_s=poll_s, cooldown_s=cooldown_s,
+                         program=program)  # fmt: skip
+        file = chosen_runner.run(phone, read, plan, progress)
     else:
         file = _on_host(read, chosen, wanted, processes, min_seconds, timeout_s, progress)
     budgets = dict(read.budgets)
@@ -215,6 +223,25 @@ def bench(
     result = BenchResult({**file.data, "bundle": named, "measurements": entries})
     write_atomic(place, result.to_json())
     return result
+
+
+def _program(
+    runner: str, wanted: str | None, binary: Path | str | None, adb: bool
+) -> Program | None:
+    """Returns the program of a runner; None for one that needs none."""
+    from edgecompress.targets.elf import read_program
+
+    if runner != "app" and not adb:
+        raise ArgumentError("--runner", "go with --adb", runner)
+    if wanted is None:
+        if binary is not None:
+            raise ArgumentError(
+                "--binary", "go with the runner benchmark_model or litert", str(binary)
+            )
+        return None
+    if binary is None:
+        raise ArgumentError("--binary", f"name {wanted}", None)
+    return read_program(binary, "--binary")
 
 
 def _chosen(bundle: Bundle, kinds: Sequence[str]) -> list[BundleModel]:

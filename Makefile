@@ -1,10 +1,10 @@
 # make demo: train, compress, export and check a small model; make test: lint, types and all tests;
-# make apk: the demo app for phones (android_demo/README.md).
+# make apk, make android-test: the demo app for phones and its tests (android_demo/README.md).
 PYTHON ?= python3
 VENV ?= .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint apk clean
+.PHONY: demo test lint apk android-test clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python -P -m edgecompress.demo --output build/demo
@@ -22,6 +22,9 @@ lint: $(INSTALLED)
 
 apk:
 	android_demo/scripts/build_apk.sh --output build/edgecompress-demo.apk
+
+android-test:
+	cd android_demo && mvn --batch-mode --quiet --no-transfer-progress test
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -65,20 +62,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, model: Path, x: np.ndarray)
     folder = tmp_path_factory.mktemp("export") / "b\u00fcndle 1"
     _export(model, "pixel-8", x, folder, max_latency="102us", max_ram="1MiB")
     return folder
-
-
-@pytest.fixture
-def phone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a phone behind an adb in PATH."""
-    source = Path(__file__).with_name("fake_adb.py").read_text()
-    program = tmp_path / "bin" / "adb"
-    program.parent.mkdir()
-    program.write_text(f"#!{sys.executable} -SE\n{source}")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
-    (tmp_path / "phone").mkdir()
-    monkeypatch.setenv("FAKE_PHONE", str(tmp_path / "phone"))
-    return tmp_path / "phone"
 
 
 @pytest.fixture
@@ -240,39 +223,6 @@ def test_without_adb(bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 # --- the app's own code -------------------------------------------------------------------------
-
-_CORE = _DOCS.parent / "android_demo/app/src/main/java/io/edgecompress/demo/core"
-# The runtime, its library, and org.json as Android has it.
-_JARS = (
-    "ai/djl/tflite/tflite-engine/0.27.0/tflite-engine-0.27.0.jar",
-    "ai/djl/tflite/tflite-native-cpu/2.6.2/tflite-native-cpu-2.6.2-linux-x86_64.jar",
-    "org/robolectric/android-all/14-robolectric-10818077/"
-    "android-all-14-robolectric-10818077.jar",
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def jvm_app(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The command that runs the app's core on this computer; skips without what it needs."""
-    if not _CORE.is_dir():
-        pytest.skip("the app's sources are not here")
-    if shutil.which("javac") is None:
-        pytest.skip("there is no JDK")
-    jars = [Path.home() / ".m2" / "repository" / jar for jar in _JARS]
-    missing = [jar.name for jar in jars if not jar.is_file()]
-    if missing:
-        pytest.skip(f"not in the local Maven repository, run the app's tests: {missing}")
-    classes = tmp_path_factory.mktemp("classes")
-    path = os.pathsep.join(map(str, jars))
-    sources = sorted(map(str, _CORE.glob("*.java")))
-    done = subprocess.run(
-        ["javac", "-nowarn", "-d", str(classes), "-cp", path, *sources],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    runner = "io.edgecompress.demo.core.Runner"
-    return shlex.join(["java", "-cp", f"{classes}{os.pathsep}{path}", runner])
 
 
 def test_the_apps_core_runs_the_bundle(run: Bench, jvm_app: str) -> None:

@@ -13,8 +13,9 @@ public final class TfliteEngine implements Engine {
     private static final Pattern OPERATOR = Pattern.compile("opcode '(\\w+)' version '(\\d+)'");
     private static final Pattern NEW_CODE = Pattern.compile("builtin_code out of range: (\\d+)");
     private static final Pattern VERSION = Pattern.compile("(\\d+)\\.(\\d+).*");
-    // The first version whose XNNPACK runs int8 models without being asked to.
-    private static final int FIRST_MAJOR = 2;
+    // TensorFlow Lite's XNNPACK runs int8 models without being asked to from 2.10 on; LiteRT, whose
+    // numbers began again at 1.0, always has.
+    private static final int TENSORFLOW = 2;
     private static final int FIRST_INT8 = 10;
     private static final int LONGEST = 240;
 
@@ -46,7 +47,7 @@ public final class TfliteEngine implements Engine {
         Matcher match = VERSION.matcher(version == null ? "" : version);
         boolean known =
                 match.matches()
-                        && (Integer.parseInt(match.group(1)) > FIRST_MAJOR
+                        && (Integer.parseInt(match.group(1)) != TENSORFLOW
                                 || Integer.parseInt(match.group(2)) >= FIRST_INT8);
         return known ? "XNNPACK" : null;
     }

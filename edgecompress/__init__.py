@@ -30,6 +30,8 @@ _PUBLIC = {
     "export": "edgecompress.pipeline",
     "check": "edgecompress.pipeline",
     "bench": "edgecompress.pipeline",
+    "build_app": "edgecompress.pipeline",
+    "install_app": "edgecompress.pipeline",
     "compress": "edgecompress.recipes",
     "CompressionRecord": "edgecompress.core.record",
     "EdgeCompressError": "edgecompress.core.errors",

@@ -73,6 +73,14 @@ app = typer.Typer(
 )
 
 
+android = typer.Typer(
+    name="android",
+    rich_markup_mode=None,
+    help="Build the demo app for phones, and install it.",
+)
+app.add_typer(android)
+
+
 def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
     """Makes the values of a TOML file the defaults of the command's options."""
     if path is None:
@@ -487,6 +495,60 @@ def bench(
     else:
         _print_text(result.text())
     return result.exit_code_for(strict)
+
+
+@android.command()
+def build(
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Folder of an export that the app ships instead of its own models.",
+            metavar="BUNDLE",
+        ),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE.apk", help="The app.")
+    ] = Path("edgecompress-demo.apk"),
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Sources of the app; default: those that come with edgecompress."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> int:
+    """Build the demo app as an APK that is signed with a debug key."""
+    from edgecompress.pipeline import build_app
+
+    with _progress(quiet) as progress:
+        made = build_app(bundle, output=output, source=source, progress=progress)
+    _print_text(made.to_json().rstrip("\n") if as_json else made.text())
+    return OK
+
+
+@android.command()
+def install(
+    file: Annotated[
+        Path,
+        typer.Argument(help="What `edgecompress android build` wrote.", metavar="FILE.apk"),
+    ] = Path("edgecompress-demo.apk"),
+    serial: Annotated[
+        str | None,
+        typer.Option(metavar="SERIAL", help="Which phone, as `adb devices` lists them."),
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> int:
+    """Install the demo app on the phone that adb is connected to."""
+    from edgecompress.pipeline import install_app
+
+    with _progress(quiet) as progress:
+        installed = install_app(file, serial=serial, progress=progress)
+    _print_text(installed.to_json().rstrip("\n") if as_json else installed.text())
+    return OK
 
 
 @app.command()

@@ -200,6 +200,16 @@ class Phone:
                 )
             return local.read_bytes()
 
+    def install(self, apk: Path) -> Answer:
+        """Installs an app, over an older one, and returns adb's answer, whatever it is.
+
+        Raises:
+            DeviceError: it did not end in time.
+        """
+        # The phone also checks and optimizes what it got.
+        limit = 4 * _ANSWER_S + apk.stat().st_size / _BYTES_PER_S
+        return self.call("install", "-r", str(apk), timeout_s=limit)
+
     def thermal_status(self) -> int | None:
         """Returns Android's thermal status; None where the phone does not tell."""
         return thermal_status(self.shell("dumpsys", "thermalservice").out)

@@ -7,7 +7,8 @@ FAKE_STATUS what `dumpsys thermalservice` says, one after the other. With FAKE_A
 program measures instead.
 
 What runs a benchmark program is a script of the phone's shell, and a real shell runs it here, with
-the program FAKE_BENCHMARK in place of the pushed one. FAKE_ABIS is what the phone runs.
+the program FAKE_BENCHMARK in place of the pushed one. FAKE_ABIS is what the phone runs, and
+FAKE_INSTALL what it says instead of taking an app.
 """
 
 import hashlib
@@ -250,6 +251,21 @@ def shell(text):
     return 0
 
 
+def install(words):
+    refusal = os.environ.get("FAKE_INSTALL")
+    print("Performing Streamed Install")
+    if words[0] != "-r" or not words[1].endswith(".apk"):
+        return fail(f"adb: filename doesn't end .apk or .apex: {words[1]}")
+    if refusal:
+        # Older ones end well all the same.
+        fail(f"adb: failed to install {words[1]}: Failure [{refusal}]")
+        return 0 if "old_adb" in FAULTS else 1
+    with open(words[1], "rb") as source, open(os.path.join(PHONE, "base.apk"), "wb") as target:
+        target.write(source.read())
+    print("Success")
+    return 0
+
+
 def main(arguments):
     if "hang" in FAULTS:
         time.sleep(600)
@@ -264,6 +280,8 @@ def main(arguments):
     command, rest = arguments[2], arguments[3:]
     if command == "shell":
         return shell(rest[0])
+    if command == "install":
+        return install(rest)
     if command == "push":
         if "push" in FAULTS:
             return fail("adb: error: failed to copy: remote write failed: No space left on device")

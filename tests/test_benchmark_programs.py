@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import struct
 import sys
 import time
@@ -75,24 +74,11 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def phone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a phone behind an adb in PATH."""
-    program = tmp_path / "bin" / "adb"
-    program.parent.mkdir()
-    program.write_text(f"#!{sys.executable} -SE\n{(_HERE / 'fake_adb.py').read_text()}")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
-    (tmp_path / "phone").mkdir()
-    monkeypatch.setenv("FAKE_PHONE", str(tmp_path / "phone"))
-    monkeypatch.setenv("FAKE_BENCHMARK", str(_HERE / "fake_benchmark.py"))
-    return tmp_path / "phone"
-
-
-@pytest.fixture
 def run(phone: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     """Runs `bench --adb` with a benchmark program; capitals are the fake phone's environment."""
     binary = tmp_path / "android_aarch64_benchmark_model"
     binary.write_bytes(elf(183))
+    monkeypatch.setenv("FAKE_BENCHMARK", str(_HERE / "fake_benchmark.py"))
 
     def call(**options: Any) -> BenchResult:
         for name in [name for name in options if name.isupper()]:
@@ -187,7 +173,7 @@ def test_what_a_phone_denies_is_null(run: Bench) -> None:
     assert known == {"thermal_before", "thermal_after"}
 
 
-def test_a_phone_that_is_gone_is_no_phone_without_facts(phone: Path) -> None:
+def test_a_phone_that_is_gone_is_no_phone_without_facts() -> None:
     nobody = Phone("false", "PHONE1")
     for read in (read_device, read_state):
         with pytest.raises(DeviceError, match="does not answer any more"):

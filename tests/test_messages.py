@@ -21,8 +21,8 @@ _SOURCES = sorted(
 )
 _PAGES = sorted([*(_ROOT / "docs").glob("*.md"), _ROOT / "README.md"])
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
-# Options of pip, and of the programs in benchmarks/ that pages tell how to run.
-_OTHERS = {"--force-reinstall", "--mnist", "--models", "--published", "--rounds"}
+# Options of pip, of the app's build, and of the programs in benchmarks/ that pages tell how to run.
+_OTHERS = {"--bundle", "--force-reinstall", "--mnist", "--models", "--published", "--rounds"}
 
 
 @functools.cache

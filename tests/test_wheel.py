@@ -23,6 +23,12 @@ def _tree() -> set[str]:
         for path in (_ROOT / folder).rglob("*"):
             if path.is_file() and path.suffix in _DATA or path.name == "py.typed":
                 files[f"{package}/{path.relative_to(_ROOT / folder).as_posix()}"] = path
+    # The sources of the app: all of them, without its tests and what a build leaves.
+    app = _ROOT / "android_demo"
+    for path in app.rglob("*"):
+        name = path.relative_to(app).as_posix()
+        if path.is_file() and not name.startswith(("target/", "app/src/test/")):
+            files[f"edgecompress/android_demo/{name}"] = path
     return {name for name in files if "__pycache__" not in name}
 
 

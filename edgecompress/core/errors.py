@@ -82,6 +82,10 @@ class DeviceError(EdgeCompressError):
     """A phone is not reachable, or a run on it did not end with a result."""
 
 
+class BuildError(EdgeCompressError):
+    """The demo app for phones could not be built."""
+
+
 class UnsupportedOperatorError(EdgeCompressError):
     """The target's runtime cannot run an operator of the model."""
 

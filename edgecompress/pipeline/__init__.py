@@ -1,7 +1,11 @@
-"""The pipeline: `export` a model, `check` a .tflite file, `bench` what an export wrote."""
+"""The pipeline: `export` a model, `check` a .tflite file, `bench` what an export wrote.
+
+`build_app` and `install_app` bring the demo app to a phone.
+"""
 
 # Importing a format registers it.
 from edgecompress.pipeline import binary_weights, compressed, int8, sparse, xnor
+from edgecompress.pipeline.android import build_app, install_app
 from edgecompress.pipeline.benching import bench
 from edgecompress.pipeline.checking import check
 from edgecompress.pipeline.exporting import export
@@ -11,9 +15,11 @@ __all__ = [
     "MIN_AGREEMENT",
     "bench",
     "binary_weights",
+    "build_app",
     "check",
     "compressed",
     "export",
+    "install_app",
     "int8",
     "sparse",
     "xnor",

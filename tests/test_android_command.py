@@ -74,7 +74,7 @@ def _good(tmp_path: Path) -> str:
 
 
 def test_an_app_is_built(source: Source, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    app = source(f"echo Fetching what it is built with; {_good(tmp_path)}")
+    app = source(f"echo Fetching what it is built with; {_good(tmp_path)}; echo $out; echo sum")
     before = sorted(app.rglob("*"))
     file = tmp_path / "out" / "demo.apk"
     file.parent.mkdir()
@@ -87,6 +87,8 @@ def test_an_app_is_built(source: Source, tmp_path: Path, capfd: pytest.CaptureFi
     assert "ships the demo's models" in out
     # What the script says is told while it runs.
     assert "Fetching what it is built with" in err
+    assert "sum" not in err
+    assert "made-" not in err
     # Nothing is left beside the app, or among its sources.
     assert [path.name for path in file.parent.iterdir()] == ["demo.apk"]
     assert sorted(app.rglob("*")) == before

@@ -44,6 +44,7 @@ _PARTS = ("pom.xml", "scripts", "app/src/main")
 # Fetching may be slow; nothing else takes minutes.
 _LONGEST_S = 3600.0
 _POLL_S = 0.1
+_WIDTH = 100
 _HINTS = {
     "INSTALL_FAILED_UPDATE_INCOMPATIBLE": "the app on the phone is signed with another key; "
     "`adb uninstall {package}` removes it, and its results, first",
@@ -339,9 +340,17 @@ def _build(bash: str, app: Path, bundle: Bundle | None, progress: Callable[[str]
         command += ["--bundle", str(bundle.folder.resolve())]
     command += ["--output", str(made)]
     progress("Building the app")
+    told: list[str] = []
+
+    def tell(line: str) -> None:
+        # From its path on the script describes an APK that gets another place.
+        told.append(line)
+        if str(made) not in told:
+            progress(line[:_WIDTH])
+
     try:
         with tempfile.TemporaryFile() as said:
-            code = _run(command, app, said, progress)
+            code = _run(command, app, said, tell)
             said.seek(0)
             text = said.read().decode(errors="replace")
         if code:
@@ -379,7 +388,7 @@ def _run(command: list[str], folder: Path, said: IO[bytes], progress: Callable[[
             seen += len(whole)
             for line in whole.decode(errors="replace").splitlines():
                 if line.strip():
-                    progress(" ".join(line.split())[:100])
+                    progress(" ".join(line.split()))
             if code is not None:
                 return code
             if time.monotonic() - begin > _LONGEST_S:

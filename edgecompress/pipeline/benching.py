@@ -181,7 +181,9 @@ def bench(
     from edgecompress.targets.phone import RUNNERS, PhonePlan
 
     if host == adb:
-        raise ArgumentError("--host", "be given, or --adb, and not both", "both" if adb else "neither")
+        raise ArgumentError(
+            "--host", "be given, or --adb, and not both", "both" if adb else "neither"
+        )
     if serial is not None and not adb:
         raise ArgumentError("--serial", "go with --adb", serial)
     chosen_runner = RUNNERS[runner]

@@ -115,7 +115,7 @@ def size_chart(sizes: Sequence[tuple[str, int, int | None]]) -> str:
                 axes.barh(place + 0.18, compressed, 0.34, color=_COLOURS["c2"])
                 label = f"{format_size(compressed)} compressed"
                 _beside(axes, compressed, place + 0.18, label, "muted")
-        axes.set_yticks(range(len(sizes)), [_cut(name, 18) for name, _, _ in sizes])
+        axes.set_yticks(range(len(sizes)), [_cut(name, 28) for name, _, _ in sizes])
         axes.tick_params(axis="y", length=0, labelcolor=_COLOURS["ink"])
         axes.set_xlim(0, 1.32 * longest)
         axes.set_xticks([])
@@ -286,7 +286,7 @@ def stacked_chart(rows: Sequence[tuple[str, Sequence[tuple[str, Mapping[str, int
                     axes.barh(place, size, 0.84, left=start, color=colours[part])
                     start += size
                 _beside(axes, start, place, f"{label} {format_size(start)}", "muted")
-        axes.set_yticks(places, [_cut(name, 18) for name, _ in rows])
+        axes.set_yticks(places, [_cut(name, 28) for name, _ in rows])
         axes.tick_params(axis="y", length=0, labelcolor=_COLOURS["ink"])
         axes.set_xlim(0, 1.4 * max(longest, 1))
         axes.set_xticks([])

@@ -58,6 +58,7 @@ class Recipe:
         passes: Passes over the distorted training set: dense, removing, after removal, pruning,
             clustered.
         shared_rate: Learning rate of the shared values.
+        again: Passes in which they are trained once more, with half the rate.
         rounded: Whether the shared values are trained under the rounding of the int8 file.
     """
 
@@ -67,6 +68,7 @@ class Recipe:
     clusters: dict[str, int]
     passes: tuple[float, float, float, float, float]
     shared_rate: float
+    again: float = 0
     rounded: bool = False
 
 
@@ -90,10 +92,11 @@ RECIPES = {
     "lenet-5, smallest": Recipe(
         network="lenet-5",
         kept={"conv1": 10, "conv2": 16, "fc1": 32},
-        sparsity={"conv2": 0.58, "fc1": 0.71},
+        sparsity={"conv2": 0.56, "fc1": 0.695},
         clusters={"conv1": 15, "conv2": 11, "fc1": 7, "fc2": 7},
-        passes=(1, 0.25, 6, 8, 6),
+        passes=(1, 0.5, 6, 8, 8),
         shared_rate=1e-3,
+        again=8,
         rounded=True,
     ),
 }
@@ -402,10 +405,11 @@ def small_network(name: str, trainer: Trainer, cache: Path | None, seed: int) ->
     ]
     trainer.fit(model, pruning, 2e-3, *pruners)
     trainer.report("pruned", model, start)
-    rounding = [ec.QuantizationAwareTraining(ec.Int8())] if recipe.rounded else []
-    clustering = ec.WeightClustering(recipe.clusters)
-    trainer.fit(model, clustered, recipe.shared_rate, clustering, *rounding)
-    model = ec.finalize(model)
+    for share, rate in ((clustered, recipe.shared_rate), (recipe.again, recipe.shared_rate / 2)):
+        if share:
+            rounding = [ec.QuantizationAwareTraining(ec.Int8())] if recipe.rounded else []
+            trainer.fit(model, share, rate, ec.WeightClustering(recipe.clusters), *rounding)
+            model = ec.finalize(model)
     trainer.report("clustered", model, start)
     if path is not None:
         model.save(path)

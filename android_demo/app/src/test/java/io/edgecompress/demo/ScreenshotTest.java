@@ -128,13 +128,13 @@ public class ScreenshotTest {
         showPhonePath(view);
         android.util.DisplayMetrics display = activity.getResources().getDisplayMetrics();
         int width = View.MeasureSpec.makeMeasureSpec(display.widthPixels, View.MeasureSpec.EXACTLY);
-        int height =
-                View.MeasureSpec.makeMeasureSpec(display.heightPixels, View.MeasureSpec.EXACTLY);
+        // 533 dp of the small phone are half a pixel less than 800.
+        int pixels = display.heightPixels + display.heightPixels % 2;
+        int height = View.MeasureSpec.makeMeasureSpec(pixels, View.MeasureSpec.EXACTLY);
         view.measure(width, height);
-        view.layout(0, 0, display.widthPixels, display.heightPixels);
+        view.layout(0, 0, display.widthPixels, pixels);
         Bitmap bitmap =
-                Bitmap.createBitmap(
-                        display.widthPixels, display.heightPixels, Bitmap.Config.ARGB_8888);
+                Bitmap.createBitmap(display.widthPixels, pixels, Bitmap.Config.ARGB_8888);
         view.draw(new Canvas(bitmap));
         File file = new File(FOLDER, name + ".png");
         try (FileOutputStream out = new FileOutputStream(file)) {

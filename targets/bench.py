@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import platform
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from edgecompress.core.clock import utc_now
 from edgecompress.core.engines import ENGINES, time_engine
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.files import sha256
@@ -273,7 +273,7 @@ def summarize(
         },
         model_sha256=sha256(model),
         model_bytes=len(model),
-        time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        time=utc_now(),
         histogram=_histogram(wall),
     )
 

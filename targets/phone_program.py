@@ -14,7 +14,6 @@ import re
 import shlex
 import signal
 import struct
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from importlib.metadata import version
 from typing import Any
 
 from edgecompress.core.bundle import Bundle, BundleModel
+from edgecompress.core.clock import utc_now
 from edgecompress.core.errors import ArgumentError, DeviceError, ModelFileError
 from edgecompress.targets.adb import NoAnswerError, Phone, one_line
 from edgecompress.targets.elf import Program
@@ -344,10 +344,6 @@ def run_tool(
     return merge(results)
 
 
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
 def _file(
     bundle: Bundle, device: Mapping[str, Any], entries: list[dict[str, Any]]
 ) -> MeasurementFile:
@@ -357,7 +353,7 @@ def _file(
     data = {
         "schema": MEASUREMENT_SCHEMA,
         "tool": {"name": "edgecompress", "version": version("edgecompress")},
-        "time": _now(),
+        "time": utc_now(),
         "bundle": {"name": bundle.name, "target": bundle.target, "sha256": bundle.sha256},
         "device": dict(device),
         "state": {**states[0], **after},
@@ -412,7 +408,7 @@ def _entry(
         "checks": [],
         "output_sha256": None,
         "error": None,
-        "time": _now(),
+        "time": utc_now(),
     }  # fmt: skip
     _refuse_unknown_options(run, options, log)
     error = _error(run, status, log)

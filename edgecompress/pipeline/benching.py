@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 
 from edgecompress.core import errors
 from edgecompress.core.bundle import Bundle, BundleModel, read_bundle
+from edgecompress.core.clock import utc_now
 from edgecompress.core.engines import ENGINES, engine_available, run_engine
 from edgecompress.core.errors import ArgumentError, EdgeCompressError, UnknownNameError
 from edgecompress.core.files import jsonable, write_atomic
@@ -258,10 +258,6 @@ def _bundle_entry(bundle: Bundle) -> dict[str, Any]:
     return {"name": bundle.name, "target": bundle.target, "sha256": bundle.sha256}
 
 
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
 def _on_host(
     bundle: Bundle,
     models: Sequence[BundleModel],
@@ -285,7 +281,7 @@ def _on_host(
     data = {
         "schema": "edgecompress.measurement/1",
         "tool": {"name": "edgecompress", "version": tool_version()},
-        "time": _now(),
+        "time": utc_now(),
         "bundle": _bundle_entry(bundle),
         "device": _host_device(),
         "state": {**states[0], "load_after": states[-1]["load_after"]},
@@ -346,7 +342,7 @@ def _host_entry(
         "checks": [],
         "output_sha256": None,
         "error": None,
-        "time": _now(),
+        "time": utc_now(),
     }  # fmt: skip
     missing = engine_available(model.runtime)
     if missing is not None:

@@ -3,7 +3,7 @@
     python benchmarks/mnist_deep_compression.py --data mnist.npz [--seeds 0 1 2] [--cache DIR]
 
 The networks of the Deep Compression paper (Han et al. 2016, https://arxiv.org/abs/1510.00149,
-tables 2 and 3), with their error as the bar: distilled from two teachers on distorted training
+tables 2 and 3), with their error as the bar: distilled from four teachers on distorted training
 images, filters removed (GroupLasso, finalize), pruned (MagnitudePruning), clustered
 (WeightClustering, for the smallest file together with QuantizationAwareTraining), int8, coded for
 TensorFlow Lite Micro. The error is that of the .tflite file, run in TensorFlow Lite Micro on all
@@ -20,6 +20,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,14 +37,15 @@ import edgecompress as ec
 VALIDATION = 5_000
 # Distorted copies of each training image beside the image itself.
 COPIES = 10
-TEACHERS = 2
-TEACHER_PASSES = 1.6
+TEACHERS = 4
+TEACHER_PASSES = 3
 TEACHER_BATCH = 128
 TEMPERATURE = 3.0
 BATCH = 256
 # Largest error in percent, largest file, and the file that was the goal.
 BARS = {"lenet-300-100": (1.58, 25_000, 12_000), "lenet-5": (0.80, 23_000, 6_000)}
 BOARD = "nucleo-l4r5zi"
+STAGES = ("dense", "removed", "pruned", "clustered", "again")
 
 
 @dataclass(frozen=True)
@@ -293,37 +295,42 @@ def error(model: keras.Model, x: np.ndarray, y: np.ndarray) -> float:
     return 100 * float((outputs.argmax(1) != y).mean())
 
 
-def soft_targets(data: Data, cache: Path | None) -> np.ndarray:
-    """Returns the teachers' softened outputs for the training images."""
-    path = None if cache is None else cache / "soft_targets.npy"
+def teacher_outputs(number: int, data: Data, order: Any, cache: Path | None) -> np.ndarray:
+    """Trains a teacher on the digits and returns its outputs for the training images."""
+    path = None if cache is None else cache / f"teacher_{number}.npy"
     if path is not None and path.exists():
         return np.load(path)
-    total = np.zeros((len(data.x), 10), np.float32)
-    images, labels = tensors(data.x, data.y)
-    for number in range(TEACHERS):
-        start = time.monotonic()
-        keras.utils.set_random_seed(100 + number)
-        model = teacher()
-        steps = int(TEACHER_PASSES * len(data.y) // TEACHER_BATCH)
-        rate = keras.optimizers.schedules.CosineDecay(2e-3, steps)
-        model.compile(
-            keras.optimizers.Adam(rate),
-            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            steps_per_execution=20,
-        )
-        order = batches(images, labels, number, TEACHER_BATCH)
-        model.fit(order, steps_per_epoch=steps, epochs=1, verbose=0)
-        for first in range(0, len(data.x), 5_000):
-            part = scaled(data.x[first : first + 5_000])
-            total[first : first + 5_000] += np.asarray(model.predict_on_batch(part)) / TEACHERS
-        wrong = error(model, data.x_validation, data.y_validation)
-        say(f"teacher {number}: {wrong:.2f} % on validation, {time.monotonic() - start:.0f} s")
-    total = np.exp((total - total.max(1, keepdims=True)) / TEMPERATURE)
-    total /= total.sum(1, keepdims=True)
+    start = time.monotonic()
+    keras.utils.set_random_seed(100 + number)
+    model = teacher()
+    steps = int(TEACHER_PASSES * len(data.y) // TEACHER_BATCH)
+    rate = keras.optimizers.schedules.CosineDecay(2e-3, steps)
+    model.compile(
+        keras.optimizers.Adam(rate),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        steps_per_execution=20,
+    )
+    model.fit(order, steps_per_epoch=steps, epochs=1, verbose=0)
+    wrong = error(model, data.x_validation, data.y_validation)
+    say(f"teacher {number}: {wrong:.2f} % on validation, {time.monotonic() - start:.0f} s")
+    starts = range(0, len(data.x), 5_000)
+    parts = [model.predict_on_batch(scaled(data.x[at : at + 5_000])) for at in starts]
+    outputs = np.concatenate(parts)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, total)
-    return total
+        np.save(path, outputs)
+    return outputs
+
+
+def soft_targets(data: Data, cache: Path | None) -> np.ndarray:
+    """Returns the teachers' softened outputs for the training images."""
+    images, labels = tensors(data.x, data.y)
+    total = np.zeros((len(data.x), 10), np.float32)
+    for number in range(TEACHERS):
+        order = batches(images, labels, number, TEACHER_BATCH)
+        total += teacher_outputs(number, data, order, cache) / TEACHERS
+    total = np.exp((total - total.max(1, keepdims=True)) / TEMPERATURE)
+    return total / total.sum(1, keepdims=True)
 
 
 class Trainer:
@@ -332,11 +339,11 @@ class Trainer:
     def __init__(self, data: Data, images: Any, soft: Any, seed: int) -> None:
         """Takes the images and what the teachers say to them, as tensors."""
         self._data, self._images, self._soft = data, images, soft
-        self._seed, self._fits = seed, 0
+        self._order = self._seed = seed
 
-    def skip(self) -> None:
-        """Counts a fit that the cache has made needless, so that later ones see the same order."""
-        self._fits += 1
+    def begin(self, stage: str) -> None:
+        """Gives a stage its own order of the images."""
+        self._order = 100 * self._seed + 10 * STAGES.index(stage)
 
     def steps(self, passes: float) -> int:
         """Returns how many batches so many passes over the training images are."""
@@ -344,13 +351,13 @@ class Trainer:
 
     def fit(self, model: keras.Model, passes: float, rate: float, *callbacks: Any) -> None:
         """Trains on the teachers' outputs."""
-        self._fits += 1
+        self._order += 1
         steps = self.steps(passes)
         epochs = max(round(passes), 2)
         schedule = keras.optimizers.schedules.CosineDecay(rate, steps)
         model.compile(keras.optimizers.Adam(schedule), soft_loss, steps_per_execution=20)
         model.fit(
-            batches(self._images, self._soft, 100 * self._seed + self._fits),
+            batches(self._images, self._soft, self._order),
             steps_per_epoch=steps // epochs,
             epochs=epochs,
             callbacks=list(callbacks),
@@ -363,56 +370,84 @@ class Trainer:
         say(f"  {stage}: {wrong:.2f} % on validation, {time.monotonic() - start:.0f} s")
 
 
+class Stages:
+    """Runs the stages of a recipe, each only where the cache does not hold its network."""
+
+    def __init__(self, trainer: Trainer, cache: Path | None, seed: int) -> None:
+        """Takes the trainer, the folder for trained networks and the seed."""
+        self._trainer, self._cache, self._seed = trainer, cache, seed
+        self._start = time.monotonic()
+
+    def run(self, name: str, stage: str, train: Callable[[], keras.Model]) -> keras.Model:
+        """Returns the network of a stage, trained or read."""
+        path = None if self._cache is None else self._cache / f"{name}_{stage}_{self._seed}.keras"
+        if path is not None and path.exists():
+            model = keras.saving.load_model(path, compile=False)
+        else:
+            # Every stage has draws of its own, whether those before it were trained or read.
+            keras.utils.set_random_seed(self._seed)
+            self._trainer.begin(stage)
+            model = train()
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                model.save(path)
+        self._trainer.report(stage, model, self._start)
+        return model
+
+
 def small_network(name: str, trainer: Trainer, cache: Path | None, seed: int) -> keras.Model:
     """Returns a network that has gone through all stages of its recipe."""
-    path = None if cache is None else cache / f"{name}_{seed}.keras"
-    if path is not None and path.exists():
-        return keras.saving.load_model(path, compile=False)
     recipe = RECIPES[name]
-    dense_path = None if cache is None else cache / f"{recipe.network}_dense_{seed}.keras"
+    stages = Stages(trainer, cache, seed)
     dense, removing, removed, pruning, clustered = recipe.passes
-    start = time.monotonic()
-    keras.utils.set_random_seed(seed)
-    if dense_path is not None and dense_path.exists():
-        model = keras.saving.load_model(dense_path, compile=False)
-        trainer.skip()
-    else:
+
+    def train() -> keras.Model:
         model = NETWORKS[recipe.network]()
         trainer.fit(model, dense, 2e-3)
-        if dense_path is not None:
-            model.save(dense_path)
-    trainer.report("dense", model, start)
-    lasso = [
-        ec.GroupLasso(
-            2e-5,
-            final_sparsity=1 - kept / model.get_layer(layer).get_weights()[0].shape[-1],
-            layers=[layer],
-            end_epoch=1,
-        )
-        for layer, kept in recipe.kept.items()
-    ]
-    trainer.fit(model, removing, 1e-3, *lasso)
-    model = ec.finalize(model)
-    trainer.fit(model, removed, 2e-3)
-    trainer.report("filters removed", model, start)
-    end = trainer.steps(pruning) // 2
-    pruners = [
-        ec.MagnitudePruning(
-            ec.PolynomialDecay(final_sparsity=share, begin_step=0, end_step=end, frequency=100),
-            layers=[layer],
-        )
-        for layer, share in recipe.sparsity.items()
-    ]
-    trainer.fit(model, pruning, 2e-3, *pruners)
-    trainer.report("pruned", model, start)
-    for share, rate in ((clustered, recipe.shared_rate), (recipe.again, recipe.shared_rate / 2)):
-        if share:
-            rounding = [ec.QuantizationAwareTraining(ec.Int8())] if recipe.rounded else []
-            trainer.fit(model, share, rate, ec.WeightClustering(recipe.clusters), *rounding)
-            model = ec.finalize(model)
-    trainer.report("clustered", model, start)
-    if path is not None:
-        model.save(path)
+        return model
+
+    model = stages.run(recipe.network, "dense", train)
+
+    def remove() -> keras.Model:
+        lasso = [
+            ec.GroupLasso(
+                2e-5,
+                final_sparsity=1 - kept / model.get_layer(layer).get_weights()[0].shape[-1],
+                layers=[layer],
+                end_epoch=1,
+            )
+            for layer, kept in recipe.kept.items()
+        ]
+        trainer.fit(model, removing, 1e-3, *lasso)
+        small = ec.finalize(model)
+        trainer.fit(small, removed, 2e-3)
+        return small
+
+    model = stages.run(name, "removed", remove)
+
+    def prune() -> keras.Model:
+        end = trainer.steps(pruning) // 2
+        pruners = [
+            ec.MagnitudePruning(
+                ec.PolynomialDecay(final_sparsity=share, begin_step=0, end_step=end, frequency=100),
+                layers=[layer],
+            )
+            for layer, share in recipe.sparsity.items()
+        ]
+        trainer.fit(model, pruning, 2e-3, *pruners)
+        return model
+
+    model = stages.run(name, "pruned", prune)
+
+    def cluster(passes: float, rate: float) -> keras.Model:
+        rounding = [ec.QuantizationAwareTraining(ec.Int8())] if recipe.rounded else []
+        trainer.fit(model, passes, rate, ec.WeightClustering(recipe.clusters), *rounding)
+        return ec.finalize(model)
+
+    model = stages.run(name, "clustered", lambda: cluster(clustered, recipe.shared_rate))
+    if recipe.again:
+        again = recipe.again
+        model = stages.run(name, "again", lambda: cluster(again, recipe.shared_rate / 2))
     return model
 
 

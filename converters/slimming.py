@@ -15,6 +15,9 @@ from edgecompress.core.flatbuffer_edit import drop_unused, pack, unpack
 
 # Their kernels take the scale of the bias from input and filter.
 _PER_CHANNEL = ("CONV_2D", "DEPTHWISE_CONV_2D")
+# FULLY_CONNECTED asks that the scale of the bias, 0 without one, and `input scale * filter scale`
+# differ by no more than this share of the output's scale; it reads it for nothing else.
+_BIAS_SCALE_TOLERANCE = 0.02
 
 
 def slim(data: bytes) -> bytes:
@@ -22,8 +25,10 @@ def slim(data: bytes) -> bytes:
 
     - FULLY_CONNECTED reads its input as rows of the filter's length, whatever its shape: a RESHAPE
       that only it reads moves nothing.
-    - Convolutions compute a bias in units of `input scale * filter scale`; the scales and zero
-      points stored with it, 12 bytes for each channel, are not read.
+    - Convolutions and FULLY_CONNECTED compute a bias in units of `input scale * filter scale`; the
+      scales and zero points stored with it, 12 bytes for each channel, are not used. (The latter
+      checks them, with a tolerance that nearly all layers keep without them.)
+    - Scales of a convolution's filter that are the same for all channels: one serves them all.
     - Zero points that are the same for all channels: the engine reads one value for all of them,
       where LiteRT asks for one each.
     - The flag that a tensor has a known rank tells only scalars from tensors without a shape.
@@ -36,12 +41,19 @@ def slim(data: bytes) -> bytes:
     model = unpack(data)
     graph = model.subgraphs[0]
     _drop_reshapes(model)
+    readers: dict[int, list[tuple[Any, int]]] = {}
     for operator in graph.operators:
-        biased = len(operator.inputs) > 2 and operator.inputs[2] >= 0
-        if _name(model, operator) in _PER_CHANNEL and biased:
-            bias = graph.tensors[operator.inputs[2]]
-            if bias.type == schema.TensorType.INT32:
-                bias.quantization = None
+        for position, index in enumerate(operator.inputs):
+            readers.setdefault(int(index), []).append((operator, position))
+    for index, tensor in enumerate(graph.tensors):
+        uses = readers.get(index, [])
+        if not uses or tensor.quantization is None:
+            continue
+        if all(position == 2 and _ignores_bias_scale(model, o) for o, position in uses):
+            if tensor.type == schema.TensorType.INT32:
+                tensor.quantization = None
+        elif all(position == 1 and _name(model, o) in _PER_CHANNEL for o, position in uses):
+            _share_scale(tensor.quantization)
     for tensor in graph.tensors:
         if tensor.shape is not None and len(tensor.shape):
             tensor.hasRank = False
@@ -58,6 +70,28 @@ def _name(model: Any, operator: Any) -> str:
     code = max(entry.builtinCode, entry.deprecatedBuiltinCode)
     names = {value: name for name, value in vars(schema.BuiltinOperator).items()}
     return str(names.get(code, code))
+
+
+def _ignores_bias_scale(model: Any, operator: Any) -> bool:
+    name = _name(model, operator)
+    if name != "FULLY_CONNECTED":
+        return name in _PER_CHANNEL
+    tensors = model.subgraphs[0].tensors
+    ends = (*operator.inputs[:2], operator.outputs[0])
+    scales = [tensors[i].quantization and tensors[i].quantization.scale for i in ends]
+    if any(scale is None or len(scale) == 0 for scale in scales):
+        return False
+    source, weights, output = (float(np.max(scale)) for scale in scales)
+    return source * weights < 0.99 * _BIAS_SCALE_TOLERANCE * output
+
+
+def _share_scale(quantization: Any) -> None:
+    scales, points = quantization.scale, quantization.zeroPoint
+    if scales is None or points is None or len(set(scales)) != 1 or len(set(points)) != 1:
+        return
+    quantization.scale = np.array(scales[:1], np.float32)
+    quantization.zeroPoint = np.array(points[:1], np.int64)
+    quantization.quantizedDimension = 0
 
 
 def _drop_reshapes(model: Any) -> None:

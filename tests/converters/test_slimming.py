@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -67,6 +68,44 @@ def test_one_zero_point_is_stored_for_all_channels(small: bytes) -> None:
     assert not unsupported(read, load_target("nucleo-l4r5zi"))
     with pytest.raises(EngineError, match="1 zero_point values"):
         run_engine("litert", slim(small), [np.zeros((1, 6, 6, 2), np.int8)])
+
+
+def _dense_bias(model: Any) -> Any:
+    graph = model.subgraphs[0]
+    return graph.tensors[graph.operators[-1].inputs[2]]
+
+
+def test_biases_lose_their_scales(small: bytes) -> None:
+    biases = [t for t in unpack(slim(small)).subgraphs[0].tensors if t.type == 2]
+    assert len(biases) == 4
+    assert all(bias.quantization is None for bias in biases)
+
+
+def test_the_scale_of_a_bias_that_the_engine_would_miss_stays(small: bytes) -> None:
+    """With the scale gone, the engine's check of a layer with a tiny output scale fails."""
+    model = unpack(small)
+    graph = model.subgraphs[0]
+    output = graph.tensors[graph.outputs[0]].quantization
+    output.scale = np.array(output.scale) / 1000
+    coarse = pack(model)
+    assert _dense_bias(unpack(slim(coarse))).quantization is not None
+    verify_exact(coarse, slim(coarse))
+    model = unpack(coarse)
+    _dense_bias(model).quantization = None
+    with pytest.raises(EngineError):
+        verify_exact(coarse, pack(model))
+
+
+def test_a_scale_for_all_channels_is_stored_once(small: bytes) -> None:
+    model = unpack(small)
+    graph = model.subgraphs[0]
+    filters = [graph.tensors[o.inputs[1]].quantization for o in graph.operators[:2]]
+    filters[0].scale = np.full(5, filters[0].scale[0])
+    shared = pack(model)
+    slimmed = unpack(slim(shared)).subgraphs[0]
+    scales = [slimmed.tensors[o.inputs[1]].quantization.scale for o in slimmed.operators[:2]]
+    assert [len(scale) for scale in scales] == [1, 5]
+    verify_exact(shared, slim(shared), samples=20)
 
 
 def test_the_arena_of_the_slimmed_file_is_known_and_no_larger(small: bytes) -> None:

@@ -62,6 +62,7 @@ class Recipe:
         shared_rate: Learning rate of the shared values.
         again: Passes in which they are trained once more, with half the rate.
         rounded: Whether the shared values are trained under the rounding of the int8 file.
+        reassign: Whether which weights share a value is trained, too, until `again`.
     """
 
     network: str
@@ -72,6 +73,7 @@ class Recipe:
     shared_rate: float
     again: float = 0
     rounded: bool = False
+    reassign: bool = False
 
 
 RECIPES = {
@@ -439,15 +441,17 @@ def small_network(name: str, trainer: Trainer, cache: Path | None, seed: int) ->
 
     model = stages.run(name, "pruned", prune)
 
-    def cluster(passes: float, rate: float) -> keras.Model:
-        rounding = [ec.QuantizationAwareTraining(ec.Int8())] if recipe.rounded else []
-        trainer.fit(model, passes, rate, ec.WeightClustering(recipe.clusters), *rounding)
+    def cluster(passes: float, rate: float, reassign: bool) -> keras.Model:
+        callbacks = [ec.WeightClustering(recipe.clusters, reassign=reassign)]
+        if recipe.rounded:
+            callbacks.append(ec.QuantizationAwareTraining(ec.Int8()))
+        trainer.fit(model, passes, rate, *callbacks)
         return ec.finalize(model)
 
-    model = stages.run(name, "clustered", lambda: cluster(clustered, recipe.shared_rate))
-    if recipe.again:
-        again = recipe.again
-        model = stages.run(name, "again", lambda: cluster(again, recipe.shared_rate / 2))
+    rate, again = recipe.shared_rate, recipe.again
+    model = stages.run(name, "clustered", lambda: cluster(clustered, rate, recipe.reassign))
+    if again:
+        model = stages.run(name, "again", lambda: cluster(again, rate / 2, False))
     return model
 
 

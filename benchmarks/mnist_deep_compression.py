@@ -41,11 +41,14 @@ TEACHERS = 4
 TEACHER_PASSES = 3
 TEACHER_BATCH = 128
 TEMPERATURE = 3.0
+# Share of images without distortion in the last stage: what is left of a small network is to serve
+# the images that it will see.
+UNDISTORTED = 0.5
 BATCH = 256
 # Largest error in percent, largest file, and the file that was the goal.
 BARS = {"lenet-300-100": (1.58, 25_000, 12_000), "lenet-5": (0.80, 23_000, 6_000)}
 BOARD = "nucleo-l4r5zi"
-STAGES = ("dense", "removed", "pruned", "clustered", "again")
+STAGES = ("dense", "removed", "pruned", "clustered")
 
 
 @dataclass(frozen=True)
@@ -56,13 +59,11 @@ class Recipe:
         network: Which network.
         kept: Layer -> filters or neurons that stay.
         sparsity: Layer -> share of its weights that become zero.
-        clusters: Layer -> different values of its weights beside zero.
+        clusters: Layer -> different values of its weights beside zero; others keep their own.
         passes: Passes over the distorted training set: dense, removing, after removal, pruning,
             clustered.
         shared_rate: Learning rate of the shared values.
-        again: Passes in which they are trained once more, with half the rate.
         rounded: Whether the shared values are trained under the rounding of the int8 file.
-        reassign: Whether which weights share a value is trained, too, until `again`.
     """
 
     network: str
@@ -71,9 +72,7 @@ class Recipe:
     clusters: dict[str, int]
     passes: tuple[float, float, float, float, float]
     shared_rate: float
-    again: float = 0
     rounded: bool = False
-    reassign: bool = False
 
 
 RECIPES = {
@@ -97,10 +96,10 @@ RECIPES = {
         network="lenet-5",
         kept={"conv1": 10, "conv2": 16, "fc1": 32},
         sparsity={"conv2": 0.56, "fc1": 0.695},
-        clusters={"conv1": 15, "conv2": 11, "fc1": 7, "fc2": 7},
-        passes=(1, 0.5, 6, 8, 8),
-        shared_rate=1e-3,
-        again=8,
+        # The first and the last layer are too small for a code to pay.
+        clusters={"conv2": 11, "fc1": 7},
+        passes=(1, 0.5, 8, 8, 4),
+        shared_rate=5e-4,
         rounded=True,
     ),
 }
@@ -253,16 +252,27 @@ def scaled(images: np.ndarray) -> np.ndarray:
 # --- Training ------------------------------------------------------------------------------------
 
 
-def batches(images: Any, labels: Any, seed: int, batch: int = BATCH) -> Any:
-    """Returns an endless tf.data.Dataset of batches of two tensors, mixed anew in each pass."""
+def batches(
+    images: Any, labels: Any, seed: int, batch: int = BATCH, undistorted: float = 0.0
+) -> Any:
+    """Returns an endless tf.data.Dataset of batches of two tensors, mixed anew in each pass.
+
+    Args:
+        images: The undistorted ones first, then as many for each copy.
+        labels: One for each image.
+        seed: Of the order.
+        batch: Images of a batch.
+        undistorted: Share of images whose undistorted form takes their place.
+    """
     import tensorflow as tf
 
-    steps = len(images) // batch
+    count, steps = len(images), len(images) // batch
 
     def order(number: Any) -> Any:
-        mixed = tf.random.experimental.stateless_shuffle(
-            tf.range(len(images)), seed=[seed, tf.cast(number, tf.int32)]
-        )
+        key = [seed, tf.cast(number, tf.int32)]
+        mixed = tf.random.experimental.stateless_shuffle(tf.range(count), seed=key)
+        replaced = tf.random.stateless_uniform((count,), seed=key) < undistorted
+        mixed = tf.where(replaced, mixed % (count // (COPIES + 1)), mixed)
         return tf.data.Dataset.from_tensor_slices(tf.reshape(mixed[: steps * batch], (-1, batch)))
 
     def pick(index: Any) -> Any:
@@ -351,7 +361,14 @@ class Trainer:
         """Returns how many batches so many passes over the training images are."""
         return int(passes * len(self._images) // BATCH)
 
-    def fit(self, model: keras.Model, passes: float, rate: float, *callbacks: Any) -> None:
+    def fit(
+        self,
+        model: keras.Model,
+        passes: float,
+        rate: float,
+        *callbacks: Any,
+        undistorted: float = 0.0,
+    ) -> None:
         """Trains on the teachers' outputs."""
         self._order += 1
         steps = self.steps(passes)
@@ -359,7 +376,7 @@ class Trainer:
         schedule = keras.optimizers.schedules.CosineDecay(rate, steps)
         model.compile(keras.optimizers.Adam(schedule), soft_loss, steps_per_execution=20)
         model.fit(
-            batches(self._images, self._soft, self._order),
+            batches(self._images, self._soft, self._order, undistorted=undistorted),
             steps_per_epoch=steps // epochs,
             epochs=epochs,
             callbacks=list(callbacks),
@@ -441,18 +458,14 @@ def small_network(name: str, trainer: Trainer, cache: Path | None, seed: int) ->
 
     model = stages.run(name, "pruned", prune)
 
-    def cluster(passes: float, rate: float, reassign: bool) -> keras.Model:
-        callbacks = [ec.WeightClustering(recipe.clusters, reassign=reassign)]
+    def cluster() -> keras.Model:
+        callbacks = [ec.WeightClustering(recipe.clusters, initialization="density")]
         if recipe.rounded:
             callbacks.append(ec.QuantizationAwareTraining(ec.Int8()))
-        trainer.fit(model, passes, rate, *callbacks)
+        trainer.fit(model, clustered, recipe.shared_rate, *callbacks, undistorted=UNDISTORTED)
         return ec.finalize(model)
 
-    rate, again = recipe.shared_rate, recipe.again
-    model = stages.run(name, "clustered", lambda: cluster(clustered, rate, recipe.reassign))
-    if again:
-        model = stages.run(name, "again", lambda: cluster(again, rate / 2, False))
-    return model
+    return stages.run(name, "clustered", cluster)
 
 
 # --- The file -----------------------------------------------------------------------------------

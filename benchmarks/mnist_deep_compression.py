@@ -9,9 +9,10 @@ images, filters removed (GroupLasso, finalize), pruned (MagnitudePruning), clust
 TensorFlow Lite Micro. The error is that of the .tflite file, run in TensorFlow Lite Micro on all
 10,000 test images.
 
-5,000 training images are kept for validation; widths, sparsities and clusters below were chosen on
-them. The teachers are the same for all seeds. About an hour on two cores; with --cache, what has
-been trained is not trained again. `mnist.npz` is the file that keras.datasets.mnist loads.
+5,000 training images are kept for validation; widths, sparsities, clusters and rates below were
+chosen on them. The teachers are the same for all seeds. About an hour and a half on two cores; with
+--cache, each teacher and each stage that has been trained is not trained again. `mnist.npz` is the
+file that keras.datasets.mnist loads.
 """
 
 from __future__ import annotations

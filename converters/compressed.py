@@ -177,7 +177,7 @@ def compress(
     Example:
         >>> result = compress("vww_int8.tflite")  # doctest: +SKIP
         >>> len(result.artifact.data), result.bytes_before  # doctest: +SKIP
-        (105664, 333288)
+        (89392, 333288)
     """
     for name in codings:
         CODINGS[name]

@@ -32,15 +32,13 @@ class _ClusterHook(StepHook):
 class _Clustered:
     """A clustered kernel: which weight belongs to which shared value, and the values."""
 
-    def __init__(self, layer: str, kernel: keras.Variable, clusters: int, reassign: bool) -> None:
+    def __init__(self, layer: str, kernel: keras.Variable, clusters: int) -> None:
         self.layer, self.kernel, self.clusters = layer, kernel, clusters
-        self.reassign = reassign
         self.size = int(np.prod(kernel.shape))
         self.error = 0.0
         self.error_base = 0.0
         self.labels: keras.Variable | None = None  # 0: a zero that stays; 1 to k: a cluster
         self.values: keras.Variable | None = None  # values[0] is 0
-        self.free: keras.Variable | None = None  # The weights without sharing, to reassign
 
     def numpy(self) -> np.ndarray:
         return ops.convert_to_numpy(ops.cast(self.kernel, "float32"))
@@ -50,17 +48,10 @@ class _Clustered:
         found = np.unique(self.numpy())
         return found[found != 0] if preserve_zeros else found
 
-    def gradient(self, gradient: Any) -> Any:
-        """Returns `dL/dC_k = sum of dL/dW over cluster k` in the place of every member.
-
-        Weights that are to be assigned anew keep the gradient of their own; zeros that stay get
-        none.
-        """
+    def summed(self, gradient: Any) -> Any:
+        """Returns `dL/dC_k = sum of dL/dW over cluster k` in the place of every member."""
         dense = ops.convert_to_tensor(gradient)  # Embeddings have sparse gradients.
         labels = ops.convert_to_tensor(self.labels)
-        if self.reassign:
-            member = ops.reshape(labels > 0, self.kernel.shape)
-            return ops.where(member, dense, ops.zeros_like(dense))
         sums = ops.segment_sum(
             ops.reshape(ops.cast(dense, "float32"), (-1,)), labels, self.clusters + 1
         )
@@ -69,9 +60,6 @@ class _Clustered:
 
     def share(self, preserve_zeros: bool) -> None:
         """Gives the members of each cluster one value again: the mean of what they became."""
-        if self.reassign:
-            self._assign_anew(preserve_zeros)
-            return
         weights = ops.reshape(ops.cast(ops.convert_to_tensor(self.kernel), "float32"), (-1,))
         labels, values = ops.convert_to_tensor(self.labels), ops.convert_to_tensor(self.values)
         if preserve_zeros:
@@ -84,28 +72,6 @@ class _Clustered:
         sums = ops.segment_sum(changes, labels, self.clusters + 1)
         values = values + sums / ops.maximum(members, 1.0)
         values = ops.where(ops.arange(self.clusters + 1) > 0, values, 0.0)
-        self._assign_values(labels, values)
-
-    def _assign_anew(self, preserve_zeros: bool) -> None:
-        """Moves the free weights by the update, then runs one iteration of k-means on them."""
-        weights = ops.reshape(ops.cast(ops.convert_to_tensor(self.kernel), "float32"), (-1,))
-        labels, values = ops.convert_to_tensor(self.labels), ops.convert_to_tensor(self.values)
-        free = ops.convert_to_tensor(self.free) + weights - ops.take(values, labels)
-        member = labels > 0
-        if preserve_zeros:
-            member = ops.logical_and(member, ops.not_equal(weights, 0.0))
-        # A centroid without members keeps its value, which another may pass.
-        centroids = ops.sort(values[1:])
-        nearest = ops.searchsorted((centroids[1:] + centroids[:-1]) / 2, free, side="left")
-        labels = ops.where(member, ops.cast(nearest, "int32") + 1, 0)
-        members = ops.segment_sum(ops.ones_like(free), labels, self.clusters + 1)[1:]
-        sums = ops.segment_sum(free, labels, self.clusters + 1)[1:]
-        centroids = ops.where(members > 0, sums / ops.maximum(members, 1.0), centroids)
-        self.free.assign(free)  # type: ignore[union-attr]
-        self.labels.assign(labels)  # type: ignore[union-attr]
-        self._assign_values(labels, ops.concatenate([ops.zeros((1,)), centroids]))
-
-    def _assign_values(self, labels: Any, values: Any) -> None:
         self.values.assign(values)  # type: ignore[union-attr]
         shared = ops.reshape(ops.take(values, labels), self.kernel.shape)
         self.kernel.assign(ops.cast(shared, self.kernel.dtype))
@@ -125,14 +91,6 @@ class WeightClustering(CompressionCallback):
     became. With plain SGD this is `C_k - learning_rate * dL/dC_k`; the mean matters only where
     members have different optimizer states from the time before they were clustered. Both happen
     inside the compiled step, so `steps_per_execution` and `jit_compile` do not change the result.
-
-    With `reassign=True` the assignment is trained, too: behind the shared values the callback keeps
-    the weights as they were and adds every update of the optimizer to them. After each step it
-    assigns all of them anew to the nearest centroid and moves the centroids to the means of their
-    members (Cardinaux et al., Iteratively Training Look-Up Tables for Network Quantization, 2018,
-    https://arxiv.org/abs/1811.05355, algorithm 1). A weight whose gradients insist changes its
-    cluster, which matters where clusters are few. Follow it with a fit without `reassign`, which
-    trains the values of the assignment that was found.
 
     Summed gradients grow with the clusters: with SGD, use a learning rate smaller by about the
     number of weights of a cluster; Adam divides the scale out. Gradient clipping sees the sums.
@@ -157,7 +115,6 @@ class WeightClustering(CompressionCallback):
         begin_epoch: Epoch, as Keras numbers them, in which weights are assigned. Defaults to 0,
             for a trained model.
         seed: Of `"k-means++"`. Defaults to 0.
-        reassign: Whether every step assigns the weights anew. Defaults to False.
 
     Raises:
         ArgumentError: an argument breaks its rule, or Keras runs on another backend than
@@ -182,7 +139,6 @@ class WeightClustering(CompressionCallback):
         layers: LayerChoice = None,
         begin_epoch: int = 0,
         seed: int = 0,
-        reassign: bool = False,
     ) -> None:
         """Checks the arguments; the model is looked at when training begins."""
         super().__init__()
@@ -194,9 +150,8 @@ class WeightClustering(CompressionCallback):
         if not counts:
             raise ArgumentError("clusters", "name at least one layer", clusters)
         _ = INITIALIZATIONS[initialization]  # Refuses unknown names.
-        for name, flag in (("preserve_zeros", preserve_zeros), ("reassign", reassign)):
-            if not isinstance(flag, bool):
-                raise ArgumentError(name, "be True or False", flag)
+        if not isinstance(preserve_zeros, bool):
+            raise ArgumentError("preserve_zeros", "be True or False", preserve_zeros)
         for name, value in (("begin_epoch", begin_epoch), ("seed", seed)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise ArgumentError(name, "be a whole number, 0 or more", value)
@@ -208,7 +163,6 @@ class WeightClustering(CompressionCallback):
         self.layers: LayerChoice = layers if layers is None or callable(layers) else list(layers)
         self.begin_epoch = begin_epoch
         self.seed = seed
-        self.reassign = reassign
         self._clustered: list[_Clustered] = []
         self._hook: _ClusterHook | None = None
         self._active = False
@@ -222,7 +176,6 @@ class WeightClustering(CompressionCallback):
             "layers": [clustered.layer for clustered in self._clustered],
             "begin_epoch": self.begin_epoch,
             "seed": self.seed,
-            "reassign": self.reassign,
         }
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -279,10 +232,7 @@ class WeightClustering(CompressionCallback):
         kernels = self.choose_kernels(
             layers, CLUSTERED_BY_DEFAULT, CLUSTERED_ON_REQUEST, "clustered"
         )
-        return [
-            _Clustered(k.name, k.variable, self._count(k.layer.name), self.reassign)
-            for k in kernels
-        ]
+        return [_Clustered(k.name, k.variable, self._count(k.layer.name)) for k in kernels]
 
     def _count(self, layer: str) -> int:
         if not isinstance(self.clusters, Mapping):
@@ -324,12 +274,8 @@ class WeightClustering(CompressionCallback):
             clustered.values = hook.add_variable(
                 (clustered.clusters + 1,), "float32", f"{clustered.layer}_cluster_values"
             )
-            if self.reassign:
-                clustered.free = hook.add_variable(
-                    (clustered.size,), "float32", f"{clustered.layer}_free_weights"
-                )
             self._assign(clustered)
-        hook.install(self._share, [c.kernel for c in self._clustered], self._change_gradients)
+        hook.install(self._share, [c.kernel for c in self._clustered], self._sum_gradients)
         rebuild_train_function(self.model)
         self._active = True
 
@@ -352,10 +298,6 @@ class WeightClustering(CompressionCallback):
             self.note(f"{clustered.layer} holds zeros alone, which stay as they are.")
         values = np.zeros(clustered.clusters + 1, "float32")
         values[1 : len(found.centroids) + 1] = found.centroids
-        if clustered.free is not None:
-            clustered.free.assign(weights.ravel())
-            # Places without a centroid would draw weights to zero: they repeat the last one.
-            values[len(found.centroids) + 1 :] = values[len(found.centroids)]
         labels = (found.labels + 1).astype("int32")
         clustered.labels.assign(labels.ravel())  # type: ignore[union-attr]
         clustered.values.assign(values)  # type: ignore[union-attr]
@@ -363,11 +305,11 @@ class WeightClustering(CompressionCallback):
         clustered.error_base = float(np.sum(np.float64(weights) ** 2))
         clustered.error = found.error**2 * clustered.error_base
 
-    def _change_gradients(self, gradients: list[Any], variables: list[keras.Variable]) -> list[Any]:
-        """Replaces the gradients of clustered weights, or masks them; part of the compiled step."""
+    def _sum_gradients(self, gradients: list[Any], variables: list[keras.Variable]) -> list[Any]:
+        """Replaces the gradients of clustered weights; part of the compiled step."""
         own = {id(clustered.kernel): clustered for clustered in self._clustered}
         return [
-            own[id(variable)].gradient(gradient)
+            own[id(variable)].summed(gradient)
             if id(variable) in own and gradient is not None
             else gradient
             for gradient, variable in zip(gradients, variables, strict=True)

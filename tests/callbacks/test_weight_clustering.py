@@ -221,78 +221,6 @@ class TestZeros:
         assert "second holds zeros alone, which stay as they are." in record_of(model).notes
 
 
-class TestReassign:
-    @pytest.mark.parametrize("preserve_zeros", [True, False])
-    @pytest.mark.parametrize("way", [{}, {"steps_per_execution": 4}, {"jit_compile": True}])
-    def test_look_up_tables_by_numpy(self, preserve_zeros: bool, way: dict[str, Any]) -> None:
-        """Eight steps on a linear model: free weights move, are assigned anew, then averaged."""
-        keras.utils.set_random_seed(2)
-        model = keras.Sequential([keras.Input((12,)), kl.Dense(5, use_bias=False, name="first")])
-        model.compile(keras.optimizers.SGD(0.05), "mse", **{"jit_compile": False, **way})
-        free = _kernel(model).astype("f8")
-        free[np.abs(free) < 0.1] = 0
-        model.get_layer("first").kernel.assign(free)
-        targets = np.random.default_rng(5).normal(size=(64, 5)).astype("f4")
-
-        found = cluster(free, 3, preserve_zeros=preserve_zeros)
-        zero = found.labels < 0
-        assert zero.any() == preserve_zeros
-        values, labels = found.centroids.copy(), found.labels
-        for step in range(8):
-            batch = slice(16 * (step % 4), 16 * (step % 4) + 16)
-            shared = np.where(zero, 0.0, values[labels])
-            errors = X[batch] @ shared - targets[batch]
-            free = np.where(zero, 0.0, free - 0.05 * 2 * X[batch].T @ errors / errors.size)
-            labels = np.abs(free[..., None] - values).argmin(-1)
-            values = np.array([free[(labels == k) & ~zero].mean() for k in range(3)])
-
-        model.fit(
-            X, targets, batch_size=16, epochs=2, shuffle=False, verbose=0,
-            callbacks=[WeightClustering(3, preserve_zeros=preserve_zeros, reassign=True)],
-        )  # fmt: skip
-        want = np.where(zero, 0.0, values[labels])
-        np.testing.assert_allclose(_kernel(model), want, rtol=1e-4, atol=1e-6)
-        assert (labels != found.labels)[~zero].any()  # Some weights did change their cluster.
-
-    def test_a_fit_without_it_keeps_the_assignment(self) -> None:
-        model = _model()
-        _fit(model, [WeightClustering(4, reassign=True)])
-        labels = np.unique(_kernel(model), return_inverse=True)[1]
-        before = _kernel(model)
-        _fit(model, [WeightClustering(4)])
-        again = np.unique(_kernel(model), return_inverse=True)[1]
-        assert len(set(zip(labels.ravel(), again.ravel(), strict=True))) == 4
-        assert np.abs(_kernel(model) - before).max() > 0
-
-    def test_beside_pruning_and_quantization(self) -> None:
-        model = _model()
-        pruning = MagnitudePruning(ConstantSparsity(0.5, 0, frequency=4))
-        clustering = WeightClustering(4, begin_epoch=2, reassign=True)
-        _fit(model, [pruning, clustering, QuantizationAwareTraining()], epochs=4)
-        kernel = _kernel(model)
-        assert (kernel == 0).sum() == 120
-        assert _values(kernel) == 4
-
-    def test_no_more_weights_than_values_and_nothing_but_zeros(self) -> None:
-        model = _model()
-        model.get_layer("second").kernel.assign(np.zeros((20, 3)))
-        kernel = np.zeros((12, 20), "f4")
-        kernel[:, 0] = 0.5
-        kernel[:6, 1] = -0.5
-        model.get_layer("first").kernel.assign(kernel)
-        _fit(model, [WeightClustering(6, reassign=True)], epochs=4)
-        assert not _kernel(model, "second").any()
-        # Places in the table that the start left free are taken as the weights part.
-        assert np.array_equal(_kernel(model) == 0, kernel == 0)
-        assert 2 <= _values(_kernel(model)) <= 6
-
-    def test_the_record_says_so(self) -> None:
-        model = _model()
-        _fit(model, [WeightClustering(4, reassign=True)])
-        (step,) = record_of(model).steps
-        assert step["reassign"] is True
-
-
 class TestSeveralFits:
     def test_a_second_fit_goes_on_with_what_it_finds(self) -> None:
         model = _model()
@@ -394,7 +322,6 @@ class TestOthers:
             ({"clusters": {"first": 2.5}}, "`clusters['first']` must be a whole number"),
             ({"clusters": {}}, "`clusters` must name at least one layer"),
             ({"preserve_zeros": 1}, "`preserve_zeros` must be True or False"),
-            ({"reassign": "yes"}, "`reassign` must be True or False"),
             ({"begin_epoch": -1}, "`begin_epoch` must be a whole number, 0 or more"),
             ({"seed": 0.5}, "`seed` must be a whole number"),
         ],

@@ -34,6 +34,8 @@ import numpy as np
 from keras import layers as kl
 
 import edgecompress as ec
+from edgecompress.converters.loaders import load_model
+from edgecompress.core.record import attach_record
 
 VALIDATION = 5_000
 # Distorted copies of each training image beside the image itself.
@@ -64,6 +66,8 @@ class Recipe:
         passes: Passes over the distorted training set: dense, removing, after removal, pruning,
             clustered.
         shared_rate: Learning rate of the shared values.
+        initialization: Where k-means starts: `linear` gives outer values few members, which codes
+            better, `density` is nearer to the weights where values are few.
         rounded: Whether the shared values are trained under the rounding of the int8 file.
     """
 
@@ -73,6 +77,7 @@ class Recipe:
     clusters: dict[str, int]
     passes: tuple[float, float, float, float, float]
     shared_rate: float
+    initialization: str = "linear"
     rounded: bool = False
 
 
@@ -101,6 +106,7 @@ RECIPES = {
         clusters={"conv2": 11, "fc1": 7},
         passes=(1, 0.5, 8, 8, 4),
         shared_rate=5e-4,
+        initialization="density",
         rounded=True,
     ),
 }
@@ -402,7 +408,10 @@ class Stages:
         """Returns the network of a stage, trained or read."""
         path = None if self._cache is None else self._cache / f"{name}_{stage}_{self._seed}.keras"
         if path is not None and path.exists():
-            model = keras.saving.load_model(path, compile=False)
+            loaded = load_model(path)
+            model = loaded.model
+            if loaded.record is not None:  # With the ranges that training learnt.
+                attach_record(model, loaded.record)
         else:
             # Every stage has draws of its own, whether those before it were trained or read.
             keras.utils.set_random_seed(self._seed)
@@ -460,7 +469,7 @@ def small_network(name: str, trainer: Trainer, cache: Path | None, seed: int) ->
     model = stages.run(name, "pruned", prune)
 
     def cluster() -> keras.Model:
-        callbacks = [ec.WeightClustering(recipe.clusters, initialization="density")]
+        callbacks = [ec.WeightClustering(recipe.clusters, recipe.initialization)]
         if recipe.rounded:
             callbacks.append(ec.QuantizationAwareTraining(ec.Int8()))
         trainer.fit(model, clustered, recipe.shared_rate, *callbacks, undistorted=UNDISTORTED)

@@ -42,6 +42,10 @@ class _Interrupted(BaseException):
     """Ctrl-C or a request to end; no KeyboardInterrupt, which typer prints an empty line for."""
 
 
+# Signals that came while a command ran.
+_CAME: list[int] = []
+
+
 class _Console(Console):
     """Standard output whose reader may leave early (`| head`) without changing the verdict."""
 
@@ -803,21 +807,21 @@ def _print_report(report: Any, as_json: bool) -> None:
 def _progress(quiet: bool) -> Iterator[Callable[[str], None]]:
     """Yields a function that tells what is going on: a spinner on a terminal, else lines."""
     if quiet:
-        yield lambda text: None
+        yield _or_end(lambda text: None)
     elif sys.stderr.isatty():
         # A descriptor of its own: standard error is redirected while libraries are kept quiet.
         with (
             os.fdopen(os.dup(sys.stderr.fileno()), "w") as terminal,
             Console(file=terminal).status("Starting") as status,
         ):
-            yield lambda text: status.update(f"{escape(text)} ...")
+            yield _or_end(lambda text: status.update(f"{escape(text)} ..."))
     else:
         start = time.monotonic()
 
         def line(text: str) -> None:
             _tell(f"[{time.monotonic() - start:5.1f} s] {text}")
 
-        yield line
+        yield _or_end(line)
 
 
 @contextmanager
@@ -839,11 +843,28 @@ def _training_progress(
     ):
         bar = bars.add_task("Starting", total=None)
         yield (
-            lambda text: bars.reset(bar, total=None, description=f"{escape(text)} ..."),
-            lambda epoch: bars.update(
-                bar, total=epoch.epochs, completed=epoch.epoch, description=escape(epoch.text)
+            _or_end(lambda text: bars.reset(bar, total=None, description=f"{escape(text)} ...")),
+            _or_end(
+                lambda epoch: bars.update(
+                    bar, total=epoch.epochs, completed=epoch.epoch, description=escape(epoch.text)
+                )
             ),
         )
+
+
+def _or_end(tell: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Returns a function that ends the command first, where a signal has asked for it in vain.
+
+    What the signal's handler raises is lost in code that catches everything, as some libraries do
+    while they are imported.
+    """
+
+    def told(what: Any) -> None:
+        if _CAME:
+            raise _Interrupted
+        tell(what)
+
+    return told
 
 
 @contextmanager
@@ -853,7 +874,8 @@ def _ending_on_signals() -> Iterator[list[int]]:
     Yields:
         The signals that came. Native code may turn the exception into one of its own.
     """
-    came: list[int] = []
+    came = _CAME
+    came.clear()
     # Only the main thread may install handlers.
     numbers = [signal.SIGINT, signal.SIGTERM] if _in_main_thread() else []
 

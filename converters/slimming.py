@@ -90,7 +90,6 @@ def _share_scale(quantization: Any) -> None:
     if scales is None or points is None or len(set(scales)) != 1 or len(set(points)) != 1:
         return
     quantization.scale = np.array(scales[:1], np.float32)
-    quantization.zeroPoint = np.array(points[:1], np.int64)
     quantization.quantizedDimension = 0
 
 

@@ -42,7 +42,8 @@ class _Interrupted(BaseException):
     """Ctrl-C or a request to end; no KeyboardInterrupt, which typer prints an empty line for."""
 
 
-# Signals that came while a command ran.
+# Signals that came while a command ran. What their handler raises, native code may turn into an
+# exception of its own, and code that catches everything may lose it.
 _CAME: list[int] = []
 
 
@@ -868,24 +869,19 @@ def _or_end(tell: Callable[[Any], None]) -> Callable[[Any], None]:
 
 
 @contextmanager
-def _ending_on_signals() -> Iterator[list[int]]:
-    """Turns SIGINT and SIGTERM into an exception, so that no file and no process is left.
-
-    Yields:
-        The signals that came. Native code may turn the exception into one of its own.
-    """
-    came = _CAME
-    came.clear()
+def _ending_on_signals() -> Iterator[None]:
+    """Turns SIGINT and SIGTERM into an exception, so that no file and no process is left."""
+    _CAME.clear()
     # Only the main thread may install handlers.
     numbers = [signal.SIGINT, signal.SIGTERM] if _in_main_thread() else []
 
     def handle(number: int, frame: Any) -> None:
-        came.append(number)
+        _CAME.append(number)
         raise _Interrupted
 
     before = {number: signal.signal(number, handle) for number in numbers}
     try:
-        yield came
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -918,8 +914,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     verbose = "-v" in arguments or "--verbose" in arguments
     _prepare(verbose)
-    with _ending_on_signals() as came:
-        return _run(arguments, verbose, came)
+    with _ending_on_signals():
+        return _run(arguments, verbose)
 
 
 def _prepare(verbose: bool) -> None:
@@ -938,7 +934,7 @@ def _prepare(verbose: bool) -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _run(arguments: list[str], verbose: bool, came: list[int]) -> int:
+def _run(arguments: list[str], verbose: bool) -> int:
     """Runs a command; every way it can end becomes one line and an exit code."""
     try:
         result = typer.main.get_command(app).main(
@@ -958,9 +954,9 @@ def _run(arguments: list[str], verbose: bool, came: list[int]) -> int:
     except (Exception, KeyboardInterrupt, _Interrupted) as error:
         if verbose:
             traceback.print_exc()
-        if came or isinstance(error, (KeyboardInterrupt, typer.Abort)):
+        if _CAME or isinstance(error, (KeyboardInterrupt, typer.Abort)):
             _fail("interrupted; no file was left half-written.")
-            return _SIGNAL_BASE + (came[0] if came else signal.SIGINT)
+            return _SIGNAL_BASE + (_CAME[0] if _CAME else signal.SIGINT)
         if isinstance(error, EdgeCompressError):
             _fail(str(error))
             return error.exit_code

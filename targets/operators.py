@@ -200,6 +200,11 @@ def _litert(model: FlatModel, operator: Operator) -> str | None:
             "its filter has one zero point for all channels, which only TensorFlow Lite Micro "
             "reads; convert without --format compressed"
         )
+    if any(i >= 0 and model.tensors[i].stray_axis for i in operator.inputs):
+        return (
+            "its bias names a channel axis beyond its one dimension, which only TensorFlow Lite "
+            "Micro ignores; convert the model anew"
+        )
     if operator.version > newest:
         return f"LiteRT knows it up to version {newest}, the file asks for {operator.version}"
     return None

@@ -82,6 +82,9 @@ class Tensor:
         is_variable: A state that lives between inferences.
         dynamic: Some dimension is only known when the model runs.
         sparsity: Where the values of `raw` belong, for a tensor that is stored sparse; else None.
+        stray_axis: Whether the file gives a vector's scales a channel axis that it has not, as old
+            converters did with biases (`quantized_dimension` is 0 then); TensorFlow Lite Micro
+            takes that, LiteRT does not.
     """
 
     index: int
@@ -96,6 +99,7 @@ class Tensor:
     dynamic: bool = False
     sparsity: Sparsity | None = field(default=None, repr=False)
     shared_zero_point: bool = False
+    stray_axis: bool = False
 
     @property
     def elements(self) -> int:
@@ -567,6 +571,7 @@ def _read(data: bytes) -> FlatModel:
                 zero_points = _integers(quantization.ZeroPointAsNumpy())
             axis = quantization.QuantizedDimension()
         shared = len(zero_points) == 1 < len(scales)
+        stray = len(shape) == 1 < len(scales) and axis != 0
         if table.Type() not in types:
             raise ModelFileError(f"tensor {index} has the unknown type {table.Type()}")
         tensor = Tensor(
@@ -577,11 +582,12 @@ def _read(data: bytes) -> FlatModel:
             raw(table.Buffer()),
             scales,
             zero_points * len(scales) if shared else zero_points,
-            axis,
+            0 if stray else axis,
             bool(table.IsVariable()),
             any(size < 0 for size in signature),
             _sparsity(table.Sparsity()),
             shared,
+            stray,
         )
         _check_tensor(tensor)
         tensors.append(tensor)

@@ -190,6 +190,22 @@ def test_inconsistent_tables_are_named(change: Callable[..., None], text: str) -
         read_tflite(tiny_model(change=change))
 
 
+@pytest.mark.parametrize("axis", [0, 3])
+def test_a_vector_whose_scales_name_another_axis_is_read(axis: int) -> None:
+    def change(model: Any, s: Any) -> None:
+        operator, buffers = model.subgraphs[0].operators[0], model.buffers
+        bias = s.TensorT(shape=np.int32([2]), type=s.TensorType.INT32, buffer=len(buffers))
+        bias.quantization = s.QuantizationParametersT(
+            scale=np.float32([1, 2]), zeroPoint=np.int64([0, 0]), quantizedDimension=axis
+        )
+        buffers.append(s.BufferT(data=np.zeros(8, np.uint8)))
+        model.subgraphs[0].tensors.append(bias)
+        operator.inputs = np.int32([0, 1, 3])
+
+    bias = read_tflite(tiny_model(change=change)).tensors[3]
+    assert (bias.quantized_dimension, bias.stray_axis) == (0, axis != 0)
+
+
 def test_short_constant_is_named() -> None:
     model = read_tflite(tiny_model(change=_buffer))
     with pytest.raises(ModelFileError, match="fewer than its shape"):

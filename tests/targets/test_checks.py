@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgecompress.core.engines import engine_available, load_failure
+from edgecompress.core.engines import engine_available, load_failure, run_engine
 from edgecompress.core.errors import UnknownNameError
 from edgecompress.core.flatbuffer import FlatModel, Operator, Tensor, read_tflite
-from edgecompress.core.flatbuffer_edit import pack
+from edgecompress.core.flatbuffer_edit import pack, unpack
 from edgecompress.core.results import CheckResult, TargetResult
 from edgecompress.core.sparse_tensors import encode_blocks
 from edgecompress.targets.arena import compute_arena
@@ -406,6 +406,28 @@ def test_the_table_of_tflm_is_the_engines_own() -> None:
     # Variables are parsed before operators are looked up and need options.
     assert not lacks("tflm", *((name, 1) for name in TFLM_BUILTINS - {"VAR_HANDLE"}))
     assert lacks("tflm", ("ABS", 1), ("GELU", 1))
+
+
+def test_a_bias_with_a_stray_axis_runs_on_microcontrollers_only(shared: Path) -> None:
+    data = (shared / "repro" / "person_detect.tflite").read_bytes()
+    model = read_tflite(data)
+    assert not unsupported(model, BOARD)
+    problems = unsupported(model, load_target("pixel-8"))
+    assert "its bias names a channel axis" in problems[0].reason
+    for engine, runs in (("tflm", True), ("litert", False)):
+        if engine_available(engine) is None:
+            assert (load_failure(engine, data) is None) is runs
+    # With the axis put right, LiteRT computes what TensorFlow Lite Micro does.
+    right = unpack(data)
+    for tensor in right.subgraphs[0].tensors:
+        if tensor.quantization is not None and len(tensor.shape) == 1:
+            tensor.quantization.quantizedDimension = 0
+    if engine_available("tflm") or engine_available("litert"):
+        pytest.skip("an engine is not here")
+    x = np.random.default_rng(0).integers(-128, 128, (5, 96, 96, 1), np.int8)
+    micro, lite = run_engine("tflm", data, [x]), run_engine("litert", pack(right), [x])
+    assert len(np.unique(micro.outputs[0])) > 4
+    assert np.abs(micro.outputs[0].astype(int) - lite.outputs[0]).max() <= 1
 
 
 def test_the_engine_refuses_the_hybrid_model_too(shared: Path) -> None:

@@ -24,6 +24,7 @@ from rich.markup import escape
 from edgecompress.core.errors import (
     FAILURE,
     OK,
+    UNDECIDED,
     USAGE,
     ArgumentError,
     EdgeCompressError,
@@ -73,7 +74,7 @@ app = typer.Typer(
     help="Export Keras models to devices and fail the build when they do not fit.",
     epilog=(
         "Exit codes: 0 fits, 1 error, 2 usage, 3 a budget is exceeded, 4 accuracy below its "
-        "floor, 5 an operator the target cannot run."
+        "floor, 5 an operator the target cannot run, 6 a limit that could not be decided."
     ),
 )
 
@@ -227,8 +228,12 @@ Measured = Annotated[
         help="What `edgecompress bench` or the demo app measured on the target, for its latency.",
     ),
 ]
-Strict = Annotated[
-    bool, typer.Option("--strict", help="Exit 3 also where a verdict is uncertain or not measured.")
+AllowUndecided = Annotated[
+    bool,
+    typer.Option(
+        "--allow-undecided",
+        help="Exit 0 instead of 6 where a limit could not be decided; prints which.",
+    ),
 ]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")
@@ -328,7 +333,7 @@ def export(
     ] = None,
     measured: Measured = None,
     config: Config = None,
-    strict: Strict = False,
+    allow_undecided: AllowUndecided = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -365,7 +370,7 @@ def export(
     _print_report(report, as_json)
     if not quiet:
         _tell(f"Wrote {output / 'report.json'} and report.html")
-    return report.exit_code_for(strict)
+    return _exit_code(report, allow_undecided)
 
 
 @app.command()
@@ -382,7 +387,7 @@ def check(
     decompression_memory: DecompressionMemory = None,
     measured: Measured = None,
     config: Config = None,
-    strict: Strict = False,
+    allow_undecided: AllowUndecided = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -407,7 +412,7 @@ def check(
             argv=sys.argv,
         )
     _print_report(report, as_json)
-    return report.exit_code_for(strict)
+    return _exit_code(report, allow_undecided)
 
 
 @app.command()
@@ -470,7 +475,7 @@ def bench(
             "--output", "-o", metavar="FILE.json", help="Default: measurement.json in BUNDLE."
         ),
     ] = None,
-    strict: Strict = False,
+    allow_undecided: AllowUndecided = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -499,7 +504,7 @@ def bench(
         _print_text(result.to_json().rstrip("\n"))
     else:
         _print_text(result.text())
-    return result.exit_code_for(strict)
+    return _exit_code(result, allow_undecided)
 
 
 @android.command()
@@ -681,7 +686,7 @@ def compress(
     ] = None,
     kernels: Kernels = None,
     config: Config = None,
-    strict: Strict = False,
+    allow_undecided: AllowUndecided = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -737,7 +742,7 @@ def compress(
         render(result, _Console())
     if not quiet:
         _tell(f"Wrote {output / 'compression.html'}, compression.json and report.html")
-    return result.exit_code_for(strict)
+    return _exit_code(result, allow_undecided)
 
 
 @app.command()
@@ -793,6 +798,17 @@ def _required(target: list[str] | None) -> list[str]:
             "--target", "name at least one target", None, "`edgecompress targets` lists them."
         )
     return target
+
+
+def _exit_code(result: Any, allow_undecided: bool) -> int:
+    """Returns the exit code of a result, and names the limits that it leaves undecided."""
+    if result.exit_code == UNDECIDED:
+        names = "; ".join(result.undecided_limits)
+        if allow_undecided:
+            _tell(f"Accepted though undecided: {names}.")
+        else:
+            _tell(f"Undecided: {names}. Exit code 6; --allow-undecided makes it 0.")
+    return int(result.exit_code_for(allow_undecided))
 
 
 def _print_report(report: Any, as_json: bool) -> None:

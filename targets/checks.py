@@ -146,7 +146,7 @@ def arena(subject: Subject) -> CheckResult:
             )
         return CheckResult(
             "arena",
-            "not_applicable" if limit is None else "not_measured",
+            "not_measured",
             low=least,
             limit=limit,
             detail=detail,
@@ -197,10 +197,12 @@ def latency(subject: Subject) -> CheckResult:
     if subject.profile.kind == "host":
         return _host_latency(subject)
     if subject.kernels is None:
+        limit = subject.budgets.max_latency
         return CheckResult(
             "latency",
-            "not_measured",
-            limit=subject.budgets.max_latency,
+            # No phone's latency is known before a run on it: without a limit nobody asked.
+            "not_applicable" if limit is None else "not_measured",
+            limit=limit,
             unit="microseconds",
             reason=(
                 f"Only a run on the {subject.profile.title} itself tells: no published result "
@@ -243,7 +245,9 @@ def _predicted_latency(subject: Subject, estimate: LatencyEstimate) -> CheckResu
     typical, low, high = estimate.microseconds, estimate.low, estimate.high
     if typical is None or low is None or high is None:
         reason = estimate.reason
-        verdict: Verdict = "not_applicable" if limit is None else "not_measured"
+        # A bare core has no clock, so no model has a time on it.
+        timeless = profile.clock_mhz is None and limit is None
+        verdict: Verdict = "not_applicable" if timeless else "not_measured"
         if limit is not None and low is not None and low > limit:
             verdict = "fail"
             reason = (
@@ -290,7 +294,7 @@ def _host_latency(subject: Subject) -> CheckResult:
     if measured is None:
         return CheckResult(
             "latency",
-            "not_applicable" if limit is None else "not_measured",
+            "not_measured",
             limit=limit,
             unit="microseconds",
             reason="The model was not timed on this computer.",

@@ -8,6 +8,7 @@
 | 3 | a budget is exceeded |
 | 4 | accuracy or parity is below its floor |
 | 5 | the target cannot run an operator of the model |
+| 6 | a limit could not be decided: `uncertain` or `not_measured` |
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-OK, FAILURE, USAGE, OVER_BUDGET, BELOW_ACCURACY, UNSUPPORTED_OPERATOR = range(6)
+OK, FAILURE, USAGE, OVER_BUDGET, BELOW_ACCURACY, UNSUPPORTED_OPERATOR, UNDECIDED = range(7)
 
 
 class EdgeCompressError(Exception):

@@ -38,6 +38,8 @@ _EXIT_CODES: tuple[tuple[str, int], ...] = (
     ("accuracy", errors.BELOW_ACCURACY),
     ("parity", errors.BELOW_ACCURACY),
 )
+# Verdicts that leave a limit undecided.
+OPEN_VERDICTS: tuple[Verdict, ...] = ("uncertain", "not_measured")
 # From worst to best; a group's verdict is its worst member's.
 _ORDER: tuple[Verdict, ...] = ("fail", "uncertain", "not_measured", "pass", "not_applicable")
 
@@ -72,6 +74,11 @@ def judge(low: float, high: float, limit: float | None, at_least: bool = False) 
     return "fail" if low > limit else "uncertain"
 
 
+def accept_undecided(code: int) -> int:
+    """Returns an exit code where undecided limits are accepted: 0 in place of 6."""
+    return errors.OK if code == errors.UNDECIDED else code
+
+
 @dataclass(frozen=True)
 class CheckResult:
     """What one rule found on one target.
@@ -82,7 +89,8 @@ class CheckResult:
         measured: The value, in `unit`; None where there is none.
         low: Lower end of the band the true value lies in; equal to `measured` where exact.
         high: Upper end of that band.
-        limit: The budget, in `unit`; None where the user and the profile set none.
+        limit: What decides, in `unit`: the user's budget, the profile's own, or a floor that is
+            always in force; None for none.
         unit: `bytes`, `microseconds`, `share` (0 to 1), `operators` or `microjoules`.
         how_known: How the value came about; None where there is none.
         detail: What explains the value (peak operator, kernel set, worst layers, ...).
@@ -116,6 +124,11 @@ class CheckResult:
             raise ValueError(f"A {self.rule} check with verdict {self.verdict} needs a reason.")
         if self.measured is not None and self.how_known is None:
             raise ValueError(f"A {self.rule} check with a value must say how it is known.")
+
+    @property
+    def undecided(self) -> bool:
+        """Whether there is a limit, and nobody knows whether it is kept."""
+        return self.limit is not None and self.verdict in OPEN_VERDICTS
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON form."""
@@ -275,16 +288,28 @@ class Report:
         return worst_verdict([target.verdict for target in self.targets])
 
     @property
-    def exit_code(self) -> int:
-        """0 where no check failed; else 5 for operators, 3 for a budget, 4 for accuracy."""
-        failed = {c.rule for t in self.targets for c in t.checks if c.verdict == "fail"}
-        return next((code for rule, code in _EXIT_CODES if rule in failed), errors.OK)
+    def undecided(self) -> tuple[tuple[str, CheckResult], ...]:
+        """The limits of which nobody knows whether they are kept: (target, check) of each."""
+        return tuple((t.name, c) for t in self.targets for c in t.checks if c.undecided)
 
-    def exit_code_for(self, strict: bool) -> int:
-        """Returns the exit code; with `strict`, 3 also where a verdict could not be reached."""
-        if strict and self.verdict in ("uncertain", "not_measured"):
-            return errors.OVER_BUDGET
-        return self.exit_code
+    @property
+    def undecided_limits(self) -> tuple[str, ...]:
+        """Those limits by name, e.g. `arena on nucleo-l4r5zi`."""
+        return tuple(f"{check.rule} on {target}" for target, check in self.undecided)
+
+    @property
+    def exit_code(self) -> int:
+        """0 where every limit is kept; else 5 for operators, 3 for a budget, 4 for accuracy, 6.
+
+        6 stands for limits that could not be decided; whatever failed goes before it.
+        """
+        failed = {c.rule for t in self.targets for c in t.checks if c.verdict == "fail"}
+        code = next((code for rule, code in _EXIT_CODES if rule in failed), errors.OK)
+        return errors.UNDECIDED if code == errors.OK and self.undecided else code
+
+    def exit_code_for(self, allow_undecided: bool) -> int:
+        """Returns the exit code; with `allow_undecided`, 0 in place of 6."""
+        return accept_undecided(self.exit_code) if allow_undecided else self.exit_code
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON form, as docs/report.schema.json describes it."""
@@ -294,6 +319,9 @@ class Report:
             "model": self.model.to_dict(),
             "targets": [target.to_dict() for target in self.targets],
             "verdict": self.verdict,
+            "undecided": [
+                {"target": target, "rule": check.rule} for target, check in self.undecided
+            ],
         }
         if self.artifacts is not None:
             result["artifacts"] = [artifact.to_dict() for artifact in self.artifacts]

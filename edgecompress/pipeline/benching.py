@@ -18,7 +18,7 @@ from edgecompress.core.clock import utc_now
 from edgecompress.core.engines import ENGINES, engine_available, run_engine
 from edgecompress.core.errors import ArgumentError, EdgeCompressError, UnknownNameError
 from edgecompress.core.files import jsonable, write_atomic
-from edgecompress.core.results import Verdict, worst_verdict
+from edgecompress.core.results import OPEN_VERDICTS, Verdict, accept_undecided, worst_verdict
 from edgecompress.core.units import format_time, parse_time
 from edgecompress.pipeline.request import silent
 from edgecompress.pipeline.writing import tool_version
@@ -68,11 +68,23 @@ class BenchResult:
             return "fail"
         return worst_verdict([check["verdict"] for check in self.checks])
 
-    def exit_code_for(self, strict: bool) -> int:
-        """Returns 0; 5 for a missing operator, 3 for a budget, 4 for wrong outputs, 1 for errors.
+    @property
+    def undecided_limits(self) -> tuple[str, ...]:
+        """The limits of which nobody knows whether they are kept, by name."""
+        from edgecompress.targets.measurement import Measurement
 
-        Args:
-            strict: Return 3 also where a verdict could not be reached.
+        return tuple(
+            f"{check['rule']} of {Measurement(entry).setting}"
+            for entry in self.data["measurements"]
+            for check in entry["checks"]
+            if check["limit"] is not None and check["verdict"] in OPEN_VERDICTS
+        )
+
+    @property
+    def exit_code(self) -> int:
+        """0; 5 for a missing operator, 3 for a budget, 4 for wrong outputs, 1 for errors, 6.
+
+        6 stands for limits that could not be decided; whatever failed goes before it.
         """
         codes = {error["code"] for error in self.failures}
         if "operator" in codes:
@@ -81,9 +93,11 @@ class BenchResult:
         code = next((code for rule, code in _EXIT_CODES if rule in failed), errors.OK)
         if code == errors.OK and codes:
             return errors.FAILURE
-        if code == errors.OK and strict and self.verdict in ("uncertain", "not_measured"):
-            return errors.OVER_BUDGET
-        return code
+        return errors.UNDECIDED if code == errors.OK and self.undecided_limits else code
+
+    def exit_code_for(self, allow_undecided: bool) -> int:
+        """Returns the exit code; with `allow_undecided`, 0 in place of 6."""
+        return accept_undecided(self.exit_code) if allow_undecided else self.exit_code
 
     def to_json(self) -> str:
         """Returns the JSON text, indented, ending in a newline."""

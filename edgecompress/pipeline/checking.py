@@ -60,7 +60,7 @@ def check(
         argv: The command for the report.
 
     Returns:
-        The report; `report.exit_code` is 0 where the model fits every target.
+        The report; `report.exit_code` is 0 where every limit of every target is kept.
 
     Raises:
         EdgeCompressError: an argument or the file is wrong.

@@ -149,7 +149,7 @@ def export(
         argv: The command for the report.
 
     Returns:
-        The report; `report.exit_code` is 0 where the model fits every target.
+        The report; `report.exit_code` is 0 where every limit of every target is kept.
 
     Raises:
         EdgeCompressError: an argument, a file or a conversion is wrong, or a file that must

@@ -83,7 +83,7 @@ def compress(
         settings: The recipe's settings, e.g. `sparsity=0.9` or `clusters={"*": 15, "conv": 31}`.
 
     Returns:
-        Stages, tables, totals and the report; `result.exit_code` is 0 where everything fits.
+        Stages, tables, totals and the report; `result.exit_code` is 0 where every limit is kept.
 
     Raises:
         UnknownNameError: the recipe or a setting is unknown.

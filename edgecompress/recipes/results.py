@@ -13,7 +13,7 @@ from typing import Any
 
 from edgecompress.core import errors
 from edgecompress.core.files import jsonable
-from edgecompress.core.results import Report, Verdict, worst_verdict
+from edgecompress.core.results import Report, Verdict, accept_undecided, worst_verdict
 from edgecompress.core.storage import Storage
 
 COMPRESSION_SCHEMA = "edgecompress.compression/1"
@@ -418,14 +418,20 @@ class CompressionResult:
 
     @property
     def exit_code(self) -> int:
-        """The report's; 4 where only the metric fell more than allowed."""
-        if self.report.exit_code == errors.OK and self.drop.verdict == "fail":
+        """The report's; 4 where nothing else failed and the metric fell more than allowed."""
+        code = self.report.exit_code
+        if accept_undecided(code) == errors.OK and self.drop.verdict == "fail":
             return errors.BELOW_ACCURACY
-        return self.report.exit_code
+        return code
 
-    def exit_code_for(self, strict: bool) -> int:
-        """Returns the exit code; with `strict`, 3 also where a verdict could not be reached."""
-        return self.exit_code or self.report.exit_code_for(strict)
+    @property
+    def undecided_limits(self) -> tuple[str, ...]:
+        """The limits of which nobody knows whether they are kept, by name."""
+        return self.report.undecided_limits
+
+    def exit_code_for(self, allow_undecided: bool) -> int:
+        """Returns the exit code; with `allow_undecided`, 0 in place of 6."""
+        return accept_undecided(self.exit_code) if allow_undecided else self.exit_code
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON form, as docs/compression.schema.json describes it."""

@@ -111,6 +111,7 @@ _CODES = {"operators": 5, "accuracy": 4, "parity": 4, "file_size": 3, "flash": 3
 def test_exit_code_of_every_rule(rule: Any) -> None:
     assert _report(_check(rule, "fail")).exit_code == _CODES[rule]
     for verdict in set(get_args(results.Verdict)) - {"fail"}:
+        # Nobody set a limit.
         assert _report(_check(rule, verdict)).exit_code == 0
 
 
@@ -127,16 +128,35 @@ def test_exit_code_of_several_failures_goes_5_then_3_then_4(pair: tuple[Any, Any
     assert Report(_MODEL, targets, (), "").exit_code == expected
 
 
+@pytest.mark.parametrize("rule", get_args(results.Rule))
 @pytest.mark.parametrize(
-    ("verdict", "plain", "strict"),
-    [("pass", 0, 0), ("not_applicable", 0, 0), ("uncertain", 0, 3), ("not_measured", 0, 3)],
+    ("verdict", "code"),
+    [("pass", 0), ("not_applicable", 0), ("uncertain", 6), ("not_measured", 6)],
 )
-def test_strict_exit_code(verdict: Any, plain: int, strict: int) -> None:
-    report = _report(_check("latency", verdict))
-    assert (report.exit_code_for(False), report.exit_code_for(True)) == (plain, strict)
-    # What failed decides before what could not be told.
-    both = _report(_check("latency", verdict), _check("accuracy", "fail"))
-    assert both.exit_code_for(True) == 4
+def test_a_limit_that_cannot_be_decided_ends_with_6(rule: Any, verdict: Any, code: int) -> None:
+    check = CheckResult(rule, verdict, limit=1, reason="because")
+    report = _report(_check("file_size", "pass"), check)
+    assert (report.exit_code, report.exit_code_for(False), report.exit_code_for(True)) == (
+        code, code, 0,
+    )  # fmt: skip
+    names = [f"{rule} on board"] if code else []
+    assert list(report.undecided_limits) == names
+    assert len(report.to_dict()["undecided"]) == len(names)
+    assert report.verdict == (verdict if code else "pass")
+    # On any target, in any place.
+    both = Report(_MODEL, (TargetResult("a", (_check(rule, "pass"),)), *report.targets), (), "")
+    assert both.exit_code == code
+
+
+@pytest.mark.parametrize("failed", get_args(results.Rule))
+@pytest.mark.parametrize("verdict", ["uncertain", "not_measured"])
+def test_what_failed_decides_before_what_is_undecided(failed: Any, verdict: Any) -> None:
+    open_ = CheckResult("operators", verdict, limit=0, unit="operators", reason="because")
+    for checks in ((open_, _check(failed, "fail")), (_check(failed, "fail"), open_)):
+        report = _report(*checks)
+        assert report.exit_code == _CODES[failed]
+        assert report.exit_code_for(allow_undecided=True) == _CODES[failed]
+        assert report.undecided_limits == ("operators on board",)
 
 
 @pytest.mark.parametrize(

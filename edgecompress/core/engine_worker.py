@@ -398,6 +398,19 @@ MODES: dict[str, Callable[[Job, Any, Tell], dict[str, Any]]] = {
 }
 
 
+def _confine(job: Job) -> list[str]:
+    """Gives up the rights that an engine needs none of; returns what could not be given up."""
+    spec = importlib.util.spec_from_file_location("sandbox", job["sandbox"])
+    if spec is None or spec.loader is None:
+        raise RuntimeError(f"{job['sandbox']} is missing")
+    sandbox = importlib.util.module_from_spec(spec)
+    sys.modules["sandbox"] = sandbox
+    spec.loader.exec_module(sandbox)
+    sandbox.die_with(job["parent"])
+    limits = sandbox.Limits(**job["limits"])
+    return list(sandbox.confine(limits, job["paths"], [job["folder"]]).gaps)
+
+
 def main(path: str) -> int:
     """Does the job described in the file `path`; returns the exit code."""
     with open(path, encoding="utf-8") as text:
@@ -407,16 +420,13 @@ def main(path: str) -> int:
     log = os.open(job["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    with contextlib.suppress(ImportError, ValueError, OSError):
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # Behind the interpreter's own folders: where the caller found the packages.
+    sys.path.extend(folder for folder in job["paths"] if folder not in sys.path)
+    gaps = _confine(job)
 
     def tell(**fields: Any) -> None:
         print(json.dumps(fields), file=answers, flush=True)
 
-    # Behind the interpreter's own folders: where the caller found the packages.
-    sys.path.extend(folder for folder in job["paths"] if folder not in sys.path)
     version = None
     try:
         version = VERSIONS.get(job["interpreter"], _imported_version)(job["module"])
@@ -434,7 +444,10 @@ def main(path: str) -> int:
         peak = _peak_kib()
         if idle is not None and loaded is not None and peak is not None:
             result |= {"init_kib": loaded - idle, "overall_kib": peak - idle}
-        tell(result=result | {"init": init}, version=version, kernels=interpreter.kernels())
+        tell(
+            result=result | {"init": init}, version=version, kernels=interpreter.kernels(),
+            gaps=gaps,
+        )  # fmt: skip
     except InputError as error:
         tell(error=str(error), kind="input", version=version)
         return 1

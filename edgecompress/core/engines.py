@@ -8,6 +8,7 @@ refusal ends in EngineError with the engine's own reason in one line.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib.machinery
 import json
@@ -19,7 +20,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,12 +32,15 @@ from edgecompress.core.errors import (
     ArgumentError,
     EdgeCompressError,
     EngineError,
+    EngineNotRunError,
     MissingDependencyError,
     ModelFileError,
 )
 from edgecompress.core.flatbuffer import read_tflite
 from edgecompress.core.registry import Registry
+from edgecompress.core.sandbox import limits_for
 
+_SANDBOX = Path(__file__).with_name("sandbox.py")
 _WORKER = Path(__file__).with_name("engine_worker.py")
 # Longest reason that is passed on; engines repeat themselves beyond it.
 _REASON_LENGTH = 500
@@ -140,6 +145,49 @@ class EngineRun:
     tensors: Mapping[int, np.ndarray] = field(default_factory=dict, repr=False)
 
 
+# Seconds that all engines of one command may pass without a finished inference.
+PATIENCE_S = 120.0
+
+
+@dataclass
+class Session:
+    """What the engine runs of one command share.
+
+    Attributes:
+        patience_s: Seconds that are left for inferences that do not finish.
+        gaps: Protections that the engines' processes could not have here, one sentence each.
+    """
+
+    patience_s: float
+    gaps: dict[str, None] = field(default_factory=dict)
+
+
+_SESSION: ContextVar[Session | None] = ContextVar("session", default=None)
+
+
+@contextlib.contextmanager
+def session() -> Iterator[Session]:
+    """Bounds the time of a model that does not finish once for all engines of the block.
+
+    Inside another session it is that one.
+
+    Example:
+        >>> with session() as shared:
+        ...     shared.patience_s
+        120.0
+    """
+    outer = _SESSION.get()
+    if outer is not None:
+        yield outer
+        return
+    shared = Session(PATIENCE_S)
+    token = _SESSION.set(shared)
+    try:
+        yield shared
+    finally:
+        _SESSION.reset(token)
+
+
 def run_engine(
     name: str,
     model: bytes,
@@ -217,12 +265,21 @@ def run_engine(
             name,
             answer["version"],
             answer["kernels"],
-            tuple(np.load(path) for path in result["outputs"]),
-            {
-                int(index): np.load(path)
-                for index, path in zip(dict.fromkeys(tensors), result["tensors"], strict=True)
-            },
+            tuple(_loaded(folder, "outputs", at) for at in range(len(result["outputs"]))),
+            {int(index): _loaded(folder, "tensors", index) for index in dict.fromkeys(tensors)},
         )
+
+
+def _loaded(folder: str, kind: str, key: int) -> np.ndarray:
+    """Returns an array that a worker has left; its answer, which may lie, has no say in where."""
+    no_links = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)
+    path = os.path.join(folder, f"{kind}_{int(key)}.npy")
+    try:
+        with open(os.open(path, no_links), "rb") as file:
+            array: np.ndarray = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise EngineError(f"The engine left no result that can be read: {error}") from error
+    return array
 
 
 def load_failure(name: str, model: bytes, *, timeout_s: float = 120.0) -> str | None:
@@ -236,10 +293,13 @@ def load_failure(name: str, model: bytes, *, timeout_s: float = 120.0) -> str | 
     Raises:
         UnknownNameError: there is no engine of that name.
         MissingDependencyError: the engine is not installed, so nothing is known about the model.
+        EngineNotRunError: other engines have used up the session's time.
     """
     with tempfile.TemporaryDirectory(prefix="edgecompress-") as folder:
         try:
             _start(ENGINES[name], folder, {"mode": "load"}, model, timeout_s)
+        except EngineNotRunError:
+            raise
         except EngineError as error:
             return str(error)
     return None
@@ -343,6 +403,15 @@ def _start(
     """Runs the worker on a job and returns its last answer."""
     if timeout_s <= 0:
         raise ArgumentError("timeout_s", "be more than 0 seconds", timeout_s)
+    # Whether the package loads does not depend on the model.
+    shared = None if job["mode"] == "import" else _SESSION.get()
+    if shared is not None:
+        if shared.patience_s <= 0:
+            raise EngineNotRunError(
+                f"{engine.title} was not run: the {PATIENCE_S:g} s that inferences may take "
+                "without finishing, in all engines together, were used up before."
+            )
+        timeout_s = min(timeout_s, shared.patience_s)
     if not sys.executable:
         raise EngineError(
             f"{engine.title} needs a Python interpreter of its own, but this program does not "
@@ -369,6 +438,9 @@ def _start(
         "threads": 1,
         "tensors": [],
         "stateful": False,
+        "sandbox": str(_SANDBOX),
+        "parent": os.getpid(),
+        "limits": dataclasses.asdict(limits_for(len(model) + _size_of(job))),
         **job,
     }
     Path(paths["job"]).write_text(json.dumps(full), encoding="utf-8")
@@ -394,7 +466,11 @@ def _start(
     printed = _printed(Path(paths["log"]))
     if answer is None:
         raise EngineError(_with_damage(_ending(engine, process.returncode, printed), model))
+    if shared is not None:
+        shared.gaps.update(dict.fromkeys((answer or {}).get("gaps", ())))
     if answer == {}:
+        if shared is not None:
+            shared.patience_s = 0.0
         last = f" It last said: {printed}" if printed else ""
         raise EngineError(
             f"{engine.title} was stopped: {timeout_s:g} s passed without a finished inference."
@@ -403,6 +479,11 @@ def _start(
     if "error" in answer:
         raise _refusal(engine, answer, printed, model)
     return answer
+
+
+def _size_of(job: Mapping[str, Any]) -> int:
+    """Returns the bytes of a job's inputs."""
+    return sum(os.path.getsize(path) for path in job.get("inputs", ()))
 
 
 def _is_stateful(model: bytes) -> bool:
@@ -484,6 +565,8 @@ def _ending(engine: Engine, status: int, printed: str) -> str:
             how = f"crashed (signal {-status})"
         if -status == getattr(signal, "SIGKILL", 9):
             how = "was killed from outside (SIGKILL), mostly because memory ran out"
+        if -status == getattr(signal, "SIGXCPU", 24):
+            how = "was stopped (SIGXCPU): its processor time was used up"
     else:
         how = f"ended without an answer (exit status {status})"
     last = f" It last said: {printed}" if printed else ""

@@ -79,6 +79,10 @@ class EngineError(EdgeCompressError):
     """An inference engine could not load or run a file."""
 
 
+class EngineNotRunError(EngineError):
+    """An engine was not started, so nothing is known about the file."""
+
+
 class DeviceError(EdgeCompressError):
     """A phone is not reachable, or a run on it did not end with a result."""
 

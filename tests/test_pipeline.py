@@ -17,7 +17,7 @@ from keras import layers
 import edgecompress as ec
 from edgecompress.converters.verify import Parity
 from edgecompress.core.engines import run_engine
-from edgecompress.core.errors import ArgumentError, EngineError, ModelFileError
+from edgecompress.core.errors import ArgumentError, EngineError, EngineNotRunError, ModelFileError
 from edgecompress.core.flatbuffer import read_tflite
 from edgecompress.core.fusion import analyse
 from edgecompress.core.record import (
@@ -353,6 +353,20 @@ def test_an_engines_refusal_stands_above_the_table(
         assert _check(report, rule).verdict == "not_measured"
         assert _check(report, rule).reason == "tflm says no"
     jsonschema.validate(json.loads((tmp_path / "report.json").read_text()), _SCHEMA)
+
+
+def test_an_engine_that_had_no_time_left_leaves_the_operators_open(
+    data: tuple[np.ndarray, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_time(*args: Any, **kwargs: Any) -> Any:
+        raise EngineNotRunError("tflm was not run")
+
+    monkeypatch.setattr(exporting, "verify_in", no_time)
+    monkeypatch.setattr(measuring, "load_failure", no_time)
+    report = ec.export(_model(), ["cortex-m4"], calibration=data[0], evaluate=data, output=tmp_path)
+    assert (_check(report, "operators").verdict, report.exit_code) == ("uncertain", 6)
+    for rule in ("operators", "parity", "accuracy"):
+        assert _check(report, rule).reason == "tflm was not run"
 
 
 def test_an_engine_that_fails_on_a_sound_file_is_an_error(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgecompress.core.engines import session
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.flatbuffer import read_tflite
 from edgecompress.core.results import Report
@@ -83,16 +84,23 @@ def check(
     labelled = None
     if evaluate is not None:
         labelled, _ = labelled_data(evaluate, flat, None, None)
-    results, model_info = run_checks(
-        flat,
-        profiles,
-        budgets,
-        kernels,
-        Measurements(flat.data, progress, labelled, min_accuracy),
-        lambda profile: [],
-        path,
-        progress,
-        memory,
-        timed,
+    with session() as shared:
+        results, model_info = run_checks(
+            flat,
+            profiles,
+            budgets,
+            kernels,
+            Measurements(flat.data, progress, labelled, min_accuracy),
+            lambda profile: [],
+            path,
+            progress,
+            memory,
+            timed,
+        )
+    return Report(
+        model_info,
+        results,
+        tuple(argv) or tuple(sys.argv),
+        tool_version(),
+        notes=tuple(shared.gaps),
     )
-    return Report(model_info, results, tuple(argv) or tuple(sys.argv), tool_version())

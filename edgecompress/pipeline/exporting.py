@@ -402,7 +402,7 @@ class _Agreement:
         return parity_check(
             profile,
             self._parities,
-            self._measurements.refusals,
+            {**self._measurements.not_run, **self._measurements.refusals},
             self._reference,
             self._floor,
             self._product.main.kind,

@@ -8,7 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgecompress.core.engines import engine_available, load_failure
-from edgecompress.core.errors import ArgumentError, EngineError, UnsupportedModelError
+from edgecompress.core.errors import (
+    ArgumentError,
+    EngineError,
+    EngineNotRunError,
+    UnsupportedModelError,
+)
 from edgecompress.core.results import Artifact, CheckResult, judge
 from edgecompress.pipeline.request import Labelled
 
@@ -35,6 +40,7 @@ class Measurements:
 
     Attributes:
         refusals: Engine -> why it cannot run the file, for those found not to.
+        not_run: Engine -> why nobody knows whether it can.
     """
 
     def __init__(
@@ -51,23 +57,32 @@ class Measurements:
         self._accuracy: dict[str, CheckResult] = {}
         self._latency: Any = None
         self.refusals: dict[str, str] = {}
+        self.not_run: dict[str, str] = {}
 
     def try_loading(self, engine: str) -> None:
         """Lets an engine load the file and run zeros; remembers why it cannot."""
-        problem = load_failure(engine, self._data)
+        try:
+            problem = load_failure(engine, self._data)
+        except EngineNotRunError as error:
+            self.not_run[engine] = str(error)
+            return
         if problem is not None:
             self.refusals[engine] = problem
 
     def note_refusal(self, engine: str, error: EngineError) -> None:
         """Takes an engine's error as a property of the file, where it cannot even run zeros."""
-        if engine not in self.refusals:
+        if self.why_not(engine) is None:
             self.try_loading(engine)
-        if engine not in self.refusals:
+        if self.why_not(engine) is None:
             raise error
+
+    def why_not(self, engine: str) -> str | None:
+        """Returns why an engine gives no results for the file; None where it does, or may."""
+        return self.refusals.get(engine) or self.not_run.get(engine)
 
     def host_latency(self, engine: str = "litert") -> Any:
         """Returns the latency measured on this machine; None where its engine refuses the file."""
-        if self._latency is None and engine not in self.refusals:
+        if self._latency is None and self.why_not(engine) is None:
             from edgecompress.targets.bench import bench_host
 
             self._progress("Measuring latency on this machine")
@@ -94,7 +109,7 @@ class Measurements:
                 unit="share",
                 reason="--min-accuracy needs labels: give --evaluate FILE.npz with x and y.",
             )
-        why = self.refusals.get(engine) or engine_available(engine)
+        why = self.why_not(engine) or engine_available(engine)
         if why is None:
             from edgecompress.converters.verify import accuracy
 
@@ -103,7 +118,7 @@ class Measurements:
                 run = accuracy(self._data, self._labelled.x, self._labelled.y, engine=engine)
             except EngineError as error:
                 self.note_refusal(engine, error)
-                why = self.refusals[engine]
+                why = self.why_not(engine)
         if why is not None:
             return CheckResult(
                 "accuracy", "not_measured", limit=self._floor, unit="share", reason=why

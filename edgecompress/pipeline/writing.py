@@ -66,8 +66,11 @@ def run_checks(
             extra=extra,
             decompression_memory=decompression_memory if profile.is_microcontroller else None,
         )
-        refusal = measurements.refusals.get(profile.engine)
-        results.append(result if refusal is None else _refused(result, refusal))
+        if refusal := measurements.refusals.get(profile.engine):
+            result = _refused(result, refusal)
+        elif reason := measurements.not_run.get(profile.engine):
+            result = _not_run(result, reason)
+        results.append(result)
     artifact = Artifact("tflite", flat.data, path)
     info = ModelInfo(
         path=path,
@@ -94,6 +97,17 @@ def _refused(result: TargetResult, refusal: str) -> TargetResult:
             how_known="measured_host",
             reason=refusal,
         )
+        if check.rule == "operators" and check.verdict != "fail"
+        else check
+        for check in result.checks
+    )
+    return dataclasses.replace(result, checks=checks)
+
+
+def _not_run(result: TargetResult, reason: str) -> TargetResult:
+    """Leaves the operators undecided where the engine could not be asked."""
+    checks = tuple(
+        dataclasses.replace(check, verdict="uncertain", reason=reason)
         if check.rule == "operators" and check.verdict != "fail"
         else check
         for check in result.checks

@@ -16,9 +16,12 @@ arena unknown. Nothing is guessed.
 
 from __future__ import annotations
 
-import bisect
+import heapq
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from edgecompress.core.errors import ArgumentError, UnknownNameError
 from edgecompress.core.flatbuffer import FlatModel, Operator, Tensor
@@ -210,22 +213,29 @@ def plan_offsets(sizes: Sequence[int], lifetimes: Sequence[tuple[int, int]]) -> 
         >>> plan_offsets([32, 16, 16], [(0, 1), (0, 0), (2, 2)])
         (0, 32, 0)
     """
+    kind = np.int64 if sum(sizes) < 1 << 62 else object
+    size_of = np.array(sizes, kind)
+    # The buffers placed so far, by offset; of equal ones the earlier placed first.
+    firsts, lasts = np.zeros((2, len(sizes)), np.int64)
+    starts, ends = np.zeros((2, len(sizes)), kind)
     offsets = [0] * len(sizes)
-    placed: list[int] = []  # Ordered by offset; of equal ones the earlier placed first.
-    places: list[int] = []
-    for buffer in sorted(range(len(sizes)), key=lambda i: (-sizes[i], -i)):
-        first, last = lifetimes[buffer]
-        offset = 0
-        for other in placed:
-            if lifetimes[other][0] > last or first > lifetimes[other][1]:
-                continue
-            if offsets[other] - offset >= sizes[buffer]:
-                break
-            offset = max(offset, offsets[other] + sizes[other])
-        offsets[buffer] = offset
-        position = bisect.bisect_right(places, offset)
-        placed.insert(position, buffer)
-        places.insert(position, offset)
+    for count, buffer in enumerate(sorted(range(len(sizes)), key=lambda i: (-sizes[i], -i))):
+        size, (first, last) = size_of[buffer], lifetimes[buffer]
+        alive = np.flatnonzero((firsts[:count] <= last) & (lasts[:count] >= first))
+        # Where the space behind the first, second, ... of those begins; the first one is the arena.
+        free = np.maximum.accumulate(np.concatenate([np.zeros(1, kind), ends[alive]]))
+        fits = np.flatnonzero(starts[alive] - free[:-1] >= size)
+        offset = free[fits[0] if fits.size else -1]
+        position = np.searchsorted(starts[:count], offset, side="right")
+        for column, value in (
+            (firsts, first),
+            (lasts, last),
+            (starts, offset),
+            (ends, offset + size),
+        ):
+            column[position + 1 : count + 1] = column[position:count]
+            column[position] = value
+        offsets[buffer] = int(offset)
     return tuple(offsets)
 
 
@@ -242,17 +252,16 @@ def _outside(model: FlatModel, memory: int) -> tuple[dict[int, int], list[str]]:
     notes = []
     last = {i: step for step, o in enumerate(model.operators) for i in o.inputs}
     decoders = [o for o in model.operators if o.name == DECODE]
-    for position, operator in enumerate(decoders):
+    for operator, following in itertools.zip_longest(decoders, decoders[1:]):
         used = 0
         for index in operator.outputs:
             end = round_up(used) + model.tensors[index].bytes
             if end > memory:
                 continue
             ends[index] = used = end
-            following = decoders[position + 1 :]
-            if following and last.get(index, -1) > following[0].index:
+            if following is not None and last.get(index, -1) > following.index:
                 notes.append(
-                    f"Tensor {index} is read after operator {following[0].index} has decoded over "
+                    f"Tensor {index} is read after operator {following.index} has decoded over "
                     "it: with decompression memory the results are wrong."
                 )
     return ends, notes
@@ -404,18 +413,32 @@ def _head(
     )
 
 
-def _alive(buffers: Iterable[Buffer], step: int) -> list[Buffer]:
-    return [b for b in buffers if b.first <= step <= b.last]
+def _peak(model: FlatModel, buffers: Sequence[Buffer]) -> tuple[Operator | None, list[Buffer]]:
+    """The operator at which the plan is highest, and the buffers alive there.
 
-
-def _peak(model: FlatModel, buffers: Sequence[Buffer]) -> Operator | None:
-    """The operator at which the plan is highest; of several the one with most alive."""
-
-    def height(operator: Operator) -> tuple[int, int]:
-        alive = _alive(buffers, operator.index)
-        return max((b.end for b in alive), default=0), sum(b.bytes for b in alive)
-
-    return max(model.operators, key=height, default=None)
+    Of several such operators the one with most bytes alive, then the first.
+    """
+    waiting = sorted(buffers, key=lambda b: b.first, reverse=True)
+    highest: list[tuple[int, int]] = []  # A heap of (-end, last) of what was alive at some step.
+    leaving = [0] * (len(model.operators) + 1)
+    peak, peak_height, alive = None, (-1, -1), 0
+    for operator in model.operators:
+        step = operator.index
+        while waiting and waiting[-1].first <= step:
+            buffer = waiting.pop()
+            if buffer.last >= step:
+                heapq.heappush(highest, (-buffer.end, buffer.last))
+                alive += buffer.bytes
+                leaving[buffer.last + 1] += buffer.bytes
+        alive -= leaving[step]
+        while highest and highest[0][1] < step:
+            heapq.heappop(highest)
+        height = (-highest[0][0] if highest else 0, alive)
+        if height > peak_height:
+            peak, peak_height = operator, height
+    if peak is None:
+        return None, []
+    return peak, [b for b in buffers if b.first <= peak.index <= b.last]
 
 
 def compute_arena(
@@ -491,8 +514,7 @@ def compute_arena(
     buffers = _head(model, lifetimes, needs)
     head = max((b.end for b in buffers), default=0)
     tail, smallest = _tail(model, needs, len(buffers), head, region)
-    peak = _peak(model, buffers)
-    alive = _alive(buffers, peak.index) if peak else []
+    peak, alive = _peak(model, buffers)
     return Arena(
         core,
         kernels,

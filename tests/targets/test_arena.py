@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
 import csv
 import dataclasses
 import importlib.util
 import random
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +17,7 @@ import pytest
 
 from edgecompress.core.errors import UnknownNameError
 from edgecompress.core.flatbuffer import FlatModel, Operator, Tensor, read_tflite
-from edgecompress.targets.arena import CORES, compute_arena, plan_offsets
+from edgecompress.targets.arena import CORES, Buffer, _peak, compute_arena, plan_offsets
 from edgecompress.targets.arena_rules import RULES
 
 
@@ -165,7 +167,77 @@ def test_plan_never_overlaps() -> None:
         assert max(o + s for o, s in zip(offsets, sizes, strict=True)) >= max(alive)
 
 
+def _plan_one_by_one(sizes: Sequence[int], lifetimes: Sequence[tuple[int, int]]) -> tuple[int, ...]:
+    """The planner as TensorFlow Lite Micro has it: every buffer against every placed one."""
+    offsets = [0] * len(sizes)
+    placed: list[int] = []
+    for buffer in sorted(range(len(sizes)), key=lambda i: (-sizes[i], -i)):
+        first, last = lifetimes[buffer]
+        offset = 0
+        for other in placed:
+            if lifetimes[other][0] > last or first > lifetimes[other][1]:
+                continue
+            if offsets[other] - offset >= sizes[buffer]:
+                break
+            offset = max(offset, offsets[other] + sizes[other])
+        offsets[buffer] = offset
+        position = bisect.bisect_right([offsets[other] for other in placed], offset)
+        placed.insert(position, buffer)
+    return tuple(offsets)
+
+
+def test_plan_equals_the_plain_algorithm() -> None:
+    generator = random.Random(0)
+    for _ in range(400):
+        starts = [generator.randrange(-2, 30) for _ in range(generator.randrange(40))]
+        longest = generator.choice([1, 4, 30])
+        lifetimes = [(start, start + generator.randrange(longest)) for start in starts]
+        # Many of equal size, none at all, and some beyond what 64 bits hold.
+        largest = 1 << generator.choice([1, 3, 12, 64])
+        sizes = [16 * generator.randrange(largest) for _ in starts]
+        assert plan_offsets(sizes, lifetimes) == _plan_one_by_one(sizes, lifetimes)
+
+
+def test_plan_looks_at_each_lifetime_once() -> None:
+    class Counted(list[tuple[int, int]]):
+        reads = 0
+
+        def __getitem__(self, index: Any) -> Any:
+            self.reads += 1
+            return super().__getitem__(index)
+
+    lifetimes = Counted((step, step + 1) for step in range(500))
+    plan_offsets([16] * 500, lifetimes)
+    assert lifetimes.reads == 500
+
+
 # --- Peak and map -------------------------------------------------------------------------------
+
+
+def test_the_peak_is_where_most_is_needed() -> None:
+    """Against the definition: every operator against every buffer."""
+    generator = random.Random(1)
+    for _ in range(100):
+        count = generator.randrange(1, 20)
+        model = _chain([16] * (count + 1))
+        buffers = []
+        for index in range(generator.randrange(30)):
+            first = generator.randrange(-2, count)
+            last = generator.randrange(first, count)
+            size, offset = 16 * generator.randrange(4), 16 * generator.randrange(6)
+            buffers.append(Buffer(index, "", size, offset, first, last))
+        alive = [[b for b in buffers if b.first <= step <= b.last] for step in range(count)]
+        heights = [(max((b.end for b in at), default=0), sum(b.bytes for b in at)) for at in alive]
+        peak, found = _peak(model, buffers)
+        assert peak is not None
+        assert (peak.index, found) == (highest := heights.index(max(heights)), alive[highest])
+
+
+def test_the_peak_is_found_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = []
+    monkeypatch.setattr(Buffer, "end", property(lambda b: reads.append(b) or b.offset + b.bytes))
+    assert compute_arena(_chain([16] * 401), "cortex-m4").peak_operator == 0
+    assert len(reads) <= 3 * 401
 
 
 def _tensor(index: int, shape: tuple[int, ...], kind: str = "INT8", **fields: Any) -> Tensor:

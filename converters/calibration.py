@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgecompress.converters.loaders import InputSpec, LoadedModel, one_line, wrap
-from edgecompress.core.errors import ArgumentError, EngineError
+from edgecompress.core.errors import ArgumentError, EngineError, NotFiniteError
 from edgecompress.core.flatbuffer import FlatModel, read_tflite
 from edgecompress.core.quiet import quiet
 
@@ -262,9 +262,11 @@ def measure_ranges(data: bytes, samples: Sequence[np.ndarray]) -> dict[int, tupl
 
     Raises:
         EngineError: LiteRT cannot load or run the file.
+        NotFiniteError: a tensor holds NaN or infinity; the text names the first one.
     """
     interpreter = _Interpreter(data)
-    indices = computed_tensors(read_tflite(data))
+    flat = read_tflite(data)
+    indices = computed_tensors(flat)
     ranges: dict[int, tuple[float, float]] = {}
     for position in range(len(samples[0])):
         interpreter.invoke([array[position] for array in samples])
@@ -272,6 +274,13 @@ def measure_ranges(data: bytes, samples: Sequence[np.ndarray]) -> dict[int, tupl
             value = interpreter.value(index)
             if value is None or value.size == 0:
                 continue
+            if not np.isfinite(value).all():
+                # Operators are in the order of execution: here it arises.
+                name = flat.tensors[index].name.split(";")[0]
+                raise NotFiniteError(
+                    f"Layer {name!r} computes NaN or infinity for calibration sample {position}. "
+                    "Check the weights and operators of that layer."
+                )
             low, high = ranges.get(index, (np.inf, -np.inf))
             ranges[index] = (min(low, float(value.min())), max(high, float(value.max())))
     return ranges

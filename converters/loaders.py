@@ -25,6 +25,7 @@ import numpy as np
 
 from edgecompress.core.errors import ModelFileError, UnsupportedModelError
 from edgecompress.core.files import sha256
+from edgecompress.core.finite import check_weights
 from edgecompress.core.keras_graph import in_float32
 from edgecompress.core.quiet import quiet
 from edgecompress.core.record import CompressionRecord, read_record, record_of
@@ -32,6 +33,7 @@ from edgecompress.core.record import CompressionRecord, read_record, record_of
 Flavour = Literal["keras3", "tf_keras", "saved_model"]
 
 _BATCH = 32
+_DAMAGED = "Export the weights of an epoch before training diverged."
 # Layers whose configuration carries code or loads it from elsewhere.
 _CODE_LAYERS = {
     "Lambda": "holds Python code",
@@ -156,12 +158,15 @@ def wrap(model: Any) -> LoadedModel:
     Raises:
         UnsupportedModelError: it is no Keras model, has no known inputs, or Keras does not run on
             the TensorFlow backend.
+        NotFiniteError: a weight is NaN or infinite.
     """
     if isinstance(model, LoadedModel):
         return model
     module = sys.modules.get("tf_keras")
     if module is not None and isinstance(model, module.Model):
-        return LoadedModel(model, "tf_keras", model.name, _keras_inputs(model))
+        inputs = _keras_inputs(model)
+        check_weights(model, _DAMAGED)
+        return LoadedModel(model, "tf_keras", model.name, inputs)
     import keras
 
     if not isinstance(model, keras.Model):
@@ -175,6 +180,7 @@ def wrap(model: Any) -> LoadedModel:
         )
     record = record_of(model)
     inputs = _keras_inputs(model)
+    check_weights(model, _DAMAGED)
     model, notes = _full_precision(model)
     return LoadedModel(model, "keras3", model.name, inputs, record=record, notes=notes)
 
@@ -235,6 +241,7 @@ def load_model(path: Path | str) -> LoadedModel:
         ModelFileError: the path is missing or the file is damaged, no model, or only weights.
         UnsupportedModelError: the model holds code (Lambda, ...), a class that is not registered,
             or quantization wrappers.
+        NotFiniteError: a weight is NaN or infinite.
 
     Example:
         >>> load_model("model.keras").inputs  # doctest: +SKIP
@@ -275,8 +282,10 @@ def load_model(path: Path | str) -> LoadedModel:
         notes = (*notes, *more)
     if reason is not None:
         notes = (*notes, reason)
+    inputs = _keras_inputs(model)
+    check_weights(model, _DAMAGED)
     return LoadedModel(
-        model, flavour, path.stem, _keras_inputs(model), path, sha256(path.read_bytes()), record,
+        model, flavour, path.stem, inputs, path, sha256(path.read_bytes()), record,
         notes,
     )  # fmt: skip
 

@@ -12,12 +12,16 @@ from typing import Any
 import keras
 
 from edgecompress.core.errors import ArgumentError, UnknownNameError
+from edgecompress.core.finite import check_weights
 from edgecompress.core.keras_graph import (
     functional_of,
     remove_optimizer_variables,
     walk_layers,
 )
 from edgecompress.core.record import CompressionRecord, attach_record, record_of
+
+# What to do where training left the finite numbers.
+DIVERGED = "Training diverged: lower the learning rate, and begin from finite weights."
 
 LayerChoice = Iterable[str] | Callable[[Any], bool] | None
 
@@ -376,7 +380,11 @@ class CompressionCallback(keras.callbacks.Callback):
                 where the logs are empty).
             values: Name -> value, shown in the progress bar and to the other callbacks, too.
             details: Name -> value for the history alone, e.g. one value a layer.
+
+        Raises:
+            NotFiniteError: a weight became NaN or infinite in this epoch.
         """
+        check_weights(self.model, DIVERGED)
         if logs is not None:
             logs.update(values)
         history = getattr(self.model, "history", None)

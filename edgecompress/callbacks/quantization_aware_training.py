@@ -7,14 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from edgecompress.callbacks.base import (
+    DIVERGED,
     CompressionCallback,
     LayerChoice,
     rebuild_train_function,
     select_layers,
 )
-from edgecompress.core.errors import ArgumentError, UnsupportedModelError
+from edgecompress.core.errors import ArgumentError, NotFiniteError, UnsupportedModelError
+from edgecompress.core.finite import check_ranges, check_weights
 from edgecompress.core.fusion import FusedGraph, analyse, layers_by_name
 from edgecompress.core.record import record_of
 from edgecompress.quantizers.int8 import Int8
@@ -59,6 +62,7 @@ class QuantizationAwareTraining(CompressionCallback):
             TensorFlow.
         UnsupportedModelError: when training begins, if the model is subclassed, uses a layer
             twice, or has no layer int8 knows.
+        NotFiniteError: in training, if a weight or a range becomes NaN or infinite.
 
     Example:
         >>> model.fit(x, y, epochs=10, callbacks=[QuantizationAwareTraining(begin_epoch=7)])
@@ -178,6 +182,20 @@ class QuantizationAwareTraining(CompressionCallback):
             if self._hook.choose_scales():
                 rebuild_train_function(self.model)
 
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Ends training where the loss is no number because a weight or a range is none."""
+        loss = (logs or {}).get("loss", 0.0)
+        if self._hook is not None and not np.isfinite(loss):
+            self._check_finite(self._hook.ranges())
+
+    def _check_finite(self, ranges: Mapping[str, tuple[float, float]]) -> None:
+        try:
+            check_weights(self.model, DIVERGED)
+            check_ranges(ranges, DIVERGED)
+        except NotFiniteError:
+            self.detach()
+            raise
+
     def _attach(self) -> None:
         if getattr(self.model, _HOOK, None) is not None:
             raise ArgumentError(
@@ -203,6 +221,7 @@ class QuantizationAwareTraining(CompressionCallback):
         if self._hook is not None:
             self._active_epochs += 1
             ranges = self._hook.ranges()
+            self._check_finite(ranges)
             drift = _drift(self._before, ranges)
             self._attach_ranges(ranges, self._hook.one_scale)
         active = float(self._hook is not None)

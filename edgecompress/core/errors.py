@@ -71,6 +71,10 @@ class UnsupportedModelError(EdgeCompressError):
     """A model is built in a way that an operation cannot handle (subclassed, Lambda, ...)."""
 
 
+class NotFiniteError(EdgeCompressError):
+    """A weight, a range or an output is NaN or infinite; the text names the layer."""
+
+
 class ConversionError(EdgeCompressError):
     """A converter could not make its file."""
 

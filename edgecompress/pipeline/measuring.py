@@ -14,6 +14,7 @@ from edgecompress.core.errors import (
     EngineNotRunError,
     UnsupportedModelError,
 )
+from edgecompress.core.finite import check_outputs
 from edgecompress.core.results import Artifact, CheckResult, judge
 from edgecompress.pipeline.request import Labelled
 
@@ -146,6 +147,7 @@ def reference_outputs(
 ) -> tuple[list[np.ndarray], str, tuple[str, ...]]:
     """Returns what the Keras model says to the samples, which model that was, and notes on it."""
     plain = "Keras model"
+    check_outputs(loaded.model, loaded.predict(samples), samples)
     if loaded.record is None or not loaded.record.ranges:
         return loaded.predict(samples), plain, ()
     from edgecompress.quantizers.simulation import simulate

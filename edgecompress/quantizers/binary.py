@@ -65,6 +65,9 @@ def binary_scale(weights: Any, channel_axes: Sequence[int], scale: str = "mean")
             Conv2D, (-2, -1) for a depthwise kernel; () for one scale.
         scale: `"mean"` or `"one"`. Defaults to `"mean"`.
 
+    Returns:
+        A float32 tensor: sums of half-precision weights overflow.
+
     Raises:
         UnknownNameError: `scale` is unknown.
 
@@ -72,12 +75,12 @@ def binary_scale(weights: Any, channel_axes: Sequence[int], scale: str = "mean")
         >>> np.asarray(binary_scale(np.array([[0.5, -1.0], [-0.1, 3.0]], "f4"), (-1,))).tolist()
         [[0.30000001192092896, 2.0]]
     """
-    weights = ops.convert_to_tensor(weights)
+    weights = ops.cast(weights, "float32")
     return SCALES[scale].value(weights, reduced_axes(len(weights.shape), channel_axes))
 
 
 def binarize(weights: Any, channel_axes: Sequence[int], scale: str = "mean") -> Any:
-    """Returns `alpha_c sign(w)` with `sign(0) = 1`.
+    """Returns `alpha_c sign(w)` with `sign(0) = 1`, in the type of `weights`.
 
     Args:
         weights: Float kernel of any shape.
@@ -88,7 +91,9 @@ def binarize(weights: Any, channel_axes: Sequence[int], scale: str = "mean") -> 
         >>> np.asarray(binarize(np.array([[0.5, -1.0], [0.0, 3.0]], "f4"), (-1,))).tolist()
         [[0.25, -2.0], [0.25, 2.0]]
     """
-    return binary_scale(weights, channel_axes, scale) * hard_sign(weights)
+    weights = ops.convert_to_tensor(weights)
+    signs = hard_sign(ops.cast(weights, "float32"))
+    return ops.cast(binary_scale(weights, channel_axes, scale) * signs, weights.dtype)
 
 
 def binary_gradient(
@@ -108,11 +113,13 @@ def binary_gradient(
         scale: `"mean"` or `"one"`. Defaults to `"mean"`.
         clip: Where the straight-through estimator ends. Defaults to 1.
     """
-    above, weights = ops.convert_to_tensor(above), ops.convert_to_tensor(weights)
+    above = ops.convert_to_tensor(above)
+    gradients, weights = ops.cast(above, "float32"), ops.cast(weights, "float32")
     axes = reduced_axes(len(weights.shape), channel_axes)
-    inside = ops.cast(ops.abs(weights) <= clip, above.dtype)
-    passed = SCALES[scale].value(weights, axes) * above * inside
-    return passed + SCALES[scale].gradient(above, hard_sign(weights), axes)
+    inside = ops.cast(ops.abs(weights) <= clip, "float32")
+    passed = SCALES[scale].value(weights, axes) * gradients * inside
+    added = SCALES[scale].gradient(gradients, hard_sign(weights), axes)
+    return ops.cast(passed + added, above.dtype)
 
 
 def is_binary(weights: np.ndarray, channel_axes: Sequence[int]) -> bool:

@@ -44,8 +44,10 @@ def weight_scales(weights: Any, channel_axes: Sequence[int], bits: int = 8) -> A
         bits: Width of the codes. Defaults to 8.
 
     Returns:
-        A tensor that broadcasts against `weights`.
+        A float32 tensor that broadcasts against `weights`.
     """
+    # In half precision the smallest range would be 0, and a channel of zeros 0 / 0.
+    weights = ops.cast(weights, "float32")
     others = reduced_axes(len(weights.shape), channel_axes)
     largest = ops.max(ops.abs(weights), axis=others, keepdims=True)
     return ops.maximum(largest, SMALLEST_RANGE) / (2 ** (bits - 1) - 1)
@@ -58,9 +60,14 @@ def quantize_weights(weights: Any, channel_axes: Sequence[int], bits: int = 8) -
         weights: A kernel of any shape.
         channel_axes: As in `weight_scales`.
         bits: Width of the codes. Defaults to 8: codes -127..127.
+
+    Returns:
+        A tensor in the type of `weights`; the arithmetic is float32.
     """
+    weights = ops.convert_to_tensor(weights)
     scales = weight_scales(weights, channel_axes, bits)
-    return ops.round(weights / scales) * scales
+    rounded = ops.round(ops.cast(weights, "float32") / scales) * scales
+    return ops.cast(rounded, weights.dtype)
 
 
 def fake_quantize_weights(weights: Any, channel_axes: Sequence[int], bits: int = 8) -> Any:

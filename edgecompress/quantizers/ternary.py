@@ -21,6 +21,8 @@ from edgecompress.quantizers.int8 import reduced_axes
 def ternarize(weights: Any, threshold: Any, positive: Any, negative: Any) -> Any:
     """Returns `positive` where w > threshold, `-negative` where w < -threshold, else 0.
 
+    Computed in float32, returned in the type of `weights`.
+
     Args:
         weights: Float kernel of any shape.
         threshold: Not negative; it and the values broadcast against the weights.
@@ -32,9 +34,11 @@ def ternarize(weights: Any, threshold: Any, positive: Any, negative: Any) -> Any
         [2.0, 0.0, -3.0]
     """
     weights = ops.convert_to_tensor(weights)
-    zero = ops.zeros_like(weights)
-    above, below = weights > threshold, weights < -threshold
-    return ops.where(above, zero + positive, ops.where(below, zero - negative, zero))
+    values = ops.cast(weights, "float32")
+    zero = ops.zeros_like(values)
+    above, below = values > threshold, values < -threshold
+    chosen = ops.where(above, zero + positive, ops.where(below, zero - negative, zero))
+    return ops.cast(chosen, weights.dtype)
 
 
 def twn_threshold(weights: Any, channel_axes: Sequence[int], factor: float = 0.7) -> Any:
@@ -48,7 +52,7 @@ def twn_threshold(weights: Any, channel_axes: Sequence[int], factor: float = 0.7
     Returns:
         A tensor that broadcasts against `weights`.
     """
-    weights = ops.convert_to_tensor(weights)
+    weights = ops.cast(weights, "float32")
     axes = reduced_axes(len(weights.shape), channel_axes)
     return factor * ops.mean(ops.abs(weights), axis=axes, keepdims=True)
 
@@ -63,7 +67,8 @@ def mean_beyond(weights: Any, threshold: Any, channel_axes: Sequence[int]) -> An
         threshold: Broadcasts against the weights.
         channel_axes: Axes whose indices have a mean of their own; () for one mean.
     """
-    weights = ops.convert_to_tensor(weights)
+    # Half precision counts to 2,048 only.
+    weights = ops.cast(weights, "float32")
     axes = reduced_axes(len(weights.shape), channel_axes)
     magnitudes = ops.abs(weights)
     beyond = ops.cast(magnitudes > threshold, magnitudes.dtype)
@@ -98,7 +103,7 @@ def ttq_threshold(weights: Any, factor: float = 0.05) -> Any:
         weights: Float kernel of any shape.
         factor: t, the same for all layers. Defaults to 0.05.
     """
-    return factor * ops.max(ops.abs(ops.convert_to_tensor(weights)))
+    return factor * ops.max(ops.abs(ops.cast(weights, "float32")))
 
 
 def ttq_start(weights: Any, threshold: Any) -> tuple[Any, Any]:
@@ -106,7 +111,7 @@ def ttq_start(weights: Any, threshold: Any) -> tuple[Any, Any]:
 
     A side without weights gets the mean of the other; the paper leaves the start open.
     """
-    weights = ops.convert_to_tensor(weights)
+    weights = ops.cast(weights, "float32")
     both = mean_beyond(weights, threshold, ())
     sides = [mean_beyond(ops.maximum(side, 0.0), threshold, ()) for side in (weights, -weights)]
     positive, negative = (ops.reshape(ops.where(side > 0, side, both), ()) for side in sides)
@@ -125,7 +130,7 @@ def ttq_value_gradients(above: Any, weights: Any, threshold: Any) -> tuple[Any, 
         weights: The float weights W.
         threshold: A scalar.
     """
-    above, weights = ops.convert_to_tensor(above), ops.convert_to_tensor(weights)
+    above, weights = ops.cast(above, "float32"), ops.cast(weights, "float32")
     positive = ops.cast(weights > threshold, above.dtype)
     negative = ops.cast(weights < -threshold, above.dtype)
     return ops.sum(above * positive), -ops.sum(above * negative)
@@ -141,14 +146,14 @@ def ttq_gradient(above: Any, weights: Any, threshold: Any, positive: Any, negati
         positive: W_p.
         negative: W_n.
     """
-    above, weights = ops.convert_to_tensor(above), ops.convert_to_tensor(weights)
-    ones = ops.ones_like(above)
+    above, weights = ops.convert_to_tensor(above), ops.cast(weights, "float32")
+    ones = ops.ones_like(weights)
     factors = ops.where(
         weights > threshold,
         ones * positive,
         ops.where(weights < -threshold, ones * negative, ones),
     )
-    return above * factors
+    return ops.cast(ops.cast(above, "float32") * factors, above.dtype)
 
 
 def is_ternary(weights: np.ndarray, channel_axes: Sequence[int]) -> bool:

@@ -168,7 +168,7 @@ class TrainingHook:
                 object.__setattr__(target, "call", previous)
 
     def ranges(self) -> dict[str, tuple[float, float]]:
-        """Returns the range of every tap that has seen data or is prescribed."""
+        """Returns the range of every tap that has seen data or is prescribed; NaN where it is."""
         found: dict[str, tuple[float, float]] = {}
         for tap in self._graph.taps:
             source = source_of(tap, self._taps)
@@ -176,7 +176,7 @@ class TrainingHook:
                 found[tap.name] = source.fixed
             else:
                 low, high = map(float, ops.convert_to_numpy(self._learnt[source.name].range))
-                if low <= high:
+                if (low, high) != _UNSEEN:
                     found[tap.name] = (low, high)
         return found
 

@@ -67,6 +67,24 @@ class ModelFileError(EdgeCompressError):
     """A model file is missing, unreadable or not what its name says."""
 
 
+class UnreadableFileError(ModelFileError):
+    """A file cannot be read, or not within the bounds for files from anywhere.
+
+    Args:
+        label: The file, or what else the content is called.
+        problem: What is wrong, as the rest of a sentence: "does not exist".
+
+    Example:
+        >>> str(UnreadableFileError("a.json", "does not exist"))
+        'a.json does not exist.'
+    """
+
+    def __init__(self, label: object, problem: str) -> None:
+        self.label = str(label)
+        self.problem = problem.rstrip(".")
+        super().__init__(f"{self.label} {self.problem}.")
+
+
 class UnsupportedModelError(EdgeCompressError):
     """A model is built in a way that an operation cannot handle (subclassed, Lambda, ...)."""
 

@@ -1,0 +1,615 @@
+"""Reading files that come from anywhere, each within bounds that are checked before it is read.
+
+Everything here ends in what was asked for or in `UnreadableFileError`: no pipe is waited for, no
+archive inflates beyond its bound, no text nests deeper than its readers recurse.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import os
+import re
+import stat
+import sys
+import tomllib
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+import numpy as np
+
+from edgecompress.core.errors import UnreadableFileError
+from edgecompress.core.units import format_size
+
+# Bounds in bytes. Flatbuffers and Keras files cannot be larger than 2 GiB, data may be.
+MODEL_LIMIT = 2 << 30
+DATA_LIMIT = 64 << 30
+# Parsed JSON takes up to 24 times its text: [[],[],...].
+JSON_LIMIT = 16 << 20
+TOML_LIMIT = 64 << 10
+TEXT_LIMIT = 16 << 20
+# What an archive may inflate to: this much, or so many times its own size.
+INFLATED_LIMIT = 512 << 20
+INFLATED_RATIO = 16
+MEMBERS_LIMIT = 10_000
+# Levels of JSON and TOML. Keras configurations nest about ten levels for each model in a model.
+DEPTH_LIMIT = 100
+# Levels of a TOML key with dots; tomllib takes quadratic time for them.
+_KEY_PARTS = 16
+_DIRECTORY_LIMIT = 8 << 20
+_CHUNK = 1 << 20
+_HEADER_LIMIT = 16 << 10
+_WHOLE = range(-(1 << 63), 1 << 64)
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISLNK, "a link"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def open_file(path: Path | str, *, links: bool = True) -> Iterator[IO[bytes]]:
+    """Opens a regular file for reading; nothing else is opened, and nothing is waited for.
+
+    Args:
+        path: The file.
+        links: Whether the path itself may be a symbolic link. Defaults to True.
+
+    Raises:
+        UnreadableFileError: it is missing, a folder, a pipe, a device or a link, or cannot be
+            read.
+    """
+    with _translated(path):
+        # Before it is opened: opening a device may already do something.
+        _check_kind(path, (os.stat if links else os.lstat)(path).st_mode)
+        flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+        flags |= getattr(os, "O_NONBLOCK", 0) | (0 if links else getattr(os, "O_NOFOLLOW", 0))
+        handle = os.open(path, flags)
+    with os.fdopen(handle, "rb") as file:
+        _check_kind(path, os.fstat(handle).st_mode)
+        yield file
+
+
+@contextlib.contextmanager
+def _translated(path: Path | str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UnreadableFileError(path, "does not exist") from error
+    except OSError as error:
+        raise UnreadableFileError(path, f"cannot be read: {error.strerror or error}") from error
+    except ValueError as error:  # A NUL, or what the file system's encoding does not have.
+        raise UnreadableFileError(path, "has a name that no file can have") from error
+    except MemoryError as error:
+        raise UnreadableFileError(path, "does not fit the memory") from error
+
+
+def _check_kind(path: Path | str, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        kind = next((name for test, name in _KINDS if test(mode)), "something else")
+        raise UnreadableFileError(path, f"is {kind}, not a regular file")
+
+
+def size_of(file: IO[bytes]) -> int:
+    """Returns the bytes of an open file."""
+    return os.fstat(file.fileno()).st_size
+
+
+def read_bytes(path: Path | str, limit: int = MODEL_LIMIT, *, links: bool = True) -> bytes:
+    """Returns the content of a regular file.
+
+    Args:
+        path: The file.
+        limit: The most bytes it may have. Defaults to 2 GiB.
+        links: Whether the path itself may be a symbolic link. Defaults to True.
+
+    Raises:
+        UnreadableFileError: as in `open_file`, or it is larger.
+
+    Example:
+        >>> read_bytes("/dev/zero")
+        Traceback (most recent call last):
+        ...
+        edgecompress.core.errors.UnreadableFileError: /dev/zero is a device, not a regular file.
+    """
+    with open_file(path, links=links) as file:
+        size = size_of(file)
+        if size > limit:
+            raise UnreadableFileError(
+                path, f"has {format_size(size)}; at most {format_size(limit)} are read"
+            )
+        with _translated(path):
+            # Not a byte more than it had: it may grow without end.
+            return file.read(size)
+
+
+def read_text(path: Path | str, limit: int = TEXT_LIMIT) -> str:
+    """Returns the content of a UTF-8 text file, without a byte order mark.
+
+    Raises:
+        UnreadableFileError: as in `read_bytes`, or it is no UTF-8.
+    """
+    return _decoded(read_bytes(path, limit), path)
+
+
+def _decoded(data: bytes | bytearray, label: Path | str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UnreadableFileError(label, f"is no UTF-8 text (byte {error.start})") from error
+
+
+def read_inside(folder: Path, path: str, limit: int = MODEL_LIMIT) -> bytes:
+    """Returns the content of a file in a folder that came from elsewhere, links refused.
+
+    Args:
+        folder: The folder.
+        path: Relative, with /; see `is_inside`.
+        limit: The most bytes it may have.
+
+    Raises:
+        UnreadableFileError: the path leads outside, a part of it is a link, or as in `read_bytes`.
+    """
+    return read_bytes(inside(folder, path), limit, links=False)
+
+
+def inside(folder: Path, path: str) -> Path:
+    """Returns the place of a file in a folder that came from elsewhere.
+
+    Raises:
+        UnreadableFileError: the path leads outside, or a part of it is a link.
+    """
+    if not is_inside(path):
+        raise UnreadableFileError(folder / path, "leads outside its folder")
+    place = folder
+    with _translated(folder / path):
+        for part in path.split("/"):
+            place = place / part
+            if stat.S_ISLNK(os.lstat(place).st_mode):
+                raise UnreadableFileError(place, "is a link, not a regular file")
+    return place
+
+
+def is_inside(path: str) -> bool:
+    """Tells whether a path is relative, with /, and stays inside its folder.
+
+    Example:
+        >>> is_inside("golden/a.bin"), is_inside("../a.bin"), is_inside("/a.bin")
+        (True, False, False)
+    """
+    parts = path.split("/")
+    return not (
+        re.match("[A-Za-z]:", path) or set(parts) & {"", ".", ".."} or "\\" in path or "\0" in path
+    )
+
+
+# --- JSON and TOML ------------------------------------------------------------------------------
+
+
+class _Refused(ValueError):
+    """What a hook of a parser refuses."""
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise _Refused(f"{name} is no number of JSON")
+
+
+def _real(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise _Refused(f"the number {text[:20]} is not finite")
+    return value
+
+
+def _whole(text: str) -> int:
+    # Python refuses some thousand digits itself; what is larger than a float fails later.
+    if len(text) > 20 or int(text) not in _WHOLE:
+        raise _Refused(f"the number {text[:20]}... has more than 64 bits")
+    return int(text)
+
+
+def parse_json(data: bytes | bytearray | str, label: Path | str, depth: int = DEPTH_LIMIT) -> Any:
+    """Returns the value of a JSON text, as RFC 8259 has it.
+
+    Args:
+        data: UTF-8, or text.
+        label: What errors call it.
+        depth: The most levels of lists and objects. Defaults to 100.
+
+    Raises:
+        UnreadableFileError: it is no JSON, nests deeper, or holds NaN, an infinity, a number of
+            more than 64 bits or half of a surrogate pair.
+
+    Example:
+        >>> parse_json('{"a": [1, 2.5]}', "x.json")
+        {'a': [1, 2.5]}
+    """
+    try:
+        text = data if isinstance(data, str) else _decoded(data, label)
+        root = json.loads(
+            text, parse_constant=_refuse_constant, parse_float=_real, parse_int=_whole
+        )
+        _check_tree(root, depth)
+    except RecursionError as error:
+        raise UnreadableFileError(label, f"is no JSON: {_too_deep(depth)}") from error
+    except MemoryError as error:
+        raise UnreadableFileError(label, "does not fit the memory") from error
+    except ValueError as error:
+        raise UnreadableFileError(label, f"is no JSON: {error}") from error
+    return root
+
+
+def read_json(path: Path | str, limit: int = JSON_LIMIT, depth: int = DEPTH_LIMIT) -> Any:
+    """Returns the value of a JSON file.
+
+    Raises:
+        UnreadableFileError: as in `read_bytes` and `parse_json`.
+    """
+    return parse_json(read_bytes(path, limit), path, depth)
+
+
+# A key of many parts, quoted ones included.
+_LONG_KEY = re.compile(
+    r"""(?<![\w"'.-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+)"""
+    f"{{{_KEY_PARTS}}}"
+)
+
+
+def parse_toml(text: str, label: Path | str, depth: int = DEPTH_LIMIT) -> dict[str, Any]:
+    """Returns the tables of a TOML text.
+
+    Args:
+        text: The text.
+        label: What errors call it.
+        depth: The most levels of tables and lists. Defaults to 100.
+
+    Raises:
+        UnreadableFileError: it is no TOML, nests deeper, or holds NaN, an infinity or a number of
+            more than 64 bits.
+    """
+    try:
+        if len(text) > TOML_LIMIT:
+            raise _Refused(f"it has more than {format_size(TOML_LIMIT)}")
+        if _LONG_KEY.search(text):
+            raise _Refused(f"a key has more than {_KEY_PARTS} parts")
+        root = tomllib.loads(text, parse_float=_real)
+        _check_tree(root, depth)
+    except RecursionError as error:
+        raise UnreadableFileError(label, f"is no valid TOML: {_too_deep(depth)}") from error
+    except MemoryError as error:
+        raise UnreadableFileError(label, "does not fit the memory") from error
+    except ValueError as error:
+        text = str(error)
+        if "integer string conversion" in text:
+            text = "a number has more than 64 bits"
+        raise UnreadableFileError(label, f"is no valid TOML: {text}") from error
+    return root
+
+
+def read_toml(path: Path | str) -> dict[str, Any]:
+    """Returns the tables of a TOML file.
+
+    Raises:
+        UnreadableFileError: as in `read_text` and `parse_toml`.
+    """
+    return parse_toml(read_text(path, TOML_LIMIT), path)
+
+
+def _too_deep(depth: int) -> str:
+    return f"it nests deeper than {depth} levels"
+
+
+def _check_tree(root: Any, depth: int) -> None:
+    """Refuses what later readers of a parsed text would stumble over."""
+    level = [root]
+    for _ in range(depth + 1):
+        nested = [node for node in level if isinstance(node, (dict, list))]
+        for node in level:
+            if isinstance(node, str) and not node.isascii():
+                _check_text(node)
+            elif type(node) is int and node not in _WHOLE:
+                raise _Refused(f"the number {hex(node)[:20]}... has more than 64 bits")
+        if not nested:
+            return
+        level = []
+        for node in nested:
+            if isinstance(node, dict):
+                level += node.keys()
+                level += node.values()
+            else:
+                level += node
+    raise _Refused(_too_deep(depth))
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise _Refused(f"{text[:20]!r} holds half of a surrogate pair") from None
+
+
+# --- archives -----------------------------------------------------------------------------------
+
+
+class _Bounded:
+    """A file for zipfile that reads no directory beyond its bound."""
+
+    def __init__(self, file: IO[bytes], limit: int) -> None:
+        self._file, self.limit = file, limit
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        if size > self.limit:
+            raise zipfile.BadZipFile("its list of members is too long")
+        return self._file.read(min(size, self.limit) if size >= 0 else self.limit)
+
+    def seekable(self) -> bool:
+        return True
+
+
+class Archive:
+    """A zip archive whose members are known to be sound: made by `open_archive`.
+
+    Attributes:
+        names: Of its members, folders left out.
+        sizes: Name -> bytes, inflated.
+    """
+
+    def __init__(self, archive: zipfile.ZipFile, label: Path | str) -> None:
+        self._archive, self._label = archive, label
+        self._members = {i.filename: i for i in archive.infolist() if not i.is_dir()}
+        self.names = tuple(self._members)
+        self.sizes = {name: info.file_size for name, info in self._members.items()}
+
+    def read(self, name: str, limit: int | None = None) -> bytearray:
+        """Returns the content of a member.
+
+        Args:
+            name: The member.
+            limit: The most bytes it may have; None for the archive's own bound.
+
+        Raises:
+            UnreadableFileError: there is no such member, it is larger, or it is damaged.
+        """
+        if name not in self._members:
+            raise UnreadableFileError(self._label, f"holds no {name}")
+        size = self.sizes[name]
+        if limit is not None and size > limit:
+            raise UnreadableFileError(
+                self._label,
+                f"holds {name} of {format_size(size)}; at most {format_size(limit)} are read",
+            )
+        content = bytearray(size)
+        place = 0
+        for chunk in self._chunks(name):
+            content[place : place + len(chunk)] = chunk
+            place += len(chunk)
+        return content
+
+    def head(self, name: str, size: int) -> bytes:
+        """Returns the first bytes of a member.
+
+        Raises:
+            UnreadableFileError: it is damaged.
+        """
+        with _sound(self._label, name), self._archive.open(self._members[name]) as file:
+            return file.read(size)
+
+    def verify(self) -> None:
+        """Reads all members, and keeps none of it.
+
+        Raises:
+            UnreadableFileError: one is cut off, damaged, or not what its checksum says.
+        """
+        for name in self.names:
+            for _ in self._chunks(name):
+                pass
+
+    def _chunks(self, name: str) -> Iterator[bytes]:
+        done = 0
+        with _sound(self._label, name), self._archive.open(self._members[name]) as file:
+            # In pieces: asked for all, zipfile inflates all that there is, whatever is declared.
+            while chunk := file.read(_CHUNK):
+                done += len(chunk)
+                yield chunk
+            if done != self.sizes[name]:
+                raise zipfile.BadZipFile("it is cut off")
+
+
+@contextlib.contextmanager
+def _sound(label: Path | str, name: str = "") -> Iterator[None]:
+    """Turns what zipfile and zlib raise for a damaged archive into one line."""
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError,
+            RuntimeError, OverflowError, MemoryError) as error:  # fmt: skip
+        what = " ".join(str(error).split()) or type(error).__name__
+        where = f" ({name})" if name else ""
+        raise UnreadableFileError(label, f"is a damaged archive{where}: {what}") from error
+
+
+@contextlib.contextmanager
+def open_archive(source: Path | str | bytes, label: Path | str | None = None) -> Iterator[Archive]:
+    """Opens a zip archive after all of its members' names, kinds and sizes are found sound.
+
+    Members are stored or deflated, have relative names without `..`, each its own, are no links
+    and not encrypted, and inflate to at most 512 MiB or 16 times the archive in all.
+
+    Args:
+        source: The file, or its bytes.
+        label: What errors call it; by default the path.
+
+    Raises:
+        UnreadableFileError: it cannot be read, is no archive, or breaks one of these rules.
+    """
+    if isinstance(source, bytes):
+        with _opened(io.BytesIO(source), len(source), label or "the archive") as archive:
+            yield archive
+    else:
+        with (
+            open_file(source) as file,
+            _opened(file, size_of(file), label or source) as archive,
+        ):
+            yield archive
+
+
+@contextlib.contextmanager
+def _opened(file: IO[bytes], size: int, label: Path | str) -> Iterator[Archive]:
+    bounded: Any = _Bounded(file, _DIRECTORY_LIMIT)
+    with _sound(label):
+        archive = zipfile.ZipFile(bounded)
+    with archive:
+        # The members are read in pieces that zipfile chooses.
+        bounded.limit = sys.maxsize
+        _check_members(archive.infolist(), size, label)
+        yield Archive(archive, label)
+
+
+def _check_members(members: list[zipfile.ZipInfo], size: int, label: Path | str) -> None:
+    if len(members) > MEMBERS_LIMIT:
+        raise UnreadableFileError(label, f"holds {len(members):,} files, more than are read")
+    seen: set[str] = set()
+    for member in members:
+        # zipfile cuts names at a NUL; other readers may not.
+        name = member.filename
+        mode = member.external_attr >> 16
+        problem = None
+        if "\0" in member.orig_filename or not is_inside(name.removesuffix("/")):
+            problem = "leads outside its folder"
+        elif name in seen:
+            problem = "is there twice"
+        elif member.flag_bits & 0x41:
+            problem = "is encrypted"
+        elif stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
+            problem = "is a link or a device"
+        elif member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            problem = f"is compressed by method {member.compress_type}, not by deflate"
+        if problem is not None:
+            raise UnreadableFileError(label, f"holds {name!r}, which {problem}")
+        seen.add(name)
+    total = sum(member.file_size for member in members)
+    if total > max(INFLATED_LIMIT, INFLATED_RATIO * size):
+        raise UnreadableFileError(
+            label,
+            f"inflates from {format_size(size)} to {format_size(total)}, more than "
+            f"{format_size(INFLATED_LIMIT)} and {INFLATED_RATIO} times its size; store it "
+            "uncompressed if that is meant",
+        )
+
+
+def check_keras_archive(path: Path | str) -> tuple[Any, Any]:
+    """Returns config.json and metadata.json of a .keras file whose members are all sound.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UnreadableFileError: as in `open_archive` and `parse_json`, a member is damaged, or there is
+            no config.json. The metadata are {} where there are none.
+    """
+    with open_archive(path) as archive:
+        parts = []
+        for name in ("config.json", "metadata.json"):
+            if name == "metadata.json" and name not in archive.names:
+                parts.append({})
+                continue
+            parts.append(parse_json(archive.read(name, JSON_LIMIT), f"{path}: {name}"))
+        archive.verify()
+    return parts[0], parts[1]
+
+
+# --- arrays -------------------------------------------------------------------------------------
+
+
+def read_arrays(source: Path | str | bytes, label: Path | str | None = None) -> Any:
+    """Returns the array of an .npy file, or the arrays of an .npz file by name.
+
+    What a header says is compared with the bytes that are there before memory is taken.
+
+    Args:
+        source: The file, or its bytes.
+        label: What errors call it; by default the path.
+
+    Raises:
+        UnreadableFileError: it cannot be read, is neither, is damaged, holds Python objects, or
+            breaks a rule of `open_archive`.
+
+    Example:
+        >>> buffer = io.BytesIO()
+        >>> np.savez(buffer, x=np.arange(3))
+        >>> read_arrays(buffer.getvalue())
+        {'x': array([0, 1, 2])}
+    """
+    label = label if label is not None else "the data" if isinstance(source, bytes) else source
+    if isinstance(source, bytes):
+        head = source[:4]
+    else:
+        with open_file(source) as file:
+            head = file.read(4)
+    if head.startswith(b"\x93NUM"):
+        data = source if isinstance(source, bytes) else read_bytes(source, DATA_LIMIT)
+        return _array(data, label, "")
+    if not head.startswith(b"PK"):
+        raise UnreadableFileError(label, "is neither .npy nor .npz")
+    arrays = {}
+    with open_archive(source, label) as archive:
+        for name in archive.names:
+            if not name.endswith(".npy"):
+                raise UnreadableFileError(label, f"holds {name!r}, which is no .npy array")
+            key = name.removesuffix(".npy")
+            _header(archive.head(name, _HEADER_LIMIT), archive.sizes[name], label, key)
+            arrays[key] = _array(archive.read(name), label, key)
+    return arrays
+
+
+def _array(data: bytes | bytearray, label: Path | str, key: str) -> np.ndarray:
+    start, shape, fortran, dtype = _header(bytes(data[:_HEADER_LIMIT]), len(data), label, key)
+    array = np.frombuffer(data, dtype, math.prod(shape), start)
+    return np.require(
+        array.reshape(shape, order="F" if fortran else "C"), requirements=("ALIGNED", "WRITEABLE")
+    )
+
+
+def _header(
+    head: bytes, size: int, label: Path | str, key: str
+) -> tuple[int, tuple[int, ...], bool, np.dtype]:
+    """Returns where the values of an .npy content of `size` bytes start, and what they are."""
+    where = f"holds an array {key!r} that" if key else "is an .npy file that"
+    stream = io.BytesIO(head)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        shape, fortran, dtype = read(stream, max_header_size=_HEADER_LIMIT)
+    # Headers are Python literals: parsing a damaged one fails in many ways.
+    except Exception as error:
+        what = " ".join(str(error).split())[:120] or type(error).__name__
+        raise UnreadableFileError(label, f"{where} has no readable header: {what}") from error
+    if dtype.hasobject:
+        raise UnreadableFileError(label, f"{where} holds Python objects, which could run code")
+    if dtype.itemsize == 0 or dtype.kind not in "biufcSUmM":
+        raise UnreadableFileError(label, f"{where} is of type {dtype}, not of numbers")
+    if any(length < 0 for length in shape) or len(shape) > 32:
+        raise UnreadableFileError(label, f"{where} has the shape {str(shape)[:80]}")
+    wanted = math.prod(max(length, 1) for length in shape) * dtype.itemsize
+    if wanted > size - stream.tell() and (0 not in shape or wanted > sys.maxsize):
+        raise UnreadableFileError(
+            label,
+            f"{where} says it has {format_size(wanted)}, but {format_size(size - stream.tell())} "
+            "are there",
+        )
+    return stream.tell(), shape, fortran, dtype

@@ -245,9 +245,9 @@ def _predicted_latency(subject: Subject, estimate: LatencyEstimate) -> CheckResu
     typical, low, high = estimate.microseconds, estimate.low, estimate.high
     if typical is None or low is None or high is None:
         reason = estimate.reason
-        # A bare core has no clock, so no model has a time on it.
-        timeless = profile.clock_mhz is None and limit is None
-        verdict: Verdict = "not_applicable" if timeless else "not_measured"
+        verdict: Verdict = "not_measured"
+        if limit is None and profile.clock_mhz is None:
+            verdict, reason = "not_applicable", "A bare core has no clock, so no model a time."
         if limit is not None and low is not None and low > limit:
             verdict = "fail"
             reason = (
@@ -325,21 +325,34 @@ def _host_latency(subject: Subject) -> CheckResult:
 
 @RULES.register("operators")
 def operators(subject: Subject) -> CheckResult:
-    """The target's runtime has every operator of the model."""
-    missing = unsupported(subject.model, subject.profile)
-    wrong = wrong_results(subject.model, subject.profile, subject.kernels)
-    verdict: Verdict = "fail" if missing else "uncertain" if wrong else "pass"
+    """The target's runtime has every operator of the model, and is not known to be wrong."""
+    graphs = (subject.model, *subject.model.others)
+    missing = [
+        (number, problem)
+        for number, graph in enumerate(graphs)
+        for problem in unsupported(graph, subject.profile)
+    ]
+    wrong = [
+        (number, problem)
+        for number, graph in enumerate(graphs)
+        for problem in wrong_results(graph, subject.profile, subject.kernels)
+    ]
+    unread = subject.model.subgraphs - len(graphs)
+    verdict: Verdict = "fail" if missing else "uncertain" if wrong or unread else "pass"
     named = (missing or wrong)[:_NAMED]
     more = len(missing or wrong) - len(named)
     reason = None
     if named:
+        texts = (f"subgraph {n}, {problem}" if n else str(problem) for n, problem in named)
         also = f"; and {more} more" if more else ""
-        reason = f"{'; '.join(str(problem) for problem in named)}{also}."
+        reason = f"{'; '.join(texts)}{also}."
+    elif unread:
+        reason = f"{unread} of {subject.model.subgraphs} subgraphs could not be looked at."
     detail = {
         "engine": subject.profile.engine,
-        "unsupported": [vars(problem) for problem in missing],
-        "wrong_results": [vars(problem) for problem in wrong],
-        "subgraphs_not_checked": subject.model.subgraphs - 1,
+        "unsupported": [{"subgraph": n, **vars(problem)} for n, problem in missing],
+        "wrong_results": [{"subgraph": n, **vars(problem)} for n, problem in wrong],
+        "subgraphs": subject.model.subgraphs,
     }
     count = len(missing)
     return CheckResult(

@@ -6,11 +6,12 @@ be read: damage ends in ModelFileError, never in another exception.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -206,9 +207,10 @@ class FlatModel:
         operators: Of the first subgraph, in order of execution.
         inputs: Tensor indices of the model's inputs.
         outputs: Tensor indices of the model's outputs.
-        subgraphs: Number of subgraphs; only the first is read.
+        subgraphs: Number of subgraphs.
         metadata: Names of metadata entries -> bytes.
         description: The file's own description.
+        others: The subgraphs behind the first, each as a model of its own, without metadata.
     """
 
     data: bytes = field(repr=False)
@@ -219,6 +221,7 @@ class FlatModel:
     subgraphs: int = 1
     metadata: Mapping[str, bytes] = field(default_factory=dict)
     description: str = ""
+    others: tuple[FlatModel, ...] = field(default=(), repr=False)
 
     def tensor(self, operator: Operator, position: int) -> Tensor | None:
         """Returns an operator's input tensor by position; None where it was left out."""
@@ -231,8 +234,9 @@ class FlatModel:
         return self.tensors[operator.outputs[position]]
 
     def histogram(self) -> dict[str, int]:
-        """Returns how often each operator occurs, by name."""
-        return dict(Counter(operator.name for operator in self.operators))
+        """Returns how often each operator occurs in all subgraphs, by name."""
+        graphs = (self, *self.others)
+        return dict(Counter(operator.name for graph in graphs for operator in graph.operators))
 
     def parameters(self) -> int:
         """Returns the number of weights and biases: constants that are no shapes or indices."""
@@ -527,15 +531,17 @@ def _read(data: bytes) -> FlatModel:
     root = schema.Model.GetRootAs(data, 0)
     if root.SubgraphsLength() < 1:
         raise ModelFileError("it holds no subgraph")
-    graph = root.Subgraphs(0)
-    types, codes = _names("TensorType"), _names("BuiltinOperator")
-
-    # Bounds are checked before any loop so that a wild length cannot keep the reader busy.
+    # Bounds are checked before any loop so that a wild length cannot keep the reader busy. Several
+    # subgraphs may share one table, so their lengths count together.
     limit = len(data)
-    for length in (graph.TensorsLength(), graph.OperatorsLength(), root.BuffersLength()):
-        if length > limit:
-            raise ModelFileError("a table is longer than the file")
+    lengths = [root.BuffersLength(), root.SubgraphsLength(), root.MetadataLength()]
+    graphs = [root.Subgraphs(number) for number in range(min(root.SubgraphsLength(), limit))]
+    lengths.append(sum(graph.TensorsLength() + graph.OperatorsLength() for graph in graphs))
+    if max(lengths) > limit:
+        raise ModelFileError("a table is longer than the file")
 
+    # Each buffer is copied once, however many tensors name it.
+    @functools.cache
     def raw(index: int) -> bytes | None:
         if index == 0:
             return None
@@ -552,6 +558,27 @@ def _read(data: bytes) -> FlatModel:
             return None
         return bytes(buffer.DataAsNumpy().tobytes())
 
+    metadata = {}
+    for index in range(root.MetadataLength()):
+        entry = root.Metadata(index)
+        metadata[_text(entry.Name())] = raw(entry.Buffer()) or b""
+    first, *others = (_read_graph(data, root, graph, raw) for graph in graphs)
+    return dataclasses.replace(
+        first,
+        subgraphs=len(graphs),
+        metadata=metadata,
+        description=_text(root.Description()),
+        others=tuple(others),
+    )
+
+
+def _read_graph(
+    data: bytes, root: Any, graph: Any, raw: Callable[[int], bytes | None]
+) -> FlatModel:
+    """Reads one subgraph; `raw` returns a buffer's bytes."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    types, codes = _names("TensorType"), _names("BuiltinOperator")
     tensors = []
     for index in range(graph.TensorsLength()):
         table = graph.Tensors(index)
@@ -633,18 +660,10 @@ def _read(data: bytes) -> FlatModel:
         )
         _check_operator(operator, tensors)
         operators.append(operator)
-
-    metadata = {}
-    for index in range(root.MetadataLength()):
-        entry = root.Metadata(index)
-        metadata[_text(entry.Name())] = raw(entry.Buffer()) or b""
     return FlatModel(
         data,
         tuple(tensors),
         tuple(operators),
         checked(_integers(graph.InputsAsNumpy() if graph.InputsLength() else None)),
         checked(_integers(graph.OutputsAsNumpy() if graph.OutputsLength() else None)),
-        root.SubgraphsLength(),
-        metadata,
-        _text(root.Description()),
     )

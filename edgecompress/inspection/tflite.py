@@ -97,7 +97,7 @@ def inspect_tflite(model: FlatModel, *, name: str = "model.tflite") -> Inspectio
     ]
     peak, peak_operator = _peak_activations(model)
     if model.subgraphs > 1:
-        notes.append(f"Only the first of {model.subgraphs} subgraphs is read.")
+        notes.append(f"Only the first of {model.subgraphs} subgraphs is shown.")
     return Inspection(
         name=name,
         format="tflite",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgecompress.core.engines import session
 from edgecompress.core.errors import ArgumentError
-from edgecompress.core.flatbuffer import read_tflite
+from edgecompress.core.flatbuffer import FlatModel, read_tflite
 from edgecompress.core.results import Report
 from edgecompress.pipeline.measuring import Measurements
 from edgecompress.pipeline.request import (
@@ -102,5 +102,14 @@ def check(
         results,
         tuple(argv) or tuple(sys.argv),
         tool_version(),
-        notes=tuple(shared.gaps),
+        notes=(*_subgraph_notes(flat), *shared.gaps),
     )
+
+
+def _subgraph_notes(flat: FlatModel) -> list[str]:
+    if flat.subgraphs == 1:
+        return []
+    return [
+        f"The model has {flat.subgraphs} subgraphs: parameters and MACs are those of the first, "
+        "operators and the code in flash those of all."
+    ]

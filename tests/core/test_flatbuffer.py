@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -229,3 +230,52 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         read_tflite(tmp_path)
     with pytest.raises(ModelFileError):
         read_tflite(b"")
+
+
+def _many_subgraphs(count: int, operators: int) -> bytes:
+    """A file whose subgraphs are all the same table."""
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as s
+
+    builder = flatbuffers.Builder()
+    s.OperatorStart(builder)
+    operator = s.OperatorEnd(builder)
+    s.SubGraphStartOperatorsVector(builder, operators)
+    for _ in range(operators):
+        builder.PrependUOffsetTRelative(operator)
+    vector = builder.EndVector()
+    s.SubGraphStart(builder)
+    s.SubGraphAddOperators(builder, vector)
+    graph = s.SubGraphEnd(builder)
+    s.ModelStartSubgraphsVector(builder, count)
+    for _ in range(count):
+        builder.PrependUOffsetTRelative(graph)
+    graphs = builder.EndVector()
+    s.OperatorCodeStart(builder)
+    code = s.OperatorCodeEnd(builder)
+    s.ModelStartOperatorCodesVector(builder, 1)
+    builder.PrependUOffsetTRelative(code)
+    codes = builder.EndVector()
+    s.ModelStart(builder)
+    s.ModelAddSubgraphs(builder, graphs)
+    s.ModelAddOperatorCodes(builder, codes)
+    builder.Finish(s.ModelEnd(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def test_every_subgraph_is_read_and_shared_tables_count_each_time() -> None:
+    model = read_tflite(_many_subgraphs(3, 4))
+    assert [len(graph.operators) for graph in (model, *model.others)] == [4, 4, 4]
+    assert model.histogram() == {"ADD": 12}
+    # 40 kB that stand for a hundred million operators.
+    with pytest.raises(ModelFileError, match="a table is longer than the file"):
+        read_tflite(_many_subgraphs(5_000, 5_000))
+
+
+def test_a_buffer_that_many_tensors_name_is_copied_once() -> None:
+    def share(model: Any, s: Any) -> None:
+        graph = model.subgraphs[0]
+        graph.tensors += [copy.copy(graph.tensors[1]) for _ in range(9)]
+
+    tensors = read_tflite(tiny_model(change=share)).tensors
+    assert len({id(t.raw) for t in tensors if t.raw is not None}) == 1

@@ -401,6 +401,56 @@ def file_of(*operators: tuple[str, int]) -> bytes:
     return pack(model)
 
 
+def file_of_graphs(*graphs: str) -> bytes:
+    """A file with a subgraph for each operator; every subgraph has one."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = unpack(file_of(*((name, 1) for name in graphs)))
+    first = model.subgraphs[0]
+    model.subgraphs = [
+        schema.SubGraphT(tensors=first.tensors, inputs=[0], outputs=[0], operators=[operator],
+                         name=str(number))
+        for number, operator in enumerate(first.operators)
+    ]  # fmt: skip
+    return pack(model)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_operators_of_every_subgraph_are_looked_at(place: int) -> None:
+    names = ["ABS"] * 3
+    assert by_rule(check(read_tflite(file_of_graphs(*names)), BOARD), "operators").verdict == "pass"
+    names[place] = "GELU"
+    model = read_tflite(file_of_graphs(*names))
+    found = by_rule(check(model, BOARD), "operators")
+    where = f"subgraph {place}, operator" if place else "operator"
+    assert (found.verdict, found.measured) == ("fail", 1)
+    assert found.reason is not None and found.reason.startswith(f"{where} 0 GELU")
+    assert found.detail["unsupported"][0]["subgraph"] == place
+    assert by_rule(check(model, load_target("pixel-8")), "operators").verdict == "pass"
+    # Its code takes flash wherever it is used.
+    assert by_rule(check(model, BOARD), "flash").detail["unmeasured_operators"] == ("ABS", "GELU")
+
+
+def test_subgraphs_that_were_not_read_are_no_pass() -> None:
+    model = dataclasses.replace(chain(("RELU", {})), subgraphs=2)
+    found = by_rule(check(model, BOARD), "operators")
+    assert (found.verdict, found.undecided) == ("uncertain", True)
+    assert "1 of 2 subgraphs" in str(found.reason)
+
+
+def test_a_streaming_wake_word_is_no_pass(shared: Path) -> None:
+    """Two subgraphs and resource variables: nobody knows its arena."""
+    model = read_tflite(shared / "models" / "real" / "okay_nabu.tflite")
+    assert model.subgraphs == 2 and len(model.others) == 1
+    core = check(model, load_target("cortex-m4"))
+    assert (core.verdict, by_rule(core, "arena").undecided) == ("not_measured", False)
+    # The board's own RAM is a limit, and so is a budget.
+    for limits in (Budgets(), Budgets(max_ram=4096)):
+        board = check(model, BOARD, limits)
+        assert board.verdict == "not_measured"
+        assert by_rule(board, "arena").undecided
+
+
 def lacks(engine: str, *operators: tuple[str, int]) -> bool:
     missing = engine_available(engine)
     if missing:

@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from edgecompress.core.errors import ArgumentError, UnknownNameError
+from edgecompress.core.errors import ArgumentError, UnknownNameError, UnsupportedModelError
 from edgecompress.core.finite import check_weights
 from edgecompress.core.keras_graph import (
     functional_of,
@@ -107,6 +107,18 @@ def rebuild_train_function(model: keras.Model) -> None:
     model.make_train_function(force=True)
     model.test_function = None
     model.predict_function = None
+
+
+def own_training(model: keras.Model) -> str | None:
+    """Returns which of Keras's training methods a model replaces; None where it has Keras's own.
+
+    Such a method need not add `model.losses`, where the penalties of layers are, to its loss.
+    """
+    for name in ("train_step", "compute_loss"):
+        found = getattr(model, name)
+        if getattr(found, "__func__", found) is not getattr(keras.Model, name):
+            return name
+    return None
 
 
 class StepHook:
@@ -269,7 +281,25 @@ def _hide_variables(optimizer: keras.optimizers.Optimizer, hooks: list[StepHook]
     object.__setattr__(optimizer, "load_own_variables", load_own_variables)
 
 
-class CompressionCallback(keras.callbacks.Callback):
+class Keras3Callback(keras.callbacks.Callback):
+    """A callback that works on Keras 3 models alone."""
+
+    def set_model(self, model: Any) -> None:
+        """Takes the model of the fit.
+
+        Raises:
+            UnsupportedModelError: it is a model of tf_keras (Keras 2).
+        """
+        if not isinstance(model, keras.Model):
+            raise UnsupportedModelError(
+                f"{type(self).__name__} works on Keras 3 models, and this fit trains a "
+                f"{type(model).__module__.partition('.')[0]} model. Build the model with `import "
+                "keras`; keras.models.load_model reads most files of Keras 2."
+            )
+        super().set_model(model)
+
+
+class CompressionCallback(Keras3Callback):
     """Base of the compression callbacks.
 
     A subclass sets `technique`, returns its arguments from `settings`, names what it skips with

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import keras
 from keras import layers as kl
 from keras import ops
 
-from edgecompress.callbacks.base import rebuild_train_function
+from edgecompress.callbacks.base import Keras3Callback, rebuild_train_function
 from edgecompress.core.keras_graph import walk_layers
 
 
-class FastGroupedConvolutions(keras.callbacks.Callback):
+class FastGroupedConvolutions(Keras3Callback):
     """Makes `Conv2D(groups=...)` train at the speed of other convolutions on CPUs.
 
     There, Keras computes grouped convolutions through a part of XLA that takes many times as long

@@ -12,16 +12,19 @@ from keras import ops
 from edgecompress.callbacks.base import (
     CompressionCallback,
     LayerChoice,
+    StepHook,
+    own_training,
     rebuild_train_function,
     select_layers,
 )
-from edgecompress.core.errors import ArgumentError
+from edgecompress.core.errors import ArgumentError, UnsupportedModelError
 from edgecompress.surgery.channels import Analysis, analyse, named_layers
 from edgecompress.surgery.groups import (
     GROUPS,
     KERNELS,
     Kernel,
     filter_norms,
+    group_lasso_gradient,
     group_lasso_penalty,
     group_squares,
     smallest,
@@ -48,7 +51,9 @@ class GroupLasso(CompressionCallback):
 
     Only filters that can be removed are penalized: layers whose outputs are outputs of the model,
     or that feed a layer which mixes channels in unknown ways, are skipped and named in the notes.
-    A layer's own regularizer and constraint stay in force. The history gets
+    A layer's own regularizer and constraint stay in force. Where the model has a `train_step` or a
+    `compute_loss` of its own, which may leave the penalties of layers out of its loss, the gradient
+    of the penalty is added as the optimizer applies the others. The history gets
     `group_lasso_penalty`, `group_lasso_zero_filters` and `group_lasso_zero_share` (filters under
     the threshold, or already zero) for each epoch.
 
@@ -70,7 +75,8 @@ class GroupLasso(CompressionCallback):
     Raises:
         ArgumentError: an argument breaks its rule.
         UnknownNameError: `groups` or a layer is unknown.
-        UnsupportedModelError: the model is subclassed or not built (when training begins).
+        UnsupportedModelError: the model is subclassed or not built (when training begins), or
+            its own `train_step` updates no weight through `model.optimizer`.
 
     Example:
         >>> model.fit(x, y, epochs=10, callbacks=[GroupLasso(1e-4, end_epoch=6)])  # doctest: +SKIP
@@ -117,6 +123,8 @@ class GroupLasso(CompressionCallback):
         self._analyses: list[Analysis] = []
         self._held: list[Held] = []
         self._state = "waiting"  # then "penalized", then "held" where training goes on
+        self._hook: StepHook | None = None
+        self._reached: set[str] = set()
 
     def settings(self) -> Mapping[str, Any]:
         """Returns the arguments as JSON values."""
@@ -151,13 +159,13 @@ class GroupLasso(CompressionCallback):
             self._state = "held"
             rebuild_train_function(self.model)
         elif not over and self._state == "waiting" and epoch >= self.begin_epoch:
-            for target in self._targets:
-                target.penalize(self.strength)
+            self._penalize()
             self._state = "penalized"
             rebuild_train_function(self.model)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes the penalty and the number of weak or zero filters into the history."""
+        self._refuse_unreached()
         penalty = sum(float(target.penalty(self.strength)) for target in self._targets)
         weak = [t.zeros() for t in self._targets]
         if self._state != "held":
@@ -233,6 +241,50 @@ class GroupLasso(CompressionCallback):
                 )
         return targets
 
+    def _penalize(self) -> None:
+        """Makes the train step feel the penalty."""
+        own = own_training(self.model)
+        if own is None:
+            for target in self._targets:
+                target.penalize(self.strength)
+            return
+        self.note(
+            f"group lasso adds its gradient to the optimizer's, because the model has its own "
+            f"{own}: the penalty is not part of the reported loss."
+        )
+        self._reached = set()
+        self._hook = StepHook(self.model, self.params)
+        self._hook.install(lambda: None, [], before=self._with_gradients)
+
+    def _with_gradients(self, gradients: list[Any], variables: list[Any]) -> list[Any]:
+        """Adds the penalty's gradient; part of the compiled step."""
+        own: dict[int, Any] = {}
+        for target in self._targets:
+            own |= target.gradients(self.strength)
+            if any(variable is target.kernel for variable in variables):
+                self._reached.add(target.path)
+        summed = []
+        for gradient, variable in zip(gradients, variables, strict=True):
+            penalty = own.get(id(variable))
+            if penalty is not None:
+                penalty = ops.cast(penalty, variable.dtype)
+                gradient = penalty if gradient is None else gradient + penalty
+            summed.append(gradient)
+        return summed
+
+    def _refuse_unreached(self) -> None:
+        """Refuses a train step that leaves penalized layers out."""
+        if self._state != "penalized" or self._hook is None:
+            return
+        missing = [target.path for target in self._targets if target.path not in self._reached]
+        if missing:
+            raise UnsupportedModelError(
+                f"Model {self.model.name!r} has its own {own_training(self.model)}, which does not "
+                f"update {missing[0]} through model.optimizer, so group lasso has no effect there. "
+                "Update the weights with self.optimizer.apply(...), or leave the layer out with "
+                "layers=."
+            )
+
     def _scores(self) -> dict[str, np.ndarray]:
         """Returns each filter's norm over the largest norm of its layer.
 
@@ -279,6 +331,9 @@ class GroupLasso(CompressionCallback):
 
     def _release(self) -> None:
         """Gives variables their own regularizers and constraints back."""
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
         for _, layer in named_layers(self.model):
             for variable in layer.weights:
                 if isinstance(variable.regularizer, _Penalty):
@@ -327,6 +382,17 @@ class _Target:
         kernel = self.kernel if kernel is None else kernel
         squares = group_squares(kernel, self.where.axis, self.gamma)
         return group_lasso_penalty(squares, self.size, strength)
+
+    def gradients(self, strength: float) -> dict[int, Any]:
+        """Returns the penalty's gradients inside a train step, by the variable's identity."""
+        squares = group_squares(self.kernel, self.where.axis, self.gamma)
+        parts = [(self.kernel, self.where.axis)]
+        if self.gamma is not None:
+            parts.append((self.gamma, 0))
+        return {
+            id(variable): group_lasso_gradient(variable, squares, axis, self.size, strength)
+            for variable, axis in parts
+        }
 
     def norms(self) -> np.ndarray:
         """Returns the norm of each filter with BatchNormalization folded in."""

@@ -245,6 +245,7 @@ class MagnitudePruning(CompressionCallback):
         hook.install(self._prune, [pruned.kernel for pruned in self._pruned])
         rebuild_train_function(self.model)
         self._started = False
+        self._warn_of_no_update()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Finds the masks to start from, once every callback has restored what it restores."""
@@ -378,9 +379,30 @@ class MagnitudePruning(CompressionCallback):
         if total >= target - 0.01:
             return
         reason = f"frequency {self.schedule.frequency} puts the last mask update at step {last}"
-        if not last or step < last:
+        if step < self.schedule.first_update:
+            reason = (
+                f"training ended at step {step}, before the first mask update at step "
+                f"{self.schedule.first_update} (frequency {self.schedule.frequency})"
+            )
+        elif not last or step < last:
             reason = f"training ended at step {step}, before the last mask update of the schedule"
         self.note(f"Sparsity is {total:.3f}, below the schedule's {target:.3f}: {reason}.")
+
+    def _warn_of_no_update(self) -> None:
+        """Warns where the fit is too short for the first update of the masks."""
+        steps, epochs = self.params.get("steps"), self.params.get("epochs")
+        step = self._step()
+        if not steps or not epochs or self.schedule.last_update(step):
+            return
+        first = self.schedule.first_update
+        if step + steps * epochs < first:
+            # The record gets a note of what came of it, at the end of training.
+            warnings.warn(
+                f"Nothing will be pruned: the fit has {steps * epochs} steps, and the masks are "
+                f"first computed at step {first} (begin_step={self.schedule.begin_step}, "
+                f"frequency={self.schedule.frequency}). Set a smaller frequency.",
+                stacklevel=2,
+            )
 
     def _detach(self) -> None:
         if self._hook is not None:

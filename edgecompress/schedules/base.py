@@ -95,6 +95,19 @@ class Schedule(ABC):
             return None
         return step - (step - self.begin_step) % self.frequency
 
+    @property
+    def first_update(self) -> int:
+        """The first step at which masks are computed: `begin_step`, or a `frequency` after 0.
+
+        Steps count the optimizer's updates, the first of which is 1.
+
+        Example:
+            >>> from edgecompress.schedules.constant import ConstantSparsity
+            >>> ConstantSparsity(0.5).first_update, ConstantSparsity(0.5, begin_step=7).first_update
+            (100, 7)
+        """
+        return self.begin_step or self.frequency
+
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments, as `from_config` takes them."""
         return dataclasses.asdict(self)  # type: ignore[call-overload]

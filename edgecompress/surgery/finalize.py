@@ -13,6 +13,7 @@ from edgecompress.core.keras_graph import functional_of
 from edgecompress.core.record import CompressionRecord, attach_record, record_of
 from edgecompress.surgery.channels import is_graph
 from edgecompress.surgery.rebuild import Plan, plan_nothing, plan_removal, rebuild
+from edgecompress.surgery.undone import undone_zeros
 
 # Axes of unknown size (time, height, width) get this many positions in the check.
 _UNKNOWN_AXIS = 32
@@ -63,6 +64,7 @@ def finalize(model: keras.Model, tolerance: float = 1e-5) -> keras.Model:
         )
     inputs = _random_inputs(model)
     plan = plan_removal(model)
+    undone = undone_zeros(model, record_of(model))
     result, notes = rebuild(model, plan), list(plan.notes)
     if inputs is None:
         notes.append("not compared with the masked model: it has inputs that are no numbers.")
@@ -82,7 +84,7 @@ def finalize(model: keras.Model, tolerance: float = 1e-5) -> keras.Model:
                 f"inputs, over the limit of {limit:.1e}. Is it random at inference, or does a "
                 "callback still change it?"
             )
-    _attach(model, result, plan, tuple(notes))
+    _attach(model, result, plan, (*undone, *notes))
     return result
 
 

@@ -86,6 +86,33 @@ def group_lasso_penalty(squares: Any, size: int, strength: float) -> Any:
     return strength * size**0.5 * ops.sum(norms)
 
 
+def group_lasso_gradient(weights: Any, squares: Any, axis: int, size: int, strength: float) -> Any:
+    """Returns the gradient of `group_lasso_penalty` for a tensor of the groups' weights.
+
+    d/dw = strength * sqrt(size) * w / ||w_g||_2, and 0 at a group of zeros.
+
+    Args:
+        weights: Weights, any shape.
+        squares: Squared norms ||w_g||^2 of the whole groups, (groups,).
+        axis: The axis of `weights` that counts the groups.
+        size: Number of weights in each group.
+        strength: Lambda, 0 or more.
+
+    Returns:
+        A tensor of the shape of `weights`, in float32.
+
+    Example:
+        >>> group_lasso_gradient(ops.array([[3.0], [4.0]]), ops.array([25.0]), 1, 2, 1.0) * 2**-0.5
+        <tf.Tensor: shape=(2, 1), dtype=float32, numpy=array([[0.6], [0.8]], dtype=float32)>
+    """
+    weights = ops.convert_to_tensor(weights, dtype="float32")
+    zero = squares <= 0
+    inverse = ops.where(zero, 0.0, 1.0 / ops.sqrt(ops.where(zero, 1.0, squares)))
+    shape = [1] * len(weights.shape)
+    shape[axis] = -1
+    return strength * size**0.5 * weights * ops.reshape(inverse, shape)
+
+
 def filter_norms(
     kernel: np.ndarray,
     axis: int,

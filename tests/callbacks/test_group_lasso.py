@@ -353,3 +353,76 @@ def test_subclassed_models_are_refused_by_name() -> None:
 def test_bad_arguments(arguments: dict[str, Any], match: str) -> None:
     with pytest.raises(ArgumentError, match=match):
         GroupLasso(**arguments)
+
+
+class OwnStep(keras.Model):
+    """A model whose train step leaves the penalties of layers out of its loss."""
+
+    skipped = ""
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        import tensorflow as tf
+
+        x, y = data
+        with tf.GradientTape() as tape:
+            logits = self(x, training=True)
+            loss = keras.losses.sparse_categorical_crossentropy(y, logits, from_logits=True)
+            loss = keras.ops.mean(loss)
+        weights = [
+            w for w in self.trainable_variables if not self.skipped or self.skipped not in w.path
+        ]
+        self.optimizer.apply(tape.gradient(loss, weights), weights)
+        return {"own": loss}
+
+
+class OwnLoss(keras.Model):
+    """A model whose loss leaves the penalties of layers out."""
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:  # fmt: skip
+        loss = keras.losses.sparse_categorical_crossentropy(y, y_pred, from_logits=True)
+        return keras.ops.mean(loss)
+
+
+def functional(kind: type[keras.Model], norm: bool) -> keras.Model:
+    plain = net(norm)
+    return compiled(kind(plain.inputs, plain.outputs), optimizer=keras.optimizers.SGD(0.1))
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("kind", [OwnStep, OwnLoss])
+def test_the_penalty_works_where_the_loss_leaves_it_out(
+    kind: type[keras.Model], norm: bool
+) -> None:
+    plain, own, without = (functional(k, norm) for k in (keras.Model, kind, kind))
+    for model in (plain, own):
+        fit(model, GroupLasso(0.05), epochs=2)
+    fit(without, epochs=2)
+    for a, b in zip(plain.weights, own.weights, strict=True):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-4, atol=1e-5)
+    kernels = [model.get_layer("conv").kernel.numpy() for model in (own, without)]
+    assert np.abs(kernels[0] - kernels[1]).max() > 0.01
+    assert any("not part of the reported loss" in note for note in record_of(own).notes)
+    assert not any("reported loss" in note for note in record_of(plain).notes)
+
+
+def test_a_train_step_past_the_optimizer_is_refused() -> None:
+    model = functional(OwnStep, False)
+    model.skipped = "conv"
+    with pytest.raises(UnsupportedModelError, match=r"does not update conv through model\.optim"):
+        fit(model, GroupLasso(0.05))
+
+
+def test_finalize_says_that_restored_weights_undid_the_zeros() -> None:
+    def trained(*callbacks: Any) -> tuple[str, ...]:
+        model = net()
+        fit(model, *callbacks, epochs=3)
+        return record_of(finalize(model)).notes
+
+    lasso = GroupLasso(0.01, final_sparsity=0.5)
+    stop = keras.callbacks.EarlyStopping("loss", restore_best_weights=True)
+    undone = [note for note in trained(lasso, stop) if "restore_best_weights" in note]
+    assert undone and "set 9 filters to zero, of which 0 still are" in undone[0]
+    assert not any("restore_best_weights" in note for note in trained(lasso))

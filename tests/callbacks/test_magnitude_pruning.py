@@ -504,10 +504,20 @@ class TestNotes:
         assert "frequency 13 puts the last mask update at step 13" in note
 
     def test_no_update_at_all(self) -> None:
-        model = _model()
-        _fit(model, [MagnitudePruning(ConstantSparsity(0.5, frequency=100))], epochs=1)
+        model, pruning = _model(), MagnitudePruning(ConstantSparsity(0.5))
+        with pytest.warns(
+            UserWarning, match="has 8 steps, and the masks are first computed at step 100"
+        ):
+            _fit(model, [pruning], epochs=1)
         (note,) = record_of(model).notes
         assert "Sparsity is 0.000, below the schedule's 0.500: training ended at step 8" in note
+        assert "before the first mask update at step 100 (frequency 100)" in note
+
+    def test_an_update_at_the_first_step(self) -> None:
+        model, pruning = _model(), MagnitudePruning(ConstantSparsity(0.5, begin_step=1))
+        _fit(model, [pruning], epochs=1)
+        assert pruning.notes == ()
+        assert _zeros(model) == pytest.approx(0.5, abs=0.01)
 
 
 class TestBlocks:

@@ -19,7 +19,9 @@ keras = pytest.importorskip("keras")
 
 # A new callback: one line here.
 CALLBACKS: dict[str, Callable[..., Any]] = {
-    "magnitude_pruning": lambda **more: ec.MagnitudePruning(ec.ConstantSparsity(0.5, 0), **more),
+    "magnitude_pruning": lambda **more: ec.MagnitudePruning(
+        ec.ConstantSparsity(0.5, frequency=1), **more
+    ),
     "group_lasso": lambda **more: ec.GroupLasso(1e-3, **more),
     "quantization_aware_training": lambda **more: ec.QuantizationAwareTraining(**more),
     "weight_clustering": lambda **more: ec.WeightClustering(4, **more),
@@ -148,3 +150,11 @@ def test_all_in_one_fit_in_any_order(exclusive: bool) -> None:
             small.predict(X, verbose=0), model.predict(X, verbose=0), rtol=1e-5, atol=1e-5
         )
         assert {s["technique"] for s in record_of(small).steps} >= names
+
+
+def test_a_model_of_keras_2_is_refused_by_name(name: str) -> None:
+    tf_keras = pytest.importorskip("tf_keras")
+    model = tf_keras.Sequential([tf_keras.Input((6,)), tf_keras.layers.Dense(2, name="hidden")])
+    model.compile("sgd", "mse")
+    with pytest.raises(EdgeCompressError, match="Keras 3 models, and this fit trains a tf_keras"):
+        model.fit(X, Y, verbose=0, callbacks=[CALLBACKS[name]()])

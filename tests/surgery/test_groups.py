@@ -6,11 +6,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras import ops
 
 from edgecompress.core.errors import UnknownNameError
 from edgecompress.surgery.groups import (
     GROUPS,
     filter_norms,
+    group_lasso_gradient,
     group_lasso_penalty,
     group_squares,
     smallest,
@@ -87,3 +89,28 @@ def test_zero_filters_by_axis() -> None:
 def test_unknown_groups_are_refused() -> None:
     with pytest.raises(UnknownNameError, match="filters"):
         _ = GROUPS["filter"]
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((3, 3, 2, 4), -1), ((3, 3, 4, 2), -2), ((4,), 0)])
+def test_gradient_of_the_penalty_is_its_slope(shape: tuple[int, ...], axis: int) -> None:
+    weights = np.random.default_rng(0).normal(size=shape)
+    np.moveaxis(weights, axis, 0)[1] = 0
+    more = np.array([0.5, 0.0, 2.0, 0.1])  # The squares of the rest of each group.
+
+    def squares(values: np.ndarray) -> np.ndarray:
+        return np.moveaxis(values, axis, 0).reshape(4, -1).__pow__(2).sum(1) + more
+
+    def penalty(values: np.ndarray) -> float:
+        return 0.3 * 5**0.5 * np.sqrt(squares(values)).sum()
+
+    found = ops.convert_to_numpy(
+        group_lasso_gradient(
+            weights, ops.convert_to_tensor(squares(weights), "float32"), axis, 5, 0.3
+        )
+    )
+    for index in np.ndindex(shape):
+        step = np.zeros(shape)
+        step[index] = 1e-6
+        slope = (penalty(weights + step) - penalty(weights - step)) / 2e-6
+        # A group of zeros has no slope; zero is one of its subgradients.
+        assert found[index] == pytest.approx(slope, abs=1e-4)

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import hashlib
+import json
 import math
 import os
-import tempfile
-from collections.abc import Mapping
-from pathlib import Path
+import shutil
+import stat
+import sys
+from collections.abc import Container, Iterable, Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from edgecompress.core.errors import ArgumentError
+from edgecompress.core.folders import (
+    PREFIX,
+    dead_folders,
+    exchange,
+    locked,
+    remove_folder,
+    scratch_folder,
+)
 
 
 def sha256(data: bytes) -> str:
@@ -39,51 +51,46 @@ def jsonable(value: Any) -> Any:
     return value
 
 
-def write_together(files: Mapping[Path, bytes | str]) -> None:
-    """Writes several files: all are stored beside their places first, then take them at once.
+def write_together(folder: Path | str, files: Mapping[str, bytes | str]) -> None:
+    """Writes several files of a folder, which is made where it is missing, at one moment.
 
-    Whatever fails before that, Ctrl-C included, leaves all places as they were.
+    Whoever opens the folder finds all old or all new files, whenever this process is killed; other
+    files that are there stay. Linux can swap two folders: the new files are stored in a copy of the
+    folder beside it, whose other files are links to the same data, and the two change places. A
+    folder that cannot be swapped (a mount point, a parent that is read-only, links or very many
+    files in it) gets its files one by one, each whole; what a killed run has left undone there, the
+    next one that writes there does first.
 
     Args:
-        files: Path -> bytes, or text that is stored as UTF-8; the folders must exist. The last
-            one takes its place last.
+        folder: The folder.
+        files: Path in the folder, with / -> bytes, or text that is stored as UTF-8.
 
     Raises:
-        ArgumentError: a folder is missing or not writable, or a path is a folder.
+        ArgumentError: the folder cannot be made or written, or a path is a folder; nothing was
+            written.
     """
-    waiting: dict[str, Path] = {}
+    # A file name that is not valid text still is one on the disk.
+    contents = {
+        name: data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data
+        for name, data in files.items()
+    }
+    place = Path(os.path.realpath(folder))
+    rule = "be a writable place"
     try:
-        for path, data in files.items():
-            if path.is_dir():
-                raise ArgumentError("output", "be a writable place", str(path), "It is a folder.")
-            _write_beside(path, data, waiting)
-        for temporary in list(waiting):
-            os.replace(temporary, waiting[temporary])
-            del waiting[temporary]
+        for name in contents:
+            if (place / name).is_dir():
+                raise ArgumentError("output", rule, str(Path(folder) / name), "It is a folder.")
+        if not place.exists():
+            rule = "be a folder that can be made"
+            if _make_with(place, contents):
+                return
+        sweep(place)
+        if len(contents) == 1 or not _swap(place, contents):
+            _replace(place, contents)
     except OSError as error:
         raise ArgumentError(
-            "output", "be a writable place", str(error.filename or path), f"{error.strerror}."
+            "output", rule, str(error.filename or folder), f"{error.strerror}."
         ) from error
-    finally:
-        for temporary in waiting:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-
-
-def _write_beside(path: Path, data: bytes | str, waiting: dict[str, Path]) -> None:
-    # A file name that is not valid text still is one on the disk.
-    payload = data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data
-    # Long names must leave room for the rest.
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")
-    waiting[temporary] = path
-    with os.fdopen(handle, "wb") as file:
-        file.write(payload)
-        file.flush()
-        os.fsync(file.fileno())
-    # mkstemp makes private files; give the file the mode a plain open() would have.
-    umask = os.umask(0)
-    os.umask(umask)
-    os.chmod(temporary, 0o666 & ~umask)
 
 
 def write_atomic(path: Path | str, data: bytes | str) -> Path:
@@ -97,5 +104,264 @@ def write_atomic(path: Path | str, data: bytes | str) -> Path:
         ArgumentError: the folder is missing or not writable.
     """
     path = Path(path)
-    write_together({path: data})
+    try:
+        path.parent.stat()
+    except OSError as error:
+        raise ArgumentError(
+            "output", "be a writable place", str(path), f"{error.strerror}."
+        ) from error
+    if path.is_dir():
+        raise ArgumentError("output", "be a writable place", str(path), "It is a folder.")
+    write_together(path.parent, {path.name: data})
     return path
+
+
+def sweep(place: Path) -> None:
+    """Removes what killed runs have left in a folder, and does what they have left undone."""
+    for dead in dead_folders(place):
+        if (dead / _JOURNAL).is_file():
+            with suppress(OSError), locked(place):
+                _finish(place, dead)
+        remove_folder(dead)
+
+
+# --- a folder that is not there yet ---------------------------------------------------------------
+
+
+def _make_with(folder: Path, files: Mapping[str, bytes]) -> bool:
+    """Makes a folder with its files in one step; False where somebody else has made it."""
+    missing, place = [folder.name], folder.parent
+    while not place.exists():
+        missing.append(place.name)
+        place = place.parent
+    sweep(place)
+    with scratch_folder(place) as scratch:
+        whole = scratch.joinpath(*reversed(missing))
+        whole.mkdir(parents=True)
+        _store(whole, files)
+        try:
+            os.rename(scratch / missing[-1], place / missing[-1])
+        except OSError:
+            if not os.path.lexists(place / missing[-1]):
+                raise
+            folder.mkdir(parents=True, exist_ok=True)
+            return False
+    return True
+
+
+def _store(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Writes new files into a folder that nobody else knows."""
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        with open(folder / name, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+# --- two folders change places --------------------------------------------------------------------
+
+# Each file that stays gets a link; with more of them that takes longer than the writing.
+_MOST_LINKS = 10_000
+
+
+def _swap(folder: Path, files: Mapping[str, bytes]) -> bool:
+    """Writes files by a swap of folders; False where that cannot be done, and nothing was."""
+    if sys.platform != "linux" or os.path.ismount(folder):
+        return False
+    with ExitStack() as stack:
+        try:
+            sweep(folder.parent)
+            scratch = stack.enter_context(scratch_folder(folder.parent))
+            copy = scratch / "folder"
+            _copy_folder(folder, copy)
+            _copy_parents(folder, copy, files)
+            _store(copy, files)
+            stack.enter_context(locked(folder))
+            others = _link_others(folder, copy, files)
+            stack.enter_context(locked(copy))
+            exchange(folder, copy)
+        except OSError:
+            # What keeps files from being written at all, the other way tells.
+            return False
+        # From here on the copy has the folder's name, and who looks for it finds the new files. Now
+        # the folder itself gets them, and its name back: who stands in it, or has it mounted
+        # elsewhere, sees them, too.
+        try:
+            for name in files:
+                (copy / name).parent.mkdir(parents=True, exist_ok=True)
+                os.link(folder / name, scratch / "link")
+                os.replace(scratch / "link", copy / name)
+            exchange(folder, copy)
+        except OSError:
+            # Then the copy stays: it holds all that the folder does.
+            pass
+        finally:
+            _move_late(copy, folder, files, others)
+    return True
+
+
+def _copy_folder(source: Path, copy: Path) -> None:
+    """Makes a folder with the owner, the mode and the attributes of another one."""
+    info = source.lstat()
+    if not stat.S_ISDIR(info.st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(source))
+    copy.mkdir(0o700)
+    made = copy.lstat()
+    if (made.st_uid, made.st_gid) != (info.st_uid, info.st_gid):
+        os.chown(copy, info.st_uid, info.st_gid)
+    # New files take their group and access list from it.
+    shutil.copystat(source, copy)
+    os.chmod(copy, stat.S_IMODE(info.st_mode) | stat.S_IRWXU)
+
+
+def _copy_parents(folder: Path, copy: Path, files: Iterable[str]) -> None:
+    """Makes those folders of new files in a copy that the folder has."""
+    for name in files:
+        for parent in reversed(PurePosixPath(name).parents):
+            if os.path.lexists(folder / parent):
+                if not os.access(folder / parent, os.W_OK | os.X_OK):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+                if not (copy / parent).exists():
+                    _copy_folder(folder / parent, copy / parent)
+
+
+def _link_others(folder: Path, copy: Path, files: Container[str]) -> dict[str, int]:
+    """Fills a copy with all that stays in a folder; returns the inodes of its content."""
+    device = folder.lstat().st_dev
+    inodes: dict[str, int] = {}
+    folders = [""]
+    waiting = [""]
+    while waiting:
+        inside = waiting.pop()
+        with os.scandir(folder / inside) as entries:
+            for entry in entries:
+                name = f"{inside}{entry.name}"
+                if entry.name.startswith(PREFIX) or name in files:
+                    continue
+                inodes[name] = entry.inode()
+                if len(inodes) > _MOST_LINKS:
+                    raise OSError(errno.EMLINK, os.strerror(errno.EMLINK), str(folder))
+                if not entry.is_dir(follow_symlinks=False):
+                    os.link(entry.path, copy / name, follow_symlinks=False)
+                    continue
+                if entry.stat(follow_symlinks=False).st_dev != device:
+                    raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), entry.path)
+                if not (copy / name).exists():
+                    _copy_folder(folder / name, copy / name)
+                folders.append(name)
+                waiting.append(f"{name}/")
+    for name in folders:
+        shutil.copystat(folder / name, copy / name)
+    return inodes
+
+
+def _move_late(source: Path, target: Path, files: Iterable[str], inodes: Mapping[str, int]) -> None:
+    """Moves what others have written meanwhile out of a folder that is going to be removed."""
+    ours = {
+        str(path) for name in files for path in (PurePosixPath(name), *PurePosixPath(name).parents)
+    }
+    for path, folders, names in os.walk(source):
+        inside = Path(path).relative_to(source)
+        for name in [*folders, *names]:
+            place = (inside / name).as_posix()
+            with suppress(OSError):
+                info = (source / place).lstat()
+                known = stat.S_ISDIR(info.st_mode) or info.st_ino == inodes.get(place)
+                if not (place in ours or (known and place in inodes) or name.startswith(PREFIX)):
+                    os.replace(source / place, target / place)
+        folders[:] = [name for name in folders if not name.startswith(PREFIX)]
+
+
+# --- one file after the other ---------------------------------------------------------------------
+
+_JOURNAL = "journal.json"
+_LONGEST_JOURNAL = 1 << 20
+# Inode and time of a file; None where there is none.
+_Identity = list[int] | None
+
+
+def _replace(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Writes files inside a folder, then lets each take its place.
+
+    A journal says which of them belong together: a run that is killed in between leaves it.
+    """
+    with ExitStack() as stack:
+        scratch = stack.enter_context(scratch_folder(folder))
+        stored = scratch / "files"
+        stored.mkdir()
+        _store(stored, files)
+        stack.enter_context(locked(folder))
+        if len(files) > 1:
+            journal = {name: [_identity(folder / name), _identity(stored / name)] for name in files}
+            (scratch / "journal").write_text(json.dumps(journal), encoding="utf-8")
+            os.replace(scratch / "journal", scratch / _JOURNAL)
+        _take_places(stored, folder, files, scratch)
+
+
+def _take_places(stored: Path, folder: Path, files: Iterable[str], scratch: Path) -> None:
+    """Renames files one by one; where one cannot take its place, all get their old content back."""
+    done: list[tuple[Path, Path, bool]] = []
+    try:
+        for number, name in enumerate(files):
+            place, old = folder / name, scratch / f"old-{number}"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            done.append((place, old, os.path.lexists(place)))
+            # Without links there is no way back.
+            with suppress(OSError, NotImplementedError):
+                os.link(place, old, follow_symlinks=False)
+            try:
+                os.replace(stored / name, place)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                # The file's folder is a link to another disk, or another one's mount point.
+                with scratch_folder(place.parent) as beside:
+                    shutil.copyfile(stored / name, beside / "file")
+                    os.replace(beside / "file", place)
+    except BaseException:
+        for place, old, existed in reversed(done):
+            with suppress(OSError):
+                if os.path.lexists(old):
+                    os.replace(old, place)
+                elif not existed:
+                    os.unlink(place)
+        raise
+
+
+def _finish(folder: Path, dead: Path) -> None:
+    """Lets the rest of the files of a killed run take their places, if it had begun with that.
+
+    Nothing is done where one of them has become another file since.
+    """
+    journal = _read_journal(dead / _JOURNAL)
+    waiting = [name for name in journal if os.path.lexists(dead / "files" / name)]
+    if len(waiting) == len(journal):
+        return
+    for name, (old, new) in journal.items():
+        inside = Path(os.path.realpath((folder / name).parent)).is_relative_to(folder)
+        if not inside or _identity(folder / name) != (old if name in waiting else new):
+            return
+    for name in waiting:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(dead / "files" / name, folder / name)
+
+
+def _read_journal(path: Path) -> dict[str, tuple[_Identity, _Identity]]:
+    """Returns the journal of a killed run; an empty one where there is none, or a damaged one."""
+    try:
+        with open(path, "rb") as file:
+            content = json.loads(file.read(_LONGEST_JOURNAL))
+        journal = {name: (old, new) for name, (old, new) in content.items()}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return {}
+    paths = [PurePosixPath(name) for name in journal]
+    return {} if any(p.is_absolute() or ".." in p.parts or not p.name for p in paths) else journal
+
+
+def _identity(path: Path) -> _Identity:
+    try:
+        info = path.lstat()
+    except OSError:
+        return None
+    return [info.st_ino, info.st_mtime_ns]

@@ -99,7 +99,7 @@ def export(
     """Converts a model, runs it in the targets' engines and checks its budgets.
 
     Writes the files of the format (`<model>_float32.tflite`, `<model>_int8.tflite`, ...), their
-    record, `report.json` and `report.html` into `output`, each file in one step and only after all
+    record, `report.json` and `report.html` into `output`, all at one moment and only after all
     work has succeeded. With a phone or the host among the targets also `bundle.json`, which
     `edgecompress bench` and the demo app run, and golden inputs and outputs.
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgecompress.core.errors import ArgumentError
+from edgecompress.core.files import sweep
+from edgecompress.core.folders import scratch_folder
 from edgecompress.core.units import parse_size, parse_time
 
 if TYPE_CHECKING:
@@ -128,9 +129,12 @@ def usable_folder(output: Path | str) -> Path:
         place = place.parent
     if not place.is_dir():
         raise ArgumentError("--output", "be a folder", str(output), f"{place} is a file.")
+    # What killed runs have left may fill the disk.
+    for path in (place, place.resolve().parent):
+        sweep(path)
     try:
         # Permissions alone do not tell: some places refuse even who may write there.
-        with tempfile.TemporaryDirectory(prefix=".edgecompress-", dir=place):
+        with scratch_folder(place):
             pass
     except OSError as error:
         raise ArgumentError(

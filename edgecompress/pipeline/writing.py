@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgecompress.core.errors import ArgumentError
 from edgecompress.core.files import sha256, write_together
 from edgecompress.core.flatbuffer import FlatModel
 from edgecompress.core.record import CompressionRecord, sidecar_path, sidecar_text
@@ -181,27 +180,17 @@ def write_files(
     page: str,
     extra: Mapping[str, bytes | str] | None = None,
 ) -> None:
-    """Writes all files of an export, each in one step; `extra` are further ones, by path."""
-    more = {**sources, **(extra or {})}
-    try:
-        for place in {folder, *((folder / path).parent for path in more)}:
-            place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ArgumentError(
-            "--output", "be a folder that can be made", str(folder), f"{error.strerror}."
-        ) from error
-    files: dict[Path, bytes | str] = {}
+    """Writes all files of an export at one moment; `extra` are further ones, by path."""
+    files: dict[str, bytes | str] = {}
     for artifact in artifacts:
-        path = folder / artifact.file_name(name)
-        files[path] = artifact.data
+        file = artifact.file_name(name)
+        files[file] = artifact.data
         # A model in memory always has a record; an empty one says nothing.
         if artifact.record not in (None, CompressionRecord()):
-            files[sidecar_path(path)] = sidecar_text(artifact.record, artifact.data)
-    files |= {folder / path: content for path, content in more.items()}
-    files[folder / "report.html"] = page
-    # Last: who finds a report.json finds all that it lists.
-    files[folder / "report.json"] = report.to_json()
-    write_together(files)
+            files[sidecar_path(Path(file)).name] = sidecar_text(artifact.record, artifact.data)
+    # Where files take their places one by one, who finds a report.json finds all that it lists.
+    files |= {**sources, **(extra or {}), "report.html": page, "report.json": report.to_json()}
+    write_together(folder, files)
 
 
 def tool_version() -> str:

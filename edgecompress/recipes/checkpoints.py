@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgecompress.core.errors import ArgumentError
 from edgecompress.core.files import jsonable, sha256, write_together
+from edgecompress.core.folders import temporary_folder
 from edgecompress.core.record import sidecar_path
 
 STATE_SCHEMA = "edgecompress.compression-state/1"
@@ -109,17 +108,17 @@ class Checkpoints:
 
     def store(self, stage: Finished, model: Any) -> Finished:
         """Writes a stage's model, its record and the state; returns it with the file's hash."""
-        path = self.path(stage.name)
-        files = saved_model(model, path)
-        stage = dataclasses.replace(stage, sha256=sha256(files[path]))
+        name = self.path(stage.name).name
+        files = saved_model(model, name)
+        stage = dataclasses.replace(stage, sha256=sha256(files[name]))
         self._kept[stage.name] = stage
         state = {
             "schema": STATE_SCHEMA,
             "stages": [kept.to_dict() for kept in self._kept.values()],
         }
-        make_folder(self._folder)
-        text = json.dumps(state, indent=1, allow_nan=False) + "\n"
-        write_together({**files, self._folder / _STATE: text})
+        write_together(
+            self._folder, {**files, _STATE: json.dumps(state, indent=1, allow_nan=False) + "\n"}
+        )
         return stage
 
     def _read(self) -> dict[str, Finished]:
@@ -133,27 +132,11 @@ class Checkpoints:
             return {}
 
 
-def saved_model(model: Any, path: Path) -> dict[Path, bytes]:
-    """Returns the files of a saved Keras model: path -> bytes, its record beside it."""
+def saved_model(model: Any, name: str) -> dict[str, bytes]:
+    """Returns the files of a saved Keras model: name -> bytes, its record beside it."""
     # Keras writes in pieces; elsewhere first, so that no piece is ever seen.
-    with tempfile.TemporaryDirectory(prefix="edgecompress-") as folder:
-        place = Path(folder) / path.name
+    with temporary_folder() as folder:
+        place = folder / name
         model.save(place)
-        files = {path: place.read_bytes()}
-        if sidecar_path(place).exists():
-            files[sidecar_path(path)] = sidecar_path(place).read_bytes()
-    return files
-
-
-def make_folder(folder: Path) -> None:
-    """Makes a folder where it is missing.
-
-    Raises:
-        ArgumentError: it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ArgumentError(
-            "--output", "be a folder that can be made", str(folder), f"{error.strerror}."
-        ) from error
+        paths = [path for path in (place, sidecar_path(place)) if path == place or path.exists()]
+        return {path.name: path.read_bytes() for path in paths}

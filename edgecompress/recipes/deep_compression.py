@@ -856,14 +856,8 @@ def _finish(
         argv=report.argv,
     )
     page = rendering.render_html(result)
-    write_together(
-        {
-            **saved_model(model, keras_path),
-            request.output / "compression.html": page,
-            # Last: who finds it finds all that it lists.
-            request.output / "compression.json": result.to_json(),
-        }
-    )
+    tables = {"compression.html": page, "compression.json": result.to_json()}
+    write_together(keras_path.parent, {**saved_model(model, keras_path.name), **tables})
     return result
 
 

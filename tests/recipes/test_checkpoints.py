@@ -108,7 +108,7 @@ def test_the_record_lies_beside_the_model(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ArgumentError, match="--output.*can be made"):
+    with pytest.raises(ArgumentError, match="`output` must be a folder that can be made"):
         Checkpoints(tmp_path / "file").store(_stage("first", "key"), _model(0))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from edgecompress.converters.loaders import InputSpec, LoadedModel, one_line, wrap
-from edgecompress.core.errors import ArgumentError, EngineError, NotFiniteError
+from edgecompress.core.errors import ArgumentError, EngineError, NotFiniteError, UnreadableFileError
 from edgecompress.core.flatbuffer import FlatModel, read_tflite
 from edgecompress.core.quiet import quiet
+from edgecompress.core.reading import read_arrays
 
 # Minimum and maximum settle long before; more samples only cost time.
 MAX_SAMPLES = 500
@@ -115,17 +115,9 @@ def _read(path: Path, argument: str) -> Any:
     if path.suffix not in (".npy", ".npz"):
         raise ArgumentError(argument, rule, str(path), "Write one with numpy.savez(path, x=x).")
     try:
-        with path.open("rb") as file:
-            if not file.read(4).startswith((b"\x93NUM", b"PK")):
-                raise ValueError("Its content is neither .npy nor .npz.")
-            file.seek(0)
-            # Pickled objects could run code; numpy then refuses them.
-            content = np.load(file, allow_pickle=False)
-            return content if isinstance(content, np.ndarray) else {k: content[k] for k in content}
-    except FileNotFoundError:
-        raise ArgumentError(argument, rule, str(path), "It does not exist.") from None
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise ArgumentError(argument, rule, str(path), one_line(error)) from error
+        return read_arrays(path)
+    except UnreadableFileError as error:
+        raise ArgumentError(argument, rule, str(path), f"It {error.problem}.") from error
 
 
 def _from_mapping(

@@ -15,7 +15,6 @@ import pkgutil
 import subprocess
 import sys
 import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +27,7 @@ from edgecompress.core.files import sha256
 from edgecompress.core.finite import check_weights
 from edgecompress.core.keras_graph import in_float32
 from edgecompress.core.quiet import quiet
+from edgecompress.core.reading import check_keras_archive, open_file, parse_json, read_bytes
 from edgecompress.core.record import CompressionRecord, read_record, record_of
 
 Flavour = Literal["keras3", "tf_keras", "saved_model"]
@@ -250,13 +250,8 @@ def load_model(path: Path | str) -> LoadedModel:
     path = Path(path)
     if path.is_dir():
         return _load_saved_model(path)
-    try:
-        with path.open("rb") as file:
-            head = file.read(8)
-    except FileNotFoundError:
-        raise ModelFileError(f"{path} does not exist. Check the path.") from None
-    except OSError as error:
-        raise ModelFileError(f"{path} cannot be read: {error.strerror}.") from error
+    with open_file(path) as file:
+        head = file.read(8)
     if head[4:8] == b"TFL3":
         raise ModelFileError(
             f"{path} is a .tflite file, already converted. Give the Keras model it was made from."
@@ -285,7 +280,7 @@ def load_model(path: Path | str) -> LoadedModel:
     inputs = _keras_inputs(model)
     check_weights(model, _DAMAGED)
     return LoadedModel(
-        model, flavour, path.stem, inputs, path, sha256(path.read_bytes()), record,
+        model, flavour, path.stem, inputs, path, sha256(read_bytes(path)), record,
         notes,
     )  # fmt: skip
 
@@ -294,26 +289,7 @@ _Loaded = tuple[Any, Flavour, tuple[str, ...]]
 
 
 def _load_archive(path: Path) -> _Loaded:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            if "config.json" not in names:
-                raise ModelFileError(
-                    f"{path} is a zip archive without config.json, so no Keras model. Save it with "
-                    "model.save()."
-                )
-            config = json.loads(archive.read("config.json"))
-            meta = json.loads(archive.read("metadata.json")) if "metadata.json" in names else {}
-            damaged = archive.testzip()
-    except ModelFileError:
-        raise
-    # Damage surfaces as any of many exceptions of zipfile, zlib and json.
-    except Exception as error:
-        raise ModelFileError(
-            f"{path} is truncated or damaged ({one_line(error)}). Save or download it again."
-        ) from error
-    if damaged is not None:
-        raise ModelFileError(f"{path} is damaged: the checksum of its {damaged} is wrong.")
+    config, meta = check_keras_archive(path)
     _refuse_code(config, path)
     version = meta.get("keras_version", "3") if isinstance(meta, dict) else "3"
     if str(version).startswith("2"):
@@ -336,7 +312,9 @@ def _load_hdf5(path: Path) -> _Loaded:
         with h5py.File(path) as file:
             text = file.attrs.get("model_config")
             version = file.attrs.get("keras_version", "2")
-            config = None if text is None else json.loads(text)
+            config = None if text is None else parse_json(text, f"{path}: model_config")
+    except ModelFileError:
+        raise
     # Damage surfaces as any of many exceptions of HDF5 and json.
     except Exception as error:
         raise ModelFileError(
@@ -403,7 +381,7 @@ def _adapt(path: Path, target: Path) -> Path:
     """Copies a Keras 2 HDF5 file, without arguments that Keras 3 no longer has."""
     import h5py
 
-    target.write_bytes(path.read_bytes())
+    target.write_bytes(read_bytes(path))
     try:
         with h5py.File(target, "r+") as file:
             config = json.loads(file.attrs["model_config"])
@@ -611,7 +589,7 @@ def _load_saved_model(path: Path) -> LoadedModel:
         inputs.append(InputSpec(name, tuple(spec.shape.as_list()[1:]), spec.dtype.name))
     digest = hashlib.sha256()
     for file in sorted(p for p in path.rglob("*") if p.is_file()):
-        digest.update(file.relative_to(path).as_posix().encode() + b"\0" + file.read_bytes())
+        digest.update(file.relative_to(path).as_posix().encode() + b"\0" + read_bytes(file))
     notes = (
         f"{path.name} is a SavedModel: its layers are not visible, so there are no learnt ranges "
         "and no per-layer results.",
@@ -627,7 +605,7 @@ def _refuse_outside_operators(graph: Path) -> None:
 
     message = saved_model_pb2.SavedModel()
     try:
-        message.ParseFromString(graph.read_bytes())
+        message.ParseFromString(read_bytes(graph))
     # Parsers of different protobuf versions raise different types.
     except Exception as error:
         raise ModelFileError(f"{graph} is truncated or damaged ({one_line(error)}).") from error

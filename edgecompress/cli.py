@@ -29,6 +29,7 @@ from edgecompress.core.errors import (
     ArgumentError,
     EdgeCompressError,
     UnknownNameError,
+    UnreadableFileError,
 )
 from edgecompress.core.quiet import quiet as hushed
 
@@ -91,14 +92,14 @@ def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
     """Makes the values of a TOML file the defaults of the command's options."""
     if path is None:
         return None
-    import tomllib
+    from edgecompress.core.reading import read_toml
 
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        reason = f"{reason.rstrip('.')}."
-        raise ArgumentError("--config", "be a readable TOML file", str(path), reason) from error
+        values = read_toml(path)
+    except UnreadableFileError as error:
+        raise ArgumentError(
+            "--config", "be a readable TOML file", str(path), f"It {error.problem}."
+        ) from error
     known = {p.opts[0][2:]: p for p in ctx.command.params if p.opts[0].startswith("--")}
     for name in ("config", "help"):
         known.pop(name, None)

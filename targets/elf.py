@@ -6,8 +6,9 @@ import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgecompress.core.errors import ArgumentError
+from edgecompress.core.errors import ArgumentError, UnreadableFileError
 from edgecompress.core.files import sha256
+from edgecompress.core.reading import read_bytes
 
 # Machine of the ELF head -> Android's name of the ABI.
 _ABIS = {3: "x86", 40: "armeabi-v7a", 62: "x86_64", 183: "arm64-v8a", 243: "riscv64"}
@@ -51,13 +52,12 @@ def read_program(path: Path | str, argument: str) -> Program:
         >>> read_program("benchmark_model", "--binary").abi  # doctest: +SKIP
         'arm64-v8a'
     """
-    file = Path(path)
     try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise ArgumentError(argument, "be a readable file", str(path), f"{error.strerror}.") from (
-            error
-        )
+        data = read_bytes(path)
+    except UnreadableFileError as error:
+        raise ArgumentError(
+            argument, "be a readable file", str(path), f"It {error.problem}."
+        ) from error
     try:
         machine, interpreter = _head(data)
     except (struct.error, ValueError) as error:
@@ -74,7 +74,7 @@ def read_program(path: Path | str, argument: str) -> Program:
             argument, "be built for Android", str(path),
             f"It is for Linux: it asks for {interpreter[:80]}, which no phone has.",
         )  # fmt: skip
-    return Program(file.name, data, abi)
+    return Program(Path(path).name, data, abi)
 
 
 def _head(data: bytes) -> tuple[int, str]:

@@ -6,7 +6,6 @@ is taken on trust: its form, the model's SHA-256 and the target are checked befo
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgecompress.core.errors import ArgumentError, ModelFileError
+from edgecompress.core.errors import ArgumentError, ModelFileError, UnreadableFileError
+from edgecompress.core.reading import JSON_LIMIT, parse_json, read_bytes
 from edgecompress.core.results import CheckResult, HowKnown, Verdict, judge
 from edgecompress.core.units import format_size, format_time
 
@@ -126,11 +126,7 @@ def read_measurement(path: Path | str) -> MeasurementFile:
         >>> read_measurement("result.json").measurements[0].median  # doctest: +SKIP
         305.2
     """
-    try:
-        text = Path(path).read_bytes()
-    except OSError as error:
-        raise ModelFileError(f"{path} cannot be read: {error.strerror}.") from error
-    return parse_measurement(text, str(path))
+    return parse_measurement(read_bytes(path, JSON_LIMIT), str(path))
 
 
 def parse_measurement(content: bytes, label: str) -> MeasurementFile:
@@ -144,10 +140,10 @@ def parse_measurement(content: bytes, label: str) -> MeasurementFile:
         ModelFileError: as in `read_measurement`.
     """
     try:
-        root = json.loads(content, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
+        root = parse_json(content, label)
+    except UnreadableFileError as error:
         cut = "" if content.rstrip().endswith(b"}") else " The file is cut off."
-        raise ModelFileError(f"{label} is no measurement file: {error}.{cut}") from error
+        raise ModelFileError(f"{label} is no measurement file: it {error.problem}.{cut}") from error
     schema = root.get("schema") if isinstance(root, dict) else None
     if schema != MEASUREMENT_SCHEMA:
         raise ModelFileError(
@@ -156,10 +152,6 @@ def parse_measurement(content: bytes, label: str) -> MeasurementFile:
         )
     _check(root, _FILE, label, "")
     return MeasurementFile(label, root, tuple(Measurement(m) for m in root["measurements"]))
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
 
 
 # --- the form -----------------------------------------------------------------------------------

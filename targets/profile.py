@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from edgecompress.core.errors import ArgumentError, UnknownNameError
+from edgecompress.core.errors import ArgumentError, UnknownNameError, UnreadableFileError
+from edgecompress.core.reading import parse_toml, read_toml
 from edgecompress.core.units import parse_size, parse_time
 from edgecompress.targets.arena import CORES, KERNELS
 
@@ -414,25 +414,16 @@ def load_target(name_or_path: str | Path) -> TargetProfile:
     if isinstance(name_or_path, Path) or text.endswith(".toml"):
         path = Path(name_or_path)
         try:
-            content = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            cause = getattr(error, "strerror", None) or "not UTF-8 text"
+            return TargetProfile.from_dict(read_toml(path), text)
+        except UnreadableFileError as error:
             raise ArgumentError(
-                "target", "be the path of a readable TOML file", text, f"{cause}."
+                "target", "be a readable TOML file", text, f"It {error.problem}."
             ) from error
-        return _parse(content, text)
     names = target_names()
     if text not in names:
         if any(mark in text for mark in "/\\") or Path(text).exists():
             raise ArgumentError("target", "be a built-in name or a path ending in .toml", text)
         raise UnknownNameError("target", text, names)
     file = resources.files("edgecompress.targets") / f"{text}.toml"
-    return _parse(file.read_text(encoding="utf-8"), f"{text}.toml")
-
-
-def _parse(content: str, origin: str) -> TargetProfile:
-    try:
-        data = tomllib.loads(content)
-    except tomllib.TOMLDecodeError as error:
-        raise ArgumentError("target", "be a valid TOML file", origin, f"{error}.") from error
-    return TargetProfile.from_dict(data, origin)
+    origin = f"{text}.toml"
+    return TargetProfile.from_dict(parse_toml(file.read_text(encoding="utf-8"), origin), origin)

@@ -231,7 +231,7 @@ _M = ("measurements", 0)
         (_set("schema", value="edgecompress.measurement/2"), "Got 'edgecompress.measurement/2'"),
         (_set(*_M, "latency_us", "median", value=float("nan")), "NaN is no number of JSON"),
         (_set(*_M, "latency_us", "median", value=float("inf")), "Infinity is no number of JSON"),
-        (lambda c: json.dumps(c).replace("101.5", "1e999"), "mean must be a finite number"),
+        (lambda c: json.dumps(c).replace("101.5", "1e999"), "1e999 is not finite"),
         (_set(*_M, "latency_us", "median", value="9"), "latency_us.median must be a number. Got"),
         (_set(*_M, "latency_us", "median", value=-1), "must be at least 0"),
         (_set(*_M, "latency_us", "repeat_medians", value=[]), "a list of times above 0"),
@@ -253,5 +253,5 @@ def test_damaged_files_are_one_line(damage: Callable[[dict[str, Any]], str], tex
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ModelFileError, match="cannot be read: No such file"):
+    with pytest.raises(ModelFileError, match="does not exist"):
         read_measurement(tmp_path / "none.json")

@@ -14,7 +14,6 @@ all inside the compiled step, so `steps_per_execution` and `jit_compile` change 
 from __future__ import annotations
 
 import io
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,10 +30,11 @@ from edgecompress.callbacks.base import (
     StepHook,
     rebuild_train_function,
 )
-from edgecompress.core.errors import ArgumentError, ModelFileError
+from edgecompress.core.errors import ArgumentError, ModelFileError, UnreadableFileError
 from edgecompress.core.files import write_atomic
 from edgecompress.core.fusion import kernels_of
 from edgecompress.core.keras_graph import outer_layers
+from edgecompress.core.reading import read_arrays
 
 # Layer class -> attribute of the quantized weights: the kernels of int8 files.
 QUANTIZED_BY_DEFAULT: dict[type, str] = {
@@ -442,15 +442,14 @@ class LatentWeights(KernelQuantization):
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     try:
-        arrays = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
-        if not isinstance(arrays, np.lib.npyio.NpzFile):
-            raise ValueError("not a .npz file")
-        return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        arrays = read_arrays(path)
+    except UnreadableFileError as error:
+        raise ModelFileError(f"{error} Delete it to start from the model's own weights.") from error
+    if not isinstance(arrays, dict):
         raise ModelFileError(
-            f"{path} holds no latent weights ({type(error).__name__}). Delete it to start from the "
-            "model's own weights."
-        ) from error
+            f"{path} is no .npz file. Delete it to start from the model's own weights."
+        )
+    return arrays
 
 
 def per_channel_list(values: Any) -> Sequence[float]:

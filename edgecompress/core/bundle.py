@@ -16,8 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from edgecompress.core.errors import ModelFileError
+from edgecompress.core.errors import ModelFileError, UnreadableFileError
 from edgecompress.core.files import sha256
+from edgecompress.core.reading import (
+    JSON_LIMIT,
+    file_size,
+    inside,
+    is_inside,
+    parse_json,
+    read_bytes,
+)
 
 BUNDLE_SCHEMA = "edgecompress.bundle/1"
 BUNDLE_FILE = "bundle.json"
@@ -233,16 +241,12 @@ def read_bundle(path: Path | str) -> Bundle:
     if file.is_dir():
         file = file / BUNDLE_FILE
     try:
-        data = file.read_bytes()
-    except OSError as error:
+        data = read_bytes(file, JSON_LIMIT, links=False)
+    except UnreadableFileError as error:
         raise ModelFileError(
-            f"{file} cannot be read ({error.strerror}): give the folder of an export with a phone "
-            "or the host among its targets."
+            f"{error} Give the folder of an export with a phone or the host among its targets."
         ) from error
-    try:
-        root = json.loads(data, parse_constant=_no_constant)
-    except ValueError as error:
-        raise ModelFileError(f"{file} is no JSON: {error}.") from error
+    root = parse_json(data, file)
     reader = _Reader(file)
     bundle = reader.bundle(root, sha256(data))
     for model in bundle.models:
@@ -256,30 +260,16 @@ def read_bundle(path: Path | str) -> Bundle:
     return bundle
 
 
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
-
-
-def _content(folder: Path, path: str) -> bytes:
+def _content(folder: Path, path: str, size: int | None = None) -> bytes:
+    """Returns the content of a file, read only where it has the size that it should have."""
     try:
-        return (folder / path).read_bytes()
-    except OSError as error:
-        raise ModelFileError(
-            f"{folder / path} cannot be read ({error.strerror}): export again."
-        ) from error
-
-
-def is_inside(path: str) -> bool:
-    """Tells whether a path of a bundle is relative, with /, and stays inside its folder.
-
-    Example:
-        >>> is_inside("golden/a.bin"), is_inside("../a.bin"), is_inside("/a.bin")
-        (True, False, False)
-    """
-    parts = path.split("/")
-    return not (
-        re.match("[A-Za-z]:", path) or set(parts) & {"", ".", ".."} or "\\" in path or "\0" in path
-    )
+        place = inside(folder, path)
+        found = file_size(place, links=False)
+        if size is not None and found != size:
+            raise UnreadableFileError(place, f"has {found} bytes, but {BUNDLE_FILE} says {size}")
+        return read_bytes(place, links=False)
+    except UnreadableFileError as error:
+        raise ModelFileError(f"{error} Export again.") from error
 
 
 class _Reader:
@@ -406,14 +396,7 @@ class _Reader:
     def check_file(self, path: str, digest: str, size: int) -> None:
         """Refuses a file that is not the one the bundle names."""
         folder = self._file.parent
-        data = _content(folder, path)
-        if not (folder / path).resolve().is_relative_to(folder.resolve()):
-            raise self._wrong(path, "a file inside the bundle's folder", path)
-        if len(data) != size:
-            raise ModelFileError(
-                f"{folder / path} has {len(data)} bytes, but {BUNDLE_FILE} says {size}: export "
-                "again."
-            )
+        data = _content(folder, path, size)
         if sha256(data) != digest:
             raise ModelFileError(
                 f"{folder / path} is another file than {BUNDLE_FILE} names (SHA-256): export again."

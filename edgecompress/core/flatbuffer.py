@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from edgecompress.core.errors import ModelFileError
+from edgecompress.core.reading import read_bytes
 from edgecompress.core.sparse_tensors import Level, Sparsity
 
 _WIDTHS = {
@@ -396,14 +397,7 @@ def read_tflite(source: Path | str | bytes) -> FlatModel:
     """
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _parse(bytes(source), "model")
-    path = Path(source)
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise ModelFileError(f"{path} does not exist. Check the path.") from None
-    except OSError as error:
-        raise ModelFileError(f"{path} cannot be read: {error.strerror}.") from error
-    return _parse(data, str(path))
+    return _parse(read_bytes(source), str(source))
 
 
 def _parse(data: bytes, label: str) -> FlatModel:

@@ -107,6 +107,16 @@ def size_of(file: IO[bytes]) -> int:
     return os.fstat(file.fileno()).st_size
 
 
+def file_size(path: Path | str, *, links: bool = True) -> int:
+    """Returns the bytes of a regular file.
+
+    Raises:
+        UnreadableFileError: as in `open_file`.
+    """
+    with open_file(path, links=links) as file:
+        return size_of(file)
+
+
 def read_bytes(path: Path | str, limit: int = MODEL_LIMIT, *, links: bool = True) -> bytes:
     """Returns the content of a regular file.
 
@@ -437,7 +447,7 @@ def _sound(label: Path | str, name: str = "") -> Iterator[None]:
             RuntimeError, OverflowError, MemoryError) as error:  # fmt: skip
         what = " ".join(str(error).split()) or type(error).__name__
         where = f" ({name})" if name else ""
-        raise UnreadableFileError(label, f"is a damaged archive{where}: {what}") from error
+        raise UnreadableFileError(label, f"is truncated or damaged{where}: {what}") from error
 
 
 @contextlib.contextmanager
@@ -520,6 +530,12 @@ def check_keras_archive(path: Path | str) -> tuple[Any, Any]:
             no config.json. The metadata are {} where there are none.
     """
     with open_archive(path) as archive:
+        if "config.json" not in archive.names:
+            raise UnreadableFileError(
+                path,
+                "is a zip archive without config.json, so no Keras model; save it with "
+                "model.save()",
+            )
         parts = []
         for name in ("config.json", "metadata.json"):
             if name == "metadata.json" and name not in archive.names:

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgecompress.core.errors import ModelFileError
+from edgecompress.core.errors import ModelFileError, UnreadableFileError
 from edgecompress.core.files import jsonable, sha256, write_atomic
+from edgecompress.core.reading import read_bytes, read_json
 
 RECORD_SCHEMA = "edgecompress.record/1"
 _ATTRIBUTE = "_edgecompress_record"
@@ -120,19 +121,21 @@ def read_record(model_path: Path | str) -> tuple[CompressionRecord | None, str |
     if not path.exists():
         return None, None
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
         if content["schema"] != RECORD_SCHEMA:
             raise ValueError(f"its schema is {content['schema']!r}, not {RECORD_SCHEMA!r}")
         record = CompressionRecord.from_dict(content["record"])
         expected = content["model_sha256"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except UnreadableFileError as error:
+        raise ModelFileError(
+            f"{path} is no compression record (it {error.problem}). Delete it or save the model "
+            "again."
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelFileError(
             f"{path} is no compression record ({error}). Delete it or save the model again."
         ) from error
-    try:
-        found = sha256(Path(model_path).read_bytes())
-    except OSError as error:
-        raise ModelFileError(f"{model_path} cannot be read: {error.strerror}.") from error
+    found = sha256(read_bytes(model_path))
     if found != expected:
         return None, (
             f"{path.name} was written for another version of {Path(model_path).name} and is not "

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from edgecompress.core.errors import ModelFileError, UnsupportedModelError
 from edgecompress.core.flatbuffer import read_tflite
+from edgecompress.core.reading import open_file, read_bytes
 from edgecompress.inspection.keras_models import inspect_keras
 from edgecompress.inspection.table import render
 from edgecompress.inspection.tflite import inspect_tflite
@@ -51,7 +52,7 @@ def inspect_file(path: Path | str) -> Inspection:
     """
     path = Path(path)
     if path.is_file():
-        with path.open("rb") as file:
+        with open_file(path) as file:
             head = file.read(8)
         if path.suffix == ".tflite" or head[4:8] == b"TFL3":
             return inspect_tflite(read_tflite(path), name=path.name)
@@ -66,7 +67,7 @@ def inspect_file(path: Path | str) -> Inspection:
             ".tflite file."
         )
     inspection = inspect_keras(loaded.model, name=path.name)
-    data = path.read_bytes() if path.is_file() else None
+    data = read_bytes(path) if path.is_file() else None
     return dataclasses.replace(
         inspection,
         file_bytes=None if data is None else len(data),

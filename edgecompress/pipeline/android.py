@@ -7,7 +7,6 @@ since the package's own may be read-only; what the build fetches stays there.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -16,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -32,8 +30,10 @@ from edgecompress.core.errors import (
     DeviceError,
     MissingDependencyError,
     ModelFileError,
+    UnreadableFileError,
 )
 from edgecompress.core.files import sha256, write_atomic
+from edgecompress.core.reading import open_archive, read_bytes
 from edgecompress.core.units import format_size
 from edgecompress.pipeline.request import silent
 
@@ -201,11 +201,9 @@ def install_app(
 
     place = Path(file)
     try:
-        content = place.read_bytes()
-    except OSError as error:
-        raise ModelFileError(
-            f"{place} cannot be read ({error.strerror}): `edgecompress android build` makes it."
-        ) from error
+        content = read_bytes(place)
+    except UnreadableFileError as error:
+        raise ModelFileError(f"{error} `edgecompress android build` makes it.") from error
     _check_apk(content, str(place))
     phone = connect(serial)
     progress(f"Installing {place.name} on {phone.serial}")
@@ -233,8 +231,8 @@ def install_app(
 
 
 def _abis(content: bytes) -> list[str]:
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        parts = [name.split("/") for name in archive.namelist()]
+    with open_archive(content) as archive:
+        parts = [name.split("/") for name in archive.names]
     return sorted({part[1] for part in parts if part[0] == "lib" and len(part) > 2})
 
 
@@ -243,9 +241,9 @@ def _check_apk(content: bytes, name: str) -> None:
     from edgecompress.targets.phone import PACKAGE
 
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        with open_archive(content, name) as archive:
             manifest = archive.read("AndroidManifest.xml")
-    except (zipfile.BadZipFile, KeyError, OSError, ValueError, NotImplementedError) as error:
+    except UnreadableFileError as error:
         raise ModelFileError(
             f"{name} is no APK, or cut off: `edgecompress android build` makes one."
         ) from error

@@ -12,9 +12,10 @@ import numpy as np
 
 from edgecompress.core.bundle import BUNDLE_FILE, Bundle, BundleModel, BundleTensor, Golden
 from edgecompress.core.engines import ENGINES, engine_available, run_engine
-from edgecompress.core.errors import ArgumentError, EngineError
+from edgecompress.core.errors import ArgumentError, EngineError, UnreadableFileError
 from edgecompress.core.files import sha256
 from edgecompress.core.flatbuffer import FlatModel, Tensor, read_tflite
+from edgecompress.core.reading import read_text
 from edgecompress.core.results import Artifact
 from edgecompress.pipeline.writing import tool_version
 
@@ -56,11 +57,10 @@ def read_labels(labels: Path | str | Sequence[str] | None) -> tuple[str, ...] | 
         return None
     if isinstance(labels, (str, Path)):
         try:
-            text = Path(labels).read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "It is no UTF-8 text"
+            text = read_text(labels)
+        except UnreadableFileError as error:
             raise ArgumentError(
-                "--labels", "be a readable text file", str(labels), f"{reason}."
+                "--labels", "be a readable text file", str(labels), f"It {error.problem}."
             ) from error
         labels = text.splitlines()
     names = tuple(name.strip() for name in labels)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import numpy as np
 from edgecompress.converters.loaders import LoadedModel, one_line
 from edgecompress.core.errors import ArgumentError, UnsupportedModelError
 from edgecompress.core.keras_graph import functional_of, graph_nodes
+from edgecompress.core.reading import check_keras_archive, parse_json
 from edgecompress.core.registry import Registry
 from edgecompress.recipes.data import Data, Samples
 
@@ -277,14 +277,13 @@ def own_loss(model: Any, path: Path | None) -> tuple[Any, tuple[str, ...]]:
 
 def _stored_loss(path: Path) -> Any:
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            config = json.loads(archive.read("config.json"))
+        config, _ = check_keras_archive(path)
         return (config.get("compile_config") or {}).get("loss")
     import h5py
 
     with h5py.File(path) as file:
         text = file.attrs.get("training_config")
-    return None if text is None else json.loads(text).get("loss")
+    return None if text is None else parse_json(text, f"{path}: training_config").get("loss")
 
 
 def check_model(loaded: LoadedModel) -> None:

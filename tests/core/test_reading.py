@@ -270,7 +270,7 @@ def test_keras_archives(tmp_path: Path) -> None:
     path.write_bytes(_zip({**members, "metadata.json": b'{"keras_version": "3.0"}'}))
     assert reading.check_keras_archive(path)[1] == {"keras_version": "3.0"}
     path.write_bytes(_zip({"model.weights.h5": b"w"}))
-    assert "holds no config.json" in _refusal(reading.check_keras_archive, path)
+    assert "without config.json" in _refusal(reading.check_keras_archive, path)
     path.write_bytes(_zip({**members, "config.json": b"[" * 100_000}))
     assert "config.json is no JSON" in _refusal(reading.check_keras_archive, path)
 
@@ -373,14 +373,15 @@ def test_two_gigabytes_of_zeros_in_a_small_file(tmp_path: Path) -> None:
         assert archive.getinfo("model.weights.h5").file_size == 2 << 30
     assert path.stat().st_size < 9 << 20
     code = (
-        "import resource, sys\nfrom edgecompress.core import errors, reading\n"
+        "import sys\nfrom edgecompress.core import errors, reading\n"
         "try: reading.check_keras_archive(sys.argv[1])\n"
         "except errors.ModelFileError as error: print(error)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        # Not ru_maxrss: it starts with what the process had that this one was forked from.
+        "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
     )
     done = subprocess.run(
         [sys.executable, "-P", "-c", code, path], capture_output=True, text=True, check=True
     )
     text, peak = done.stdout.splitlines()
     assert "to 2.00 GiB" in text
-    assert int(peak) < 300_000  # KiB; numpy alone takes 30,000
+    assert int(peak) < 150_000  # KiB; numpy alone takes 30,000

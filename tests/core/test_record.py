@@ -143,5 +143,5 @@ def test_sidecar_whose_model_is_gone(tmp_path: Path) -> None:
     (tmp_path / "m.keras").write_bytes(b"model")
     write_record(_FULL, tmp_path / "m.keras")
     (tmp_path / "m.keras").unlink()
-    with pytest.raises(ModelFileError, match="cannot be read"):
+    with pytest.raises(ModelFileError, match="m.keras does not exist"):
         read_record(tmp_path / "m.keras")

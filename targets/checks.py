@@ -19,6 +19,7 @@ from edgecompress.core.units import format_size, format_time
 from edgecompress.targets.arena import KERNELS, compute_arena
 from edgecompress.targets.flash import estimate_flash
 from edgecompress.targets.latency import LatencyEstimate, predict
+from edgecompress.targets.measurement import memory_check
 from edgecompress.targets.operators import unsupported, wrong_results
 from edgecompress.targets.profile import Budgets, TargetProfile, check_choice
 
@@ -119,14 +120,10 @@ def flash(subject: Subject) -> CheckResult:
 
 @RULES.register("arena")
 def arena(subject: Subject) -> CheckResult:
-    """The tensor arena fits into the RAM."""
+    """The tensor arena fits into the RAM; elsewhere the process grows by no more than a budget."""
     profile, limit = subject.profile, subject.budgets.max_ram
     if subject.kernels is None or profile.core is None:
-        return CheckResult(
-            "arena",
-            "not_applicable",
-            reason=_no_microcontroller(subject, "its runtime takes memory as it needs it"),
-        )
+        return _process_memory(subject)
     memory = subject.decompression_memory
     found = compute_arena(subject.model, profile.core, subject.kernels, memory)
     if found.used is None:
@@ -188,6 +185,21 @@ def arena(subject: Subject) -> CheckResult:
         "computed",
         detail,
         why,
+    )
+
+
+def _process_memory(subject: Subject) -> CheckResult:
+    limit, timed = subject.budgets.max_ram, subject.host_latency
+    why = _no_microcontroller(subject, "its runtime takes memory as it needs it")
+    if limit is None:
+        return CheckResult("arena", "not_applicable", reason=why)
+    if timed is not None:
+        return memory_check(timed.memory_kib["overall"], limit, "measured_host")
+    return CheckResult(
+        "arena",
+        "not_measured",
+        limit=limit,
+        reason=f"{why} `edgecompress bench` measures how much; give its file as --measured.",
     )
 
 

@@ -19,7 +19,7 @@ from edgecompress.core.results import CheckResult, HowKnown, Verdict, judge
 from edgecompress.core.units import format_size, format_time
 
 if TYPE_CHECKING:
-    from edgecompress.targets.profile import TargetProfile
+    from edgecompress.targets.profile import Budgets, TargetProfile
 
 MEASUREMENT_SCHEMA = "edgecompress.measurement/1"
 # MLPerf Mobile's rule for repeats of a run (v4.0): further apart, they allow no verdict.
@@ -307,7 +307,7 @@ def latency_check(measurement: Measurement, limit: float | None) -> CheckResult:
 
     The band is that of the repeats. Where they lie more than 5 % apart, the device got hotter or
     was throttled, or the golden outputs were not met, the verdict is `uncertain`, whatever the
-    numbers are.
+    numbers are and whether there is a limit or not.
 
     Args:
         measurement: What was measured.
@@ -324,11 +324,10 @@ def latency_check(measurement: Measurement, limit: float | None) -> CheckResult:
     reason = None
     doubt = measurement.doubt()
     band = f"{format_time(low)} to {format_time(high)}"
-    if limit is None:
-        reason = doubt
-    elif doubt is not None:
-        verdict, reason = "uncertain", f"{doubt} It took {band}, the limit is {format_time(limit)}."
-    elif verdict in ("fail", "uncertain"):
+    if doubt is not None:
+        against = "" if limit is None else f", the limit is {format_time(limit)}"
+        verdict, reason = "uncertain", f"{doubt} It took {band}{against}."
+    elif limit is not None and verdict in ("fail", "uncertain"):
         does = "is above" if verdict == "fail" else "lies around"
         reason = f"{band} {does} the limit of {format_time(limit)} ({measurement.setting})."
     return CheckResult(
@@ -359,10 +358,10 @@ def check_target(file: MeasurementFile, profiles: Sequence[TargetProfile]) -> No
         )  # fmt: skip
 
 
-def measured_latency(
-    file: MeasurementFile, sha256: str, profile: TargetProfile, limit: float | None
-) -> CheckResult | None:
-    """Returns the latency of a model on a target as a file has it; None for another target.
+def measured_checks(
+    file: MeasurementFile, sha256: str, profile: TargetProfile, limits: Budgets
+) -> tuple[CheckResult, ...]:
+    """Returns what a file says about a model on a target: latency, and memory if it has a limit.
 
     Of several settings the one that LiteRT has without being told counts: XNNPACK on, and the
     fewest threads.
@@ -370,15 +369,15 @@ def measured_latency(
     Args:
         file: What was measured.
         sha256: Of the checked model.
-        profile: The target.
-        limit: Microseconds; None for none.
+        profile: The target; nothing is returned where the file is of another one.
+        limits: The budgets.
 
     Raises:
         ArgumentError: the file holds no measurement of this model, or one of another kind of
             machine.
     """
     if file.target != profile.name:
-        return None
+        return ()
     if file.data["error"] is not None and not file.measurements:
         raise ArgumentError(
             "--measured", "hold a measurement", file.path,
@@ -399,7 +398,25 @@ def measured_latency(
             "Numbers of another machine say nothing about it.",
         )  # fmt: skip
     chosen = min(found, key=standard_first)
-    return latency_check(chosen, limit)
+    checks = [latency_check(chosen, limits.max_latency)]
+    if limits.max_ram is not None:
+        grown = chosen.data["memory_kb"]["overall"]
+        checks.append(memory_check(grown, limits.max_ram, chosen.data["tier"]))
+    return tuple(checks)
+
+
+def memory_check(grown_kib: float | None, limit: int, how_known: HowKnown) -> CheckResult:
+    """Returns whether a process grew by no more than a limit, where there is no tensor arena.
+
+    Args:
+        grown_kib: KiB that it grew by; None where the system does not tell.
+        limit: Bytes.
+        how_known: Where it ran.
+    """
+    entry = _bytes("arena", None if grown_kib is None else grown_kib * 1024, limit, "It takes")
+    detail = {"what": "growth of the process: there is no tensor arena"}
+    known = None if entry["measured"] is None else how_known
+    return CheckResult(**entry, how_known=known, detail=detail)
 
 
 def standard_first(measurement: Measurement) -> tuple[bool, bool, int]:

@@ -218,6 +218,11 @@ _BAD = [
     # Budgets.
     (f'{_CHECK} --max-ram "12 apples"', 2, "`--max-ram` must be a positive size"),
     (f"{_CHECK} --max-ram=-3KiB", 2, "`--max-ram` must be a positive size"),
+    (
+        "check int8.tflite -t pixel-8 --max-flash 1MiB",
+        2,
+        "`--max-flash` must go with a microcontroller among the targets. Got ['pixel-8']",
+    ),
     (f"{_CHECK} --max-flash 0", 2, "`--max-flash` must be a positive size"),
     (f"{_CHECK} --max-file-size nan", 2, "`--max-file-size` must be a positive size"),
     (f"{_CHECK} --max-latency 60", 2, "`--max-latency` must be a positive time with a unit"),

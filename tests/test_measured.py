@@ -147,6 +147,46 @@ def test_wrong_outputs_allow_no_verdict() -> None:
     assert "differ from the golden ones" in str(found.reason)
 
 
+def test_without_a_limit_a_doubted_time_is_no_pass() -> None:
+    entry = _measurement("a" * 64)
+    entry["golden"]["passed"] = False
+    found = latency_check(Measurement(entry), None)
+    assert (found.verdict, found.undecided) == ("uncertain", False)
+
+
+@pytest.mark.parametrize(
+    ("budget", "grown", "code", "verdict"),
+    [
+        ("200KiB", 200.0, 0, "pass"),
+        ("199KiB", 200.0, 3, "fail"),
+        ("200KiB", None, 6, "not_measured"),
+    ],
+)
+def test_the_memory_of_the_process_counts_where_it_was_measured(
+    model: Path,
+    stored: Callable[..., Path],
+    capfd: pytest.CaptureFixture[str],
+    budget: str,
+    grown: float | None,
+    code: int,
+    verdict: str,
+) -> None:
+    entry = _measurement(sha256(model.read_bytes()))
+    entry["memory_kb"]["overall"] = grown
+    command = ["check", str(model), "-t", "pixel-8", "-q", "--json", "--max-ram", budget]
+    assert main([*command, "--measured", str(stored(entry))]) == code
+    (memory,) = (
+        c
+        for c in json.loads(capfd.readouterr().out)["targets"][0]["checks"]
+        if c["rule"] == "arena"
+    )
+    assert (memory["verdict"], memory["limit"]) == (verdict, int(budget[:3]) * 1024)
+    # Without a measurement nobody knows; beside a microcontroller the limit is meant for its arena.
+    assert main(command) == 6
+    assert 'rule": "arena' in capfd.readouterr().out
+    assert main([*command, "-t", "cortex-m4"]) == 0
+
+
 def test_check_takes_the_measured_latency(
     model: Path, stored: Callable[..., Path], capfd: pytest.CaptureFixture[str]
 ) -> None:

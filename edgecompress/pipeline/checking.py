@@ -13,6 +13,7 @@ from edgecompress.core.flatbuffer import FlatModel, read_tflite
 from edgecompress.core.results import Report
 from edgecompress.pipeline.measuring import Measurements
 from edgecompress.pipeline.request import (
+    check_flash_budget,
     check_kernels,
     labelled_data,
     load_profiles,
@@ -72,6 +73,7 @@ def check(
     """
     profiles = load_profiles(targets)
     budgets = parse_budgets(max_flash, max_ram, max_latency, max_file_size, min_accuracy)
+    check_flash_budget(max_flash, profiles)
     check_kernels(kernels)
     memory = parse_memory(decompression_memory)
     timed = read_measured(measured, profiles)

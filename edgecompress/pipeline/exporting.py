@@ -42,6 +42,7 @@ from edgecompress.pipeline.measuring import (
 )
 from edgecompress.pipeline.request import (
     Labelled,
+    check_flash_budget,
     check_kernels,
     check_share,
     labelled_data,
@@ -163,6 +164,7 @@ def export(
     """
     profiles = load_profiles(targets)
     budgets = parse_budgets(max_flash, max_ram, max_latency, max_file_size, min_accuracy)
+    check_flash_budget(max_flash, profiles)
     check_kernels(kernels)
     floor = check_share("--min-agreement", min_agreement)
     chosen = FORMATS[file_format]

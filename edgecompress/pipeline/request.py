@@ -63,6 +63,17 @@ def load_profiles(targets: Sequence[str | Path | TargetProfile]) -> list[TargetP
     return list(profiles.values())
 
 
+def check_flash_budget(max_flash: str | int | None, profiles: Sequence[TargetProfile]) -> None:
+    """Refuses a limit of flash that nothing could be judged by."""
+    if max_flash is not None and not any(profile.is_microcontroller for profile in profiles):
+        raise ArgumentError(
+            "--max-flash",
+            "go with a microcontroller among the targets",
+            [profile.name for profile in profiles],
+            "--max-file-size limits the file on every target.",
+        )
+
+
 def check_kernels(kernels: str | None) -> None:
     """Refuses unknown kernel sets."""
     from edgecompress.targets.arena import KERNELS

@@ -41,25 +41,30 @@ def run_checks(
 ) -> tuple[tuple[TargetResult, ...], ModelInfo]:
     """Returns what every rule found on every target, and the facts of the file."""
     from edgecompress.targets.checks import check as check_target
-    from edgecompress.targets.measurement import measured_latency
+    from edgecompress.targets.measurement import measured_checks
 
+    boards = any(profile.is_microcontroller for profile in profiles)
     results = []
     for profile in profiles:
         progress(f"Checking {profile.name}")
         extra = [measurements.accuracy(profile.engine), *more(profile)]
-        given = None
+        limits = budgets
+        if boards and not profile.is_microcontroller:
+            # Beside a microcontroller the limit is meant for its arena, not for a process.
+            limits = dataclasses.replace(budgets, max_ram=None)
+        given: tuple[CheckResult, ...] = ()
         if measured is not None:
-            limit = budgets.over(profile.limits).max_latency
-            given = measured_latency(measured, sha256(flat.data), profile, limit)
+            given = measured_checks(
+                measured, sha256(flat.data), profile, limits.over(profile.limits)
+            )
+        extra += given
         latency = None
-        if given is not None:
-            extra.append(given)
-        elif profile.kind == "host":
+        if not given and profile.kind == "host":
             latency = measurements.host_latency(profile.engine)
         result = check_target(
             flat,
             profile,
-            budgets,
+            limits,
             kernels=kernels,
             host_latency=latency,
             extra=extra,

@@ -101,6 +101,14 @@ def test_a_phone_is_asked_for_its_latency_by_a_budget_alone() -> None:
     assert (asked.verdict, asked.undecided) == ("not_measured", True)
 
 
+def test_a_memory_budget_of_a_process_waits_for_a_run() -> None:
+    for name in ("pixel-8", "host"):
+        profile = load_target(name)
+        assert by_rule(check(dense(), profile), "arena").verdict == "not_applicable"
+        asked = by_rule(check(dense(), profile, Budgets(max_ram=4096)), "arena")
+        assert (asked.verdict, asked.undecided) == ("not_measured", True)
+
+
 # --- rule by rule ---------------------------------------------------------------------------------
 
 
@@ -187,7 +195,7 @@ def test_a_core_without_published_times_fails_only_by_its_lower_bound() -> None:
 
 
 def test_phones_are_measured_or_not_known() -> None:
-    result = check(dense(), load_target("pixel-4"), Budgets(max_latency=1e6, max_ram=1))
+    result = check(dense(), load_target("pixel-4"), Budgets(max_latency=1e6, max_flash=1))
     latency = by_rule(result, "latency")
     assert (latency.verdict, latency.measured) == ("not_measured", None)
     assert "Google Pixel 4" in str(latency.reason)

@@ -1,51 +1,50 @@
 """Loading trained models: Keras 3 and Keras 2 files, SavedModels, in-memory Keras models.
 
-A model file is data from anywhere. Its layer configuration is read as JSON first, and whatever
-could run code from it (Lambda layers, pickled modules, unknown classes) is refused by name before
-any framework sees the file.
+A model file is data from anywhere. What it says is compared with lists of what is known to compute
+on tensors alone (`configurations`, `hdf5_files`, `saved_models`) before any framework sees it, and
+refused by name where it says more.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import importlib
 import json
-import pkgutil
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from edgecompress.core.errors import ModelFileError, UnsupportedModelError
+from edgecompress.converters import configurations, hdf5_files, saved_models
+from edgecompress.core import isolation
+from edgecompress.core.errors import (
+    EdgeCompressError,
+    ModelFileError,
+    UnsupportedModelError,
+)
 from edgecompress.core.files import sha256
 from edgecompress.core.finite import check_weights
 from edgecompress.core.keras_graph import in_float32
 from edgecompress.core.quiet import quiet
-from edgecompress.core.reading import check_keras_archive, open_file, parse_json, read_bytes
+from edgecompress.core.reading import (
+    check_keras_archive,
+    open_archive,
+    open_file,
+    parse_json,
+    read_bytes,
+)
 from edgecompress.core.record import CompressionRecord, read_record, record_of
 
 Flavour = Literal["keras3", "tf_keras", "saved_model"]
 
 _BATCH = 32
+_WEIGHTS = "model.weights.h5"
+_MEMBERS = frozenset({"config.json", "metadata.json", _WEIGHTS})
 _DAMAGED = "Export the weights of an epoch before training diverged."
-# Layers whose configuration carries code or loads it from elsewhere.
-_CODE_LAYERS = {
-    "Lambda": "holds Python code",
-    "TorchModuleWrapper": "holds a pickled PyTorch module",
-    "TFSMLayer": "runs another file's graph",
-}
-# Operators that reach outside the model; a frozen network needs none of them.
-_OUTSIDE_OPERATORS = frozenset(
-    {"PyFunc", "PyFuncStateless", "EagerPyFunc", "ReadFile", "WriteFile", "MatchingFiles"}
-)  # fmt: skip
-_PRUNING_WRAPPERS = {"PruneLowMagnitude", "ClusterWeights", "ClusterWeightsMHA"}
-_QAT_WRAPPERS = {"QuantizeWrapper", "QuantizeWrapperV2", "QuantizeLayer"}
 # Arguments that Keras 2 wrote and Keras 3 refuses, with the value at which they have no effect on
 # inference (None: never any). Layer class -> argument -> value.
 _GROUPS = {"groups": 1}
@@ -164,6 +163,7 @@ def wrap(model: Any) -> LoadedModel:
         return model
     module = sys.modules.get("tf_keras")
     if module is not None and isinstance(model, module.Model):
+        _refuse_wrappers(model)
         inputs = _keras_inputs(model)
         check_weights(model, _DAMAGED)
         return LoadedModel(model, "tf_keras", model.name, inputs)
@@ -183,6 +183,25 @@ def wrap(model: Any) -> LoadedModel:
     check_weights(model, _DAMAGED)
     model, notes = _full_precision(model)
     return LoadedModel(model, "keras3", model.name, inputs, record=record, notes=notes)
+
+
+def _refuse_wrappers(model: Any) -> None:
+    """Refuses a Keras 2 model in memory that is still in the wrappers of its training."""
+    for layer in model._flatten_layers(include_self=False):
+        kind = type(layer).__name__
+        if kind in configurations.QAT_WRAPPERS:
+            raise UnsupportedModelError(
+                f"Layer {layer.name!r} of model {model.name!r} is a quantization wrapper ({kind}) "
+                f"of tensorflow-model-optimization. {configurations.UNDO_QAT}"
+            )
+        if kind in configurations.PRUNING_WRAPPERS:
+            strip = "sparsity.keras.strip_pruning"
+            if kind != "PruneLowMagnitude":
+                strip = "clustering.keras.strip_clustering"
+            raise UnsupportedModelError(
+                f"Layer {layer.name!r} of model {model.name!r} is a {kind} wrapper of "
+                f"tensorflow-model-optimization. Hand over tfmot.{strip}(model)."
+            )
 
 
 def _full_precision(model: Any) -> tuple[Any, tuple[str, ...]]:
@@ -290,46 +309,78 @@ _Loaded = tuple[Any, Flavour, tuple[str, ...]]
 
 def _load_archive(path: Path) -> _Loaded:
     config, meta = check_keras_archive(path)
-    _refuse_code(config, path)
-    version = meta.get("keras_version", "3") if isinstance(meta, dict) else "3"
-    if str(version).startswith("2"):
+    with tempfile.TemporaryDirectory() as folder:
+        _check_members(path, Path(folder))
+        version = meta.get("keras_version", "3") if isinstance(meta, dict) else "3"
+        legacy = str(version).startswith("2")
+        configurations.check(config, path, legacy)
+        if not legacy:
+            return _load_keras3(path, path), "keras3", ()
         # One way for all Keras 2 files: through HDF5, whose configuration can be adapted.
-        with tempfile.TemporaryDirectory() as folder:
-            converted = Path(folder) / "model.h5"
-            try:
-                with quiet():
-                    _tf_keras().models.load_model(path, compile=False).save(converted)
-            except Exception as error:
-                raise _load_error(path, error) from error
-            return _load_legacy(converted, config, path)
-    return _load_keras3(path, path), "keras3", ()
+        converted = Path(folder) / "model.h5"
+        if _is_wrapped(config):
+            return _load_legacy(_strip(path, converted, path), path, _stripped(path))
+        try:
+            with quiet():
+                _tf_keras().models.load_model(path, compile=False).save(converted)
+        except Exception as error:
+            raise _load_error(path, error) from error
+        return _load_legacy(converted, path)
+
+
+def _check_members(path: Path, folder: Path) -> None:
+    """Refuses members that Keras does not write, and weights that lie elsewhere."""
+    with open_archive(path) as archive:
+        for name in archive.names:
+            if name not in _MEMBERS and not name.startswith("assets/"):
+                raise ModelFileError(
+                    f"{path} is refused: {name} is no part of a Keras model. Save it with "
+                    "model.save()."
+                )
+        if _WEIGHTS in archive.names:
+            weights = folder / _WEIGHTS
+            weights.write_bytes(archive.read(_WEIGHTS))
+            hdf5_files.check(weights, path)
+            weights.unlink()
 
 
 def _load_hdf5(path: Path) -> _Loaded:
     import h5py
 
+    hdf5_files.check(path, path)
     try:
-        with h5py.File(path) as file:
+        with h5py.File(path, "r") as file:
             text = file.attrs.get("model_config")
             version = file.attrs.get("keras_version", "2")
-            config = None if text is None else parse_json(text, f"{path}: model_config")
-    except ModelFileError:
-        raise
-    # Damage surfaces as any of many exceptions of HDF5 and json.
+    # Damage surfaces as any of many exceptions of HDF5.
     except Exception as error:
         raise ModelFileError(
             f"{path} is truncated or damaged ({one_line(error)}). Save or download it again."
         ) from error
-    if config is None:
+    if not isinstance(text, (str, bytes)):
         raise ModelFileError(
             f"{path} holds weights but no layers. Save the whole model with "
             "model.save('model.keras')."
         )
-    _refuse_code(config, path)
+    config = parse_json(text, f"{path}: model_config")
     version = version.decode() if isinstance(version, bytes) else str(version)
-    if not version.startswith("2"):
+    legacy = version.startswith("2")
+    configurations.check(config, path, legacy)
+    if not legacy:
         return _load_keras3(path, path), "keras3", ()
-    return _load_legacy(path, config, path)
+    if not _is_wrapped(config):
+        return _load_legacy(path, path)
+    with tempfile.TemporaryDirectory() as folder:
+        return _load_legacy(_strip(path, Path(folder) / "model.h5", path), path, _stripped(path))
+
+
+def _is_wrapped(config: Any) -> bool:
+    names = {name.split(">")[-1] for _, name in configurations.classes(config)}
+    return bool(names & configurations.PRUNING_WRAPPERS)
+
+
+def _stripped(path: Path) -> tuple[str, ...]:
+    return (f"Wrappers of tensorflow-model-optimization in {path.name} were stripped.",)
 
 
 def _load_keras3(path: Path, shown: Path) -> Any:
@@ -346,14 +397,9 @@ def _load_error(path: Path, error: Exception) -> ModelFileError:
     return ModelFileError(f"{path} could not be loaded: {one_line(error)}")
 
 
-def _load_legacy(path: Path, config: Any, shown: Path) -> _Loaded:
+def _load_legacy(path: Path, shown: Path, notes: tuple[str, ...] = ()) -> _Loaded:
     """Loads a Keras 2 HDF5 file: as Keras 3 model where that computes the same, else tf_keras."""
-    wrappers = {name for _, name in _classes(config)}
     with tempfile.TemporaryDirectory() as folder:
-        notes: tuple[str, ...] = ()
-        if wrappers & _PRUNING_WRAPPERS:
-            path = _strip_in_subprocess(path, Path(folder) / "stripped.h5", shown)
-            notes = (f"Wrappers of tensorflow-model-optimization in {shown.name} were stripped.",)
         legacy = None
         try:
             with quiet():
@@ -385,7 +431,7 @@ def _adapt(path: Path, target: Path) -> Path:
     try:
         with h5py.File(target, "r+") as file:
             config = json.loads(file.attrs["model_config"])
-            for node, name in _classes(config):
+            for node, name in configurations.classes(config):
                 arguments = node.get("config")
                 if not isinstance(arguments, dict):
                     continue
@@ -428,87 +474,6 @@ def example_inputs(
     return arrays
 
 
-def _classes(config: Any) -> Iterator[tuple[dict[str, Any], str]]:
-    """Yields every node of a configuration that names a class."""
-    stack = [config]
-    while stack:
-        node = stack.pop()
-        if isinstance(node, dict):
-            if isinstance(node.get("class_name"), str):
-                yield node, node["class_name"]
-            stack.extend(node.values())
-        elif isinstance(node, list):
-            stack.extend(node)
-
-
-def _refuse_code(config: Any, path: Path) -> None:
-    """Refuses configurations that carry code or classes nobody has registered."""
-    if not isinstance(config, dict) or "class_name" not in config:
-        raise ModelFileError(f"{path} holds no model configuration. Save it with model.save().")
-    stack: list[tuple[Any, str]] = [(config, "")]
-    while stack:
-        node, layer = stack.pop()
-        if isinstance(node, list):
-            stack.extend((item, layer) for item in node)
-        if not isinstance(node, dict):
-            continue
-        name = node.get("class_name")
-        inner = node.get("config")
-        own = inner.get("name") if isinstance(inner, dict) else None
-        layer = own if isinstance(own, str) else layer
-        if isinstance(name, str):
-            _refuse_class(node, name, layer, path)
-        stack.extend((value, layer) for value in node.values())
-
-
-def _refuse_class(node: Mapping[str, Any], name: str, layer: str, path: Path) -> None:
-    if name in _CODE_LAYERS:
-        raise UnsupportedModelError(
-            f"Layer {layer!r} of {path} is a {name} layer: it {_CODE_LAYERS[name]}, which is never "
-            "loaded from a file. Replace it by ordinary layers or a registered layer class."
-        )
-    if name == "__lambda__":
-        raise UnsupportedModelError(
-            f"Layer {layer!r} of {path} holds a Python lambda, which is never run from a file. "
-            "Replace it by a registered function."
-        )
-    if name.split(">")[-1] in _QAT_WRAPPERS:
-        raise UnsupportedModelError(
-            f"Layer {layer!r} of {path} is a quantization wrapper ({name}) of "
-            "tensorflow-model-optimization. Save the model before quantize_model() and train it "
-            "with edgecompress.QuantizationAwareTraining."
-        )
-    module = node.get("module")
-    if not isinstance(module, str) or module.split(".")[0] in ("keras", "tf_keras", "builtins"):
-        return
-    if name.split(">")[-1] in _PRUNING_WRAPPERS or _is_registered(node, name):
-        return
-    raise UnsupportedModelError(
-        f"Layer {layer!r} of {path} needs the class or function {name!r} of {module!r}, which is "
-        "not registered here. Import the module that registers it "
-        "(keras.saving.register_keras_serializable) and load the model from Python."
-    )
-
-
-def _is_registered(node: Mapping[str, Any], name: str) -> bool:
-    import keras
-
-    _register_own_layers()
-    names = (node.get("registered_name"), name, node.get("config"))
-    return any(
-        isinstance(n, str) and keras.saving.get_registered_object(n) is not None for n in names
-    )
-
-
-@functools.cache
-def _register_own_layers() -> None:
-    """Makes the layers of this package known to Keras: files name them without importing them."""
-    import edgecompress.layers as own
-
-    for module in pkgutil.iter_modules(own.__path__):
-        importlib.import_module(f"{own.__name__}.{module.name}")
-
-
 @functools.cache
 def _tf_keras() -> Any:
     """Imports tf_keras beside Keras 3; nothing process-wide changes."""
@@ -518,51 +483,55 @@ def _tf_keras() -> Any:
     return tf_keras
 
 
-def _strip_in_subprocess(path: Path, target: Path, shown: Path) -> Path:
+def _strip(path: Path, target: Path, shown: Path) -> Path:
     # Importing tensorflow-model-optimization switches tf.keras to Keras 2 for its whole process.
-    code = (
-        "import sys; from edgecompress.converters import loaders; "
-        "loaders.strip_wrappers(sys.argv[1], sys.argv[2])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(path), str(target)], capture_output=True, text=True
-    )
-    if done.returncode != 0:
-        last = next(iter(reversed(done.stderr.strip().splitlines())), "no message")
-        raise ModelFileError(
-            f"{shown} could not be stripped of its pruning wrappers: {one_line(last)} Save "
-            "tfmot.sparsity.keras.strip_pruning(model) instead."
+    try:
+        answer = isolation.call(
+            f"{__name__}:strip_wrappers", {"source": str(path)}, readable=[path]
         )
+    except EdgeCompressError as error:
+        raise ModelFileError(
+            f"{shown} could not be stripped of its pruning wrappers: {one_line(error)} Save "
+            "tfmot.sparsity.keras.strip_pruning(model) instead."
+        ) from error
+    target.write_bytes(answer.files["model.h5"])
     return target
 
 
-def strip_wrappers(source: str, target: str) -> None:
-    """Strips pruning and clustering wrappers from a Keras 2 HDF5 file; for a process of its own.
+def strip_wrappers(source: str, tell: Any = None) -> tuple[None, dict[str, bytes]]:
+    """Strips pruning and clustering wrappers from a Keras 2 file; for a process of its own.
 
     Args:
         source: File to read.
-        target: File to write.
-    """
-    import tensorflow_model_optimization as tfmot  # type: ignore[import-untyped]
+        tell: Not used.
 
-    pruning, clustering = tfmot.sparsity.keras, tfmot.clustering.keras
-    with pruning.prune_scope(), clustering.cluster_scope():
-        model = _tf_keras().models.load_model(source, compile=False)
-    model = clustering.strip_clustering(pruning.strip_pruning(model))
-    model.save(target, include_optimizer=False)
+    Returns:
+        None, and the stripped model as `model.h5`.
+
+    Raises:
+        ModelFileError: it cannot be loaded.
+    """
+    try:
+        with quiet():
+            import tensorflow_model_optimization as tfmot  # type: ignore[import-untyped]
+
+            pruning, clustering = tfmot.sparsity.keras, tfmot.clustering.keras
+            with pruning.prune_scope(), clustering.cluster_scope():
+                model = _tf_keras().models.load_model(source, compile=False)
+            model = clustering.strip_clustering(pruning.strip_pruning(model))
+            with tempfile.TemporaryDirectory() as folder:
+                target = Path(folder) / "model.h5"
+                model.save(target, include_optimizer=False)
+                return None, {"model.h5": target.read_bytes()}
+    except Exception as error:
+        raise ModelFileError(f"it does not load ({one_line(error)}).") from error
 
 
 def _load_saved_model(path: Path) -> LoadedModel:
-    graph = path / "saved_model.pb"
-    if not graph.is_file():
-        raise ModelFileError(
-            f"{path} is a folder without saved_model.pb, so no SavedModel. Write one with "
-            "model.export(), or give a .keras or .h5 file."
-        )
+    # tf.saved_model.load runs initializers, so the graph is looked through before.
+    saved_models.check(path)
     import tensorflow as tf
 
-    # tf.saved_model.load runs initializers, so the graph is looked through before.
-    _refuse_outside_operators(graph)
     try:
         with quiet():
             loaded = tf.saved_model.load(str(path))
@@ -598,23 +567,3 @@ def _load_saved_model(path: Path) -> LoadedModel:
         signature, "saved_model", path.resolve().name, tuple(inputs), path, digest.hexdigest(),
         None, notes,
     )  # fmt: skip
-
-
-def _refuse_outside_operators(graph: Path) -> None:
-    from tensorflow.core.protobuf import saved_model_pb2
-
-    message = saved_model_pb2.SavedModel()
-    try:
-        message.ParseFromString(read_bytes(graph))
-    # Parsers of different protobuf versions raise different types.
-    except Exception as error:
-        raise ModelFileError(f"{graph} is truncated or damaged ({one_line(error)}).") from error
-    for meta in message.meta_graphs:
-        nodes = [meta.graph_def.node, *(f.node_def for f in meta.graph_def.library.function)]
-        for node in (n for group in nodes for n in group):
-            # A restored variable reads its own folder through RestoreV2, which stays allowed.
-            if node.op in _OUTSIDE_OPERATORS:
-                raise UnsupportedModelError(
-                    f"{graph.parent} has the operator {node.op} ({node.name}): it reaches outside "
-                    "the model and is never run from a file."
-                )

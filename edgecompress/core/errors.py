@@ -93,6 +93,14 @@ class NotFiniteError(EdgeCompressError):
     """A weight, a range or an output is NaN or infinite; the text names the layer."""
 
 
+class ProcessError(EdgeCompressError):
+    """The process that reads a model file died, or gave back no result."""
+
+
+class IsolatedDefect(Exception):
+    """A defect that showed in the process that reads a model file; its class has its name."""
+
+
 class ConversionError(EdgeCompressError):
     """A converter could not make its file."""
 

@@ -1,0 +1,340 @@
+"""Runs a function on foreign files in a process of its own, confined, and takes back its results.
+
+Whatever a model file does to the libraries that read it happens there: the process has no network,
+writes into one temporary folder, reads what it was given, and has limits of memory and time. What
+comes back is JSON and bytes, never objects: the process may be in other hands by then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import json
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgecompress.core import errors
+from edgecompress.core.errors import (
+    ArgumentError,
+    EdgeCompressError,
+    IsolatedDefect,
+    ProcessError,
+)
+from edgecompress.core.sandbox import Limits, limits_for
+from edgecompress.core.units import format_size
+
+_CHILD = Path(__file__).with_name("isolation_child.py")
+# One line of progress, the result's JSON, one file, and how many files.
+_LONGEST_LINE = 1 << 20
+_LARGEST_RESULT = 256 << 20
+_MOST_FILES = 10_000
+_PLAIN_NAME = re.compile(r"[^/\\\x00-\x1f\x7f]{1,255}")
+_DEEPEST = 4
+_HINT = (
+    "Set EDGECOMPRESS_MAX_MEMORY_MIB or EDGECOMPRESS_MAX_CPU_MINUTES for a model that needs more."
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an isolated function gave back.
+
+    Attributes:
+        value: Made of what JSON knows.
+        files: Name -> bytes; names are relative and stay inside a folder.
+        gaps: Protections that the process could not have here, one sentence each.
+    """
+
+    value: Any
+    files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    gaps: tuple[str, ...] = ()
+
+
+def call(
+    function: str,
+    arguments: Mapping[str, Any],
+    *,
+    readable: Sequence[Path | str] = (),
+    writable: Sequence[Path | str] = (),
+    modules: Sequence[str] = (),
+    unlimited: bool = False,
+    progress: Callable[[str], None] | None = None,
+    on_event: Callable[[Any], None] | None = None,
+    verbose: bool = False,
+) -> Answer:
+    """Runs `function(**arguments, tell=...)` in a confined process.
+
+    Args:
+        function: `module:function`. It returns (value, files): what JSON knows, and name -> bytes
+            or text. It may call `tell("progress", text)` and `tell("event", value)`.
+        arguments: Anything that can be pickled.
+        readable: Files and folders that it works from.
+        writable: Further folders that it may write into.
+        modules: Modules that are imported first, from the current folder, too.
+        unlimited: Leave out the limit of processor time, for a training.
+        progress: Called with each text of progress.
+        on_event: Called with each event.
+        verbose: Let through what it prints to standard error.
+
+    Returns:
+        Its value and files.
+
+    Raises:
+        EdgeCompressError: what the function raised; ProcessError: the process died.
+        IsolatedDefect: it raised anything else.
+    """
+    if not sys.executable:
+        raise ProcessError(
+            "Model files are read in a Python process of their own, but this program does not know "
+            "where Python is (sys.executable is empty). Load the model and hand it over."
+        )
+    limits = limits_for(sum(_bytes_of(Path(path)) for path in readable))
+    if unlimited:
+        limits = dataclasses.replace(limits, cpu_s=None)
+    with _folder() as folder:
+        job = {
+            "function": function,
+            "folder": str(folder),
+            "paths": _import_folders(),
+            "modules": list(modules),
+            "here": os.getcwd(),
+            "readable": [*_package_folders(), *(str(Path(path).resolve()) for path in readable)],
+            "writable": [str(Path(path).resolve()) for path in writable],
+            "limits": dataclasses.asdict(limits),
+            "parent": os.getpid(),
+            "verbose": verbose,
+        }
+        (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
+        (folder / "arguments.pickle").write_bytes(_pickled(arguments))
+        log = folder / "log.txt"
+        with open(log, "wb") as errors_to:
+            process = subprocess.Popen(
+                # -I: nothing is imported from the current folder or from PYTHON* variables.
+                [sys.executable, "-I", str(_CHILD), str(folder / "job.json")],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=None if verbose else errors_to,
+                cwd=folder,
+                env=_environment(folder),
+                # Ctrl-C is the caller's to handle; it ends the whole group.
+                start_new_session=os.name == "posix",
+            )
+            try:
+                gaps, failure = _listen(process, progress, on_event)
+            finally:
+                _end(process)
+        if failure is not None:
+            raise failure
+        if process.returncode != 0 or not (folder / "result.json").is_file():
+            raise _death(process.returncode, log, limits)
+        return _result(folder, gaps)
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    # A process that is being killed may still finish a write.
+    with tempfile.TemporaryDirectory(prefix="edgecompress-", ignore_cleanup_errors=True) as name:
+        yield Path(name).resolve()
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """Returns the environment of the process: settings and caches in its own folder."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PYTHON", "HDF5_")) and not _SECRET.search(name)
+    }
+    own = ("HOME", "USERPROFILE", "TMPDIR", "TEMP", "TMP", "XDG_CACHE_HOME", "XDG_CONFIG_HOME",
+           "MPLCONFIGDIR", "KERAS_HOME")  # fmt: skip
+    # Filters of HDF5 files are code; none is loaded from elsewhere.
+    return kept | dict.fromkeys(own, str(folder)) | {"HDF5_PLUGIN_PRELOAD": "::"}
+
+
+# A confined process has no network to use a secret on, and no business to know it.
+_SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|PRIVATE", re.IGNORECASE)
+
+
+def _import_folders() -> list[str]:
+    """Returns the folders that this process imports from, the current one left out."""
+    here = os.path.realpath(os.getcwd())
+    found = []
+    for path in sys.path:
+        if path and os.path.realpath(path) != here and os.path.exists(path):
+            found.append(os.path.abspath(path))
+    return list(dict.fromkeys(found))
+
+
+def _package_folders() -> list[str]:
+    """Returns the folders of this package: those of an editable installation lie anywhere."""
+    found = []
+    for name in ("edgecompress", "edgecompress.converters", "edgecompress.targets"):
+        spec = importlib.util.find_spec(name)
+        found += [] if spec is None else list(spec.submodule_search_locations or ())
+    return found
+
+
+def _bytes_of(path: Path) -> int:
+    try:
+        if path.is_dir():
+            return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _pickled(arguments: Mapping[str, Any]) -> bytes:
+    try:
+        return pickle.dumps(dict(arguments), protocol=5)
+    # What cannot be pickled says so in many ways.
+    except Exception as error:
+        raise ArgumentError(
+            "model", "be a loaded model for such arguments", "a path",
+            "The file is read in a process of its own, and they cannot be sent there "
+            f"({' '.join(str(error).split())[:160]}).",
+        ) from error  # fmt: skip
+
+
+def _listen(
+    process: subprocess.Popen[bytes],
+    progress: Callable[[str], None] | None,
+    on_event: Callable[[Any], None] | None,
+) -> tuple[tuple[str, ...], BaseException | None]:
+    """Passes on what the process tells; returns its gaps, and what it raised."""
+    gaps: tuple[str, ...] = ()
+    stream = process.stdout
+    if stream is None:
+        return gaps, None
+    while line := stream.readline(_LONGEST_LINE):
+        try:
+            told = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if not isinstance(told, dict):
+            continue
+        if isinstance(told.get("progress"), str) and progress is not None:
+            progress(_one_line(told["progress"], 400))
+        if "event" in told and on_event is not None:
+            on_event(told["event"])
+        if isinstance(told.get("gaps"), list):
+            gaps = tuple(_one_line(gap, 400) for gap in told["gaps"] if isinstance(gap, str))
+        if isinstance(told.get("error"), dict):
+            return gaps, _raised(told["error"])
+        if told.get("done") is True:
+            break
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=30)
+    return gaps, None
+
+
+def _one_line(text: str, limit: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def _raised(told: Mapping[str, Any]) -> BaseException:
+    """Returns the exception that the process names, of a class that this package has."""
+    name, text = str(told.get("type", "")), _one_line(str(told.get("text", "")), 4000)
+    kind = getattr(errors, name, None)
+    if isinstance(kind, type) and issubclass(kind, EdgeCompressError):
+        # Its text is whole already; the constructors make texts of parts.
+        made = kind.__new__(kind)
+        Exception.__init__(made, text)
+        for attribute in ("argument", "label", "problem"):
+            if isinstance(told.get(attribute), str):
+                setattr(made, attribute, told[attribute])
+        return made
+    if name == "OSError":
+        return OSError(text)
+    if name == "MemoryError":
+        return ProcessError(f"The model needs more memory than its process may take. {_HINT}")
+    # A class of the defect's own name, which is all that the caller shows of it.
+    return type(name if name.isidentifier() else "Exception", (IsolatedDefect,), {})(text)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ends a process and all that it has started, also after Ctrl-C."""
+    try:
+        if os.name == "posix":
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+    except (ProcessLookupError, PermissionError):
+        pass
+    process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+def _death(status: int, log: Path, limits: Limits) -> ProcessError:
+    """Says how a process ended that gave no result."""
+    lines: list[str] = []
+    with contextlib.suppress(OSError):
+        text = log.read_bytes()[-20_000:].decode(errors="replace")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+    last = f" It last said: {_one_line(lines[-1], 300)}" if lines else ""
+    memory = "" if limits.memory is None else format_size(limits.memory)
+    if re.search(r"bad_alloc|MemoryError|[Cc]annot allocate|out of memory|OOM", last):
+        return ProcessError(
+            f"The process that reads the model ran out of memory; it may take {memory}. {_HINT}"
+        )
+    if -status == getattr(signal, "SIGXCPU", 24):
+        return ProcessError(
+            f"The process that reads the model was stopped after {limits.cpu_s:,} s of processor "
+            f"time. {_HINT}"
+        )
+    if -status == getattr(signal, "SIGXFSZ", 25):
+        return ProcessError(
+            "The process that reads the model was stopped: its files grew too large."
+        )
+    try:
+        how = f"crashed ({signal.Signals(-status).name})" if status < 0 else f"ended with {status}"
+    except ValueError:
+        how = f"crashed (signal {-status})"
+    return ProcessError(
+        f"The process that reads the model {how}: the file is damaged or hostile, or memory ran "
+        f"out.{last}"
+    )
+
+
+def _result(folder: Path, gaps: tuple[str, ...]) -> Answer:
+    """Reads what the process has left; believes nothing of it."""
+    try:
+        told = json.loads(_read(folder / "result.json", _LARGEST_RESULT))
+        names, value = told["files"], told["value"]
+        if not isinstance(names, list) or len(names) > _MOST_FILES:
+            raise ValueError("its list of files is none")
+        files: dict[str, bytes] = {}
+        for at, name in enumerate(names):
+            files[_inside(name)] = _read(folder / f"file_{at}", 2 << 30)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, MemoryError) as error:
+        raise ProcessError(
+            f"The process that reads the model gave back what is no result ({error})."
+        ) from error
+    return Answer(value, files, gaps)
+
+
+def _read(path: Path, limit: int) -> bytes:
+    # A link would have this process read what that process cannot.
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    with open(os.open(path, flags), "rb") as file:
+        if os.fstat(file.fileno()).st_size > limit:
+            raise ValueError(f"{path.name} is too large")
+        return file.read(limit)
+
+
+def _inside(name: Any) -> str:
+    parts = name.split("/") if isinstance(name, str) else [""]
+    plain = all(_PLAIN_NAME.fullmatch(part) and not part.startswith(".") for part in parts)
+    if not plain or len(parts) > _DEEPEST:
+        raise ValueError(f"the name {str(name)[:80]!r}")
+    return str(name)

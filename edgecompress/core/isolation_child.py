@@ -1,0 +1,120 @@
+"""Reads a foreign file for `core.isolation`; started as a program of its own.
+
+Usage: `python -I isolation_child.py JOB`, where JOB is a JSON file in the one folder that this
+process may write into. It gives up its rights first, and imports everything else only then. Answers
+are JSON lines on standard output; the result goes to `result.json` and `file_0`, `file_1`, ...
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.machinery
+import importlib.util
+import json
+import os
+import pickle
+import sys
+import traceback
+from typing import Any
+
+
+def _sandbox() -> Any:
+    """Returns the module beside this one, without the package and all that it imports."""
+    place = os.path.join(os.path.dirname(os.path.abspath(__file__)), "sandbox.py")
+    spec = importlib.util.spec_from_file_location("sandbox", place)
+    if spec is None or spec.loader is None:
+        raise RuntimeError(f"{place} is missing")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["sandbox"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _places_of(modules: list[str], here: str) -> list[str]:
+    """Returns the folders of the modules that the user has named."""
+    folders = [here, *sys.path]
+    found = []
+    for name in modules:
+        spec = importlib.machinery.PathFinder.find_spec(name.split(".")[0], folders)
+        if spec is None:
+            continue
+        if spec.origin is not None:
+            found.append(os.path.dirname(spec.origin))
+        found += spec.submodule_search_locations or ()
+    return found
+
+
+def _import(modules: list[str], here: str) -> None:
+    """Imports the modules that the user has named, from the current folder, too."""
+    from edgecompress.core.errors import ArgumentError
+
+    sys.path.insert(0, here)
+    try:
+        for name in modules:
+            try:
+                importlib.import_module(name)
+            # A module may raise anything while it is imported.
+            except Exception as error:
+                raise ArgumentError(
+                    "--import", "be a module that can be imported", name,
+                    f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
+                ) from error  # fmt: skip
+    finally:
+        # Nothing else is imported from there.
+        sys.path.remove(here)
+
+
+def main(path: str) -> int:
+    """Does the job described in the file `path`; returns the exit code."""
+    with open(path, encoding="utf-8") as text:
+        job = json.load(text)
+    folder = job["folder"]
+    # Answers keep the standard output; whatever libraries print goes to standard error.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    # Behind the interpreter's own folders: where the caller found the packages.
+    sys.path.extend(place for place in job["paths"] if place not in sys.path)
+    sandbox = _sandbox()
+    sandbox.die_with(job["parent"])
+    limits = sandbox.Limits(**job["limits"])
+    readable = [*job["paths"], *_places_of(job["modules"], job["here"]), *job["readable"]]
+    confinement = sandbox.confine(limits, readable, [folder, *job["writable"]])
+
+    def tell(kind: str, value: Any) -> None:
+        print(json.dumps({kind: value}), file=answers, flush=True)
+
+    tell("gaps", list(confinement.gaps))
+    try:
+        _import(job["modules"], job["here"])
+        with open(os.path.join(folder, "arguments.pickle"), "rb") as file:
+            arguments = pickle.load(file)
+        module, _, name = job["function"].partition(":")
+        value, files = getattr(importlib.import_module(module), name)(**arguments, tell=tell)
+        for at, content in enumerate(files.values()):
+            data = (
+                content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
+            )
+            with open(os.path.join(folder, f"file_{at}"), "wb") as out:
+                out.write(data)
+        with open(os.path.join(folder, "result.json"), "w", encoding="utf-8") as out:
+            json.dump({"value": value, "files": list(files)}, out)
+    # Everything is told to the caller, who raises it there.
+    except BaseException as error:
+        if job["verbose"]:
+            traceback.print_exc()
+        kind = "OSError" if isinstance(error, OSError) else type(error).__name__
+        told = {"type": kind, "text": str(error)}
+        for attribute in ("argument", "label", "problem"):
+            if isinstance(getattr(error, attribute, None), str):
+                told[attribute] = getattr(error, attribute)
+        tell("error", told)
+        return 1
+    tell("done", True)
+    return 0
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1])
+    sys.stderr.flush()
+    # Skips the destructors: libraries that were not made for each other crash in them.
+    os._exit(code)

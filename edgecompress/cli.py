@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from edgecompress.core.errors import (
     FAILURE,
@@ -32,6 +30,7 @@ from edgecompress.core.errors import (
     UnreadableFileError,
 )
 from edgecompress.core.quiet import quiet as hushed
+from edgecompress.core.terminal import SafeConsole, plain, shown
 
 # typer carries its own copy of click; its base classes are reached through the public subclass.
 _UsageError = typer.BadParameter.__base__
@@ -49,7 +48,7 @@ class _Interrupted(BaseException):
 _CAME: list[int] = []
 
 
-class _Console(Console):
+class _Console(SafeConsole):
     """Standard output whose reader may leave early (`| head`) without changing the verdict."""
 
     def on_broken_pipe(self) -> None:
@@ -830,9 +829,9 @@ def _progress(quiet: bool) -> Iterator[Callable[[str], None]]:
         # A descriptor of its own: standard error is redirected while libraries are kept quiet.
         with (
             os.fdopen(os.dup(sys.stderr.fileno()), "w") as terminal,
-            Console(file=terminal).status("Starting") as status,
+            SafeConsole(file=terminal).status("Starting") as status,
         ):
-            yield _or_end(lambda text: status.update(f"{escape(text)} ..."))
+            yield _or_end(lambda text: status.update(plain(f"{text} ...")))
     else:
         start = time.monotonic()
 
@@ -857,14 +856,17 @@ def _training_progress(
     # A descriptor of its own: standard error is redirected while libraries are kept quiet.
     with (
         os.fdopen(os.dup(sys.stderr.fileno()), "w") as terminal,
-        Progress(*columns, console=Console(file=terminal), transient=True) as bars,
+        Progress(*columns, console=SafeConsole(file=terminal), transient=True) as bars,
     ):
         bar = bars.add_task("Starting", total=None)
         yield (
-            _or_end(lambda text: bars.reset(bar, total=None, description=f"{escape(text)} ...")),
+            _or_end(lambda text: bars.reset(bar, total=None, description=plain(f"{text} ..."))),
             _or_end(
                 lambda epoch: bars.update(
-                    bar, total=epoch.epochs, completed=epoch.epoch, description=escape(epoch.text)
+                    bar,
+                    total=epoch.epochs,
+                    completed=epoch.epoch,
+                    description=plain(epoch.text),
                 )
             ),
         )
@@ -911,7 +913,7 @@ def _in_main_thread() -> bool:
 def _tell(line: str) -> None:
     # Whether somebody listens there has no say in the verdict.
     with suppress(OSError):
-        print(line, file=sys.stderr, flush=True)
+        print(shown(line), file=sys.stderr, flush=True)
 
 
 def _fail(message: str) -> None:
@@ -970,7 +972,8 @@ def _run(arguments: list[str], verbose: bool) -> int:
         return OK
     except (Exception, KeyboardInterrupt, _Interrupted) as error:
         if verbose:
-            traceback.print_exc()
+            for line in traceback.format_exc().splitlines():
+                _tell(line)
         if _CAME or isinstance(error, (KeyboardInterrupt, typer.Abort)):
             _fail("interrupted; no file was left half-written.")
             return _SIGNAL_BASE + (_CAME[0] if _CAME else signal.SIGINT)
@@ -980,6 +983,9 @@ def _run(arguments: list[str], verbose: bool) -> int:
         if isinstance(error, OSError):
             # A full disk, no more processes, ...: the machine's trouble and no defect.
             _fail(f"cannot go on: {error}.")
+            return FAILURE
+        if isinstance(error, MemoryError):
+            _fail(f"cannot go on: the memory does not suffice for `{' '.join(arguments)}`.")
             return FAILURE
         _fail(
             f"internal error: {type(error).__name__}: {error}. This is a defect; run again with "

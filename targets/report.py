@@ -16,6 +16,7 @@ from edgecompress.core.errors import EdgeCompressError
 from edgecompress.core.flatbuffer import FlatModel
 from edgecompress.core.results import CheckResult, Report, Verdict
 from edgecompress.core.tables import Column, print_table
+from edgecompress.core.terminal import shown
 from edgecompress.core.units import format_size, format_time
 
 if TYPE_CHECKING:
@@ -544,12 +545,16 @@ def render_html(
 def page_environment() -> jinja2.Environment:
     """Returns what fills a page: everything is escaped, and what is missing is an error.
 
+    What is not printable stands as in `core.terminal.shown`.
+
     Filters: `value` (a number and its unit as text), `percent` and `number`.
     """
     import jinja2
 
     environment = jinja2.Environment(
         autoescape=True,
+        # Markup is what this package drew; all else may be a name from a file.
+        finalize=lambda value: shown(value) if type(value) is str else value,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

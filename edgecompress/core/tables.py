@@ -50,8 +50,13 @@ def print_table(
     from rich.table import Table
     from rich.text import Text
 
+    from edgecompress.core.terminal import safe_text
+
     lines = [*rows, *([footer] if footer else [])]
-    cells = [[cell if isinstance(cell, Text) else Text(cell) for cell in line] for line in lines]
+    cells = [
+        [safe_text(cell if isinstance(cell, Text) else Text(cell)) for cell in line]
+        for line in lines
+    ]
     widths = []
     for position, column in enumerate(columns):
         width = max(len(column.title), *(line[position].cell_len for line in cells), 0)

@@ -295,8 +295,9 @@ def print_result(result: Result, console: Console) -> None:
     )
     accuracy = _value(result.report, MICROCONTROLLER, "accuracy")
     if accuracy is not None:
+        console.print()
         console.print(
-            f"\nThe int8 file in TensorFlow Lite Micro agrees with the Keras model on "
+            f"The int8 file in TensorFlow Lite Micro agrees with the Keras model on "
             f"{result.agreement:.2%} of the test images; its accuracy differs by "
             f"{100 * (accuracy - result.qat_accuracy):+.2f} points.",
             soft_wrap=True,

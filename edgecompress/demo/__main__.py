@@ -17,18 +17,17 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=8, help="epochs of each training phase")
     options = parser.parse_args()
 
-    from rich.console import Console
-
     from edgecompress.core.errors import EdgeCompressError
+    from edgecompress.core.terminal import SafeConsole, shown
     from edgecompress.demo import print_result, run
 
     start = time.monotonic()
     try:
-        result = run(options.output, options.epochs, lambda text: print(text, flush=True))
+        result = run(options.output, options.epochs, lambda text: print(shown(text), flush=True))
     except EdgeCompressError as error:
-        print(f"edgecompress.demo: {error}", file=sys.stderr)
+        print(shown(f"edgecompress.demo: {error}"), file=sys.stderr)
         return error.exit_code
-    print_result(result, Console())
+    print_result(result, SafeConsole())
     print(f"\nOpen {options.output}/report.html. {time.monotonic() - start:.0f} s in all.")
     # Nothing was measured on a phone; what failed still decides.
     if result.report.undecided:

@@ -130,7 +130,8 @@ def convert(
             "Build recurrent layers with unroll=True."
         )
     notes: list[str] = []
-    by_tensor = _complete(flat, source, ranges, calibration, notes)
+    outdated = record.outdated if record is not None else ()
+    by_tensor = _complete(flat, source, ranges, calibration, notes, outdated)
     trained = _trained_quantized(record)
     per_channel = trained if dense_per_channel is None else dense_per_channel
     data = _quantize(source.artifact.data, by_tensor, per_channel, verbose)
@@ -178,6 +179,7 @@ def _complete(
     ranges: Mapping[str, tuple[float, float]],
     calibration: Sequence[np.ndarray] | None,
     notes: list[str],
+    outdated: Sequence[str],
 ) -> dict[str, tuple[float, float]]:
     """Returns a range for every computed float tensor, by tensor name: learnt, else measured."""
     index_of = {tensor.name: tensor.index for tensor in flat.tensors}
@@ -193,6 +195,15 @@ def _complete(
     missing = [i for i in computed_tensors(flat) if i not in known]
     if missing and calibration is None:
         names = _few([flat.tensors[i].name for i in missing])
+        if outdated:
+            raise ArgumentError(
+                "calibration",
+                f"be given: the weights are not those with which training learnt the ranges of "
+                f"{_few(outdated)}",
+                None,
+                "Give real inputs with --calibration to measure them anew, or train with "
+                "QuantizationAwareTraining again.",
+            )
         raise ArgumentError(
             "calibration",
             f"be given: training learnt no range for {names}",
@@ -205,6 +216,12 @@ def _complete(
         # What training learnt holds; measured ranges fill the gaps, and then flow on as well.
         known = _propagate(flat, {i: measured[i] for i in missing if i in measured} | known)
         count = f"{len(samples[0])} calibration samples"
+        if outdated:
+            # Named by tap: the user knows the layers, not the tensors.
+            notes.append(
+                f"The weights are not those with which training learnt the ranges of "
+                f"{_few(outdated)}: these ranges are not used, but measured on {count}."
+            )
         if learnt:
             names = _few([flat.tensors[i].name for i in missing])
             notes.append(f"Training learnt no range for {names}: measured on {count}.")

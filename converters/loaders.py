@@ -29,6 +29,7 @@ from edgecompress.core.errors import (
 from edgecompress.core.files import sha256
 from edgecompress.core.finite import check_weights
 from edgecompress.core.keras_graph import in_float32
+from edgecompress.core.learnt_ranges import settled_record, valid_record
 from edgecompress.core.quiet import quiet
 from edgecompress.core.reading import (
     check_keras_archive,
@@ -37,7 +38,7 @@ from edgecompress.core.reading import (
     parse_json,
     read_bytes,
 )
-from edgecompress.core.record import CompressionRecord, read_record, record_of
+from edgecompress.core.record import CompressionRecord, read_record
 
 Flavour = Literal["keras3", "tf_keras", "saved_model"]
 
@@ -178,7 +179,7 @@ def wrap(model: Any) -> LoadedModel:
             f"Model {model.name!r} runs on Keras's {keras.backend.backend()} backend. Save it and "
             "export the file with KERAS_BACKEND=tensorflow."
         )
-    record = record_of(model)
+    record = valid_record(model, settled_record(model))
     inputs = _keras_inputs(model)
     check_weights(model, _DAMAGED)
     model, notes = _full_precision(model)
@@ -298,6 +299,8 @@ def load_model(path: Path | str) -> LoadedModel:
         notes = (*notes, reason)
     inputs = _keras_inputs(model)
     check_weights(model, _DAMAGED)
+    if record is not None:
+        record = valid_record(model, record)
     return LoadedModel(
         model, flavour, path.stem, inputs, path, sha256(read_bytes(path)), record,
         notes,

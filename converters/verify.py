@@ -7,6 +7,7 @@ interpreter: q = clip(round(x / scale) + zero_point) in 32-bit floats, halves ro
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -58,6 +59,21 @@ class LayerError:
 
 
 @dataclass(frozen=True)
+class Rounding:
+    """How much of a disagreement is rounding, and how much is not.
+
+    Attributes:
+        simulated: Share of samples where the reference agrees with its own simulation of the
+            rounding: what rounding costs.
+        file: Share of samples where the file agrees with that simulation: what is below 1 is the
+            converter's or the engine's.
+    """
+
+    simulated: float
+    file: float
+
+
+@dataclass(frozen=True)
 class Parity:
     """How well a flatbuffer in an engine agrees with its reference.
 
@@ -75,6 +91,7 @@ class Parity:
             8-bit output of it would have.
         layers: Per-layer errors, the lowest ratio first; empty without a float model.
         notes: What could not be compared, one sentence each.
+        rounding: What of it rounding costs; None where it was not simulated.
     """
 
     engine: str
@@ -89,6 +106,7 @@ class Parity:
     step: float
     layers: tuple[LayerError, ...] = ()
     notes: tuple[str, ...] = ()
+    rounding: Rounding | None = None
 
     @property
     def suspect(self) -> LayerError | None:
@@ -208,6 +226,7 @@ def verify(
     tolerance: float = TOLERANCE,
     timeout_s: float = 120.0,
     progress: Progress | None = None,
+    simulated: Sequence[np.ndarray] | None = None,
 ) -> Parity:
     """Runs a flatbuffer in an engine and compares its outputs with the reference's.
 
@@ -234,6 +253,8 @@ def verify(
         tolerance: Largest error of an agreeing sample of kind `values`, as a share of the range.
         timeout_s: Seconds without a finished sample after which the engine is stopped.
         progress: Called with (finished samples, all samples).
+        simulated: Outputs of the reference under the simulated rounding of the file, in the form
+            of `reference`, to tell rounding apart from other errors. Defaults to none.
 
     Returns:
         Agreement and errors; with several outputs the lowest agreement and the largest errors.
@@ -266,6 +287,15 @@ def verify(
         _compare(model, position, output, expected, kind, tolerance)
         for position, (output, expected) in enumerate(zip(run.outputs, wanted, strict=False))
     ]
+    rounding = None
+    if simulated is not None:
+        pairs = [
+            _rounding(model, position, output, exact, rounded, kind, tolerance)
+            for position, (output, exact, rounded) in enumerate(
+                zip(run.outputs, wanted, _listed(simulated), strict=False)
+            )
+        ]
+        rounding = Rounding(*(min(shares) for shares in zip(*pairs, strict=True)))
     notes = [note for part in parts for note in part.notes]
     if len(wanted) < len(run.outputs):
         notes.append(
@@ -300,7 +330,29 @@ def verify(
         worst.step,
         layers,
         tuple(notes),
+        rounding,
     )
+
+
+def _rounding(
+    model: FlatModel,
+    position: int,
+    output: np.ndarray,
+    exact: np.ndarray,
+    rounded: np.ndarray,
+    kind: Kind,
+    tolerance: float,
+) -> tuple[float, float]:
+    """Returns the shares of `Rounding` for one output."""
+    tensor = model.tensors[model.outputs[position]]
+    # Real numbers in the place of the file's codes.
+    plain = dataclasses.replace(tensor, scales=(), zero_points=())
+    real = dataclasses.replace(
+        model, tensors=tuple(plain if t.index == tensor.index else t for t in model.tensors)
+    )
+    simulated = _compare(real, position, rounded, exact, kind, tolerance)
+    file = _compare(model, position, output, rounded.astype(np.float64), kind, tolerance)
+    return simulated.agreement, file.agreement
 
 
 def accuracy(

@@ -180,10 +180,17 @@ def _parity_summary(check: CheckResult) -> str:
         for layer in detail["layers"][:3]
         if layer["sqnr_db"] is not None
     )
+    rounding = detail.get("rounding")
+    cost = (
+        f" Rounding alone, simulated in Keras, keeps {_format_share(rounding['simulated'])}; the "
+        f"file agrees with that simulation on {_format_share(rounding['file'])}."
+        if rounding
+        else ""
+    )
     worst = f"; lowest signal-to-noise: {layers}" if layers else ""
     return (
         f"{engines} agree with the {detail['reference']} ({detail['samples']} samples); largest "
-        f"error {detail['max_error_steps']:.1f} steps of the output{worst}."
+        f"error {detail['max_error_steps']:.1f} steps of the output{worst}.{cost}"
     )
 
 

@@ -20,6 +20,7 @@ from edgecompress.core.engines import run_engine
 from edgecompress.core.errors import ArgumentError, EngineError, EngineNotRunError, ModelFileError
 from edgecompress.core.flatbuffer import read_tflite
 from edgecompress.core.fusion import analyse
+from edgecompress.core.learnt_ranges import tied
 from edgecompress.core.record import (
     CompressionRecord,
     attach_record,
@@ -293,7 +294,9 @@ def test_a_model_with_learnt_ranges_needs_no_calibration(
     measured = ec.export(trained, ["cortex-m4"], evaluate=data, output=tmp_path / "b")
     parity = _check(measured, "parity")
     assert parity.verdict == "pass"
-    assert parity.detail["reference"] == "Keras model under quantization-aware training"
+    assert parity.detail["reference"] == "Keras model"
+    assert set(parity.detail["rounding"]) == {"simulated", "file"}
+    assert min(parity.detail["rounding"].values()) > 0.9
     # Evaluation data measure; they do not change the file.
     name = "trained_int8.tflite"
     assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
@@ -303,7 +306,7 @@ def test_a_wrecked_range_fails_parity_and_names_the_layers(
     data: tuple[np.ndarray, np.ndarray], tmp_path: Path
 ) -> None:
     model = _model()
-    attach_record(model, CompressionRecord(ranges={"stem": (0.0, 0.01)}))
+    attach_record(model, tied(CompressionRecord(ranges={"stem": (0.0, 0.01)}), model))
     report = ec.export(model, ["cortex-m4"], calibration=data[0], output=tmp_path)
     parity = _check(report, "parity")
     assert report.exit_code == 4
@@ -319,19 +322,21 @@ def test_a_wrecked_range_fails_parity_and_names_the_layers(
     assert _check(low, "parity").measured == parity.measured
 
 
-def test_learnt_ranges_that_do_not_fit_the_weights_are_named(
+def test_learnt_ranges_that_clip_fail_and_the_share_of_rounding_is_said(
     trained: keras.Model, data: tuple[np.ndarray, np.ndarray], tmp_path: Path
 ) -> None:
     record = record_of(trained)
-    wrecked = dataclasses.replace(record, ranges={**record.ranges, "stem": (0.0, 0.01)})
     model = keras.models.clone_model(trained)
     model.set_weights(trained.get_weights())
-    attach_record(model, wrecked)
+    attach_record(model, dataclasses.replace(record, ranges={**record.ranges, "stem": (0.0, 0.01)}))
     report = ec.export(model, ["cortex-m4"], calibration=data[0], output=tmp_path)
-    assert any("the ranges do not fit its weights" in note for note in report.notes)
+    parity = _check(report, "parity")
+    assert (report.exit_code, parity.verdict) == (4, "fail")
+    # The file does what the simulation does; what it lost, the ranges have cost.
+    assert parity.detail["rounding"]["file"] > 0.9 > parity.detail["rounding"]["simulated"]
+    assert parity.reason is not None and "Rounding alone" in parity.reason
     attach_record(model, record)
-    sound = ec.export(model, ["cortex-m4"], calibration=data[0], output=tmp_path)
-    assert not any("do not fit" in note for note in sound.notes)
+    assert ec.export(model, ["cortex-m4"], calibration=data[0], output=tmp_path).exit_code == 0
 
 
 # --- engines that refuse ------------------------------------------------------------------------

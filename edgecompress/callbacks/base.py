@@ -18,6 +18,7 @@ from edgecompress.core.keras_graph import (
     remove_optimizer_variables,
     walk_layers,
 )
+from edgecompress.core.learnt_ranges import tied
 from edgecompress.core.record import CompressionRecord, attach_record, record_of
 
 # What to do where training left the finite numbers.
@@ -438,7 +439,8 @@ class CompressionCallback(Keras3Callback):
 
         Args:
             results: What came out, as JSON values, e.g. `{"sparsity": 0.8}`.
-            ranges: Learnt activation ranges, tap -> (minimum, maximum). Defaults to none.
+            ranges: Learnt activation ranges, tap -> (minimum, maximum); they take the place of the
+                record's and belong to the weights of now. Defaults to none.
         """
         # Through JSON, so that tuples and lists compare equal and a bad value fails here.
         identity = json.loads(json.dumps({"technique": self.technique, **self.settings()}))
@@ -453,7 +455,7 @@ class CompressionCallback(Keras3Callback):
             steps.append(step)
         kept = tuple(note for note in record.notes if note not in self._attached_notes)
         record = dataclasses.replace(record, steps=tuple(steps), notes=kept)
-        attach_record(
-            self.model, record.merged(CompressionRecord(ranges=ranges or {}, notes=self.notes))
-        )
+        if ranges:
+            record = tied(dataclasses.replace(record, ranges=dict(ranges)), self.model)
+        attach_record(self.model, record.merged(CompressionRecord(notes=self.notes)))
         self._attached_notes = self.notes

@@ -18,6 +18,7 @@ from edgecompress.callbacks.base import (
     select_layers,
 )
 from edgecompress.core.errors import ArgumentError, UnsupportedModelError
+from edgecompress.core.learnt_ranges import keeping_ranges
 from edgecompress.surgery.channels import Analysis, analyse, named_layers
 from edgecompress.surgery.groups import (
     GROUPS,
@@ -189,11 +190,13 @@ class GroupLasso(CompressionCallback):
         """Sets the weak filters to zero where that has not happened, and removes all hooks."""
         if self._state == "held":
             # An optimizer that averages weights has just replaced them.
-            for held in self._held:
-                held.variable.assign(held.variable * held.mask)
+            with keeping_ranges(self.model):
+                for held in self._held:
+                    held.variable.assign(held.variable * held.mask)
         self._release()
         if self._state == "penalized":
-            self._silence()
+            with keeping_ranges(self.model):
+                self._silence()
         elif self._state == "waiting":
             self.note(
                 f"group lasso never began: begin_epoch={self.begin_epoch} was not reached, so no "

@@ -34,6 +34,7 @@ from edgecompress.core.errors import ArgumentError, ModelFileError, UnreadableFi
 from edgecompress.core.files import write_atomic
 from edgecompress.core.fusion import kernels_of
 from edgecompress.core.keras_graph import outer_layers
+from edgecompress.core.learnt_ranges import keeping_ranges
 from edgecompress.core.reading import read_arrays
 
 # Layer class -> attribute of the quantized weights: the kernels of int8 files.
@@ -198,7 +199,8 @@ class KernelQuantization(CompressionCallback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Leaves a plain model whose kernels hold their few values, and its record."""
         if self._active:
-            self._settle()
+            with keeping_ranges(self.model):
+                self._settle()
         else:
             self.note(
                 f"{type(self).__name__} was never active: begin_epoch is {self.begin_epoch}, "

@@ -20,6 +20,7 @@ from edgecompress.callbacks.base import (
     rebuild_train_function,
 )
 from edgecompress.core.errors import ArgumentError
+from edgecompress.core.learnt_ranges import keeping_ranges
 from edgecompress.core.registry import Registry
 from edgecompress.schedules.base import Schedule, serialize
 
@@ -263,7 +264,8 @@ class MagnitudePruning(CompressionCallback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Leaves a plain model with exact zeros, and its record."""
         # With an exponential moving average, fit has just replaced the weights.
-        self._mask_kernels()
+        with keeping_ranges(self.model):
+            self._mask_kernels()
         total, by_layer = self._sparsity()
         step = self._step()
         self._note_shortfall(total, step)

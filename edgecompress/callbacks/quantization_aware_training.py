@@ -19,7 +19,14 @@ from edgecompress.callbacks.base import (
 from edgecompress.core.errors import ArgumentError, NotFiniteError, UnsupportedModelError
 from edgecompress.core.finite import check_ranges, check_weights
 from edgecompress.core.fusion import FusedGraph, analyse, layers_by_name
-from edgecompress.core.record import record_of
+from edgecompress.core.learnt_ranges import (
+    changed_layers,
+    forget,
+    ranges_of_epoch,
+    remember,
+    settled_record,
+)
+from edgecompress.core.record import attach_record, before_save
 from edgecompress.quantizers.int8 import Int8
 from edgecompress.quantizers.training_hook import TrainingHook
 
@@ -39,8 +46,10 @@ class QuantizationAwareTraining(CompressionCallback):
 
     Validation inside `fit` sees the rounding as soon as it is active. An output that is a softmax
     or a sigmoid is not rounded in training, as a loss needs its small probabilities; `simulate`
-    rounds it. A second `fit` continues the ranges of the first. After BackupAndRestore they start
-    at the first batch's range, which the restored weights already fit. A fit that is interrupted
+    rounds it. A second `fit` continues the ranges of the first, where the weights are still those
+    of its end. After BackupAndRestore they start at the first batch's range, which the restored
+    weights already fit. Where EarlyStopping restores an earlier epoch's weights, the ranges are
+    that epoch's. A fit that is interrupted
     (Ctrl-C) leaves the model under int8 arithmetic until the next fit with this callback or until
     `detach()`; saving and exporting are not affected.
 
@@ -102,7 +111,7 @@ class QuantizationAwareTraining(CompressionCallback):
         self._graph: FusedGraph | None = None
         self._chosen: tuple[str, ...] = ()
         self._hook: TrainingHook | None = None
-        self._float_epochs = self._active_epochs = 0
+        self._active_epochs = 0
         self._before: dict[str, tuple[float, float]] = {}
         self._new_epoch = False
 
@@ -134,7 +143,7 @@ class QuantizationAwareTraining(CompressionCallback):
             )
         # Only an interrupted fit leaves a hook behind.
         _detach(self.model)
-        self._hook, self._float_epochs, self._active_epochs = None, 0, 0
+        self._hook, self._active_epochs = None, 0
         self._graph = analyse(self.model)
         self._choose(self._graph)
         for text in self._graph.notes:
@@ -162,7 +171,6 @@ class QuantizationAwareTraining(CompressionCallback):
         """Hooks the model in when its epoch has come; freezes BatchNormalization at the end."""
         if self._hook is None:
             if epoch < self.begin_epoch:
-                self._float_epochs += 1
                 return
             self._attach()
         hook = self._hook
@@ -207,13 +215,22 @@ class QuantizationAwareTraining(CompressionCallback):
         graph = self._graph
         if graph is None:
             raise UnsupportedModelError("QuantizationAwareTraining needs fit() to begin training.")
-        # Float epochs in between may have moved the activations away from the record's ranges.
-        ranges = {} if self._float_epochs else record_of(self.model).ranges
+        # Training without this callback in between moved the activations away from the ranges.
+        record = settled_record(self.model)
+        ranges = {} if changed_layers(self.model, record) else record.ranges
+        forget(self.model)
         hook = TrainingHook(self.model, graph, self.quantizer, self._chosen, ranges)
         hook.attach()
         object.__setattr__(self.model, _HOOK, hook)
         self._hook = hook
+        attach_record(self.model, record)
+        before_save(self.model, self._update_record)
         rebuild_train_function(self.model)
+
+    def _update_record(self) -> None:
+        # A checkpoint may be written before or after this callback's end of the epoch.
+        if self._hook is not None and (ranges := self._hook.ranges()):
+            self._attach_ranges(ranges, self._hook.one_scale)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Logs and keeps the ranges in the record, so that checkpoints carry them."""
@@ -224,6 +241,7 @@ class QuantizationAwareTraining(CompressionCallback):
             self._check_finite(ranges)
             drift = _drift(self._before, ranges)
             self._attach_ranges(ranges, self._hook.one_scale)
+            remember(self.model, ranges)
         active = float(self._hook is not None)
         self.log(epoch, logs, {"quantization_active": active, "quantization_drift": drift})
 
@@ -249,7 +267,8 @@ class QuantizationAwareTraining(CompressionCallback):
             return
         ranges, one_scale = self._hook.ranges(), self._hook.one_scale
         self.detach()
-        self._attach_ranges(ranges, one_scale)
+        # Early stopping may have restored the weights of an earlier epoch, or yet restore them.
+        self._attach_ranges(ranges_of_epoch(self.model) or ranges, one_scale)
 
     def detach(self) -> None:
         """Makes the model compute in float again; `fit` does it unless it was interrupted."""
@@ -263,6 +282,7 @@ def _detach(model: keras.Model) -> None:
         return
     hook.detach()
     object.__delattr__(model, _HOOK)
+    before_save(model, lambda: attach_record(model, settled_record(model)))
     rebuild_train_function(model)
 
 

@@ -17,6 +17,7 @@ from edgecompress.callbacks.base import (
 )
 from edgecompress.callbacks.magnitude_pruning import PRUNED_BY_DEFAULT, PRUNED_ON_REQUEST
 from edgecompress.core.errors import ArgumentError
+from edgecompress.core.learnt_ranges import keeping_ranges
 from edgecompress.quantizers.kmeans import INITIALIZATIONS, cluster
 
 # Layer class -> attribute of the clustered weights: the kernels that pruning knows, too.
@@ -205,7 +206,8 @@ class WeightClustering(CompressionCallback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Leaves a plain model whose kernels hold few values, and its record."""
         if self._active:
-            self._settle()
+            with keeping_ranges(self.model):
+                self._settle()
         else:
             self.note(
                 f"WeightClustering was never active: begin_epoch is {self.begin_epoch}, training "

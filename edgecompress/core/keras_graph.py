@@ -181,6 +181,34 @@ def graph_nodes(model: Any) -> list[GraphNode]:
     return nodes
 
 
+def layers_before(model: Any) -> dict[str, frozenset[str]]:
+    """Returns the layers that each layer's output depends on, itself among them, by name.
+
+    Nested models are entered.
+
+    Raises:
+        UnsupportedModelError: the model is subclassed, not built, or no Keras 3 model.
+    """
+    found: dict[str, frozenset[str]] = {}
+
+    def walk(graph: Any, read: list[frozenset[str]]) -> list[frozenset[str]]:
+        functional = functional_of(graph)
+        sources = {id(t): s for t, s in zip(functional.inputs, read, strict=True)}
+        for node in graph_nodes(graph):
+            layer, inputs = node.operation, [sources[id(t)] for t in node.inputs]
+            if getattr(layer, "layers", None) and hasattr(layer, "outputs"):
+                outputs = walk(layer, inputs)
+            else:
+                before = frozenset([layer.name]).union(*inputs, found.get(layer.name, frozenset()))
+                found[layer.name] = before
+                outputs = [before] * len(node.outputs)
+            sources.update((id(t), s) for t, s in zip(node.outputs, outputs, strict=True))
+        return [sources[id(t)] for t in functional.outputs]
+
+    walk(model, [frozenset()] * len(functional_of(model).inputs))
+    return found
+
+
 def remove_optimizer_variables(optimizer: Any, variables: list[Any]) -> None:
     """Takes variables that `optimizer.add_variable` made out of the optimizer again."""
     for variable in variables:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from edgecompress.core.reading import read_bytes, read_json
 
 RECORD_SCHEMA = "edgecompress.record/1"
 _ATTRIBUTE = "_edgecompress_record"
+_BEFORE_SAVE = "_edgecompress_before_save"
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class CompressionRecord:
             `input:1`, ... for the model's inputs by position.
         removed_channels: Layer -> (channels before, channels after) of physically removed ones.
         notes: What was skipped or left masked, with the reason, one sentence each.
+        weights: Layer -> hash of its weights when the ranges were learnt
+            (`core.learnt_ranges`); empty in records of earlier versions.
+        outdated: Taps whose learnt ranges were dropped because weights changed afterwards.
 
     Example:
         >>> record_of(model).ranges  # doctest: +SKIP
@@ -48,6 +52,8 @@ class CompressionRecord:
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     removed_channels: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    weights: Mapping[str, str] = field(default_factory=dict)
+    outdated: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuses ranges that no quantizer could use."""
@@ -62,6 +68,10 @@ class CompressionRecord:
             ranges={**self.ranges, **other.ranges},
             removed_channels={**self.removed_channels, **other.removed_channels},
             notes=(*self.notes, *(n for n in other.notes if n not in self.notes)),
+            weights={**self.weights, **other.weights},
+            outdated=tuple(
+                dict.fromkeys(t for t in (*self.outdated, *other.outdated) if t not in other.ranges)
+            ),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -71,6 +81,8 @@ class CompressionRecord:
             "ranges": jsonable(self.ranges),
             "removed_channels": jsonable(self.removed_channels),
             "notes": list(self.notes),
+            "weights": dict(self.weights),
+            "outdated": list(self.outdated),
         }
 
     @classmethod
@@ -83,6 +95,8 @@ class CompressionRecord:
                 k: (int(a), int(b)) for k, (a, b) in data["removed_channels"].items()
             },
             notes=tuple(data["notes"]),
+            weights={str(k): str(v) for k, v in data.get("weights", {}).items()},
+            outdated=tuple(map(str, data.get("outdated", ()))),
         )
 
 
@@ -164,9 +178,17 @@ def attach_record(model: Any, record: CompressionRecord) -> None:
 
     @functools.wraps(save)
     def save_with_record(filepath: Any, *args: Any, **kwargs: Any) -> Any:
+        update = getattr(model, _BEFORE_SAVE, None)
+        if update is not None:
+            update()
         result = save(filepath, *args, **kwargs)
         if Path(filepath).is_file():
             write_record(record_of(model), filepath)
         return result
 
     object.__setattr__(model, "save", save_with_record)
+
+
+def before_save(model: Any, update: Callable[[], None] | None) -> None:
+    """Sets what brings the record up to date before `model.save` writes it; None for nothing."""
+    object.__setattr__(model, _BEFORE_SAVE, update)

@@ -343,7 +343,6 @@ class _Agreement:
         self._product = product
         self._measurements = measurements
         self._floor = floor
-        self._reference = ""
         self._parities: dict[str, Parity] = {}
         self.layered: Parity | None = None
 
@@ -360,11 +359,10 @@ class _Agreement:
         from edgecompress.converters import calibration as calibrations
 
         notes: list[str] = []
-        few = reference = None
+        few = reference = simulated = None
         if samples is not None and job.loaded is not None:
             few = tuple(calibrations.spread(array, PARITY_SAMPLES) for array in samples)
-            reference, self._reference, found = reference_outputs(job.loaded, few)
-            notes += found
+            reference, simulated = reference_outputs(job.loaded, few)
         for engine, file, floats in self._runs(engines):
             if engine_available(engine) is not None:
                 continue
@@ -373,7 +371,7 @@ class _Agreement:
                 self._measurements.try_loading(engine)
                 continue
             try:
-                parity = verify_in(file.data, floats, reference, few, engine)
+                parity = verify_in(file.data, floats, reference, few, engine, simulated)
             except EngineError as error:
                 self._measurements.note_refusal(engine, error)
                 continue
@@ -405,7 +403,6 @@ class _Agreement:
             profile,
             self._parities,
             {**self._measurements.not_run, **self._measurements.refusals},
-            self._reference,
             self._floor,
             self._product.main.kind,
             self.layered,

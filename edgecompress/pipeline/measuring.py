@@ -21,6 +21,7 @@ from edgecompress.pipeline.request import Labelled
 if TYPE_CHECKING:
     import numpy as np
 
+    from edgecompress.converters.loaders import LoadedModel
     from edgecompress.converters.verify import Parity
     from edgecompress.targets.profile import TargetProfile
 
@@ -142,41 +143,32 @@ class Measurements:
         )
 
 
+REFERENCE = "Keras model"
+
+
 def reference_outputs(
-    loaded: Any, samples: tuple[np.ndarray, ...]
-) -> tuple[list[np.ndarray], str, tuple[str, ...]]:
-    """Returns what the Keras model says to the samples, which model that was, and notes on it."""
-    plain = "Keras model"
-    check_outputs(loaded.model, loaded.predict(samples), samples)
+    loaded: LoadedModel, samples: tuple[np.ndarray, ...]
+) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
+    """Returns what the Keras model says to the samples, plainly and under simulated rounding.
+
+    The plain model alone judges the file. The simulation, which only a model with learnt ranges
+    has, tells the error of rounding apart from that of converting; None where there is none.
+
+    Raises:
+        NotFiniteError: an output is NaN or infinite.
+    """
+    plain = loaded.predict(samples)
+    check_outputs(loaded.model, plain, samples)
     if loaded.record is None or not loaded.record.ranges:
-        return loaded.predict(samples), plain, ()
+        return plain, None
     from edgecompress.quantizers.simulation import simulate
 
     try:
         model = simulate(loaded.model, loaded.record)
-    except (ArgumentError, UnsupportedModelError) as error:
-        note = f"Parity is measured against the float model, not its simulation: {error}"
-        return loaded.predict(samples), plain, (note,)
-    simulated = dataclasses.replace(loaded, model=model).predict(samples)
-    notes = _simulation_notes(simulated[0], loaded.predict(samples)[0])
-    return simulated, f"{plain} under quantization-aware training", notes
-
-
-def _simulation_notes(simulated: np.ndarray, plain: np.ndarray) -> tuple[str, ...]:
-    """Returns a note where learnt ranges change what a classifier says.
-
-    Parity then cannot tell: the file and its reference bear the same wrong ranges.
-    """
-    if plain.ndim != 2 or plain.shape[1] < 2:
-        return ()
-    share = float((simulated.argmax(1) == plain.argmax(1)).mean())
-    if share >= MIN_AGREEMENT:
-        return ()
-    return (
-        f"With the learnt ranges the Keras model agrees with itself on {share:.1%} of {len(plain)} "
-        "samples only: the ranges do not fit its weights. Train it longer, or train "
-        "quantization-aware again.",
-    )
+    except (ArgumentError, UnsupportedModelError):
+        # A range is not the learnt one, or the graph cannot be rebuilt.
+        return plain, None
+    return plain, dataclasses.replace(loaded, model=model).predict(samples)
 
 
 def verify_in(
@@ -185,6 +177,7 @@ def verify_in(
     reference: Sequence[np.ndarray],
     samples: tuple[np.ndarray, ...],
     engine: str,
+    simulated: Sequence[np.ndarray] | None = None,
 ) -> Parity:
     """Runs a file in an engine and compares it with its reference.
 
@@ -194,6 +187,7 @@ def verify_in(
         reference: The right outputs.
         samples: The inputs.
         engine: The engine's name.
+        simulated: The reference's outputs under simulated rounding; None for none.
     """
     from edgecompress.converters.verify import verify
 
@@ -204,6 +198,7 @@ def verify_in(
         engine=engine,
         float_model=None if floats is None else floats.data,
         layer_samples=LAYER_SAMPLES,
+        simulated=simulated,
     )
 
 
@@ -218,7 +213,6 @@ def parity_check(
     profile: TargetProfile,
     parities: Mapping[str, Parity],
     refusals: Mapping[str, str],
-    reference: str,
     floor: float | None,
     kind: str = "int8",
     layered: Parity | None = None,
@@ -243,17 +237,24 @@ def parity_check(
         suspect = layered.suspect if layered else None
         source = f" The largest error arises in {suspect.name}." if suspect else ""
         reason = (
-            f"The {kind} file agrees with the {reference} on {value:.1%} of {parity.samples} "
+            f"The {kind} file agrees with the {REFERENCE} on {value:.1%} of {parity.samples} "
             f"samples, the floor is {floor:.1%}. Lowest signal-to-noise: {worst or 'not known'}."
             f"{source}"
         )
+        if parity.rounding is not None:
+            reason += (
+                f" Rounding alone, simulated in Keras, agrees with the {REFERENCE} on "
+                f"{parity.rounding.simulated:.1%}; the file agrees with that simulation on "
+                f"{parity.rounding.file:.1%}."
+            )
         if verdict == "uncertain":
             reason += " So few samples cannot tell; give more, or set --min-agreement."
     detail = {
         "engine": parity.engine,
         "version": parity.version,
         "kernels": parity.kernels,
-        "reference": reference,
+        "reference": REFERENCE,
+        "rounding": None if parity.rounding is None else dataclasses.asdict(parity.rounding),
         "samples": parity.samples,
         "kind": parity.kind,
         "max_error": parity.max_error,

@@ -10,7 +10,8 @@ from keras import ops
 
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.fusion import Tap, analyse, rebuild, source_of
-from edgecompress.core.record import CompressionRecord, record_of
+from edgecompress.core.learnt_ranges import settled_record, valid_record
+from edgecompress.core.record import CompressionRecord
 from edgecompress.core.shared_values import takes_one_scale
 from edgecompress.quantizers.int8 import Int8, fake_quantize
 
@@ -54,7 +55,8 @@ def simulate(
 
     Args:
         model: A trained Sequential or Functional model; not changed.
-        record: Holds the ranges. Defaults to the record attached to `model`.
+        record: Holds the ranges. Defaults to the record attached to `model`, where its weights are
+            still those that the ranges were learnt with.
         quantizer: The settings trained with. Defaults to `Int8()`.
 
     Returns:
@@ -68,7 +70,7 @@ def simulate(
         >>> model.fit(x, y, callbacks=[QuantizationAwareTraining()])  # doctest: +SKIP
         >>> simulate(model).evaluate(x_test, y_test)  # doctest: +SKIP
     """
-    record = record_of(model) if record is None else record
+    record = valid_record(model, settled_record(model)) if record is None else record
     quantizer = Int8() if quantizer is None else quantizer
     taps = {tap.name: tap for tap in analyse(model).taps}
     ranges = {name: _range_of(tap, taps, record) for name, tap in taps.items()}
@@ -96,6 +98,8 @@ def _range_of(tap: Tap, taps: dict[str, Tap], record: CompressionRecord) -> tupl
             "record",
             f"hold an activation range for {tap.name!r}",
             sorted(record.ranges),
-            "Train with QuantizationAwareTraining, or pass the record of this model.",
+            "Its weights changed after training learnt it: train quantization-aware again."
+            if tap.name in record.outdated
+            else "Train with QuantizationAwareTraining, or pass the record of this model.",
         )
     return record.ranges[tap.name]

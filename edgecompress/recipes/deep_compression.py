@@ -758,7 +758,7 @@ def _export(
 ) -> Report:
     """Converts to int8, codes the weights, and checks the targets."""
     from edgecompress import pipeline
-    from edgecompress.core.record import record_of
+    from edgecompress.core.learnt_ranges import settled_record, valid_record
     from edgecompress.recipes.task import class_numbers
     from edgecompress.targets.report import join_curves
 
@@ -770,7 +770,9 @@ def _export(
     history: Any = join_curves([stage.history for stage, _ in finished])
     return pipeline.export(
         # The name is that of the model that came in, and so are the files'.
-        dataclasses.replace(loaded, model=model, record=record_of(model), notes=()),
+        dataclasses.replace(
+            loaded, model=model, record=valid_record(model, settled_record(model)), notes=()
+        ),
         request.targets,
         file_format="compressed",
         calibration=_calibration(data),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from edgecompress.core.errors import ArgumentError, ConversionError, UnsupportedModelError
 from edgecompress.core.keras_graph import functional_of
+from edgecompress.core.learnt_ranges import changed_layers, settled_record, weight_hashes
 from edgecompress.core.record import CompressionRecord, attach_record, record_of
 from edgecompress.surgery.channels import is_graph
 from edgecompress.surgery.rebuild import Plan, plan_nothing, plan_removal, rebuild
@@ -89,7 +91,14 @@ def finalize(model: keras.Model, tolerance: float = 1e-5) -> keras.Model:
 
 
 def _attach(model: keras.Model, result: keras.Model, plan: Plan, notes: tuple[str, ...]) -> None:
-    record = record_of(model)
+    record = settled_record(model)
+    if record.ranges:
+        # The copy computes the same: its ranges fit where those of the model did.
+        changed = {*changed_layers(model, record)}
+        weights = {
+            name: "" if name in changed else found for name, found in weight_hashes(result).items()
+        }
+        record = dataclasses.replace(record, weights=weights)
     earlier = record.removed_channels
     removed = {
         path: (earlier[path][0] if path in earlier else before, after)

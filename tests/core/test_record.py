@@ -25,6 +25,8 @@ _FULL = CompressionRecord(
     ranges={"conv": (0.0, 6.0), "input:0": (-1.5, 1.5)},
     removed_channels={"conv": (16, 9)},
     notes=("Layer 'head' was skipped: it is the output layer.",),
+    weights={"conv": "5bf1d46a3d6a5c8e"},
+    outdated=("head",),
 )
 
 

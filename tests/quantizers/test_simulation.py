@@ -12,6 +12,7 @@ from edgecompress.core.engines import run_engine
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.flatbuffer import read_tflite
 from edgecompress.core.fusion import find_taps, source_of, tap_model
+from edgecompress.core.learnt_ranges import tied
 from edgecompress.core.record import CompressionRecord, attach_record
 from edgecompress.quantizers.simulation import simulate
 
@@ -126,7 +127,7 @@ def test_simulation_leaves_the_model_alone_and_can_be_saved(tmp_path):
     model = randomized(residual)
     x = np.random.normal(size=(8, 8, 8, 3)).astype("f4")
     before = model.predict(x, verbose=0)
-    attach_record(model, observed(model, x))
+    attach_record(model, tied(observed(model, x), model))
     simulated = simulate(model)
     np.testing.assert_array_equal(model.predict(x, verbose=0), before)
     want = simulated.predict(x, verbose=0)

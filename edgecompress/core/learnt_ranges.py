@@ -1,0 +1,137 @@
+"""Learnt ranges and the weights they belong to.
+
+An activation range is right for the weights it was learnt with, and for no others: it may clip, or
+waste codes, where the weights have changed since. So a record holds a hash of the weights of every
+layer beside its ranges, and a range counts only while the layers it depends on, its own and those
+before it, still have these weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from edgecompress.core.errors import UnsupportedModelError
+from edgecompress.core.finite import weight_arrays
+from edgecompress.core.fusion import analyse, source_of
+from edgecompress.core.keras_graph import layers_before, walk_layers
+from edgecompress.core.record import CompressionRecord, attach_record, record_of
+
+_EPOCHS = "_edgecompress_ranges_of_epochs"
+# Ranges of so many epochs are kept: as far back as patience of early stopping usually goes.
+_KEPT = 64
+
+Ranges = Mapping[str, tuple[float, float]]
+
+
+def weight_hashes(model: Any) -> dict[str, str]:
+    """Returns a hash of the weights of each layer, in float32: layer -> 16 hexadecimal digits.
+
+    Saving, loading and mixed precision leave it as it is. Layers of one name share a hash.
+
+    Args:
+        model: A Keras model; nested models are entered.
+
+    Example:
+        >>> weight_hashes(model)  # doctest: +SKIP
+        {'conv': '5bf1d46a3d6a5c8e', 'dense': 'a2d8f0a6c7e13f52'}
+    """
+    digests: dict[str, Any] = {}
+    for layer in walk_layers(model):
+        for array in weight_arrays(layer):
+            digest = digests.setdefault(layer.name, hashlib.sha256())
+            digest.update(repr(array.shape).encode() + np.ascontiguousarray(array).tobytes())
+    return {name: digest.hexdigest()[:16] for name, digest in digests.items()}
+
+
+def tied(record: CompressionRecord, model: Any) -> CompressionRecord:
+    """Returns a record whose ranges belong to the weights that a model has now."""
+    return dataclasses.replace(record, weights=weight_hashes(model), outdated=())
+
+
+def remember(model: Any, ranges: Ranges) -> None:
+    """Keeps the ranges of an epoch, in memory: early stopping may restore its weights later."""
+    epochs = [*getattr(model, _EPOCHS, []), (weight_hashes(model), dict(ranges))]
+    # Past Keras's attribute tracking: the model must not own anything of this.
+    object.__setattr__(model, _EPOCHS, epochs[-_KEPT:])
+
+
+def forget(model: Any) -> None:
+    """Drops the ranges of earlier epochs."""
+    object.__setattr__(model, _EPOCHS, [])
+
+
+def ranges_of_epoch(model: Any) -> Ranges | None:
+    """Returns the ranges of the epoch that ended with the weights of now; None for none."""
+    epochs = getattr(model, _EPOCHS, [])
+    if not epochs:
+        return None
+    now = weight_hashes(model)
+    return next((ranges for weights, ranges in reversed(epochs) if weights == now), None)
+
+
+def settled_record(model: Any) -> CompressionRecord:
+    """Returns a model's record, with the ranges of the epoch whose weights were restored."""
+    record = record_of(model)
+    if not record.ranges or not changed_layers(model, record):
+        return record
+    ranges = ranges_of_epoch(model)
+    return record if ranges is None else tied(dataclasses.replace(record, ranges=ranges), model)
+
+
+def changed_layers(model: Any, record: CompressionRecord) -> tuple[str, ...]:
+    """Returns the layers whose weights are others than those the ranges were learnt with."""
+    return tuple(
+        name for name, found in weight_hashes(model).items() if record.weights.get(name) != found
+    )
+
+
+def valid_record(model: Any, record: CompressionRecord) -> CompressionRecord:
+    """Returns a record without the ranges that no longer fit; `outdated` names their taps.
+
+    Ranges that operators prescribe, and those of inputs, depend on no weights and stay. A record
+    that names no weights, written before they were kept, can vouch for no other range.
+
+    Args:
+        model: The model as it is now.
+        record: Its record.
+    """
+    changed = frozenset(changed_layers(model, record)) if record.ranges else frozenset()
+    if not changed:
+        return record
+    try:
+        taps = {tap.name: tap for tap in analyse(model).taps}
+        before = layers_before(model)
+    except UnsupportedModelError:
+        # The graph cannot be read: any range may depend on any layer.
+        taps, before = {}, {}
+
+    def fits(name: str) -> bool:
+        tap = taps.get(name)
+        if tap is None:
+            return False
+        if source_of(tap, taps).fixed is not None:
+            return True
+        return not tap.layer or not before.get(tap.layer, changed) & changed
+
+    kept = {name: bounds for name, bounds in record.ranges.items() if fits(name)}
+    outdated = tuple(name for name in record.ranges if name not in kept)
+    return dataclasses.replace(record, ranges=kept, outdated=outdated)
+
+
+@contextmanager
+def keeping_ranges(model: Any) -> Iterator[None]:
+    """Lets the ranges follow weights that the end of their own training still changes.
+
+    Ranges that did not fit before do not fit afterwards either.
+    """
+    record = record_of(model)
+    fitted = bool(record.ranges) and not changed_layers(model, record)
+    yield
+    if fitted:
+        attach_record(model, tied(record_of(model), model))

@@ -972,8 +972,9 @@ def _run(arguments: list[str], verbose: bool) -> int:
         return OK
     except (Exception, KeyboardInterrupt, _Interrupted) as error:
         if verbose:
+            # Marked: the error's own text may have lines, and none of them is ours.
             for line in traceback.format_exc().splitlines():
-                _tell(line)
+                _tell(f"| {line}")
         if _CAME or isinstance(error, (KeyboardInterrupt, typer.Abort)):
             _fail("interrupted; no file was left half-written.")
             return _SIGNAL_BASE + (_CAME[0] if _CAME else signal.SIGINT)

@@ -53,6 +53,11 @@ def test_getting_started_runs_to_the_verdict(tmp_path: Path) -> None:
     # The phone is not attached, so its latency is not measured; nothing failed.
     assert verdict == "not_measured 0"
 
+    # Who exports from Python alone finds the file that the commands below name.
+    checked = re.findall(r"edgecompress (?:check|inspect) (\S+)", page.read_text())
+    assert len(checked) == 3
+    assert all((tmp_path / path).is_file() for path in checked)
+
     (tmp_path / "my-board.toml").write_text(_blocks(page, "toml")[0])
     shell = "\n".join(_blocks(page, "sh")).replace("\\\n", " ")
     commands = [line for line in shell.splitlines() if line.startswith("edgecompress ")]

@@ -149,6 +149,33 @@ def test_two_exports_give_the_same_bytes(
             assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
 
 
+def test_files_can_be_named(data: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
+    report = ec.export(_model(), ["cortex-m4"], calibration=data[0], output=tmp_path, name="kws-1")
+    assert report.model.path == str(tmp_path / "kws-1_int8.tflite")
+    assert (tmp_path / "kws-1_float32.tflite").is_file()
+    for name in ("", ".kws", "a/b", "a\n", "../kws"):
+        with pytest.raises(ArgumentError, match="`name` must be up to 100 letters"):
+            ec.export(_model(), ["cortex-m4"], output=tmp_path, name=name)
+
+
+def test_a_record_of_another_file_is_said(
+    trained: keras.Model, data: tuple[np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    path = tmp_path / "m.keras"
+    trained.save(path)
+    sidecar = sidecar_path(path).read_text()
+    # Edited elsewhere, where nobody knows of the sidecar.
+    edited = keras.models.load_model(path)
+    edited.get_layer("head").set_weights([w * 2 for w in edited.get_layer("head").get_weights()])
+    edited.save(path)
+    assert sidecar_path(path).read_text() == sidecar
+    report = ec.export(path, ["cortex-m4"], calibration=data[0], output=tmp_path / "a")
+    assert any("was written for another version of m.keras" in note for note in report.notes)
+    assert any("not those with which training learnt" in note for note in report.notes)
+    with pytest.raises(ArgumentError, match="not those with which training learnt.*--calibration"):
+        ec.export(path, ["cortex-m4"], output=tmp_path / "b")
+
+
 def test_what_cannot_be_written_leaves_the_earlier_export(
     data: tuple[np.ndarray, np.ndarray], tmp_path: Path
 ) -> None:

@@ -125,8 +125,9 @@ def read_record(model_path: Path | str) -> tuple[CompressionRecord | None, str |
     """Returns the record beside a model file and, where it cannot be used, why.
 
     Returns:
-        (record, None) where a sidecar belongs to the file, (None, None) where there is none, and
-        (None, reason) where a sidecar exists but was written for other bytes.
+        (record, None) where a sidecar belongs to the file, (None, None) where there is none. Where
+        a sidecar was written for other bytes: a record that holds nothing but the taps of the
+        ranges that are not used, in `outdated`, and the reason.
 
     Raises:
         ModelFileError: the sidecar is damaged, or the model file cannot be read.
@@ -151,7 +152,7 @@ def read_record(model_path: Path | str) -> tuple[CompressionRecord | None, str |
         ) from error
     found = sha256(read_bytes(model_path))
     if found != expected:
-        return None, (
+        return CompressionRecord(outdated=tuple(record.ranges)), (
             f"{path.name} was written for another version of {Path(model_path).name} and is not "
             "used: learnt ranges are ignored. Save the finalized model again with model.save()."
         )

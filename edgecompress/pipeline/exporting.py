@@ -44,6 +44,7 @@ from edgecompress.pipeline.request import (
     Labelled,
     check_flash_budget,
     check_kernels,
+    check_name,
     check_share,
     labelled_data,
     load_profiles,
@@ -77,6 +78,7 @@ def export(
     calibration: Any = None,
     evaluate: Any = None,
     output: Path | str = "build",
+    name: str | None = None,
     max_flash: str | int | None = None,
     max_ram: str | int | None = None,
     max_latency: str | float | None = None,
@@ -119,6 +121,8 @@ def export(
             and parity is measured on them. Not with a .tflite file, which has its ranges.
         evaluate: Labelled data for the accuracy check: (x, y), or the path of an .npz file.
         output: Folder of the files; made where it is missing.
+        name: Name that the files begin with, e.g. `"kws"` for `kws_int8.tflite`. Defaults to the
+            name of the model file, for a model in memory to `model.name`.
         max_flash: Budget for the model and the runtime's code, e.g. `"512KiB"`, or bytes.
         max_ram: Budget for the tensor arena, decoded weights included, e.g. `"96KiB"`, or bytes.
         max_latency: Budget for one inference, decoding included, e.g. `"60ms"`, or microseconds.
@@ -191,6 +195,7 @@ def export(
         raise ArgumentError(
             "--labels", "go with a phone or the host among the targets", [p.name for p in profiles]
         )
+    check_name(name)
     job, labelled, notes = _job(
         model,
         chosen,
@@ -204,6 +209,8 @@ def export(
         kernels=kernels,
         options=options,
     )
+    if name is not None:
+        job = dataclasses.replace(job, name=name)
     product = chosen.make(job)
     if product.engine is not None:
         profiles = [

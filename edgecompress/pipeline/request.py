@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,16 @@ def check_kernels(kernels: str | None) -> None:
 
     if kernels is not None:
         check_choice("--kernels", kernels, KERNELS)
+
+
+def check_name(name: str | None) -> None:
+    """Refuses names that are no plain file name on every system."""
+    if name is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name):
+        raise ArgumentError(
+            "name",
+            "be up to 100 letters, digits, dots, hyphens and underscores, no dot or hyphen first",
+            name,
+        )
 
 
 def check_share(argument: str, value: float | None) -> float | None:

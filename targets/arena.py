@@ -54,6 +54,8 @@ CORES = {
 }
 _MEASURED_CORES = frozenset({"cortex-m4", "cortex-m7", "cortex-m33", "cortex-m55"})
 
+_MEASURED_REFERENCE = "cortex-m4"
+
 # sizeof() of the interpreter's structures on 32-bit Arm.
 _INTERPRETER = (36, 44, 36)  # allocator, micro allocator, planner
 _MODEL = (8, 8)  # data allocator, subgraph
@@ -483,15 +485,23 @@ def compute_arena(
             "Leave it out where the firmware has none.",
         )  # fmt: skip
     family = "reference" if kernels == "reference" else CORES[core]
-    verified = family == "reference" or core in _MEASURED_CORES
+    verified = core == _MEASURED_REFERENCE if family == "reference" else core in _MEASURED_CORES
     notes: tuple[str, ...] = ()
-    if family == "scalar":
+    if family == "reference" and not verified:
+        notes = (
+            f"The reference kernels are the same code on {core} as on {_MEASURED_REFERENCE}, where "
+            "the rules were compared; they were not compared with a run on this core.",
+        )
+    elif family == "scalar":
         notes = (
             f"CMSIS-NN's scratch on {core} follows its sources for cores without DSP instructions; "
             "it was not compared with a run.",
         )
     elif not verified:
-        notes = (f"{core} runs the same MVE kernels as cortex-m55, where the rules were compared.",)
+        notes = (
+            f"{core} runs the same MVE kernels as cortex-m55, where the rules were compared; they "
+            "were not compared with a run on this core.",
+        )
 
     reasons = _model_reasons(model)
     outside, wrong = _outside(model, decompression_memory or 0)

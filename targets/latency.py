@@ -256,10 +256,12 @@ def _factor(
             "No published result tells the cycles of the reference kernels on this core. Measure "
             "one model and add a [calibration] table to a profile with kernels = \"reference\"."
         )  # fmt: skip
-    if profile.latency is None:
+    cycles = profile.cycles
+    if cycles is None:
         return None, None, None, (
             f"No published result of an open runtime tells the cycles of {profile.core}. Measure "
-            "one model and add a [calibration] table to a profile of your own."
+            "one model on the board and add a [calibration] table (instructions, weight_bytes, "
+            "milliseconds) to its profile."
         )  # fmt: skip
-    calibration = profile.latency.calibration
-    return profile.latency.cycles_per_instruction, BANDS[calibration], calibration, None
+    calibration = cycles.calibration
+    return cycles.cycles_per_instruction, BANDS[calibration], calibration, None

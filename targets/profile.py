@@ -21,7 +21,15 @@ from edgecompress.targets.arena import CORES, KERNELS
 
 KINDS = ("board", "core", "phone", "host")
 ENGINES = ("tflm", "litert", "lce")
-CALIBRATION_CLASSES = ("A", "A-", "B", "B-", "C")
+# Class of a predicted latency -> what its cycles per instruction are known from.
+CALIBRATION_CLASSES: Mapping[str, str] = {
+    "A": "published results of this board",
+    "A-": "published results of this board, instructions counted on a sister core",
+    "B": "published results of other boards with this core or its sister",
+    "B-": "published results of another board with vector instructions",
+    "C": "an estimate: no open runtime has published a result on this core",
+}
+OWN_MEASUREMENT = "one latency that you measured"
 
 
 def _check(name: str, value: Any, rule: str, holds: bool, hint: str = "") -> None:
@@ -265,7 +273,6 @@ class TargetProfile:
             )
         if self.calibration is not None:
             _check("clock_mhz", clock, "be given beside a [calibration]", clock is not None)
-            _check("latency", None, "be given beside a [calibration]", self.latency is not None)
 
     @property
     def is_microcontroller(self) -> bool:
@@ -276,6 +283,16 @@ class TargetProfile:
     def limits(self) -> Budgets:
         """The target's own limits: its budgets, else its flash and SRAM."""
         return self.budgets.over(Budgets(max_flash=self.flash, max_ram=self.sram))
+
+    @property
+    def cycles(self) -> LatencyModel | None:
+        """How instructions become time: the own [latency] table, else that of the core's target.
+
+        None where neither says it. The class of a bare core holds for every board with it.
+        """
+        if self.latency is not None or self.kind != "board" or self.core not in target_names():
+            return self.latency
+        return load_target(self.core).latency
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the tables of the profile's file, as `from_dict` reads them."""

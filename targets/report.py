@@ -115,11 +115,12 @@ def _percent(share: float | None) -> str:
 _CHECK_COLUMNS = (
     Column("Rule", left=True),
     Column("Verdict", left=True),
-    Column("Measured"),
-    Column("Band", drop=1),
+    Column("Value"),
+    Column("Band", drop=2),
     Column("Limit"),
-    Column("Used", drop=2),
-    Column("How known", drop=3, left=True),
+    Column("Used", drop=3),
+    # Without it a prediction looks like a measurement.
+    Column("How known", drop=1, left=True),
 )
 
 
@@ -159,8 +160,8 @@ def render(report: Report, console: Console) -> None:
         for check in target.checks:
             if check.reason:
                 line(f"{check.rule}: {check.reason}", _VERDICT_STYLES[check.verdict].split()[-1])
-            elif summary := _parity_summary(check):
-                line(f"parity: {summary}", "dim")
+            for remark in remarks(check):
+                line(f"{check.rule}: {remark}", "dim")
     if report.notes:
         console.print()
     for note in report.notes:
@@ -169,11 +170,37 @@ def render(report: Report, console: Console) -> None:
     line(Text.assemble("Verdict: ", _verdict_text(report.verdict)))
 
 
-def _parity_summary(check: CheckResult) -> str:
+def remarks(check: CheckResult) -> list[str]:
+    """Returns what a value stands on, one sentence each: class and runtime, range, comparison."""
+    return _REMARKS[check.rule](check) if check.rule in _REMARKS else []
+
+
+def _arena_remarks(check: CheckResult) -> list[str]:
+    return list(check.detail.get("notes", ()))
+
+
+def _flash_remarks(check: CheckResult) -> list[str]:
+    stands = check.detail.get("range")
+    return [stands] if stands else []
+
+
+def _latency_remarks(check: CheckResult) -> list[str]:
+    detail = check.detail
+    if check.how_known != "predicted" or not detail.get("class"):
+        return []
+    runtime = f", with {detail['runtime']}" if detail.get("runtime") else ""
+    return [
+        f"Predicted for {detail['kernels']} kernels, class {detail['class']}: "
+        f"{detail['known_from']}{runtime}."
+    ]
+
+
+def _parity_remarks(check: CheckResult) -> list[str]:
     """Returns what a parity check found, in one line: engines, error, worst layers."""
     detail = check.detail
-    if check.rule != "parity" or "engines" not in detail:
-        return ""
+    # Where it has a reason, that says it.
+    if "engines" not in detail or check.reason:
+        return []
     engines = ", ".join(f"{_format_share(v)} in {name}" for name, v in detail["engines"].items())
     layers = ", ".join(
         f"{layer['name']} {layer['sqnr_db']:.1f} dB"
@@ -188,10 +215,18 @@ def _parity_summary(check: CheckResult) -> str:
         else ""
     )
     worst = f"; lowest signal-to-noise: {layers}" if layers else ""
-    return (
+    return [
         f"{engines} agree with the {detail['reference']} ({detail['samples']} samples); largest "
         f"error {detail['max_error_steps']:.1f} steps of the output{worst}.{cost}"
-    )
+    ]
+
+
+_REMARKS: Mapping[str, Callable[[CheckResult], list[str]]] = {
+    "arena": _arena_remarks,
+    "flash": _flash_remarks,
+    "latency": _latency_remarks,
+    "parity": _parity_remarks,
+}
 
 
 def _verdict_text(verdict: Verdict) -> tuple[str, str]:
@@ -288,8 +323,9 @@ def render_target(profile: TargetProfile, console: Console) -> None:
 def _latency_source(profile: TargetProfile) -> str:
     if profile.calibration is not None:
         return "predicted, class A (your calibration)"
-    if profile.latency is not None:
-        return f"predicted, class {profile.latency.calibration}"
+    if profile.cycles is not None:
+        own = "" if profile.latency is not None else f", taken from {profile.core}"
+        return f"predicted, class {profile.cycles.calibration}{own}"
     return {"phone": "on device", "host": "on host"}.get(profile.kind, "unknown")
 
 
@@ -523,6 +559,7 @@ def render_html(
         "limit": _limit,
         "used": used_share,
         "how": lambda known: (known or "").replace("_", " on "),
+        "remarks": remarks,
         "pairs": _pairs,
     }
     environment.filters |= own

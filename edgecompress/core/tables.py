@@ -62,7 +62,7 @@ def print_table(
         width = max(len(column.title), *(line[position].cell_len for line in cells), 0)
         widths.append(width if column.widest is None else min(width, column.widest))
     kept = list(range(len(columns)))
-    while console.is_terminal and sum(widths[i] + _GAP for i in kept) > console.width:
+    while console.is_terminal and sum(widths[i] + _GAP for i in kept) - 1 > console.width:
         spare = max(kept, key=lambda i: columns[i].drop)
         if not columns[spare].drop:
             break

@@ -321,8 +321,8 @@ def test_scalar_cores_differ_where_dsp_code_does() -> None:
     for kernels in ("cmsis-nn", "reference"):
         plain = compute_arena(conv, "cortex-m0plus", kernels)
         assert plain.used == compute_arena(conv, "cortex-m4", kernels).used
-        assert plain.verified == (kernels == "reference")
-        assert bool(plain.notes) == (kernels == "cmsis-nn")
+        assert not plain.verified
+        assert "not compared with a run" in plain.notes[0]
     pool = _row_model(op="AVERAGE_POOL_2D", in_type=9, n=1, h=4, w=4, ci=8, out_elems=32)
     assert compute_arena(pool, "cortex-m4").scratch == (32,)
     assert compute_arena(pool, "cortex-m0plus").scratch == (0,)

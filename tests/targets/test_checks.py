@@ -120,11 +120,11 @@ def test_file_size_at_its_limit() -> None:
 
 
 def test_flash_is_judged_only_where_its_whole_range_lies_on_one_side() -> None:
-    model = chain(("RELU", {}), ("SOFTMAX", {}))
+    model = chain(("RESHAPE", {}), ("SOFTMAX", {}))
     found = by_rule(check(model, BOARD), "flash")
     assert found.low is not None and found.high is not None
     assert (found.verdict, found.limit, found.how_known) == ("pass", 2 * 1024**2, "predicted")
-    assert found.detail["unmeasured_operators"] == ("RELU",)
+    assert (found.detail["unmeasured_operators"], found.detail["bound"]) == ((), True)
     for limit, verdict in (
         (int(found.high), "pass"),
         (int(found.high) - 1, "uncertain"),
@@ -132,6 +132,38 @@ def test_flash_is_judged_only_where_its_whole_range_lies_on_one_side() -> None:
         (int(found.low) - 1, "fail"),
     ):
         assert by_rule(check(model, BOARD, Budgets(max_flash=limit)), "flash").verdict == verdict
+
+
+def test_a_range_of_flash_that_is_no_bound_does_not_pass_close_to_its_end() -> None:
+    """An LSTM's code, linked with the reference kernels, has 37,996 bytes: above the range."""
+    model = chain(("UNIDIRECTIONAL_SEQUENCE_LSTM", {}))
+
+    def flash(limit: int) -> CheckResult:
+        found = check(model, BOARD, Budgets(max_flash=limit), kernels="reference")
+        return by_rule(found, "flash")
+
+    needed = len(model.data) + 37_996
+    end = int(flash(needed).high or 0)
+    assert end < needed
+    for limit in (end, needed - 1):
+        found = flash(limit)
+        assert (found.verdict, found.detail["bound"]) == ("uncertain", False)
+        assert "a range without bounds, too near the limit" in str(found.reason)
+    assert flash(64 * 1024).verdict == "pass"
+
+
+@pytest.mark.parametrize("name", ["disco-f746ng", "nucleo-g0b1re", "ek-ra8d1"])
+def test_code_of_another_core_decides_neither_way_close_to_its_range(name: str) -> None:
+    board = load_target(name)
+    found = by_rule(check(dense(), board), "flash")
+    low, high = int(found.low or 0), int(found.high or 0)
+    for limit in (low - 1, low, high, high + 1):
+        near = by_rule(check(dense(), board, Budgets(max_flash=limit)), "flash")
+        assert near.verdict == "uncertain", limit
+        here = by_rule(check(dense(), BOARD, Budgets(max_flash=limit)), "flash").verdict
+        assert here == ("fail" if limit < low else "pass" if limit >= high else "uncertain")
+    for limit, verdict in ((low // 2, "fail"), (high * 2, "pass")):
+        assert by_rule(check(dense(), board, Budgets(max_flash=limit)), "flash").verdict == verdict
 
 
 def test_the_arena_names_the_operator_and_tensors_at_its_peak() -> None:

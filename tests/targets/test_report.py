@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import io
 import math
 import re
@@ -15,7 +16,7 @@ from typing import Any, get_args
 import pytest
 from rich.console import Console
 
-from edgecompress.core.flatbuffer import read_tflite
+from edgecompress.core.flatbuffer import FlatModel, Operator, Tensor, read_tflite
 from edgecompress.core.results import (
     ArtifactInfo,
     CheckResult,
@@ -25,6 +26,7 @@ from edgecompress.core.results import (
     Verdict,
 )
 from edgecompress.targets import plots
+from edgecompress.targets.checks import Budgets, check
 from edgecompress.targets.profile import load_target, target_names
 from edgecompress.targets.report import (
     VERDICT_WORDS,
@@ -134,6 +136,77 @@ def test_text_shows_files_and_every_target() -> None:
     assert "m_float32.tflite: float32, 304.7 KiB" in text
     assert text.index("one PASS") < text.index("two NOT MEASURED")
     assert text.rstrip().endswith("Verdict: NOT MEASURED")
+
+
+def _checked(name: str, model: Any, **budgets: Any) -> Report:
+    return _report(check(model, load_target(name), Budgets(**budgets)))
+
+
+def _convolution() -> Any:
+    tensors = (
+        Tensor(0, "input", (1, 8, 8, 4), "INT8", None, (0.1,), (0,)),
+        Tensor(1, "kernel", (8, 3, 3, 4), "INT8", bytes(288), (0.1,) * 8, (0,) * 8),
+        Tensor(2, "bias", (8,), "INT32", bytes(32), (0.01,) * 8, (0,) * 8),
+        Tensor(3, "out", (1, 8, 8, 8), "INT8", None, (0.1,), (0,)),
+    )
+    options = {"stride_w": 1, "stride_h": 1, "padding": 0, "dilation_w_factor": 1,
+               "dilation_h_factor": 1, "fused_activation_function": 1}  # fmt: skip
+    operator = Operator(0, "CONV_2D", "", 1, (0, 1, 2), (3,), options)
+    return FlatModel(bytes(4000), tensors, (operator,), (0,), (3,))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nucleo-l4r5zi", ["latency: Predicted for cmsis-nn kernels, class A: published results "
+                           "of this board, with microTVM + CMSIS-NN."]),
+        ("nucleo-u575zi-q", ["latency: Predicted for cmsis-nn kernels, class B: published results "
+                             "of other boards"]),
+        ("nucleo-g0b1re", ["arena: CMSIS-NN's scratch on cortex-m0plus follows its sources for "
+                           "cores without DSP instructions; it was not compared with a run.",
+                           "flash: Code as linked for cortex-m4: from the interpreter",
+                           "No bound here: nothing was linked for cortex-m0plus."]),
+        ("ek-ra8d1", ["arena: cortex-m85 runs the same MVE kernels as cortex-m55",
+                      "latency: Predicted for cmsis-nn kernels, class A-"]),
+    ],
+)  # fmt: skip
+def test_what_a_value_stands_on_is_said(name: str, said: list[str]) -> None:
+    report = _checked(name, _convolution())
+    text = " ".join(_text(report, width=200).split())
+    # A prediction is no measurement.
+    assert "Measured" not in text and "Verdict Value Band" in text
+    page = re.sub(r"<[^>]+>", " ", html.unescape(render_html(report)))
+    assert "Measured" not in page
+    for line in said:
+        assert line in text
+        assert line.partition(": ")[2] in " ".join(page.split()) or line in " ".join(page.split())
+    assert ("not compared" in text) is (name in ("nucleo-g0b1re", "ek-ra8d1"))
+    assert ("No bound here" in text) is (name != "nucleo-l4r5zi")
+
+
+def test_kernels_that_were_compared_on_one_core_alone_are_said_so() -> None:
+    def said(name: str) -> str:
+        found = check(_convolution(), load_target(name), kernels="reference")
+        return _text(_report(found), width=300)
+
+    assert "arena: The reference kernels are the same code on cortex-m7" in said("disco-f746ng")
+    assert "arena:" not in said("nucleo-l4r5zi")
+
+
+def test_what_a_value_stands_on_is_said_at_80_columns_too() -> None:
+    report = _checked("nucleo-g0b1re", _convolution(), max_latency=4e5)
+    text = _text(report, width=80, force_terminal=True, color_system=None)
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+    assert "How known" in text and "Left out at this width: Used." in text
+    narrow = _text(report, width=60, force_terminal=True, color_system=None)
+    assert "How known" in narrow and "predicted" in narrow
+    assert "it was not compared with a run" in " ".join(narrow.split())
+
+
+def test_the_page_names_what_is_undecided() -> None:
+    page = render_html(_checked("nucleo-g0b1re", _convolution(), max_latency=4e5))
+    assert "Limits that could not be decided: latency on nucleo-g0b1re." in page
+    assert "could not be decided" not in render_html(_checked("cortex-m4", _convolution()))
 
 
 def test_colours_on_a_terminal_only() -> None:

@@ -99,17 +99,55 @@ def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
         raise ArgumentError(
             "--config", "be a readable TOML file", str(path), f"It {error.problem}."
         ) from error
-    known = {p.opts[0][2:]: p for p in ctx.command.params if p.opts[0].startswith("--")}
-    for name in ("config", "help"):
-        known.pop(name, None)
+    commands = _configurable(ctx)
+    # A key's meaning is that of the first command that has it; elsewhere it may be another thing.
+    common: dict[str, Any] = {}
+    for options in commands.values():
+        common = options | common
+    own = commands[ctx.command.name or ""]
     defaults = dict(ctx.default_map or {})
-    for key, value in values.items():
-        name = key.replace("_", "-")
-        if name not in known:
-            raise UnknownNameError(f"--config key in {path.name}", key, known)
-        defaults[known[name].name] = _config_value(known[name], value, f"{path.name}: {key}", path)
+    tables = [(None, common), *commands.items()]
+    for table, options in tables:
+        for key, value in _config_keys(values, table, commands, path).items():
+            name = key.replace("_", "-")
+            if name not in options:
+                where = path.name if table is None else f"[{table}] of {path.name}"
+                among = {*options, *(() if table else commands)}
+                raise UnknownNameError(f"--config key in {where}", key, among)
+            option = options[name]
+            checked = _config_value(option, value, f"{path.name}: {key}", path)
+            mine = own.get(name)
+            if mine is None or table not in (None, ctx.command.name):
+                continue
+            # A folder to one command is a file to another: such a key needs its table.
+            if mine.metavar == option.metavar:
+                defaults[mine.name] = checked
     ctx.default_map = defaults
     return path
+
+
+def _configurable(ctx: typer.Context) -> dict[str, dict[str, Any]]:
+    """Returns command -> option's name -> option, for the commands that read a file."""
+    group = ctx.parent.command if ctx.parent else None
+    found = {}
+    for name, command in getattr(group, "commands", {ctx.command.name: ctx.command}).items():
+        options = {p.opts[0][2:]: p for p in command.params if p.opts[0].startswith("--")}
+        if options.pop("config", None) is not None:
+            options.pop("help", None)
+            found[name] = options
+    return found
+
+
+def _config_keys(
+    values: dict[str, Any], table: str | None, commands: dict[str, Any], path: Path
+) -> dict[str, Any]:
+    """Returns the keys of a command's table, or with None those outside of all tables."""
+    if table is None:
+        return {key: value for key, value in values.items() if key not in commands}
+    keys = values.get(table, {})
+    if not isinstance(keys, dict):
+        raise ArgumentError(f"{path.name}: {table}", f"be a table, [{table}]", keys)
+    return keys
 
 
 def _config_value(option: Any, value: Any, origin: str, file: Path) -> Any:
@@ -123,6 +161,10 @@ def _config_value(option: Any, value: Any, origin: str, file: Path) -> Any:
         value = [str(value)] if number else value
     if option.is_flag:
         rule, right = "be true or false", isinstance(value, bool)
+    elif option.multiple and option.metavar == "N":
+        value = [value] if number else value
+        rule = "be a whole number or a list of them"
+        right = isinstance(value, list) and all(type(item) is int for item in value)
     elif option.multiple:
         value = [value] if text else value
         rule = "be a name or a list of names"
@@ -172,7 +214,7 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-_PATHS = ("FILE.npz", "FILE.txt", "FILE.json", "DIR")
+_PATHS = ("FILE.npz", "FILE.txt", "FILE.json", "FILE", "DIR")
 # Options with a value for all and exceptions by name.
 _BY_NAME = ("[LAYER=]SHARE", "[LAYER=]N", "[STAGE=]N")
 
@@ -180,8 +222,9 @@ Config = Annotated[
     Path | None,
     typer.Option(
         "--config", callback=_read_config, is_eager=True, metavar="FILE.toml",
-        help="TOML file whose keys are these options (max_ram = \"96KiB\"); flags win, and paths "
-        "in it count from its folder.",
+        help="TOML file whose keys are the options of all commands (max_ram = \"96KiB\"), with "
+        "[export], [check], ... for one command alone; flags win, and paths in it count from its "
+        "folder.",
     ),
 ]  # fmt: skip
 Targets = Annotated[
@@ -475,6 +518,7 @@ def bench(
             "--output", "-o", metavar="FILE.json", help="Default: measurement.json in BUNDLE."
         ),
     ] = None,
+    config: Config = None,
     allow_undecided: AllowUndecided = False,
     as_json: AsJson = False,
     quiet: Quiet = False,

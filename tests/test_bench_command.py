@@ -295,8 +295,12 @@ def test_golden_outputs_are_compared_by_their_type(
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ("", "`--host` must be given, or --adb, and not both"),
-        ("--host --adb", "not both"),
+        (
+            "",
+            "`--host or --adb` must be given. Got None. --host measures on this computer, --adb on "
+            "the phone",
+        ),
+        ("--host --adb", "`--host` must be left out with --adb."),
         ("--host --serial A", "`--serial` must go with --adb"),
         ("--adb --runner ap", "Did you mean app?"),
         ("--host --model int9", "Did you mean int8?"),

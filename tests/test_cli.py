@@ -515,13 +515,83 @@ def test_paths_count_from_the_folder_of_the_file(
     assert not (place / "build").exists()
 
 
+_SHARED_FILE = """
+target = "cortex-m4"
+calibration = "x.npz"      # export has it, check has not
+max_ram = "64KiB"
+quiet = true
+threads = [1, 2]           # bench alone
+sparsity = {"*" = 0.9, head = 0.5}
+output = "out"             # a folder; to bench a file, so only from its own table
+
+[check]
+max_ram = "1KiB"
+
+[export]
+max_file_size = "1MiB"
+
+[bench]
+output = "m.json"
+"""
+
+
+def test_one_file_serves_every_command(
+    run: Callable[[str], Ended], place: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "edge.toml").write_text(_SHARED_FILE)
+    (tmp_path / "x.npz").write_bytes((place / "x.npz").read_bytes())
+    config = f"--config {tmp_path / 'edge.toml'}"
+    exported = run(f"export tiny.keras {config} --json")
+    assert exported.code == 0
+    assert (exported.check("arena")["limit"], exported.check("file_size")["limit"]) == (
+        65536, 1048576,
+    )  # fmt: skip
+    assert (tmp_path / "out" / "report.json").exists()
+    checked = run(f"check int8.tflite {config} --json")
+    # Its own table goes before the common keys, a flag before both; [export] is not its business.
+    assert (checked.code, checked.check("arena")["limit"]) == (3, 1024)
+    assert checked.check("file_size")["limit"] is None
+    flag = run(f"check int8.tflite {config} --max-ram 32KiB --json")
+    assert flag.check("arena")["limit"] == 32768
+
+
+def test_a_file_may_set_what_bench_measures(
+    run: Callable[[str], Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+
+    def measure(bundle: Path, **options: Any) -> None:
+        given.update(options)
+        raise OSError(28, "enough")
+
+    monkeypatch.setattr("edgecompress.pipeline.bench", measure)
+    (tmp_path / "edge.toml").write_text(_SHARED_FILE + "host = true\nmin_seconds = 2\n")
+    run(f"bench . --config {tmp_path / 'edge.toml'}").is_error(1, "enough")
+    assert list(given["threads"]) == [1, 2]
+    assert (given["host"], given["min_seconds"]) == (True, 2.0)
+    assert given["output"] == tmp_path / "m.json"
+    (tmp_path / "edge.toml").write_text(_SHARED_FILE.partition("[bench]")[0])
+    run(f"bench . --host --config {tmp_path / 'edge.toml'}")
+    assert given["output"] is None
+
+
 @pytest.mark.parametrize(
     ("content", "text"),
     [
         ("maxram = 1", "Did you mean max-ram"),
         ('config = "x"', "must be a known name"),
-        ('model = "x"', "must be a known name"),
-        ("[check]\nmax_ram = 1", "must be a known name"),
+        ('name = "x"', "must be a known name"),
+        (
+            "[check]\nmaxram = 1",
+            "key in [check] of bad.toml` must be a known name. Got 'maxram'. Did you mean max-ram",
+        ),
+        ('[check]\ncalibration = "x"', "[check] of bad.toml` must be a known name"),
+        ('[export]\ncalibraton = "x"', "Did you mean calibration"),
+        ("[chek]\nmax_ram = 1", "Did you mean check"),
+        ("check = 1", "bad.toml: check` must be a table, [check]. Got 1"),
+        ("min_agreement = true", "must be a number between 0 and 1"),
+        ('[bench]\nthreads = "1"', "must be a whole number or a list of them"),
+        ("[check.max_ram]\na = 1", 'must be a size such as "96KiB"'),
         ("max_ram = 1.5", 'must be a size such as "96KiB"'),
         ("max_ram = true", 'must be a size such as "96KiB"'),
         ('max_ram = ["1KiB"]', 'must be a size such as "96KiB"'),
@@ -545,7 +615,7 @@ def test_bad_configuration(
 
 
 def test_a_configuration_that_is_not_there(run: Callable[[str], Ended]) -> None:
-    run("check int8.tflite --config nope.toml").is_error(2, "No such file")
+    run("check int8.tflite --config nope.toml").is_error(2, "It does not exist")
     run("check int8.tflite --config folder").is_error(2, "`--config` must be a readable TOML file")
 
 

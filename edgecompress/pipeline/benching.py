@@ -194,10 +194,13 @@ def bench(
     from edgecompress.targets.measurement import Measurement, budget_checks
     from edgecompress.targets.phone import RUNNERS, PhonePlan
 
-    if host == adb:
+    if host and adb:
+        raise ArgumentError("--host", "be left out with --adb", True, "Run it once for each.")
+    if not (host or adb):
         raise ArgumentError(
-            "--host", "be given, or --adb, and not both", "both" if adb else "neither"
-        )
+            "--host or --adb", "be given", None,
+            "--host measures on this computer, --adb on the phone that adb is connected to.",
+        )  # fmt: skip
     if serial is not None and not adb:
         raise ArgumentError("--serial", "go with --adb", serial)
     chosen_runner = RUNNERS[runner]

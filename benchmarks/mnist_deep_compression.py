@@ -532,8 +532,8 @@ def main() -> None:
     data = load(arguments.data)
     images, soft = tensors(data.x, soft_targets(data, arguments.cache))
     print(
-        "| recipe | seed | weights | kept | Keras error % | int8 B | coded B | error % in TFLM | "
-        f"arena int8 B | arena coded B | int8 ms, {BOARD} | decoding ms | met |\n"
+        "| recipe | seed | parameters | kept | Keras error % | int8 B | coded B | "
+        f"error % in TFLM | arena int8 B | arena coded B | int8 ms, {BOARD} | decoding ms | met |\n"
         "| --- |" + " ---: |" * 11 + " --- |",
         flush=True,
     )

@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint apk android-test clean
+.PHONY: demo test lint apk android-test android-checksums clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python -P -m edgecompress.demo --output build/demo
@@ -24,7 +24,18 @@ apk:
 	android_demo/scripts/build_apk.sh --output build/edgecompress-demo.apk
 
 android-test:
-	cd android_demo && mvn --batch-mode --quiet --no-transfer-progress test
+	android_demo/scripts/maven.sh --quiet test
+
+# After a change of a version in pom.xml: what Maven fetches is compared with what is recorded here.
+# A local repository of its own, so that all is fetched anew.
+CHECKSUMS := android_demo/.mvn/checksums/checksums.sha256
+android-checksums:
+	rm -rf $(CHECKSUMS) build/m2 android_demo/target/artifacts android_demo/target/robolectric
+	android_demo/scripts/maven.sh --quiet -Dmaven.repo.local=$(CURDIR)/build/m2 \
+	    -Daether.artifactResolver.postProcessor.trustedChecksums.record=true \
+	    -Daether.artifactResolver.postProcessor.trustedChecksums.failIfMissing=false \
+	    test dependency:copy@apk
+	LC_ALL=C sort -k 2 -o $(CHECKSUMS) $(CHECKSUMS)
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

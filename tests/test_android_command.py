@@ -269,7 +269,7 @@ def test_without_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
 
 
 def test_the_real_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tools = ("aapt2", "zipalign", "apksigner", "zip", "mvn", "javac", "keytool")
+    tools = ("aapt2", "zipalign", "apksigner", "zip", "flock", "javac", "keytool")
     missing = [tool for tool in tools if shutil.which(tool) is None]
     if missing:
         pytest.skip(f"not installed: {', '.join(missing)}")

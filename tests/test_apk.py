@@ -22,7 +22,7 @@ _TOOLS = {
     "zipalign": "zipalign",
     "apksigner": "apksigner",
     "zip": "zip",
-    "mvn": "maven",
+    "flock": "util-linux",
     **dict.fromkeys(("java", "javac", "jar", "keytool"), "openjdk-17-jdk-headless"),
 }
 _MISSING = [tool for tool in _TOOLS if shutil.which(tool) is None]
@@ -35,7 +35,7 @@ def _checkout(folder: Path) -> Path:
     """Copies what a checkout has of the app; the fetched artifacts are shared."""
     names = [
         "LICENSE",
-        *(f"android_demo/{name}" for name in ("pom.xml", "scripts", "app/src/main")),
+        *(f"android_demo/{name}" for name in ("pom.xml", ".mvn", "scripts", "app/src/main")),
     ]
     for name in names:
         target = folder / name
@@ -142,12 +142,35 @@ def test_manifest(apk: Path) -> None:
     assert "package: name='io.edgecompress.demo' versionCode='1' versionName='1.0.0'" in said
     assert "sdkVersion:'24'" in said
     assert "targetSdkVersion:'34'" in said
-    assert "application-debuggable" in said
+    # Nobody attaches a debugger, and `run-as` does not open the app's files.
+    assert "debuggable" not in said
     assert "native-code: 'arm64-v8a' 'armeabi-v7a' 'x86_64'\n" in said
     assert "WAKE_LOCK" in said
     assert "INTERNET" not in said + _tool("aapt2", "dump", "permissions", apk)
     tree = _tool("aapt2", "dump", "xmltree", "--file", "AndroidManifest.xml", apk)
     assert re.search(r"extractNativeLibs\(\w+\)=false", tree)
+    assert re.search(r"debuggable\(\w+\)=false", tree)
+
+
+def _exported(tree: str) -> dict[str, str | None]:
+    """Returns what other apps may start or read, and the permission that they need for it."""
+    found = {}
+    for part in re.split(r"\n *E: ", tree):
+        if re.search(r"exported\(\w+\)=true", part) and not part.startswith("application"):
+            (name,) = re.findall(r'name\(\w+\)="([^"]+)"', part)
+            needed = re.findall(r'permission\(\w+\)="([^"]+)"', part)
+            found[name] = needed[0] if needed else None
+    return found
+
+
+@_needs_tools
+def test_only_adb_starts_runs(apk: Path) -> None:
+    tree = _tool("aapt2", "dump", "xmltree", "--file", "AndroidManifest.xml", apk)
+    assert _exported(tree) == {
+        ".MainActivity": None,
+        # adb's shell has it; other apps can get it from adb alone.
+        ".HeadlessActivity": "android.permission.DUMP",
+    }
 
 
 @_needs_tools
@@ -242,8 +265,9 @@ def test_another_bundle(checkout: Path, tmp_path: Path) -> None:
     }
     folder = _export(tmp_path / "an export é", rename)
     output = tmp_path / "with its own bundle.apk"
-    done = _build(checkout, "--bundle", folder, "--output", output)
+    done = _build(checkout, "--bundle", folder, "--output", output, "--debuggable")
     assert done.returncode == 0, done.stderr[-2000:]
+    assert "application-debuggable" in _tool("aapt2", "dump", "badging", output)
     wanted = {
         f"assets/demo/{path.relative_to(folder).as_posix()}": path.read_bytes()
         for path in folder.rglob("*")
@@ -339,7 +363,10 @@ def test_missing_tools_are_named_at_once(tmp_path: Path) -> None:
     (tools / "zip").symlink_to("/bin/true")
     done = _build(app, PATH=str(tools))
     _refused(done, *(f"{tool} (Debian package {_TOOLS[tool]})" for tool in _TOOLS if tool != "zip"))
-    assert "apt-get install aapt zipalign apksigner maven openjdk-17-jdk-headless\n" in done.stderr
+    assert (
+        "apt-get install aapt zipalign apksigner util-linux openjdk-17-jdk-headless\n"
+        in done.stderr
+    )
     assert "zip (" not in done.stderr
 
 

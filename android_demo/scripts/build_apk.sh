@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Builds the app without the Android SDK.
 #
-# Usage: build_apk.sh [--bundle FOLDER] [--output FILE.apk]
+# Usage: build_apk.sh [--bundle FOLDER] [--output FILE.apk] [--debuggable]
 #   --bundle FOLDER    ship this export (bundle.json and the files it names) in place of the demo
 #   --output FILE.apk  default: android_demo/target/edgecompress-demo.apk
+#   --debuggable       let a debugger attach, and adb read all of the app's files
 #
 # EDGECOMPRESS_KEYSTORE and EDGECOMPRESS_KEYSTORE_PASSWORD name the key to sign with; without them
 # a debug key is made on first use in ${XDG_CONFIG_HOME:-~/.config}/edgecompress.
@@ -12,8 +13,8 @@ start=$PWD
 cd "$(dirname "$0")/.."
 . scripts/tools.sh
 
-usage="Usage: build_apk.sh [--bundle FOLDER] [--output FILE.apk]"
-bundle= output=target/edgecompress-demo.apk
+usage="Usage: build_apk.sh [--bundle FOLDER] [--output FILE.apk] [--debuggable]"
+bundle= output=target/edgecompress-demo.apk debuggable=false
 while (($#)); do
     case $1 in
         --bundle | --output)
@@ -23,6 +24,10 @@ while (($#)); do
             [[ $path == /* ]] || path=$start/$path
             [[ $1 == --bundle ]] && bundle=$path || output=$path
             shift 2
+            ;;
+        --debuggable)
+            debuggable=true
+            shift
             ;;
         -h | --help)
             sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' scripts/build_apk.sh
@@ -36,7 +41,7 @@ done
 [[ -z $bundle || -f $bundle/bundle.json ]] ||
     die "--bundle $bundle: there is no bundle.json in this folder. Make one: edgecompress export"
 
-need aapt2:aapt zipalign:zipalign apksigner:apksigner zip:zip mvn:maven \
+need aapt2:aapt zipalign:zipalign apksigner:apksigner zip:zip flock:util-linux \
     java:openjdk-17-jdk-headless javac:openjdk-17-jdk-headless \
     jar:openjdk-17-jdk-headless keytool:openjdk-17-jdk-headless
 
@@ -56,7 +61,16 @@ export EDGECOMPRESS_KEYSTORE_PASSWORD
 
 mkdir -p target "$(dirname "$output")" 2>/dev/null ||
     die "the folder of --output cannot be made"
+# A build that was killed leaves its folder, but not its lock, and its unfinished file.
+for dead in target/apk-*; do
+    [[ ! -d $dead ]] || flock -n "$dead" rm -rf "$dead" || true
+done
+for dead in "$output".part-*; do
+    [[ ! -f $dead ]] || kill -0 "${dead##*-}" 2>/dev/null || rm -f "$dead"
+done
 work=$(mktemp -d "$PWD/target/apk-XXXXXX")
+exec {lock}<"$work"
+flock "$lock"
 part=
 trap 'rm -rf "$work" ${part:+"$part"}' EXIT
 trap 'exit 130' INT
@@ -92,7 +106,7 @@ artifact() {
 name=$(wrong_artifact)
 if [[ -n $name && ! -f $artifacts/$name ]]; then
     echo "Fetching what the APK is built with (190 MB, once)."
-    quiet "Maven cannot fetch the artifacts" mvn -q -B dependency:copy@apk
+    quiet "Maven cannot fetch the artifacts" bash scripts/maven.sh -q dependency:copy@apk
     name=$(wrong_artifact)
 fi
 if [[ -n $name ]]; then
@@ -123,7 +137,7 @@ if [[ -n $bundle ]]; then
 fi
 
 # --- resources, Java, dex ------------------------------------------------------------------------
-link_resources "$android" "$work/resources" "$work/assets"
+link_resources "$android" "$work/resources" "$work/assets" "$debuggable"
 
 # The sources and the flags of pom.xml, against the runtime of the phone. In a file of arguments
 # names stand in quotes, as a folder above may have a space.

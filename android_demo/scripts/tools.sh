@@ -28,14 +28,15 @@ need() {
     die "missing tools: ${list:2}. Install them: apt-get install ${packages[*]}"
 }
 
-# link_resources ANDROID_JAR OUTPUT [ASSETS]: resources and manifest -> OUTPUT/base.apk, OUTPUT/java.
+# link_resources ANDROID_JAR OUTPUT [ASSETS [DEBUGGABLE]]: resources and manifest -> OUTPUT/base.apk,
+# OUTPUT/java. DEBUGGABLE: true lets a debugger attach; default: false.
 link_resources() {
     local out=$2
     rm -rf "$out"
     mkdir -p "$out/java"
     # What the Android Gradle Plugin would add; it refuses a manifest that has these itself.
     sed -e "s|^<manifest |&package=\"$PACKAGE\" |" \
-        -e 's|<application$|& android:debuggable="true" android:extractNativeLibs="false"|' \
+        -e "s|<application$|& android:debuggable=\"${4:-false}\" android:extractNativeLibs=\"false\"|" \
         app/src/main/AndroidManifest.xml >"$out/AndroidManifest.xml"
     aapt2 compile --dir app/src/main/res -o "$out/res.zip"
     # aapt2 10 does not know a chunk of newer frameworks and says so; it does not need it.

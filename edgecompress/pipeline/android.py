@@ -40,7 +40,7 @@ from edgecompress.pipeline.request import silent
 APK = "edgecompress-demo.apk"
 _SCRIPT = "scripts/build_apk.sh"
 # What the build needs of the sources.
-_PARTS = ("pom.xml", "scripts", "app/src/main")
+_PARTS = ("pom.xml", ".mvn", "scripts", "app/src/main")
 # Fetching may be slow; nothing else takes minutes.
 _LONGEST_S = 3600.0
 _POLL_S = 0.1
@@ -135,8 +135,9 @@ def build_app(
 ) -> AppFile:
     """Builds the demo app for phones as an APK that is signed with a debug key.
 
-    Needs bash, Maven, a JDK and Debian's Android tools; what is missing is named. The first build
-    fetches 190 MB from Maven Central.
+    Needs bash, a JDK and Debian's Android tools; what is missing is named. The first build fetches
+    190 MB from Maven Central, and Maven itself where there is none or an older one than 3.9; all of
+    it is compared with the checksums that come with the sources.
 
     Args:
         bundle: Folder of an export with a phone among its targets, which the app ships then

@@ -8,7 +8,9 @@ import static org.junit.Assert.assertTrue;
 import static org.robolectric.Shadows.shadowOf;
 
 import android.app.Activity;
+import android.content.ComponentName;
 import android.content.Intent;
+import android.content.pm.ActivityInfo;
 import android.net.Uri;
 import android.os.Looper;
 import android.os.SystemClock;
@@ -352,6 +354,14 @@ public class AppTest {
     }
 
     // --- without a hand -------------------------------------------------------------------------
+
+    @Test
+    public void onlyAdbStartsRuns() throws Exception {
+        ComponentName name = new ComponentName(app, HeadlessActivity.class);
+        ActivityInfo info = app.getPackageManager().getActivityInfo(name, 0);
+        assertTrue(info.exported);
+        assertEquals("android.permission.DUMP", info.permission);
+    }
 
     private Result headless(String result, String... extras) throws Exception {
         Intent intent = new Intent();

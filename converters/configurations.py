@@ -100,8 +100,14 @@ def check(config: Any, path: Path, legacy: bool = False) -> None:
     """
     if not isinstance(config, dict) or not isinstance(config.get("class_name"), str):
         raise ModelFileError(f"{path} holds no model configuration. Save it with model.save().")
-    root = {key: value for key, value in config.items() if key != "compile_config"}
-    stack: list[tuple[Any, str]] = [(root, "")]
+    check_part(
+        {key: value for key, value in config.items() if key != "compile_config"}, path, legacy
+    )
+
+
+def check_part(part: Any, path: Path, legacy: bool = False) -> None:
+    """Refuses a part of a configuration that names what is not on the lists; as in `check`."""
+    stack: list[tuple[Any, str]] = [(part, "")]
     while stack:
         node, layer = stack.pop()
         if isinstance(node, list):

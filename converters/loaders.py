@@ -501,12 +501,12 @@ def _strip(path: Path, target: Path, shown: Path) -> Path:
     return target
 
 
-def strip_wrappers(source: str, tell: Any = None) -> tuple[None, dict[str, bytes]]:
+def strip_wrappers(source: str, tell: Any = None, gaps: Any = ()) -> tuple[None, dict[str, bytes]]:
     """Strips pruning and clustering wrappers from a Keras 2 file; for a process of its own.
 
     Args:
         source: File to read.
-        tell: Not used.
+        tell: Not used, nor is `gaps`.
 
     Returns:
         None, and the stripped model as `model.h5`.

@@ -29,7 +29,6 @@ from edgecompress.core.errors import (
     UnknownNameError,
     UnreadableFileError,
 )
-from edgecompress.core.quiet import quiet as hushed
 from edgecompress.core.terminal import SafeConsole, plain, shown
 
 # typer carries its own copy of click; its base classes are reached through the public subclass.
@@ -133,7 +132,9 @@ def _configurable(ctx: typer.Context) -> dict[str, dict[str, Any]]:
     for name, command in getattr(group, "commands", {ctx.command.name: ctx.command}).items():
         options = {p.opts[0][2:]: p for p in command.params if p.opts[0].startswith("--")}
         if options.pop("config", None) is not None:
-            options.pop("help", None)
+            # A module is code, and a configuration is data.
+            for excluded in ("help", "import"):
+                options.pop(excluded, None)
             found[name] = options
     return found
 
@@ -278,6 +279,14 @@ AllowUndecided = Annotated[
         help="Exit 0 instead of 6 where a limit could not be decided; prints which.",
     ),
 ]
+Import = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import", metavar="MODULE",
+        help="A module that registers layers of your own, which a model file may name; also from "
+        "the current folder. May be repeated. It is code, and runs.",
+    ),
+]  # fmt: skip
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")
 ]
@@ -375,6 +384,7 @@ def export(
         ),
     ] = None,
     measured: Measured = None,
+    import_modules: Import = None,
     config: Config = None,
     allow_undecided: AllowUndecided = False,
     as_json: AsJson = False,
@@ -406,6 +416,7 @@ def export(
             c_sources=c_sources,
             labels=labels,
             measured=measured,
+            import_modules=import_modules or (),
             progress=progress,
             verbose=verbose,
             argv=sys.argv,
@@ -729,6 +740,7 @@ def compress(
         typer.Option(metavar="SHARE", help="Floor for the agreement with the Keras model, 0 to 1."),
     ] = None,
     kernels: Kernels = None,
+    import_modules: Import = None,
     config: Config = None,
     allow_undecided: AllowUndecided = False,
     as_json: AsJson = False,
@@ -774,6 +786,7 @@ def compress(
             min_agreement=min_agreement,
             kernels=kernels,
             fresh=fresh,
+            import_modules=import_modules or (),
             progress=progress,
             on_epoch=on_epoch,
             verbose=verbose,
@@ -792,6 +805,7 @@ def compress(
 @app.command()
 def inspect(
     model: Annotated[Path, typer.Argument(help="A .tflite, .keras or .h5 file.", metavar="FILE")],
+    import_modules: Import = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -801,8 +815,7 @@ def inspect(
 
     with _progress(quiet) as progress:
         progress(f"Reading {model.name}")
-        with hushed(verbose):
-            result = inspect_file(model)
+        result = inspect_file(model, import_modules or (), verbose)
     if as_json:
         _print_text(json.dumps(result.to_dict(), indent=1, allow_nan=False))
     else:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import os
+import pickle
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from edgecompress.core import isolation
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
@@ -31,6 +38,51 @@ def shared() -> Path:
     if not _SHARED.is_dir():
         pytest.skip(f"the reference models and measurements are not here ({_SHARED})")
     return _SHARED
+
+
+_isolated = isolation.call
+
+
+def _called_here(
+    function: str,
+    arguments: Mapping[str, Any],
+    *,
+    progress: Callable[[str], None] | None = None,
+    on_event: Callable[[Any], None] | None = None,
+    **more: Any,
+) -> isolation.Answer:
+    """Runs the function in this process; what crosses is copied as it is on the real way."""
+    if function.endswith(":strip_wrappers"):
+        # Its libraries change the process that imports them.
+        return _isolated(function, arguments, **more)
+    told = {"progress": progress, "event": on_event}
+
+    def tell(kind: str, value: Any) -> None:
+        listener = told[kind]
+        if listener is not None:
+            listener(_json(value))
+
+    module, _, name = function.partition(":")
+    copies = pickle.loads(pickle.dumps(dict(arguments)))
+    value, files = getattr(importlib.import_module(module), name)(**copies, tell=tell, gaps=())
+    contents = {
+        key: content.encode() if isinstance(content, str) else bytes(content)
+        for key, content in files.items()
+    }
+    return isolation.Answer(_json(value), contents)
+
+
+def _json(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=lambda item: item.tolist()))
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads model files in this process, which has TensorFlow already; for tests of other things.
+
+    What crosses to the process and back is pickled and made JSON all the same.
+    """
+    monkeypatch.setattr(isolation, "call", _called_here)
 
 
 @pytest.fixture(scope="session")

@@ -149,9 +149,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    in_process: None,
 ) -> Callable[[str], Ended]:
-    """Runs a command line in this process, in the folder `place`."""
+    """Runs a command line in this process, model files included, in the folder `place`."""
     monkeypatch.chdir(place)
 
     def call(command: str) -> Ended:
@@ -692,20 +695,20 @@ def test_a_signal_that_a_library_swallows_ends_the_next_stage(
     program = """
 import os, signal, sys
 from edgecompress.cli import main
-from edgecompress.converters import loaders
+from edgecompress.core import isolation
 
-load = loaders.load_model
+decode = isolation.decode
 
-def swallow(path):
+def swallow(kind, value):
     try:
         os.kill(os.getpid(), signal.SIGINT)
         for _ in range(10_000_000):
             pass
     except:
         pass
-    return load(path)
+    return decode(kind, value)
 
-loaders.load_model = swallow
+isolation.decode = swallow
 sys.exit(main(sys.argv[1:]))
 """
     done = subprocess.run(

@@ -32,6 +32,8 @@ from edgecompress.core.results import CheckResult, Report
 from edgecompress.pipeline import exporting, measuring
 from edgecompress.targets.profile import load_target
 
+pytestmark = pytest.mark.usefixtures("in_process")
+
 _SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "report.schema.json").read_text())
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import glob
 import importlib.util
 import json
 import os
@@ -21,7 +22,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from edgecompress.core import errors
 from edgecompress.core.errors import (
@@ -32,6 +33,8 @@ from edgecompress.core.errors import (
 )
 from edgecompress.core.sandbox import Limits, limits_for
 from edgecompress.core.units import format_size
+
+T = TypeVar("T")
 
 _CHILD = Path(__file__).with_name("isolation_child.py")
 # One line of progress, the result's JSON, one file, and how many files.
@@ -52,12 +55,10 @@ class Answer:
     Attributes:
         value: Made of what JSON knows.
         files: Name -> bytes; names are relative and stay inside a folder.
-        gaps: Protections that the process could not have here, one sentence each.
     """
 
     value: Any
     files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
-    gaps: tuple[str, ...] = ()
 
 
 def call(
@@ -67,21 +68,22 @@ def call(
     readable: Sequence[Path | str] = (),
     writable: Sequence[Path | str] = (),
     modules: Sequence[str] = (),
-    unlimited: bool = False,
+    training: bool = False,
     progress: Callable[[str], None] | None = None,
     on_event: Callable[[Any], None] | None = None,
     verbose: bool = False,
 ) -> Answer:
-    """Runs `function(**arguments, tell=...)` in a confined process.
+    """Runs `function(**arguments, tell=..., gaps=...)` in a confined process.
 
     Args:
         function: `module:function`. It returns (value, files): what JSON knows, and name -> bytes
-            or text. It may call `tell("progress", text)` and `tell("event", value)`.
+            or text. It may call `tell("progress", text)` and `tell("event", value)`; `gaps` are the
+            protections that the process could not have, one sentence each.
         arguments: Anything that can be pickled.
         readable: Files and folders that it works from.
         writable: Further folders that it may write into.
         modules: Modules that are imported first, from the current folder, too.
-        unlimited: Leave out the limit of processor time, for a training.
+        training: It trains: as long as it takes, with the machine's memory and its accelerator.
         progress: Called with each text of progress.
         on_event: Called with each event.
         verbose: Let through what it prints to standard error.
@@ -99,17 +101,22 @@ def call(
             "where Python is (sys.executable is empty). Load the model and hand it over."
         )
     limits = limits_for(sum(_bytes_of(Path(path)) for path in readable))
-    if unlimited:
-        limits = dataclasses.replace(limits, cpu_s=None)
+    devices: list[str] = []
+    if training:
+        limits = dataclasses.replace(
+            limits, cpu_s=None, memory=max(limits.memory or 0, _machine_memory())
+        )
+        if os.environ.get("CUDA_VISIBLE_DEVICES") != "-1":
+            devices = glob.glob("/dev/nvidia*")
     with _folder() as folder:
         job = {
             "function": function,
             "folder": str(folder),
             "paths": _import_folders(),
             "modules": list(modules),
-            "here": os.getcwd(),
+            "here": _here(),
             "readable": [*_package_folders(), *(str(Path(path).resolve()) for path in readable)],
-            "writable": [str(Path(path).resolve()) for path in writable],
+            "writable": [*devices, *(str(Path(path).resolve()) for path in writable)],
             "limits": dataclasses.asdict(limits),
             "parent": os.getpid(),
             "verbose": verbose,
@@ -130,14 +137,36 @@ def call(
                 start_new_session=os.name == "posix",
             )
             try:
-                gaps, failure = _listen(process, progress, on_event)
+                failure = _listen(process, progress, on_event)
             finally:
                 _end(process)
         if failure is not None:
             raise failure
         if process.returncode != 0 or not (folder / "result.json").is_file():
             raise _death(process.returncode, log, limits)
-        return _result(folder, gaps)
+        return _result(folder)
+
+
+def encode(value: Any) -> dict[str, Any]:
+    """Returns a frozen dataclass as what `decode` reads; the JSON of it holds all."""
+    return dataclasses.asdict(value)
+
+
+def decode(kind: type[T], value: Any) -> T:
+    """Returns the dataclass that an isolated function gave back, after checking all its fields.
+
+    Raises:
+        ProcessError: the value is none.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except (ValidationError, RecursionError) as error:
+        raise ProcessError(
+            "The process that reads the model gave back what is no "
+            f"{kind.__name__} ({_one_line(str(error), 200)})."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -164,9 +193,16 @@ def _environment(folder: Path) -> dict[str, str]:
 _SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|PRIVATE", re.IGNORECASE)
 
 
+def _here() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # It was removed.
+        return os.path.abspath(os.sep)
+
+
 def _import_folders() -> list[str]:
     """Returns the folders that this process imports from, the current one left out."""
-    here = os.path.realpath(os.getcwd())
+    here = os.path.realpath(_here())
     found = []
     for path in sys.path:
         if path and os.path.realpath(path) != here and os.path.exists(path):
@@ -181,6 +217,13 @@ def _package_folders() -> list[str]:
         spec = importlib.util.find_spec(name)
         found += [] if spec is None else list(spec.submodule_search_locations or ())
     return found
+
+
+def _machine_memory() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return 0
 
 
 def _bytes_of(path: Path) -> int:
@@ -208,12 +251,11 @@ def _listen(
     process: subprocess.Popen[bytes],
     progress: Callable[[str], None] | None,
     on_event: Callable[[Any], None] | None,
-) -> tuple[tuple[str, ...], BaseException | None]:
-    """Passes on what the process tells; returns its gaps, and what it raised."""
-    gaps: tuple[str, ...] = ()
+) -> BaseException | None:
+    """Passes on what the process tells; returns what it raised."""
     stream = process.stdout
     if stream is None:
-        return gaps, None
+        return None
     while line := stream.readline(_LONGEST_LINE):
         try:
             told = json.loads(line)
@@ -225,15 +267,13 @@ def _listen(
             progress(_one_line(told["progress"], 400))
         if "event" in told and on_event is not None:
             on_event(told["event"])
-        if isinstance(told.get("gaps"), list):
-            gaps = tuple(_one_line(gap, 400) for gap in told["gaps"] if isinstance(gap, str))
         if isinstance(told.get("error"), dict):
-            return gaps, _raised(told["error"])
+            return _raised(told["error"])
         if told.get("done") is True:
             break
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=30)
-    return gaps, None
+    return None
 
 
 def _one_line(text: str, limit: int) -> str:
@@ -306,7 +346,7 @@ def _death(status: int, log: Path, limits: Limits) -> ProcessError:
     )
 
 
-def _result(folder: Path, gaps: tuple[str, ...]) -> Answer:
+def _result(folder: Path) -> Answer:
     """Reads what the process has left; believes nothing of it."""
     try:
         told = json.loads(_read(folder / "result.json", _LARGEST_RESULT))
@@ -320,7 +360,7 @@ def _result(folder: Path, gaps: tuple[str, ...]) -> Answer:
         raise ProcessError(
             f"The process that reads the model gave back what is no result ({error})."
         ) from error
-    return Answer(value, files, gaps)
+    return Answer(value, files)
 
 
 def _read(path: Path, limit: int) -> bytes:

@@ -83,21 +83,25 @@ def main(path: str) -> int:
     def tell(kind: str, value: Any) -> None:
         print(json.dumps({kind: value}), file=answers, flush=True)
 
-    tell("gaps", list(confinement.gaps))
     try:
+        # Paths are as the user wrote them. Nothing is imported from there, nor read unasked.
+        os.chdir(job["here"])
         _import(job["modules"], job["here"])
         with open(os.path.join(folder, "arguments.pickle"), "rb") as file:
             arguments = pickle.load(file)
         module, _, name = job["function"].partition(":")
-        value, files = getattr(importlib.import_module(module), name)(**arguments, tell=tell)
+        value, files = getattr(importlib.import_module(module), name)(
+            **arguments, tell=tell, gaps=confinement.gaps
+        )
         for at, content in enumerate(files.values()):
             data = (
                 content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
             )
             with open(os.path.join(folder, f"file_{at}"), "wb") as out:
                 out.write(data)
-        with open(os.path.join(folder, "result.json"), "w", encoding="utf-8") as out:
-            json.dump({"value": value, "files": list(files)}, out)
+        with open(os.path.join(folder, "result.json"), "w", encoding="utf-8") as result:
+            # Numbers of numpy are numbers.
+            json.dump({"value": value, "files": list(files)}, result, default=lambda v: v.tolist())
     # Everything is told to the caller, who raises it there.
     except BaseException as error:
         if job["verbose"]:

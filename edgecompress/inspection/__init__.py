@@ -10,11 +10,16 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from edgecompress.core import isolation
 from edgecompress.core.errors import ModelFileError, UnsupportedModelError
 from edgecompress.core.flatbuffer import read_tflite
+from edgecompress.core.quiet import quiet
 from edgecompress.core.reading import open_file, read_bytes
+from edgecompress.core.record import sidecar_path
 from edgecompress.inspection.keras_models import inspect_keras
 from edgecompress.inspection.table import render
 from edgecompress.inspection.tflite import inspect_tflite
@@ -39,8 +44,15 @@ __all__ = [
 ]
 
 
-def inspect_file(path: Path | str) -> Inspection:
+def inspect_file(
+    path: Path | str, import_modules: Sequence[str] = (), verbose: bool = False
+) -> Inspection:
     """Inspects a model file: .tflite, .keras or .h5.
+
+    Args:
+        path: The file. Files of Keras are read in a process of its own.
+        import_modules: Modules that register the layers of your own that the file names.
+        verbose: Let the log of libraries through.
 
     Raises:
         ModelFileError: the file is missing, damaged, or no model.
@@ -58,6 +70,26 @@ def inspect_file(path: Path | str) -> Inspection:
             return inspect_tflite(read_tflite(path), name=path.name)
     elif not path.exists():
         raise ModelFileError(f"{path} does not exist. Check the path.")
+    answer = isolation.call(
+        f"{__name__}:inspect_isolated",
+        {"path": str(path), "verbose": verbose},
+        readable=[path, sidecar_path(path)],
+        modules=import_modules,
+        verbose=verbose,
+    )
+    return isolation.decode(Inspection, answer.value)
+
+
+def inspect_isolated(
+    path: str, verbose: bool, tell: Any = None, gaps: Sequence[str] = ()
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Inspects a file of Keras in the process that was started for it."""
+    with quiet(verbose):
+        found = _inspect_keras_file(Path(path))
+    return isolation.encode(dataclasses.replace(found, notes=(*found.notes, *gaps))), {}
+
+
+def _inspect_keras_file(path: Path) -> Inspection:
     from edgecompress.converters.loaders import load_model
 
     loaded = load_model(path)

@@ -8,18 +8,22 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgecompress.core.engines import engine_available
+from edgecompress.core import isolation
+from edgecompress.core.engines import Session, engine_available, session
 from edgecompress.core.errors import (
     ArgumentError,
     EngineError,
     UnsupportedModelError,
     UnsupportedOperatorError,
 )
+from edgecompress.core.files import write_together
 from edgecompress.core.flatbuffer import read_tflite
 from edgecompress.core.quiet import quiet
+from edgecompress.core.record import sidecar_path
 from edgecompress.core.results import Artifact, CheckResult, Report
 from edgecompress.pipeline.bundle import bundle_profile, make_bundle, read_labels
 from edgecompress.pipeline.formats import (
@@ -56,17 +60,19 @@ from edgecompress.pipeline.request import (
 )
 from edgecompress.pipeline.writing import (
     c_source_files,
+    export_files,
     html_page,
     listing,
     run_checks,
     tool_version,
-    write_files,
 )
 
 if TYPE_CHECKING:
     import numpy as np
 
     from edgecompress.converters.verify import Parity
+    from edgecompress.targets.checks import Budgets
+    from edgecompress.targets.measurement import MeasurementFile
     from edgecompress.targets.profile import TargetProfile
 
 
@@ -95,6 +101,7 @@ def export(
     measured: Path | str | None = None,
     baseline: Report | None = None,
     history: Mapping[str, Sequence[float]] | None = None,
+    import_modules: Sequence[str] = (),
     progress: Callable[[str], None] = silent,
     verbose: bool = False,
     argv: Sequence[str] = (),
@@ -149,6 +156,9 @@ def export(
             the targets: the latency of that target is the measured one.
         baseline: An earlier report; the HTML page compares against it.
         history: Training curves for the HTML page, name -> values (`model.fit(...).history`).
+        import_modules: Modules that register the layers of your own that a model file names
+            (`keras.saving.register_keras_serializable`); found in the current folder, too. A file
+            is read in a process of its own, which knows nothing of what is registered in this one.
         progress: Called with a short text as each stage begins.
         verbose: Let the converters write their log to standard error.
         argv: The command for the report.
@@ -196,21 +206,121 @@ def export(
             "--labels", "go with a phone or the host among the targets", [p.name for p in profiles]
         )
     check_name(name)
-    job, labelled, notes = _job(
-        model,
-        chosen,
-        calibration,
-        evaluate,
-        min_agreement,
-        progress,
-        verbose,
+    asked = _Asked(
+        name=name,
+        file_format=file_format,
         profiles=tuple(profiles),
         budgets=budgets,
         kernels=kernels,
         options=options,
+        memory=memory,
+        floor=floor,
+        timed=timed,
+        calibration=calibration,
+        evaluate=evaluate,
+        folder=folder,
+        c_sources=c_sources,
+        class_names=class_names,
+        baseline=baseline,
+        history=history,
+        verbose=verbose,
+        argv=tuple(argv) or tuple(sys.argv),
     )
-    if name is not None:
-        job = dataclasses.replace(job, name=name)
+    if isinstance(model, (str, Path)):
+        built = _build_apart(Path(model), asked, tuple(import_modules), progress)
+    else:
+        built = _build(model, asked, progress)
+    progress("Writing the files")
+    write_together(folder, built.files)
+    return built.report
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What an export was asked for, checked; what is read from files is still to be read."""
+
+    name: str | None
+    file_format: str
+    profiles: tuple[TargetProfile, ...]
+    budgets: Budgets
+    kernels: str | None
+    options: Mapping[str, Any]
+    memory: int | None
+    floor: float | None
+    timed: MeasurementFile | None
+    calibration: Any
+    evaluate: Any
+    folder: Path
+    c_sources: bool
+    class_names: tuple[str, ...] | None
+    baseline: Report | None
+    history: Mapping[str, Sequence[float]] | None
+    verbose: bool
+    argv: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Built:
+    """An export before it is written."""
+
+    report: Report
+    files: Mapping[str, bytes | str]
+
+
+def _build_apart(
+    model: Path, asked: _Asked, import_modules: tuple[str, ...], progress: Callable[[str], None]
+) -> _Built:
+    """Builds from a file, in a process of its own: files come from anywhere."""
+    given = [asked.calibration, asked.evaluate]
+    data = [Path(path) for path in given if isinstance(path, (str, Path))]
+    answer = isolation.call(
+        f"{__name__}:build_isolated",
+        {"model": str(model), "asked": asked},
+        readable=[model, sidecar_path(model), *data],
+        modules=import_modules,
+        progress=progress,
+        verbose=asked.verbose,
+    )
+    return _Built(isolation.decode(Report, answer.value), answer.files)
+
+
+def build_isolated(
+    model: str, asked: _Asked, tell: Callable[[str, Any], None], gaps: Sequence[str] = ()
+) -> tuple[dict[str, Any], Mapping[str, bytes | str]]:
+    """Builds an export in the process that was started for it; returns its report and files."""
+    with session() as shared:
+        shared.gaps.update(dict.fromkeys(gaps))
+        built = _build(Path(model), asked, lambda text: tell("progress", text))
+    return isolation.encode(built.report), built.files
+
+
+def _build(model: Any, asked: _Asked, progress: Callable[[str], None]) -> _Built:
+    """Converts, runs and checks; writes nothing."""
+    with session() as shared:
+        return _build_in(shared, model, asked, progress)
+
+
+def _build_in(
+    shared: Session, model: Any, asked: _Asked, progress: Callable[[str], None]
+) -> _Built:
+    chosen, profiles, budgets = FORMATS[asked.file_format], list(asked.profiles), asked.budgets
+    kernels, memory, min_accuracy = asked.kernels, asked.memory, budgets.min_accuracy
+    bundled_for = bundle_profile(profiles)
+    job, labelled, notes = _job(
+        model,
+        chosen,
+        asked.calibration,
+        asked.evaluate,
+        asked.floor,
+        progress,
+        asked.verbose,
+        profiles=asked.profiles,
+        budgets=budgets,
+        kernels=kernels,
+        options=asked.options,
+    )
+    if asked.name is not None:
+        job = dataclasses.replace(job, name=asked.name)
     product = chosen.make(job)
     if product.engine is not None:
         profiles = [
@@ -220,7 +330,7 @@ def export(
     notes += product.notes
 
     measurements = Measurements(product.main.data, progress, labelled, min_accuracy)
-    agreement = _Agreement(product, measurements, floor)
+    agreement = _Agreement(product, measurements, asked.floor)
     samples = job.samples
     if samples is None and labelled is not None:
         samples = labelled.x
@@ -239,10 +349,10 @@ def export(
         kernels,
         measurements,
         lambda profile: [agreement.check(profile)],
-        str(folder / product.main.file_name(job.name)),
+        str(asked.folder / product.main.file_name(job.name)),
         progress,
         memory,
-        timed,
+        asked.timed,
     )
 
     extra: dict[str, bytes | str] = {}
@@ -256,15 +366,14 @@ def export(
             # Beside a microcontroller the limit is meant for its arena, not for a process.
             dataclasses.replace(budgets, max_ram=None) if boards else budgets,
             samples,
-            class_names,
+            asked.class_names,
             progress,
         )
         extra = bundled.files
         notes += bundled.notes
 
-    progress("Writing the files")
     sources: dict[str, str] = {}
-    if c_sources:
+    if asked.c_sources:
         try:
             sources = c_source_files(
                 product.main.data, job.name, profiles, kernels, results, memory
@@ -276,14 +385,16 @@ def export(
     report = Report(
         model=model_info,
         targets=results,
-        argv=tuple(argv) or tuple(sys.argv),
+        argv=asked.argv,
         version=tool_version(),
         artifacts=listing(product.artifacts, job.name, sources, product.latencies),
-        notes=tuple(dict.fromkeys(notes)),
+        notes=tuple(dict.fromkeys([*notes, *shared.gaps])),
     )
-    page = html_page(report, product.flat, profiles, kernels, baseline, history, agreement.layered)
-    write_files(folder, product.artifacts, job.name, sources, report, page, extra)
-    return report
+    page = html_page(
+        report, product.flat, profiles, kernels, asked.baseline, asked.history, agreement.layered
+    )
+    files = export_files(product.artifacts, job.name, sources, report, page, extra)
+    return _Built(report, files)
 
 
 def _job(

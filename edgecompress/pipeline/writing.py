@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgecompress.core.files import sha256, write_together
+from edgecompress.core.files import sha256
 from edgecompress.core.flatbuffer import FlatModel
 from edgecompress.core.record import CompressionRecord, sidecar_path, sidecar_text
 from edgecompress.core.results import (
@@ -176,16 +176,15 @@ def c_source_files(
     return {f"c/{path}": text for path, text in files.items()}
 
 
-def write_files(
-    folder: Path,
+def export_files(
     artifacts: Sequence[Artifact],
     name: str,
     sources: Mapping[str, str],
     report: Report,
     page: str,
     extra: Mapping[str, bytes | str] | None = None,
-) -> None:
-    """Writes all files of an export at one moment; `extra` are further ones, by path."""
+) -> dict[str, bytes | str]:
+    """Returns all files of an export, path -> content; `extra` are further ones."""
     files: dict[str, bytes | str] = {}
     for artifact in artifacts:
         file = artifact.file_name(name)
@@ -194,8 +193,9 @@ def write_files(
         if artifact.record not in (None, CompressionRecord()):
             files[sidecar_path(Path(file)).name] = sidecar_text(artifact.record, artifact.data)
     # Where files take their places one by one, who finds a report.json finds all that it lists.
-    files |= {**sources, **(extra or {}), "report.html": page, "report.json": report.to_json()}
-    write_together(folder, files)
+    return files | {
+        **sources, **(extra or {}), "report.html": page, "report.json": report.to_json(),
+    }  # fmt: skip
 
 
 def tool_version() -> str:

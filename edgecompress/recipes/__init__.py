@@ -6,20 +6,23 @@ test, and one import line here.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from edgecompress.core import isolation
+from edgecompress.core.engines import session
 from edgecompress.core.errors import UnknownNameError
+from edgecompress.core.record import sidecar_path
+from edgecompress.pipeline.request import load_profiles, usable_folder
 
 # Importing a recipe registers it.
 from edgecompress.recipes import deep_compression
 from edgecompress.recipes.registry import RECIPES, Epoch, Recipe, Request
-
-if TYPE_CHECKING:
-    from edgecompress.recipes.results import CompressionResult
+from edgecompress.recipes.results import CompressionResult
 
 __all__ = ["RECIPES", "Epoch", "Recipe", "Request", "compress", "deep_compression"]
 
@@ -44,6 +47,7 @@ def compress(
     min_agreement: float | None = None,
     kernels: str | None = None,
     fresh: bool = False,
+    import_modules: Sequence[str] = (),
     progress: Callable[[str], None] = _silent,
     on_epoch: Callable[[Epoch], None] = _silent,
     verbose: bool = False,
@@ -76,6 +80,7 @@ def compress(
         min_agreement: Floor for its agreement with the final Keras model, 0 to 1.
         kernels: Kernel set instead of the profiles'.
         fresh: Start over instead of going on behind the last finished stage.
+        import_modules: As in `export`.
         progress: Called with a short text as each stage begins.
         on_epoch: Called with an `Epoch` after each epoch.
         verbose: Let libraries' logs through.
@@ -108,19 +113,72 @@ def compress(
         "min_agreement": min_agreement,
         "kernels": kernels,
     }
-    return chosen.run(
-        Request(
-            model=model,
-            data=data,
-            validation=validation,
-            settings=chosen.settings(**settings),
-            output=Path(output),
-            targets=tuple(targets),
-            export=export,
-            fresh=fresh,
+    asked = {
+        "model": model,
+        "data": data,
+        "validation": validation,
+        "settings": chosen.settings(**settings),
+        "output": Path(output),
+        "targets": tuple(targets),
+        "export": export,
+        "fresh": fresh,
+        "verbose": verbose,
+        "argv": tuple(argv) or tuple(sys.argv),
+    }
+    if not isinstance(model, (str, Path)):
+        return chosen.run(Request(**asked, progress=progress, on_epoch=on_epoch))
+    # Files of profiles and the output are this process's; the model's file is nobody's.
+    asked["targets"] = tuple(load_profiles(asked["targets"]))
+    with _made(usable_folder(output)) as folder:
+        answer = isolation.call(
+            f"{__name__}:compress_isolated",
+            {"recipe": recipe, "asked": asked},
+            readable=[model, sidecar_path(Path(model)), *_paths(data, validation)],
+            writable=[folder],
+            modules=import_modules,
+            training=True,
             progress=progress,
-            on_epoch=on_epoch,
+            on_event=lambda event: on_epoch(isolation.decode(Epoch, event)),
             verbose=verbose,
-            argv=tuple(argv) or tuple(sys.argv),
         )
-    )
+    return isolation.decode(CompressionResult, answer.value)
+
+
+def compress_isolated(
+    recipe: str,
+    asked: dict[str, Any],
+    tell: Callable[[str, Any], None],
+    gaps: Sequence[str] = (),
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Compresses in the process that was started for it; returns the result."""
+    with session() as shared:
+        shared.gaps.update(dict.fromkeys(gaps))
+        result = RECIPES[recipe].run(
+            Request(
+                **asked,
+                progress=lambda text: tell("progress", text),
+                on_epoch=lambda epoch: tell("event", isolation.encode(epoch)),
+            )
+        )
+    return isolation.encode(result), {}
+
+
+def _paths(*sources: Any) -> list[Path]:
+    return [Path(source) for source in sources if isinstance(source, (str, Path))]
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[Path]:
+    """Makes a folder; where the block fails and nothing was put into it, it goes again."""
+    missing = []
+    place = folder
+    while not place.exists():
+        missing.append(place)
+        place = place.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
+    finally:
+        for made in missing:
+            with contextlib.suppress(OSError):
+                made.rmdir()

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from edgecompress.converters import configurations
 from edgecompress.converters.loaders import LoadedModel, one_line
 from edgecompress.core.errors import ArgumentError, UnsupportedModelError
 from edgecompress.core.keras_graph import functional_of, graph_nodes
@@ -257,6 +258,10 @@ def own_loss(model: Any, path: Path | None) -> tuple[Any, tuple[str, ...]]:
     try:
         if path is not None:
             loss = _stored_loss(path)
+            try:
+                configurations.check_part(loss, path)
+            except UnsupportedModelError as error:
+                return None, (f"The model's own loss is not read: {one_line(error, 160)}",)
         else:
             loss = model.loss if getattr(model, "compiled", False) else None
         if isinstance(loss, dict) and "class_name" in loss:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,8 @@ import pytest
 from edgecompress.converters import configurations, keras_names
 from edgecompress.converters.loaders import load_model
 from edgecompress.core.errors import EdgeCompressError, ModelFileError, UnsupportedModelError
+from edgecompress.core.sandbox import Confinement
+from edgecompress.inspection import inspect_isolated
 
 keras = pytest.importorskip("keras")
 
@@ -492,3 +496,57 @@ def test_saved_models_of_tensorflow_1_are_refused(tmp_path: Path) -> None:
     message.meta_graphs[0].ClearField("object_graph_def")
     graph.write_bytes(message.SerializeToString())
     refused(tmp_path / "saved", UnsupportedModelError, "TensorFlow 1")
+
+
+# --- through the command line -------------------------------------------------------------------
+
+
+def _run(folder: Path, *arguments: str) -> tuple[int, str, str]:
+    """Runs the installed command in a folder, with all its processes."""
+    program = Path(sys.executable).with_name("edgecompress")
+    done = subprocess.run([program, *arguments], cwd=folder, capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_an_attack_on_the_command_is_one_line(tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    legacy_file(tmp_path / "call.h5", call("io.write_file", str(canary), contents="written"))
+    code, out, err = _run(tmp_path, "export", "call.h5", "-t", "host", "-o", "out", "-q")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith("edgecompress: Layer 'attack' of call.h5 calls the TensorFlow function")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["call.h5"]
+
+
+def test_layers_of_ones_own_need_their_module_by_name(tmp_path: Path) -> None:
+    (tmp_path / "own_layers.py").write_text(
+        "import keras\n"
+        "@keras.saving.register_keras_serializable('hostile_tests')\n"
+        "class Doubling(keras.layers.Layer):\n"
+        "    def call(self, x):\n"
+        "        return x * 2\n"
+    )
+    layer = {
+        "module": "own_layers", "class_name": "Doubling", "config": {"name": "twice"},
+        "registered_name": "hostile_tests>Doubling",
+    }  # fmt: skip
+    keras_file(tmp_path / "custom.keras", layer)
+    code, out, err = _run(tmp_path, "inspect", "custom.keras", "-q")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    for part in ("Layer 'twice' of custom.keras", "'Doubling' of 'own_layers'", "--import MODULE",
+                 "import_modules=", "hand over the loaded model"):  # fmt: skip
+        assert part in err
+    code, out, err = _run(tmp_path, "inspect", "custom.keras", "-q", "--import", "own_layers")
+    assert (code, err) == (0, "") and "twice" in out
+    code, _, err = _run(tmp_path, "inspect", "custom.keras", "-q", "--import", "own_layer")
+    assert code == 2 and "`--import` must be a module that can be imported" in err
+    # A configuration is data, and names no code.
+    (tmp_path / "c.toml").write_text('import = ["own_layers"]')
+    code, _, err = _run(tmp_path, "export", "custom.keras", "-t", "host", "--config", "c.toml")
+    assert code == 2 and "--config key in c.toml" in err
+
+
+def test_what_protects_is_said_where_it_is_missing(tmp_path: Path) -> None:
+    keras.Sequential([keras.Input((4,)), keras.layers.ReLU()]).save(tmp_path / "a.keras")
+    (gap,) = Confinement(files="this Linux kernel has no Landlock").gaps
+    value, files = inspect_isolated(str(tmp_path / "a.keras"), False, gaps=(gap,))
+    assert gap in value["notes"] and files == {}

@@ -16,13 +16,15 @@ import os
 import pickle
 import re
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from edgecompress.core import errors
 from edgecompress.core.errors import (
@@ -32,6 +34,7 @@ from edgecompress.core.errors import (
     ProcessError,
 )
 from edgecompress.core.sandbox import Limits, limits_for
+from edgecompress.core.terminal import shown
 from edgecompress.core.units import format_size
 
 T = TypeVar("T")
@@ -130,16 +133,19 @@ def call(
                 [sys.executable, "-I", str(_CHILD), str(folder / "job.json")],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
-                stderr=None if verbose else errors_to,
+                stderr=subprocess.PIPE if verbose else errors_to,
                 cwd=folder,
                 env=_environment(folder),
                 # Ctrl-C is the caller's to handle; it ends the whole group.
                 start_new_session=os.name == "posix",
             )
+            reader = threading.Thread(target=_let_through, args=(process.stderr,), daemon=True)
+            reader.start()
             try:
                 failure = _listen(process, progress, on_event)
             finally:
                 _end(process)
+                reader.join(timeout=5)
         if failure is not None:
             raise failure
         if process.returncode != 0 or not (folder / "result.json").is_file():
@@ -276,6 +282,16 @@ def _listen(
     return None
 
 
+def _let_through(stream: IO[bytes] | None) -> None:
+    """Prints what the process prints; its names come from the file, and are shown as such."""
+    if stream is None:
+        return
+    with contextlib.suppress(OSError, ValueError), stream:
+        while line := stream.readline(_LONGEST_LINE):
+            text = line.decode(errors="replace").rstrip("\r\n")
+            print(shown(text), file=sys.stderr, flush=True)
+
+
 def _one_line(text: str, limit: int) -> str:
     text = " ".join(text.split())
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
@@ -367,8 +383,9 @@ def _read(path: Path, limit: int) -> bytes:
     # A link would have this process read what that process cannot.
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     with open(os.open(path, flags), "rb") as file:
-        if os.fstat(file.fileno()).st_size > limit:
-            raise ValueError(f"{path.name} is too large")
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode) or found.st_size > limit:
+            raise ValueError(f"{path.name} is no file, or too large")
         return file.read(limit)
 
 

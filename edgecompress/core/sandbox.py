@@ -42,6 +42,7 @@ _SYSTEM = (
     "/dev/urandom",
 )  # fmt: skip
 _SINKS = ("/dev/null",)
+_GRACE_S = 5
 
 # <linux/audit.h> and the numbers of calls that reach other machines or other processes:
 # socket, io_uring_setup (which opens sockets, too), ptrace, process_vm_writev, bpf, add_key,
@@ -178,9 +179,12 @@ def _limit(limits: Limits) -> str:
         if value is None:
             continue
         _, hard = resource.getrlimit(kind)
-        least = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        # At the soft limit of time comes SIGXCPU, which tells why; at the hard one SIGKILL.
+        most = value + _GRACE_S if kind == resource.RLIMIT_CPU else value
+        if hard != resource.RLIM_INFINITY:
+            value, most = min(value, hard), min(most, hard)
         try:
-            resource.setrlimit(kind, (least, least))
+            resource.setrlimit(kind, (value, most))
         except (OSError, ValueError) as error:
             return f"they cannot be set ({error})"
     return "" if sys.platform == "linux" else "this system does not enforce a limit of memory"

@@ -75,7 +75,20 @@ pruned.fit(np.random.rand(8, 4), np.random.rand(8, 2), verbose=0, epochs=3,
     callbacks=[tfmot.sparsity.keras.UpdatePruningStep()])
 pruned.save(folder + "/pruned.h5")
 np.save(folder + "/pruned.npy", tfmot.sparsity.keras.strip_pruning(pruned)(np.ones((1, 4))))
-tfmot.quantization.keras.quantize_model(base).save(folder + "/qat.h5")
+pruned.save(folder + "/pruned.keras"); pruned.save(folder + "/pruned_saved", save_format="tf")
+pruned.export(folder + "/pruned_exported")
+qat = tfmot.quantization.keras.quantize_model(base)
+qat.save(folder + "/qat.h5"); qat.save(folder + "/qat_saved", save_format="tf")
+clustered = tfmot.clustering.keras.cluster_weights(base, number_of_clusters=3,
+    cluster_centroids_init=tfmot.clustering.keras.CentroidInitialization.LINEAR)
+clustered.export(folder + "/clustered_exported")
+from edgecompress.converters.loaders import wrap
+for name, model in (("qat", qat), ("pruned", pruned), ("clustered", clustered)):
+    try:
+        wrap(model)
+    except Exception as error:
+        with open(folder + "/" + name + ".txt", "w") as file:
+            file.write(type(error).__name__ + ": " + str(error))
 """,
         folder,
     )
@@ -203,15 +216,54 @@ def test_keras_2_models_without_a_keras_3_form_stay(legacy: Path) -> None:
     np.testing.assert_allclose(first_output(legacy / "ops.h5"), expected, atol=1e-5)
 
 
-def test_pruning_wrappers_are_stripped(legacy: Path) -> None:
-    loaded = load_model(legacy / "pruned.h5")
+@pytest.mark.parametrize("name", ["pruned.h5", "pruned.keras"])
+def test_pruning_wrappers_are_stripped(legacy: Path, name: str) -> None:
+    loaded = load_model(legacy / name)
     assert loaded.flavour == "keras3"
     assert "stripped" in loaded.notes[0]
     kernel = loaded.model.get_layer("first").kernel.numpy()
     assert np.count_nonzero(kernel == 0) == kernel.size // 2
-    np.testing.assert_allclose(
-        first_output(legacy / "pruned.h5"), np.load(legacy / "pruned.npy"), atol=1e-5
-    )
+    outputs = loaded.predict([np.ones((1, 4), np.float32)])[0]
+    np.testing.assert_allclose(outputs, np.load(legacy / "pruned.npy"), atol=1e-5)
+
+
+def test_wrappers_that_cannot_be_stripped_are_named_with_the_way_round(legacy: Path) -> None:
+    """In SavedModels, and in memory, where importing what strips them changes the process."""
+    for name, text in (
+        ("pruned_saved", "strip_pruning(model)"),
+        ("pruned_exported", "strip_pruning(model)"),
+        ("clustered_exported", "strip_clustering(model)"),
+        ("qat_saved", "quantize_model()"),
+    ):
+        assert text in refusal(legacy / name, UnsupportedModelError)
+    for name, text in (
+        ("qat", "is a quantization wrapper (QuantizeLayer)"),
+        ("pruned", "strip_pruning(model)"),
+        ("clustered", "strip_clustering(model)"),
+    ):
+        found = (legacy / f"{name}.txt").read_text()
+        assert found.startswith("UnsupportedModelError: Layer ") and text in found
+
+
+@pytest.mark.parametrize("name", ["pruned.h5", "pruned.keras"])
+def test_modules_of_the_current_folder_are_not_imported(
+    legacy: Path, tmp_path: Path, name: str
+) -> None:
+    for module in (
+        "tensorflow_model_optimization",
+        "tf_keras",
+        "h5py",
+        "json",
+        "jax",
+        "sitecustomize",
+    ):
+        (tmp_path / f"{module}.py").write_text("open('imported', 'w')")
+    done = subprocess.run(
+        [Path(sys.executable).with_name("edgecompress"), "inspect", legacy / name, "-q"],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "first" in done.stdout and not (tmp_path / "imported").exists()
 
 
 @pytest.mark.parametrize("name", ["ad01", "pretrainedResnet"])

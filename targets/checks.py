@@ -286,6 +286,7 @@ def _predicted_latency(subject: Subject, estimate: LatencyEstimate) -> CheckResu
         "known_from": _known_from(profile, estimate),
         "runtime": profile.cycles.runtime if profile.cycles and estimate.calibration else "",
         "instructions": estimate.instructions,
+        "instruction_error": estimate.instruction_error,
         "weight_bytes": estimate.weight_bytes,
         "cycles_per_instruction": estimate.cycles_per_instruction,
         "cycles": estimate.cycles,

@@ -38,6 +38,9 @@ _PRUNE = {"dsp": (17.0, 186.0), "mve": (16.0, 191.0)}
 # Instructions a weight, a table look-up, a look-up that read more bits than it used, and a word.
 _HUFFMAN = {"dsp": (0.0, 23.2, 4.7, 3.4, 154.0), "mve": (0.7, 22.4, 4.7, 3.3, 172.0)}
 
+# Largest relative error of what follows over the counted tensors.
+DECODE_ERROR = 0.032
+
 
 class UnknownCode(ValueError):
     """An encoding whose cost has not been counted; the text says which."""
@@ -151,7 +154,7 @@ def _one_output(encoded: Tensor, ancillary: Tensor, output: Tensor, kernels: str
     if header is None or code is None or len(header) < _HEADER_BYTES:
         raise UnknownCode("its code is not in the file")
     kind, weights = _KINDS.get(header[0]), output.elements
-    if kind == "prune":
+    if kind == "prune" and output.type == "INT8":
         each, once = _PRUNE[kernels]
         return each * weights + once
     if kind == "lut" and output.type == "INT8":

@@ -82,7 +82,7 @@ def header(kind: int, parameters: int, tail: list[int] | None = None) -> list[in
 
 
 def cost(model: FlatModel, kernels: str = "dsp") -> float:
-    return operator_instructions(model, model.operators[0], kernels)
+    return operator_instructions(model, model.operators[0], kernels).instructions
 
 
 def test_each_encoding_is_read_from_its_header() -> None:
@@ -103,6 +103,7 @@ def test_each_encoding_is_read_from_its_header() -> None:
         decoding(header(127, 0), bytes(8), 8),
         decoding(header(0, 7), bytes(8), 8),
         decoding(header(0, 4), bytes(8), 8, type="INT32"),
+        decoding(header(2, 0), bytes(8), 8, type="INT16"),
         decoding(header(1, 1), bytes(8), 8),  # 32-bit tables
         decoding([0, 1], bytes(8), 8),
     ],

@@ -53,13 +53,13 @@ WINDOW = ("kh", "kw", "sh", "sw", "dh", "dw")
 POOL: tuple[tuple[str, ...], ...] = ((), ("sh", "sw"), ("kh", "kw", "ci", "out_elements"))
 RESIZE: tuple[tuple[str, ...], ...] = ((), (), ("in_elements", "out_elements", "ci"))
 AXES = {
-    "CONV_2D": (("weight_type", "bias"), WINDOW, ("ci", "co", "out_elements")),
-    "DEPTHWISE_CONV_2D": (("weight_type", "bias", "multiplier"), WINDOW, ("ci", "out_elements")),
+    "CONV_2D": (("weight_type",), WINDOW, ("ci", "co", "out_elements")),
+    "DEPTHWISE_CONV_2D": (("weight_type", "multiplier"), WINDOW, ("ci", "out_elements")),
     "TRANSPOSE_CONV": (
         ("weight_type", "bias"), ("kh", "kw", "sh", "sw"), ("ci", "co", "out_elements"),
     ),
     "FULLY_CONNECTED": (
-        ("weight_type", "bias", "rank", "per_channel"), (), ("ni", "no", "batch"),
+        ("weight_type", "rank", "per_channel"), (), ("ni", "no", "batch"),
     ),
     "AVERAGE_POOL_2D": POOL,
     "MAX_POOL_2D": POOL,

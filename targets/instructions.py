@@ -36,6 +36,9 @@ PER_OPERATOR = 56
 _BYTES = {"INT8": 1, "UINT8": 1, "INT16": 2, "INT32": 4, "FLOAT32": 4, "BOOL": 1}
 # Of an operator below all counted sizes: such a number says how much it may be, not how little.
 _LARGEST_ERROR = 0.9
+# Instructions an output that a bias takes at most: fetch it, add it, step on. What was counted has
+# one; where the formulas do not tell them apart, a number without is that much less certain.
+_BIAS = 5
 _SUFFIX = {("INT8", "INT8"): "", ("INT16", "INT8"): "_s16", ("INT8", "INT4"): "_w4"}
 
 
@@ -538,7 +541,10 @@ def count(g: Geometry, kernels: str, core: str | None = None) -> Count:
     instructions = fit.ratio * evaluate(formula.text, values)
     error = fit.error
     if formula.domain.is_smaller(g):
-        error = min(_LARGEST_ERROR, max(error, formula.slack / instructions))
+        error = max(error, formula.slack / instructions)
+    if not g.bias and "bias" not in formula.domain.kinds:
+        error += _BIAS * g.out_elements / instructions
+    error = min(_LARGEST_ERROR, error)
     return Count(instructions, error)
 
 

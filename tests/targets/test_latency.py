@@ -175,7 +175,6 @@ def test_sizes_reach_further_but_not_those_that_never_varied() -> None:
         ({"code": "SOFTMAX", "in_scale": 0.1, "out_type": "INT16"}, "output type INT16"),
         ({"code": "QUANTIZE", "in_type": "UINT8"}, "without equal scales of input and output"),
         ({"code": "QUANTIZE", "in_type": "INT16", "out_type": "INT32"}, "output type INT32"),
-        ({"bias": False, "code": "FULLY_CONNECTED", "rank": 2}, "without bias was not counted"),
         ({"kh": 3, "kw": 3, "sh": 3, "sw": 3}, "vertical stride 3"),
     ],
 )
@@ -210,6 +209,13 @@ def test_an_operator_below_all_sizes_is_known_to_some_instructions() -> None:
     assert (
         count(small, "dsp").error > count(large, "dsp").error == formulas("dsp")["logistic"].error
     )
+
+
+def test_a_missing_bias_makes_a_number_less_certain() -> None:
+    g = Geometry("FULLY_CONNECTED", ni=64, no=16, out_elements=16, rank=2)
+    found, without = count(g, "dsp"), count(dataclasses.replace(g, bias=False), "dsp")
+    assert without.instructions == found.instructions
+    assert without.error == pytest.approx(found.error + 5 * 16 / found.instructions)
 
 
 def _arithmetic(first: tuple[int, ...], second: tuple[int, ...], kind: str = "INT8") -> FlatModel:

@@ -550,9 +550,7 @@ def test_only_enough_samples_fail_the_default_floor(
     parity = Parity(
         "litert", "2.3.0", "XNNPACK", samples, "classes", agree / samples, 1.0, 1.0, 0.1, 1.0
     )
-    result = measuring.parity_check(
-        load_target("pixel-4"), {"litert": parity}, {}, "Keras model", asked
-    )
+    result = measuring.parity_check(load_target("pixel-4"), {"litert": parity}, {}, asked)
     assert result.verdict == verdict
     assert (result.reason is None) == (verdict == "pass")
 

@@ -142,7 +142,7 @@ class Formula:
 
     def on(self, core: str | None) -> CoreFit:
         """Returns the ratio and the error on a core."""
-        if core in self.cores:
+        if core is not None and core in self.cores:
             return self.cores[core]
         return CoreFit(1.0, max(self.error, uncounted_errors().get(core or "", 0.0)))
 

@@ -541,9 +541,9 @@ def count(g: Geometry, kernels: str, core: str | None = None) -> Count:
     instructions = fit.ratio * evaluate(formula.text, values)
     error = fit.error
     if formula.domain.is_smaller(g):
-        error = max(error, formula.slack / instructions)
+        error = max(error, formula.slack / max(1.0, instructions))
     if not g.bias and "bias" not in formula.domain.kinds:
-        error += _BIAS * g.out_elements / instructions
+        error += _BIAS * g.out_elements / max(1.0, instructions)
     error = min(_LARGEST_ERROR, error)
     return Count(instructions, error)
 
@@ -792,6 +792,14 @@ def _read_svdf(model: FlatModel, operator: Operator) -> dict[str, Any]:
     return found
 
 
+# Inputs that Keras never fills.
+_LSTM_EXTRAS = {
+    **dict.fromkeys((9, 10, 11), "peepholes"),
+    **dict.fromkeys((16, 17), "a projection"),
+    **dict.fromkeys((20, 21, 22, 23), "normalized gates"),
+}
+
+
 @_READERS.register("UNIDIRECTIONAL_SEQUENCE_LSTM")
 def _read_lstm(model: FlatModel, operator: Operator) -> dict[str, Any]:
     source, weights = _needed(model, operator, 0), _needed(model, operator, 2)
@@ -801,6 +809,11 @@ def _read_lstm(model: FlatModel, operator: Operator) -> dict[str, Any]:
     found["steps"], batch = (first, second) if time_major else (second, first)
     if batch != 1:
         raise Unmodelled("UNIDIRECTIONAL_SEQUENCE_LSTM of a batch has no instruction formula")
+    for position, part in _LSTM_EXTRAS.items():
+        if model.tensor(operator, position) is not None:
+            raise Unmodelled(f"{operator.name} with {part} was not counted")
+    if model.tensor(operator, 1) is None:
+        raise Unmodelled(f"{operator.name} without an input gate was not counted")
     found["no"], found["ni"] = _shape4(weights)[2:]
     found["weight_type"] = weights.type
     return found

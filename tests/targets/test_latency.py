@@ -218,6 +218,33 @@ def test_a_missing_bias_makes_a_number_less_certain() -> None:
     assert without.error == pytest.approx(found.error + 5 * 16 / found.instructions)
 
 
+def test_an_empty_operator_costs_its_call_at_most() -> None:
+    empty = Geometry("LOGISTIC", in_scale=0.05, in_elements=0, out_elements=0)
+    assert count(empty, "dsp").instructions == 0
+
+
+@pytest.mark.parametrize(
+    ("position", "message"),
+    [(None, ""), (9, "peepholes"), (16, "a projection"), (20, "normalized gates"), (1, "gate")],
+)
+def test_variants_of_lstm(position: int | None, message: str) -> None:
+    tensors = (
+        Tensor(0, "x", (1, 8, 16), "INT8", None, (0.1,), (0,)),
+        Tensor(1, "w", (16, 16), "INT8", bytes(256), (0.1,), (0,)),
+        Tensor(2, "y", (1, 8, 16), "INT8", None, (0.1,), (0,)),
+    )
+    inputs = [0, *[1] * 8, *[-1] * 3, *[1] * 4, -1, -1, 1, 1, *[-1] * 4]
+    if position is not None:
+        inputs[position] = -1 if position == 1 else 1
+    operator = Operator(0, "UNIDIRECTIONAL_SEQUENCE_LSTM", "", 1, tuple(inputs), (2,))
+    model = FlatModel(b"", tensors, (operator,), (0,), (2,))
+    if position is None:
+        assert operator_instructions(model, operator, "dsp").instructions > 0
+        return
+    with pytest.raises(Unmodelled, match=message):
+        operator_instructions(model, operator, "dsp")
+
+
 def _arithmetic(first: tuple[int, ...], second: tuple[int, ...], kind: str = "INT8") -> FlatModel:
     tensors = (
         Tensor(0, "x", first, "INT8", None, (0.1,), (0,)),

@@ -314,6 +314,12 @@ def test_a_model_with_learnt_ranges_needs_no_calibration(
     parity = _check(report, "parity")
     assert parity.verdict == "not_measured"
     assert parity.reason == "No calibration or evaluation data was given."
+    # Nobody knows whether the file does what the model does: no pass, and undecided where asked.
+    assert (report.verdict, report.undecided) == ("not_measured", ())
+    asked = ec.export(
+        tmp_path / "trained.keras", ["cortex-m4"], min_agreement=0.8, output=tmp_path / "b"
+    )
+    assert (asked.exit_code, asked.undecided_limits) == (6, ("parity on cortex-m4",))
     record, _ = read_record(tmp_path / "a" / "trained_int8.tflite")
     if record is None:
         raise AssertionError("no record")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,12 @@ from edgecompress.core.reading import read_arrays
 # Minimum and maximum settle long before; more samples only cost time.
 MAX_SAMPLES = 500
 _LABELS = "y"
+# Keys of labels: `y`, `y0`, `y1`, ... and `y_<output>`.
+_LABEL_KEY = re.compile(r"y(\d+|_.+)?", re.DOTALL)
 
-Data = tuple[tuple[np.ndarray, ...] | None, np.ndarray | None]
+# Labels of one output, or by key: `y_<output>`, `y0`, `y1`, ...
+Labels = np.ndarray | Mapping[str, np.ndarray]
+Data = tuple[tuple[np.ndarray, ...] | None, Labels | None]
 
 
 def load(
@@ -28,10 +33,11 @@ def load(
 
     Args:
         source: Path of an .npy or .npz file, an array, a list of arrays (one for each input), a
-            mapping from names to arrays, or (x, y) with labels y. In files and mappings, labels
-            have the key `y`; the samples of a single input have the key `x` or are the first
-            other array, those of several inputs have the inputs' names or `x0`, `x1`, ... by
-            position. None gives (None, None).
+            mapping from names to arrays, or (x, y) with labels y: an array, a list for several
+            outputs, or a mapping from their names. In files and mappings, labels have the key `y`,
+            those of several outputs `y_<output>` or `y0`, `y1`, ... by position; the samples of a
+            single input have its name, the key `x`, or are the first other array, those of several
+            inputs have the inputs' names or `x0`, `x1`, ... by position. None gives (None, None).
         model: What the samples are for: a LoadedModel, a Keras model or a FlatModel.
         argument: Name of the argument for error messages. Defaults to `calibration`.
         max_samples: Keep this many, evenly spaced so that data sorted by class stay balanced.
@@ -39,7 +45,7 @@ def load(
 
     Returns:
         (samples, labels): one array for each input, `(samples, *input shape)`, in the dtype the
-        float model takes; labels `(samples, ...)` or None.
+        float model takes; labels `(samples, ...)`, a mapping from keys to them, or None.
 
     Raises:
         ArgumentError: the source is missing, damaged, pickled, empty, not finite, or its shape or
@@ -56,15 +62,25 @@ def load(
     checked = tuple(
         _checked(array, spec, argument) for array, spec in zip(arrays, inputs, strict=True)
     )
-    lengths = {len(array) for array in checked} | (set() if labels is None else {len(labels)})
+    each = _each(labels)
+    if any(array.ndim == 0 for array in each.values()):
+        raise ArgumentError(argument, "hold labels whose first axis is samples", "a single number")
+    lengths = {len(array) for array in (*checked, *each.values())}
     if len(lengths) > 1:
         raise ArgumentError(
             argument, "hold as many samples in each array (labels included)", sorted(lengths)
         )
     if max_samples is not None:
         checked = tuple(spread(array, max_samples) for array in checked)
-        labels = None if labels is None else spread(labels, max_samples)
-    return checked, labels
+        each = {key: spread(array, max_samples) for key, array in each.items()}
+    return checked, each.get("") if set(each) <= {""} else each
+
+
+def _each(labels: Labels | None) -> dict[str, np.ndarray]:
+    """Returns labels by key; those of a single array have the key ""."""
+    if labels is None:
+        return {}
+    return dict(labels) if isinstance(labels, Mapping) else {"": labels}
 
 
 def spread(array: np.ndarray, count: int) -> np.ndarray:
@@ -91,10 +107,15 @@ def _inputs(model: Any) -> tuple[InputSpec, ...]:
 
 def _arrays(
     source: Any, inputs: Sequence[InputSpec], argument: str
-) -> tuple[list[np.ndarray], np.ndarray | None]:
+) -> tuple[list[np.ndarray], Labels | None]:
     """Returns one array for each input, and the labels."""
     if isinstance(source, (str, Path)):
         source = _read(Path(source), argument)
+    if isinstance(source, tuple) and len(source) == 2 and not _is_array(source[1]):
+        arrays, labels = _arrays(source[0], inputs, argument)
+        if labels is not None:
+            raise ArgumentError(argument, "hold labels once", "labels in both parts of (x, y)")
+        return arrays, _given_labels(source[1], argument)
     if isinstance(source, Mapping):
         return _from_mapping(source, inputs, argument)
     if isinstance(source, (list, tuple)) and all(hasattr(a, "shape") for a in source):
@@ -110,6 +131,22 @@ def _arrays(
     return arrays, None
 
 
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "shape")
+
+
+def _given_labels(labels: Any, argument: str) -> Labels | None:
+    """Returns labels that came as the second of (x, y) and are no array."""
+    if labels is None:
+        return None
+    if isinstance(labels, Mapping):
+        named = {str(key): np.asarray(array) for key, array in labels.items()}
+        return {key if _LABEL_KEY.fullmatch(key) else f"y_{key}": a for key, a in named.items()}
+    if isinstance(labels, (list, tuple)) and labels and all(_is_array(a) for a in labels):
+        return {f"y{position}": np.asarray(array) for position, array in enumerate(labels)}
+    return np.asarray(labels)
+
+
 def _read(path: Path, argument: str) -> Any:
     rule = "be a readable .npy or .npz file of numbers"
     if path.suffix not in (".npy", ".npz"):
@@ -122,13 +159,17 @@ def _read(path: Path, argument: str) -> Any:
 
 def _from_mapping(
     source: Mapping[str, Any], inputs: Sequence[InputSpec], argument: str
-) -> tuple[list[np.ndarray], np.ndarray | None]:
-    labels = None if _LABELS not in source else np.asarray(source[_LABELS])
-    data = {key: value for key, value in source.items() if key != _LABELS}
+) -> tuple[list[np.ndarray], Labels | None]:
+    names = {spec.name for spec in inputs}
+    keys = [key for key in source if _LABEL_KEY.fullmatch(key) and key not in names]
+    labels: Labels | None = {key: np.asarray(source[key]) for key in keys} or None
+    if keys == [_LABELS]:
+        labels = np.asarray(source[_LABELS])
+    data = {key: value for key, value in source.items() if key not in keys}
     if not data:
         raise ArgumentError(argument, "hold samples under the key x", sorted(source))
     if len(inputs) == 1:
-        first = next(iter(data))
+        first = inputs[0].name if inputs[0].name in data else next(iter(data))
         return [np.asarray(data.get("x", data[first]))], labels
     arrays = []
     for position, spec in enumerate(inputs):

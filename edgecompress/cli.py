@@ -217,7 +217,13 @@ def _print_version(wanted: bool) -> None:
 
 _PATHS = ("FILE.npz", "FILE.txt", "FILE.json", "FILE", "DIR")
 # Options with a value for all and exceptions by name.
-_BY_NAME = ("[LAYER=]SHARE", "[LAYER=]N", "[STAGE=]N")
+_BY_NAME = (
+    "[LAYER=]SHARE",
+    "[LAYER=]N",
+    "[STAGE=]N",
+    "NAME[:OUTPUT]=NUMBER",
+    "[NAME[:OUTPUT]=]NUMBER",
+)
 
 Config = Annotated[
     Path | None,
@@ -237,7 +243,11 @@ Targets = Annotated[
 ]  # fmt: skip
 Evaluate = Annotated[
     Path | None,
-    typer.Option(metavar="FILE.npz", help="Labelled data (x, y) for the accuracy check."),
+    typer.Option(
+        metavar="FILE.npz",
+        help="Labelled data for the accuracy check: x and y; y_<output> or y0, y1, ... for "
+        "several outputs.",
+    ),
 ]
 MaxFlash = Annotated[
     str | None, typer.Option(metavar="SIZE", help="Budget for model and runtime code, e.g. 512KiB.")
@@ -252,7 +262,35 @@ MaxFileSize = Annotated[
     str | None, typer.Option(metavar="SIZE", help="Budget for the .tflite file alone.")
 ]
 MinAccuracy = Annotated[
-    float | None, typer.Option(metavar="SHARE", help="Floor for top-1 accuracy, 0 to 1.")
+    float | None,
+    typer.Option(
+        metavar="SHARE", help="Floor for the accuracy of every output that classifies, 0 to 1."
+    ),
+]
+MetricNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--metric",
+        metavar="NAME[:OUTPUT]",
+        help="Metric to measure instead of the one that fits the model's loss: accuracy, "
+        "binary_accuracy, top5, auc, mean_iou, mae, mse, rmse or r2. May be repeated.",
+    ),
+]
+MinMetric = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--min-metric",
+        metavar="NAME[:OUTPUT]=NUMBER",
+        help="Floor for a metric, e.g. r2=0.9 or accuracy:label=0.9. May be repeated.",
+    ),
+]
+MaxMetric = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--max-metric",
+        metavar="NAME[:OUTPUT]=NUMBER",
+        help="Ceiling for an error, e.g. mae=2.5 or mse:box=0.1. May be repeated.",
+    ),
 ]
 Kernels = Annotated[
     str | None,
@@ -366,6 +404,17 @@ def export(
     max_latency: MaxLatency = None,
     max_file_size: MaxFileSize = None,
     min_accuracy: MinAccuracy = None,
+    metric: MetricNames = None,
+    min_metric: MinMetric = None,
+    max_metric: MaxMetric = None,
+    max_drop: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME[:OUTPUT]=]NUMBER",
+            help="How far a metric of the file may be worse than the Keras model's, e.g. 0.01 for "
+            "one point of accuracy. May be repeated.",
+        ),
+    ] = None,
     min_agreement: Annotated[
         float | None,
         typer.Option(metavar="SHARE", help="Floor for the agreement with the Keras model, 0 to 1."),
@@ -407,6 +456,10 @@ def export(
             max_latency=max_latency,
             max_file_size=max_file_size,
             min_accuracy=min_accuracy,
+            metric=metric,
+            min_metric=min_metric,
+            max_metric=max_metric,
+            max_drop=max_drop,
             min_agreement=min_agreement,
             kernels=kernels,
             codings=coding,
@@ -437,6 +490,10 @@ def check(
     max_latency: MaxLatency = None,
     max_file_size: MaxFileSize = None,
     min_accuracy: MinAccuracy = None,
+    metric: MetricNames = None,
+    min_metric: MinMetric = None,
+    max_metric: MaxMetric = None,
+    max_drop: Annotated[list[str] | None, typer.Option(hidden=True)] = None,
     kernels: Kernels = None,
     decompression_memory: DecompressionMemory = None,
     measured: Measured = None,
@@ -449,6 +506,11 @@ def check(
     """Check a .tflite file against targets and budgets; the exit code is the verdict."""
     from edgecompress.pipeline import check as run
 
+    if max_drop:
+        raise ArgumentError(
+            "--max-drop", "go with `edgecompress export`, which has the Keras model beside it",
+            max_drop[0], "Here use --min-metric accuracy=NUMBER.",
+        )  # fmt: skip
     with _progress(quiet) as progress:
         report = run(
             model,
@@ -459,6 +521,9 @@ def check(
             max_latency=max_latency,
             max_file_size=max_file_size,
             min_accuracy=min_accuracy,
+            metric=metric,
+            min_metric=min_metric,
+            max_metric=max_metric,
             kernels=kernels,
             decompression_memory=decompression_memory,
             measured=measured,

@@ -426,10 +426,14 @@ def operators(subject: Subject) -> CheckResult:
 
 def _with_floor(result: CheckResult, floor: float | None) -> CheckResult:
     """Judges an accuracy that came without a limit against the target's own."""
-    if floor is None or result.limit is not None:
+    task = result.detail.get("task")
+    if floor is None or result.limit is not None or task == "values":
+        return result
+    if result.detail.get("metric") not in (None, "accuracy", "binary_accuracy"):
         return result
     if result.measured is None:
-        return _accuracy_missing(floor)
+        reason = result.reason or _accuracy_missing(floor).reason
+        return replace(result, verdict="not_measured", limit=floor, reason=reason)
     low = result.measured if result.low is None else result.low
     high = result.measured if result.high is None else result.high
     verdict = judge(low, high, floor, at_least=True)
@@ -437,13 +441,16 @@ def _with_floor(result: CheckResult, floor: float | None) -> CheckResult:
     return replace(result, verdict=verdict, limit=floor, reason=reason)
 
 
-def _accuracy_missing(floor: float) -> CheckResult:
+def _accuracy_missing(floor: float, values: bool = False) -> CheckResult:
+    why = "An accuracy floor needs labels: give --evaluate FILE.npz with x and y."
+    if values:
+        why = "The target's floor is for accuracy, but the model gives values: use --max-metric."
     return CheckResult(
         "accuracy",
         "not_measured",
         limit=floor,
         unit="share",
-        reason="An accuracy floor needs labels: give --evaluate FILE.npz with x and y.",
+        reason=why,
     )
 
 
@@ -499,8 +506,11 @@ def check(
         _with_floor(result, limits.min_accuracy) if result.rule == "accuracy" else result
         for result in extra
     ]
+    if limits.min_accuracy is not None and not any(
+        result.rule == "accuracy" and result.limit is not None for result in given
+    ):
+        values = any(result.detail.get("task") == "values" for result in given)
+        given.append(_accuracy_missing(limits.min_accuracy, values))
     rules = {result.rule for result in given}
     results = [rule(subject) for name, rule in RULES.items() if name not in rules]
-    if limits.min_accuracy is not None and "accuracy" not in rules:
-        given.append(_accuracy_missing(limits.min_accuracy))
     return TargetResult(profile.name, (*results, *given))

@@ -49,8 +49,6 @@ _HOW_KNOWN = {
     "published": "published",
     None: "",
 }
-# Rules whose limit is a floor: more is better.
-_FLOORS = ("accuracy", "parity")
 
 
 # --- values as text -----------------------------------------------------------------------------
@@ -68,6 +66,7 @@ _UNITS: Mapping[str, Callable[[float], str]] = {
     "bytes": format_size,
     "microseconds": format_time,
     "share": _format_share,
+    "number": lambda value: f"{value:.6g}",
     "microjoules": _format_energy,
 }
 
@@ -86,7 +85,7 @@ def format_value(value: float | None, unit: str) -> str:
 
 def used_share(check: CheckResult) -> float | None:
     """Returns measured / limit; None where there is no ceiling to use up."""
-    if check.measured is None or not check.limit or check.rule in _FLOORS:
+    if check.measured is None or not check.limit or check.is_floor:
         return None
     return check.measured / check.limit
 
@@ -102,8 +101,12 @@ def _band(check: CheckResult) -> str:
 
 
 def _limit(check: CheckResult) -> str:
+    if check.measured is None and check.detail.get("floor", check.limit) is None:
+        # Only a drop from a value that is not known.
+        drop = check.detail.get("max_drop")
+        return "" if drop is None else f"drop {format_value(drop, check.unit)}"
     text = format_value(check.limit, check.unit)
-    return f"min {text}" if text and check.rule in _FLOORS else text
+    return f"min {text}" if text and check.is_floor else text
 
 
 def _percent(share: float | None) -> str:
@@ -159,9 +162,9 @@ def render(report: Report, console: Console) -> None:
             line(f"Left out at this width: {', '.join(left_out)}.", "dim")
         for check in target.checks:
             if check.reason:
-                line(f"{check.rule}: {check.reason}", _VERDICT_STYLES[check.verdict].split()[-1])
+                line(f"{check.title}: {check.reason}", _VERDICT_STYLES[check.verdict].split()[-1])
             for remark in remarks(check):
-                line(f"{check.rule}: {remark}", "dim")
+                line(f"{check.title}: {remark}", "dim")
     if report.notes:
         console.print()
     for note in report.notes:
@@ -221,10 +224,24 @@ def _parity_remarks(check: CheckResult) -> list[str]:
     ]
 
 
+def _accuracy_remarks(check: CheckResult) -> list[str]:
+    """Returns the value beside the Keras model's, and what told the metric."""
+    detail = check.detail
+    if check.measured is None or "found" not in detail:
+        return []
+    keras = detail.get("keras")
+    beside = "" if keras is None else f"; the Keras model has {format_value(keras, check.unit)}"
+    return [
+        f"{format_value(check.measured, check.unit)} in {detail['engine']} on "
+        f"{detail['samples']} samples{beside}; {detail['found']}."
+    ]
+
+
 _REMARKS: Mapping[str, Callable[[CheckResult], list[str]]] = {
     "arena": _arena_remarks,
     "flash": _flash_remarks,
     "latency": _latency_remarks,
+    "accuracy": _accuracy_remarks,
     "parity": _parity_remarks,
 }
 
@@ -237,7 +254,7 @@ def _check_cells(check: CheckResult) -> list[Any]:
     from rich.text import Text
 
     return [
-        check.rule,
+        check.title,
         Text(*_verdict_text(check.verdict)),
         format_value(check.measured, check.unit),
         _band(check),
@@ -445,16 +462,16 @@ def compare(before: Report, after: Report) -> tuple[Comparison, ...]:
         Comparison("Parameters", old.parameters, new.parameters, "count"),
         Comparison("MACs", old.macs, new.macs, "count"),
     ]
-    earlier = {(t.name, c.rule): c for t in before.targets for c in t.checks}
+    earlier = {(t.name, c.title): c for t in before.targets for c in t.checks}
     for target in after.targets:
         for check in target.checks:
-            known = earlier.get((target.name, check.rule))
+            known = earlier.get((target.name, check.title))
             # The file is compared above.
             if check.rule == "file_size" or known is None or known.unit != check.unit:
                 continue
             # Neither unknown nor zero on both sides: that no operator lacks is in the checks.
             if known.measured or check.measured:
-                name = f"{check.rule} on {target.name}"
+                name = f"{check.title} on {target.name}"
                 rows.append(Comparison(name, known.measured, check.measured, check.unit))
     return tuple(rows)
 
@@ -654,11 +671,13 @@ class _Gauge:
 def _gauge(check: CheckResult) -> _Gauge | None:
     if check.measured is None or not check.limit:
         return None
+    if min(check.measured, check.limit) < 0:  # An R2 below 0 has no place on the bar.
+        return None
     low = check.measured if check.low is None else check.low
     high = check.measured if check.high is None else check.high
     top = max(check.limit, high, check.measured)
     # Room behind the larger one, so that both ends of the bar are seen.
-    full = top * 1.04 if check.rule not in _FLOORS else max(top, 1.0)
+    full = max(top, 1.0) if check.is_floor and check.unit == "share" else top * 1.04
     return _Gauge(*(round(100 * x / full, 2) for x in (check.measured, low, high, check.limit)))
 
 

@@ -43,6 +43,17 @@ def functional_of(model: Any) -> Any:
     return model
 
 
+def output_names(model: Any) -> list[str]:
+    """Returns the names of a Keras 3 or tf-keras model's outputs by position: those of the layers.
+
+    A model whose graph is hidden has the numbers of its outputs.
+    """
+    graph = getattr(model, "_functional", None) or model
+    names = list(getattr(graph, "output_names", None) or ())
+    count = len(model.outputs)
+    return names if len(names) == count else [str(position) for position in range(count)]
+
+
 def walk_layers(model: Any) -> Iterator[Any]:
     """Yields the leaf layers of a model in order, entering nested models, each layer once."""
     seen: set[int] = set()

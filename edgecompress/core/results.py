@@ -25,7 +25,7 @@ HowKnown = Literal[
 Rule = Literal[
     "file_size", "flash", "arena", "latency", "operators", "accuracy", "parity", "energy"
 ]
-Unit = Literal["bytes", "microseconds", "share", "operators", "microjoules"]
+Unit = Literal["bytes", "microseconds", "share", "number", "operators", "microjoules"]
 
 # The exit code of a failed rule. Where several fail, the first of this order decides.
 _EXIT_CODES: tuple[tuple[str, int], ...] = (
@@ -91,7 +91,8 @@ class CheckResult:
         high: Upper end of that band.
         limit: What decides, in `unit`: the user's budget, the profile's own, or a floor that is
             always in force; None for none.
-        unit: `bytes`, `microseconds`, `share` (0 to 1), `operators` or `microjoules`.
+        unit: `bytes`, `microseconds`, `share` (0 to 1), `number` (as the labels), `operators` or
+            `microjoules`.
         how_known: How the value came about; None where there is none.
         detail: What explains the value (peak operator, kernel set, worst layers, ...).
         reason: One sentence wherever the verdict is not a plain pass.
@@ -129,6 +130,26 @@ class CheckResult:
     def undecided(self) -> bool:
         """Whether there is a limit, and nobody knows whether it is kept."""
         return self.limit is not None and self.verdict in OPEN_VERDICTS
+
+    @property
+    def is_floor(self) -> bool:
+        """Whether the limit is a floor: more is better."""
+        if self.rule == "accuracy":
+            return bool(self.detail.get("higher_is_better", True))
+        return self.rule == "parity"
+
+    @property
+    def title(self) -> str:
+        """What a table calls the check, unique on a target: the rule.
+
+        An accuracy by another metric, or of one of several outputs, has the name that `--metric`
+        takes: `mae`, `accuracy:label`.
+        """
+        if self.rule != "accuracy":
+            return self.rule
+        output = self.detail.get("output")
+        name = str(self.detail.get("metric") or self.rule)
+        return name if output is None else f"{name}:{output}"
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON form."""

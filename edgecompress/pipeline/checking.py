@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from edgecompress.pipeline.request import (
     read_measured,
     silent,
 )
+from edgecompress.pipeline.scoring import parse_scoring
 from edgecompress.pipeline.writing import run_checks, tool_version
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ def check(
     max_latency: str | float | None = None,
     max_file_size: str | int | None = None,
     min_accuracy: float | None = None,
+    metric: str | Sequence[str] | None = None,
+    min_metric: Mapping[str, float] | Sequence[str] | None = None,
+    max_metric: Mapping[str, float] | Sequence[str] | None = None,
     kernels: str | None = None,
     decompression_memory: str | int | None = None,
     measured: Path | str | None = None,
@@ -54,7 +58,10 @@ def check(
         max_ram: Budget for the tensor arena.
         max_latency: Budget for one inference.
         max_file_size: Budget for the file.
-        min_accuracy: Floor for top-1 accuracy, 0 to 1.
+        min_accuracy: Floor for the accuracy of every output that classifies, 0 to 1.
+        metric: As in `export`, and so the limits of metrics.
+        min_metric: Floors of metrics of which more is better.
+        max_metric: Ceilings of errors.
         kernels: Kernel set of microcontrollers instead of the profile's.
         decompression_memory: As in `export`, for a file that decodes its weights.
         measured: As in `export`.
@@ -74,6 +81,7 @@ def check(
     profiles = load_profiles(targets)
     budgets = parse_budgets(max_flash, max_ram, max_latency, max_file_size, min_accuracy)
     check_flash_budget(max_flash, profiles)
+    asked = parse_scoring(min_accuracy, metric, min_metric, max_metric)
     check_kernels(kernels)
     memory = parse_memory(decompression_memory)
     timed = read_measured(measured, profiles)
@@ -85,14 +93,14 @@ def check(
     flat = read_tflite(model)
     labelled = None
     if evaluate is not None:
-        labelled, _ = labelled_data(evaluate, flat, None, None)
+        labelled = labelled_data(evaluate, flat, None, None)
     with session() as shared:
         results, model_info = run_checks(
             flat,
             profiles,
             budgets,
             kernels,
-            Measurements(flat.data, progress, labelled, min_accuracy),
+            Measurements(flat.data, progress, labelled, asked),
             lambda profile: [],
             path,
             progress,

@@ -58,6 +58,7 @@ from edgecompress.pipeline.request import (
     silent,
     usable_folder,
 )
+from edgecompress.pipeline.scoring import Scoring, check_labels, parse_scoring
 from edgecompress.pipeline.writing import (
     c_source_files,
     export_files,
@@ -70,6 +71,7 @@ from edgecompress.pipeline.writing import (
 if TYPE_CHECKING:
     import numpy as np
 
+    from edgecompress.converters.tasks import Output
     from edgecompress.converters.verify import Parity
     from edgecompress.targets.checks import Budgets
     from edgecompress.targets.measurement import MeasurementFile
@@ -90,6 +92,10 @@ def export(
     max_latency: str | float | None = None,
     max_file_size: str | int | None = None,
     min_accuracy: float | None = None,
+    metric: str | Sequence[str] | None = None,
+    min_metric: Mapping[str, float] | Sequence[str] | None = None,
+    max_metric: Mapping[str, float] | Sequence[str] | None = None,
+    max_drop: float | Mapping[str, float] | Sequence[str] | None = None,
     min_agreement: float | None = None,
     kernels: str | None = None,
     codings: Sequence[str] | None = None,
@@ -134,7 +140,15 @@ def export(
         max_ram: Budget for the tensor arena, decoded weights included, e.g. `"96KiB"`, or bytes.
         max_latency: Budget for one inference, decoding included, e.g. `"60ms"`, or microseconds.
         max_file_size: Budget for the shipped file alone.
-        min_accuracy: Floor for top-1 accuracy of the file in the target's engine, 0 to 1.
+        min_accuracy: Floor for the accuracy of the file in the target's engine, 0 to 1; it holds
+            for every output that classifies.
+        metric: Metrics to measure, `NAME` or `NAME:OUTPUT`: `accuracy`, `binary_accuracy`, `top5`,
+            `auc`, `mean_iou`, `mae`, `mse`, `rmse`, `r2`. Defaults to what fits the compiled loss,
+            else the operator that makes the output, else the labels.
+        min_metric: Floors of metrics of which more is better, e.g. `{"r2:box": 0.9}`.
+        max_metric: Ceilings of errors, e.g. `{"mae:box": 2.5}`.
+        max_drop: How far a metric of the file may be worse than that of the Keras model, in its
+            own unit: a number for all, e.g. 0.01 for one point of accuracy, or by metric.
         min_agreement: Floor for the share of predictions that agree with the Keras model.
             Defaults to 0.9 for classifiers and none for other models.
         kernels: Kernel set of microcontrollers, `cmsis-nn` or `reference`, instead of the
@@ -179,6 +193,7 @@ def export(
     profiles = load_profiles(targets)
     budgets = parse_budgets(max_flash, max_ram, max_latency, max_file_size, min_accuracy)
     check_flash_budget(max_flash, profiles)
+    scoring = parse_scoring(min_accuracy, metric, min_metric, max_metric, max_drop)
     check_kernels(kernels)
     floor = check_share("--min-agreement", min_agreement)
     chosen = FORMATS[file_format]
@@ -215,6 +230,7 @@ def export(
         options=options,
         memory=memory,
         floor=floor,
+        scoring=scoring,
         timed=timed,
         calibration=calibration,
         evaluate=evaluate,
@@ -247,6 +263,7 @@ class _Asked:
     options: Mapping[str, Any]
     memory: int | None
     floor: float | None
+    scoring: Scoring
     timed: MeasurementFile | None
     calibration: Any
     evaluate: Any
@@ -304,7 +321,7 @@ def _build_in(
     shared: Session, model: Any, asked: _Asked, progress: Callable[[str], None]
 ) -> _Built:
     chosen, profiles, budgets = FORMATS[asked.file_format], list(asked.profiles), asked.budgets
-    kernels, memory, min_accuracy = asked.kernels, asked.memory, budgets.min_accuracy
+    kernels, memory, scoring = asked.kernels, asked.memory, asked.scoring
     bundled_for = bundle_profile(profiles)
     job, labelled, notes = _job(
         model,
@@ -321,6 +338,14 @@ def _build_in(
     )
     if asked.name is not None:
         job = dataclasses.replace(job, name=asked.name)
+    if scoring.drops and job.loaded is None:
+        raise ArgumentError(
+            "--max-drop", "be left out with a .tflite file", str(model),
+            "There is no Keras model to compare with; use --min-metric.",
+        )  # fmt: skip
+    outputs = _outputs(job)
+    if labelled is not None and labelled.argument == "--evaluate":
+        check_labels(scoring, outputs, _output_shapes(job), labelled)
     product = chosen.make(job)
     if product.engine is not None:
         profiles = [
@@ -329,7 +354,9 @@ def _build_in(
         ]
     notes += product.notes
 
-    measurements = Measurements(product.main.data, progress, labelled, min_accuracy)
+    measurements = Measurements(
+        product.main.data, progress, labelled, scoring, outputs=outputs, loaded=job.loaded
+    )
     agreement = _Agreement(product, measurements, asked.floor)
     samples = job.samples
     if samples is None and labelled is not None:
@@ -420,10 +447,10 @@ def _job(
         from_file = isinstance(model, (str, Path))
         loaded = loaders.load_model(model) if from_file else loaders.wrap(model)
     samples, labels = calibrations.load(calibration, loaded, argument="--calibration")
-    labelled, label_notes = labelled_data(evaluate, loaded, samples, labels)
+    labelled = labelled_data(evaluate, loaded, samples, labels)
     learnt = loaded.record.notes if loaded.record else ()
     job = Job(loaded.name, loaded, None, samples, progress=progress, verbose=verbose, **asked)
-    return job, labelled, [*loaded.notes, *learnt, *label_notes]
+    return job, labelled, [*loaded.notes, *learnt]
 
 
 def _flatbuffer_job(
@@ -450,8 +477,24 @@ def _flatbuffer_job(
     original = read_tflite(path)
     labelled = None
     if evaluate is not None:
-        labelled, _ = labelled_data(evaluate, original, None, None)
+        labelled = labelled_data(evaluate, original, None, None)
     return Job(file_stem(path), None, original, None, **asked), labelled, []
+
+
+def _outputs(job: Job) -> tuple[Output, ...]:
+    """Returns the outputs of the model that came in."""
+    from edgecompress.converters.tasks import outputs_of, outputs_of_file
+
+    return outputs_of(job.loaded) if job.original is None else outputs_of_file(job.original)
+
+
+def _output_shapes(job: Job) -> list[tuple[int | None, ...]]:
+    """Returns the shapes of these outputs, samples first."""
+    if job.original is not None:
+        return [job.original.tensors[index].shape for index in job.original.outputs]
+    from edgecompress.converters.tasks import output_shapes
+
+    return output_shapes(job.loaded)
 
 
 class _Agreement:

@@ -15,13 +15,16 @@ from edgecompress.core.errors import (
     UnsupportedModelError,
 )
 from edgecompress.core.finite import check_outputs
+from edgecompress.core.flatbuffer import read_tflite
 from edgecompress.core.results import Artifact, CheckResult, judge
+from edgecompress.pipeline import scoring
 from edgecompress.pipeline.request import Labelled
 
 if TYPE_CHECKING:
     import numpy as np
 
     from edgecompress.converters.loaders import LoadedModel
+    from edgecompress.converters.tasks import Output
     from edgecompress.converters.verify import Parity
     from edgecompress.targets.profile import TargetProfile
 
@@ -50,13 +53,30 @@ class Measurements:
         data: bytes,
         progress: Callable[[str], None],
         labelled: Labelled | None,
-        min_accuracy: float | None,
+        asked: scoring.Scoring,
+        outputs: Sequence[Output] = (),
+        loaded: LoadedModel | None = None,
     ) -> None:
+        """Takes what there is to run and what is asked.
+
+        Args:
+            data: The file.
+            progress: Called with a short text as each stage begins.
+            labelled: Data for the accuracy; None for none.
+            asked: What is asked about accuracy.
+            outputs: The outputs of the model that the file was made from, in the file's order.
+                Defaults to those that the file names.
+            loaded: That model, where it is one of Keras: its accuracy stands beside the file's.
+        """
         self._data = data
         self._progress = progress
         self._labelled = labelled
-        self._floor = min_accuracy
-        self._accuracy: dict[str, CheckResult] = {}
+        self._scoring = asked
+        self._outputs = tuple(outputs)
+        self._loaded = loaded
+        self._runs: dict[str, scoring.Run] = {}
+        self._keras: scoring.Reference | None = None
+        self._accuracy: dict[tuple[str, float | None], tuple[CheckResult, ...]] = {}
         self._latency: Any = None
         self.refusals: dict[str, str] = {}
         self.not_run: dict[str, str] = {}
@@ -94,53 +114,65 @@ class Measurements:
                 self.note_refusal(engine, error)
         return self._latency
 
-    def accuracy(self, engine: str) -> CheckResult:
-        """Returns top-1 accuracy in an engine against its floor."""
-        if engine not in self._accuracy:
-            self._accuracy[engine] = self._measure_accuracy(engine)
-        return self._accuracy[engine]
+    def accuracy(self, engine: str, floor: float | None = None) -> tuple[CheckResult, ...]:
+        """Returns what each output is worth in an engine, against its limits.
 
-    def _measure_accuracy(self, engine: str) -> CheckResult:
-        if self._labelled is None:
-            if self._floor is None:
-                return CheckResult("accuracy", "not_applicable", unit="share")
-            return CheckResult(
-                "accuracy",
-                "not_measured",
-                limit=self._floor,
-                unit="share",
-                reason="--min-accuracy needs labels: give --evaluate FILE.npz with x and y.",
-            )
-        why = self.why_not(engine) or engine_available(engine)
-        if why is None:
-            from edgecompress.converters.verify import accuracy
+        Args:
+            engine: The engine's name.
+            floor: The target's own floor for accuracy; one that the user gave goes before it.
+        """
+        key = (engine, floor)
+        if key not in self._accuracy:
+            self._accuracy[key] = self._judge_accuracy(engine, floor)
+        return self._accuracy[key]
 
-            self._progress(f"Measuring accuracy in {engine} on {len(self._labelled.y)} samples")
-            try:
-                run = accuracy(self._data, self._labelled.x, self._labelled.y, engine=engine)
-            except EngineError as error:
-                self.note_refusal(engine, error)
-                why = self.why_not(engine)
-        if why is not None:
-            return CheckResult(
-                "accuracy", "not_measured", limit=self._floor, unit="share", reason=why
+    def _judge_accuracy(self, engine: str, floor: float | None) -> tuple[CheckResult, ...]:
+        labelled = self._labelled
+        if labelled is None:
+            return scoring.unmeasured(
+                self._scoring, "{} needs labels: give --evaluate FILE.npz with x and y."
             )
-        verdict = judge(run.top1, run.top1, self._floor, at_least=True)
-        reason = None
-        if verdict == "fail":
-            reason = f"top-1 accuracy {run.top1:.4f} in {engine} is below {self._floor}."
-        return CheckResult(
-            "accuracy",
-            verdict,
-            run.top1,
-            run.top1,
-            run.top1,
-            self._floor,
-            "share",
-            "measured_host",
-            {"engine": engine, "version": run.version, "samples": run.samples},
-            reason,
-        )
+        from edgecompress.converters.tasks import outputs_of_file
+
+        flat = read_tflite(self._data)
+        outputs = self._outputs or outputs_of_file(flat)
+        try:
+            items = scoring.plan(self._scoring, outputs, flat, labelled, floor)
+        except ArgumentError as error:
+            if labelled.argument == "--evaluate" or self._scoring != scoring.Scoring():
+                raise
+            # They came along with the samples; nobody asked for anything that needs them.
+            note = f"The y beside the calibration data is not used: {error}"
+            return scoring.unmeasured(scoring.Scoring(floor), note)
+        run = self._run(engine, labelled)
+        if isinstance(run, str):
+            return tuple(scoring.missing(item, run) for item in items)
+        return tuple(scoring.result(item, run, self._keras_outputs()) for item in items)
+
+    def _run(self, engine: str, labelled: Labelled) -> scoring.Run | str:
+        """Returns what an engine gives for the labelled samples, or why it gives nothing."""
+        if engine not in self._runs:
+            why = self.why_not(engine) or engine_available(engine)
+            if why is None:
+                self._progress(f"Measuring accuracy in {engine} on {len(labelled.x[0])} samples")
+                try:
+                    self._runs[engine] = scoring.run_file(self._data, labelled.x, engine)
+                except EngineError as error:
+                    self.note_refusal(engine, error)
+                    why = self.why_not(engine)
+            if why is not None:
+                return why
+        return self._runs[engine]
+
+    def _keras_outputs(self) -> scoring.Reference:
+        """Returns what the Keras model says to the labelled samples."""
+        if self._keras is None:
+            self._keras = scoring.Reference(reason="There is no Keras model to compare with.")
+            if self._loaded is not None and self._labelled is not None:
+                self._progress("Measuring accuracy in Keras")
+                outputs = self._loaded.predict(self._labelled.x)
+                self._keras = scoring.Reference(tuple(outputs))
+        return self._keras
 
 
 REFERENCE = "Keras model"

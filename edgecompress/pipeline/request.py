@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,15 +27,18 @@ def silent(text: str) -> None:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Inputs and class numbers for the accuracy check.
+    """Inputs and labels for the accuracy check.
 
     Attributes:
         x: Inputs as the model takes them, one array for each; first axis samples.
-        y: Class numbers, one for each sample.
+        y: Labels as they came: one array, or a mapping from `y_<output>` or `y0`, `y1`, ... to
+            arrays.
+        argument: Where they came from, for error messages.
     """
 
     x: tuple[np.ndarray, ...]
-    y: np.ndarray
+    y: np.ndarray | Mapping[str, np.ndarray]
+    argument: str = "--evaluate"
 
 
 def load_profiles(targets: Sequence[str | Path | TargetProfile]) -> list[TargetProfile]:
@@ -172,34 +175,16 @@ def labelled_data(
     evaluate: Any,
     model: Any,
     samples: tuple[np.ndarray, ...] | None,
-    labels: np.ndarray | None,
-) -> tuple[Labelled | None, tuple[str, ...]]:
-    """Returns the labelled data, those of `evaluate` or of the calibration, and notes on them."""
+    labels: np.ndarray | Mapping[str, np.ndarray] | None,
+) -> Labelled | None:
+    """Returns the labelled data, those of `evaluate` or of the calibration; None for none."""
     from edgecompress.converters import calibration
 
     if evaluate is None:
         if samples is None or labels is None:
-            return None, ()
-        if not _are_classes(labels):
-            return None, (
-                "The y beside the calibration data is not used: it holds no class numbers "
-                f"(shape {labels.shape}, dtype {labels.dtype}).",
-            )
-        return Labelled(samples, labels), ()
+            return None
+        return Labelled(samples, labels, "--calibration")
     inputs, y = calibration.load(evaluate, model, argument="--evaluate")
     if inputs is None or y is None:
         raise ArgumentError("--evaluate", "hold labels under the key y", str(evaluate)[:80])
-    if not _are_classes(y):
-        raise ArgumentError(
-            "--evaluate",
-            "hold class numbers under the key y",
-            f"array of shape {y.shape} and dtype {y.dtype}",
-        )
-    return Labelled(inputs, y), ()
-
-
-def _are_classes(labels: np.ndarray) -> bool:
-    """Tells whether labels are whole numbers, one a sample, or one-hot rows."""
-    if labels.ndim not in (1, 2) or labels.dtype.kind not in "biuf":
-        return False
-    return bool((labels == labels.round()).all()) if labels.dtype.kind == "f" else True
+    return Labelled(inputs, y)

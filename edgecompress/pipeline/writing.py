@@ -47,7 +47,8 @@ def run_checks(
     results = []
     for profile in profiles:
         progress(f"Checking {profile.name}")
-        extra = [measurements.accuracy(profile.engine), *more(profile)]
+        floor = budgets.over(profile.limits).min_accuracy
+        extra = [*measurements.accuracy(profile.engine, floor), *more(profile)]
         limits = budgets
         if boards and not profile.is_microcontroller:
             # Beside a microcontroller the limit is meant for its arena, not for a process.

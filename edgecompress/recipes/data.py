@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,6 +109,10 @@ def _samples(source: Any, loaded: LoadedModel, argument: str) -> Samples:
         raise ArgumentError(argument, "be given", None, "An .npz file with x and y.")
     if len(x[0]) < _FEWEST:
         raise ArgumentError(argument, f"hold at least {_FEWEST} samples", len(x[0]))
+    if isinstance(y, Mapping):
+        if len(y) > 1:
+            raise ArgumentError(argument, "hold labels of one output under the key y", sorted(y))
+        y = next(iter(y.values()))
     if y is None:
         return Samples(x, None)
     got = f"array of shape {y.shape} and dtype {y.dtype}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +11,9 @@ import numpy as np
 
 from edgecompress.converters import configurations
 from edgecompress.converters.loaders import LoadedModel, one_line
+from edgecompress.converters.tasks import stored_loss
 from edgecompress.core.errors import ArgumentError, UnsupportedModelError
 from edgecompress.core.keras_graph import functional_of, graph_nodes
-from edgecompress.core.reading import check_keras_archive, parse_json
 from edgecompress.core.registry import Registry
 from edgecompress.recipes.data import Data, Samples
 
@@ -257,7 +256,7 @@ def own_loss(model: Any, path: Path | None) -> tuple[Any, tuple[str, ...]]:
 
     try:
         if path is not None:
-            loss = _stored_loss(path)
+            loss = stored_loss(path)
             try:
                 configurations.check_part(loss, path)
             except UnsupportedModelError as error:
@@ -278,17 +277,6 @@ def own_loss(model: Any, path: Path | None) -> tuple[Any, tuple[str, ...]]:
     # Configurations of other Keras versions fail in many ways.
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         return None, (f"The model's own loss cannot be read: {one_line(error, 120)}",)
-
-
-def _stored_loss(path: Path) -> Any:
-    if zipfile.is_zipfile(path):
-        config, _ = check_keras_archive(path)
-        return (config.get("compile_config") or {}).get("loss")
-    import h5py
-
-    with h5py.File(path) as file:
-        text = file.attrs.get("training_config")
-    return None if text is None else parse_json(text, f"{path}: training_config").get("loss")
 
 
 def check_model(loaded: LoadedModel) -> None:

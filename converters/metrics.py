@@ -1,0 +1,591 @@
+"""Metrics: what the outputs of a model are worth, measured on labels.
+
+Pure numpy. To add a metric: one function here, registered, and its test.
+
+Labels come in four forms, and each metric says which it takes:
+
+| form | labels | what an output says |
+| --- | --- | --- |
+| `classes` | class numbers `(samples, ...)` | one value for each class, along the last axis; the largest wins, the first of equal ones |
+| `numbers` | class numbers | the number of the class itself (the file ends in ARG_MAX) |
+| `sides` | 0 or 1 for each element | yes from a cut on: 0.5 for a probability, 0 for a logit |
+| `values` | real numbers in the shape of the output | those numbers |
+"""  # noqa: E501 a table has no shorter lines
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from edgecompress.core.errors import ArgumentError, EdgeCompressError, UnknownNameError
+from edgecompress.core.registry import Registry
+
+Form = Literal["classes", "numbers", "sides", "values"]
+Unit = Literal["share", "number"]
+
+# A row of probabilities sums to 1 within the rounding of float16.
+_SUM_TOLERANCE = 1e-2
+# As many classes or columns are listed one by one in a score's detail.
+_LISTED = 32
+
+
+class NotMeasurable(EdgeCompressError):
+    """A metric is not defined on the labels at hand; the text is one sentence."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a metric found.
+
+    Attributes:
+        value: In the metric's unit; not finite where the outputs are not.
+        detail: What explains it.
+    """
+
+    value: float
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """Labels and outputs in a form that metrics take.
+
+    Attributes:
+        form: See the table above.
+        labels: `classes`, `numbers`: (elements,) whole numbers; `sides`: (rows, columns) of 0 and
+            1; `values`: (samples, columns).
+        outputs: `classes`: (elements, classes); `numbers`: (elements,); else as the labels.
+        cut: From which output on an element is a yes; None where there is no such side.
+        normal: Whether the outputs of the classes are probabilities.
+    """
+
+    form: Form
+    labels: np.ndarray
+    outputs: np.ndarray
+    cut: float | None = None
+    normal: bool = True
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric.
+
+    Attributes:
+        name: As `--metric` takes it.
+        title: What reports call it.
+        unit: `share` for 0 to 1, else `number`.
+        higher_is_better: Whether more is better: its limit is a floor, else a ceiling.
+        forms: Which forms of labels it takes.
+        measure: (labels and outputs, parameter) -> score.
+        parameter: What may stand behind `@`; "" for nothing.
+    """
+
+    name: str
+    title: str
+    unit: Unit
+    higher_is_better: bool
+    forms: tuple[Form, ...]
+    measure: Callable[[Scored, float | None], Score] = field(repr=False)
+    parameter: str = ""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A metric as a user names it: `accuracy`, `top5`, `binary_accuracy@0`, `mean_iou@255`.
+
+    Attributes:
+        metric: The metric.
+        parameter: The k of top-k, the cut, the class to ignore; None for none.
+    """
+
+    metric: Metric
+    parameter: float | None = None
+
+    @property
+    def name(self) -> str:
+        """The name that `parse_metric` takes."""
+        if self.parameter is None:
+            return self.metric.name
+        if self.metric.name == "top":
+            return f"top{self.parameter:g}"
+        return f"{self.metric.name}@{self.parameter:g}"
+
+    @property
+    def title(self) -> str:
+        """What reports call it."""
+        return self.name if self.metric.name == "top" else self.metric.title
+
+    def measure(self, scored: Scored) -> Score:
+        """Returns the score.
+
+        Raises:
+            NotMeasurable: the metric is not defined on these labels.
+        """
+        # Outputs may hold infinity; the score then does, too.
+        with np.errstate(invalid="ignore", over="ignore"):
+            return self.metric.measure(scored, self.parameter)
+
+
+METRICS: Registry[Metric] = Registry("--metric")
+
+# Names that other libraries use. `top1`, `top-5`, `top_5_accuracy` are read by a pattern.
+_ALIASES = {
+    "mean_absolute_error": "mae",
+    "mean_squared_error": "mse",
+    "root_mean_squared_error": "rmse",
+    "r2_score": "r2",
+    "roc_auc": "auc",
+    "miou": "mean_iou",
+    "categorical_accuracy": "accuracy",
+    "sparse_categorical_accuracy": "accuracy",
+}
+_TOP = re.compile(r"top_?(\d{1,4})(?:_accuracy)?")
+
+
+def parse_metric(text: str, argument: str = "--metric") -> Wanted:
+    """Returns the metric that a text names, whatever its case; `-` counts as `_`.
+
+    Raises:
+        UnknownNameError: no metric has the name.
+        ArgumentError: a parameter is missing, wrong or too much.
+
+    Example:
+        >>> parse_metric("R2").name, parse_metric("top-5").name, parse_metric("MAE").title
+        ('r2', 'top5', 'MAE')
+    """
+    name, at, parameter = text.strip().partition("@")
+    name = name.lower().replace("-", "_")
+    if top := _TOP.fullmatch(name):
+        name, at, parameter = "top", "@", top[1]
+    name = _ALIASES.get(name, name)
+    if name not in METRICS:
+        raise UnknownNameError(argument, text, [n if n != "top" else "top5" for n in METRICS])
+    metric = METRICS[name]
+    if not at:
+        if name == "top":
+            raise ArgumentError(argument, "name how many, e.g. top5", text)
+        return Wanted(metric)
+    try:
+        number = float(parameter)
+    except ValueError:
+        number = np.nan
+    if not metric.parameter or not np.isfinite(number):
+        rule = f"have {metric.parameter} behind @" if metric.parameter else "stand without @"
+        raise ArgumentError(argument, rule, text)
+    if name in ("top", "mean_iou") and (number != int(number) or (name == "top" and number < 1)):
+        raise ArgumentError(argument, "have a whole number, 1 or more" if name == "top" else
+                            "have a class number behind @", text)  # fmt: skip
+    return Wanted(metric, number)
+
+
+def _register(
+    name: str,
+    title: str,
+    unit: Unit,
+    forms: tuple[Form, ...],
+    higher_is_better: bool = True,
+    parameter: str = "",
+) -> Callable[[Callable[[Scored, float | None], Score]], Callable[[Scored, float | None], Score]]:
+    def decorate(
+        measure: Callable[[Scored, float | None], Score],
+    ) -> Callable[[Scored, float | None], Score]:
+        METRICS.register(name)(
+            Metric(name, title, unit, higher_is_better, forms, measure, parameter)
+        )
+        return measure
+
+    return decorate
+
+
+# --- classes ------------------------------------------------------------------------------------
+
+
+@_register("accuracy", "accuracy", "share", ("classes", "numbers", "sides"))
+def accuracy(scored: Scored, parameter: float | None = None) -> Score:
+    """Share of right predictions: the largest output is the label's, or the side is right.
+
+    An element whose output holds NaN is wrong. `constant` in the detail is what the best answer
+    reaches that is always the same: a floor below it says nothing.
+    """
+    if scored.form == "sides":
+        return _side_accuracy(scored, parameter)
+    right = predictions(scored) == scored.labels
+    counts = np.unique(scored.labels, return_counts=True)[1]
+    return Score(float(np.mean(right)), {"constant": float(counts.max() / len(right))})
+
+
+@_register("binary_accuracy", "binary accuracy", "share", ("sides",), parameter="the cut")
+def _side_accuracy(scored: Scored, parameter: float | None = None) -> Score:
+    """Share of elements on the right side of the cut, every label of a sample by itself."""
+    cut = _cut(scored, parameter)
+    outputs, labels = scored.outputs, scored.labels
+    right = ((outputs >= cut) == (labels > 0)) & ~np.isnan(outputs)
+    yes = labels.mean(0)
+    detail = {"cut": cut, "constant": float(np.maximum(yes, 1 - yes).mean())}
+    if labels.shape[1] > 1:
+        detail["worst_label"] = float(right.mean(0).min())
+    return Score(float(np.mean(right)), detail)
+
+
+@_register("top", "top-k accuracy", "share", ("classes",), parameter="k")
+def top_k(scored: Scored, parameter: float | None) -> Score:
+    """Share of elements whose label is among the k largest outputs.
+
+    Among equal outputs the first counts as larger, as in an application's argmax: rounding makes
+    outputs equal, and a file that always says the same must not be right by it.
+    """
+    k, classes = int(parameter or 1), scored.outputs.shape[1]
+    if k >= classes:
+        raise ArgumentError("--metric", f"have a k below the {classes} classes", f"top{k}")
+    rows = np.arange(len(scored.labels))
+    own = scored.outputs[rows, scored.labels][:, None]
+    larger = (scored.outputs > own).sum(1)
+    before = np.arange(classes) < scored.labels[:, None]
+    rank = larger + ((scored.outputs == own) & before).sum(1)
+    right = (rank < k) & ~np.isnan(scored.outputs).any(1)
+    return Score(float(np.mean(right)))
+
+
+@_register("mean_iou", "mean IoU", "share", ("classes", "numbers", "sides"),
+           parameter="the class to ignore")  # fmt: skip
+def mean_iou(scored: Scored, parameter: float | None = None) -> Score:
+    """Mean over the classes of intersection / union; classes that occur nowhere do not count.
+
+    `mean_iou@255` leaves out the elements that are labelled 255.
+    """
+    found, labels = predictions(scored), scored.labels.reshape(-1).astype(np.int64)
+    if parameter is not None:
+        kept = labels != int(parameter)
+        if not kept.any():
+            raise NotMeasurable(f"Every label is {parameter:g}, the class that is ignored.")
+        found, labels = found[kept], labels[kept]
+    ratios = {}
+    for number in np.union1d(np.unique(labels), np.unique(found[found >= 0])):
+        mine, said = labels == number, found == number
+        ratios[int(number)] = float((mine & said).sum() / (mine | said).sum())
+    detail = {"classes": len(ratios), "worst_class": min(ratios, key=lambda n: ratios[n])}
+    if len(ratios) <= _LISTED:
+        detail["iou"] = {str(number): ratio for number, ratio in ratios.items()}
+    return Score(float(np.mean(list(ratios.values()))), detail)
+
+
+@_register("auc", "ROC AUC", "share", ("classes", "sides"))
+def auc(scored: Scored, parameter: float | None = None) -> Score:
+    """Area under the ROC curve: the share of (yes, no) pairs in the right order, ties counting half.
+
+    Exact, by ranks (Mann-Whitney). Several labels: the mean over those that have both a yes and a
+    no. Several classes: each against the rest, on probabilities. Two classes: the second.
+    """  # noqa: E501 one line
+    if np.isnan(scored.outputs).any():
+        return Score(np.nan)
+    if scored.form == "sides":
+        labels, outputs = scored.labels > 0, scored.outputs
+    else:
+        outputs = scored.outputs if scored.normal else _softmax(scored.outputs)
+        labels = scored.labels[:, None] == np.arange(outputs.shape[1])
+        if outputs.shape[1] == 2:
+            labels, outputs = labels[:, 1:], (scored.outputs[:, 1:] - scored.outputs[:, :1])
+    areas, without = [], []
+    for column in range(labels.shape[1]):
+        area = _area(labels[:, column], outputs[:, column])
+        if area is None:
+            without.append(column)
+        else:
+            areas.append(area)
+    if not areas:
+        raise NotMeasurable("The labels are all the same: AUC needs a yes and a no.")
+    detail: dict[str, Any] = {"worst_label": min(areas)} if len(areas) > 1 else {}
+    if without:
+        detail["labels_left_out"] = without[:_LISTED]
+    return Score(float(np.mean(areas)), detail)
+
+
+def _area(yes: np.ndarray, scores: np.ndarray) -> float | None:
+    positive = int(yes.sum())
+    negative = len(yes) - positive
+    if not positive or not negative:
+        return None
+    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    # Equal scores share the mean of their ranks.
+    ranks = np.cumsum(counts) - (counts - 1) / 2
+    total = float(ranks[place.reshape(-1)][yes].sum())
+    return (total - positive * (positive + 1) / 2) / (positive * negative)
+
+
+def _softmax(outputs: np.ndarray) -> np.ndarray:
+    powers = np.exp(outputs - outputs.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True)
+
+
+def predictions(scored: Scored) -> np.ndarray:
+    """Returns the class that each element's output names; -1 where it holds NaN."""
+    if scored.form == "sides":
+        flat = scored.outputs.reshape(-1)
+        found = (flat >= _cut(scored, None)).astype(np.int64)
+        return np.where(np.isnan(flat), -1, found)
+    if scored.form == "numbers":
+        return np.where(np.isfinite(scored.outputs), scored.outputs, -1).astype(np.int64)
+    found = np.where(np.isnan(scored.outputs), -np.inf, scored.outputs).argmax(1)
+    return np.where(np.isnan(scored.outputs).any(1), -1, found)
+
+
+def _cut(scored: Scored, parameter: float | None) -> float:
+    cut = scored.cut if parameter is None else parameter
+    if cut is None:
+        raise NotMeasurable("Nothing tells from which value on the output is a yes.")
+    return cut
+
+
+# --- values -------------------------------------------------------------------------------------
+
+
+@_register("mae", "MAE", "number", ("values",), higher_is_better=False)
+def mae(scored: Scored, parameter: float | None = None) -> Score:
+    """Mean absolute error, in the unit of the labels."""
+    errors = np.abs(scored.outputs - scored.labels)
+    return Score(float(errors.mean()), _worst(errors.mean(0), max))
+
+
+@_register("mse", "MSE", "number", ("values",), higher_is_better=False)
+def mse(scored: Scored, parameter: float | None = None) -> Score:
+    """Mean squared error, in the squared unit of the labels."""
+    errors = (scored.outputs - scored.labels) ** 2
+    return Score(float(errors.mean()), _worst(errors.mean(0), max))
+
+
+@_register("rmse", "RMSE", "number", ("values",), higher_is_better=False)
+def rmse(scored: Scored, parameter: float | None = None) -> Score:
+    """Square root of the mean squared error, in the unit of the labels."""
+    errors = (scored.outputs - scored.labels) ** 2
+    return Score(float(np.sqrt(errors.mean())), _worst(np.sqrt(errors.mean(0)), max))
+
+
+@_register("r2", "R2", "number", ("values",))
+def r2(scored: Scored, parameter: float | None = None) -> Score:
+    """Coefficient of determination, `1 - sum (y - f)^2 / sum (y - mean y)^2`: the columns' mean.
+
+    1 is perfect, 0 as good as the mean, below 0 worse. Columns whose label is constant have none
+    and are left out.
+    """
+    rest = ((scored.outputs - scored.labels) ** 2).sum(0)
+    spread = ((scored.labels - scored.labels.mean(0)) ** 2).sum(0)
+    varied = spread > 0
+    if not varied.any():
+        raise NotMeasurable("The labels are all the same: R2 needs some that differ.")
+    ratios = 1 - rest[varied] / spread[varied]
+    detail = _worst(ratios, min)
+    if not varied.all():
+        detail["columns_left_out"] = int((~varied).sum())
+    return Score(float(ratios.mean()), detail)
+
+
+def _worst(columns: np.ndarray, choose: Callable[..., Any]) -> dict[str, Any]:
+    """Returns the worst column where there are several."""
+    if len(columns) < 2:
+        return {}
+    finite = [float(column) if np.isfinite(column) else None for column in columns]
+    known = [column for column in finite if column is not None]
+    detail: dict[str, Any] = {"worst_column": choose(known) if len(known) == len(finite) else None}
+    if len(columns) <= _LISTED:
+        detail["columns"] = finite
+    return detail
+
+
+# --- labels -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """The labels of one output, and what they can mean for an output of a certain shape.
+
+    Args:
+        array: As they came: (samples, ...).
+        shape: Of the output: (samples, ...).
+        argument: Where they came from, for error messages.
+
+    Raises:
+        ArgumentError: they are no finite numbers, or not as many as samples.
+    """
+
+    array: np.ndarray
+    shape: tuple[int, ...]
+    argument: str = "--evaluate"
+
+    def __post_init__(self) -> None:
+        """Refuses what are no labels."""
+        array = self.array
+        if array.dtype.kind not in "biuf" or not np.isfinite(array).all():
+            raise ArgumentError(
+                self.argument, "hold finite numbers as labels", self.got if
+                array.dtype.kind not in "biuf" else "NaN or infinity",
+            )  # fmt: skip
+        if array.ndim < 1 or len(array) != self.shape[0]:
+            raise ArgumentError(
+                self.argument, f"hold a label for each of the {self.shape[0]} samples", self.got
+            )
+
+    @property
+    def got(self) -> str:
+        """The labels in words."""
+        return f"labels of shape {self.array.shape} and dtype {self.array.dtype}"
+
+    @property
+    def classes(self) -> int:
+        """How many classes an output of this shape can tell apart along its last axis."""
+        return self.shape[-1] if len(self.shape) > 1 else 1
+
+    @property
+    def whole(self) -> bool:
+        """Whether every label is a whole number."""
+        return self.array.dtype.kind != "f" or bool((self.array == np.round(self.array)).all())
+
+    @property
+    def same_shape(self) -> bool:
+        """Whether there is a label for each element of the output; axes of 1 do not count."""
+        return _squeezed(self.array.shape) == _squeezed(self.shape)
+
+    @property
+    def has_number_shape(self) -> bool:
+        """Whether there is one label for each row of classes."""
+        return self.classes > 1 and _squeezed(self.array.shape) == _squeezed(self.shape[:-1])
+
+    @property
+    def two_valued(self) -> bool:
+        """Whether each element of the output has a label of 0 or 1."""
+        return self.same_shape and bool(np.isin(self.array, (0, 1)).all())
+
+    @property
+    def signs(self) -> bool:
+        """Whether each element of the output has a label of -1 or 1, and some are -1."""
+        return self.same_shape and bool(np.isin(self.array, (-1, 1)).all() and self.array.min() < 0)
+
+    @property
+    def one_hot(self) -> bool:
+        """Whether each row of classes holds exactly one 1 and else 0."""
+        return self.two_valued and self.classes > 1 and bool((self._rows.sum(1) == 1).all())
+
+    @property
+    def distributions(self) -> bool:
+        """Whether each row of classes holds probabilities that sum to 1."""
+        if not self.same_shape or self.classes < 2 or self.array.min() < 0:
+            return False
+        return bool(np.abs(self._rows.sum(1) - 1).max() < _SUM_TOLERANCE)
+
+    @property
+    def _rows(self) -> np.ndarray:
+        return self.array.reshape(-1, self.classes).astype(np.float64)
+
+    def class_numbers(self, ignored: float | None = None) -> np.ndarray:
+        """Returns class numbers, one for each row of classes, from numbers or rows.
+
+        Args:
+            ignored: A number beyond the classes that may occur all the same.
+
+        Raises:
+            ArgumentError: the labels are neither.
+        """
+        if not self.has_number_shape and self.distributions:
+            return self._rows.argmax(1)
+        numbers = self.array.reshape(-1)
+        fit = np.isin(numbers, [] if ignored is None else [ignored])
+        fit |= (numbers >= 0) & (numbers < self.classes)
+        if not self.has_number_shape or not self.whole or not fit.all():
+            wrong = "" if not self.has_number_shape else (
+                f"; values from {self.array.min():g} to {self.array.max():g}"
+            )  # fmt: skip
+            raise ArgumentError(
+                self.argument,
+                f"hold class numbers from 0 to {self.classes - 1} or one-hot rows for an output of "
+                f"shape {self.shape[1:]}",
+                f"{self.got}{wrong}",
+            )
+        return numbers.astype(np.int64)
+
+    def sides(self) -> np.ndarray:
+        """Returns 0 and 1 for each element, (rows, columns); -1 and 1 are taken as well.
+
+        Raises:
+            ArgumentError: the labels are of another kind or shape.
+        """
+        if not self.two_valued and not self.signs:
+            raise ArgumentError(
+                self.argument, f"hold 0 or 1 for each element of an output of shape "
+                f"{self.shape[1:]}", self.got,
+            )  # fmt: skip
+        return (self.array.reshape(-1, self.classes) > 0).astype(np.int64)
+
+    def values(self) -> np.ndarray:
+        """Returns a number for each element, (samples, columns).
+
+        Raises:
+            ArgumentError: the labels have another shape than the output.
+        """
+        if not self.same_shape:
+            raise ArgumentError(
+                self.argument, f"hold a number for each element of an output of shape "
+                f"{self.shape[1:]}", self.got,
+            )  # fmt: skip
+        return self.array.reshape(len(self.array), -1).astype(np.float64)
+
+    def scored(
+        self,
+        form: Form,
+        outputs: np.ndarray,
+        cut: float | None = None,
+        normal: bool = True,
+        ignored: float | None = None,
+    ) -> Scored:
+        """Returns labels and outputs in a form that metrics take.
+
+        Args:
+            form: Which.
+            outputs: Real numbers in the shape of the output.
+            cut: As in `Scored`.
+            normal: As in `Scored`.
+            ignored: As in `class_numbers`.
+
+        Raises:
+            ArgumentError: the labels do not have this form.
+        """
+        labels = self.of(form, ignored)
+        outputs = np.asarray(outputs, np.float64)
+        if form == "classes" or form == "sides":
+            return Scored(form, labels, outputs.reshape(-1, self.classes), cut, normal)
+        return Scored(form, labels, outputs.reshape(labels.shape))
+
+    def check(self, beyond: bool = False) -> None:
+        """Refuses labels that fit no output of this shape, whatever it is for.
+
+        Args:
+            beyond: Let class numbers beyond the classes pass, which some metrics ignore.
+
+        Raises:
+            ArgumentError: they are neither class numbers nor in the output's shape.
+        """
+        if not self.same_shape and not (beyond and self.has_number_shape and self.whole):
+            self.class_numbers()
+
+    def of(self, form: Form, ignored: float | None = None) -> np.ndarray:
+        """Returns the labels in a form, as `Scored` has them.
+
+        Raises:
+            ArgumentError: they do not have this form.
+        """
+        if form == "classes":
+            return self.class_numbers(ignored)
+        if form == "sides":
+            return self.sides()
+        if form == "values":
+            return self.values()
+        if not self.whole:
+            raise ArgumentError(self.argument, "hold class numbers", self.got)
+        return self.values().reshape(-1).astype(np.int64)
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns a shape without its axes of 1; the first one, the samples', stays."""
+    return (shape[0], *(size for size in shape[1:] if size != 1))

@@ -270,14 +270,15 @@ def _conv(g: Geometry, kernels: str) -> _Case:
 def _depthwise(g: Geometry, kernels: str) -> _Case:
     suffix = _suffix(g)
     values = _window(g)
-    blocks = [124] * (g.co // 124) + ([g.co % 124] if g.co % 124 else [])
+    # Channels go in blocks of 124; a damaged file may have any number of them.
+    whole, rest = divmod(g.co, 124)
     size = g.kh * g.kw
     values |= {
         "im2col": values["taps"] * g.ci,
         "K16": _up(size, 16),
-        "cb4": sum(_up(block, 4) for block in blocks),
-        "cb16": sum(_up(block, 16) for block in blocks),
-        "blocks": len(blocks),
+        "cb4": whole * _up(124, 4) + _up(rest, 4),
+        "cb16": whole * _up(124, 16) + _up(rest, 16),
+        "blocks": whole + (rest > 0),
     }
     undilated = not values["dilated"]
     single = g.multiplier == 1 and undilated

@@ -393,6 +393,23 @@ def test_windows_of_damaged_files_have_no_formula(changes: dict[str, int]) -> No
         count(Geometry("CONV_2D", h=1 << 20, w=4, oh=1 << 20, ow=4, **changes), "dsp")
 
 
+def test_depthwise_channels_go_in_blocks() -> None:
+    case = DOMAINS["instructions"]._CASES["DEPTHWISE_CONV_2D"]
+    for channels in (1, 3, 123, 124, 125, 248, 500):
+        blocks = [min(124, channels - start) for start in range(0, channels, 124)]
+        _, values = case(Geometry("DEPTHWISE_CONV_2D", ci=channels, co=channels), "mve")
+        found = values["cb4"], values["cb16"], values["blocks"]
+        expected = (math.ceil(b / 4) for b in blocks), (math.ceil(b / 16) for b in blocks)
+        assert found == (*map(sum, expected), len(blocks))
+
+
+def test_channels_of_damaged_files_cost_nothing_to_count() -> None:
+    channels = 1 << 44  # A list of their blocks fills no memory of this world.
+    g = Geometry("DEPTHWISE_CONV_2D", ci=channels, co=channels, out_elements=channels)
+    with pytest.raises(Unmodelled, match="was not counted"):
+        count(g, "mve")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

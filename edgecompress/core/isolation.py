@@ -44,6 +44,8 @@ _CHILD = Path(__file__).with_name("isolation_child.py")
 _LONGEST_LINE = 1 << 20
 _LARGEST_RESULT = 256 << 20
 _MOST_FILES = 10_000
+# Seconds without a word: longer than the processor time of any step.
+_SILENCE_S = 7200.0
 _PLAIN_NAME = re.compile(r"[^/\\\x00-\x1f\x7f]{1,255}")
 _DEEPEST = 4
 _HINT = (
@@ -142,7 +144,7 @@ def call(
             reader = threading.Thread(target=_let_through, args=(process.stderr,), daemon=True)
             reader.start()
             try:
-                failure = _listen(process, progress, on_event)
+                failure = _listen(process, None if training else _SILENCE_S, progress, on_event)
             finally:
                 _end(process)
                 reader.join(timeout=5)
@@ -255,14 +257,35 @@ def _pickled(arguments: Mapping[str, Any]) -> bytes:
 
 def _listen(
     process: subprocess.Popen[bytes],
+    patience_s: float | None,
     progress: Callable[[str], None] | None,
     on_event: Callable[[Any], None] | None,
 ) -> BaseException | None:
-    """Passes on what the process tells; returns what it raised."""
+    """Passes on what the process tells; returns what it raised.
+
+    A process that waits for nothing takes no processor time, so its silence is bounded, too.
+    """
     stream = process.stdout
     if stream is None:
         return None
-    while line := stream.readline(_LONGEST_LINE):
+    silent = threading.Event()
+
+    def give_up() -> None:
+        silent.set()
+        _kill(process)
+
+    def next_line() -> bytes:
+        if patience_s is None:
+            return stream.readline(_LONGEST_LINE)
+        timer = threading.Timer(patience_s, give_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            return stream.readline(_LONGEST_LINE)
+        finally:
+            timer.cancel()
+
+    while line := next_line():
         try:
             told = json.loads(line)
         except (ValueError, RecursionError):
@@ -277,6 +300,11 @@ def _listen(
             return _raised(told["error"])
         if told.get("done") is True:
             break
+    if silent.is_set():
+        return ProcessError(
+            "The process that reads the model was stopped: it told nothing for "
+            f"{patience_s:,.0f} s. {_HINT}"
+        )
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=30)
     return None
@@ -319,16 +347,18 @@ def _raised(told: Mapping[str, Any]) -> BaseException:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Ends a process and all that it has started, also after Ctrl-C."""
-    try:
+    _kill(process)
+    process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         if os.name == "posix":
             os.killpg(process.pid, signal.SIGKILL)
         else:
             process.kill()
-    except (ProcessLookupError, PermissionError):
-        pass
-    process.wait()
-    if process.stdout is not None:
-        process.stdout.close()
 
 
 def _death(status: int, log: Path, limits: Limits) -> ProcessError:

@@ -79,8 +79,8 @@ def limits_for(size: int) -> Limits:
     """Returns what reading, converting or running a model may take.
 
     Args:
-        size: Bytes that it works from: the model's file and the data. Conversion holds several
-            copies of both.
+        size: Bytes that it works from: the model's file and the data. Conversion holds many copies
+            of both: ResNet50, 103 MB, and 12 MB of data took 5.6 GB.
 
     Example:
         >>> limits_for(0).memory == 4 << 30
@@ -89,7 +89,7 @@ def limits_for(size: int) -> Limits:
     memory = os.environ.get("EDGECOMPRESS_MAX_MEMORY_MIB", "")
     minutes = os.environ.get("EDGECOMPRESS_MAX_CPU_MINUTES", "")
     return Limits(
-        memory=int(memory) << 20 if memory.isdecimal() else (4 << 30) + 12 * size,
+        memory=int(memory) << 20 if memory.isdecimal() else (4 << 30) + 32 * size,
         cpu_s=60 * int(minutes) if minutes.isdecimal() else 3600 + (size >> 20),
         file_bytes=(4 << 30) + 4 * size,
     )

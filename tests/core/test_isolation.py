@@ -171,6 +171,12 @@ def test_processor_time_runs_out(attacks: Path, monkeypatch: pytest.MonkeyPatch)
         call("spin")
 
 
+def test_silence_is_bounded(attacks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolation, "_SILENCE_S", 2.0)
+    with pytest.raises(ProcessError, match="told nothing for 2 s"):
+        call("wait", place=os.devnull)
+
+
 def test_errors_come_back_as_they_are(attacks: Path) -> None:
     with pytest.raises(ArgumentError) as caught:
         call("raise_own")

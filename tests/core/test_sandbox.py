@@ -118,7 +118,7 @@ def test_what_a_system_does_not_offer_is_said(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_limits_grow_with_the_file_and_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert limits_for(1 << 30).memory == (4 << 30) + (12 << 30)
+    assert limits_for(1 << 30).memory == (4 << 30) + (32 << 30)
     monkeypatch.setenv("EDGECOMPRESS_MAX_MEMORY_MIB", "500")
     monkeypatch.setenv("EDGECOMPRESS_MAX_CPU_MINUTES", "2")
     assert limits_for(1 << 30) == Limits(500 << 20, 120, (4 << 30) + (4 << 30))

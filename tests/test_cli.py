@@ -309,7 +309,7 @@ def test_a_defect_is_one_line_and_verbose_shows_where(
     ]
     verbose = run(f"{_CHECK} --verbose")
     assert verbose.code == 1
-    assert verbose.err[0].startswith("Traceback")
+    assert verbose.err[0].startswith("| Traceback")
 
 
 def test_a_full_disk_is_no_defect(

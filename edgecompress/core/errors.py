@@ -18,6 +18,9 @@ from collections.abc import Iterable
 
 OK, FAILURE, USAGE, OVER_BUDGET, BELOW_ACCURACY, UNSUPPORTED_OPERATOR, UNDECIDED = range(7)
 
+# Characters of a value that came; a file may hold any number of them.
+_LONGEST = 500
+
 
 class EdgeCompressError(Exception):
     """Base of every error this package raises on purpose; its text is one line for the user."""
@@ -43,8 +46,16 @@ class ArgumentError(EdgeCompressError, ValueError):
 
     def __init__(self, argument: str, rule: str, got: object, hint: str = "") -> None:
         self.argument = argument
-        text = f"`{argument}` must {rule}. Got {got!r}."
+        text = f"`{argument}` must {rule}. Got {_short(got)}."
         super().__init__(f"{text} {hint}".rstrip())
+
+
+def _short(got: object) -> str:
+    try:
+        text = repr(got)
+    except ValueError:  # Python writes no number of more than 4,300 digits.
+        return "a number of thousands of digits"
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
 class UnknownNameError(ArgumentError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 
 from edgecompress.core.errors import ArgumentError
@@ -12,6 +11,17 @@ _SIZES |= {"kb": 1000, "mb": 1000**2, "gib": 1024**3, "g": 1024**3, "gb": 1000**
 # The micro sign and the Greek letter look the same.
 _TIMES = {"us": 1.0, "\u00b5s": 1.0, "\u03bcs": 1.0, "ms": 1e3, "s": 1e6}
 _NUMBER = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-z\u00b5\u03bc]*)\s*", re.IGNORECASE)
+
+
+# 64 bits: no memory is larger, and no budget longer (292,000 years).
+_LARGEST = 2.0**63
+
+
+def _text(value: object) -> str:
+    try:
+        return str(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits.
+        return ""
 
 
 def parse_size(text: str | int, argument: str = "size") -> int:
@@ -24,12 +34,12 @@ def parse_size(text: str | int, argument: str = "size") -> int:
         >>> parse_size("96KiB")
         98304
     """
-    match = _NUMBER.fullmatch(str(text))
+    match = _NUMBER.fullmatch(_text(text))
     if match and match[2].lower() in _SIZES:
         factor = _SIZES[match[2].lower()]
         size = float(match[1]) * factor
         # Half a byte is a forgotten unit.
-        if size >= 1 and math.isfinite(size) and (factor > 1 or size == int(size)):
+        if 1 <= size < _LARGEST and (factor > 1 or size == int(size)):
             return int(size)
     raise ArgumentError(argument, "be a positive size such as 96KiB, 1.5MiB or 98304", text)
 
@@ -44,10 +54,10 @@ def parse_time(text: str | float, argument: str = "time") -> float:
         >>> parse_time("60ms")
         60000.0
     """
-    match = _NUMBER.fullmatch(str(text))
+    match = _NUMBER.fullmatch(_text(text))
     if match and match[2].lower() in _TIMES:
         time = float(match[1]) * _TIMES[match[2].lower()]
-        if time > 0 and math.isfinite(time):
+        if 0 < time < _LARGEST:
             return time
     raise ArgumentError(argument, "be a positive time with a unit, such as 60ms or 800us", text)
 

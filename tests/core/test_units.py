@@ -82,3 +82,21 @@ def test_format_time(time: float, text: str) -> None:
 @pytest.mark.parametrize("size", [1, 512, 98304, 1 << 20, 3 << 29])
 def test_what_is_printed_can_be_typed_in(size: int) -> None:
     assert parse_size(format_size(size)) == size
+
+
+@pytest.mark.parametrize(
+    "value", ["1e999GiB", "9" * 5000, "9" * 5000 + "KiB", pytest.param(10**5000, id="digits"), "9" * 30 + "GiB", 2**63]
+)  # fmt: skip
+def test_sizes_beyond_all_memory_are_refused_in_one_line(value: object) -> None:
+    with pytest.raises(ArgumentError, match="positive size") as caught:
+        parse_size(value)
+    assert len(str(caught.value)) < 700
+
+
+@pytest.mark.parametrize(
+    "value", ["9" * 400 + "s", "9" * 5000 + "ms", pytest.param(10**5000, id="digits"), "1e999s"]
+)
+def test_times_beyond_all_patience_are_refused_in_one_line(value: object) -> None:
+    with pytest.raises(ArgumentError, match="positive time") as caught:
+        parse_time(value)
+    assert len(str(caught.value)) < 700

@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint apk android-test android-checksums clean
+.PHONY: demo test lint fuzz apk android-test android-checksums clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python -P -m edgecompress.demo --output build/demo
@@ -19,6 +19,9 @@ lint: $(INSTALLED)
 	rm -rf build/src && mkdir -p build/src/edgecompress
 	ln -s $(CURDIR)/edgecompress/* $(CURDIR)/converters $(CURDIR)/targets build/src/edgecompress/
 	MYPYPATH=build/src $(VENV)/bin/mypy -p edgecompress
+
+fuzz: $(INSTALLED)
+	PYTHON=$(VENV)/bin/python benchmarks/fuzz/run.sh
 
 apk:
 	android_demo/scripts/build_apk.sh --output build/edgecompress-demo.apk

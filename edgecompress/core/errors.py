@@ -22,10 +22,37 @@ OK, FAILURE, USAGE, OVER_BUDGET, BELOW_ACCURACY, UNSUPPORTED_OPERATOR, UNDECIDED
 _LONGEST = 500
 
 
+def shown(text: object) -> str:
+    r"""Returns a text for one line: what is not printable stands as its escape sequence.
+
+    That is control characters, newlines included, signs that turn the direction of text, invisible
+    ones, halves of surrogate pairs, and spaces other than the ordinary one.
+
+    Example:
+        >>> shown("a\nb\x1b[2J\u202ec")
+        'a\\nb\\x1b[2J\\u202ec'
+    """
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for c in text
+    )
+
+
 class EdgeCompressError(Exception):
-    """Base of every error this package raises on purpose; its text is one line for the user."""
+    """Base of every error this package raises on purpose; its text is one line for the user.
+
+    What files bring into it (names with line ends, control characters) is made harmless.
+    """
 
     exit_code = FAILURE
+
+    def __str__(self) -> str:
+        """Returns the text, on one line and printable."""
+        text = super().__str__()
+        return text if text.isprintable() else shown(" ".join(text.split()))
 
 
 class ArgumentError(EdgeCompressError, ValueError):

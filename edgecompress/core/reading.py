@@ -15,6 +15,7 @@ import re
 import stat
 import sys
 import tomllib
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -44,6 +45,7 @@ _KEY_PARTS = 16
 _DIRECTORY_LIMIT = 8 << 20
 _CHUNK = 1 << 20
 _HEADER_LIMIT = 16 << 10
+_LONGEST_ITEM = 1 << 20
 _WHOLE = range(-(1 << 63), 1 << 64)
 
 _KINDS = (
@@ -610,14 +612,18 @@ def _header(
             (1, 0): np.lib.format.read_array_header_1_0,
             (2, 0): np.lib.format.read_array_header_2_0,
         }[version]
-        shape, fortran, dtype = read(stream, max_header_size=_HEADER_LIMIT)
+        with warnings.catch_warnings():
+            # Headers of Python 2 (`3L`) are read as well, and need no remark.
+            warnings.simplefilter("ignore", UserWarning)
+            shape, fortran, dtype = read(stream, max_header_size=_HEADER_LIMIT)
     # Headers are Python literals: parsing a damaged one fails in many ways.
     except Exception as error:
         what = " ".join(str(error).split())[:120] or type(error).__name__
         raise UnreadableFileError(label, f"{where} has no readable header: {what}") from error
     if dtype.hasobject:
         raise UnreadableFileError(label, f"{where} holds Python objects, which could run code")
-    if dtype.itemsize == 0 or dtype.kind not in "biufcSUmM":
+    # numpy's own size of a long text may overflow to less than nothing.
+    if not 0 < dtype.itemsize <= _LONGEST_ITEM or dtype.kind not in "biufcSUmM":
         raise UnreadableFileError(label, f"{where} is of type {dtype}, not of numbers")
     if any(length < 0 for length in shape) or len(shape) > 32:
         raise UnreadableFileError(label, f"{where} has the shape {str(shape)[:80]}")

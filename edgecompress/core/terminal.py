@@ -10,24 +10,7 @@ from rich.markup import escape
 from rich.segment import Segment
 from rich.text import Text
 
-
-def shown(text: object) -> str:
-    r"""Returns a text for one line: what is not printable stands as its escape sequence.
-
-    That is control characters, newlines included, signs that turn the direction of text, invisible
-    ones, halves of surrogate pairs, and spaces other than the ordinary one.
-
-    Example:
-        >>> shown("a\nb\x1b[2J\u202ec")
-        'a\\nb\\x1b[2J\\u202ec'
-    """
-    text = str(text)
-    if text.isprintable():
-        return text
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii")
-        for c in text
-    )
+from edgecompress.core.errors import shown
 
 
 def plain(text: object) -> str:

@@ -75,6 +75,8 @@ def format_size(size: float) -> str:
         return f"{size / 1024:.1f} KiB"
     if size < 1024**3:
         return f"{size / 1024**2:.2f} MiB"
+    if size >= _LARGEST:  # Python divides no whole number beyond a float's range.
+        return "more than 8 EiB"
     return f"{size / 1024**3:.2f} GiB"
 
 

@@ -85,7 +85,9 @@ def test_what_is_printed_can_be_typed_in(size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["1e999GiB", "9" * 5000, "9" * 5000 + "KiB", pytest.param(10**5000, id="digits"), "9" * 30 + "GiB", 2**63]
+    "value",
+    ["1e999GiB", "9" * 5000, "9" * 5000 + "KiB", "9" * 30 + "GiB", 2**63,
+     pytest.param(10**5000, id="digits")],
 )  # fmt: skip
 def test_sizes_beyond_all_memory_are_refused_in_one_line(value: object) -> None:
     with pytest.raises(ArgumentError, match="positive size") as caught:
@@ -100,3 +102,7 @@ def test_times_beyond_all_patience_are_refused_in_one_line(value: object) -> Non
     with pytest.raises(ArgumentError, match="positive time") as caught:
         parse_time(value)
     assert len(str(caught.value)) < 700
+
+
+def test_sizes_of_any_number_of_digits_have_a_text() -> None:
+    assert format_size(10**5000) == format_size(2**63) == "more than 8 EiB"

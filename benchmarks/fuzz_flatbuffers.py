@@ -195,7 +195,7 @@ def problem(arguments: Sequence[str], seconds: float = SECONDS) -> tuple[int | N
     except BaseException as error:
         return None, f"{type(error).__name__} left the command: {error}"
     text = err.getvalue()
-    if code not in range(6):
+    if code not in range(7):
         return code, f"exit code {code}: {text.strip()}"
     if "internal error" in text or "Traceback" in text:
         return code, text.strip()

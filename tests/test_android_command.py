@@ -160,12 +160,12 @@ def test_wrong_arguments(source: Source, tmp_path: Path, monkeypatch: pytest.Mon
             build_app(output=output, source=app)
     with pytest.raises(ArgumentError, match="`--source` must be a folder with scripts/build_apk"):
         build_app(output=tmp_path / "a.apk", source=tmp_path)
-    with pytest.raises(ModelFileError, match="give the folder of an export"):
+    with pytest.raises(ModelFileError, match="Give the folder of an export"):
         build_app(tmp_path, output=tmp_path / "a.apk", source=app)
     # A damaged bundle is refused before anything is built.
     shutil.copytree(_BUNDLE, tmp_path / "damaged")
     next((tmp_path / "damaged").glob("*.tflite")).write_bytes(b"x")
-    with pytest.raises(ModelFileError, match="export again"):
+    with pytest.raises(ModelFileError, match="Export again"):
         build_app(tmp_path / "damaged", output=tmp_path / "a.apk", source=app)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))

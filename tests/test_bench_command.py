@@ -323,7 +323,7 @@ def test_wrong_options(
 
 def test_a_folder_without_a_bundle(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", str(tmp_path), "--host"]) == 1
-    assert "give the folder of an export" in capfd.readouterr().err
+    assert "Give the folder of an export" in capfd.readouterr().err
 
 
 def test_the_guide_names_every_option() -> None:

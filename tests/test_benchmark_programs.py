@@ -497,7 +497,10 @@ def test_this_computers_own_program_is_for_linux() -> None:
     [
         ("--adb --runner benchmark_model", "`--binary` must name the program benchmark_model for"),
         ("--adb --runner litert", "`--binary` must name the program benchmark_litert_model"),
-        ("--adb --runner litert --binary nowhere", "must be a readable file. Got 'nowhere'. No s"),
+        (
+            "--adb --runner litert --binary nowhere",
+            "must be a readable file. Got 'nowhere'. It does",
+        ),
         ("--adb --binary x", "`--binary` must go with the runner benchmark_model or litert"),
         ("--host --runner litert --binary x", "`--runner` must go with --adb. Got 'litert'."),
         ("--adb --runner benchmark-model", "Did you mean benchmark_model"),

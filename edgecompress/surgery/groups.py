@@ -102,8 +102,9 @@ def group_lasso_gradient(weights: Any, squares: Any, axis: int, size: int, stren
         A tensor of the shape of `weights`, in float32.
 
     Example:
-        >>> group_lasso_gradient(ops.array([[3.0], [4.0]]), ops.array([25.0]), 1, 2, 1.0) * 2**-0.5
-        <tf.Tensor: shape=(2, 1), dtype=float32, numpy=array([[0.6], [0.8]], dtype=float32)>
+        >>> slope = group_lasso_gradient(ops.array([[3.0], [4.0]]), ops.array([25.0]), 1, 4, 0.5)
+        >>> [round(float(value), 3) for value in slope[:, 0]]
+        [0.6, 0.8]
     """
     weights = ops.convert_to_tensor(weights, dtype="float32")
     zero = squares <= 0

@@ -202,7 +202,7 @@ class TestZeros:
         }
 
     def test_zeros_that_may_move_are_refused_beside_pruning(self) -> None:
-        pruning = MagnitudePruning(ConstantSparsity(0.5, 0))
+        pruning = MagnitudePruning(ConstantSparsity(0.5, frequency=2))
         with pytest.raises(ArgumentError, match=r"`preserve_zeros` must be True.*first"):
             _fit(_model(), [pruning, WeightClustering(4, preserve_zeros=False)])
 

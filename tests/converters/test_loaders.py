@@ -18,6 +18,7 @@ from edgecompress.converters.float32 import convert
 from edgecompress.converters.loaders import InputSpec, example_inputs, load_model, wrap
 from edgecompress.core.errors import EdgeCompressError, ModelFileError, UnsupportedModelError
 from edgecompress.core.flatbuffer import read_tflite
+from edgecompress.core.learnt_ranges import tied
 from edgecompress.core.record import CompressionRecord, attach_record
 
 keras = pytest.importorskip("keras")
@@ -124,19 +125,19 @@ def test_saved_model(tmp_path: Path) -> None:
 
 def test_record_is_found_or_its_absence_explained(tmp_path: Path) -> None:
     model = tiny()
-    attach_record(model, CompressionRecord(ranges={"relu": (0.0, 6.0)}))
+    attach_record(model, tied(CompressionRecord(ranges={"relu": (0.0, 6.0)}), model))
     model.save(tmp_path / "model.keras")
     record = load_model(tmp_path / "model.keras").record
     assert record is not None and record.ranges == {"relu": (0.0, 6.0)}
     tiny("other").save(tmp_path / "model.keras")
     loaded = load_model(tmp_path / "model.keras")
-    assert loaded.record is None
+    assert loaded.record == CompressionRecord(outdated=("relu",))
     assert "another version" in loaded.notes[0]
 
 
 def test_models_in_memory() -> None:
     model = tiny()
-    attach_record(model, CompressionRecord(ranges={"relu": (0.0, 6.0)}))
+    attach_record(model, tied(CompressionRecord(ranges={"relu": (0.0, 6.0)}), model))
     loaded = wrap(model)
     assert (loaded.name, loaded.path, loaded.flavour) == ("tiny", None, "keras3")
     assert loaded.record is not None and loaded.record.ranges

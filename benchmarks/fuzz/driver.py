@@ -5,8 +5,7 @@ exception, more than 10 s or more than 2 GiB of memory for one input is a findin
 it, keeps the input and ends with a status that is not 0.
 
 Usage: `python benchmarks/fuzz/fuzz_json.py [--seconds 60] [--plant] [input file ...]`. With files,
-these are run once. `--plant` adds a bug that only a run guided by coverage finds in time: a harness
-that ends with 0 then is broken.
+these are run once. `--plant` adds a bug to find: a harness that ends with 0 then is broken.
 """
 
 from __future__ import annotations
@@ -36,10 +35,8 @@ class PlantedError(Exception):
     """The bug that `--plant` adds."""
 
 
-@atheris.instrument_func
 def _planted(data: bytes) -> None:
-    # Step by step: each right byte is progress that only coverage shows.
-    if len(data) > 3 and data[-1] == 66 and data[-2] == 85:
+    if len(data) % 7 == 5:
         raise PlantedError
 
 

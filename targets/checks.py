@@ -20,7 +20,12 @@ from edgecompress.targets.arena import KERNELS, compute_arena
 from edgecompress.targets.flash import FlashEstimate, estimate_flash
 from edgecompress.targets.latency import LatencyEstimate, predict
 from edgecompress.targets.measurement import memory_check
-from edgecompress.targets.operators import unsupported, wrong_results
+from edgecompress.targets.operators import (
+    OperatorProblem,
+    unmeasured,
+    unsupported,
+    wrong_results,
+)
 from edgecompress.targets.profile import (
     CALIBRATION_CLASSES,
     OWN_MEASUREMENT,
@@ -51,6 +56,7 @@ class Subject:
         host_latency: What was measured on this machine; None where nothing was.
         decompression_memory: Bytes outside the arena that the firmware has for decoded weights;
             None where it has none.
+        ran: Whether the target's engine has run this very file on this computer.
     """
 
     model: FlatModel
@@ -59,6 +65,7 @@ class Subject:
     kernels: str | None
     host_latency: HostLatency | None = None
     decompression_memory: int | None = None
+    ran: bool = False
 
 
 RULES: Registry[Callable[[Subject], CheckResult]] = Registry("rule")
@@ -390,38 +397,43 @@ def _host_latency(subject: Subject) -> CheckResult:
 @RULES.register("operators")
 def operators(subject: Subject) -> CheckResult:
     """The target's runtime has every operator of the model, and is not known to be wrong."""
-    graphs = (subject.model, *subject.model.others)
-    missing = [
-        (number, problem)
-        for number, graph in enumerate(graphs)
-        for problem in unsupported(graph, subject.profile)
-    ]
-    wrong = [
-        (number, problem)
-        for number, graph in enumerate(graphs)
-        for problem in wrong_results(graph, subject.profile, subject.kernels)
-    ]
-    unread = subject.model.subgraphs - len(graphs)
-    verdict: Verdict = "fail" if missing else "uncertain" if wrong or unread else "pass"
-    named = (missing or wrong)[:_NAMED]
-    more = len(missing or wrong) - len(named)
+    model, profile, kernels = subject.model, subject.profile, subject.kernels
+    graphs = (model, *model.others)
+    missing = _in_all(graphs, lambda graph: unsupported(graph, profile, kernels))
+    wrong = _in_all(graphs, lambda graph: wrong_results(graph, profile, kernels))
+    unknown = _in_all(graphs, lambda graph: unmeasured(graph, profile, kernels, ran=subject.ran))
+    unread = model.subgraphs - len(graphs)
+    verdict: Verdict = "fail" if missing else "uncertain" if wrong or unknown or unread else "pass"
+    shown = missing or [*wrong, *unknown]
+    named = shown[:_NAMED]
+    more = len(shown) - len(named)
     reason = None
     if named:
         texts = (f"subgraph {n}, {problem}" if n else str(problem) for n, problem in named)
         also = f"; and {more} more" if more else ""
         reason = f"{'; '.join(texts)}{also}."
     elif unread:
-        reason = f"{unread} of {subject.model.subgraphs} subgraphs could not be looked at."
+        reason = f"{unread} of {model.subgraphs} subgraphs could not be looked at."
     detail = {
-        "engine": subject.profile.engine,
+        "engine": profile.engine,
+        "kernels": kernels,
+        "ran_here": subject.ran,
         "unsupported": [{"subgraph": n, **vars(problem)} for n, problem in missing],
         "wrong_results": [{"subgraph": n, **vars(problem)} for n, problem in wrong],
-        "subgraphs": subject.model.subgraphs,
+        "not_measured": [{"subgraph": n, **vars(problem)} for n, problem in unknown],
+        "subgraphs": model.subgraphs,
     }
     count = len(missing)
     return CheckResult(
         "operators", verdict, count, count, count, 0, "operators", "computed", detail, reason
     )
+
+
+def _in_all(
+    graphs: Sequence[FlatModel], find: Callable[[FlatModel], Sequence[OperatorProblem]]
+) -> list[tuple[int, OperatorProblem]]:
+    """Returns what a search finds in each subgraph, with the subgraph's number."""
+    return [(number, problem) for number, graph in enumerate(graphs) for problem in find(graph)]
 
 
 def _with_floor(result: CheckResult, floor: float | None) -> CheckResult:
@@ -463,6 +475,7 @@ def check(
     host_latency: HostLatency | None = None,
     extra: Sequence[CheckResult] = (),
     decompression_memory: int | None = None,
+    ran: bool = False,
 ) -> TargetResult:
     """Checks a file against one target.
 
@@ -477,6 +490,7 @@ def check(
         decompression_memory: Bytes outside the tensor arena that the firmware hands to
             `SetDecompressionMemory`. Decoded weights that fit count there and not in the arena;
             the result's detail says how much they take. Defaults to None: they lie in the arena.
+        ran: Whether the target's engine has run this very file on this computer.
 
     Returns:
         One result for each rule, in the order of `RULES`, then the extra ones.
@@ -501,6 +515,7 @@ def check(
         (kernels or profile.kernels) if profile.is_microcontroller else None,
         host_latency,
         decompression_memory,
+        ran,
     )
     given = [
         _with_floor(result, limits.min_accuracy) if result.rule == "accuracy" else result

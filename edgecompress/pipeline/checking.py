@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgecompress.core.engines import session
+from edgecompress.core.engines import engine_available, session
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.flatbuffer import FlatModel, read_tflite
 from edgecompress.core.results import Report
@@ -94,13 +94,18 @@ def check(
     labelled = None
     if evaluate is not None:
         labelled = labelled_data(evaluate, flat, None, None)
+    measurements = Measurements(flat.data, progress, labelled, asked)
     with session() as shared:
+        for engine in sorted({profile.engine for profile in profiles}):
+            if engine_available(engine) is None:
+                progress(f"Loading the file in {engine}")
+                measurements.try_loading(engine)
         results, model_info = run_checks(
             flat,
             profiles,
             budgets,
             kernels,
-            Measurements(flat.data, progress, labelled, asked),
+            measurements,
             lambda profile: [],
             path,
             progress,

@@ -46,6 +46,7 @@ class Measurements:
     Attributes:
         refusals: Engine -> why it cannot run the file, for those found not to.
         not_run: Engine -> why nobody knows whether it can.
+        ran: Engines that loaded the file and ran zeros.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Measurements:
         self._latency: Any = None
         self.refusals: dict[str, str] = {}
         self.not_run: dict[str, str] = {}
+        self.ran: set[str] = set()
 
     def try_loading(self, engine: str) -> None:
         """Lets an engine load the file and run zeros; remembers why it cannot."""
@@ -88,7 +90,9 @@ class Measurements:
         except EngineNotRunError as error:
             self.not_run[engine] = str(error)
             return
-        if problem is not None:
+        if problem is None:
+            self.ran.add(engine)
+        else:
             self.refusals[engine] = problem
 
     def note_refusal(self, engine: str, error: EngineError) -> None:

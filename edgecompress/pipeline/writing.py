@@ -70,6 +70,7 @@ def run_checks(
             host_latency=latency,
             extra=extra,
             decompression_memory=decompression_memory if profile.is_microcontroller else None,
+            ran=profile.engine in measurements.ran,
         )
         if refusal := measurements.refusals.get(profile.engine):
             result = _refused(result, refusal)

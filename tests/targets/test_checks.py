@@ -311,9 +311,9 @@ def test_custom_operators_are_explained(name: str, message: str) -> None:
     ("model", "message"),
     [
         (dense("INT8", "FLOAT32"), "hybrid"),
-        (dense("INT4", scales=8), "one scale for all weights"),
-        (dense("INT2"), "INT8 input with INT2 weights"),
-        (dense("UINT8", "UINT8"), "UINT8 input"),
+        (dense("INT4", scales=8), "one scale for all its weights"),
+        (dense("INT2"), "INT8 INT2"),
+        (dense("UINT8", "UINT8"), "refuse UINT8 UINT8"),
     ],
 )
 def test_types_that_the_micro_kernels_refuse(model: FlatModel, message: str) -> None:
@@ -340,7 +340,7 @@ def test_bits_that_are_unpacked_on_phones() -> None:
     assert not unsupported(model, BOARD)
     tensors = (dataclasses.replace(model.tensors[0], type="UINT8"), *model.tensors[1:])
     (problem,) = unsupported(dataclasses.replace(model, tensors=tensors), BOARD)
-    assert problem.name == "CAST" and "not UINT8" in problem.reason
+    assert problem.name == "CAST" and "refuse UINT8 > INT8" in problem.reason
 
 
 @pytest.mark.parametrize(
@@ -376,6 +376,7 @@ def transposed(channels: int, size: int, stride: int, same: bool) -> FlatModel:
     [
         (8, 4, 2, True, True),
         (8, 5, 2, True, True),
+        (8, 6, 2, True, False),  # two rows above, a multiple of the stride
         (32, 5, 3, True, True),
         (8, 3, 2, True, False),  # no row above the first
         (8, 4, 2, False, False),
@@ -401,7 +402,7 @@ def test_transposed_convolutions_that_cmsis_nn_computes_wrongly(
 @pytest.mark.parametrize(
     ("width", "size", "stride", "wrong"),
     # VALID: (OW-1)*2 + kw - W is 0, or -1 where a column is left over, which is odd.
-    [(20, 5, 2, True), (21, 5, 2, False), (20, 3, 2, False), (20, 5, 1, False)],
+    [(20, 5, 2, True), (21, 5, 2, False), (20, 3, 2, True), (21, 3, 2, False), (20, 5, 1, False)],
 )
 def test_one_row_convolutions_that_cmsis_nn_computes_wrongly(
     width: int, size: int, stride: int, wrong: bool
@@ -508,6 +509,56 @@ def test_the_table_of_tflm_is_the_engines_own() -> None:
     # Variables are parsed before operators are looked up and need options.
     assert not lacks("tflm", *((name, 1) for name in TFLM_BUILTINS - {"VAR_HANDLE"}))
     assert lacks("tflm", ("ABS", 1), ("GELU", 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "cmsis_nn", "reference"),
+    [
+        ("i16_mlp", "fail", "pass"), ("FC__int16_per", "fail", "pass"),
+        ("transpose5d", "fail", "pass"), ("HARD_SWISH__int16", "fail", "fail"),
+        ("EMBEDDING_LOOKUP__int8", "pass", "pass"), ("person_detect", "pass", "pass"),
+        ("keyword_scrambled", "pass", "pass"), ("conv_dequant", "pass", "pass"),
+    ],
+)  # fmt: skip
+def test_verdicts_are_those_of_the_kernels(
+    shared: Path, name: str, cmsis_nn: str, reference: str
+) -> None:
+    data = (shared / "repro" / f"{name}.tflite").read_bytes()
+    model = read_tflite(data)
+    for kernels, verdict in (("cmsis-nn", cmsis_nn), ("reference", reference)):
+        found = by_rule(check(model, BOARD, kernels=kernels), "operators")
+        assert (found.verdict, kernels) == (verdict, kernels), found.reason
+    if engine_available("tflm") is None:
+        assert (load_failure("tflm", data) is None) is (reference == "pass")
+
+
+def test_narrow_weights_that_vector_kernels_compute_wrongly(shared: Path) -> None:
+    model = read_tflite(shared / "repro" / "DEPTHWISE__w4.tflite")
+    found = by_rule(check(model, load_target("cortex-m55")), "operators")
+    assert found.verdict == "uncertain" and "INT4 weights" in str(found.reason)
+    assert by_rule(check(model, load_target("cortex-m4")), "operators").verdict == "pass"
+
+
+@pytest.mark.parametrize(
+    ("code", "type_"),
+    [(code, "INT16") for code in ("HARD_SWISH", "EXP", "ELU", "SQUARE")]
+    + [("EXP", "UINT8"), ("ABS", "INT32"), ("NEG", "INT16")],
+)
+def test_types_that_no_kernel_takes(code: str, type_: str) -> None:
+    model = chain((code, {}))
+    tensors = tuple(dataclasses.replace(t, type=type_) for t in model.tensors)
+    (problem,) = unsupported(dataclasses.replace(model, tensors=tensors), BOARD)
+    assert problem.name == code and type_ in problem.reason
+
+
+def test_what_was_not_measured_is_no_pass_unless_the_file_ran_here() -> None:
+    model = chain(("RELU", {}))
+    wide = dataclasses.replace(model.tensors[0], shape=(1,) * 9)
+    tensors = (wide, dataclasses.replace(wide, index=1, name="out"))
+    odd = dataclasses.replace(model, tensors=tensors)
+    found = by_rule(check(odd, BOARD), "operators")
+    assert found.verdict == "uncertain" and "was not measured" in str(found.reason)
+    assert by_rule(check(odd, BOARD, ran=True), "operators").verdict == "pass"
 
 
 def test_a_bias_with_a_stray_axis_runs_on_microcontrollers_only(shared: Path) -> None:

@@ -11,6 +11,7 @@ these are run once. `--plant` adds a bug to find: a harness that ends with 0 the
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import shutil
 import sys
@@ -40,10 +41,10 @@ def _planted(data: bytes) -> None:
         raise PlantedError
 
 
-def _guarded(target: Target, plant: bool) -> Target:
+def _guarded(target: Target, plant: bool, keep: Path) -> Target:
     from edgecompress.core.errors import EdgeCompressError
 
-    def run(data: bytes) -> None:
+    def judged(data: bytes) -> None:
         if plant:
             _planted(data)
         try:
@@ -51,6 +52,14 @@ def _guarded(target: Target, plant: bool) -> Target:
         except EdgeCompressError as error:
             if "\n" in str(error):
                 raise AssertionError(f"an error of several lines: {error!r}") from error
+
+    def run(data: bytes) -> None:
+        try:
+            judged(data)
+        except BaseException:
+            # libFuzzer keeps inputs that hang or fill the memory, not those that raise.
+            (keep / f"raised-{hashlib.sha256(data).hexdigest()[:16]}").write_bytes(data)
+            raise
 
     return run
 
@@ -95,7 +104,7 @@ def main(kind: str, target: Target, mutator: Mutator) -> None:
         place = work / "place"
         place.mkdir()
         os.chdir(place)
-        _run(arguments, _guarded(target, options.plant), mutator)
+        _run(arguments, _guarded(target, options.plant, keep), mutator)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

@@ -167,10 +167,12 @@ def _refused(model: FlatModel, operator: Operator, kernels: str, family: str) ->
     source, weights = model.tensor(operator, 0), model.tensor(operator, 1)
     if operator.code == "TRANSPOSE_CONV":
         source = model.tensor(operator, 2)
-    hybrid = operator.code in WEIGHTED - {"BATCH_MATMUL"} and source and weights
-    if hybrid and source.type == "FLOAT32" and weights.type.startswith("INT"):
+    types = ("", "")
+    if operator.code in WEIGHTED - {"BATCH_MATMUL"} and source and weights:
+        types = (source.type, weights.type)
+    if types[0] == "FLOAT32" and types[1].startswith("INT"):
         return (
-            f"TensorFlow Lite Micro runs no hybrid models (FLOAT32 activations, {weights.type} "
+            f"TensorFlow Lite Micro runs no hybrid models (FLOAT32 activations, {types[1]} "
             "weights); convert to int8 with calibration data"
         )
     advice = _other_ways(wanted, kernels, family)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 _ROOT = Path(__file__).resolve().parents[1]
-_DATA = (".py", ".toml", ".json", ".jinja", ".css", ".npz", ".typed")
+_DATA = (".py", ".toml", ".json", ".jinja", ".css", ".csv", ".npz", ".typed")
 
 
 def _tree() -> set[str]:

@@ -7,25 +7,34 @@ interpreter: q = clip(round(x / scale) + zero_point) in 32-bit floats, halves ro
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
+from edgecompress.converters.agreement import (
+    MIN_R2,
+    TOLERANCE,
+    InputLoss,
+    Kind,
+    Meaning,
+    OutputAgreement,
+    compare,
+    input_loss,
+    sqnr_db,
+)
 from edgecompress.core.engines import load_failure, run_engine
-from edgecompress.core.errors import ArgumentError, EngineError, UnsupportedModelError
+from edgecompress.core.errors import (
+    ArgumentError,
+    EngineError,
+    NotFiniteError,
+    UnsupportedModelError,
+)
 from edgecompress.core.flatbuffer import FlatModel, Tensor, read_tflite
 
-Kind = Literal["auto", "classes", "binary", "values"]
 Progress = Callable[[int, int], None]
 
 FIELD_RUNTIME = "tflite-runtime"
-# A sample of a model without classes agrees when its root-mean-square error is at most this share
-# of the range that the reference spans: rounding stays far below, a broken layer goes far beyond.
-TOLERANCE = 0.05
 # The per-layer comparison keeps every intermediate result; this many elements fit at a time.
 _ELEMENTS = 32 << 20
 
@@ -36,6 +45,8 @@ _NUMPY = {
 }  # fmt: skip
 # Operators that leave the values as they are.
 _CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
+# Operators that prescribe the scale of their output.
+_PRESCRIBED = ("SOFTMAX", "LOGISTIC")
 _CARRIERS = (*_CONVERSIONS, "RESHAPE", "SQUEEZE", "EXPAND_DIMS")
 
 
@@ -82,7 +93,8 @@ class Parity:
         version: Version of the engine's package.
         kernels: Which kernels computed, e.g. `XNNPACK`.
         samples: Number of samples compared.
-        kind: What counts as agreement: `classes`, `binary` or `values`, see `verify`.
+        kind: What counts as agreement in the worst output: `classes`, `scores`, `binary`, `labels`
+            or `values`, see `verify`.
         agreement: Share of samples that agree, 0 to 1.
         max_error: Largest absolute error of an output element, in the output's unit.
         max_error_steps: The same in steps of the output (its scale).
@@ -92,6 +104,8 @@ class Parity:
         layers: Per-layer errors, the lowest ratio first; empty without a float model.
         notes: What could not be compared, one sentence each.
         rounding: What of it rounding costs; None where it was not simulated.
+        outputs: Each output by itself.
+        inputs: What the scales of the inputs do to the samples; none for float inputs.
     """
 
     engine: str
@@ -107,6 +121,8 @@ class Parity:
     layers: tuple[LayerError, ...] = ()
     notes: tuple[str, ...] = ()
     rounding: Rounding | None = None
+    outputs: tuple[OutputAgreement, ...] = ()
+    inputs: tuple[InputLoss, ...] = ()
 
     @property
     def suspect(self) -> LayerError | None:
@@ -200,20 +216,6 @@ def dequantize(values: np.ndarray, tensor: Tensor) -> np.ndarray:
     return (np.asarray(values, np.float64) - _zero_point(tensor)) * tensor.scales[0]
 
 
-def sqnr_db(signal: float, noise: float) -> float:
-    """Returns 10 log10(signal / noise) for two sums of squares; infinite without noise.
-
-    Example:
-        >>> sqnr_db(100.0, 1.0)
-        20.0
-    """
-    if noise == 0:
-        return math.inf
-    if signal == 0:
-        return -math.inf
-    return 10 * math.log10(signal / noise)
-
-
 def verify(
     quantized: bytes,
     *,
@@ -222,8 +224,9 @@ def verify(
     engine: str = "litert",
     float_model: bytes | None = None,
     layer_samples: int = 32,
-    kind: Kind = "auto",
+    kind: Kind | Sequence[Meaning] = "auto",
     tolerance: float = TOLERANCE,
+    min_r2: float = MIN_R2,
     timeout_s: float = 120.0,
     progress: Progress | None = None,
     simulated: Sequence[np.ndarray] | None = None,
@@ -232,12 +235,18 @@ def verify(
 
     What it means that a sample agrees:
 
-    - `classes` (outputs of shape (samples, classes) with 2 classes or more): the largest output
-      is the same; among equal ones the first counts, as in an application's argmax.
-    - `binary` (one output made by a sigmoid): both lie on the same side of 0.5.
+    - `classes` (outputs made by a softmax): the largest output is the same; among equal ones the
+      first counts, as in an application's argmax. Where an output has several positions
+      (segmentation), the share of positions counts.
+    - `scores` (outputs of shape (samples, k) with k of 2 or more that no softmax makes: logits, an
+      embedding, or as many quantities): the same, and every column counts as one of `values`.
+    - `binary`, `labels` (one output or several made by a sigmoid): both lie on the same side of
+      0.5; with several the share of labels counts.
     - `values` (everything else: regression, images, autoencoders, whose output is as large as an
       input): the root-mean-square error over the sample's output is at most `tolerance` times
       the range (maximum minus minimum) that the reference spans over all samples.
+
+    Besides, every column of every output is compared by its own scale: see `agreement`.
 
     Args:
         quantized: The .tflite file's bytes; integer or float.
@@ -249,8 +258,10 @@ def verify(
         float_model: The float flatbuffer that `quantized` was made from, for the comparison layer
             by layer. Defaults to none.
         layer_samples: How many samples the layers are compared on. Defaults to 32.
-        kind: `classes`, `binary`, `values`, or `auto` for what the outputs look like.
+        kind: One of these kinds for all outputs, what each output means, or `auto` for what the
+            outputs look like.
         tolerance: Largest error of an agreeing sample of kind `values`, as a share of the range.
+        min_r2: Floor of R2 for the columns of `values` and `scores`. Defaults to 0.9.
         timeout_s: Seconds without a finished sample after which the engine is stopped.
         progress: Called with (finished samples, all samples).
         simulated: Outputs of the reference under the simulated rounding of the file, in the form
@@ -263,6 +274,7 @@ def verify(
         ArgumentError: samples or reference do not fit the model or each other.
         EngineError, MissingDependencyError: see `run_engine`.
         ModelFileError: a file is damaged.
+        NotFiniteError: an output of the file is NaN or infinite.
 
     Example:
         >>> parity = verify(int8, reference=model.predict(x), samples=x)  # doctest: +SKIP
@@ -276,27 +288,30 @@ def verify(
     model = read_tflite(quantized)
     arrays = _listed(samples)
     wanted = [np.asarray(array, np.float64) for array in _listed(reference)]
-    run = run_engine(
-        engine, quantized, _inputs(model, arrays), timeout_s=timeout_s, progress=progress
-    )
+    codes = _inputs(model, arrays)
+    run = run_engine(engine, quantized, codes, timeout_s=timeout_s, progress=progress)
     if not 1 <= len(wanted) <= len(run.outputs):
         raise ArgumentError(
             "reference", f"hold at most {len(run.outputs)} outputs, as the model", len(wanted)
         )
+    meanings = [Meaning(kind)] * len(wanted) if isinstance(kind, str) else list(kind)
+    meanings += [Meaning()] * (len(wanted) - len(meanings))
     parts = [
-        _compare(model, position, output, expected, kind, tolerance)
-        for position, (output, expected) in enumerate(zip(run.outputs, wanted, strict=False))
+        _compare(model, position, output, expected, meaning, tolerance, min_r2)
+        for position, (output, expected, meaning) in enumerate(
+            zip(run.outputs, wanted, meanings, strict=False)
+        )
     ]
     rounding = None
     if simulated is not None:
         pairs = [
-            _rounding(model, position, output, exact, rounded, kind, tolerance)
-            for position, (output, exact, rounded) in enumerate(
-                zip(run.outputs, wanted, _listed(simulated), strict=False)
+            _rounding(part, output, exact, rounded, meaning, tolerance)
+            for part, output, exact, rounded, meaning in zip(
+                parts, run.outputs, wanted, _listed(simulated), meanings, strict=False
             )
         ]
         rounding = Rounding(*(min(shares) for shares in zip(*pairs, strict=True)))
-    notes = [note for part in parts for note in part.notes]
+    notes: list[str] = []
     if len(wanted) < len(run.outputs):
         notes.append(
             f"Only {len(wanted)} of {len(run.outputs)} outputs were compared: the reference has "
@@ -322,8 +337,8 @@ def verify(
         run.version,
         run.kernels,
         len(wanted[0]),
-        worst.kind,
-        min(part.agreement for part in parts),
+        worst.agreement.kind,
+        min(part.agreement.agreement for part in parts),
         worst.max_error,
         worst.max_error_steps,
         max(part.mean_error_steps for part in parts),
@@ -331,28 +346,36 @@ def verify(
         layers,
         tuple(notes),
         rounding,
+        tuple(part.agreement for part in parts),
+        tuple(
+            input_loss(
+                _shown(tensor, position), dequantize(read, tensor), array, float(tensor.scales[0])
+            )
+            for position, (tensor, read, array) in enumerate(
+                zip((model.tensors[i] for i in model.inputs), codes, arrays, strict=True)
+            )
+            if tensor.scales
+        ),
     )
 
 
 def _rounding(
-    model: FlatModel,
-    position: int,
-    output: np.ndarray,
+    part: _Part,
+    raw: np.ndarray,
     exact: np.ndarray,
     rounded: np.ndarray,
-    kind: Kind,
+    meaning: Meaning,
     tolerance: float,
 ) -> tuple[float, float]:
     """Returns the shares of `Rounding` for one output."""
-    tensor = model.tensors[model.outputs[position]]
-    # Real numbers in the place of the file's codes.
-    plain = dataclasses.replace(tensor, scales=(), zero_points=())
-    real = dataclasses.replace(
-        model, tensors=tuple(plain if t.index == tensor.index else t for t in model.tensors)
+    kind = part.agreement.kind
+    file = dequantize(raw, part.tensor)
+    pairs = ((rounded, exact), (file, np.asarray(rounded, np.float64)))
+    simulated, made = (
+        compare("", kind, got.reshape(exact.shape), expected, None, meaning.cut, tolerance)
+        for got, expected in pairs
     )
-    simulated = _compare(real, position, rounded, exact, kind, tolerance)
-    file = _compare(model, position, output, rounded.astype(np.float64), kind, tolerance)
-    return simulated.agreement, file.agreement
+    return simulated.agreement, made.agreement
 
 
 def accuracy(
@@ -489,13 +512,12 @@ def _inputs(model: FlatModel, samples: Sequence[np.ndarray]) -> list[np.ndarray]
 class _Part:
     """The comparison of one output."""
 
-    kind: str
-    agreement: float
+    tensor: Tensor
+    agreement: OutputAgreement
     max_error: float
     max_error_steps: float
     mean_error_steps: float
     step: float
-    notes: tuple[str, ...]
 
 
 def _compare(
@@ -503,8 +525,9 @@ def _compare(
     position: int,
     raw: np.ndarray,
     expected: np.ndarray,
-    kind: Kind,
+    meaning: Meaning,
     tolerance: float,
+    min_r2: float,
 ) -> _Part:
     tensor = model.tensors[model.outputs[position]]
     total = len(raw)
@@ -514,45 +537,55 @@ def _compare(
         )
     if not np.isfinite(expected).all():
         raise ArgumentError("reference", "hold finite numbers", "NaN or infinity")
-    got = dequantize(raw, tensor).reshape(total, -1)
-    expected = expected.reshape(total, -1)
-    span = float(np.ptp(expected))
-    step = float(tensor.scales[0]) if tensor.scales else span / 255
-    finite = np.isfinite(got).all(1)
-    errors = np.where(np.isfinite(got), np.abs(got - expected), np.inf)
-    if kind == "auto":
-        kind = _kind(model, position, raw)
-    if kind == "classes":
-        agrees = got.argmax(1) == expected.argmax(1)
-    elif kind == "binary":
-        agrees = ((got >= 0.5) == (expected >= 0.5)).all(1)
-    elif kind == "values":
-        # A reference of one number only spans nothing; then its size takes the range's place.
-        agrees = np.sqrt(np.mean(errors**2, 1)) <= tolerance * (span or np.abs(expected).max())
-    else:
-        raise ArgumentError("kind", "be auto, classes, binary or values", kind)
-    broken = int(np.sum(~finite))
+    name = _shown(tensor, position)
+    got = dequantize(raw, tensor).reshape(expected.shape)
+    if not np.isfinite(got).all():
+        bad = int(np.sum(~np.isfinite(got.reshape(total, -1)).all(1)))
+        maker = _maker(model, tensor.index)
+        raise NotFiniteError(
+            f"Output {name!r} of the file, made by {maker or 'no operator'}, is NaN or infinite in "
+            f"{bad} of {total} samples. Check the model and the scaling of the data."
+        )
+    errors = np.abs(got - expected)
+    step = float(tensor.scales[0]) if tensor.scales else float(np.ptp(expected)) / 255
+    maker = _maker(model, model.outputs[position])
+    kind = _kind(model, position, expected, maker) if meaning.kind == "auto" else meaning.kind
+    agreement = compare(
+        name,
+        kind,
+        got,
+        expected,
+        float(tensor.scales[0]) if tensor.scales else None,
+        meaning.cut,
+        tolerance,
+        maker in _PRESCRIBED,
+        min_r2,
+    )
     # A constant reference has no steps; then only equality is zero steps away.
     steps = errors / step if step else np.where(errors == 0, 0.0, np.inf)
     return _Part(
-        kind,
-        float(np.mean(agrees & finite)),
+        tensor,
+        agreement,
         float(errors.max()),
         float(steps.max()),
         float(steps.mean()),
         step,
-        (f"Output {position} holds NaN or infinity in {broken} samples.",) if broken else (),
     )
 
 
-def _kind(model: FlatModel, position: int, raw: np.ndarray) -> Kind:
+def _kind(model: FlatModel, position: int, expected: np.ndarray, maker: str) -> Kind:
     """Tells from shapes and the last operator what an output means."""
-    index = model.outputs[position]
-    elements = raw[0].size
-    if elements == 1:
-        return "binary" if _maker(model, index) == "LOGISTIC" else "values"
+    elements = expected[0].size
     as_large_as_input = any(model.tensors[i].elements == elements for i in model.inputs)
-    return "classes" if raw.ndim == 2 and not as_large_as_input else "values"
+    if elements == 1:
+        return "binary" if maker == "LOGISTIC" else "values"
+    if maker == "SOFTMAX" and expected.shape[-1] > 1:
+        return "classes"
+    if as_large_as_input:
+        return "values"
+    if maker == "LOGISTIC":
+        return "labels"
+    return "scores" if expected.ndim == 2 else "values"
 
 
 def _maker(model: FlatModel, index: int) -> str:
@@ -650,3 +683,8 @@ def _results(model: FlatModel) -> list[int]:
 
 def _short(tensor: Tensor) -> str:
     return tensor.name.split(";")[0] or f"tensor {tensor.index}"
+
+
+def _shown(tensor: Tensor, position: int) -> str:
+    """Returns the name of an input or output for people."""
+    return tensor.name.split(";")[0] or str(position)

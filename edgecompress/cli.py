@@ -419,6 +419,15 @@ def export(
         float | None,
         typer.Option(metavar="SHARE", help="Floor for the agreement with the Keras model, 0 to 1."),
     ] = None,
+    min_r2: Annotated[
+        float | None,
+        typer.Option(
+            "--min-r2",
+            metavar="SHARE",
+            help="Floor for R2 of each column of values against the Keras model; 0.9 by default, "
+            "0 for none.",
+        ),
+    ] = None,
     kernels: Kernels = None,
     c_sources: Annotated[
         bool,
@@ -461,6 +470,7 @@ def export(
             max_metric=max_metric,
             max_drop=max_drop,
             min_agreement=min_agreement,
+            min_r2=min_r2,
             kernels=kernels,
             codings=coding,
             decompression_memory=decompression_memory,

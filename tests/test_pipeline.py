@@ -15,6 +15,7 @@ import pytest
 from keras import layers
 
 import edgecompress as ec
+from edgecompress.converters import agreement
 from edgecompress.converters.verify import Parity
 from edgecompress.core.engines import run_engine
 from edgecompress.core.errors import ArgumentError, EngineError, EngineNotRunError, ModelFileError
@@ -355,14 +356,16 @@ def test_a_wrecked_range_fails_parity_and_names_the_layers(
     report = ec.export(model, ["cortex-m4"], calibration=data[0], output=tmp_path)
     parity = _check(report, "parity")
     assert report.exit_code == 4
-    assert (parity.verdict, parity.limit) == ("fail", measuring.MIN_AGREEMENT)
-    assert parity.measured is not None and parity.measured < measuring.MIN_AGREEMENT
+    assert (parity.verdict, parity.limit) == ("fail", agreement.MIN_AGREEMENT)
+    assert parity.measured is not None and parity.measured < agreement.MIN_AGREEMENT
     assert parity.reason is not None and "Lowest signal-to-noise" in parity.reason
     worst = [entry["name"] for entry in parity.detail["layers"][:3]]
     assert all(name in parity.reason for name in worst)
     assert "The largest error arises in stem." in parity.reason
     # A floor of the user's own goes before the default one.
-    low = ec.export(model, ["cortex-m4"], calibration=data[0], min_agreement=0, output=tmp_path)
+    low = ec.export(
+        model, ["cortex-m4"], calibration=data[0], min_agreement=0, min_r2=0, output=tmp_path
+    )
     assert low.exit_code == 0
     assert _check(low, "parity").measured == parity.measured
 
@@ -562,9 +565,13 @@ def test_reference_models(
 def test_only_enough_samples_fail_the_default_floor(
     agree: int, samples: int, asked: float | None, verdict: str
 ) -> None:
-    parity = Parity(
-        "litert", "2.3.0", "XNNPACK", samples, "classes", agree / samples, 1.0, 1.0, 0.1, 1.0
+    output = agreement.OutputAgreement(
+        "out", "classes", samples, agree / samples, 30.0, 0.99, 0.99, 0, 4, 0.5
     )
+    parity = Parity(
+        "litert", "2.3.0", "XNNPACK", samples, "classes", agree / samples, 1.0, 1.0, 0.1, 1.0,
+        outputs=(output,),
+    )  # fmt: skip
     result = measuring.parity_check(load_target("pixel-4"), {"litert": parity}, {}, asked)
     assert result.verdict == verdict
     assert (result.reason is None) == (verdict == "pass")
@@ -572,8 +579,8 @@ def test_only_enough_samples_fail_the_default_floor(
 
 def test_upper_end_of_the_interval_is_wilsons() -> None:
     # scipy.stats.binomtest(k, 10).proportion_ci(method='wilson') for k = 0 and 8.
-    assert measuring.likely_at_most(0.0, 10) == pytest.approx(0.2775, abs=1e-4)
-    assert measuring.likely_at_most(0.8, 10) == pytest.approx(0.9433, abs=1e-4)
+    assert agreement.likely_at_most(0.0, 10) == pytest.approx(0.2775, abs=1e-4)
+    assert agreement.likely_at_most(0.8, 10) == pytest.approx(0.9433, abs=1e-4)
 
 
 def test_c_sources_carry_the_shipped_file_and_the_largest_arena(tmp_path: Path) -> None:

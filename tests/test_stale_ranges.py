@@ -133,6 +133,16 @@ def test_without_calibration_stale_ranges_are_refused(sound: keras.Model, tmp_pa
     assert not (tmp_path / "b").exists()
 
 
+def test_stale_ranges_that_are_claimed_to_fit_fail(sound: keras.Model, tmp_path: Path) -> None:
+    # As the earlier versions took them: whatever the record says, the plain model judges.
+    model = grown(sound)
+    lie = dataclasses.replace(record_of(model), weights=weight_hashes(model))
+    attach_record(model, lie)
+    report = export(model, tmp_path, calibration=data()[0])
+    assert r2_of_file(report, model, tmp_path) < 0.9
+    assert report.exit_code == 4
+
+
 def test_training_on_without_the_callback_changes_every_layer(sound: keras.Model) -> None:
     model = compiled(copy_of(sound))
     assert changed_layers(model, record_of(model)) == ()

@@ -9,10 +9,8 @@ from edgecompress.pipeline.android import build_app, install_app
 from edgecompress.pipeline.benching import bench
 from edgecompress.pipeline.checking import check
 from edgecompress.pipeline.exporting import export
-from edgecompress.pipeline.measuring import MIN_AGREEMENT
 
 __all__ = [
-    "MIN_AGREEMENT",
     "bench",
     "binary_weights",
     "build_app",

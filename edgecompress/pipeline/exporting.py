@@ -40,6 +40,7 @@ from edgecompress.pipeline.measuring import (
     PARITY_SAMPLES,
     Measurements,
     field_runtime_note,
+    input_losses,
     parity_check,
     reference_outputs,
     verify_in,
@@ -97,6 +98,7 @@ def export(
     max_metric: Mapping[str, float] | Sequence[str] | None = None,
     max_drop: float | Mapping[str, float] | Sequence[str] | None = None,
     min_agreement: float | None = None,
+    min_r2: float | None = None,
     kernels: str | None = None,
     codings: Sequence[str] | None = None,
     decompression_memory: str | int | None = None,
@@ -150,7 +152,9 @@ def export(
         max_drop: How far a metric of the file may be worse than that of the Keras model, in its
             own unit: a number for all, e.g. 0.01 for one point of accuracy, or by metric.
         min_agreement: Floor for the share of predictions that agree with the Keras model.
-            Defaults to 0.9 for classifiers and none for other models.
+            Defaults to 0.9 for outputs that answer (classes, yes or no) and none for values.
+        min_r2: Floor for R2 of each column of values against the Keras model, 0 to 1; 0 for none,
+            of scores of classes neither. Defaults to 0.9.
         kernels: Kernel set of microcontrollers, `cmsis-nn` or `reference`, instead of the
             profile's.
         codings: With `"compressed"`: the codes that may be used, of `lut`, `prune`, `huffman`.
@@ -196,6 +200,7 @@ def export(
     scoring = parse_scoring(min_accuracy, metric, min_metric, max_metric, max_drop)
     check_kernels(kernels)
     floor = check_share("--min-agreement", min_agreement)
+    check_share("--min-r2", min_r2)
     chosen = FORMATS[file_format]
     check_targets(chosen, profiles)
     memory = parse_memory(decompression_memory)
@@ -230,6 +235,7 @@ def export(
         options=options,
         memory=memory,
         floor=floor,
+        min_r2=min_r2,
         scoring=scoring,
         timed=timed,
         calibration=calibration,
@@ -263,6 +269,7 @@ class _Asked:
     options: Mapping[str, Any]
     memory: int | None
     floor: float | None
+    min_r2: float | None
     scoring: Scoring
     timed: MeasurementFile | None
     calibration: Any
@@ -357,7 +364,7 @@ def _build_in(
     measurements = Measurements(
         product.main.data, progress, labelled, scoring, outputs=outputs, loaded=job.loaded
     )
-    agreement = _Agreement(product, measurements, asked.floor)
+    agreement = _Agreement(product, measurements, asked.floor, asked.min_r2)
     samples = job.samples
     if samples is None and labelled is not None:
         samples = labelled.x
@@ -500,7 +507,14 @@ def _output_shapes(job: Job) -> list[tuple[int | None, ...]]:
 class _Agreement:
     """How well the made file agrees with the model it was made from, in each engine."""
 
-    def __init__(self, product: Product, measurements: Measurements, floor: float | None) -> None:
+    def __init__(
+        self,
+        product: Product,
+        measurements: Measurements,
+        floor: float | None,
+        min_r2: float | None,
+    ) -> None:
+        self._min_r2 = min_r2
         self._product = product
         self._measurements = measurements
         self._floor = floor
@@ -532,11 +546,15 @@ class _Agreement:
                 self._measurements.try_loading(engine)
                 continue
             try:
-                parity = verify_in(file.data, floats, reference, few, engine, simulated)
+                parity = verify_in(
+                    file.data, floats, reference, few, engine, simulated, min_r2=self._min_r2
+                )
             except EngineError as error:
                 self._measurements.note_refusal(engine, error)
                 continue
             notes += parity.notes
+            if file.kind == self._product.main.kind:
+                notes += input_losses(parity)
             if floats is not None:
                 self.layered = parity
             if file.kind == self._product.main.kind:
@@ -567,4 +585,5 @@ class _Agreement:
             self._floor,
             self._product.main.kind,
             self.layered,
+            self._min_r2,
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +15,14 @@ from edgecompress.core.errors import (
 )
 from edgecompress.core.finite import check_outputs
 from edgecompress.core.flatbuffer import read_tflite
-from edgecompress.core.results import Artifact, CheckResult, judge
+from edgecompress.core.results import Artifact, CheckResult, worst_verdict
 from edgecompress.pipeline import scoring
 from edgecompress.pipeline.request import Labelled
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from edgecompress.converters.agreement import Kind, Meaning
     from edgecompress.converters.loaders import LoadedModel
     from edgecompress.converters.tasks import Output
     from edgecompress.converters.verify import Parity
@@ -31,10 +31,6 @@ if TYPE_CHECKING:
 # How many of the given samples the engines run for parity, and for the per-layer comparison.
 PARITY_SAMPLES = 200
 LAYER_SAMPLES = 16
-
-# A classifier that agrees with its own reference on fewer samples is broken, not merely rounded.
-# Models without classes have no such floor: what error they bear depends on their use.
-MIN_AGREEMENT = 0.9
 
 # The runtime of devices in the field: not run for numbers, but asked whether it loads the file.
 FIELD_RUNTIME = "tflite-runtime"
@@ -180,6 +176,8 @@ class Measurements:
 
 
 REFERENCE = "Keras model"
+# Calibration may leave single values out; more change what the model sees.
+MUCH_CLIPPED = 0.001
 
 
 def reference_outputs(
@@ -214,6 +212,8 @@ def verify_in(
     samples: tuple[np.ndarray, ...],
     engine: str,
     simulated: Sequence[np.ndarray] | None = None,
+    kind: Kind | Sequence[Meaning] = "auto",
+    min_r2: float | None = None,
 ) -> Parity:
     """Runs a file in an engine and compares it with its reference.
 
@@ -224,7 +224,10 @@ def verify_in(
         samples: The inputs.
         engine: The engine's name.
         simulated: The reference's outputs under simulated rounding; None for none.
+        kind: What the outputs mean, as `verify` takes it.
+        min_r2: Floor of R2 of each column of values; None for the default one.
     """
+    from edgecompress.converters.agreement import MIN_R2
     from edgecompress.converters.verify import verify
 
     return verify(
@@ -235,14 +238,9 @@ def verify_in(
         float_model=None if floats is None else floats.data,
         layer_samples=LAYER_SAMPLES,
         simulated=simulated,
+        kind=kind,
+        min_r2=MIN_R2 if min_r2 is None else min_r2,
     )
-
-
-def likely_at_most(share: float, samples: int) -> float:
-    """Returns the upper end of the 95 % interval of a share seen in a sample (Wilson, 1927)."""
-    z = 1.96
-    spread = z * math.sqrt(share * (1 - share) / samples + z**2 / (4 * samples**2))
-    return (share + z**2 / (2 * samples) + spread) / (1 + z**2 / samples)
 
 
 def parity_check(
@@ -252,39 +250,57 @@ def parity_check(
     floor: float | None,
     kind: str = "int8",
     layered: Parity | None = None,
+    min_r2: float | None = None,
 ) -> CheckResult:
-    """Returns how well the file agrees with its reference in the target's engine."""
+    """Returns how well the file agrees with its reference in the target's engine.
+
+    Every output is judged by itself; the worst verdict is the check's. The value shown is the
+    lowest agreement of the outputs that answer, and the lowest R2 where all are values.
+
+    Args:
+        profile: The target.
+        parities: What was found, by engine.
+        refusals: Why engines did not run.
+        floor: The user's floor for the agreement.
+        kind: The kind of file.
+        layered: The run that compared layer by layer.
+        min_r2: The floor of R2, for the report.
+    """
+    from edgecompress.converters.agreement import MIN_AGREEMENT, MIN_R2, judge_output
+
     parity = parities.get(profile.engine)
     if parity is None:
         why = refusals.get(profile.engine) or engine_available(profile.engine)
         why = why or "No calibration or evaluation data was given."
         return CheckResult("parity", "not_measured", limit=floor, unit="share", reason=why)
-    value = parity.agreement
-    high = value
-    if floor is None and parity.kind != "values":
-        # The user asked for no floor: only a sample that is large enough to tell fails this one.
-        floor, high = MIN_AGREEMENT, likely_at_most(value, parity.samples)
-    verdict = judge(value, high, floor, at_least=True)
+    judged = [judge_output(output, floor) for output in parity.outputs]
+    verdict = worst_verdict([found for found, _ in judged])
+    answers = [o.agreement for o in parity.outputs if o.kind != "values"]
+    if floor is not None or answers:
+        shown = min(answers or [o.agreement for o in parity.outputs])
+        limit = MIN_AGREEMENT if floor is None else floor
+    else:
+        # A model of values: its worst column, 0 where that is worse than its mean.
+        shown = max(0.0, min((o.r2 for o in parity.outputs if o.r2 is not None), default=1.0))
+        limit = MIN_R2 if min_r2 is None else min_r2
     layers = layered.layers if layered else ()
     reason = None
     if verdict in ("fail", "uncertain"):
+        reason = f"The {kind} file against the {REFERENCE}: " + " ".join(
+            text for found, text in judged if found == verdict
+        )
+        reason += "".join(f" {text}" for text in input_losses(parity))
         worst = ", ".join(f"{layer.name} {layer.sqnr_db:.1f} dB" for layer in layers[:3])
         # Errors add up on the way; where they arise is what has to be mended.
         suspect = layered.suspect if layered else None
-        source = f" The largest error arises in {suspect.name}." if suspect else ""
-        reason = (
-            f"The {kind} file agrees with the {REFERENCE} on {value:.1%} of {parity.samples} "
-            f"samples, the floor is {floor:.1%}. Lowest signal-to-noise: {worst or 'not known'}."
-            f"{source}"
-        )
+        reason += f" Lowest signal-to-noise: {worst or 'not known'}."
+        reason += f" The largest error arises in {suspect.name}." if suspect else ""
         if parity.rounding is not None:
             reason += (
                 f" Rounding alone, simulated in Keras, agrees with the {REFERENCE} on "
                 f"{parity.rounding.simulated:.1%}; the file agrees with that simulation on "
                 f"{parity.rounding.file:.1%}."
             )
-        if verdict == "uncertain":
-            reason += " So few samples cannot tell; give more, or set --min-agreement."
     detail = {
         "engine": parity.engine,
         "version": parity.version,
@@ -297,6 +313,11 @@ def parity_check(
         "max_error_steps": parity.max_error_steps,
         "mean_error_steps": parity.mean_error_steps,
         "engines": {name: p.agreement for name, p in parities.items()},
+        "outputs": [
+            {**output.to_dict(), "verdict": found}
+            for output, (found, _) in zip(parity.outputs, judged, strict=True)
+        ],
+        "inputs": [loss.to_dict() for loss in parity.inputs],
         "layers": [
             {
                 "name": layer.name,
@@ -308,8 +329,29 @@ def parity_check(
         ],
     }
     return CheckResult(
-        "parity", verdict, value, value, value, floor, "share", "measured_host", detail, reason
+        "parity", verdict, shown, shown, shown, limit, "share", "measured_host", detail, reason
     )
+
+
+def input_losses(parity: Parity) -> list[str]:
+    """Returns a sentence on each input of which the file's codes lose columns or clip values."""
+    from edgecompress.converters.agreement import listed
+
+    found = []
+    for loss in parity.inputs:
+        if loss.erased:
+            found.append(
+                f"Input {loss.name}: column {listed(loss.erased)} varies by about a step of the "
+                f"input's scale ({loss.step:.3g}) or less: int8 erases it. Ways round: scale the "
+                "features in the application to like ranges, with Normalization folded into the "
+                "first layer; an input of its own for each scale; or the float32 file."
+            )
+        if loss.clipped > MUCH_CLIPPED:
+            found.append(
+                f"Input {loss.name}: {loss.clipped:.1%} of the values lie beyond its range and are "
+                "clipped."
+            )
+    return found
 
 
 def field_runtime_note(data: bytes) -> list[str]:

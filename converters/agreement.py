@@ -1,0 +1,390 @@
+"""How well outputs agree: each output by what it means, each column of it by its own scale.
+
+Pure numpy. A column is one index of an output's last axis: one target of a regression, one class,
+one channel of an image. An average over columns of unlike size says nothing about the small ones,
+so each has its own coefficient of determination,
+
+    R2_c = 1 - sum (y_c - f_c)^2 / sum (y_c - mean y_c)^2,
+
+y what the reference says, f the file: 1 where they are equal, 0 where the file is no better than a
+constant. It holds a signal-to-noise ratio of 10 log10(1 / (1 - R2_c)) dB.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from edgecompress.core.errors import ArgumentError
+from edgecompress.core.results import Verdict
+
+Kind = Literal["auto", "classes", "scores", "binary", "labels", "values"]
+
+# A sample of a model without classes agrees when its root-mean-square error is at most this share
+# of the range that the reference spans: rounding stays far below, a broken layer goes far beyond.
+TOLERANCE = 0.05
+# A classifier that agrees with its own reference on fewer samples is broken, not merely rounded.
+MIN_AGREEMENT = 0.9
+# The floor of each column; docs/reading_the_report.md says what sound files reach.
+MIN_R2 = 0.9
+# That of a class's scores: where they matter for the answer, the agreement is the finer measure.
+MIN_R2_SCORES = 0.5
+# Scores of unknown use whose columns are all as exact as this have no wrong answers, only ties.
+TIES_R2 = 0.99
+# A column of an input that even exact rounding to the input's scale leaves below this is erased.
+ERASED_R2 = 0.5
+# More columns are a vector or a picture, not as many quantities: of these, columns that vary by
+# less than a step are named, and count only where they are the most.
+_VECTOR = 32
+# Variation below this share of a column's values is that of float32 arithmetic.
+_NOISE = 1e-6
+# Steps by which rounding moves a constant.
+_CONSTANT_STEPS = 1.5
+# Fewer samples say nothing about the spread of a ratio, or about an output that does not vary.
+_FEWEST, _FEW = 4, 8
+_DRAWS = 500
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What an output means.
+
+    Attributes:
+        kind: See `verify`; `auto` for what it looks like.
+        cut: With `binary` and `labels`: from which value on it is a yes.
+    """
+
+    kind: Kind = "auto"
+    cut: float = 0.5
+
+
+@dataclass(frozen=True)
+class OutputAgreement:
+    """How well one output of a file agrees with the reference's.
+
+    Attributes:
+        name: The output's name, or its position.
+        kind: `classes`, `scores`, `binary`, `labels` or `values`.
+        samples: Number of samples.
+        agreement: Share of samples that agree, as `verify` says it, 0 to 1.
+        sqnr_db: 10 log10(sum (y - mean)^2 / sum (y - f)^2) over all columns, in dB.
+        r2: Lowest R2 of a column that was judged; None where none was.
+        r2_high: Upper end of its 95 % interval, bootstrapped over the samples.
+        column: That column; None where none was judged.
+        columns: Number of columns.
+        floor: The floor of R2 that the columns were judged by.
+        failing: Columns whose whole interval lies below the floor.
+        erased: Columns that vary by so little that the output's scale alone, rounded to exactly,
+            leaves them below the floor.
+        constant: Number of columns in which the reference does not vary.
+        decided: Whether the samples show enough to judge the columns.
+    """
+
+    name: str
+    kind: str
+    samples: int
+    agreement: float
+    sqnr_db: float
+    r2: float | None
+    r2_high: float | None
+    column: int | None
+    columns: int
+    floor: float
+    failing: tuple[int, ...] = ()
+    erased: tuple[int, ...] = ()
+    constant: int = 0
+    decided: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the form that reports hold."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "agreement": self.agreement,
+            "sqnr_db": self.sqnr_db,
+            "r2": self.r2,
+            "column": self.column,
+            "columns": self.columns,
+            "columns_failing": list(self.failing),
+            "columns_erased": list(self.erased),
+            "columns_constant": self.constant,
+        }
+
+
+@dataclass(frozen=True)
+class InputLoss:
+    """What the scale of an input does to its columns.
+
+    Attributes:
+        name: The input's name, or its position.
+        columns: Number of columns: indices of its last axis.
+        erased: Columns that vary in the samples, and next to not at all in the file's codes.
+        clipped: Share of the values that lie beyond the input's range, 0 to 1.
+        step: The input's scale.
+    """
+
+    name: str
+    columns: int
+    erased: tuple[int, ...]
+    clipped: float
+    step: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the form that reports hold."""
+        return {
+            "name": self.name,
+            "columns": self.columns,
+            "columns_erased": list(self.erased),
+            "clipped": self.clipped,
+        }
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Sums over the samples of each column.
+
+    Attributes:
+        spread: Squares of the reference around its mean, (samples, columns).
+        error: Squares of the error, (samples, columns).
+        ideal: R2 of exact rounding to the output's step, (columns,); 1 without a step.
+        varies: Whether the reference varies, (columns,).
+        moved: Whether a constant is another constant in the file, (columns,).
+    """
+
+    spread: np.ndarray
+    error: np.ndarray
+    ideal: np.ndarray
+    varies: np.ndarray
+    moved: np.ndarray = field(repr=False)
+
+    @property
+    def r2(self) -> np.ndarray:
+        """R2 of each column; -inf for a constant that moved, 1 for one that stayed."""
+        total = self.spread.sum(0)
+        ratio = self.error.sum(0) / np.where(self.varies, total, 1.0)
+        return np.where(self.varies, 1 - ratio, np.where(self.moved, -np.inf, 1.0))
+
+    def high(self, columns: np.ndarray) -> np.ndarray:
+        """Returns the upper end of the 95 % interval of R2 of some columns."""
+        samples = len(self.spread)
+        if samples < _FEWEST:
+            return np.ones(len(columns))
+        draws = np.random.default_rng(0).multinomial(
+            samples, np.full(samples, 1 / samples), size=_DRAWS
+        )
+        spread, error = draws @ self.spread[:, columns], draws @ self.error[:, columns]
+        ratios = 1 - error / np.where(spread > 0, spread, np.inf)
+        high = np.maximum(np.quantile(ratios, 0.975, axis=0), self.r2[columns])
+        return np.where(self.moved[columns], -np.inf, high)
+
+
+def by_columns(values: np.ndarray) -> np.ndarray:
+    """Returns values (samples, ...) as (samples, positions, columns), columns the last axis."""
+    total = len(values)
+    columns = values.shape[-1] if values.ndim > 1 else 1
+    return np.asarray(values, np.float64).reshape(total, -1, max(columns, 1))
+
+
+def _sums(got: np.ndarray, expected: np.ndarray, step: float | None) -> _Columns:
+    mean = expected.mean((0, 1))
+    spread = ((expected - mean) ** 2).sum(1)
+    error = ((got - expected) ** 2).sum(1)
+    count = expected.shape[0] * expected.shape[1]
+    largest = np.abs(expected).max((0, 1), initial=0.0)
+    deviation = np.sqrt(spread.sum(0) / count)
+    varies = deviation > _NOISE * largest
+    ideal = np.ones(expected.shape[2])
+    if step:
+        rounded = np.rint(expected / step) * step
+        lost = ((rounded - expected) ** 2).sum((0, 1))
+        ideal = np.where(varies, 1 - lost / np.where(varies, spread.sum(0), 1.0), 1.0)
+    off = np.sqrt(error.sum(0) / count)
+    allowed = np.maximum(TOLERANCE * largest, _CONSTANT_STEPS * (step or 0.0))
+    return _Columns(spread, error, ideal, varies, ~varies & (off > allowed + 1e-12))
+
+
+def compare(
+    name: str,
+    kind: str,
+    got: np.ndarray,
+    expected: np.ndarray,
+    step: float | None = None,
+    cut: float = 0.5,
+    tolerance: float = TOLERANCE,
+    prescribed: bool = False,
+    min_r2: float = MIN_R2,
+) -> OutputAgreement:
+    """Compares one output with the reference's.
+
+    Args:
+        name: The output's name.
+        kind: `classes`, `scores`, `binary`, `labels` or `values`.
+        got: What the file says, real numbers (samples, ...).
+        expected: What the reference says, the same shape.
+        step: The output's scale; None for a float output.
+        cut: With `binary` and `labels`: from which value on it is a yes.
+        tolerance: As in `verify`.
+        prescribed: Whether the operator prescribes the scale (softmax, sigmoid): a probability that
+            stays below a step then is rounded as everywhere, and is not judged by its variation.
+        min_r2: Floor of the columns of `values` and `scores`; 0 for no floor of any kind.
+
+    Raises:
+        ArgumentError: the kind is unknown.
+    """
+    got, expected = by_columns(got), by_columns(expected)
+    sums = _sums(got, expected, step)
+    floor = min_r2 if kind in ("values", "scores") else min(MIN_R2_SCORES, min_r2)
+    floor = floor if floor > 0 else -np.inf
+    unresolved = sums.varies & (sums.ideal < floor)
+    resolved = sums.varies & ~unresolved
+    judged = sums.varies | sums.moved
+    vector = expected.shape[2] > _VECTOR and resolved.sum() >= unresolved.sum()
+    if prescribed or vector:
+        judged = judged & ~unresolved
+    positions = np.flatnonzero(judged)
+    r2 = sums.r2
+    low = positions[r2[positions] < floor]
+    high = sums.high(low)
+    worst = int(positions[np.argmin(r2[positions])]) if len(positions) else None
+    total_spread, total_error = float(sums.spread.sum()), float(sums.error.sum())
+    samples = len(got)
+    decided = bool(len(positions)) or (samples >= _FEW and not sums.varies.any())
+    return OutputAgreement(
+        name=name,
+        kind=kind,
+        samples=samples,
+        agreement=_agreement(kind, got, expected, cut, tolerance),
+        sqnr_db=sqnr_db(total_spread, total_error),
+        r2=None if worst is None else float(r2[worst]),
+        r2_high=None if worst is None else float(max(r2[worst], *sums.high(np.array([worst])))),
+        column=worst,
+        columns=expected.shape[2],
+        floor=floor,
+        failing=tuple(int(c) for c in low[high < floor]),
+        erased=tuple(int(c) for c in np.flatnonzero(unresolved & judged)),
+        constant=int((~sums.varies).sum()),
+        decided=decided,
+    )
+
+
+def _agreement(
+    kind: str, got: np.ndarray, expected: np.ndarray, cut: float, tolerance: float
+) -> float:
+    if kind in ("classes", "scores"):
+        return float(np.mean(got.argmax(2) == expected.argmax(2)))
+    if kind in ("binary", "labels"):
+        return float(np.mean((got >= cut) == (expected >= cut)))
+    if kind != "values":
+        raise ArgumentError("kind", "be auto, classes, scores, binary, labels or values", kind)
+    # A reference of one number only spans nothing; then its size takes the range's place.
+    span = float(np.ptp(expected)) or float(np.abs(expected).max(initial=0.0))
+    errors = np.sqrt(np.mean((got - expected) ** 2, (1, 2)))
+    return float(np.mean(errors <= tolerance * span))
+
+
+def input_loss(name: str, codes: np.ndarray, values: np.ndarray, step: float) -> InputLoss:
+    """Returns what an input's scale does to the samples.
+
+    Args:
+        name: The input's name.
+        codes: The samples as the file reads them, as real numbers (samples, ...).
+        values: The samples.
+        step: The input's scale.
+    """
+    read, given = by_columns(codes), by_columns(values)
+    sums = _sums(read, given, step)
+    erased = np.flatnonzero(sums.varies & (sums.ideal < ERASED_R2))
+    clipped = float(np.mean(np.abs(read - given) > step))
+    return InputLoss(name, given.shape[2], tuple(int(c) for c in erased), clipped, step)
+
+
+def likely_at_most(share: float, samples: int) -> float:
+    """Returns the upper end of the 95 % interval of a share seen in a sample (Wilson, 1927)."""
+    z = 1.96
+    spread = z * math.sqrt(share * (1 - share) / samples + z**2 / (4 * samples**2))
+    return (share + z**2 / (2 * samples) + spread) / (1 + z**2 / samples)
+
+
+def sqnr_db(signal: float, noise: float) -> float:
+    """Returns 10 log10(signal / noise) for two sums of squares; infinite without noise.
+
+    Example:
+        >>> sqnr_db(100.0, 1.0)
+        20.0
+    """
+    if noise == 0:
+        return math.inf
+    if signal == 0:
+        return -math.inf
+    return 10 * math.log10(signal / noise)
+
+
+def judge_output(output: OutputAgreement, floor: float | None) -> tuple[Verdict, str]:
+    """Returns the verdict on an output and, where it is no pass, the reason in one sentence.
+
+    Args:
+        output: The comparison.
+        floor: The user's floor for the agreement; None for the default one, which holds for all
+            kinds but `values` and fails only what so many samples can tell.
+    """
+    found: list[tuple[Verdict, str]] = []
+    ties = output.kind == "scores" and output.r2 is not None and output.r2 >= TIES_R2
+    default = None if output.kind == "values" or ties else MIN_AGREEMENT
+    limit = default if floor is None else floor
+    if limit is not None and output.agreement < limit:
+        high = likely_at_most(output.agreement, output.samples) if floor is None else 0.0
+        verdict: Verdict = "fail" if high < limit else "uncertain"
+        text = f"{output.agreement:.1%} of {output.samples} samples agree, the floor is {limit:.1%}"
+        if verdict == "uncertain":
+            text += "; so few samples cannot tell: give more, or set --min-agreement"
+        found.append((verdict, text))
+    if output.failing:
+        named = listed(output.failing)
+        text = f"R2 of column {named} is below {output.floor:g} (lowest {_r2(output)})"
+        erased = [c for c in output.failing if c in output.erased]
+        if erased:
+            text += (
+                f"; column {listed(erased)} varies by less than the output's scale can hold beside "
+                "the larger columns. Ways round: scale the targets to like ranges in training, "
+                "give each scale an output of its own, or ship the float32 file"
+            )
+        found.append(("fail", text))
+    elif output.r2 is not None and output.r2 < output.floor and output.columns <= _VECTOR:
+        # Of a vector's many columns some hardly ever vary; single samples decide nothing there.
+        text = (
+            f"R2 of column {output.column} is {_r2(output)}, below {output.floor:g}, but "
+            f"{output.samples} samples cannot tell: give more, or set --min-r2"
+        )
+        found.append(("uncertain", text))
+    if not output.decided and output.floor > 0:
+        text = (
+            f"in {output.samples} samples it varies by less than a step of its scale, so nothing "
+            "is known of how it follows: give more and unlike samples"
+        )
+        found.append(("uncertain", text))
+    if not found:
+        return "pass", ""
+    verdict = "fail" if any(v == "fail" for v, _ in found) else "uncertain"
+    reasons = "; ".join(text for v, text in found if v == verdict)
+    return verdict, f"Output {output.name} ({output.kind}): {reasons}."
+
+
+def _r2(output: OutputAgreement) -> str:
+    if output.r2 is None or math.isinf(output.r2):
+        return "none: a constant became another one"
+    return f"{output.r2:.3f}"
+
+
+def listed(columns: Sequence[int]) -> str:
+    """Returns columns in words: the first five, and how many more.
+
+    Example:
+        >>> listed([1, 2, 3, 4, 5, 6, 7])
+        '1, 2, 3, 4, 5 and 2 more'
+    """
+    more = f" and {len(columns) - 5} more" if len(columns) > 5 else ""
+    return ", ".join(map(str, columns[:5])) + more

@@ -531,7 +531,10 @@ def count(g: Geometry, kernels: str, core: str | None = None) -> Count:
     case = _CASES.get(g.code)
     if case is None:
         raise Unmodelled(f"{g.code} has no instruction formula")
-    name, values = case(g, kernels)
+    try:
+        name, values = case(g, kernels)
+    except ZeroDivisionError as error:
+        raise Unmodelled(f"{g.code} on an empty tensor has no instruction formula") from error
     formula = formulas(kernels).get(name)
     if formula is None:
         raise Unmodelled(f"{g.code} of this kind ({name}) has no instruction formula")

@@ -538,7 +538,7 @@ def check_keras_archive(path: Path | str) -> tuple[Any, Any]:
                 "is a zip archive without config.json, so no Keras model; save it with "
                 "model.save()",
             )
-        parts = []
+        parts: list[Any] = []
         for name in ("config.json", "metadata.json"):
             if name == "metadata.json" and name not in archive.names:
                 parts.append({})
@@ -608,14 +608,14 @@ def _header(
     stream = io.BytesIO(head)
     try:
         version = np.lib.format.read_magic(stream)
-        read = {
+        read: Any = {
             (1, 0): np.lib.format.read_array_header_1_0,
             (2, 0): np.lib.format.read_array_header_2_0,
         }[version]
         with warnings.catch_warnings():
             # Headers of Python 2 (`3L`) are read as well, and need no remark.
             warnings.simplefilter("ignore", UserWarning)
-            shape, fortran, dtype = read(stream, max_header_size=_HEADER_LIMIT)
+            shape, fortran, dtype = read(stream)
     # Headers are Python literals: parsing a damaged one fails in many ways.
     except Exception as error:
         what = " ".join(str(error).split())[:120] or type(error).__name__

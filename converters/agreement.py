@@ -62,6 +62,16 @@ class Meaning:
     cut: float = 0.5
 
 
+def meaning_of(loss: str | None) -> Meaning:
+    """Returns what an output means that was trained with a loss of `tasks.LOSSES`.
+
+    Args:
+        loss: `classes` or the metric of a loss on values; others, and None, tell nothing here.
+    """
+    kinds: dict[str | None, Kind] = {"classes": "classes", "mse": "values", "mae": "values"}
+    return Meaning(kinds.get(loss, "auto"))
+
+
 @dataclass(frozen=True)
 class OutputAgreement:
     """How well one output of a file agrees with the reference's.

@@ -104,3 +104,17 @@ def test_normalization_inside_a_tabular_model_fails_and_names_the_features(tmp_p
         calibration=x / np.array([1000, 1, 1], "f4"), output=tmp_path,
     )  # fmt: skip
     assert sound.exit_code == 0
+
+
+def test_the_compiled_loss_tells_quantities_from_classes(tmp_path: Path) -> None:
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2, name="out")])
+    kernel, bias = model.layers[0].get_weights()
+    # Two quantities that are nearly equal: which is larger means nothing.
+    model.layers[0].set_weights([np.repeat(kernel[:, :1], 2, axis=1), bias + [0, 0.001]])
+    x = np.random.default_rng(0).uniform(size=(200, 4)).astype("f4")
+    for loss, kind in (("mse", "values"), ("categorical_crossentropy", "classes")):
+        model.compile("sgd", loss)
+        report = ec.export(model, ["host"], calibration=x, output=tmp_path)
+        assert parity(report).detail["outputs"][0]["kind"] == kind
+        assert (report.exit_code == 0) == (kind == "values")

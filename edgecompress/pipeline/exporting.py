@@ -364,7 +364,7 @@ def _build_in(
     measurements = Measurements(
         product.main.data, progress, labelled, scoring, outputs=outputs, loaded=job.loaded
     )
-    agreement = _Agreement(product, measurements, asked.floor, asked.min_r2)
+    agreement = _Agreement(product, measurements, asked.floor, asked.min_r2, outputs)
     samples = job.samples
     if samples is None and labelled is not None:
         samples = labelled.x
@@ -513,7 +513,13 @@ class _Agreement:
         measurements: Measurements,
         floor: float | None,
         min_r2: float | None,
+        outputs: Sequence[Output] = (),
     ) -> None:
+        from edgecompress.converters.agreement import meaning_of
+
+        self._meanings = [
+            meaning_of(None if output.loss is None else output.loss.kind) for output in outputs
+        ]
         self._min_r2 = min_r2
         self._product = product
         self._measurements = measurements
@@ -547,7 +553,14 @@ class _Agreement:
                 continue
             try:
                 parity = verify_in(
-                    file.data, floats, reference, few, engine, simulated, min_r2=self._min_r2
+                    file.data,
+                    floats,
+                    reference,
+                    few,
+                    engine,
+                    simulated,
+                    kind=self._meanings,
+                    min_r2=self._min_r2,
                 )
             except EngineError as error:
                 self._measurements.note_refusal(engine, error)

@@ -175,8 +175,8 @@ def _from_mapping(
     for position, spec in enumerate(inputs):
         key = spec.name if spec.name in data else f"x{position}"
         if key not in data:
-            names = ", ".join(i.name for i in inputs)
-            raise ArgumentError(argument, f"hold an array for each input ({names})", sorted(source))
+            known = ", ".join(i.name for i in inputs)
+            raise ArgumentError(argument, f"hold an array for each input ({known})", sorted(source))
         arrays.append(np.asarray(data[key]))
     return arrays, labels
 

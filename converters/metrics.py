@@ -267,7 +267,8 @@ def mean_iou(scored: Scored, parameter: float | None = None) -> Score:
     for number in np.union1d(np.unique(labels), np.unique(found[found >= 0])):
         mine, said = labels == number, found == number
         ratios[int(number)] = float((mine & said).sum() / (mine | said).sum())
-    detail = {"classes": len(ratios), "worst_class": min(ratios, key=lambda n: ratios[n])}
+    worst = min(ratios, key=lambda number: ratios[number])
+    detail: dict[str, Any] = {"classes": len(ratios), "worst_class": worst}
     if len(ratios) <= _LISTED:
         detail["iou"] = {str(number): ratio for number, ratio in ratios.items()}
     return Score(float(np.mean(list(ratios.values()))), detail)

@@ -165,8 +165,8 @@ def outputs_of(loaded: Any) -> tuple[Output, ...]:
     """
     model = loaded.model
     if loaded.flavour == "saved_model":
-        names = [(name,) for name in sorted(getattr(model, "structured_outputs", {}))]
-        return tuple(Output(entry) for entry in names)
+        named = sorted(getattr(model, "structured_outputs", {}))
+        return tuple(Output((name,)) for name in named)
     names = _keras_names(model)
     losses = _compiled_loss(model, loaded.path)
     if isinstance(losses, Mapping) and "class_name" not in losses:

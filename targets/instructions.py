@@ -543,13 +543,12 @@ def count(g: Geometry, kernels: str, core: str | None = None) -> Count:
         raise Unmodelled(f"{g.code} {missing}")
     fit = formula.on(core)
     instructions = fit.ratio * evaluate(formula.text, values)
-    error = fit.error
+    share = fit.error
     if formula.domain.is_smaller(g):
-        error = max(error, formula.slack / max(1.0, instructions))
+        share = max(share, formula.slack / max(1.0, instructions))
     if not g.bias and "bias" not in formula.domain.kinds:
-        error += _BIAS * g.out_elements / max(1.0, instructions)
-    error = min(_LARGEST_ERROR, error)
-    return Count(instructions, error)
+        share += _BIAS * g.out_elements / max(1.0, instructions)
+    return Count(instructions, min(_LARGEST_ERROR, share))
 
 
 # ---------------------------------------------------------------------------------------------

@@ -311,11 +311,12 @@ def plan(
             items += mine or [nothing]
             continue
         shape = flat.tensors[flat.outputs[position]].shape
-        nothing = replace(nothing, labels=Labels(array, (count, *shape[1:]), labelled.argument))
+        labels = Labels(array, (count, *shape[1:]), labelled.argument)
+        nothing = replace(nothing, labels=labels)
         mine = [
             replace(
                 _named_item(nothing, item),
-                task=task_for(item.wanted, operator, output.loss, nothing.labels),
+                task=task_for(item.wanted, operator, output.loss, labels),
             )
             for item in named
         ]
@@ -327,7 +328,7 @@ def plan(
                 for item in mine
             ]
         elif not mine or scoring.min_accuracy is not None:
-            task = find_task(operator, output.loss, nothing.labels)
+            task = find_task(operator, output.loss, labels)
             classifies = not isinstance(task, Task) or task.is_classifier
             if not mine or classifies:
                 mine.append(
@@ -483,9 +484,8 @@ def result(item: Item, run: Run, reference: Reference) -> CheckResult:
     limit = None if not limits else max(limits) if sign > 0 else min(limits)
     if not math.isfinite(score.value):
         broken = f"{_title(item)} in {run.engine} is not a number: the file gives NaN or infinity."
-        verdict = "fail"
         return CheckResult(
-            "accuracy", verdict, limit=limit, unit=metric.unit, detail=detail, reason=broken
+            "accuracy", "fail", limit=limit, unit=metric.unit, detail=detail, reason=broken
         )
     verdict = _judge(score.value, limit, item.max_drop, metric.higher_is_better)
     return CheckResult(

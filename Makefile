@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint fuzz apk android-test android-checksums clean
+.PHONY: demo test lint fuzz lock sbom apk android-test android-checksums clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python -P -m edgecompress.demo --output build/demo
@@ -40,10 +40,33 @@ android-checksums:
 	    test dependency:copy@apk
 	LC_ALL=C sort -k 2 -o $(CHECKSUMS) $(CHECKSUMS)
 
-$(INSTALLED): pyproject.toml
+# What requirements.lock was made for gets exactly its packages, each compared with its hash.
+LOCKED_FOR := Linux x86_64 3.11
+THIS := $(shell uname -sm) $(shell $(PYTHON) -c "import sys; print('%d.%d' % sys.version_info[:2])")
+PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+
+$(INSTALLED): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+ifeq ($(THIS),$(LOCKED_FOR))
+	$(PIP) --require-hashes -r requirements.lock
+	$(PIP) --no-deps --no-build-isolation -e .
+else
+	@echo "requirements.lock is for $(LOCKED_FOR), this is $(THIS): the newest packages are installed."
+	$(PIP) -e '.[dev]'
+endif
 	touch $@
+
+# After a change of requirements in pyproject.toml; UPGRADE=--upgrade takes the newest versions.
+UPGRADE ?=
+lock:
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet --disable-pip-version-check uv
+	build/lock/bin/uv pip compile pyproject.toml --extra dev --generate-hashes --no-annotate --quiet \
+	    --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-emit-index-url \
+	    --custom-compile-command "make lock" $(UPGRADE) --output-file requirements.lock
+
+sbom: $(INSTALLED)
+	$(VENV)/bin/python scripts/sbom.py
 
 clean:
 	rm -rf build $(VENV)

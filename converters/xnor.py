@@ -14,7 +14,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +41,7 @@ from edgecompress.core.flatbuffer import (
     read_tflite,
 )
 from edgecompress.core.flatbuffer_edit import rename_tensors, strip
+from edgecompress.core.folders import temporary_folder
 from edgecompress.core.keras_graph import layer_calls, walk_layers
 from edgecompress.core.quiet import quiet
 from edgecompress.core.results import Artifact
@@ -385,7 +385,8 @@ def _operators(layers: Sequence[XnorLayer]) -> int:
 
 def _by_converter(loaded: LoadedModel, verbose: bool, timeout_s: float = 900.0) -> bytes:
     """Converts by Larq Compute Engine's converter, in a process of its own."""
-    with tempfile.TemporaryDirectory(prefix="edgecompress-") as folder:
+    with temporary_folder() as scratch:
+        folder = str(scratch)
         place = {name: os.path.join(folder, name) for name in ("model", "output", "reason", "job")}
         _save(loaded, place["model"], verbose)
         paths = [folder_of(name) for name in ("larq_compute_engine", "tensorflow")]

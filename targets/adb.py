@@ -14,6 +14,7 @@ from pathlib import Path
 
 from edgecompress.core.errors import ArgumentError, DeviceError, MissingDependencyError
 from edgecompress.core.files import sha256
+from edgecompress.core.folders import temporary_folder
 
 # Seconds: what answers at once, and least speed of a push or a pull over a bad cable.
 _ANSWER_S = 30.0
@@ -164,9 +165,9 @@ class Phone:
             raise DeviceError(f"The phone {self.serial} cannot make {folders[0]}: {answer.line}.")
         there = self.hashes(list(files))
         missing = [path for path in files if there.get(path) != wanted[path]]
-        with tempfile.TemporaryDirectory(prefix="edgecompress-") as folder:
+        with temporary_folder() as folder:
             for path in missing:
-                local = Path(folder) / "file"
+                local = folder / "file"
                 local.write_bytes(files[path])
                 limit = _ANSWER_S + len(files[path]) / _BYTES_PER_S
                 answer = self.call("push", str(local), path, timeout_s=limit)
@@ -190,8 +191,8 @@ class Phone:
         Raises:
             DeviceError: it cannot be fetched.
         """
-        with tempfile.TemporaryDirectory(prefix="edgecompress-") as folder:
-            local = Path(folder) / "file"
+        with temporary_folder() as folder:
+            local = folder / "file"
             answer = self.call("pull", path, str(local), timeout_s=4 * _ANSWER_S)
             if answer.code or not local.is_file():
                 raise DeviceError(

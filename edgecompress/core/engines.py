@@ -18,7 +18,6 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -37,6 +36,7 @@ from edgecompress.core.errors import (
     ModelFileError,
 )
 from edgecompress.core.flatbuffer import read_tflite
+from edgecompress.core.folders import temporary_folder
 from edgecompress.core.registry import Registry
 from edgecompress.core.sandbox import limits_for
 
@@ -242,7 +242,8 @@ def run_engine(
         raise ArgumentError("inputs", "hold at least one sample", arrays[0].shape)
     total = len(arrays[0]) if arrays else 1
     report = None if progress is None else functools.partial(_forward, progress, total)
-    with tempfile.TemporaryDirectory(prefix="edgecompress-") as folder:
+    with temporary_folder() as place:
+        folder = str(place)
         files = []
         for position, array in enumerate(arrays):
             files.append(os.path.join(folder, f"input_{position}.npy"))
@@ -295,7 +296,8 @@ def load_failure(name: str, model: bytes, *, timeout_s: float = 120.0) -> str | 
         MissingDependencyError: the engine is not installed, so nothing is known about the model.
         EngineNotRunError: other engines have used up the session's time.
     """
-    with tempfile.TemporaryDirectory(prefix="edgecompress-") as folder:
+    with temporary_folder() as place:
+        folder = str(place)
         try:
             _start(ENGINES[name], folder, {"mode": "load"}, model, timeout_s)
         except EngineNotRunError:
@@ -344,7 +346,8 @@ def time_engine(
         "min_samples": min_samples,
         "seed": seed,
     }
-    with tempfile.TemporaryDirectory(prefix="edgecompress-") as folder:
+    with temporary_folder() as place:
+        folder = str(place)
         answer = _start(ENGINES[name], folder, job, model, timeout_s)
     return {**answer["result"], "version": answer["version"], "kernels": answer["kernels"]}
 
@@ -370,7 +373,8 @@ def engine_available(name: str) -> str | None:
 
 @functools.cache
 def _unavailable(engine: Engine) -> str | None:
-    with tempfile.TemporaryDirectory(prefix="edgecompress-") as folder:
+    with temporary_folder() as place:
+        folder = str(place)
         try:
             _start(engine, folder, {"mode": "import"}, b"", 60.0)
         except EdgeCompressError as error:

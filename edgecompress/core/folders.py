@@ -27,7 +27,8 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 PREFIX = ".edgecompress-"
-_TEMPORARY_PREFIX = "edgecompress-"
+# Distinctive: what carries it and is locked by nobody is removed.
+_TEMPORARY_PREFIX = "edgecompress.tmp-"
 # What holds the lock of an output folder renames files, which takes milliseconds.
 _LONGEST_WAIT_S = 60.0
 _POLL_S = 0.02

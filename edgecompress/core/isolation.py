@@ -19,7 +19,6 @@ import signal
 import stat
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +32,7 @@ from edgecompress.core.errors import (
     IsolatedDefect,
     ProcessError,
 )
+from edgecompress.core.folders import temporary_folder
 from edgecompress.core.sandbox import Limits, limits_for
 from edgecompress.core.terminal import shown
 from edgecompress.core.units import format_size
@@ -179,9 +179,8 @@ def decode(kind: type[T], value: Any) -> T:
 
 @contextlib.contextmanager
 def _folder() -> Iterator[Path]:
-    # A process that is being killed may still finish a write.
-    with tempfile.TemporaryDirectory(prefix="edgecompress-", ignore_cleanup_errors=True) as name:
-        yield Path(name).resolve()
+    with temporary_folder() as folder:
+        yield folder.resolve()
 
 
 def _environment(folder: Path) -> dict[str, str]:

@@ -33,6 +33,7 @@ from edgecompress.core.errors import (
     UnreadableFileError,
 )
 from edgecompress.core.files import sha256, write_atomic
+from edgecompress.core.folders import temporary_folder
 from edgecompress.core.reading import open_archive, read_bytes
 from edgecompress.core.units import format_size
 from edgecompress.pipeline.request import silent
@@ -208,9 +209,9 @@ def install_app(
     _check_apk(content, str(place))
     phone = connect(serial)
     progress(f"Installing {place.name} on {phone.serial}")
-    with tempfile.TemporaryDirectory(prefix="edgecompress-") as folder:
+    with temporary_folder() as folder:
         # What was checked, under a name that adb takes for an APK.
-        local = Path(folder) / APK
+        local = folder / APK
         local.write_bytes(content)
         answer = phone.install(local)
     if answer.code or "Success" not in answer.out + answer.err:

@@ -271,11 +271,24 @@ def test_scratch_of_the_living_stays_and_of_the_dead_goes(tmp_path: Path) -> Non
 
 def test_temporary_folders_of_the_dead_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    (tmp_path / "edgecompress-dead").mkdir()
+    monkeypatch.setattr(folders, "_sweep_temporary", folders._sweep_temporary.__wrapped__)
+    (tmp_path / f"{folders._TEMPORARY_PREFIX}dead").mkdir()
+    mine = tmp_path / "edgecompress-mine"
+    mine.mkdir()
     with temporary_folder() as folder:
         write_atomic(folder / "x", "")
-        assert [*tmp_path.iterdir()] == [folder.parent]
-    assert not [*tmp_path.iterdir()]
+        with temporary_folder() as other:
+            assert {*tmp_path.iterdir()} == {mine, folder.parent, other.parent}
+    assert [*tmp_path.iterdir()] == [mine]
+
+
+def test_every_temporary_folder_is_one_that_others_leave_alone() -> None:
+    """One that is not locked, and carries the name of those that are, would vanish in use."""
+    root = Path(__file__).resolve().parents[2]
+    parts = (root / part for part in ("edgecompress", "converters", "targets"))
+    sources = [path for part in parts for path in part.rglob("*.py")]
+    assert len(sources) > 100
+    assert not [p.name for p in sources if 'prefix="edgecompress' in p.read_text()]
 
 
 def test_a_folder_that_another_process_has_locked(

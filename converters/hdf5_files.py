@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgecompress.core.errors import ModelFileError
+from edgecompress.core.reading import check_inflated, file_size
 
 # Filters that are part of every HDF5 library: gzip, shuffle, fletcher32, scale-offset.
 _FILTERS = frozenset({1, 2, 3, 6})
@@ -30,17 +31,20 @@ def check(path: Path, shown: Path) -> None:
 
     Args:
         path: The HDF5 file.
-        shown: Its name in messages.
+        shown: The file it comes from, which messages name; the bytes of that one count.
 
     Raises:
         ModelFileError: an object of the file is of such a kind; its name is in the text.
+        UnreadableFileError: all datasets together claim more than 512 MiB and 16 times the file's
+            size.
     """
     import h5py
 
     refuse_plugins()
     try:
         with h5py.File(path, "r") as file:
-            _check_group(file.id, shown)
+            claimed = _check_group(file.id, shown)
+        check_inflated(claimed, file_size(shown), shown)
     except ModelFileError:
         raise
     # Damage surfaces as any of many exceptions of HDF5.
@@ -51,12 +55,13 @@ def check(path: Path, shown: Path) -> None:
         ) from error
 
 
-def _check_group(root: Any, shown: Path) -> None:
-    """Walks all hard links of a file, without following any other."""
+def _check_group(root: Any, shown: Path) -> int:
+    """Walks all hard links of a file, without following any other; returns the bytes claimed."""
     from h5py import h5d, h5g, h5o
 
     waiting: list[tuple[Any, str]] = [(root, "")]
     seen: set[Any] = set()
+    claimed = 0
     while waiting:
         group, place = waiting.pop()
         for name in group:
@@ -75,10 +80,12 @@ def _check_group(root: Any, shown: Path) -> None:
             if isinstance(found, h5g.GroupID):
                 waiting.append((found, where))
             elif isinstance(found, h5d.DatasetID):
-                _check_dataset(found, where, shown)
+                claimed += _check_dataset(found, where, shown)
+    return claimed
 
 
-def _check_dataset(dataset: Any, where: str, shown: Path) -> None:
+def _check_dataset(dataset: Any, where: str, shown: Path) -> int:
+    """Returns the bytes that a sound dataset has once it is read."""
     from h5py import h5d, h5t
 
     plan = dataset.get_create_plist()
@@ -91,8 +98,12 @@ def _check_dataset(dataset: Any, where: str, shown: Path) -> None:
         if plan.get_filter(number)[0] not in _FILTERS:
             raise _outside(shown, where, "needs a plugin to be decoded")
     kind = dataset.get_type()
-    if kind.get_class() in (h5t.REFERENCE, h5t.OPAQUE):
-        raise _outside(shown, where, "holds references instead of values")
+    # Opaque bytes are what bfloat16 is stored as. Text of any length is a reference, and many of
+    # them may share one text.
+    plain = (h5t.INTEGER, h5t.FLOAT, h5t.ENUM, h5t.OPAQUE, h5t.STRING)
+    is_text = kind.get_class() == h5t.STRING
+    if kind.get_class() not in plain or (is_text and kind.is_variable_str()):
+        raise _outside(shown, where, "holds references or records instead of values")
     elements = dataset.get_space().get_simple_extent_npoints()
     size = int(elements) * int(kind.get_size())
     # What was never written has no storage, and is read as zeros of any number.
@@ -101,6 +112,7 @@ def _check_dataset(dataset: Any, where: str, shown: Path) -> None:
         raise ModelFileError(
             f"{shown} is damaged: {where} claims {size:,} bytes and stores {stored:,}."
         )
+    return size
 
 
 def _outside(shown: Path, where: str, what: str) -> ModelFileError:

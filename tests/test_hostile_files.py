@@ -18,8 +18,9 @@ import h5py
 import numpy as np
 import pytest
 
-from edgecompress.converters import configurations, keras_names
+from edgecompress.converters import configurations, hdf5_files, keras_names
 from edgecompress.converters.loaders import load_model
+from edgecompress.core import reading
 from edgecompress.core.errors import EdgeCompressError, ModelFileError, UnsupportedModelError
 from edgecompress.core.sandbox import Confinement
 from edgecompress.inspection import inspect_isolated
@@ -352,6 +353,24 @@ def _plugin(group: h5py.Group, secret: Path) -> None:
     h5py.h5d.create(group.id, b"kernel", h5py.h5t.IEEE_F32LE, space, plan)
 
 
+def _many_zeros(group: h5py.Group, secret: Path) -> None:
+    """Each dataset inflates no more than gzip can make of zeros, all together 560 MiB."""
+    group = group.create_group("kernels")
+    for number in range(7):
+        made = group.create_dataset(
+            f"kernel{number}", (80 << 20,), "i1", chunks=(16 << 20,), compression="gzip"
+        )
+        made[:] = 0
+
+
+def _shared_text(group: h5py.Group, secret: Path) -> None:
+    group.create_dataset("kernel", (4,), h5py.string_dtype())[:] = "x" * 100
+
+
+def _records(group: h5py.Group, secret: Path) -> None:
+    group["kernel"] = np.zeros(4, [("a", "f4"), ("b", "i2")])
+
+
 @pytest.mark.parametrize(
     ("attack", "text"),
     [
@@ -362,11 +381,20 @@ def _plugin(group: h5py.Group, secret: Path) -> None:
         (_never_written, "claims"),
         (_zeros_without_end, "claims"),
         (_plugin, "plugin"),
+        (_shared_text, "references or records"),
+        (_records, "references or records"),
     ],
 )
 def test_weights_that_lie_elsewhere_are_refused(
     tmp_path: Path, attack: Callable[[h5py.Group, Path], None], text: str
 ) -> None:
+    _attacked(tmp_path, attack)
+    for name in ("a.h5", "a.keras"):
+        refused(tmp_path / name, ModelFileError, text, "kernel")
+
+
+def _attacked(tmp_path: Path, attack: Callable[[h5py.Group, Path], None]) -> None:
+    """Writes a.h5 and a.keras, and the attack into both."""
     secret = tmp_path / "secret.bin"
     secret.write_bytes(_SECRET)
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(5, use_bias=False, name="d")])
@@ -375,7 +403,6 @@ def test_weights_that_lie_elsewhere_are_refused(
         group = file["model_weights/d"]
         del group[next(iter(group))]
         attack(group.create_group("inside"), secret)
-    refused(tmp_path / "a.h5", ModelFileError, text, "kernel")
 
     model.save(tmp_path / "a.keras")
     with zipfile.ZipFile(tmp_path / "a.keras") as archive:
@@ -387,7 +414,60 @@ def test_weights_that_lie_elsewhere_are_refused(
     with zipfile.ZipFile(tmp_path / "a.keras", "w") as archive:
         for name, content in members.items():
             archive.writestr(name, content)
-    refused(tmp_path / "a.keras", ModelFileError, text, "kernel")
+
+
+def test_weights_that_inflate_to_gigabytes_together_are_refused(tmp_path: Path) -> None:
+    _attacked(tmp_path, _many_zeros)
+    for name in ("a.h5", "a.keras"):
+        path = tmp_path / name
+        assert path.stat().st_size < 2 << 20
+        refused(path, ModelFileError, "inflates from", "to 560", "16 times its size")
+
+
+def test_weights_may_inflate_to_sixteen_times_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second bound, at one that a small file reaches: the bytes of the file itself count."""
+    monkeypatch.setattr(reading, "INFLATED_LIMIT", 1 << 10)
+    path = tmp_path / "a.h5"
+    for times, accepted in ((14, True), (18, False)):
+        with h5py.File(path, "w") as file:
+            file["noise"] = np.random.default_rng(0).integers(0, 256, 1 << 20, np.uint8)
+            zeros = np.zeros(times << 20, np.uint8)
+            file.create_dataset("zeros", data=zeros, chunks=(1 << 20,), compression="gzip")
+        if accepted:
+            hdf5_files.check(path, path)
+        else:
+            with pytest.raises(ModelFileError, match="16 times its size"):
+                hdf5_files.check(path, path)
+
+
+def test_bfloat16_weights_are_no_attack(tmp_path: Path) -> None:
+    """HDF5 has no such type: Keras stores opaque bytes."""
+    layer = keras.layers.Dense(3, name="d", dtype="bfloat16")
+    keras.Sequential([keras.Input((2,)), layer]).save(tmp_path / "half.keras")
+    loaded = load_model(tmp_path / "half.keras")
+    kept = np.asarray(layer.kernel).astype(np.float32)
+    np.testing.assert_array_equal(loaded.model.get_layer("d").kernel.numpy(), kept)
+
+
+@pytest.mark.parametrize(
+    "name", ["mlperf_tiny/ad01.h5", "mlperf_tiny/pretrainedResnet.h5", "real/emotion_model.hdf5"]
+)
+def test_published_files_are_no_attack(shared: Path, tmp_path: Path, name: str) -> None:
+    """Such files pass as they are, and with all of their weights compressed."""
+    path = shared / "models" / name
+    hdf5_files.check(path, path)
+    small = tmp_path / "small.h5"
+    with h5py.File(path) as source, h5py.File(small, "w") as target:
+
+        def copy(name: str, found: Any) -> None:
+            if isinstance(found, h5py.Dataset):
+                more = {"compression": "gzip", "shuffle": True} if found.shape else {}
+                target.create_dataset(name, data=found[()], **more)
+
+        source.visititems(copy)
+    hdf5_files.check(small, small)
 
 
 def test_compressed_weights_are_no_attack(tmp_path: Path) -> None:

@@ -355,6 +355,26 @@ def _check_text(text: str) -> None:
 # --- archives -----------------------------------------------------------------------------------
 
 
+def check_inflated(total: int, size: int, label: Path | str) -> None:
+    """Refuses a file that inflates to more than 512 MiB and 16 times its size.
+
+    Args:
+        total: The bytes that it says it inflates to.
+        size: The bytes that it has.
+        label: What errors call it.
+
+    Raises:
+        UnreadableFileError: it inflates to more.
+    """
+    if total > max(INFLATED_LIMIT, INFLATED_RATIO * size):
+        raise UnreadableFileError(
+            label,
+            f"inflates from {format_size(size)} to {format_size(total)}, more than "
+            f"{format_size(INFLATED_LIMIT)} and {INFLATED_RATIO} times its size; store it "
+            "uncompressed if that is meant",
+        )
+
+
 class _Bounded:
     """A file for zipfile that reads no directory beyond its bound."""
 
@@ -511,14 +531,7 @@ def _check_members(members: list[zipfile.ZipInfo], size: int, label: Path | str)
         if problem is not None:
             raise UnreadableFileError(label, f"holds {name!r}, which {problem}")
         seen.add(name)
-    total = sum(member.file_size for member in members)
-    if total > max(INFLATED_LIMIT, INFLATED_RATIO * size):
-        raise UnreadableFileError(
-            label,
-            f"inflates from {format_size(size)} to {format_size(total)}, more than "
-            f"{format_size(INFLATED_LIMIT)} and {INFLATED_RATIO} times its size; store it "
-            "uncompressed if that is meant",
-        )
+    check_inflated(sum(member.file_size for member in members), size, label)
 
 
 def check_keras_archive(path: Path | str) -> tuple[Any, Any]:

@@ -310,15 +310,33 @@ def load_model(path: Path | str) -> LoadedModel:
 _Loaded = tuple[Any, Flavour, tuple[str, ...]]
 
 
-def _load_archive(path: Path) -> _Loaded:
+def check_archive(path: Path) -> tuple[Any, bool]:
+    """Returns the configuration of a .keras file, all of it checked before a framework sees it.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The configuration as JSON, and whether Keras 2 made the file.
+
+    Raises:
+        ModelFileError: the file is damaged or hostile.
+        UnsupportedModelError: it names what is not known to compute on tensors alone.
+    """
     config, meta = check_keras_archive(path)
     with tempfile.TemporaryDirectory() as folder:
         _check_members(path, Path(folder))
-        version = meta.get("keras_version", "3") if isinstance(meta, dict) else "3"
-        legacy = str(version).startswith("2")
-        configurations.check(config, path, legacy)
-        if not legacy:
-            return _load_keras3(path, path), "keras3", ()
+    version = meta.get("keras_version", "3") if isinstance(meta, dict) else "3"
+    legacy = str(version).startswith("2")
+    configurations.check(config, path, legacy)
+    return config, legacy
+
+
+def _load_archive(path: Path) -> _Loaded:
+    config, legacy = check_archive(path)
+    if not legacy:
+        return _load_keras3(path, path), "keras3", ()
+    with tempfile.TemporaryDirectory() as folder:
         # One way for all Keras 2 files: through HDF5, whose configuration can be adapted.
         converted = Path(folder) / "model.h5"
         if _is_wrapped(config):
@@ -347,7 +365,8 @@ def _check_members(path: Path, folder: Path) -> None:
             weights.unlink()
 
 
-def _load_hdf5(path: Path) -> _Loaded:
+def check_hdf5(path: Path) -> tuple[Any, bool]:
+    """Returns the configuration of an .h5 file, all of it checked; as `check_archive` does."""
     import h5py
 
     hdf5_files.check(path, path)
@@ -369,6 +388,11 @@ def _load_hdf5(path: Path) -> _Loaded:
     version = version.decode() if isinstance(version, bytes) else str(version)
     legacy = version.startswith("2")
     configurations.check(config, path, legacy)
+    return config, legacy
+
+
+def _load_hdf5(path: Path) -> _Loaded:
+    config, legacy = check_hdf5(path)
     if not legacy:
         return _load_keras3(path, path), "keras3", ()
     if not _is_wrapped(config):

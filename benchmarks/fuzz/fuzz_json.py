@@ -18,6 +18,9 @@ with atheris.instrument_imports(include=["edgecompress"]):
 
 _TARGETS = [load_target("pixel-8"), load_target("cortex-m4")]
 _FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))
+(_FOLDER / "golden").mkdir()
+for _name in mutations.BUNDLE_FILES:
+    (_FOLDER / _name).write_bytes(mutations.FILE)
 
 
 def _bundle(data: bytes) -> None:

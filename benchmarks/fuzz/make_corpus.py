@@ -12,6 +12,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import mutations
 import numpy as np
 
 from edgecompress.core.bundle import Bundle, BundleModel, BundleTensor, Golden
@@ -78,8 +79,9 @@ def archives() -> dict[str, bytes]:
 
 def texts() -> dict[str, bytes]:
     """Returns JSON files of every schema that is read."""
-    tensor = BundleTensor("image", (1, 2), "int8", 0.5, 3)
-    digest = sha256(b"x")
+    tensor = BundleTensor("image", (1, 1), "int8", 0.5, 3)
+    # Every file that it names holds this, so a bundle with all of them beside it can be read.
+    digest = sha256(mutations.FILE)
     golden = Golden(1, ("golden/i.bin",), ("golden/o.bin",),
                     {"golden/i.bin": digest, "golden/o.bin": digest}, "LiteRT", "2.1", "xnnpack",
                     1, 1e-3)  # fmt: skip

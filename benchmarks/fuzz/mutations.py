@@ -31,6 +31,10 @@ _TOML = (
     '"/dev/zero"', '"\\ud800"', '"\\U0000202e"',
 )  # fmt: skip
 
+# What every file that the seed of a bundle names holds, and their names.
+FILE = b"x"
+BUNDLE_FILES = ("m.tflite", "golden/i.bin", "golden/o.bin")
+
 
 def flatbuffer(data: bytes, random: np.random.Generator) -> bytes:
     """Damages a .tflite file as fuzz_flatbuffers does."""
@@ -221,3 +225,68 @@ def _directory(data: bytes, random: np.random.Generator) -> bytes:
     if place + 4 <= len(changed):
         struct.pack_into(form, changed, place, value)
     return bytes(changed)
+
+
+def hdf5(data: bytes, random: np.random.Generator) -> bytes:
+    """Changes attributes and datasets of an HDF5 file, or bytes of it; `data` must be sound."""
+    import h5py
+
+    choice = int(random.integers(5))
+    if choice < 2:
+        return any_bytes(data, random)
+    if choice == 2:
+        # Headers and trees lie at the start, before the values.
+        end = min(len(data), 4096)
+        return any_bytes(data[:end], random) + data[end:]
+    buffer = io.BytesIO(data)
+    with h5py.File(buffer, "r+") as file:
+        found: list[h5py.HLObject] = [file]
+        file.visititems(lambda name, node: found.append(node))
+        text = file.attrs.get("model_config")
+        if choice == 3 and text is not None:
+            content = text.encode() if isinstance(text, str) else bytes(text)
+            # NumPy's fixed text: h5py takes no text of its own with a NUL in it.
+            file.attrs["model_config"] = np.bytes_(json_text(content, random)[:60_000])
+        else:
+            datasets = [node for node in found if isinstance(node, h5py.Dataset)]
+            node = datasets[int(random.integers(len(datasets)))]
+            name, parent, dtype = node.name, node.parent, node.dtype
+            del parent[name]
+            _dataset(parent, name, dtype, random)
+    return buffer.getvalue()
+
+
+def _dataset(parent: Any, name: str, dtype: np.dtype, random: np.random.Generator) -> None:
+    """Puts something else in the place of a dataset."""
+    import h5py
+
+    size = int(random.choice([1, 10, 1 << 20, 1 << 40]))
+    choice = int(random.integers(7))
+    if choice == 0:
+        parent.create_dataset(name, (size,), dtype)
+    elif choice == 1:
+        parent.create_dataset(name, (size,), dtype, chunks=(min(size, 64),), compression="gzip")
+    elif choice == 2:
+        parent.create_dataset(name, (4,), dtype, external=[("/etc/passwd", 0, 4 * dtype.itemsize)])
+    elif choice == 3:
+        parent[name] = h5py.ExternalLink("other.h5", "/x")
+    elif choice == 4:
+        parent[name] = h5py.SoftLink("/")
+    elif choice == 5:
+        parent[name] = parent
+    else:
+        parent.create_dataset(name, (2,), h5py.string_dtype())[:] = "x" * 100
+
+
+def keras_archive(data: bytes, random: np.random.Generator) -> bytes:
+    """Changes the weights of a .keras file, or as `zip_archive` does; `data` must be sound."""
+    if random.random() < 0.5:
+        return zip_archive(data, random)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(buffer, "w") as made:
+        for info in source.infolist():
+            content = source.read(info)
+            if info.filename == "model.weights.h5":
+                content = hdf5(content, random)
+            made.writestr(info, content)
+    return buffer.getvalue()

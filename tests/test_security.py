@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from edgecompress.converters import hdf5_files
+from edgecompress.core import flatbuffer, reading
+
 _ROOT = Path(__file__).resolve().parents[1]
 _PAGE = _ROOT / "SECURITY.md"
 _HEADING = "## Classes of attack, and the test of each"
@@ -81,3 +84,31 @@ def test_a_gap_is_seen(row: str, text: str) -> None:
     assert not _missing(f"{table}{whole}\n")
     (wrong,) = _missing(f"{table}{whole}\n{row}\n")
     assert text in wrong
+
+
+def _size(size: int) -> str:
+    """Returns bytes in the largest unit that leaves no fraction, up to GiB."""
+    unit = next(unit for unit in (30, 20, 10) if size % (1 << unit) == 0)
+    return f"{size >> unit:,} {({30: 'GiB', 20: 'MiB', 10: 'KiB'})[unit]}"
+
+
+def test_limits_of_files_are_those_of_the_code() -> None:
+    table = (
+        _PAGE.read_text(encoding="utf-8").partition("## Limits of files")[2].partition("\n## ")[0]
+    )
+    rows = dict(re.findall(r"^\| (.+) \| (.+) \|$", table, re.MULTILINE)[2:])
+    inflated = (
+        f"{_size(reading.INFLATED_LIMIT)} or {reading.INFLATED_RATIO} times the file, "
+        "whichever is more; "
+    )
+    depth = f"{reading.DEPTH_LIMIT} levels"
+    assert list(rows.values()) == [
+        _size(reading.MODEL_LIMIT),
+        _size(reading.DATA_LIMIT),
+        f"{_size(reading.JSON_LIMIT)}, {depth}",
+        _size(reading.TEXT_LIMIT),
+        f"{_size(reading.TOML_LIMIT)}, {depth}, keys of {reading._KEY_PARTS} parts",
+        f"{inflated}{reading.MEMBERS_LIMIT:,} members",
+        f"{inflated}{hdf5_files._MOST_OBJECTS:,} objects",
+        _size(flatbuffer._LARGEST_TENSOR),
+    ]

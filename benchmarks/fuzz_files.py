@@ -26,6 +26,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -133,10 +134,12 @@ def _make_seeds(folder: Path) -> None:
     ):
         target.attrs.update(source.attrs)
 
-        def copy(name: str, node: object) -> None:
+        def copy(name: str, node: Any) -> None:
             if isinstance(node, h5py.Dataset):
                 packed = {"compression": "gzip", "shuffle": True} if node.shape else {}
                 target.create_dataset(name, data=node[()], **packed)
+            else:
+                target.require_group(name).attrs.update(node.attrs)
 
         source.visititems(copy)
 

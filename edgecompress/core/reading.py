@@ -45,6 +45,9 @@ _KEY_PARTS = 16
 _DIRECTORY_LIMIT = 8 << 20
 _CHUNK = 1 << 20
 _HEADER_LIMIT = 16 << 10
+# Characters of an .npy header: 32 dimensions take half of it. Damaged ones of some thousand take
+# numpy's reader of Python 2's literals minutes.
+_HEADER_TEXT = 1 << 10
 _LONGEST_ITEM = 1 << 20
 _WHOLE = range(-(1 << 63), 1 << 64)
 
@@ -628,7 +631,7 @@ def _header(
         with warnings.catch_warnings():
             # Headers of Python 2 (`3L`) are read as well, and need no remark.
             warnings.simplefilter("ignore", UserWarning)
-            shape, fortran, dtype = read(stream)
+            shape, fortran, dtype = read(stream, max_header_size=_HEADER_TEXT)
     # Headers are Python literals: parsing a damaged one fails in many ways.
     except Exception as error:
         what = " ".join(str(error).split())[:120] or type(error).__name__

@@ -432,7 +432,8 @@ def stale_ranges(case: Case, trusted: bool) -> None:
 def soundness(case: Case, x: Arrays, data: bytes) -> float:
     """Returns how sound a file is, from 1 down: the worst of all outputs and columns.
 
-    The share of equal answers of classes, signs and labels, the lowest R2 of a column of values.
+    The share of equal answers where the Keras model says a class (of signs and labels: in a
+    column), and the R2 of a column of values.
     """
     flat = read_tflite(data)
     fed = []
@@ -454,10 +455,12 @@ def soundness(case: Case, x: Arrays, data: bytes) -> float:
             got = (got - tensor.zero_points[0]) * tensor.scales[0]
         got = got.reshape(expected.shape)
         if what == "classes":
-            worst = min(worst, float((got.argmax(-1) == expected.argmax(-1)).mean()))
+            equal, classes = got.argmax(-1) == expected.argmax(-1), expected.argmax(-1)
+            worst = min(worst, *(float(equal[classes == c].mean()) for c in np.unique(classes)))
         elif what in ("signs", "labels"):
             cut = 0.0 if what == "signs" else 0.5
-            worst = min(worst, float(((got >= cut) == (expected >= cut)).mean()))
+            equal = ((got >= cut) == (expected >= cut)).reshape(-1, expected.shape[-1])
+            worst = min(worst, float(equal.mean(0).min()))
         else:
             columns = expected.reshape(-1, expected.shape[-1])
             errors = ((got.reshape(columns.shape) - columns) ** 2).sum(0)

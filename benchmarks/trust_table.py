@@ -1,4 +1,4 @@
-"""Healthy and destroyed models of twelve kinds, and the verdict of `export` on each.
+"""Healthy and destroyed models of thirteen kinds, and the verdict of `export` on each.
 
 Every model is trained for a few seconds on made-up data, exported as int8 and judged by the
 defaults. Then it is destroyed in five ways and judged again. What is right is found by other means:
@@ -306,11 +306,11 @@ def _channels(model: Any, tensor: int) -> np.ndarray:
 
 
 def erased_filter(data: bytes) -> bytes:
-    """The last layer's first column of every output becomes its bias."""
+    """The strongest column of each last layer becomes its bias."""
     model = unpack(data)
     for weights, _ in _last(data):
         values = _channels(model, weights)
-        values[0] = 0
+        values[np.square(values.astype(int)).sum(1).argmax()] = 0
         _store(model, weights, values)
     return pack(model)
 
@@ -510,7 +510,8 @@ def judged(case: Case, file_format: str = "int8") -> Cell:
     return Cell(report.verdict, report.exit_code, soundness(case, x, data), reason)
 
 
-COLUMNS = ("healthy", "ranges measured anew", "stale ranges", *DAMAGES)
+SOUND_COLUMNS = ("healthy", "ranges measured anew")
+COLUMNS = (*SOUND_COLUMNS, "stale ranges", *DAMAGES)
 
 
 def row(make: Callable[[], Case]) -> dict[str, Cell]:
@@ -530,6 +531,12 @@ def row(make: Callable[[], Case]) -> dict[str, Cell]:
     return cells
 
 
+def _text(column: str, cell: Cell) -> str:
+    """Returns a cell, and says where a destruction did not reach the file."""
+    missed = column not in SOUND_COLUMNS and cell.sound >= SOUND
+    return f"{cell}, not reached" if missed else str(cell)
+
+
 def main() -> int:
     """Prints the table; returns 1 where a cell is wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -547,7 +554,8 @@ def main() -> int:
     print("| kind | " + " | ".join(COLUMNS) + " |")
     print("| --- |" + " --- |" * len(COLUMNS))
     for name, cells in table.items():
-        print(f"| {name} | " + " | ".join(str(cells[column]) for column in COLUMNS) + " |")
+        texts = [_text(column, cells[column]) for column in COLUMNS]
+        print(f"| {name} | " + " | ".join(texts) + " |")
     every = [cell for cells in table.values() for cell in cells.values()]
     passed = sum(c.right is False and c.sound <= DESTROYED for c in every)
     failed = sum(c.right is False and c.sound >= SOUND for c in every)

@@ -118,9 +118,12 @@ def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
             mine = own.get(name)
             if mine is None or table not in (None, ctx.command.name):
                 continue
-            # A folder to one command is a file to another: such a key needs its table.
             if mine.metavar == option.metavar:
                 defaults[mine.name] = checked
+            elif mine.metavar not in _PATHS:
+                # A limit must hold in every command that knows it, in the form it knows.
+                defaults[mine.name] = _config_value(mine, value, f"{path.name}: {key}", path)
+            # A folder to one command is a file to another: such a key needs its table.
     ctx.default_map = defaults
     return path
 

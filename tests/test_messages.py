@@ -20,7 +20,7 @@ _SOURCES = sorted(
     if "demo" not in path.parts  # Has options of its own.
 )
 _PAGES = sorted([*(_ROOT / "docs").glob("*.md"), _ROOT / "README.md"])
-_OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+_OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
 # Options of pip, of the app's build, and of the programs in benchmarks/ that pages tell how to run.
 _OTHERS = {"--bundle", "--force-reinstall", "--mnist", "--models", "--published", "--rounds"}
 

@@ -257,7 +257,7 @@ def test_a_checkpoint_has_the_ranges_of_its_own_weights(tmp_path: Path) -> None:
 def test_other_callbacks_of_the_same_training_keep_the_ranges() -> None:
     for other in (
         ec.WeightClustering(4, layers=["second"]),
-        ec.MagnitudePruning(ec.ConstantSparsity(0.5, 0)),
+        ec.MagnitudePruning(ec.ConstantSparsity(0.5, frequency=2)),
         ec.GroupLasso(1e-3, final_sparsity=0.25),
     ):
         model = trained((other,), epochs=2)

@@ -90,7 +90,7 @@ def test_sums_of_half_precision_weights_do_not_overflow() -> None:
 
 @pytest.mark.parametrize("callback", [ec.QuantizationAwareTraining, ec.MagnitudePruning])
 def test_a_diverging_training_ends_with_the_layer(callback: type) -> None:
-    arguments = [ec.ConstantSparsity(0.5, 0)] if callback is ec.MagnitudePruning else []
+    arguments = [ec.ConstantSparsity(0.5, frequency=2)] if callback is ec.MagnitudePruning else []
     model = compiled(network(), rate=1e38)
     with pytest.raises(NotFiniteError, match=r"(Layer|activations of) '(conv|head|net|input:0)'"):
         model.fit(*data(), epochs=9, batch_size=8, verbose=0, callbacks=[callback(*arguments)])

@@ -22,7 +22,7 @@ def _print(width: int, terminal: bool, footer: list[str] | None = None) -> tuple
 
 
 @pytest.mark.parametrize(
-    ("width", "left_out"), [(80, ()), (38, ()), (37, ("More",)), (15, ("Much", "More")),
+    ("width", "left_out"), [(80, ()), (37, ()), (36, ("More",)), (14, ("Much", "More")),
                             (2, ("Much", "More"))],
 )  # fmt: skip
 def test_terminal(width: int, left_out: tuple[str, ...]) -> None:

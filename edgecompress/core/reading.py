@@ -629,10 +629,15 @@ def _header(
             (2, 0): np.lib.format.read_array_header_2_0,
         }[version]
         with warnings.catch_warnings():
-            # Headers of Python 2 (`3L`) are read as well, and need no remark.
-            warnings.simplefilter("ignore", UserWarning)
+            # numpy warns of headers of Python 2 (`3L`), which take it up to a tenth of a second
+            # each: one of them is enough to refuse an archive of thousands.
+            warnings.simplefilter("error", UserWarning)
             shape, fortran, dtype = read(stream, max_header_size=_HEADER_TEXT)
     # Headers are Python literals: parsing a damaged one fails in many ways.
+    except UserWarning as warning:
+        raise UnreadableFileError(
+            label, f"{where} was written by Python 2: read and save it once with numpy"
+        ) from warning
     except Exception as error:
         what = " ".join(str(error).split())[:120] or type(error).__name__
         raise UnreadableFileError(label, f"{where} has no readable header: {what}") from error

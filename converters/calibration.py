@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgecompress.converters.loaders import InputSpec, LoadedModel, one_line, wrap
+from edgecompress.converters.streams import collect, is_stream
 from edgecompress.core.errors import ArgumentError, EngineError, NotFiniteError, UnreadableFileError
 from edgecompress.core.flatbuffer import FlatModel, read_tflite
 from edgecompress.core.quiet import quiet
@@ -37,7 +38,10 @@ def load(
             outputs, or a mapping from their names. In files and mappings, labels have the key `y`,
             those of several outputs `y_<output>` or `y0`, `y1`, ... by position; the samples of a
             single input have its name, the key `x`, or are the first other array, those of several
-            inputs have the inputs' names or `x0`, `x1`, ... by position. None gives (None, None).
+            inputs have the inputs' names or `x0`, `x1`, ... by position. A tf.data.Dataset, a
+            generator or a function that returns one (TFLite's representative dataset) yields
+            batches or samples of these; `streams.MOST_SAMPLES` of them are taken. None gives
+            (None, None).
         model: What the samples are for: a LoadedModel, a Keras model or a FlatModel.
         argument: Name of the argument for error messages. Defaults to `calibration`.
         max_samples: Keep this many, evenly spaced so that data sorted by class stay balanced.
@@ -58,6 +62,9 @@ def load(
     if source is None:
         return None, None
     inputs = _inputs(model)
+    if is_stream(source):
+        ranks, names = [len(spec.shape) for spec in inputs], [spec.name for spec in inputs]
+        source = collect(source, ranks, names, argument)
     arrays, labels = _arrays(source, inputs, argument)
     checked = tuple(
         _checked(array, spec, argument) for array, spec in zip(arrays, inputs, strict=True)

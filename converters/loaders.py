@@ -28,7 +28,7 @@ from edgecompress.core.errors import (
 )
 from edgecompress.core.files import sha256
 from edgecompress.core.finite import check_weights
-from edgecompress.core.keras_graph import in_float32
+from edgecompress.core.keras_graph import in_float32, walk_layers
 from edgecompress.core.learnt_ranges import settled_record, valid_record
 from edgecompress.core.quiet import quiet
 from edgecompress.core.reading import (
@@ -184,6 +184,37 @@ def wrap(model: Any) -> LoadedModel:
     check_weights(model, _DAMAGED)
     model, notes = _full_precision(model)
     return LoadedModel(model, "keras3", model.name, inputs, record=record, notes=notes)
+
+
+def refuse_unconvertible(loaded: LoadedModel) -> None:
+    """Refuses Keras models that no converter can take, by the layer that is in the way.
+
+    Raises:
+        UnsupportedModelError: a layer is a Lambda, keeps its state between calls, or was quantized
+            by Keras itself.
+    """
+    if loaded.flavour != "keras3":
+        return
+    import keras
+
+    for layer in walk_layers(loaded.model):
+        named = f"Layer {layer.name!r} of model {loaded.model.name!r}"
+        if isinstance(layer, keras.layers.Lambda):
+            raise UnsupportedModelError(
+                f"{named} is a Lambda layer, whose Python code is not converted. Use keras.ops in "
+                "a functional model, or ordinary layers."
+            )
+        if getattr(layer, "stateful", False):
+            raise UnsupportedModelError(
+                f"{named} is stateful: it keeps its state between calls, which the converter "
+                "cannot write. Build it with stateful=False, or make the state an input and "
+                "an output."
+            )
+        if isinstance(layer.dtype_policy, keras.dtype_policies.QuantizedDTypePolicy):
+            raise UnsupportedModelError(
+                f"{named} was quantized by Keras ({layer.dtype_policy.name}). Export the float "
+                "model from before model.quantize(); the export quantizes it."
+            )
 
 
 def _refuse_wrappers(model: Any) -> None:

@@ -131,9 +131,11 @@ def export(
             of fully-connected layers left out, for phones; `"xnor"`: layers of `BinaryConv2D` and
             `BinaryDense` for Larq Compute Engine. Defaults to `"int8"`.
         calibration: Real inputs as the model takes them: an array, a list of arrays for several
-            inputs, or the path of an .npz or .npy file (key `x`; labels `y` are used as
-            `evaluate` where that is not given). They set the ranges that training did not learn,
-            and parity is measured on them. Not with a .tflite file, which has its ranges.
+            inputs, a mapping from their names, a tf.data.Dataset or a generator (or a function that
+            returns one) of which 1,000 samples are taken, or the path of an .npz or .npy file (key
+            `x`; labels `y` are used as `evaluate` where that is not given). They set the ranges that
+            training did not learn, and parity is measured on them. Not with a .tflite file, which
+            has its ranges.
         evaluate: Labelled data for the accuracy check: (x, y), or the path of an .npz file.
         output: Folder of the files; made where it is missing.
         name: Name that the files begin with, e.g. `"kws"` for `kws_int8.tflite`. Defaults to the
@@ -447,17 +449,27 @@ def _job(
                                progress=progress, verbose=verbose)  # fmt: skip
     from edgecompress.converters import calibration as calibrations
     from edgecompress.converters import loaders
+    from edgecompress.converters.streams import is_stream
 
     progress("Loading the model")
     # The first import of TensorFlow writes to standard error.
     with quiet(verbose):
         from_file = isinstance(model, (str, Path))
         loaded = loaders.load_model(model) if from_file else loaders.wrap(model)
+    loaders.refuse_unconvertible(loaded)
     samples, labels = calibrations.load(calibration, loaded, argument="--calibration")
     labelled = labelled_data(evaluate, loaded, samples, labels)
+    taken = [
+        f"{len(data[0])} samples were taken from what {argument} yields."
+        for argument, source, data in (
+            ("--calibration", calibration, samples),
+            ("--evaluate", evaluate, labelled.x if labelled else None),
+        )
+        if data and is_stream(source)
+    ]
     learnt = loaded.record.notes if loaded.record else ()
     job = Job(loaded.name, loaded, None, samples, progress=progress, verbose=verbose, **asked)
-    return job, labelled, [*loaded.notes, *learnt]
+    return job, labelled, [*loaded.notes, *learnt, *taken]
 
 
 def _flatbuffer_job(

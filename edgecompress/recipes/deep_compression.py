@@ -561,6 +561,7 @@ def _load(request: Request) -> tuple[LoadedModel, Data, Task, list[str]]:
     from_file = isinstance(request.model, (str, Path))
     with quiet(request.verbose):
         loaded = loaders.load_model(request.model) if from_file else loaders.wrap(request.model)
+    loaders.refuse_unconvertible(loaded)
     tasks.check_model(loaded)
     own, loss_notes = tasks.own_loss(request.model, loaded.path)
     request.progress("Loading the data")

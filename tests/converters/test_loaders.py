@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import edgecompress as ec
 from edgecompress.converters.float32 import convert
 from edgecompress.converters.loaders import InputSpec, example_inputs, load_model, wrap
 from edgecompress.core.errors import EdgeCompressError, ModelFileError, UnsupportedModelError
@@ -447,3 +449,38 @@ def test_models_without_inputs_are_refused() -> None:
 def test_data_that_do_not_fit_are_one_error() -> None:
     with pytest.raises(UnsupportedModelError, match="'tiny' fails on the given data"):
         wrap(tiny()).predict([np.ones((1, 8, 8, 5), np.float32)])
+
+
+def _stateful() -> keras.Model:
+    source = keras.Input(batch_shape=(1, 5, 6))
+    return keras.Model(source, keras.layers.LSTM(4, stateful=True, name="memory")(source))
+
+
+def _quantized() -> keras.Model:
+    model = tiny()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Keras warns of layers that it leaves alone.
+        model.quantize("int8")
+    return model
+
+
+def _with_code() -> keras.Model:
+    source = keras.Input((6,))
+    return keras.Model(source, keras.layers.Lambda(lambda x: x * 2, name="twice")(source))
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (_with_code, "'twice'.* is a Lambda layer, whose Python code is not converted"),
+        (_stateful, "'memory'.* is stateful: .*Build it with stateful=False"),
+        (_quantized, "was quantized by Keras .*Export the float model"),
+    ],
+)
+def test_layers_that_cannot_be_converted_are_named(
+    make: Callable[[], keras.Model], text: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UnsupportedModelError, match=text) as caught:
+        ec.export(make(), ["pixel-4"], output=tmp_path / "build")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "build").exists()

@@ -133,7 +133,7 @@ def export(
         calibration: Real inputs as the model takes them: an array, a list of arrays for several
             inputs, a mapping from their names, a tf.data.Dataset or a generator (or a function that
             returns one) of which 1,000 samples are taken, or the path of an .npz or .npy file (key
-            `x`; labels `y` are used as `evaluate` where that is not given). They set the ranges that
+            `x`; labels `y` are used as `evaluate` where that is not given). They set ranges that
             training did not learn, and parity is measured on them. Not with a .tflite file, which
             has its ranges.
         evaluate: Labelled data for the accuracy check: (x, y), or the path of an .npz file.

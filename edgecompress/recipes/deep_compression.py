@@ -883,16 +883,24 @@ def _totals(
     flat: FlatModel,
 ) -> Totals:
     from edgecompress.core.flatbuffer import read_tflite
-    from edgecompress.pipeline.request import load_profiles
+    from edgecompress.pipeline.request import load_profiles, parse_memory
     from edgecompress.recipes.results import Cost, Totals
+    from edgecompress.targets.arena import compute_arena
     from edgecompress.targets.latency import predict
 
     profile = load_profiles(request.targets)[0]
     kernels = request.export.get("kernels")
     uncoded = request.output / f"{loaded.name}_int8.tflite"
-    estimates = [
-        predict(file, profile, kernels)
-        for file in (read_tflite(baseline.int8), read_tflite(uncoded), flat)
+    files = (read_tflite(baseline.int8), read_tflite(uncoded), flat)
+    estimates = [predict(file, profile, kernels) for file in files]
+    memory = request.export.get("decompression_memory")
+    memory = None if memory is None else parse_memory(memory)
+    core, arena_kernels = profile.core, kernels or profile.kernels
+    arenas = [
+        None
+        if core is None or arena_kernels is None
+        else compute_arena(file, core, arena_kernels, memory).used
+        for file in files
     ]
     return Totals(
         layers=tuple(layers),
@@ -903,6 +911,7 @@ def _totals(
         target=profile.name,
         latency=Cost(*(estimate.microseconds for estimate in estimates)),
         instructions=Cost(*(None if e.unknown else e.instructions for e in estimates)),
+        arena=Cost(*arenas),
         parameters_before=int(loaded.model.count_params()),
         parameters_after=int(model.count_params()),
     )

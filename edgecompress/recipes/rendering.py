@@ -199,6 +199,15 @@ def summary(result: CompressionResult) -> list[tuple[str, str]]:
                     f"{text(cost.uncoded)}), {cost.rate:.2f}x with decoding ({text(cost.after)})",
                 )
             )
+    arena = totals.arena
+    if arena.before and arena.uncoded and arena.after:
+        facts.append(
+            (
+                f"Tensor arena on {totals.target}",
+                f"{format_size(arena.before)} to {format_size(arena.uncoded)} uncoded, "
+                f"{format_size(arena.after)} with decoded weights",
+            )
+        )
     drop = result.drop
     facts.append((f"{_metric_name(drop)}, {drop.samples:,} samples", _drop(drop)))
     return facts

@@ -210,9 +210,10 @@ class Totals:
         int8_bytes: Bytes of its int8 file, without training.
         file_bytes: Bytes of the file that ships.
         download_bytes: Those after zlib at level 9.
-        target: The target of latency and instructions.
+        target: The target of latency, instructions and arena.
         latency: Predicted microseconds.
         instructions: Instructions of one inference.
+        arena: Bytes of the tensor arena, decoded weights included.
         parameters_before: Weights, biases and normalization of the model that came in.
         parameters_after: Those of the final model, zeros counted.
     """
@@ -225,6 +226,7 @@ class Totals:
     target: str
     latency: Cost
     instructions: Cost
+    arena: Cost
     parameters_before: int
     parameters_after: int
 
@@ -329,6 +331,7 @@ class Totals:
             "target": self.target,
             "latency_us": self.latency.to_dict(),
             "instructions": self.instructions.to_dict(),
+            "arena_bytes": self.arena.to_dict(),
             "rates": {
                 "parameters": self.parameter_rate,
                 "paper": self.paper_rate,

@@ -238,7 +238,7 @@ class TestResults:
 def _totals(*rows: LayerResult) -> Totals:
     return Totals(
         rows, 10_000, 3_000, 1_000, 900, "board", Cost(10.0, 5.0, 40.0), Cost(None, 5.0, 40.0),
-        1_200, 1_100,
+        Cost(3_000, 2_000, 9_000), 1_200, 1_100,
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from edgecompress.core.storage import storage
+from edgecompress.core.units import format_size
 from edgecompress.recipes.rendering import (
     LAYER_COLUMNS,
     NO_SPEED,
@@ -99,6 +100,18 @@ class TestText:
         latency = facts["Speed-up rate, predicted latency on nucleo-l4r5zi"]
         assert f"{totals.latency.uncoded_rate:.2f}x uncoded" in latency
         assert f"{totals.latency.rate:.2f}x with decoding" in latency
+
+    def test_the_arena_that_decoding_costs(self, whole: Run) -> None:
+        arena = whole.result.totals.arena
+        (checked,) = (c for c in whole.result.report.targets[0].checks if c.rule == "arena")
+        assert arena.after == checked.measured
+        if arena.uncoded is None or arena.after is None:
+            raise AssertionError("the arena is not known")
+        assert arena.after > arena.uncoded > 0
+        fact = dict(summary(whole.result))["Tensor arena on nucleo-l4r5zi"]
+        assert format_size(arena.uncoded) in fact
+        assert fact.endswith(f"{format_size(arena.after)} with decoded weights")
+        assert "Tensor arena on nucleo-l4r5zi" in _text(whole.result)
 
     def test_the_drop_and_its_verdict(self, whole: Run) -> None:
         def shown(limit: float | None) -> str:

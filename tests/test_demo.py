@@ -34,7 +34,9 @@ def test_the_demo_goes_to_the_phone_and_back(
     """The bundle on a phone whose app is the real one, run on this computer."""
     monkeypatch.setenv("FAKE_APP", jvm_app)
     result = tmp_path / "measurement.json"
+    # Three processes of a busy computer may lie far apart, which leaves the limit undecided.
     command = ["bench", str(demo), "--adb", "--processes", "3", "-o", str(result)]
+    command.append("--allow-undecided")
     assert main([*command, "--quiet"]) == 0
     assert "fashion" in capfd.readouterr().out
     data = json.loads(result.read_text())
@@ -46,12 +48,13 @@ def test_the_demo_goes_to_the_phone_and_back(
     (entry,) = data["measurements"]
     checks = {check["rule"]: check for check in entry["checks"]}
     assert entry["tier"] == "measured_device"
-    # Three processes of a busy computer may lie far apart; too slow they are not.
+    # Too slow they are not.
     assert checks["latency"]["verdict"] in ("pass", "uncertain")
     assert checks["golden"]["verdict"] == "pass"
     assert (entry["golden"]["samples"], entry["golden"]["same_answer"]) == (8, 8)
     int8 = str(demo / "fashion_int8.tflite")
-    command = ["check", int8, "--target", "pixel-4", "--max-latency", "100ms", "--json"]
+    command = ["check", int8, "--target", "pixel-4", "--max-latency", "100ms", "--json",
+               "--allow-undecided"]  # fmt: skip
     assert main([*command, "--measured", str(result)]) == 0
     (target,) = json.loads(capfd.readouterr().out)["targets"]
     latency = next(check for check in target["checks"] if check["rule"] == "latency")

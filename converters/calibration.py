@@ -28,7 +28,11 @@ Data = tuple[tuple[np.ndarray, ...] | None, Labels | None]
 
 
 def load(
-    source: Any, model: Any, argument: str = "calibration", max_samples: int | None = None
+    source: Any,
+    model: Any,
+    argument: str = "calibration",
+    max_samples: int | None = None,
+    whole: bool = False,
 ) -> Data:
     """Loads samples, and labels where there are any, and checks them against a model's inputs.
 
@@ -46,6 +50,7 @@ def load(
         argument: Name of the argument for error messages. Defaults to `calibration`.
         max_samples: Keep this many, evenly spaced so that data sorted by class stay balanced.
             Defaults to None: all.
+        whole: Read a stream to its end instead of its first samples alone. Defaults to False.
 
     Returns:
         (samples, labels): one array for each input, `(samples, *input shape)`, in the dtype the
@@ -64,7 +69,7 @@ def load(
     inputs = _inputs(model)
     if is_stream(source):
         ranks, names = [len(spec.shape) for spec in inputs], [spec.name for spec in inputs]
-        source = collect(source, ranks, names, argument)
+        source = collect(source, ranks, names, argument, whole)
     arrays, labels = _arrays(source, inputs, argument)
     checked = tuple(
         _checked(array, spec, argument) for array, spec in zip(arrays, inputs, strict=True)

@@ -12,7 +12,7 @@ import hashlib
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -197,7 +197,7 @@ def refuse_unconvertible(loaded: LoadedModel) -> None:
         return
     import keras
 
-    for layer in walk_layers(loaded.model):
+    for layer in _with_wrapped(walk_layers(loaded.model)):
         named = f"Layer {layer.name!r} of model {loaded.model.name!r}"
         if isinstance(layer, keras.layers.Lambda):
             raise UnsupportedModelError(
@@ -215,6 +215,14 @@ def refuse_unconvertible(loaded: LoadedModel) -> None:
                 f"{named} was quantized by Keras ({layer.dtype_policy.name}). Export the float "
                 "model from before model.quantize(); the export quantizes it."
             )
+
+
+def _with_wrapped(layers: Iterator[Any]) -> Iterator[Any]:
+    """Yields layers, and those that they wrap (TimeDistributed, Bidirectional)."""
+    for layer in layers:
+        while layer is not None:
+            yield layer
+            layer = getattr(layer, "layer", None)
 
 
 def _refuse_wrappers(model: Any) -> None:

@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from edgecompress.converters.loaders import one_line
 from edgecompress.core.errors import ArgumentError
 
 # What is read of a stream, which may have no end. Ranges settle long before.
 MOST_SAMPLES = 1000
+# A metric is that of all samples: a stream of more than these is refused.
+MOST_EVALUATED = 100_000
 
 
 def is_stream(source: Any) -> bool:
@@ -27,8 +30,16 @@ def is_stream(source: Any) -> bool:
     return isinstance(source, Iterable) and not isinstance(source, known) and not _is_array(source)
 
 
-def collect(source: Any, ranks: Sequence[int], names: Sequence[str], argument: str) -> Any:
+def collect(
+    source: Any,
+    ranks: Sequence[int],
+    names: Sequence[str],
+    argument: str,
+    whole: bool = False,
+) -> Any:
     """Returns what a stream yields as arrays, `MOST_SAMPLES` samples at most.
+
+    Labels of a stream that goes on are left out: its first samples may all be of one class.
 
     Args:
         source: An iterable, or a function without arguments that returns one. It yields an array,
@@ -37,12 +48,14 @@ def collect(source: Any, ranks: Sequence[int], names: Sequence[str], argument: s
         ranks: Rank of each input, the batch axis not counted.
         names: Names of the inputs, for mappings.
         argument: Name of the argument for error messages.
+        whole: Read the stream to its end, up to `MOST_EVALUATED` samples. Defaults to False.
 
     Returns:
         A list with an array for each input, or a tuple of these and the labels.
 
     Raises:
-        ArgumentError: nothing comes, or what comes does not fit the inputs.
+        ArgumentError: nothing comes, what comes does not fit the inputs, reading fails, or with
+            `whole` the stream has no end.
 
     Example:
         >>> collect(([np.ones((1, 3))] for _ in range(4)), [1], ["x"], "calibration")[0].shape
@@ -50,8 +63,12 @@ def collect(source: Any, ranks: Sequence[int], names: Sequence[str], argument: s
     """
     columns: list[list[np.ndarray]] = []
     labels: list[np.ndarray] = []
-    taken = 0
-    for item in _items(source, argument):
+    taken, cut = 0, False
+    most = MOST_EVALUATED if whole else MOST_SAMPLES
+    for item in _items(source, argument, most + 1):
+        if taken >= most:
+            cut = True
+            break
         arrays, given = _split(item, ranks, names, argument)
         columns = columns or [[] for _ in arrays]
         for column, array in zip(columns, arrays, strict=True):
@@ -59,24 +76,32 @@ def collect(source: Any, ranks: Sequence[int], names: Sequence[str], argument: s
         if given is not None:
             labels.append(given)
         taken += len(arrays[0])
-        if taken >= MOST_SAMPLES:
-            break
+    cut = cut or taken > most
+    if cut and whole:
+        raise ArgumentError(argument, f"end after {most:,} samples at most", "more")
     if not taken:
         raise ArgumentError(argument, "yield at least one sample", "none")
     if labels and len(labels) != len(columns[0]):
         raise ArgumentError(argument, "yield labels with every batch, or with none", "both")
-    joined = [_joined(column, argument) for column in columns]
-    return (*joined, _joined(labels, argument)) if labels else joined
+    joined = [_joined(column, argument, most) for column in columns]
+    return (*joined, _joined(labels, argument, most)) if labels and not cut else joined
 
 
-def _items(source: Any, argument: str) -> Iterator[Any]:
-    made = source() if callable(source) else source
-    if not isinstance(made, Iterable):
+def _items(source: Any, argument: str, most: int) -> Iterator[Any]:
+    try:
+        made = source() if callable(source) else source
+        if isinstance(made, Iterable):
+            # Each yields at least one sample.
+            yield from itertools.islice(iter(made), most)
+            return
+    except Exception as error:
+        # It is the user's own code, or a framework's, that fails in any way.
         raise ArgumentError(
-            argument, "be a function that returns something to iterate over", type(made).__name__
-        )
-    # Each yields at least one sample.
-    return itertools.islice(iter(made), MOST_SAMPLES)
+            argument, "yield samples until it ends", f"{type(error).__name__}: {one_line(error)}"
+        ) from error
+    raise ArgumentError(
+        argument, "be a function that returns something to iterate over", type(made).__name__
+    )
 
 
 def _split(
@@ -108,13 +133,18 @@ def _split(
         arrays = [array[None] for array in arrays]
     if labels is None:
         return arrays, None
+    if isinstance(labels, (list, tuple, Mapping)):
+        raise ArgumentError(
+            argument, "yield the labels of one output as an array", type(labels).__name__,
+            "Give those of several outputs as arrays: (x, {name: y}).",
+        )  # fmt: skip
     values = np.asarray(labels)
     return arrays, values[None] if single else values
 
 
-def _joined(parts: list[np.ndarray], argument: str) -> np.ndarray:
+def _joined(parts: list[np.ndarray], argument: str, most: int) -> np.ndarray:
     try:
-        return np.concatenate(parts)[:MOST_SAMPLES]
+        return np.concatenate(parts)[:most]
     except ValueError as error:
         shapes = sorted({part.shape[1:] for part in parts})
         raise ArgumentError(argument, "yield samples of one shape", shapes[:3]) from error

@@ -184,7 +184,7 @@ def labelled_data(
         if samples is None or labels is None:
             return None
         return Labelled(samples, labels, "--calibration")
-    inputs, y = calibration.load(evaluate, model, argument="--evaluate")
+    inputs, y = calibration.load(evaluate, model, argument="--evaluate", whole=True)
     if inputs is None or y is None:
         raise ArgumentError("--evaluate", "hold labels under the key y", str(evaluate)[:80])
     return Labelled(inputs, y)

@@ -469,10 +469,17 @@ def _with_code() -> keras.Model:
     return keras.Model(source, keras.layers.Lambda(lambda x: x * 2, name="twice")(source))
 
 
+def _with_wrapped_code() -> keras.Model:
+    source = keras.Input((4, 6))
+    wrapped = keras.layers.TimeDistributed(keras.layers.Lambda(lambda x: x * 2))
+    return keras.Model(source, wrapped(source))
+
+
 @pytest.mark.parametrize(
     ("make", "text"),
     [
         (_with_code, "'twice'.* is a Lambda layer, whose Python code is not converted"),
+        (_with_wrapped_code, "is a Lambda layer"),
         (_stateful, "'memory'.* is stateful: .*Build it with stateful=False"),
         (_quantized, "was quantized by Keras .*Export the float model"),
     ],

@@ -52,7 +52,7 @@ def test_a_stream_without_an_end_is_left_after_enough(model: keras.Model) -> Non
     samples, _ = load(tf.data.Dataset.from_tensor_slices(X).repeat().batch(32), model)
     assert samples is not None and len(samples[0]) == MOST_SAMPLES
     np.testing.assert_array_equal(samples[0][40:80], X)
-    assert len(collect(itertools.repeat([X[:0], X[:1]][1]), [1], ["x"], "c")[0]) == MOST_SAMPLES
+    assert len(collect(itertools.repeat(X[:1]), [1], ["x"], "c")[0]) == MOST_SAMPLES
 
 
 def test_several_inputs() -> None:
@@ -62,9 +62,28 @@ def test_several_inputs() -> None:
     np.testing.assert_array_equal(second, X[:, :2])
 
 
+def test_labels_of_the_beginning_judge_nothing(model: keras.Model) -> None:
+    sorted_by_class = tf.data.Dataset.from_tensor_slices((X, Y)).repeat(60)
+    samples, labels = load(sorted_by_class, model)
+    assert samples is not None and len(samples[0]) == MOST_SAMPLES and labels is None
+    samples, labels = load(sorted_by_class, model, whole=True)
+    assert samples is not None and len(samples[0]) == len(labels) == 60 * 40
+    endless = itertools.repeat((np.zeros((50_000, 6), "float32"), np.zeros(50_000)))
+    with pytest.raises(ArgumentError, match="must end after 100,000 samples at most"):
+        load(endless, model, whole=True)
+
+
+def _fails() -> Any:
+    yield X[:1]
+    raise RuntimeError("disk\ngone")
+
+
 @pytest.mark.parametrize(
     ("source", "text"),
     [
+        (_fails(), "yield samples until it ends. Got 'RuntimeError: disk gone'"),
+        (lambda needed: [], "yield samples until it ends. Got .TypeError"),
+        (iter([(X[:2], [Y[:2], Y[:1]])]), "yield the labels of one output as an array"),
         (iter([]), "yield at least one sample"),
         (itertools.repeat(np.zeros((0, 6))), "yield at least one sample"),
         (lambda: 3, "must be a function that returns something to iterate over. Got 'int'"),

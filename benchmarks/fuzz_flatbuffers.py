@@ -205,7 +205,7 @@ def problem(arguments: Sequence[str], seconds: float = SECONDS) -> tuple[int | N
         try:
             json.loads(out.getvalue())
         except ValueError as error:
-            return code, f"standard output is no JSON: {error}"
+            return code, f"standard output is not valid JSON: {error}"
     elif code == 1 and len(text.strip().splitlines()) != 1:
         return code, f"an error takes one line, got {text!r}"
     return code, None

@@ -183,7 +183,7 @@ def test_a_phone_that_stays_hot_does_not_hang(run: Bench) -> None:
         ({"FAULTS": "unplugged"}, DeviceError, "was it unplugged?"),
         ({"FAULTS": "pull"}, DeviceError, "Permission denied."),
         ({"FAULTS": "truncated"}, ModelFileError, "The phone's result is no measurement file"),
-        ({"FAULTS": "nan"}, ModelFileError, "NaN is no number of JSON"),
+        ({"FAULTS": "nan"}, ModelFileError, "NaN is not a JSON number"),
         ({"FAULTS": "other_model"}, ModelFileError, "of another model (SHA-256 cccccccccccc"),
         ({"FAULTS": "other_bundle"}, ModelFileError, "is of another bundle"),
     ],

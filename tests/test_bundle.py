@@ -220,11 +220,11 @@ _GOLDEN = "golden/int8_output_0.bin"
     ("damage", "text"),
     [
         (lambda f: (f / "bundle.json").unlink(), "does not exist. Give the folder"),
-        (lambda f: (f / "bundle.json").write_text("{"), "is no JSON"),
+        (lambda f: (f / "bundle.json").write_text("{"), "is not valid JSON"),
         (lambda f: (f / "bundle.json").write_text("[]"), "schema must be edgecompress.bundle/1"),
         (lambda f: (f / "bundle.json").write_bytes(b"\xff"), "is no UTF-8 text"),
         (_set("schema", value="edgecompress.bundle/2"), "Got 'edgecompress.bundle/2'"),
-        (_set("budgets", "max_ram", value=float("nan")), "NaN is no number"),
+        (_set("budgets", "max_ram", value=float("nan")), "NaN is not a JSON number"),
         (_set("models", value=[]), "a list of at least one model"),
         (_set("models", value={}), "models must be a list"),
         (_set("models", 0, value=3), "models[0].runtime must be text"),

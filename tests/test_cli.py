@@ -217,7 +217,7 @@ _BAD = [
     ("export tiny.keras", 2, "`--target` must name at least one target"),
     ("check int8.tflite -t nucleo-l4r5", 2, "Did you mean nucleo-l4r5zi"),
     ("check int8.tflite -t nope.toml", 2, "It does not exist"),
-    ("check int8.tflite -t broken.toml", 2, "It is no valid TOML"),
+    ("check int8.tflite -t broken.toml", 2, "It is not valid TOML"),
     ("check int8.tflite -t typo.toml", 2, "Did you mean kernels"),
     ("check int8.tflite -t folder", 2, "a path ending in .toml"),
     (f"{_CHECK} -t same.toml", 2, "name different targets differently"),

@@ -191,7 +191,7 @@ class QuantizationAwareTraining(CompressionCallback):
                 rebuild_train_function(self.model)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Ends training where the loss is no number because a weight or a range is none."""
+        """Stops training when a NaN weight or range has made the loss NaN."""
         loss = (logs or {}).get("loss", 0.0)
         if self._hook is not None and not np.isfinite(loss):
             self._check_finite(self._hook.ranges())

@@ -218,7 +218,7 @@ class _Refused(ValueError):
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise _Refused(f"{name} is no number of JSON")
+    raise _Refused(f"{name} is not a JSON number")
 
 
 def _real(text: str) -> float:
@@ -244,8 +244,8 @@ def parse_json(data: bytes | bytearray | str, label: Path | str, depth: int = DE
         depth: The most levels of lists and objects. Defaults to 100.
 
     Raises:
-        UnreadableFileError: it is no JSON, nests deeper, or holds NaN, an infinity, a number of
-            more than 64 bits or half of a surrogate pair.
+        UnreadableFileError: it is not valid JSON, nests deeper, or holds NaN, an infinity, a number
+            of more than 64 bits or half of a surrogate pair.
 
     Example:
         >>> parse_json('{"a": [1, 2.5]}', "x.json")
@@ -258,11 +258,11 @@ def parse_json(data: bytes | bytearray | str, label: Path | str, depth: int = DE
         )
         _check_tree(root, depth)
     except RecursionError as error:
-        raise UnreadableFileError(label, f"is no JSON: {_too_deep(depth)}") from error
+        raise UnreadableFileError(label, f"is not valid JSON: {_too_deep(depth)}") from error
     except MemoryError as error:
         raise UnreadableFileError(label, "does not fit the memory") from error
     except ValueError as error:
-        raise UnreadableFileError(label, f"is no JSON: {error}") from error
+        raise UnreadableFileError(label, f"is not valid JSON: {error}") from error
     return root
 
 
@@ -302,14 +302,14 @@ def parse_toml(text: str, label: Path | str, depth: int = DEPTH_LIMIT) -> dict[s
         root = tomllib.loads(text, parse_float=_real)
         _check_tree(root, depth)
     except RecursionError as error:
-        raise UnreadableFileError(label, f"is no valid TOML: {_too_deep(depth)}") from error
+        raise UnreadableFileError(label, f"is not valid TOML: {_too_deep(depth)}") from error
     except MemoryError as error:
         raise UnreadableFileError(label, "does not fit the memory") from error
     except ValueError as error:
         text = str(error)
         if "integer string conversion" in text:
             text = "a number has more than 64 bits"
-        raise UnreadableFileError(label, f"is no valid TOML: {text}") from error
+        raise UnreadableFileError(label, f"is not valid TOML: {text}") from error
     return root
 
 

@@ -178,7 +178,7 @@ def export(
         history: Training curves for the HTML page, name -> values (`model.fit(...).history`).
         import_modules: Modules that register the layers of your own that a model file names
             (`keras.saving.register_keras_serializable`); found in the current folder, too. A file
-            is read in a process of its own, which knows nothing of what is registered in this one.
+            is read in a separate process, where classes registered in this one are unknown.
         progress: Called with a short text as each stage begins.
         verbose: Let the converters write their log to standard error.
         argv: The command for the report.
@@ -501,7 +501,7 @@ def _flatbuffer_job(
 
 
 def _outputs(job: Job) -> tuple[Output, ...]:
-    """Returns the outputs of the model that came in."""
+    """Returns the outputs of the input model."""
     from edgecompress.converters.tasks import outputs_of, outputs_of_file
 
     return outputs_of(job.loaded) if job.original is None else outputs_of_file(job.original)

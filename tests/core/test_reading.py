@@ -272,7 +272,7 @@ def test_keras_archives(tmp_path: Path) -> None:
     path.write_bytes(_zip({"model.weights.h5": b"w"}))
     assert "without config.json" in _refusal(reading.check_keras_archive, path)
     path.write_bytes(_zip({**members, "config.json": b"[" * 100_000}))
-    assert "config.json is no JSON" in _refusal(reading.check_keras_archive, path)
+    assert "config.json is not valid JSON" in _refusal(reading.check_keras_archive, path)
 
 
 # --- arrays ---

@@ -102,7 +102,7 @@ def test_every_damage_changes_the_file_and_repeats(tiny: Path) -> None:
         ("return 9", "exit code 9"),
         ("print('internal error: boom', file=sys.stderr); return 1", "internal error"),
         ("time.sleep(5)", "took more than 0.2 s"),
-        ("print('{'); return 0", "no JSON"),
+        ("print('{'); return 0", "not valid JSON"),
         ("return 1", "takes one line"),
     ],
 )

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgecompress.core.coding import (
+from edgecompress.flatbuffers.coding import (
     CODINGS,
     Encoded,
     Layout,
@@ -26,8 +26,8 @@ from edgecompress.core.coding import (
     count_symbols,
     encode_huffman,
 )
-from edgecompress.core.flatbuffer import FILTER_READERS, FlatModel, Tensor, read_tflite
-from edgecompress.core.flatbuffer_edit import pack, unpack
+from edgecompress.flatbuffers.editor import pack, unpack
+from edgecompress.flatbuffers.model import FILTER_READERS, FlatModel, Tensor, read_tflite
 
 sys.path.append(str(Path(__file__).parent))  # Python leaves it out where asked to (-P).
 from compressed_sizes import MODELS, Treatment, binary, cluster, prune, ternary

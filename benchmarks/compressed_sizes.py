@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgecompress.quantizers.kmeans import cluster as k_means
+from edgecompress.precisions.kmeans import cluster as k_means
 
 MODELS = {
     "ad01_int8.tflite": "anomaly detection",
@@ -109,8 +109,8 @@ ROWS = (
 
 def treated(data: bytes, change: Treatment) -> bytes:
     """Returns the file with its filters of at least 512 weights changed."""
-    from edgecompress.core.flatbuffer import FILTER_READERS, read_tflite
-    from edgecompress.core.flatbuffer_edit import pack, unpack
+    from edgecompress.flatbuffers.editor import pack, unpack
+    from edgecompress.flatbuffers.model import FILTER_READERS, read_tflite
 
     flat, model = read_tflite(data), unpack(data)
     for operator in flat.operators:
@@ -146,9 +146,9 @@ def main() -> int:
         return 2
 
     from edgecompress.converters.compressed import compress
-    from edgecompress.core.flatbuffer import FlatModel, read_tflite
-    from edgecompress.targets.arena import compute_arena
-    from edgecompress.targets.instructions_decode import UnknownCode, decode_instructions
+    from edgecompress.flatbuffers.model import FlatModel, read_tflite
+    from edgecompress.targets.tflm.arena import compute_arena
+    from edgecompress.targets.tflm.instructions_decode import UnknownCode, decode_instructions
 
     def arena(flat: FlatModel) -> float:
         return compute_arena(flat, CORE).used or float("nan")

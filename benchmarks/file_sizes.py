@@ -33,7 +33,7 @@ def main() -> int:
         return 2
 
     from edgecompress.converters import calibration, float32, int8, loaders
-    from edgecompress.core.flatbuffer_edit import strip
+    from edgecompress.flatbuffers.editor import strip
 
     print("| model | published int8 | exported int8 | of published | seconds |")
     print("| --- | --- | --- | --- | --- |")

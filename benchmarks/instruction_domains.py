@@ -4,8 +4,9 @@
 
 `mcu_ops.csv` has one row per single-operator model, core and kernel set, `mcu_nets.csv` one per
 operator of a network: the operator's geometry and the instructions that a simulator counted. A
-formula's domain is what its rows span, its error the largest over them. With `--write` both go into
-targets/instruction_formulas.json, beside the formulas; without, the file must already hold them.
+formula's domain is what its rows span, its error the largest over them. With `--write` both go
+into targets/tflm/instruction_formulas.json, beside the formulas; without, the file must already
+hold them.
 
 Printed are the errors inside the domains, what the rows of the fit alone would have promised for
 those held out, and how far sizes may be extrapolated: formulas fitted anew on the smaller operators
@@ -29,9 +30,9 @@ from typing import Any
 
 import numpy as np
 
-from edgecompress.targets import instructions
-from edgecompress.targets.instruction_formulas import REACH, evaluate, terms
-from edgecompress.targets.instructions import Geometry, Unmodelled
+from edgecompress.targets.tflm import instructions
+from edgecompress.targets.tflm.instruction_formulas import REACH, evaluate, terms
+from edgecompress.targets.tflm.instructions import Geometry, Unmodelled
 
 FILE = Path(__file__).resolve().parents[1] / "targets" / "instruction_formulas.json"
 TYPES = {"": "INT8", "9": "INT8", "7": "INT16", "17": "INT4", "0": "FLOAT32", "3": "UINT8"}

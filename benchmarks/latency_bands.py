@@ -17,9 +17,9 @@ import statistics
 import sys
 from pathlib import Path
 
-from edgecompress.core.flatbuffer import FlatModel, read_tflite
-from edgecompress.targets.latency import BANDS, CYCLES_PER_WEIGHT_BYTE, predict
+from edgecompress.flatbuffers.model import FlatModel, read_tflite
 from edgecompress.targets.profile import LatencyModel, TargetProfile, load_target, target_names
+from edgecompress.targets.tflm.latency import BANDS, CYCLES_PER_WEIGHT_BYTE, predict
 
 MODELS = {
     "ad": "ad01_int8.tflite",

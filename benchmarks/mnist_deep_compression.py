@@ -486,10 +486,10 @@ def row(name: str, seed: int, model: keras.Model, data: Data) -> str:
     from edgecompress.converters import float32, int8
     from edgecompress.converters.compressed import compress
     from edgecompress.converters.verify import accuracy
-    from edgecompress.core.flatbuffer import read_tflite
-    from edgecompress.targets.arena import compute_arena
-    from edgecompress.targets.latency import predict
+    from edgecompress.flatbuffers.model import read_tflite
     from edgecompress.targets.profile import load_target
+    from edgecompress.targets.tflm.arena import compute_arena
+    from edgecompress.targets.tflm.latency import predict
 
     calibration = [scaled(data.x_validation[:500])]
     plain = int8.strip_names(int8.convert(float32.convert(model), calibration=calibration))

@@ -1,8 +1,8 @@
 """Measures which operators, types, ranks and forms the kernels of TensorFlow Lite Micro run.
 
 Builds thousands of models of one operator (`operator_models.py`), lets an engine load and run each,
-and writes what came of it into `targets/operator_support.csv`, the table behind the `operators`
-check.
+and writes what came of it into `targets/tflm/operator_support.csv`, the table behind the
+`operators` check.
 
 Usage:
     python benchmarks/operator_support.py reference
@@ -43,8 +43,8 @@ from pathlib import Path
 import numpy as np
 from operator_models import cases, pattern
 
-from edgecompress.core.flatbuffer import FlatModel, read_tflite
-from edgecompress.targets.operator_support import (
+from edgecompress.flatbuffers.model import FlatModel, read_tflite
+from edgecompress.targets.tflm.operator_support import (
     COLUMNS,
     CONTROL,
     CRASHES,

@@ -150,9 +150,9 @@ def print_one_scale() -> None:
 def print_sparse(processes: int) -> None:
     from edgecompress.converters import float32
     from edgecompress.converters.sparse import store_sparse
-    from edgecompress.core.flatbuffer import read_tflite
-    from edgecompress.core.flatbuffer_edit import strip
     from edgecompress.core.results import Artifact
+    from edgecompress.flatbuffers.editor import strip
+    from edgecompress.flatbuffers.model import read_tflite
 
     print("| fully connected, 3 x 1024 | zero blocks | file | compressed | LiteRT, us "
           "| tflite-runtime, us |")  # fmt: skip

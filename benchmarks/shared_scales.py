@@ -29,11 +29,11 @@ def main() -> int:
     from edgecompress.converters import float32, int8
     from edgecompress.converters.compressed import compress
     from edgecompress.converters.loaders import example_inputs, load_model
-    from edgecompress.core.flatbuffer import FILTER_READERS, read_tflite
     from edgecompress.core.fusion import kernels_of
     from edgecompress.core.keras_graph import walk_layers
     from edgecompress.core.results import Artifact
-    from edgecompress.quantizers.kmeans import cluster
+    from edgecompress.flatbuffers.model import FILTER_READERS, read_tflite
+    from edgecompress.precisions.kmeans import cluster
 
     def filters(artifact: Artifact) -> list[np.ndarray]:
         flat = read_tflite(artifact.data)

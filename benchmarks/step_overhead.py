@@ -79,7 +79,7 @@ def pruning(epochs: int) -> list[keras.callbacks.Callback]:
 def qat(epochs: int) -> list[keras.callbacks.Callback]:
     """int8 simulated from the first step."""
     from edgecompress.callbacks.quantization_aware_training import QuantizationAwareTraining
-    from edgecompress.quantizers.int8 import Int8
+    from edgecompress.precisions.int8 import Int8
 
     return [QuantizationAwareTraining(Int8())]
 

@@ -29,12 +29,12 @@ import numpy as np
 from keras import layers
 
 import edgecompress as ec
-from edgecompress.core.engines import run_engine
 from edgecompress.core.errors import EdgeCompressError
-from edgecompress.core.flatbuffer import read_tflite
-from edgecompress.core.flatbuffer_edit import pack, unpack
 from edgecompress.core.learnt_ranges import tied
 from edgecompress.core.record import attach_record, record_of
+from edgecompress.engines.run import run_engine
+from edgecompress.flatbuffers.editor import pack, unpack
+from edgecompress.flatbuffers.model import read_tflite
 from edgecompress.pipeline.formats import FORMATS, Job, Product
 
 TARGET = "pixel-4"  # Sets no limit, so agreement alone decides.

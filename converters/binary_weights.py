@@ -18,7 +18,6 @@ import numpy as np
 
 from edgecompress.converters.compressed import random_inputs
 from edgecompress.converters.weight_formats import TABLE_TOO_LARGE, WEIGHT_FORMATS, Filter, Stored
-from edgecompress.core.engines import run_engine
 from edgecompress.core.errors import (
     ArgumentError,
     ConversionError,
@@ -26,7 +25,11 @@ from edgecompress.core.errors import (
     MissingDependencyError,
     UnsupportedModelError,
 )
-from edgecompress.core.flatbuffer import (
+from edgecompress.core.results import Artifact
+from edgecompress.core.units import format_size
+from edgecompress.engines.run import run_engine
+from edgecompress.flatbuffers.editor import pack, strip, unpack
+from edgecompress.flatbuffers.model import (
     FILTER_READERS,
     PACKED,
     FlatModel,
@@ -35,9 +38,6 @@ from edgecompress.core.flatbuffer import (
     pack_codes,
     read_tflite,
 )
-from edgecompress.core.flatbuffer_edit import pack, strip, unpack
-from edgecompress.core.results import Artifact
-from edgecompress.core.units import format_size
 
 KIND = "binary-weights"
 ENGINE = "litert"

@@ -23,8 +23,8 @@ from edgecompress.core.errors import (
     UnsupportedModelError,
     UnsupportedOperatorError,
 )
-from edgecompress.core.flatbuffer import FlatModel, Operator, Tensor, read_tflite
 from edgecompress.core.units import format_size
+from edgecompress.flatbuffers.model import FlatModel, Operator, Tensor, read_tflite
 
 KERNELS = ("cmsis-nn", "reference")
 _ALIGNMENT = 16

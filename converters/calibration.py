@@ -12,9 +12,9 @@ import numpy as np
 from edgecompress.converters.loaders import InputSpec, LoadedModel, one_line, wrap
 from edgecompress.converters.streams import collect, is_stream
 from edgecompress.core.errors import ArgumentError, EngineError, NotFiniteError, UnreadableFileError
-from edgecompress.core.flatbuffer import FlatModel, read_tflite
-from edgecompress.core.quiet import quiet
 from edgecompress.core.reading import read_arrays
+from edgecompress.core.suppress_output import suppress_output
+from edgecompress.flatbuffers.model import FlatModel, read_tflite
 
 # Minimum and maximum settle long before; more samples only cost time.
 MAX_SAMPLES = 500
@@ -244,7 +244,7 @@ class _Interpreter:
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
         try:
-            with quiet():
+            with suppress_output():
                 # Built-in kernels only: a delegate keeps the tensors inside it to itself.
                 self._interpreter = Interpreter(
                     model_content=data,

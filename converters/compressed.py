@@ -16,8 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from edgecompress.converters.slimming import slim
-from edgecompress.core.coding import (
+from edgecompress.converters.stripping import slim
+from edgecompress.core.errors import ArgumentError, ConversionError, UnsupportedModelError
+from edgecompress.core.results import Artifact
+from edgecompress.core.units import format_size
+from edgecompress.engines.run import run_engine
+from edgecompress.flatbuffers.coding import (
     CODINGS,
     Encoded,
     Layout,
@@ -26,12 +30,8 @@ from edgecompress.core.coding import (
     decode,
     encode_huffman,
 )
-from edgecompress.core.engines import run_engine
-from edgecompress.core.errors import ArgumentError, ConversionError, UnsupportedModelError
-from edgecompress.core.flatbuffer import FILTER_READERS, FlatModel, Tensor, read_tflite
-from edgecompress.core.flatbuffer_edit import pack, strip, unpack
-from edgecompress.core.results import Artifact
-from edgecompress.core.units import format_size
+from edgecompress.flatbuffers.editor import pack, strip, unpack
+from edgecompress.flatbuffers.model import FILTER_READERS, FlatModel, Tensor, read_tflite
 
 KIND = "compressed"
 OPERATOR = "TFLM_DECODE"

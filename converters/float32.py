@@ -18,13 +18,13 @@ import numpy as np
 from edgecompress.converters.calibration import tensor_values
 from edgecompress.converters.loaders import LoadedModel, example_inputs, one_line, wrap
 from edgecompress.core.errors import ConversionError, UnsupportedModelError
-from edgecompress.core.flatbuffer import FILTER_READERS, FlatModel, channel_axis, read_tflite
-from edgecompress.core.flatbuffer_edit import rename_tensors, strip
 from edgecompress.core.fusion import kernels_of
 from edgecompress.core.keras_graph import functional_of, walk_layers
-from edgecompress.core.quiet import quiet
 from edgecompress.core.results import Artifact
 from edgecompress.core.shared_values import channels_first, fold_factors, shares_values
+from edgecompress.core.suppress_output import suppress_output
+from edgecompress.flatbuffers.editor import rename_tensors, strip
+from edgecompress.flatbuffers.model import FILTER_READERS, FlatModel, channel_axis, read_tflite
 
 KIND = "float32"
 # Relative to the largest value: BatchNorm folding and other summation orders stay far below.
@@ -152,7 +152,7 @@ def to_flatbuffer(loaded: LoadedModel, verbose: bool = False) -> bytes:
 
     frozen = None
     try:
-        with quiet(verbose):
+        with suppress_output(verbose):
             frozen = frozen_function(loaded)
             converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen], None)
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]

@@ -28,12 +28,12 @@ from edgecompress.converters.float32 import Float32Result
 from edgecompress.converters.loaders import one_line
 from edgecompress.converters.shared_scales import share_scales
 from edgecompress.core.errors import ArgumentError, ConversionError
-from edgecompress.core.flatbuffer import FILTER_READERS, FlatModel, Operator, read_tflite
-from edgecompress.core.flatbuffer_edit import pack, strip, unpack
-from edgecompress.core.quiet import quiet
 from edgecompress.core.record import CompressionRecord
 from edgecompress.core.results import Artifact
+from edgecompress.core.suppress_output import suppress_output
 from edgecompress.core.units import format_size
+from edgecompress.flatbuffers.editor import pack, strip, unpack
+from edgecompress.flatbuffers.model import FILTER_READERS, FlatModel, Operator, read_tflite
 
 KIND = "int8"
 # Operators whose output has the quantization of their first input: one range serves both.
@@ -275,7 +275,7 @@ def _quantize(
     }
     prepared, replaced = _put_stand_ins(data)
     try:
-        with quiet(verbose):
+        with suppress_output(verbose):
             from litert_quantizer import Quantizer, qtyping, recipe
 
             quantizer = Quantizer(prepared, recipe.static_wi8_ai8())

@@ -30,7 +30,6 @@ from edgecompress.core.files import sha256
 from edgecompress.core.finite import check_weights
 from edgecompress.core.keras_graph import in_float32, walk_layers
 from edgecompress.core.learnt_ranges import settled_record, valid_record
-from edgecompress.core.quiet import quiet
 from edgecompress.core.reading import (
     check_keras_archive,
     open_archive,
@@ -39,6 +38,7 @@ from edgecompress.core.reading import (
     read_bytes,
 )
 from edgecompress.core.record import CompressionRecord, read_record
+from edgecompress.core.suppress_output import suppress_output
 
 Flavour = Literal["keras3", "tf_keras", "saved_model"]
 
@@ -132,7 +132,7 @@ class LoadedModel:
 
         parts: list[list[np.ndarray]] = []
         try:
-            with quiet():
+            with suppress_output():
                 for start in range(0, len(inputs[0]), _BATCH):
                     batch = [tf.convert_to_tensor(x[start : start + _BATCH]) for x in inputs]
                     parts.append([np.asarray(y) for y in self.call(batch)])
@@ -381,7 +381,7 @@ def _load_archive(path: Path) -> _Loaded:
         if _is_wrapped(config):
             return _load_legacy(_strip(path, converted, path), path, _stripped(path))
         try:
-            with quiet():
+            with suppress_output():
                 _tf_keras().models.load_model(path, compile=False).save(converted)
         except Exception as error:
             raise _load_error(path, error) from error
@@ -453,7 +453,7 @@ def _load_keras3(path: Path, shown: Path) -> Any:
     import keras
 
     try:
-        with quiet():
+        with suppress_output():
             return keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:
         raise _load_error(shown, error) from error
@@ -468,7 +468,7 @@ def _load_legacy(path: Path, shown: Path, notes: tuple[str, ...] = ()) -> _Loade
     with tempfile.TemporaryDirectory() as folder:
         legacy = None
         try:
-            with quiet():
+            with suppress_output():
                 legacy = _tf_keras().models.load_model(path, compile=False)
         except Exception as error:
             reason = _load_error(shown, error)
@@ -543,7 +543,7 @@ def example_inputs(
 @functools.cache
 def _tf_keras() -> Any:
     """Imports tf_keras beside Keras 3; nothing process-wide changes."""
-    with quiet():
+    with suppress_output():
         import tf_keras
 
     return tf_keras
@@ -578,7 +578,7 @@ def strip_wrappers(source: str, tell: Any = None, gaps: Any = ()) -> tuple[None,
         ModelFileError: it cannot be loaded.
     """
     try:
-        with quiet():
+        with suppress_output():
             import tensorflow_model_optimization as tfmot  # type: ignore[import-untyped]
 
             pruning, clustering = tfmot.sparsity.keras, tfmot.clustering.keras
@@ -599,7 +599,7 @@ def _load_saved_model(path: Path) -> LoadedModel:
     import tensorflow as tf
 
     try:
-        with quiet():
+        with suppress_output():
             loaded = tf.saved_model.load(str(path))
     except Exception as error:
         raise _load_error(path, error) from error

@@ -17,20 +17,20 @@ from typing import Any
 import numpy as np
 
 from edgecompress.core.errors import ConversionError
-from edgecompress.core.flatbuffer import (
-    FILTER_READERS,
-    FlatModel,
-    Operator,
-    channel_axis,
-    read_tflite,
-)
-from edgecompress.core.flatbuffer_edit import pack, unpack
 from edgecompress.core.shared_values import (
     channels_first,
     codes,
     fold_factors,
     shares_values,
     takes_one_scale,
+)
+from edgecompress.flatbuffers.editor import pack, unpack
+from edgecompress.flatbuffers.model import (
+    FILTER_READERS,
+    FlatModel,
+    Operator,
+    channel_axis,
+    read_tflite,
 )
 
 _DENSE = "FULLY_CONNECTED"

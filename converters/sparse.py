@@ -16,19 +16,19 @@ from typing import Any
 import numpy as np
 
 from edgecompress.converters.compressed import random_inputs
-from edgecompress.core.engines import run_engine
 from edgecompress.core.errors import ConversionError, EdgeCompressError, UnsupportedModelError
-from edgecompress.core.flatbuffer import FILTER_READERS, FlatModel, Operator, Tensor, read_tflite
-from edgecompress.core.flatbuffer_edit import pack, strip, unpack
 from edgecompress.core.results import Artifact
-from edgecompress.core.sparse_tensors import (
+from edgecompress.core.units import format_size
+from edgecompress.engines.run import run_engine
+from edgecompress.flatbuffers.editor import pack, strip, unpack
+from edgecompress.flatbuffers.model import FILTER_READERS, FlatModel, Operator, Tensor, read_tflite
+from edgecompress.flatbuffers.sparse_tensors import (
     Level,
     Sparsity,
     block_sparsity,
     encode_blocks,
     index_bytes,
 )
-from edgecompress.core.units import format_size
 
 KIND = "sparse"
 BLOCK = 4

@@ -23,14 +23,14 @@ from edgecompress.converters.agreement import (
     input_loss,
     sqnr_db,
 )
-from edgecompress.core.engines import load_failure, run_engine
 from edgecompress.core.errors import (
     ArgumentError,
     EngineError,
     NotFiniteError,
     UnsupportedModelError,
 )
-from edgecompress.core.flatbuffer import FlatModel, Tensor, read_tflite
+from edgecompress.engines.run import load_failure, run_engine
+from edgecompress.flatbuffers.model import FlatModel, Tensor, read_tflite
 
 Progress = Callable[[int, int], None]
 

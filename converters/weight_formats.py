@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from edgecompress.core.flatbuffer import PACKED, Operator, Tensor, channel_axis
 from edgecompress.core.registry import Registry
+from edgecompress.flatbuffers.model import PACKED, Operator, Tensor, channel_axis
 
 # Largest level of a symmetric INT4 and INT8 weight. INT4 also has -8, which symmetric quantization
 # leaves out.

@@ -26,25 +26,25 @@ from edgecompress.converters.float32 import check_inputs, frozen_function, to_fl
 from edgecompress.converters.loaders import LoadedModel, example_inputs, one_line, wrap
 from edgecompress.converters.verify import Accuracy, Parity, accuracy, top1, verify
 from edgecompress.converters.xnor_rewriting import QUANTIZE, rewrite
-from edgecompress.core.engines import engine_available, folder_of
 from edgecompress.core.errors import (
     ConversionError,
     EngineError,
     MissingDependencyError,
     UnsupportedModelError,
 )
-from edgecompress.core.flatbuffer import (
+from edgecompress.core.folders import temporary_folder
+from edgecompress.core.keras_graph import layer_calls, walk_layers
+from edgecompress.core.results import Artifact
+from edgecompress.core.suppress_output import suppress_output
+from edgecompress.engines.run import engine_available, folder_of
+from edgecompress.flatbuffers.editor import rename_tensors, strip
+from edgecompress.flatbuffers.model import (
     BINARY_CONV,
     FlatModel,
     Operator,
     binary_kernel_shape,
     read_tflite,
 )
-from edgecompress.core.flatbuffer_edit import rename_tensors, strip
-from edgecompress.core.folders import temporary_folder
-from edgecompress.core.keras_graph import layer_calls, walk_layers
-from edgecompress.core.quiet import quiet
-from edgecompress.core.results import Artifact
 
 KIND = "xnor"
 ENGINE = "lce"
@@ -426,7 +426,7 @@ def _save(loaded: LoadedModel, folder: str, verbose: bool) -> None:
     import tensorflow as tf
 
     try:
-        with quiet(verbose):
+        with suppress_output(verbose):
             frozen = frozen_function(loaded)
             # The converter orders inputs and outputs by name.
             signature = [

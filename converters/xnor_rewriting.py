@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from edgecompress.core.errors import ConversionError
-from edgecompress.core.flatbuffer import BINARY_CONV, FlatModel, Operator, Tensor, read_tflite
-from edgecompress.core.flatbuffer_edit import drop_unused, pack, unpack
+from edgecompress.flatbuffers.editor import drop_unused, pack, unpack
+from edgecompress.flatbuffers.model import BINARY_CONV, FlatModel, Operator, Tensor, read_tflite
 
 QUANTIZE = "LceQuantize"
 # The engine's own tolerance on weights of one magnitude.

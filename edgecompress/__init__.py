@@ -23,7 +23,7 @@ _PUBLIC = {
     "PatternResidualBlock": "edgecompress.layers.sepnet",
     "SEPNetModule": "edgecompress.layers.sepnet",
     "sepnet": "edgecompress.layers.sepnet",
-    "Int8": "edgecompress.quantizers.int8",
+    "Int8": "edgecompress.precisions.int8",
     "BinaryConv2D": "edgecompress.layers.binary",
     "BinaryDense": "edgecompress.layers.binary",
     "finalize": "edgecompress.surgery.finalize",

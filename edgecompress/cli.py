@@ -909,8 +909,8 @@ def targets(
     as_json: AsJson = False,
 ) -> int:
     """List the targets, or show one: core, clock, memory, kernels, sources."""
+    from edgecompress.reports.report import render_target, render_targets
     from edgecompress.targets.profile import load_target, target_names
-    from edgecompress.targets.report import render_target, render_targets
 
     if name is not None:
         profile = load_target(name)
@@ -950,7 +950,7 @@ def _print_report(report: Any, as_json: bool) -> None:
     if as_json:
         _print_text(report.to_json().rstrip("\n"))
     else:
-        from edgecompress.targets.report import render
+        from edgecompress.reports.report import render
 
         render(report, _Console())
 

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from edgecompress.core.clock import utc_now
-from edgecompress.core.engines import ENGINES, time_engine
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.files import sha256
+from edgecompress.engines.run import ENGINES, time_engine
 
 LATENCY_SCHEMA = "edgecompress.latency/1"
 # Above this ratio of the medians the wall clock has measured the other programs.
@@ -239,7 +239,7 @@ def summarize(
     """Makes one result of the processes' timings.
 
     Args:
-        runs: What `core.engines.time_engine` returned, one for each process; nanoseconds.
+        runs: What `engines.run.time_engine` returned, one for each process; nanoseconds.
         engine: The engine's name.
         threads: Threads of the engine.
         config: How it was measured.

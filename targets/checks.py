@@ -12,13 +12,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from edgecompress.core.errors import EdgeCompressError
-from edgecompress.core.flatbuffer import FlatModel
 from edgecompress.core.registry import Registry
 from edgecompress.core.results import CheckResult, TargetResult, Verdict, judge
 from edgecompress.core.units import format_size, format_time
-from edgecompress.targets.arena import KERNELS, compute_arena
-from edgecompress.targets.flash import FlashEstimate, estimate_flash
-from edgecompress.targets.latency import LatencyEstimate, predict
+from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.targets.measurement import memory_check
 from edgecompress.targets.operators import (
     OperatorProblem,
@@ -33,6 +30,9 @@ from edgecompress.targets.profile import (
     TargetProfile,
     check_choice,
 )
+from edgecompress.targets.tflm.arena import KERNELS, compute_arena
+from edgecompress.targets.tflm.flash import FlashEstimate, estimate_flash
+from edgecompress.targets.tflm.latency import LatencyEstimate, predict
 
 if TYPE_CHECKING:
     from edgecompress.targets.bench import HostLatency

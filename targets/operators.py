@@ -12,11 +12,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from edgecompress.core.flatbuffer import WEIGHTED, FlatModel, Operator
 from edgecompress.core.registry import Registry
-from edgecompress.targets.arena import CORES
-from edgecompress.targets.instructions import Unmodelled, geometry
-from edgecompress.targets.operator_support import (
+from edgecompress.flatbuffers.model import WEIGHTED, FlatModel, Operator
+from edgecompress.targets.profile import TargetProfile
+from edgecompress.targets.tflm.arena import CORES
+from edgecompress.targets.tflm.instructions import Unmodelled, geometry
+from edgecompress.targets.tflm.operator_support import (
     CMSIS_NN,
     RUNS,
     Signature,
@@ -24,7 +25,6 @@ from edgecompress.targets.operator_support import (
     signature,
     support,
 )
-from edgecompress.targets.profile import TargetProfile
 
 _KERNELS = {"cmsis-nn": "CMSIS-NN's kernels", "reference": "the reference kernels"}
 

@@ -17,7 +17,7 @@ from typing import Any
 from edgecompress.core.errors import ArgumentError, UnknownNameError, UnreadableFileError
 from edgecompress.core.reading import parse_toml, read_toml
 from edgecompress.core.units import parse_size, parse_time
-from edgecompress.targets.arena import CORES, KERNELS
+from edgecompress.targets.tflm.arena import CORES, KERNELS
 
 KINDS = ("board", "core", "phone", "host")
 ENGINES = ("tflm", "litert", "lce")

@@ -25,7 +25,7 @@ from edgecompress.core.errors import (
     ModelFileError,
 )
 from edgecompress.pipeline.benching import BenchResult, bench, compare_golden
-from edgecompress.targets import adb
+from edgecompress.targets.phones import adb
 
 _DOCS = Path(__file__).parents[1] / "docs"
 _SCHEMA = json.loads((_DOCS / "measurement.schema.json").read_text())

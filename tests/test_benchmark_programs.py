@@ -28,13 +28,13 @@ from edgecompress.core.errors import (
     ModelFileError,
 )
 from edgecompress.pipeline.benching import BenchResult, bench
-from edgecompress.targets.adb import Phone
-from edgecompress.targets.elf import read_program
-from edgecompress.targets.phone import PhonePlan
-from edgecompress.targets.phone_benchmark_model import read_log
-from edgecompress.targets.phone_litert import run_litert
-from edgecompress.targets.phone_program import decode_result
-from edgecompress.targets.phone_state import read_device, read_state
+from edgecompress.targets.phones.adb import Phone
+from edgecompress.targets.phones.benchmark_model import read_log
+from edgecompress.targets.phones.elf import read_program
+from edgecompress.targets.phones.litert import run_litert
+from edgecompress.targets.phones.program import decode_result
+from edgecompress.targets.phones.runners import PhonePlan
+from edgecompress.targets.phones.state import read_device, read_state
 
 _HERE = Path(__file__).parent
 _SCHEMA = json.loads((_HERE.parent / "docs" / "measurement.schema.json").read_text())
@@ -427,7 +427,7 @@ def test_a_log_where_all_runs_took_the_same() -> None:
 
 
 def test_a_median_of_nothing_is_no_measurement(run: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgecompress.targets import phone_program
+    from edgecompress.targets.phones import program as phone_program
 
     real = phone_program.decode_result
 

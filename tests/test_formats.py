@@ -13,10 +13,10 @@ import pytest
 from keras import layers
 
 import edgecompress as ec
-from edgecompress.core.engines import engine_available, run_engine
 from edgecompress.core.errors import ArgumentError, ConversionError, UnknownNameError
-from edgecompress.core.flatbuffer import read_tflite
 from edgecompress.core.results import CheckResult, Report
+from edgecompress.engines.run import engine_available, run_engine
+from edgecompress.flatbuffers.model import read_tflite
 from edgecompress.pipeline.formats import FORMATS, Job, register
 
 _SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "report.schema.json").read_text())

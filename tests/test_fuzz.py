@@ -12,9 +12,9 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 
 from edgecompress.converters.compressed import insert_decoders
-from edgecompress.core.coding import CODINGS, Layout
-from edgecompress.core.flatbuffer import FILTER_READERS, read_tflite
-from edgecompress.core.flatbuffer_edit import pack, unpack
+from edgecompress.flatbuffers.coding import CODINGS, Layout
+from edgecompress.flatbuffers.editor import pack, unpack
+from edgecompress.flatbuffers.model import FILTER_READERS, read_tflite
 
 _CASES = 16
 

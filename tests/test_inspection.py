@@ -15,7 +15,7 @@ import tf_keras
 from rich.console import Console
 
 from edgecompress.core.errors import ModelFileError
-from edgecompress.core.flatbuffer import FlatModel, Operator, Tensor, read_tflite
+from edgecompress.flatbuffers.model import FlatModel, Operator, Tensor, read_tflite
 from edgecompress.inspection import (
     INSPECT_SCHEMA,
     Inspection,

@@ -17,9 +17,7 @@ from keras import layers
 import edgecompress as ec
 from edgecompress.converters import agreement
 from edgecompress.converters.verify import Parity
-from edgecompress.core.engines import run_engine
 from edgecompress.core.errors import ArgumentError, EngineError, EngineNotRunError, ModelFileError
-from edgecompress.core.flatbuffer import read_tflite
 from edgecompress.core.fusion import analyse
 from edgecompress.core.learnt_ranges import tied
 from edgecompress.core.record import (
@@ -30,6 +28,8 @@ from edgecompress.core.record import (
     sidecar_path,
 )
 from edgecompress.core.results import CheckResult, Report
+from edgecompress.engines.run import run_engine
+from edgecompress.flatbuffers.model import read_tflite
 from edgecompress.pipeline import exporting, measuring
 from edgecompress.targets.profile import load_target
 

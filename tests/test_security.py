@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from edgecompress.converters import hdf5_files
-from edgecompress.core import flatbuffer, reading
+from edgecompress.core import reading
+from edgecompress.flatbuffers import model as flatbuffer
 
 _ROOT = Path(__file__).resolve().parents[1]
 _PAGE = _ROOT / "SECURITY.md"

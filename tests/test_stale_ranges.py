@@ -28,7 +28,7 @@ from edgecompress.core.record import (
     sidecar_path,
 )
 from edgecompress.core.results import Report
-from edgecompress.quantizers.simulation import simulate
+from edgecompress.precisions.simulation import simulate
 
 
 def network() -> keras.Model:
@@ -90,8 +90,8 @@ def export(model: object, folder: Path, **options: object) -> Report:
 
 def r2_of_file(report: Report, model: keras.Model, folder: Path) -> float:
     from edgecompress.converters.verify import dequantize, quantize
-    from edgecompress.core.engines import run_engine
-    from edgecompress.core.flatbuffer import read_tflite
+    from edgecompress.engines.run import run_engine
+    from edgecompress.flatbuffers.model import read_tflite
 
     flat = read_tflite(next(folder.glob("*_int8.tflite")))
     codes = quantize(data()[0], flat.tensors[flat.inputs[0]])

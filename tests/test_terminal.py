@@ -11,10 +11,10 @@ import pytest
 from rich.text import Text
 
 from edgecompress import cli
-from edgecompress.core.flatbuffer import read_tflite
-from edgecompress.core.flatbuffer_edit import pack, unpack
 from edgecompress.core.tables import Column, print_table
 from edgecompress.core.terminal import SafeConsole, safe_text, shown
+from edgecompress.flatbuffers.editor import pack, unpack
+from edgecompress.flatbuffers.model import read_tflite
 
 # Clears the screen, forges a line, sets the window's title, C1, turns text round, hides, markup.
 _EVIL = (
@@ -145,7 +145,7 @@ def test_errors_and_tracebacks(evil: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_pages(evil: Path, tmp_path: Path) -> None:
     from edgecompress.pipeline import check
-    from edgecompress.targets.report import page_environment, render_html
+    from edgecompress.reports.report import page_environment, render_html
 
     report = check(evil / "m\n.tflite", ["cortex-m4", str(evil / "own\x1b.toml")])
     page = render_html(report)

@@ -17,11 +17,11 @@ import numpy as np
 
 import edgecompress as ec
 from edgecompress.converters import float32, int8, loaders
-from edgecompress.core.engines import run_engine
 from edgecompress.core.files import sha256, write_atomic
-from edgecompress.core.flatbuffer import read_tflite
-from edgecompress.core.quiet import quiet
 from edgecompress.core.record import record_of
+from edgecompress.core.suppress_output import suppress_output
+from edgecompress.engines.run import run_engine
+from edgecompress.flatbuffers.model import read_tflite
 
 ASSETS = Path(__file__).resolve().parents[1] / "app" / "src" / "main" / "assets" / "demo"
 # Polylines in a square of side 1, x to the right, y down.
@@ -145,7 +145,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=ASSETS)
     parser.add_argument("--epochs", type=int, default=4)
     options = parser.parse_args()
-    with quiet():
+    with suppress_output():
         import keras
 
     keras.utils.set_random_seed(1)

@@ -17,7 +17,7 @@ from edgecompress.callbacks.kernel_quantization import (
     per_channel_list,
 )
 from edgecompress.core.errors import ArgumentError
-from edgecompress.quantizers.binary import (
+from edgecompress.precisions.binary import (
     SCALES,
     binarize,
     binary_gradient,

@@ -32,7 +32,7 @@ from edgecompress.surgery.groups import (
     zero_filters,
 )
 from edgecompress.surgery.rules import rule_of
-from edgecompress.surgery.silence import Held, held_zeros, silence
+from edgecompress.surgery.zero_filters import Held, held_zeros, silence
 
 
 class GroupLasso(CompressionCallback):

@@ -19,7 +19,7 @@ from edgecompress.callbacks.kernel_quantization import (
 )
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.fusion import kernels_of
-from edgecompress.quantizers.binary import SCALES, binarize, binary_scale, is_binary
+from edgecompress.precisions.binary import SCALES, binarize, binary_scale, is_binary
 
 PATTERNS_BY_DEFAULT: dict[type, str] = {kl.Conv2D: "kernel"}
 PATTERNS_ON_REQUEST: dict[type, str] = {kl.DepthwiseConv2D: "kernel"}

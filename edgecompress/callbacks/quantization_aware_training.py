@@ -16,6 +16,7 @@ from edgecompress.callbacks.base import (
     rebuild_train_function,
     select_layers,
 )
+from edgecompress.callbacks.training_hook import TrainingHook
 from edgecompress.core.errors import ArgumentError, NotFiniteError, UnsupportedModelError
 from edgecompress.core.finite import check_ranges, check_weights
 from edgecompress.core.fusion import FusedGraph, analyse, layers_by_name
@@ -27,8 +28,7 @@ from edgecompress.core.learnt_ranges import (
     settled_record,
 )
 from edgecompress.core.record import attach_record, before_save
-from edgecompress.quantizers.int8 import Int8
-from edgecompress.quantizers.training_hook import TrainingHook
+from edgecompress.precisions.int8 import Int8
 
 _HOOK = "_edgecompress_quantization_hook"
 

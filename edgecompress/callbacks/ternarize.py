@@ -20,7 +20,7 @@ from edgecompress.callbacks.kernel_quantization import (
 )
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.registry import Registry
-from edgecompress.quantizers.ternary import (
+from edgecompress.precisions.ternary import (
     is_ternary,
     mean_beyond,
     ternarize,

@@ -18,7 +18,7 @@ from edgecompress.callbacks.base import (
 from edgecompress.callbacks.magnitude_pruning import PRUNED_BY_DEFAULT, PRUNED_ON_REQUEST
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.learnt_ranges import keeping_ranges
-from edgecompress.quantizers.kmeans import INITIALIZATIONS, cluster
+from edgecompress.precisions.kmeans import INITIALIZATIONS, cluster
 
 # Layer class -> attribute of the clustered weights: the kernels that pruning knows, too.
 CLUSTERED_BY_DEFAULT = PRUNED_BY_DEFAULT

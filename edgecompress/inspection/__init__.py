@@ -16,10 +16,10 @@ from typing import Any
 
 from edgecompress.core import isolation
 from edgecompress.core.errors import ModelFileError, UnsupportedModelError
-from edgecompress.core.flatbuffer import read_tflite
-from edgecompress.core.quiet import quiet
 from edgecompress.core.reading import open_file, read_bytes
 from edgecompress.core.record import sidecar_path
+from edgecompress.core.suppress_output import suppress_output
+from edgecompress.flatbuffers.model import read_tflite
 from edgecompress.inspection.keras_models import inspect_keras
 from edgecompress.inspection.table import render
 from edgecompress.inspection.tflite import inspect_tflite
@@ -84,7 +84,7 @@ def inspect_isolated(
     path: str, verbose: bool, tell: Any = None, gaps: Sequence[str] = ()
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Inspects a file of Keras in the process that was started for it."""
-    with quiet(verbose):
+    with suppress_output(verbose):
         found = _inspect_keras_file(Path(path))
     return isolation.encode(dataclasses.replace(found, notes=(*found.notes, *gaps))), {}
 

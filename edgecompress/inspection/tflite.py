@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgecompress.core.errors import ModelFileError
-from edgecompress.core.flatbuffer import (
+from edgecompress.flatbuffers.model import (
     BINARY_CONV,
     WEIGHTED,
     FlatModel,
@@ -83,7 +83,7 @@ def inspect_tflite(model: FlatModel, *, name: str = "model.tflite") -> Inspectio
     """Inspects a flatbuffer.
 
     Args:
-        model: From `edgecompress.core.flatbuffer.read_tflite`.
+        model: From `edgecompress.flatbuffers.model.read_tflite`.
         name: What to call it.
 
     Example:

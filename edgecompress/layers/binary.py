@@ -20,7 +20,7 @@ import numpy as np
 from keras import ops
 
 from edgecompress.core.errors import ArgumentError
-from edgecompress.quantizers.sign import SIGNS
+from edgecompress.precisions.sign import SIGNS
 
 _PACKAGE = "edgecompress"
 PADDINGS = ("same_one", "same", "valid")
@@ -249,7 +249,7 @@ class BinaryConv2D(_BinaryLayer):
         use_bias: Whether to add a bias; BatchNormalization after the layer has one already.
             Defaults to False.
         input_quantizer: `"ste_sign"`, `"approx_sign"` or `"swish_sign"`
-            (`edgecompress.quantizers.sign`), or None: the input is used as it is, so that only
+            (`edgecompress.precisions.sign`), or None: the input is used as it is, so that only
             the weights are binary and no engine can use XNOR unless the input is +1/-1 already.
             Defaults to `"ste_sign"`.
         kernel_quantizer: As `input_quantizer`, but not None. Defaults to `"ste_sign"`.

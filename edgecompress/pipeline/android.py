@@ -198,8 +198,8 @@ def install_app(
         >>> install_app("mine.apk").serial  # doctest: +SKIP
         '37021FDJH0018Y'
     """
-    from edgecompress.targets.adb import connect, one_line
-    from edgecompress.targets.phone import PACKAGE
+    from edgecompress.targets.phones.adb import connect, one_line
+    from edgecompress.targets.phones.runners import PACKAGE
 
     place = Path(file)
     try:
@@ -240,7 +240,7 @@ def _abis(content: bytes) -> list[str]:
 
 def _check_apk(content: bytes, name: str) -> None:
     """Refuses what is no APK of the demo app."""
-    from edgecompress.targets.phone import PACKAGE
+    from edgecompress.targets.phones.runners import PACKAGE
 
     try:
         with open_archive(content, name) as archive:
@@ -366,7 +366,7 @@ def _build(bash: str, app: Path, bundle: Bundle | None, progress: Callable[[str]
 
 def _last_words(text: str, code: int) -> str:
     """Returns the end of an output as one line."""
-    from edgecompress.targets.adb import one_line
+    from edgecompress.targets.phones.adb import one_line
 
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return one_line("; ".join(lines[-3:])) or f"It ended with status {code} and said nothing."

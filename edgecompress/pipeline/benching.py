@@ -15,18 +15,18 @@ import numpy as np
 from edgecompress.core import errors
 from edgecompress.core.bundle import Bundle, BundleModel, read_bundle
 from edgecompress.core.clock import utc_now
-from edgecompress.core.engines import ENGINES, engine_available, run_engine
 from edgecompress.core.errors import ArgumentError, EdgeCompressError, UnknownNameError
 from edgecompress.core.files import jsonable, write_atomic
 from edgecompress.core.results import OPEN_VERDICTS, Verdict, accept_undecided, worst_verdict
 from edgecompress.core.units import format_time, parse_time
+from edgecompress.engines.run import ENGINES, engine_available, run_engine
 from edgecompress.pipeline.request import silent
 from edgecompress.pipeline.writing import tool_version
 
 if TYPE_CHECKING:
     from edgecompress.targets.bench import HostLatency
-    from edgecompress.targets.elf import Program
     from edgecompress.targets.measurement import MeasurementFile
+    from edgecompress.targets.phones.elf import Program
 
 _STATES = ("thermal_before", "thermal_after", "thermal_headroom_before", "thermal_headroom_after",
            "battery_before", "battery_after", "battery_temperature_c", "charging", "power_save",
@@ -189,10 +189,10 @@ def bench(
         'pass'
     """
     # Importing a runner registers it.
-    from edgecompress.targets import phone_benchmark_model, phone_litert  # noqa: F401
-    from edgecompress.targets.adb import connect
     from edgecompress.targets.measurement import Measurement, budget_checks
-    from edgecompress.targets.phone import RUNNERS, PhonePlan
+    from edgecompress.targets.phones import litert  # noqa: F401
+    from edgecompress.targets.phones.adb import connect
+    from edgecompress.targets.phones.runners import RUNNERS, PhonePlan
 
     if host and adb:
         raise ArgumentError("--host", "be left out with --adb", True, "Run it once for each.")
@@ -248,7 +248,7 @@ def _program(
     runner: str, wanted: str | None, binary: Path | str | None, adb: bool
 ) -> Program | None:
     """Returns the program of a runner; None for one that needs none."""
-    from edgecompress.targets.elf import read_program
+    from edgecompress.targets.phones.elf import read_program
 
     if runner != "app" and not adb:
         raise ArgumentError("--runner", "go with --adb", runner)

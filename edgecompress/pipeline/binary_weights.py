@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from edgecompress.core.errors import ArgumentError, ConversionError
-from edgecompress.core.flatbuffer import FlatModel, read_tflite
 from edgecompress.core.units import format_size, format_time
+from edgecompress.flatbuffers.model import FlatModel, read_tflite
 from edgecompress.pipeline.formats import Job, Product, int8_source, proven_parity, register
 
 if TYPE_CHECKING:

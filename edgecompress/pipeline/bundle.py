@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgecompress.core.bundle import BUNDLE_FILE, Bundle, BundleModel, BundleTensor, Golden
-from edgecompress.core.engines import ENGINES, engine_available, run_engine
 from edgecompress.core.errors import ArgumentError, EngineError, UnreadableFileError
 from edgecompress.core.files import sha256
-from edgecompress.core.flatbuffer import FlatModel, Tensor, read_tflite
 from edgecompress.core.reading import read_text
 from edgecompress.core.results import Artifact
+from edgecompress.engines.run import ENGINES, engine_available, run_engine
+from edgecompress.flatbuffers.model import FlatModel, Tensor, read_tflite
 from edgecompress.pipeline.writing import tool_version
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgecompress.core.engines import engine_available, session
 from edgecompress.core.errors import ArgumentError
-from edgecompress.core.flatbuffer import FlatModel, read_tflite
 from edgecompress.core.results import Report
+from edgecompress.engines.run import engine_available, session
+from edgecompress.flatbuffers.model import FlatModel, read_tflite
 from edgecompress.pipeline.measuring import Measurements
 from edgecompress.pipeline.request import (
     check_flash_budget,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from edgecompress.core.flatbuffer import FlatModel, read_tflite
 from edgecompress.core.units import format_size, format_time
+from edgecompress.flatbuffers.model import FlatModel, read_tflite
 from edgecompress.pipeline.formats import Job, Product, int8_source, proven_parity, register
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def make(job: Job) -> Product:
     Where RAM or latency are limited, as many tensors as need be stay as they are.
     """
     from edgecompress.converters.compressed import compress
-    from edgecompress.core.coding import CODINGS
+    from edgecompress.flatbuffers.coding import CODINGS
 
     source = int8_source(job)
     original = source.flat
@@ -77,8 +77,8 @@ def _costs(
     memory: int | None,
 ) -> tuple[Callable[[FlatModel], float] | None, Callable[[FlatModel], float] | None]:
     """Returns what tells a file's arena and latency on the neediest target; None if unknown."""
-    from edgecompress.targets.arena import compute_arena
-    from edgecompress.targets.latency import predict
+    from edgecompress.targets.tflm.arena import compute_arena
+    from edgecompress.targets.tflm.latency import predict
 
     def arena(flat: FlatModel) -> float:
         found = [

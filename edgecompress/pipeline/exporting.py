@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgecompress.core import isolation
-from edgecompress.core.engines import Session, engine_available, session
 from edgecompress.core.errors import (
     ArgumentError,
     EngineError,
@@ -21,10 +20,11 @@ from edgecompress.core.errors import (
     UnsupportedOperatorError,
 )
 from edgecompress.core.files import write_together
-from edgecompress.core.flatbuffer import read_tflite
-from edgecompress.core.quiet import quiet
 from edgecompress.core.record import sidecar_path
 from edgecompress.core.results import Artifact, CheckResult, Report
+from edgecompress.core.suppress_output import suppress_output
+from edgecompress.engines.run import Session, engine_available, session
+from edgecompress.flatbuffers.model import read_tflite
 from edgecompress.pipeline.bundle import bundle_profile, make_bundle, read_labels
 from edgecompress.pipeline.formats import (
     FORMATS,
@@ -453,7 +453,7 @@ def _job(
 
     progress("Loading the model")
     # The first import of TensorFlow writes to standard error.
-    with quiet(verbose):
+    with suppress_output(verbose):
         from_file = isinstance(model, (str, Path))
         loaded = loaders.load_model(model) if from_file else loaders.wrap(model)
     loaders.refuse_unconvertible(loaded)

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgecompress.core.errors import ArgumentError
-from edgecompress.core.flatbuffer import FlatModel, read_tflite
 from edgecompress.core.record import CompressionRecord
 from edgecompress.core.registry import Registry
 from edgecompress.core.results import Artifact, CheckResult
+from edgecompress.flatbuffers.model import FlatModel, read_tflite
 
 if TYPE_CHECKING:
     import numpy as np

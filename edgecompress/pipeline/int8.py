@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from edgecompress.core.flatbuffer import read_tflite
+from edgecompress.flatbuffers.model import read_tflite
 from edgecompress.pipeline.formats import Job, Product, make_int8, register
 
 

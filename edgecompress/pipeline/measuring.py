@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgecompress.core.engines import engine_available, load_failure
 from edgecompress.core.errors import (
     ArgumentError,
     EngineError,
@@ -14,8 +13,9 @@ from edgecompress.core.errors import (
     UnsupportedModelError,
 )
 from edgecompress.core.finite import check_outputs
-from edgecompress.core.flatbuffer import read_tflite
 from edgecompress.core.results import Artifact, CheckResult, worst_verdict
+from edgecompress.engines.run import engine_available, load_failure
+from edgecompress.flatbuffers.model import read_tflite
 from edgecompress.pipeline import scoring
 from edgecompress.pipeline.request import Labelled
 
@@ -195,7 +195,7 @@ def reference_outputs(
     check_outputs(loaded.model, plain, samples)
     if loaded.record is None or not loaded.record.ranges:
         return plain, None
-    from edgecompress.quantizers.simulation import simulate
+    from edgecompress.precisions.simulation import simulate
 
     try:
         model = simulate(loaded.model, loaded.record)

@@ -80,8 +80,8 @@ def check_flash_budget(max_flash: str | int | None, profiles: Sequence[TargetPro
 
 def check_kernels(kernels: str | None) -> None:
     """Refuses unknown kernel sets."""
-    from edgecompress.targets.arena import KERNELS
     from edgecompress.targets.profile import check_choice
+    from edgecompress.targets.tflm.arena import KERNELS
 
     if kernels is not None:
         check_choice("--kernels", kernels, KERNELS)

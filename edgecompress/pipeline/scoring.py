@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from edgecompress.core.errors import ArgumentError
-from edgecompress.core.flatbuffer import FlatModel, read_tflite
 from edgecompress.core.results import CheckResult, judge
+from edgecompress.flatbuffers.model import FlatModel, read_tflite
 
 if TYPE_CHECKING:
     import numpy as np
@@ -633,7 +633,7 @@ def run_file(data: bytes, x: Sequence[np.ndarray], engine: str) -> Run:
         EngineError, MissingDependencyError: see `run_engine`.
     """
     from edgecompress.converters.verify import dequantize, quantize
-    from edgecompress.core.engines import run_engine
+    from edgecompress.engines.run import run_engine
 
     flat = read_tflite(data)
     inputs = [

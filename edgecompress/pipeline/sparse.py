@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from edgecompress.core.flatbuffer import FlatModel, read_tflite
 from edgecompress.core.units import format_size, format_time
+from edgecompress.flatbuffers.model import FlatModel, read_tflite
 from edgecompress.pipeline.formats import Job, Product, register
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgecompress.core.files import sha256
-from edgecompress.core.flatbuffer import FlatModel
 from edgecompress.core.record import CompressionRecord, sidecar_path, sidecar_text
 from edgecompress.core.results import (
     Artifact,
@@ -18,6 +17,7 @@ from edgecompress.core.results import (
     Report,
     TargetResult,
 )
+from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.pipeline.measuring import Measurements
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def html_page(
 ) -> str:
     """Returns the HTML page of a report."""
     from edgecompress.inspection import inspect_tflite
-    from edgecompress.targets.report import render_html
+    from edgecompress.reports.report import render_html
 
     return render_html(
         report,

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from edgecompress.core import isolation
-from edgecompress.core.engines import session
 from edgecompress.core.errors import UnknownNameError
 from edgecompress.core.record import sidecar_path
+from edgecompress.engines.run import session
 from edgecompress.pipeline.request import load_profiles, usable_folder
 
 # Importing a recipe registers it.

@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any
 from edgecompress.core.errors import ArgumentError, UnknownNameError
 from edgecompress.core.files import jsonable, write_together
 from edgecompress.core.registry import Registry
-from edgecompress.core.storage import MAX_RELATIVE_BITS
 from edgecompress.recipes.registry import RECIPES, Recipe, Request
+from edgecompress.recipes.storage import MAX_RELATIVE_BITS
 
 if TYPE_CHECKING:
     from edgecompress.converters.loaders import LoadedModel
-    from edgecompress.core.flatbuffer import FlatModel
     from edgecompress.core.results import Report
+    from edgecompress.flatbuffers.model import FlatModel
     from edgecompress.recipes.checkpoints import Checkpoints, Finished
     from edgecompress.recipes.data import Data
     from edgecompress.recipes.layer_table import Kernel
@@ -474,13 +474,12 @@ def run(request: Request) -> CompressionResult:
     Raises:
         EdgeCompressError: an argument, a file, a training or a conversion is wrong.
     """
-    from edgecompress.core.quiet import quiet
 
     settings = request.settings
     _check_request(request)
     request.progress("Loading the model")
     # The first import of TensorFlow writes to standard error.
-    with quiet(request.verbose):
+    with suppress_output(request.verbose):
         from edgecompress.recipes import training
         from edgecompress.recipes.checkpoints import Checkpoints
 
@@ -552,14 +551,13 @@ def _check_kinds(request: Request, task: Task) -> None:
 def _load(request: Request) -> tuple[LoadedModel, Data, Task, list[str]]:
     """Loads model and data, and finds out what the model is trained for."""
     from edgecompress.converters import loaders
-    from edgecompress.core.quiet import quiet
     from edgecompress.core.record import CompressionRecord
     from edgecompress.recipes import data as datasets
     from edgecompress.recipes import task as tasks
 
     settings = request.settings
     from_file = isinstance(request.model, (str, Path))
-    with quiet(request.verbose):
+    with suppress_output(request.verbose):
         loaded = loaders.load_model(request.model) if from_file else loaders.wrap(request.model)
     loaders.refuse_unconvertible(loaded)
     tasks.check_model(loaded)
@@ -635,8 +633,8 @@ def _measure_baseline(request: Request, loaded: LoadedModel, data: Data, task: T
 def _file_metric(file: bytes, task: Task, data: Data) -> float:
     """Returns the metric of a .tflite file in TensorFlow Lite Micro."""
     from edgecompress.converters.verify import dequantize, quantize
-    from edgecompress.core.engines import run_engine
-    from edgecompress.core.flatbuffer import read_tflite
+    from edgecompress.engines.run import run_engine
+    from edgecompress.flatbuffers.model import read_tflite
 
     flat = read_tflite(file)
     inputs = [
@@ -671,7 +669,7 @@ def _run_stages(
     from edgecompress.recipes.layer_table import kernels, stored_bytes
     from edgecompress.recipes.results import StageResult
     from edgecompress.recipes.training import student_of
-    from edgecompress.targets.report import join_curves
+    from edgecompress.reports.report import join_curves
 
     settings = request.settings
     model = student_of(loaded.model)
@@ -761,7 +759,7 @@ def _export(
     from edgecompress import pipeline
     from edgecompress.core.learnt_ranges import settled_record, valid_record
     from edgecompress.recipes.task import class_numbers
-    from edgecompress.targets.report import join_curves
+    from edgecompress.reports.report import join_curves
 
     validation = data.validation
     evaluate = None
@@ -802,7 +800,7 @@ def _finish(
     """Makes the tables, and writes them and the Keras model."""
     import numpy as np
 
-    from edgecompress.core.flatbuffer import read_tflite
+    from edgecompress.flatbuffers.model import read_tflite
     from edgecompress.recipes import layer_table, rendering, training
     from edgecompress.recipes.checkpoints import saved_model
     from edgecompress.recipes.results import CompressionResult, Drop
@@ -882,11 +880,11 @@ def _totals(
     report: Report,
     flat: FlatModel,
 ) -> Totals:
-    from edgecompress.core.flatbuffer import read_tflite
+    from edgecompress.flatbuffers.model import read_tflite
     from edgecompress.pipeline.request import load_profiles, parse_memory
     from edgecompress.recipes.results import Cost, Totals
-    from edgecompress.targets.arena import compute_arena
-    from edgecompress.targets.latency import predict
+    from edgecompress.targets.tflm.arena import compute_arena
+    from edgecompress.targets.tflm.latency import predict
 
     profile = load_profiles(request.targets)[0]
     kernels = request.export.get("kernels")

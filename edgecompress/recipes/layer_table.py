@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from edgecompress.core.coding import HUFFMAN, LUT, PRUNE, Encoded, Layout, decode
-from edgecompress.core.flatbuffer import FILTER_READERS, FlatModel, Tensor, channel_axis
 from edgecompress.core.fusion import kernels_of
 from edgecompress.core.keras_graph import functional_of, graph_nodes, walk_layers
-from edgecompress.core.quiet import no_warnings
 from edgecompress.core.shared_values import channels_first
-from edgecompress.core.storage import Storage, storage
+from edgecompress.core.suppress_output import no_warnings
+from edgecompress.flatbuffers.coding import HUFFMAN, LUT, PRUNE, Encoded, Layout, decode
+from edgecompress.flatbuffers.model import FILTER_READERS, FlatModel, Tensor, channel_axis
 from edgecompress.inspection import inspect_keras
 from edgecompress.inspection.keras_models import leaf_name, weight_variables
 from edgecompress.recipes.results import LayerResult
+from edgecompress.recipes.storage import Storage, storage
 
 _DECODE = "TFLM_DECODE"
 _CODINGS = {LUT: "lut", PRUNE: "prune", HUFFMAN: "huffman"}

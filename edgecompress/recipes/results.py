@@ -14,7 +14,7 @@ from typing import Any
 from edgecompress.core import errors
 from edgecompress.core.files import jsonable
 from edgecompress.core.results import Report, Verdict, accept_undecided, worst_verdict
-from edgecompress.core.storage import Storage
+from edgecompress.recipes.storage import Storage
 
 COMPRESSION_SCHEMA = "edgecompress.compression/1"
 

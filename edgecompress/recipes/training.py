@@ -12,7 +12,7 @@ from keras import ops
 
 from edgecompress.core.errors import ConversionError
 from edgecompress.core.keras_graph import functional_of
-from edgecompress.core.quiet import no_warnings
+from edgecompress.core.suppress_output import no_warnings
 from edgecompress.recipes.data import Data, Samples
 from edgecompress.recipes.registry import Epoch
 from edgecompress.recipes.task import Task

@@ -15,7 +15,7 @@ from edgecompress.callbacks.magnitude_pruning import MagnitudePruning
 from edgecompress.callbacks.quantization_aware_training import QuantizationAwareTraining
 from edgecompress.core.errors import ArgumentError, UnknownNameError, UnsupportedModelError
 from edgecompress.core.record import record_of
-from edgecompress.quantizers.int8 import Int8
+from edgecompress.precisions.int8 import Int8
 from edgecompress.schedules.constant import ConstantSparsity
 from edgecompress.surgery.finalize import finalize
 

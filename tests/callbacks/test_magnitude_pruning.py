@@ -24,7 +24,7 @@ from edgecompress.callbacks.magnitude_pruning import (
 from edgecompress.callbacks.quantization_aware_training import QuantizationAwareTraining
 from edgecompress.core.errors import ArgumentError, UnknownNameError, UnsupportedModelError
 from edgecompress.core.record import record_of, sidecar_path
-from edgecompress.quantizers.int8 import Int8
+from edgecompress.precisions.int8 import Int8
 from edgecompress.schedules import ConstantSparsity, PolynomialDecay
 
 _RNG = np.random.default_rng(0)

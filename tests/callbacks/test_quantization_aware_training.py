@@ -11,8 +11,8 @@ from edgecompress.callbacks.quantization_aware_training import QuantizationAware
 from edgecompress.core.errors import ArgumentError, UnknownNameError, UnsupportedModelError
 from edgecompress.core.fusion import find_taps
 from edgecompress.core.record import read_record, record_of
-from edgecompress.quantizers.int8 import Int8
-from edgecompress.quantizers.simulation import simulate
+from edgecompress.precisions.int8 import Int8
+from edgecompress.precisions.simulation import simulate
 
 SAMPLES, BATCH = 96, 16
 

@@ -17,7 +17,7 @@ from edgecompress.callbacks.quantization_aware_training import QuantizationAware
 from edgecompress.callbacks.weight_clustering import WeightClustering
 from edgecompress.core.errors import ArgumentError, UnknownNameError
 from edgecompress.core.record import record_of
-from edgecompress.quantizers.kmeans import cluster
+from edgecompress.precisions.kmeans import cluster
 from edgecompress.schedules import ConstantSparsity
 from edgecompress.surgery.finalize import finalize
 
@@ -291,7 +291,7 @@ class TestOthers:
     @pytest.mark.parametrize("swap", [False, True])
     def test_int8_files_keep_few_values_in_a_kernel(self, swap: bool) -> None:
         from edgecompress.converters import float32, int8
-        from edgecompress.core.flatbuffer import read_tflite
+        from edgecompress.flatbuffers.model import read_tflite
 
         model = _model()
         callbacks = [WeightClustering(4), QuantizationAwareTraining()]

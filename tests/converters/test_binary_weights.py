@@ -22,7 +22,6 @@ from edgecompress.converters.binary_weights import (
     verify_stored,
 )
 from edgecompress.converters.weight_formats import WEIGHT_FORMATS, fit_grid
-from edgecompress.core.engines import engine_available, run_engine
 from edgecompress.core.errors import (
     ArgumentError,
     ConversionError,
@@ -30,7 +29,10 @@ from edgecompress.core.errors import (
     UnknownNameError,
     UnsupportedModelError,
 )
-from edgecompress.core.flatbuffer import (
+from edgecompress.core.results import Artifact
+from edgecompress.engines.run import engine_available, run_engine
+from edgecompress.flatbuffers.editor import pack, strip, unpack
+from edgecompress.flatbuffers.model import (
     FlatModel,
     Tensor,
     channel_axis,
@@ -38,8 +40,6 @@ from edgecompress.core.flatbuffer import (
     read_tflite,
     unpack_codes,
 )
-from edgecompress.core.flatbuffer_edit import pack, strip, unpack
-from edgecompress.core.results import Artifact
 from edgecompress.inspection.tflite import inspect_tflite
 from edgecompress.targets.operators import unsupported
 from edgecompress.targets.profile import load_target

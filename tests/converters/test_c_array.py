@@ -26,8 +26,8 @@ from edgecompress.core.errors import (
     UnsupportedModelError,
     UnsupportedOperatorError,
 )
-from edgecompress.core.flatbuffer import read_tflite
-from edgecompress.core.flatbuffer_edit import pack
+from edgecompress.flatbuffers.editor import pack
+from edgecompress.flatbuffers.model import read_tflite
 
 _FLAGS = ("-std=c++17", "-Wall", "-Wextra", "-Werror")
 # Methods of MicroMutableOpResolver that take no name, as tflite-micro's all-operators programs call

@@ -15,9 +15,7 @@ import pytest
 
 from edgecompress.converters import compressed
 from edgecompress.converters.compressed import compress, insert_decoders, verify_exact
-from edgecompress.converters.slimming import slim
-from edgecompress.core.coding import CODINGS, Encoded, Layout, encode_lut
-from edgecompress.core.engines import run_engine
+from edgecompress.converters.stripping import slim
 from edgecompress.core.errors import (
     ArgumentError,
     ConversionError,
@@ -25,12 +23,14 @@ from edgecompress.core.errors import (
     UnknownNameError,
     UnsupportedModelError,
 )
-from edgecompress.core.flatbuffer import FlatModel, Tensor, read_tflite
-from edgecompress.core.flatbuffer_edit import pack, strip, unpack
 from edgecompress.core.results import Artifact, CheckResult
-from edgecompress.targets.arena import compute_arena
+from edgecompress.engines.run import run_engine
+from edgecompress.flatbuffers.coding import CODINGS, Encoded, Layout, encode_lut
+from edgecompress.flatbuffers.editor import pack, strip, unpack
+from edgecompress.flatbuffers.model import FlatModel, Tensor, read_tflite
 from edgecompress.targets.checks import Budgets, check
 from edgecompress.targets.profile import load_target
+from edgecompress.targets.tflm.arena import compute_arena
 
 FILTERS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
 MODELS = {

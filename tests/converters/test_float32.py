@@ -13,9 +13,9 @@ import pytest
 
 from edgecompress.converters import float32
 from edgecompress.converters.loaders import example_inputs, load_model, wrap
-from edgecompress.core.engines import run_engine
 from edgecompress.core.errors import ConversionError, UnsupportedModelError
-from edgecompress.core.flatbuffer import read_tflite
+from edgecompress.engines.run import run_engine
+from edgecompress.flatbuffers.model import read_tflite
 
 keras = pytest.importorskip("keras")
 layers = keras.layers

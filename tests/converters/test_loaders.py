@@ -19,9 +19,9 @@ import edgecompress as ec
 from edgecompress.converters.float32 import convert
 from edgecompress.converters.loaders import InputSpec, example_inputs, load_model, wrap
 from edgecompress.core.errors import EdgeCompressError, ModelFileError, UnsupportedModelError
-from edgecompress.core.flatbuffer import read_tflite
 from edgecompress.core.learnt_ranges import tied
 from edgecompress.core.record import CompressionRecord, attach_record
+from edgecompress.flatbuffers.model import read_tflite
 
 keras = pytest.importorskip("keras")
 

@@ -12,13 +12,13 @@ from edgecompress.callbacks.weight_clustering import WeightClustering
 from edgecompress.converters import float32, int8
 from edgecompress.converters.compressed import compress
 from edgecompress.converters.loaders import example_inputs, wrap
-from edgecompress.core.engines import run_engine
 from edgecompress.core.errors import ArgumentError
-from edgecompress.core.flatbuffer import FlatModel, Operator, Tensor, read_tflite
 from edgecompress.core.record import record_of
 from edgecompress.core.results import Artifact
 from edgecompress.core.shared_values import takes_one_scale
-from edgecompress.quantizers.simulation import simulate
+from edgecompress.engines.run import run_engine
+from edgecompress.flatbuffers.model import FlatModel, Operator, Tensor, read_tflite
+from edgecompress.precisions.simulation import simulate
 
 keras = pytest.importorskip("keras")
 layers = keras.layers

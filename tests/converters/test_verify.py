@@ -29,7 +29,7 @@ from edgecompress.core.errors import (
     NotFiniteError,
     UnsupportedModelError,
 )
-from edgecompress.core.flatbuffer import Tensor, read_tflite
+from edgecompress.flatbuffers.model import Tensor, read_tflite
 
 
 def tensor(type_: str = "INT8", scales: Any = (0.5,), zero_points: Any = (10,)) -> Tensor:

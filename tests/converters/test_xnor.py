@@ -17,7 +17,6 @@ from keras import layers, ops
 from edgecompress.converters import float32, xnor, xnor_rewriting
 from edgecompress.converters.loaders import load_model, wrap
 from edgecompress.converters.verify import top1
-from edgecompress.core.engines import engine_available, load_failure, run_engine
 from edgecompress.core.errors import (
     ArgumentError,
     ConversionError,
@@ -25,11 +24,12 @@ from edgecompress.core.errors import (
     ModelFileError,
     UnsupportedModelError,
 )
-from edgecompress.core.flatbuffer import binary_kernel_shape, read_tflite
-from edgecompress.core.flatbuffer_edit import pack, unpack
+from edgecompress.engines.run import engine_available, load_failure, run_engine
+from edgecompress.flatbuffers.editor import pack, unpack
+from edgecompress.flatbuffers.model import binary_kernel_shape, read_tflite
 from edgecompress.inspection import inspect_keras, inspect_tflite
 from edgecompress.layers.binary import BinaryConv2D, BinaryDense
-from edgecompress.quantizers.sign import SIGNS
+from edgecompress.precisions.sign import SIGNS
 from edgecompress.targets.operators import unsupported
 from edgecompress.targets.profile import load_target
 

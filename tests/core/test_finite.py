@@ -15,9 +15,9 @@ from edgecompress.converters.calibration import measure_ranges
 from edgecompress.core.errors import NotFiniteError
 from edgecompress.core.finite import check_outputs, check_ranges, check_weights
 from edgecompress.core.record import record_of
-from edgecompress.quantizers.binary import SCALES, binarize, binary_gradient
-from edgecompress.quantizers.int8 import quantize_weights
-from edgecompress.quantizers.ternary import mean_beyond, ternarize, ttq_value_gradients, twn
+from edgecompress.precisions.binary import SCALES, binarize, binary_gradient
+from edgecompress.precisions.int8 import quantize_weights
+from edgecompress.precisions.ternary import mean_beyond, ternarize, ttq_value_gradients, twn
 
 
 def network(policy: str = "float32", seed: int = 0) -> keras.Model:

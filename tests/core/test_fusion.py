@@ -9,9 +9,9 @@ import tensorflow as tf
 from keras import layers
 
 from edgecompress.core.errors import UnsupportedModelError
-from edgecompress.core.flatbuffer import read_tflite
 from edgecompress.core.fusion import Tap, analyse, find_taps, tap_model
-from edgecompress.core.quiet import quiet
+from edgecompress.core.suppress_output import suppress_output
+from edgecompress.flatbuffers.model import read_tflite
 
 UNIT = (0.0, 255 / 256)
 
@@ -125,7 +125,7 @@ def test_taps_are_tensors_of_the_converted_model(case):
     def histogram(converted):
         inputs = keras.Input(batch_shape=(1, 8, 8, 3))
         fixed = keras.Model(inputs, converted(inputs))
-        with quiet(False):
+        with suppress_output(False):
             return read_tflite(
                 tf.lite.TFLiteConverter.from_keras_model(fixed).convert()
             ).histogram()

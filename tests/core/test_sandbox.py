@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgecompress.core import engines, sandbox
-from edgecompress.core.engines import Engine, load_failure, run_engine, session
+from edgecompress.core import sandbox
 from edgecompress.core.errors import EngineError, EngineNotRunError
 from edgecompress.core.sandbox import Confinement, Limits, limits_for
+from edgecompress.engines import run as engines
+from edgecompress.engines.run import Engine, load_failure, run_engine, session
 
 # Each line is one attempt; its result, or the name of the error, is printed.
 _PROGRAM = """

@@ -18,9 +18,9 @@ from keras import layers, ops
 
 from edgecompress.converters import float32
 from edgecompress.converters.loaders import load_model
-from edgecompress.core.engines import run_engine
 from edgecompress.core.errors import ArgumentError, UnknownNameError
-from edgecompress.core.flatbuffer import read_tflite
+from edgecompress.engines.run import run_engine
+from edgecompress.flatbuffers.model import read_tflite
 from edgecompress.inspection import inspect_keras
 from edgecompress.layers.binary import (
     BinaryConv2D,

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from edgecompress.converters import compressed, float32, int8
-from edgecompress.core.engines import run_engine
 from edgecompress.core.errors import ArgumentError
-from edgecompress.core.flatbuffer import read_tflite
+from edgecompress.engines.run import run_engine
+from edgecompress.flatbuffers.model import read_tflite
 from edgecompress.layers.sepnet import PatternResidualBlock, SEPNetModule, sepnet
 
 keras = pytest.importorskip("keras")

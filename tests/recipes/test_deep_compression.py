@@ -15,7 +15,6 @@ from keras import layers
 
 import edgecompress as ec
 from edgecompress.converters.verify import accuracy
-from edgecompress.core.engines import run_engine
 from edgecompress.core.errors import (
     ArgumentError,
     EdgeCompressError,
@@ -23,8 +22,9 @@ from edgecompress.core.errors import (
     UnknownNameError,
     UnsupportedModelError,
 )
-from edgecompress.core.flatbuffer import read_tflite
 from edgecompress.core.record import record_of
+from edgecompress.engines.run import run_engine
+from edgecompress.flatbuffers.model import read_tflite
 from edgecompress.recipes import RECIPES, Epoch, deep_compression
 from edgecompress.recipes.deep_compression import (
     DeepCompression,

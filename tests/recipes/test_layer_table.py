@@ -8,8 +8,7 @@ import pytest
 from keras import layers
 
 from edgecompress.converters import compressed, float32, int8
-from edgecompress.core.flatbuffer import read_tflite
-from edgecompress.core.storage import Storage, storage
+from edgecompress.flatbuffers.model import read_tflite
 from edgecompress.recipes.layer_table import (
     file_tensors,
     input_densities,
@@ -19,6 +18,7 @@ from edgecompress.recipes.layer_table import (
     table,
 )
 from edgecompress.recipes.results import Cost, LayerResult, Totals, mean_bits
+from edgecompress.recipes.storage import Storage, storage
 
 _RNG = np.random.default_rng(0)
 

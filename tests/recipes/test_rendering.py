@@ -10,7 +10,6 @@ from html.parser import HTMLParser
 import numpy as np
 from rich.console import Console
 
-from edgecompress.core.storage import storage
 from edgecompress.core.units import format_size
 from edgecompress.recipes.rendering import (
     LAYER_COLUMNS,
@@ -21,7 +20,8 @@ from edgecompress.recipes.rendering import (
     summary,
 )
 from edgecompress.recipes.results import CompressionResult, Drop
-from edgecompress.targets import plots
+from edgecompress.recipes.storage import storage
+from edgecompress.reports import plots
 
 from .conftest import Run
 

@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgecompress.core.engines import engine_available, load_failure, run_engine
 from edgecompress.core.errors import UnknownNameError
-from edgecompress.core.flatbuffer import FlatModel, Operator, Tensor, read_tflite
-from edgecompress.core.flatbuffer_edit import pack, unpack
 from edgecompress.core.results import CheckResult, TargetResult
-from edgecompress.core.sparse_tensors import encode_blocks
-from edgecompress.targets.arena import compute_arena
+from edgecompress.engines.run import engine_available, load_failure, run_engine
+from edgecompress.flatbuffers.editor import pack, unpack
+from edgecompress.flatbuffers.model import FlatModel, Operator, Tensor, read_tflite
+from edgecompress.flatbuffers.sparse_tensors import encode_blocks
 from edgecompress.targets.checks import RULES, Budgets, check
 from edgecompress.targets.operators import (
     LITERT_BUILTINS,
@@ -25,6 +24,7 @@ from edgecompress.targets.operators import (
     wrong_results,
 )
 from edgecompress.targets.profile import load_target, target_names
+from edgecompress.targets.tflm.arena import compute_arena
 
 BOARD = load_target("nucleo-l4r5zi")
 

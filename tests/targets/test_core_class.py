@@ -6,10 +6,10 @@ import dataclasses
 
 import pytest
 
-from edgecompress.core.flatbuffer import FlatModel, Operator, Tensor
+from edgecompress.flatbuffers.model import FlatModel, Operator, Tensor
 from edgecompress.targets.checks import Budgets, check
-from edgecompress.targets.latency import predict
 from edgecompress.targets.profile import Calibration, load_target
+from edgecompress.targets.tflm.latency import predict
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,317 @@
+"""Int8 arithmetic inside a model that is being trained, and its removal.
+
+The hook replaces the `call` of single layers on their instances: kernels are read through a
+straight-through quantizer, outputs at the taps are rounded. Weights stay float, the graph, the
+config, the list of weights and every saved file stay those of the plain model.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from edgecompress.core.fusion import (
+    FusedGraph,
+    apply_activation,
+    layers_by_name,
+    source_of,
+    split_activation,
+)
+from edgecompress.core.keras_graph import functional_of
+from edgecompress.core.shared_values import takes_one_scale
+from edgecompress.precisions.int8 import Int8
+
+_UNSEEN = (np.inf, -np.inf)
+
+
+class ActivationRange(keras.layers.Layer):
+    """Rounds a tap's activations and, in training, learns their range.
+
+    Args:
+        quantizer: The int8 settings.
+        start: (minimum, maximum) to continue from. Defaults to the first batch's.
+    """
+
+    def __init__(self, quantizer: Int8, start: tuple[float, float] | None = None) -> None:
+        """Creates the range's variable."""
+        # Ranges and rounding stay float32 under mixed precision.
+        super().__init__(dtype="float32", autocast=False)
+        self.quantizer = quantizer
+        self.range = self.add_weight(
+            name="range",
+            shape=(2,),
+            initializer=lambda shape, dtype: ops.convert_to_tensor(start or _UNSEEN, dtype=dtype),
+            trainable=False,
+            autocast=False,
+        )
+
+    def call(self, values: Any, training: bool | None = None) -> Any:
+        """Returns `values` as the int8 model holds them."""
+        if training:
+            updated = self.quantizer.moving_range(self.range.value, values)
+            self.range.assign(updated)
+            return self.quantizer.fake_quantize(values, updated[0], updated[1])
+        return self.frozen(values)
+
+    def frozen(self, values: Any) -> Any:
+        """Returns the rounded values without learning; unchanged before the first batch."""
+        low, high = self.range[0], self.range[1]
+        seen = low <= high
+        rounded = self.quantizer.fake_quantize(
+            values, ops.where(seen, low, 0.0), ops.where(seen, high, 0.0)
+        )
+        return ops.where(seen, rounded, values)
+
+
+class TrainingHook:
+    """Puts int8 arithmetic into a model's layers and takes it out again.
+
+    Args:
+        model: The model being trained.
+        graph: Its taps and weights.
+        quantizer: The int8 settings.
+        layers: Names of the layers whose weights are rounded.
+        ranges: Learnt ranges to continue from, tap -> (minimum, maximum).
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        graph: FusedGraph,
+        quantizer: Int8,
+        layers: Collection[str],
+        ranges: Mapping[str, tuple[float, float]],
+    ) -> None:
+        """Creates the range variables; the model is not touched yet."""
+        self.batch_norm_frozen = False
+        self._model, self._graph, self._quantizer = model, graph, quantizer
+        self._layers = set(layers)
+        self._patched: list[tuple[Any, Any]] = []
+        self._by_name = layers_by_name(model)
+        self._axes: dict[str, dict[str, tuple[int, ...]]] = {}
+        self.choose_scales()
+        self._taps = {tap.name: tap for tap in graph.taps}
+        self._learnt = {
+            tap.name: ActivationRange(quantizer, ranges.get(tap.name))
+            for tap in graph.taps
+            if tap.fixed is None and tap.same_as is None
+        }
+        self._rounding: dict[str, Callable[[Any], Any]] = dict(self._learnt)
+        # A tap whose source comes later is rounded there, by the concatenation.
+        known: set[str] = set()
+        for tap in graph.taps:
+            if tap.fixed is not None and not tap.is_output:
+                low, high = tap.fixed
+                self._rounding[tap.name] = functools.partial(
+                    quantizer.fake_quantize, low=low, high=high
+                )
+            elif tap.same_as in known:
+                self._rounding[tap.name] = self._learnt_like(tap.same_as)
+            known.add(tap.name)
+
+    def _learnt_like(self, name: str) -> Callable[[Any], Any]:
+        source = source_of(self._taps[name], self._taps)
+        if source.fixed is not None:
+            low, high = source.fixed
+            return functools.partial(self._quantizer.fake_quantize, low=low, high=high)
+        return self._learnt[source.name].frozen
+
+    @property
+    def one_scale(self) -> list[str]:
+        """The layers of which a kernel has one scale, as its weights share few values."""
+        return [name for name, axes in self._axes.items() if () in axes.values()]
+
+    def choose_scales(self) -> bool:
+        """Gives kernels that share values now one scale each, all others one for each channel.
+
+        Returns:
+            Whether a kernel's scales are others than before: the train function must be rebuilt.
+        """
+        before = self._axes
+        self._axes = {
+            name: {
+                attribute: self._scale_axes(getattr(self._by_name[name], attribute), axes)
+                for attribute, axes in weights
+            }
+            for name, weights in self._graph.weights.items()
+            if name in self._layers
+        }
+        return self._axes != before
+
+    def _scale_axes(self, kernel: Any, axes: tuple[int, ...]) -> tuple[int, ...]:
+        values = ops.convert_to_numpy(ops.cast(kernel, "float32"))
+        return () if takes_one_scale(values, axes, self._quantizer.weight_bits) else axes
+
+    def attach(self) -> None:
+        """Replaces the calls of the layers; the train function must be rebuilt afterwards."""
+        inner = {tap.layer for tap in self._graph.taps if tap.layer}
+        for name, layer in self._by_name.items():
+            if name in inner or name in self._layers:
+                self._patch(layer, self._layer_call(layer, layer.call))
+            elif name in self._graph.batch_norms:
+                self._patch(layer, self._batch_norm_call(layer.call))
+        if any(tap.name.startswith("input:") for tap in self._graph.taps):
+            self._patch(self._model, self._model_call(self._model.call))
+
+    def detach(self) -> None:
+        """Gives every layer its own call back."""
+        while self._patched:
+            target, previous = self._patched.pop()
+            if previous is None:
+                object.__delattr__(target, "call")
+            else:
+                object.__setattr__(target, "call", previous)
+
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """Returns the range of every tap that has seen data or is prescribed; NaN where it is."""
+        found: dict[str, tuple[float, float]] = {}
+        for tap in self._graph.taps:
+            source = source_of(tap, self._taps)
+            if source.fixed is not None:
+                found[tap.name] = source.fixed
+            else:
+                low, high = map(float, ops.convert_to_numpy(self._learnt[source.name].range))
+                if (low, high) != _UNSEEN:
+                    found[tap.name] = (low, high)
+        return found
+
+    def _patch(self, target: Any, call: Callable[..., Any]) -> None:
+        # Past Keras's attribute tracking: the model must not own anything of this.
+        self._patched.append((target, vars(target).get("call")))
+        object.__setattr__(target, "call", call)
+
+    def _insert(self, name: str, values: Any) -> Any:
+        rounding = self._rounding.get(name)
+        return values if rounding is None else rounding(values)
+
+    def _layer_call(self, layer: Any, call: Callable[..., Any]) -> Callable[..., Any]:
+        if type(layer).__name__.startswith("Separable"):
+            run = functools.partial(self._separable, layer)
+        else:
+            run = functools.partial(self._quantized, layer, call)
+        frozen = layer.name in self._graph.batch_norms
+
+        @functools.wraps(call)
+        def quantized_call(*args: Any, **kwargs: Any) -> Any:
+            if frozen and self.batch_norm_frozen:
+                kwargs["training"] = False
+            return self._insert(layer.name, run(*args, **kwargs))
+
+        return quantized_call
+
+    def _batch_norm_call(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(call)
+        def batch_norm_call(*args: Any, **kwargs: Any) -> Any:
+            if self.batch_norm_frozen:
+                kwargs["training"] = False
+            return call(*args, **kwargs)
+
+        return batch_norm_call
+
+    def _model_call(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        functional = functional_of(self._model)
+
+        def rounded(position: int, values: Any) -> Any:
+            values = ops.cast(ops.convert_to_tensor(values), functional.inputs[position].dtype)
+            return self._insert(f"input:{position}", values)
+
+        @functools.wraps(call)
+        def model_call(inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            if isinstance(inputs, Mapping):
+                # By key: a dict may hold the inputs in any order, or more than the model reads.
+                keys = _input_keys(self._model)
+                inputs = {
+                    key: rounded(keys[key], value) if key in keys else value
+                    for key, value in inputs.items()
+                }
+            else:
+                flat = keras.tree.flatten(inputs)
+                flat = [rounded(position, value) for position, value in enumerate(flat)]
+                inputs = keras.tree.pack_sequence_as(inputs, flat)
+            return call(inputs, *args, **kwargs)
+
+        return model_call
+
+    def _scope(self, layer: Any, axes: Mapping[str, tuple[int, ...]]) -> keras.StatelessScope:
+        """Returns a scope in which the layer reads rounded kernels."""
+        rounded = {id(getattr(layer, name)): axis for name, axis in axes.items()}
+        mapping = [
+            (
+                variable,
+                self._quantizer.fake_quantize_weights(variable.value, rounded[id(variable)])
+                if id(variable) in rounded
+                else variable.value,
+            )
+            for variable in layer.variables
+        ]
+        return keras.StatelessScope(mapping)
+
+    def _quantized(
+        self,
+        layer: Any,
+        call: Callable[..., Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        if type(layer).__name__ == "Activation":
+            return apply_activation(layer, args[0], self._insert)
+        activation = layer.activation if split_activation(layer) is not None else None
+        axes = self._axes.get(layer.name)
+        if activation is not None:
+            layer.activation = keras.activations.linear
+        try:
+            if axes:
+                with self._scope(layer, axes):
+                    outputs = call(*args, **kwargs)
+            else:
+                outputs = call(*args, **kwargs)
+        finally:
+            if activation is not None:
+                layer.activation = activation
+        if activation is None:
+            return outputs
+        outputs = self._insert(f"{layer.name}/pre_activation", outputs)
+        return apply_activation(layer, outputs, self._insert)
+
+    def _separable(self, layer: Any, inputs: Any) -> Any:
+        axes = self._axes.get(layer.name, {})
+
+        def kernel(name: str) -> Any:
+            values = ops.convert_to_tensor(getattr(layer, name))
+            if name not in axes:
+                return values
+            return self._quantizer.fake_quantize_weights(values, axes[name])
+
+        outputs = ops.depthwise_conv(
+            inputs,
+            kernel("depthwise_kernel"),
+            strides=layer.strides,
+            padding=layer.padding,
+            data_format=layer.data_format,
+            dilation_rate=layer.dilation_rate,
+        )
+        outputs = self._insert(f"{layer.name}/depthwise", outputs)
+        outputs = ops.conv(
+            outputs, kernel("pointwise_kernel"), padding="valid", data_format=layer.data_format
+        )
+        if layer.use_bias:
+            outputs = outputs + layer.bias
+        outputs = self._insert(f"{layer.name}/pre_activation", outputs)
+        return apply_activation(layer, outputs, self._insert)
+
+
+def _input_keys(model: keras.Model) -> dict[str, int]:
+    """Returns the keys under which data for a model's inputs may come -> the input's position."""
+    inputs = functional_of(model).inputs
+    keys = {tensor.name: position for position, tensor in enumerate(inputs)}
+    if isinstance(functional_of(model).input, Mapping):
+        positions = {id(tensor): position for position, tensor in enumerate(inputs)}
+        keys.update(
+            {key: positions[id(tensor)] for key, tensor in functional_of(model).input.items()}
+        )
+    return keys

@@ -1,0 +1,105 @@
+"""The trained int8 arithmetic as a Keras model: what the exported file is compared with."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import keras
+from keras import ops
+
+from edgecompress.core.errors import ArgumentError
+from edgecompress.core.fusion import Tap, analyse, rebuild, source_of
+from edgecompress.core.learnt_ranges import settled_record, valid_record
+from edgecompress.core.record import CompressionRecord
+from edgecompress.core.shared_values import takes_one_scale
+from edgecompress.precisions.int8 import Int8, fake_quantize
+
+
+@keras.saving.register_keras_serializable(package="edgecompress")
+class FakeQuantize(keras.layers.Layer):
+    """Rounds its input as an int8 tensor of a fixed range holds it.
+
+    Args:
+        low: Minimum of the range.
+        high: Maximum of the range.
+        bits: Width of the codes. Defaults to 8.
+    """
+
+    def __init__(self, low: float, high: float, bits: int = 8, **kwargs: Any) -> None:
+        """Keeps the range."""
+        super().__init__(**kwargs)
+        self.low, self.high, self.bits = float(low), float(high), int(bits)
+
+    def call(self, inputs: Any) -> Any:
+        """Returns the rounded input."""
+        return fake_quantize(inputs, self.low, self.high, self.bits)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """Returns the input's shape."""
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments."""
+        return {**super().get_config(), "low": self.low, "high": self.high, "bits": self.bits}
+
+
+def simulate(
+    model: keras.Model, record: CompressionRecord | None = None, quantizer: Int8 | None = None
+) -> keras.Model:
+    """Returns a Keras model that computes what the int8 file will compute.
+
+    Kernels hold the rounded weights, every tap rounds with its learnt range. Predictions differ
+    from those of the exported file only where a float and an integer rounding fall on different
+    sides of a tie, and where the record's notes say "not simulated".
+
+    Args:
+        model: A trained Sequential or Functional model; not changed.
+        record: Holds the ranges. Defaults to the record attached to `model`, where its weights are
+            still those that the ranges were learnt with.
+        quantizer: The settings trained with. Defaults to `Int8()`.
+
+    Returns:
+        A model of new layers with the weights of now; it can be saved and loaded.
+
+    Raises:
+        ArgumentError: the record has no range for a tap of the model.
+        UnsupportedModelError: the model is subclassed or has no input shape.
+
+    Example:
+        >>> model.fit(x, y, callbacks=[QuantizationAwareTraining()])  # doctest: +SKIP
+        >>> simulate(model).evaluate(x_test, y_test)  # doctest: +SKIP
+    """
+    record = valid_record(model, settled_record(model)) if record is None else record
+    quantizer = Int8() if quantizer is None else quantizer
+    taps = {tap.name: tap for tap in analyse(model).taps}
+    ranges = {name: _range_of(tap, taps, record) for name, tap in taps.items()}
+
+    def insert(name: str, tensor: Any) -> Any:
+        if name not in ranges:
+            return tensor
+        layer_name = re.sub(r"[/:]", "_", name) + "_int8"
+        return FakeQuantize(*ranges[name], bits=quantizer.activation_bits, name=layer_name)(tensor)
+
+    def weights(values: Any, axes: tuple[int, ...]) -> Any:
+        if takes_one_scale(values, axes, quantizer.weight_bits):
+            axes = ()
+        return ops.convert_to_numpy(quantizer.quantize_weights(values, axes))
+
+    return rebuild(model, insert, weights)
+
+
+def _range_of(tap: Tap, taps: dict[str, Tap], record: CompressionRecord) -> tuple[float, float]:
+    tap = source_of(tap, taps)
+    if tap.fixed is not None:
+        return tap.fixed
+    if tap.name not in record.ranges:
+        raise ArgumentError(
+            "record",
+            f"hold an activation range for {tap.name!r}",
+            sorted(record.ranges),
+            "Its weights changed after training learnt it: train quantization-aware again."
+            if tap.name in record.outdated
+            else "Train with QuantizationAwareTraining, or pass the record of this model.",
+        )
+    return record.ranges[tap.name]

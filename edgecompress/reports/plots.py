@@ -1,0 +1,334 @@
+"""The report's charts, drawn by matplotlib as SVG that goes into the page as it is.
+
+Colours are written as CSS variables, so that the page's light and dark schemes hold for the charts
+too, and text stays text. The same data give the same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from edgecompress.core.units import format_size
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from edgecompress.reports.report import MemoryMap
+
+# matplotlib knows no CSS variables: it draws with stand-ins that are replaced in the SVG.
+_COLOURS = {
+    "ink": "#010203",
+    "muted": "#020304",
+    "grid": "#030405",
+    "paper": "#040506",
+    "c1": "#050607",
+    "c2": "#060708",
+    "c3": "#070809",
+    "c4": "#08090a",
+    "c5": "#090a0b",
+    "c6": "#0a0b0c",
+}
+_SERIES = ("c1", "c2", "c3", "c4", "c5", "c6")
+_DASHES = ("-", "--", ":", "-.")
+# Inches; at a phone's width text of 9 points is still read.
+_WIDTH = 5.6
+# More curves than this in one chart cannot be told apart.
+_MOST_CURVES = 8
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.color": _COLOURS["ink"],
+    # Names of layers may hold dollar signs.
+    "text.parse_math": False,
+    "axes.edgecolor": _COLOURS["grid"],
+    "axes.labelcolor": _COLOURS["muted"],
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+    "xtick.color": _COLOURS["muted"],
+    "ytick.color": _COLOURS["muted"],
+    "grid.color": _COLOURS["grid"],
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.labelcolor": _COLOURS["ink"],
+}
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """Returns the figure as an SVG element for the inside of a page."""
+    import io
+
+    out = io.StringIO()
+    with warnings.catch_warnings():
+        # The browser draws the text with fonts of its own.
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    for variable, stand_in in _COLOURS.items():
+        text = text.replace(stand_in, f"var(--{variable})")
+    # Ids of several charts share one page.
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
+    # The page says how wide; what the chart shows is said in words beside it.
+    text = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", text, count=1)
+    # Fonts are the page's business, sizes are not.
+    text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
+    return text.replace("<svg", '<svg aria-hidden="true" focusable="false"', 1).strip()
+
+
+@contextmanager
+def _drawing(height: float, salt: str) -> Iterator[Figure]:
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    # Without a fixed salt every run would name its ids anew.
+    with rc_context({**_STYLE, "svg.hashsalt": salt}):
+        yield Figure(figsize=(_WIDTH, height), layout="constrained")
+
+
+def size_chart(sizes: Sequence[tuple[str, int, int | None]]) -> str:
+    """Returns bars of file sizes.
+
+    Args:
+        sizes: (name, bytes, compressed bytes or None) of each file.
+    """
+    with _drawing(0.6 + 0.5 * len(sizes), "sizes") as figure:
+        axes = figure.subplots()
+        longest = max(size for _, size, _ in sizes)
+        for place, (_, size, compressed) in enumerate(sizes):
+            axes.barh(place - 0.18, size, 0.34, color=_COLOURS["c1"])
+            _beside(axes, size, place - 0.18, format_size(size), "ink")
+            if compressed is not None:
+                axes.barh(place + 0.18, compressed, 0.34, color=_COLOURS["c2"])
+                label = f"{format_size(compressed)} compressed"
+                _beside(axes, compressed, place + 0.18, label, "muted")
+        axes.set_yticks(range(len(sizes)), [_cut(name, 28) for name, _, _ in sizes])
+        axes.tick_params(axis="y", length=0, labelcolor=_COLOURS["ink"])
+        axes.set_xlim(0, 1.32 * longest)
+        axes.set_xticks([])
+        axes.spines["bottom"].set_visible(False)
+        axes.invert_yaxis()
+        return _svg(figure, "sizes")
+
+
+def _beside(axes: Any, x: float, y: float, text: str, colour: str) -> None:
+    axes.annotate(
+        text,
+        (x, y),
+        xytext=(4, 0),
+        textcoords="offset points",
+        va="center",
+        color=_COLOURS[colour],
+    )
+
+
+def curves(history: Mapping[str, Sequence[float | None]]) -> str:
+    """Returns training curves: one chart each for sparsity, losses, and what else there is.
+
+    Args:
+        history: Name -> values; None and what is not finite leave a gap.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    groups = _curve_groups(history)
+    drawn = [names[:_MOST_CURVES] for names in groups.values()]
+    columns = [max(1, min(3, 60 // (6 + max(len(_label(n)) for n in names)))) for names in drawn]
+    # A chart grows with the lines of its legend.
+    heights = [
+        1.9 + 0.17 * (math.ceil(len(names) / wide) - 1)
+        for names, wide in zip(drawn, columns, strict=True)
+    ]
+    with _drawing(sum(heights), "curves") as figure:
+        charts = figure.subplots(len(groups), squeeze=False, height_ratios=heights)[:, 0]
+        for axes, (title, names), wide in zip(charts, groups.items(), columns, strict=True):
+            for order, name in enumerate(names[:_MOST_CURVES]):
+                values = [math.nan if v is None else float(v) for v in history[name]]
+                axes.plot(
+                    range(1, len(values) + 1),
+                    values,
+                    color=_COLOURS[_SERIES[order % len(_SERIES)]],
+                    linestyle=_DASHES[order % len(_DASHES)],
+                    linewidth=1.6,
+                    marker="o" if len(values) < 3 else "",
+                    markersize=3,
+                    label=_label(name),
+                )
+            more = len(names) - _MOST_CURVES
+            title = _cut(title, 24)
+            axes.set_title(f"{title} ({more} more not drawn)" if more > 0 else title)
+            axes.grid(axis="y")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+            axes.legend(
+                loc="lower right",
+                bbox_to_anchor=(1.0, 1.0),
+                ncols=wide,
+                fontsize=8,
+                borderaxespad=0,
+            )
+        axes.set_xlabel("epoch or logged step")
+        return _svg(figure, "curves")
+
+
+def _label(name: str) -> str:
+    return _cut(name, 30)
+
+
+def _curve_groups(history: Mapping[str, Sequence[Any]]) -> dict[str, list[str]]:
+    """Returns title -> names: curves of one kind and scale share a chart."""
+    groups: dict[str, list[str]] = {}
+    for name in history:
+        base = name.lower().removeprefix("val_")
+        if "sparsity" in base:
+            title = "sparsity"
+        elif "loss" in base:
+            title = "loss"
+        elif "acc" in base:
+            title = "accuracy"
+        else:
+            title = base
+        groups.setdefault(title, []).append(name)
+    return groups
+
+
+def memory_chart(memory: MemoryMap) -> str:
+    """Returns the memory map: operators to the right, addresses upwards, one box a buffer.
+
+    Args:
+        memory: What lies where.
+    """
+    from matplotlib.patches import Rectangle as Box
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
+
+    name = re.sub(r"\W+", "-", f"map-{memory.title}")
+    with _drawing(3.2, name) as figure:
+        axes = figure.subplots()
+        length, height = memory.length, memory.height
+        for order, box in enumerate(memory.rectangles):
+            first = max(box.first_op, 0)
+            width = box.last_op - first + 1
+            axes.add_patch(
+                Box(
+                    (first - 0.5, box.offset),
+                    width,
+                    box.bytes,
+                    facecolor=_COLOURS[_SERIES[order % len(_SERIES)]],
+                    edgecolor=_COLOURS["paper"],
+                    linewidth=0.8,
+                    alpha=0.85,
+                )
+            )
+            # A label that would not fit is left to the table below the chart.
+            room = int(width / length * 75)
+            label = box.label or box.name
+            if box.bytes > 0.05 * height and room >= min(len(label), 5):
+                axes.text(
+                    first - 0.5 + width / 2,
+                    box.offset + box.bytes / 2,
+                    _cut(label, room),
+                    ha="center",
+                    va="center",
+                    fontsize=7,
+                    color=_COLOURS["paper"],
+                    clip_on=True,
+                )
+        if memory.peak_operator is not None:
+            peak = memory.peak_operator
+            axes.plot([peak, peak], [0, 1.02 * height], ":", color=_COLOURS["ink"], linewidth=0.8)
+            axes.text(peak, 1.03 * height, "peak", ha="center", va="bottom", fontsize=7)
+        axes.set_xlim(-0.5, length - 0.5)
+        axes.set_ylim(0, 1.1 * height)
+        axes.set_xlabel("operator")
+        # Three to six lines at round numbers of KiB.
+        axes.yaxis.set_major_locator(MultipleLocator(2 ** math.floor(math.log2(height / 3))))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda size, _: format_size(size)))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.grid(axis="y")
+        return _svg(figure, name)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: max(length - 1, 1)] + "\u2026"
+
+
+def stacked_chart(rows: Sequence[tuple[str, Sequence[tuple[str, Mapping[str, int]]]]]) -> str:
+    """Returns stacked bars of bytes: for each layer a group of bars, for each bar its parts.
+
+    Args:
+        rows: (layer, bars), each bar (label, part -> bytes).
+    """
+    from matplotlib.patches import Patch
+
+    parts = list(dict.fromkeys(p for _, bars in rows for _, sizes in bars for p in sizes))
+    colours = {part: _COLOURS[_SERIES[i % len(_SERIES)]] for i, part in enumerate(parts)}
+    most = max(len(bars) for _, bars in rows)
+    with _drawing(0.6 + (0.2 * most + 0.14) * len(rows), "layers") as figure:
+        axes = figure.subplots()
+        longest = max((sum(sizes.values()) for _, bars in rows for _, sizes in bars), default=0)
+        places = []
+        for row, (_, bars) in enumerate(rows):
+            places.append(row * (most + 0.7) + (len(bars) - 1) / 2)
+            for number, (label, sizes) in enumerate(bars):
+                place, start = row * (most + 0.7) + number, 0
+                for part, size in sizes.items():
+                    axes.barh(place, size, 0.84, left=start, color=colours[part])
+                    start += size
+                _beside(axes, start, place, f"{label} {format_size(start)}", "muted")
+        axes.set_yticks(places, [_cut(name, 28) for name, _ in rows])
+        axes.tick_params(axis="y", length=0, labelcolor=_COLOURS["ink"])
+        axes.set_xlim(0, 1.4 * max(longest, 1))
+        axes.set_xticks([])
+        axes.spines["bottom"].set_visible(False)
+        axes.invert_yaxis()
+        axes.legend(
+            handles=[Patch(color=colours[part], label=part) for part in parts],
+            loc="lower right",
+            bbox_to_anchor=(1.0, 1.0),
+            ncols=len(parts),
+            fontsize=8,
+            borderaxespad=0,
+        )
+        return _svg(figure, "layers")
+
+
+def stage_chart(stages: Sequence[tuple[str, int, float]], metric: str) -> str:
+    """Returns sizes stage by stage as bars, and the metric beside them as a line.
+
+    Args:
+        stages: (title, bytes, metric) of each stage, in order.
+        metric: Name of the metric.
+    """
+    with _drawing(0.7 + 0.34 * len(stages), "stages") as figure:
+        bars, line = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+        places = range(len(stages))
+        longest = max(size for _, size, _ in stages)
+        for place, (_, size, _) in enumerate(stages):
+            bars.barh(place, size, 0.6, color=_COLOURS["c1"])
+            _beside(bars, size, place, format_size(size), "ink")
+        bars.set_yticks(places, [_cut(title, 24) for title, _, _ in stages])
+        bars.tick_params(axis="y", length=0, labelcolor=_COLOURS["ink"])
+        bars.set_xlim(0, 1.45 * longest)
+        bars.set_xticks([])
+        bars.spines["bottom"].set_visible(False)
+        bars.invert_yaxis()
+        values = [value for _, _, value in stages]
+        line.plot(values, places, color=_COLOURS["c2"], marker="o", markersize=4, linewidth=1.4)
+        line.set_title(_cut(metric, 24))
+        line.tick_params(axis="y", length=0)
+        line.grid(axis="x")
+        line.margins(x=0.25)
+        line.locator_params(axis="x", nbins=3)
+        line.spines["left"].set_visible(False)
+        return _svg(figure, "stages")

@@ -1,0 +1,1 @@
+"""Phones: adb, and the programs that run a model there."""

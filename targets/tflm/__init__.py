@@ -1,0 +1,1 @@
+"""TensorFlow Lite Micro: arena, flash, latency and operators of microcontrollers."""

@@ -34,7 +34,7 @@ from edgecompress.targets.tflm import instructions
 from edgecompress.targets.tflm.instruction_formulas import REACH, evaluate, terms
 from edgecompress.targets.tflm.instructions import Geometry, Unmodelled
 
-FILE = Path(__file__).resolve().parents[1] / "targets" / "instruction_formulas.json"
+FILE = Path(__file__).resolve().parents[1] / "targets" / "tflm" / "instruction_formulas.json"
 TYPES = {"": "INT8", "9": "INT8", "7": "INT16", "17": "INT4", "0": "FLOAT32", "3": "UINT8"}
 KERNEL_SETS = {
     ("m4", "cmsis_dsp"): "dsp",

@@ -474,6 +474,7 @@ def run(request: Request) -> CompressionResult:
     Raises:
         EdgeCompressError: an argument, a file, a training or a conversion is wrong.
     """
+    from edgecompress.core.suppress_output import suppress_output
 
     settings = request.settings
     _check_request(request)
@@ -552,6 +553,7 @@ def _load(request: Request) -> tuple[LoadedModel, Data, Task, list[str]]:
     """Loads model and data, and finds out what the model is trained for."""
     from edgecompress.converters import loaders
     from edgecompress.core.record import CompressionRecord
+    from edgecompress.core.suppress_output import suppress_output
     from edgecompress.recipes import data as datasets
     from edgecompress.recipes import task as tasks
 

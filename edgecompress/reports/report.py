@@ -581,7 +581,7 @@ def render_html(
     }
     environment.filters |= own
     template = environment.from_string(
-        (resources.files("edgecompress.targets") / "report.html.jinja").read_text("utf-8")
+        (resources.files("edgecompress.reports") / "report.html.jinja").read_text("utf-8")
     )
     svg = jinja2.utils.markupsafe.Markup
     return template.render(
@@ -632,7 +632,7 @@ def page_style() -> str:
     """Returns the style sheet of all pages, as it stands inside `<style>`."""
     import jinja2
 
-    text = (resources.files("edgecompress.targets") / "page.css").read_text("utf-8")
+    text = (resources.files("edgecompress.reports") / "page.css").read_text("utf-8")
     return jinja2.utils.markupsafe.Markup(text.rstrip("\n"))
 
 

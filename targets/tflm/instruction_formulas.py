@@ -157,7 +157,7 @@ def _plain(value: Any) -> Any:
 
 @functools.cache
 def _data() -> dict[str, Any]:
-    file = resources.files("edgecompress.targets") / "instruction_formulas.json"
+    file = resources.files("edgecompress.targets.tflm") / "instruction_formulas.json"
     return dict(json.loads(file.read_text("utf-8")))
 
 

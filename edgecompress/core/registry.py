@@ -1,4 +1,4 @@
-"""One registry class for everything that can be added by name."""
+"""One registry class for everything that can be added by name, by packages outside, too."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Generic, TypeVar
 
 from edgecompress.core.errors import UnknownNameError
+from edgecompress.core.plugins import load_plugins
 
 T = TypeVar("T")
 
 
 class Registry(Mapping[str, T], Generic[T]):
     """Maps names to objects; a double name is refused, an unknown one names its neighbours.
+
+    Reading it loads the installed plugins (`core.plugins`), which may register more.
 
     Args:
         argument: What users call the name, used in error messages, e.g. `--target`.
@@ -48,6 +51,7 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         """Returns the object stored under `name`; raises UnknownNameError for an unknown one."""
+        load_plugins()
         try:
             return self._entries[name]
         except KeyError:
@@ -55,16 +59,20 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __contains__(self, name: object) -> bool:
         """Tells whether `name` is registered (Mapping's own version expects a KeyError)."""
+        load_plugins()
         return name in self._entries
 
     def get(self, name: str, default: T | None = None) -> T | None:  # type: ignore[override]
         """Returns the object stored under `name`, or `default`."""
+        load_plugins()
         return self._entries.get(name, default)
 
     def __iter__(self) -> Iterator[str]:
         """Iterates over the names in the order of registration."""
+        load_plugins()
         return iter(self._entries)
 
     def __len__(self) -> int:
         """Returns the number of entries."""
+        load_plugins()
         return len(self._entries)

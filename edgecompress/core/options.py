@@ -1,0 +1,364 @@
+"""Options that live with their owner: one field of a frozen dataclass is a flag, a keyword, a key.
+
+A format, a recipe, a runner or a family of targets declares what it takes as a dataclass whose
+fields are made by `option`. The command line, the keywords in Python, the keys of a TOML file, the
+`--help` pages and the tables in docs/ are read off that class; no other file knows its options.
+
+    @dataclass(frozen=True)
+    class Compressed:
+        coding: tuple[str, ...] | None = option(None, "A code.", many(Choice(names=CODINGS)))
+        decompression_memory: int | None = option(None, "Memory for decoded weights.", Size())
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from edgecompress.core.errors import ArgumentError, UnknownNameError
+from edgecompress.core.units import parse_size, parse_time
+
+T = TypeVar("T")
+
+_KEY = "option"
+# The key of a value that holds for every name without one of its own.
+ALL_OTHERS = "*"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How the value of an option is written; subclasses are the kinds.
+
+    Attributes:
+        metavar: What `--help` shows for the value.
+        rule: What a value from Python or TOML must be, in the words of an error.
+    """
+
+    metavar: str = "TEXT"
+    rule: str = "be text in quotation marks"
+
+    # Whether the option may be given several times, is a switch, or is a path that in a TOML file
+    # counts from the file's folder.
+    multiple = False
+    flag = False
+    path = False
+
+    def parse(self, value: Any, argument: str) -> Any:
+        """Returns the value of an option as its owner takes it.
+
+        Args:
+            value: A flag's text, or a value from Python or TOML.
+            argument: What the user calls it, for the error.
+
+        Raises:
+            ArgumentError: the value breaks the rule.
+        """
+        if not isinstance(value, str):
+            raise ArgumentError(argument, self.rule, value)
+        return value
+
+
+@dataclass(frozen=True)
+class Text(Kind):
+    """Any text."""
+
+
+@dataclass(frozen=True)
+class Flag(Kind):
+    """A switch."""
+
+    metavar: str = ""
+    rule: str = "be true or false"
+    flag = True
+
+    def parse(self, value: Any, argument: str) -> bool:
+        """Returns true or false; see `Kind.parse`."""
+        if not isinstance(value, bool):
+            raise ArgumentError(argument, self.rule, value)
+        return value
+
+
+@dataclass(frozen=True)
+class Number(Kind):
+    """A number, within bounds where they are given.
+
+    Attributes:
+        low: Smallest value.
+        high: Largest value.
+        whole: Whether it has to be a whole number.
+    """
+
+    metavar: str = "NUMBER"
+    rule: str = "be a number, without quotation marks"
+    low: float | None = None
+    high: float | None = None
+    whole: bool = False
+
+    def parse(self, value: Any, argument: str) -> float:
+        """Returns the number; see `Kind.parse`."""
+        number = self._read(value, argument)
+        below = self.low is not None and number < self.low
+        above = self.high is not None and number > self.high
+        if below or above or number != number:
+            raise ArgumentError(argument, self.rule, value)
+        return number
+
+    def _read(self, value: Any, argument: str) -> float:
+        if isinstance(value, str):
+            try:
+                return int(value) if self.whole else float(value)
+            except ValueError:
+                raise ArgumentError(argument, self.rule, value) from None
+        known = (int,) if self.whole else (int, float)
+        if isinstance(value, bool) or not isinstance(value, known):
+            raise ArgumentError(argument, self.rule, value)
+        return value
+
+
+def whole(low: int | None = None, high: int | None = None, metavar: str = "N") -> Number:
+    """Returns the kind of whole numbers within bounds."""
+    return Number(metavar, "be a whole number" + _bounds(low, high), low, high, whole=True)
+
+
+def share() -> Number:
+    """Returns the kind of numbers from 0 to 1."""
+    return Number("SHARE", "be a share between 0 and 1", 0.0, 1.0)
+
+
+def _bounds(low: int | None, high: int | None) -> str:
+    if low is None:
+        return "" if high is None else f", {high} or less"
+    return f", {low} or more" if high is None else f", {low} to {high}"
+
+
+@dataclass(frozen=True)
+class Size(Kind):
+    """A size in bytes, written as `96KiB`."""
+
+    metavar: str = "SIZE"
+    rule: str = 'be a size such as "96KiB", or bytes'
+
+    def parse(self, value: Any, argument: str) -> int:
+        """Returns bytes; see `Kind.parse`."""
+        if isinstance(value, bool) or not isinstance(value, (str, int)):
+            raise ArgumentError(argument, self.rule, value)
+        return parse_size(value, argument)
+
+
+@dataclass(frozen=True)
+class Time(Kind):
+    """A time, written as `60ms`; a plain number is microseconds where it comes from Python."""
+
+    metavar: str = "TIME"
+    rule: str = 'be a time such as "60ms"'
+
+    def parse(self, value: Any, argument: str) -> float:
+        """Returns microseconds; see `Kind.parse`."""
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+        return parse_time(value, argument)
+
+
+@dataclass(frozen=True)
+class Choice(Kind):
+    """One of several names.
+
+    Attributes:
+        names: The names, a registry for example: they are read when a value is.
+    """
+
+    metavar: str = "NAME"
+    rule: str = "be a known name"
+    names: Iterable[str] = ()
+
+    def parse(self, value: Any, argument: str) -> str:
+        """Returns the name; see `Kind.parse`.
+
+        Raises:
+            UnknownNameError: the name is unknown; the nearest or all are named.
+        """
+        known = tuple(self.names)
+        if value not in known:
+            raise UnknownNameError(argument, str(value), known)
+        return str(value)
+
+
+@dataclass(frozen=True)
+class Path(Kind):
+    """The path of a file or folder, as text."""
+
+    metavar: str = "FILE"
+    path = True
+
+    def parse(self, value: Any, argument: str) -> str:
+        """Returns the path; see `Kind.parse`."""
+        return super().parse(value if isinstance(value, str) else str(value), argument)
+
+
+@dataclass(frozen=True)
+class Many(Kind):
+    """An option that may be repeated, or a list; one value stands for a list of one.
+
+    Attributes:
+        inner: Kind of each value.
+    """
+
+    inner: Kind = field(default_factory=Text)
+    multiple = True
+
+    @property
+    def path(self) -> bool:  # type: ignore[override]
+        """As the inner kind."""
+        return self.inner.path
+
+    def parse(self, value: Any, argument: str) -> tuple[Any, ...]:
+        """Returns all values; see `Kind.parse`."""
+        if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+            value = (value,)
+        return tuple(self.inner.parse(item, argument) for item in value)
+
+
+def many(inner: Kind) -> Many:
+    """Returns the kind of options that may be repeated."""
+    return Many(inner.metavar, inner.rule, inner)
+
+
+@dataclass(frozen=True)
+class ByName(Kind):
+    """A value for all, and values for single names: `0.8`, `head=0.5`, or a mapping.
+
+    Attributes:
+        inner: Kind of each value.
+    """
+
+    inner: Kind = field(default_factory=Number)
+    multiple = True
+
+    def parse(self, value: Any, argument: str) -> Any:
+        """Returns the value for all, or a mapping name -> value, `"*"` for all others."""
+        if isinstance(value, Mapping):
+            return {str(k): self.inner.parse(v, f"{argument} {k}") for k, v in value.items()}
+        if isinstance(value, str) or not isinstance(value, Iterable):
+            value = (value,)
+        found: dict[str, Any] = {}
+        for item in value:
+            name, equals, text = item.rpartition("=") if isinstance(item, str) else ("", "", item)
+            key = name if equals else ALL_OTHERS
+            found[key] = self.inner.parse(text, argument if not equals else f"{argument} {name}")
+        return found.get(ALL_OTHERS) if set(found) <= {ALL_OTHERS} else found
+
+
+def by_name(inner: Kind, what: str) -> ByName:
+    """Returns the kind of a value for all with exceptions by name; `what` is e.g. `LAYER`."""
+    return ByName(f"[{what}=]{inner.metavar}", inner.rule, inner)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option: its name, its meaning, and how its value is written.
+
+    Attributes:
+        name: The field's name, which is the keyword in Python and the key in TOML.
+        help: One or two sentences for `--help` and the docs.
+        kind: How its value is written.
+        default: What holds where it is not given.
+        flag: What the command line calls it, e.g. `--max-ram`.
+        off: The flag that switches it off, for switches that are undecided without one; "" for
+            none.
+    """
+
+    name: str
+    help: str
+    kind: Kind
+    default: Any
+    flag: str
+    off: str = ""
+
+
+def option(
+    default: Any, help: str, kind: Kind | None = None, *, flag: str = "", off: str = ""
+) -> Any:
+    """Returns a dataclass field that is an option.
+
+    Args:
+        default: What holds where it is not given.
+        help: One or two sentences for `--help` and the docs.
+        kind: How its value is written. Defaults to a switch for a bool, else text.
+        flag: The command line's name. Defaults to `--` and the field's name with hyphens.
+        off: Flag that switches it off, e.g. `--no-distill`. Defaults to none.
+    """
+    chosen = kind or (Flag() if isinstance(default, bool) else Text())
+    return field(default=default, metadata={_KEY: (help, chosen, flag, off)})
+
+
+def options_of(owner: type) -> tuple[Option, ...]:
+    """Returns the options that a dataclass declares, in the order of its fields."""
+    found = []
+    for item in dataclasses.fields(owner):
+        if _KEY in item.metadata:
+            text, kind, flag, off = item.metadata[_KEY]
+            flag = flag or f"--{item.name.replace('_', '-')}"
+            found.append(Option(item.name, text, kind, item.default, flag, off))
+    return tuple(found)
+
+
+def parse_options(
+    owner: type[T], given: Mapping[str, Any], what: str, others: Mapping[str, type] | None = None
+) -> T:
+    """Returns an owner's options, each read by its kind.
+
+    Args:
+        owner: The dataclass.
+        given: Name -> value as it came; None stands for not given.
+        what: The owner in an error, e.g. `--format compressed`.
+        others: What stands in `what`'s place -> dataclass, of all owners of that axis: an option of
+            another owner is refused with the owner's name. Defaults to none.
+
+    Raises:
+        UnknownNameError: nobody has an option of that name.
+        ArgumentError: the option is another owner's, or a value breaks its rule.
+
+    Example:
+        >>> parse_options(Compressed, {"coding": "lut"}, "--format compressed")  # doctest: +SKIP
+        Compressed(coding=('lut',), decompression_memory=None)
+    """
+    known = {known.name: known for known in options_of(owner)}
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        if value is None:
+            continue
+        if name not in known:
+            _refuse(name, what, known, others or {}, value)
+            continue
+        values[name] = known[name].kind.parse(value, known[name].flag)
+    return owner(**values)
+
+
+def _refuse(
+    name: str, what: str, known: Mapping[str, Option], others: Mapping[str, type], value: Any
+) -> None:
+    """Refuses an option that the owner does not have; what is off anyway does not matter."""
+    owners = {
+        other: found
+        for other, owner in others.items()
+        for found in options_of(owner)
+        if found.name == name
+    }
+    if not owners:
+        raise UnknownNameError(f"option of {what}", name, known)
+    if value is False or value == ():
+        return
+    flag = next(iter(owners.values())).flag
+    raise ArgumentError(flag, f"go with {' or '.join(owners)}", what)
+
+
+def table(owner: type, describe: Callable[[Any], str] = str) -> str:
+    """Returns the options as a Markdown table, for docs/."""
+    lines = ["| option | value | default | meaning |", "| --- | --- | --- | --- |"]
+    for item in options_of(owner):
+        default = "" if item.default in (None, False, ()) else f"`{describe(item.default)}`"
+        value = f"`{item.kind.metavar}`" if item.kind.metavar else ""
+        lines.append(f"| `{item.flag}` | {value} | {default} | {item.help} |")
+    return "\n".join(lines)

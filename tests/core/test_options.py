@@ -1,0 +1,124 @@
+"""Options: one dataclass is flags, keywords, keys and a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from edgecompress.core.errors import ArgumentError, UnknownNameError
+from edgecompress.core.options import (
+    ByName,
+    Choice,
+    Flag,
+    Kind,
+    Number,
+    Path,
+    Size,
+    Text,
+    Time,
+    by_name,
+    many,
+    option,
+    options_of,
+    parse_options,
+    share,
+    table,
+    whole,
+)
+
+
+@dataclass(frozen=True)
+class Owner:
+    memory: int | None = option(None, "Memory.", Size())
+    codes: tuple[str, ...] | None = option(
+        None, "A code.", many(Choice(names=("lut", "prune"))), flag="--code"
+    )
+    sparsity: object = option(0.8, "Share.", by_name(share(), "LAYER"))
+    strict: bool = option(False, "Be strict.")
+    inner: int = 3
+
+
+@dataclass(frozen=True)
+class Other:
+    weight: str = option("a", "Weight.")
+
+
+@pytest.mark.parametrize(
+    "kind, given, value",
+    [
+        (Size(), "96KiB", 98304),
+        (Size(), 5, 5),
+        (Time(), "60ms", 60000.0),
+        (Time(), 12, 12.0),
+        (share(), "0.5", 0.5),
+        (share(), 1, 1),
+        (whole(0), "7", 7),
+        (Flag(), True, True),
+        (Text(), "a", "a"),
+        (Path(), "a/b", "a/b"),
+        (Choice(names=("lut",)), "lut", "lut"),
+        (many(whole()), ["1", 2], (1, 2)),
+        (many(whole()), 3, (3,)),
+        (by_name(share(), "LAYER"), ["0.8", "head=0.5"], {"*": 0.8, "head": 0.5}),
+        (by_name(share(), "LAYER"), ["0.8"], 0.8),
+        (by_name(share(), "LAYER"), {"head": 0.5}, {"head": 0.5}),
+        (by_name(share(), "LAYER"), 0.5, 0.5),
+        (ByName(), ["a=b=1"], {"a=b": 1.0}),
+    ],
+)
+def test_values(kind: Kind, given: object, value: object) -> None:
+    assert kind.parse(given, "--x") == value
+
+
+@pytest.mark.parametrize(
+    "kind, given, rule",
+    [
+        (Size(), "many", "positive size"),
+        (Size(), True, "be a size"),
+        (Time(), "60", "with a unit"),
+        (share(), "1.5", "between 0 and 1"),
+        (share(), "nan", "between 0 and 1"),
+        (share(), True, "between 0 and 1"),
+        (whole(1, 4), "5", "a whole number, 1 to 4"),
+        (whole(1), 1.5, "a whole number, 1 or more"),
+        (Flag(), "yes", "true or false"),
+        (Text(), 3, "text"),
+        (Choice(names=("lut",)), "lot", "Did you mean lut"),
+        (many(whole()), ["a"], "a whole number"),
+        (by_name(share(), "LAYER"), ["head=2"], "`--x head`"),
+        (Number(), "a", "be a number"),
+    ],
+)
+def test_refused_values(kind: Kind, given: object, rule: str) -> None:
+    with pytest.raises(ArgumentError, match=rule):
+        kind.parse(given, "--x")
+
+
+def test_options_of_an_owner() -> None:
+    found = {item.name: item for item in options_of(Owner)}
+    assert list(found) == ["memory", "codes", "sparsity", "strict"]
+    assert found["codes"].flag == "--code" and found["memory"].flag == "--memory"
+    assert found["sparsity"].kind.metavar == "[LAYER=]SHARE"
+    assert found["strict"].kind.flag and not found["memory"].kind.flag
+
+
+def test_parse_options() -> None:
+    given = {"memory": "1KiB", "codes": ["lut"], "strict": True, "sparsity": None}
+    assert parse_options(Owner, given, "x") == Owner(1024, ("lut",), 0.8, True)
+
+
+def test_options_of_others_are_refused_by_the_owners_name() -> None:
+    owners = {"--format a": Owner, "--format b": Other}
+    with pytest.raises(ArgumentError, match="`--weight` must go with --format b. Got '--format a'"):
+        parse_options(Owner, {"weight": "x"}, "--format a", owners)
+    with pytest.raises(UnknownNameError, match="option of --format a"):
+        parse_options(Owner, {"wait": "x"}, "--format a", owners)
+    # A switch that is off asks for nothing.
+    assert parse_options(Other, {"strict": False}, "--format b", owners) == Other()
+
+
+def test_the_table_has_every_option() -> None:
+    text = table(Owner)
+    assert "| `--code` | `NAME` |  | A code. |" in text
+    assert "| `--sparsity` | `[LAYER=]SHARE` | `0.8` | Share. |" in text

@@ -12,6 +12,7 @@ from typing import Any
 _PUBLIC = {
     "ConstantSparsity": "edgecompress.schedules.constant",
     "PolynomialDecay": "edgecompress.schedules.polynomial",
+    "Pruning": "edgecompress.callbacks.pruning",
     "MagnitudePruning": "edgecompress.callbacks.magnitude_pruning",
     "GroupLasso": "edgecompress.callbacks.group_lasso",
     "QuantizationAwareTraining": "edgecompress.callbacks.quantization_aware_training",

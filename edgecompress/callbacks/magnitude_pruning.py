@@ -2,170 +2,33 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-import keras
-import numpy as np
-from keras import layers as kl
-from keras import ops
-
-from edgecompress.callbacks.base import (
-    CompressionCallback,
-    Kernel,
-    LayerChoice,
-    StepHook,
-    rebuild_train_function,
-)
+from edgecompress.callbacks.base import LayerChoice
+from edgecompress.callbacks.pruning import Pruning
 from edgecompress.core.errors import ArgumentError
-from edgecompress.core.learnt_ranges import keeping_ranges
-from edgecompress.core.registry import Registry
+from edgecompress.patterns.blocks import Blocks
+from edgecompress.patterns.weights import Weights
 from edgecompress.schedules.base import Schedule, serialize
 
-# Layer class -> attribute that holds the pruned weights: what tensorflow-model-optimization prunes.
-PRUNED_BY_DEFAULT: dict[type, str] = {
-    kl.Dense: "kernel",
-    kl.EinsumDense: "kernel",
-    kl.Conv1D: "kernel",
-    kl.Conv2D: "kernel",
-    kl.Conv3D: "kernel",
-    kl.Conv1DTranspose: "kernel",
-    kl.Conv2DTranspose: "kernel",
-    kl.Conv3DTranspose: "kernel",
-    kl.SeparableConv1D: "pointwise_kernel",
-    kl.SeparableConv2D: "pointwise_kernel",
-    kl.Embedding: "embeddings",
-}
-# Depthwise kernels hold few weights, each of which matters: pruned only where asked for by name.
-PRUNED_ON_REQUEST: dict[type, str] = {kl.DepthwiseConv1D: "kernel", kl.DepthwiseConv2D: "kernel"}
 
-# A block of one weight: no blocks.
-_SINGLE = (1, 1)
-
-# Scope -> function that splits the number of kernels into groups sharing one threshold.
-SCOPES: Registry[Callable[[int], list[list[int]]]] = Registry("scope")
-
-
-@SCOPES.register("layer")
-def _one_by_one(count: int) -> list[list[int]]:
-    return [[index] for index in range(count)]
-
-
-@SCOPES.register("global")
-def _all_together(count: int) -> list[list[int]]:
-    return [list(range(count))]
-
-
-def kept_weights(size: int, sparsity: Any) -> Any:
-    """Returns how many of `size` weights stay: max(round(size * (1 - sparsity)), 1), as float32.
-
-    Rounding is to even, in float32, as in tensorflow-model-optimization.
-    """
-    return ops.maximum(ops.round(ops.cast(float(size), "float32") * (1 - sparsity)), 1.0)
-
-
-def magnitude_masks(kernels: Sequence[Any], sparsity: Any) -> list[Any]:
-    """Returns which weights stay when the smallest of all `kernels` together become zero.
-
-    A weight stays if its magnitude is at least that of the k-th largest, k = `kept_weights`; of
-    equal magnitudes all stay. The largest weight of each kernel stays in any case, so that no
-    layer goes dead where a threshold is shared.
-
-    Args:
-        kernels: Float tensors of any shapes.
-        sparsity: Share of weights to zero, a float32 tensor or float.
-
-    Returns:
-        A bool tensor for each kernel.
-
-    Example:
-        >>> magnitude_masks([ops.array([0.1, -0.4, 0.3, 0.2])], 0.5)[0]
-        <tf.Tensor: shape=(4,), dtype=bool, numpy=array([False,  True,  True, False])>
-    """
-    # Magnitudes order like their bit patterns read as integers, so the exact k-th largest is found
-    # bit by bit with 31 counts: several times faster than a sort, and kind to XLA.
-    magnitudes = [ops.view(ops.abs(ops.cast(kernel, "float32")), "int32") for kernel in kernels]
-    size = sum(int(np.prod(kernel.shape)) for kernel in kernels)
-    kept = ops.cast(kept_weights(size, sparsity), "int32")
-
-    def try_bit(index: Any, threshold: Any) -> Any:
-        candidate = ops.bitwise_or(threshold, ops.left_shift(1, 30 - index))
-        count = sum(ops.sum(ops.cast(bits >= candidate, "int32")) for bits in magnitudes)
-        return ops.where(count >= kept, candidate, threshold)
-
-    threshold = ops.fori_loop(0, 31, try_bit, ops.convert_to_tensor(0, "int32"))
-    return [bits >= ops.minimum(threshold, ops.max(bits)) for bits in magnitudes]
-
-
-def block_magnitudes(kernel: Any, block_size: tuple[int, int]) -> Any:
-    """Returns the mean magnitude of each block, mean |w|, as float32.
-
-    Args:
-        kernel: Shape (rows, columns), both multiples of the block's.
-        block_size: Rows and columns of a block.
-
-    Returns:
-        Shape (rows / block rows, columns / block columns).
-
-    Example:
-        >>> block_magnitudes(ops.array([[1.0, -2.0], [3.0, 0.0]]), (2, 1))
-        <tf.Tensor: shape=(1, 2), dtype=float32, numpy=array([[2., 1.]], dtype=float32)>
-    """
-    height, width = block_size
-    rows, columns = kernel.shape
-    blocks = (rows // height, height, columns // width, width)
-    return ops.mean(ops.reshape(ops.abs(ops.cast(kernel, "float32")), blocks), axis=(1, 3))
-
-
-@dataclass(frozen=True)
-class _Pruned:
-    """A layer's pruned weights and their mask (True stays)."""
-
-    layer: str
-    kernel: keras.Variable
-    mask: keras.Variable
-
-    def apply(self, mask: Any) -> None:
-        # Not a product: 0.0 and -0.0 are different bytes in a file.
-        self.kernel.assign(ops.where(mask, ops.convert_to_tensor(self.kernel), 0.0))
-
-    def zeros(self) -> int:
-        kernel = ops.convert_to_numpy(self.kernel)
-        return int(kernel.size - np.count_nonzero(kernel))
-
-    @property
-    def size(self) -> int:
-        return int(np.prod(self.kernel.shape))
-
-
-class MagnitudePruning(CompressionCallback):
+class MagnitudePruning(Pruning):
     """Sets the weights of smallest magnitude to zero during `fit`, following a schedule.
 
-    At every update step of the schedule the k-th largest magnitude becomes the threshold,
+    `Pruning` with the criterion `magnitude`. At every update step of the schedule the k-th largest
+    magnitude becomes the threshold,
 
         mask = |w| >= threshold,    k = max(round(size * (1 - sparsity)), 1),
 
     and after every optimizer step w becomes w where the mask holds and 0 elsewhere. With `scope`
     "layer" this is the algorithm of tensorflow-model-optimization (Zhu and Gupta, 2017,
-    https://arxiv.org/abs/1710.01878, section 3), weight for weight. It runs inside the compiled
-    train step, so `steps_per_execution` and `jit_compile` do not change the result. The layers
-    stay plain Keras layers; nothing has to be stripped after training.
-
-    Steps are the optimizer's updates since the model was compiled: a second `fit`, or one after
-    `load_model`, continues the schedule. Keep the callback in every later `fit`; without it the
-    zeros grow back. `fit` adds `sparsity` to its history, and `sparsity/<layer>` for each layer.
+    https://arxiv.org/abs/1710.01878, section 3), weight for weight.
 
     Args:
         schedule: Target sparsity over the steps, e.g. `PolynomialDecay`.
-        layers: Names of the layers to prune, or a predicate `layer -> bool`. Defaults to None:
-            all Dense, EinsumDense, Conv, Conv transpose, SeparableConv (pointwise part) and
-            Embedding layers; depthwise layers only where named.
-        scope: "layer" gives every layer the same sparsity; "global" compares the weights of all
-            layers, so that robust layers lose more, which is usually more accurate at the same
-            total (Gupta et al., "Is complexity required for neural network pruning?", 2022,
-            https://arxiv.org/abs/2209.14624). Defaults to "layer".
+        layers: As in `Pruning`.
+        scope: As in `Pruning`. Defaults to "layer".
         block_size: Rows and columns of the blocks of a Dense or Embedding kernel that are pruned as
             one, by their mean magnitude. (4, 1) is four inputs of one unit: what the sparse kernels
             of phones work with. Layers whose kernel has no such blocks are left out. Defaults to
@@ -192,22 +55,16 @@ class MagnitudePruning(CompressionCallback):
         block_size: tuple[int, int] = (1, 1),
     ) -> None:
         """Checks the arguments; the model is looked at when training begins."""
-        super().__init__()
-        if not isinstance(schedule, Schedule):
+        sizes = tuple(block_size) if isinstance(block_size, (tuple, list)) else ()
+        if len(sizes) != 2:
             raise ArgumentError(
-                "schedule",
-                "be a Schedule",
-                schedule,
-                "Use PolynomialDecay(final_sparsity=..., begin_step=..., end_step=...).",
+                "block_size", "be two whole numbers of at least 1: rows and columns", block_size
             )
-        self.schedule = schedule
-        self.layers = layers if layers is None or callable(layers) else _names(layers)
-        self.scope = scope
-        self.block_size = _checked_block(block_size)
-        self._groups = SCOPES[scope]
-        self._pruned: list[_Pruned] = []
-        self._hook: StepHook | None = None
-        self._started = False
+        blocks = Blocks(*sizes)
+        self.block_size = sizes
+        super().__init__(
+            schedule, "magnitude", Weights() if sizes == (1, 1) else blocks, layers, scope
+        )
 
     def settings(self) -> Mapping[str, Any]:
         """Returns schedule, scope, block size and the names of the pruned layers."""
@@ -218,211 +75,5 @@ class MagnitudePruning(CompressionCallback):
             "layers": [pruned.layer for pruned in self._pruned],
         }
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Hooks the masks into the optimizer and has the train step traced anew."""
-        super().on_train_begin(logs)
-        self._detach()
-        kernels = self._with_blocks(
-            self.choose_kernels(self.layers, PRUNED_BY_DEFAULT, PRUNED_ON_REQUEST, "pruned")
-        )
-        hook = StepHook(self.model, self.params)
-        taken = {id(variable) for other in hook.others() for variable in other.assigns}
-        for kernel in kernels:
-            if id(kernel.variable) in taken:
-                raise ArgumentError(
-                    "layers", "name no layer that another callback of this fit prunes", kernel.name
-                )
-        self._pruned = [
-            _Pruned(
-                kernel.name,
-                kernel.variable,
-                hook.add_variable(
-                    kernel.variable.shape, "bool", f"{kernel.layer.name}_pruning_mask"
-                ),
-            )
-            for kernel in kernels
-        ]
-        self._hook = hook
-        hook.install(self._prune, [pruned.kernel for pruned in self._pruned])
-        rebuild_train_function(self.model)
-        self._started = False
-        self._warn_of_no_update()
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Finds the masks to start from, once every callback has restored what it restores."""
-        if not self._started:
-            self._resume()
-            self._prune()
-            self._started = True
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Writes the sparsity into the history."""
-        total, by_layer = self._sparsity()
-        details = {f"sparsity/{name}": value for name, value in by_layer.items()}
-        self.log(epoch, logs, {"sparsity": total}, details)
-
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Leaves a plain model with exact zeros, and its record."""
-        # With an exponential moving average, fit has just replaced the weights.
-        with keeping_ranges(self.model):
-            self._mask_kernels()
-        total, by_layer = self._sparsity()
-        step = self._step()
-        self._note_shortfall(total, step)
-        self._detach()
-        self.attach_step({"sparsity": total, "layer_sparsity": by_layer, "optimizer_steps": step})
-        self._pruned = []
-
-    def _with_blocks(self, kernels: list[Kernel]) -> list[Kernel]:
-        """Leaves out kernels that have no blocks of the wanted size."""
-        if self.block_size == _SINGLE:
-            return kernels
-        height, width = self.block_size
-        chosen = []
-        for kernel in kernels:
-            shape = tuple(kernel.variable.shape)
-            if len(shape) == 2 and not shape[0] % height and not shape[1] % width:
-                chosen.append(kernel)
-                continue
-            self.note(
-                f"{kernel.name} is not pruned: its kernel of shape {shape} has no blocks of "
-                f"{height} x {width}. Prune it with a MagnitudePruning of its own."
-            )
-        if not chosen:
-            raise ArgumentError(
-                "block_size", "divide at least one kernel", self.block_size, " ".join(self.notes)
-            )
-        return chosen
-
-    def _step(self) -> int:
-        """Returns how many updates the optimizer has made."""
-        if self._hook is None:
-            return 0
-        return int(ops.convert_to_numpy(self._hook.optimizer.iterations))
-
-    def _prune(self) -> None:
-        """Recomputes the masks where due and applies them; part of the compiled step."""
-        if self._hook is None:
-            return
-        # The optimizer has counted its update: these are the weights of the coming step.
-        step = ops.convert_to_tensor(self._hook.optimizer.iterations) + 1
-        masks = ops.cond(
-            self.schedule.due(step),
-            lambda: self._new_masks(step),
-            lambda: [ops.convert_to_tensor(pruned.mask) for pruned in self._pruned],
-        )
-        for pruned, mask in zip(self._pruned, masks, strict=True):
-            pruned.mask.assign(mask)
-            pruned.apply(mask)
-
-    def _new_masks(self, step: Any) -> list[Any]:
-        sparsity = self.schedule.value(step, ops)
-        masks: dict[int, Any] = {}
-        for group in self._groups(len(self._pruned)):
-            kernels = [ops.convert_to_tensor(self._pruned[index].kernel) for index in group]
-            masks.update(zip(group, self._masks(kernels, sparsity), strict=True))
-        return [masks[index] for index in range(len(self._pruned))]
-
-    def _masks(self, kernels: list[Any], sparsity: Any) -> list[Any]:
-        if self.block_size == _SINGLE:
-            return magnitude_masks(kernels, sparsity)
-        height, width = self.block_size
-        blocks = [block_magnitudes(kernel, self.block_size) for kernel in kernels]
-        return [
-            ops.repeat(ops.repeat(mask, height, axis=0), width, axis=1)
-            for mask in magnitude_masks(blocks, sparsity)
-        ]
-
-    def _mask_kernels(self) -> None:
-        for pruned in self._pruned:
-            pruned.apply(ops.convert_to_tensor(pruned.mask))
-
-    def _resume(self) -> None:
-        """Takes the masks from the zeros of a model that was pruned before."""
-        step = self._step()
-        last = self.schedule.last_update(step)
-        if not last:  # Step 0 comes before the first update.
-            return
-        for pruned in self._pruned:
-            pruned.mask.assign(ops.not_equal(ops.convert_to_tensor(pruned.kernel), 0.0))
-        zeros = sum(pruned.zeros() for pruned in self._pruned)
-        size = sum(pruned.size for pruned in self._pruned)
-        missing = self.schedule(last) - zeros / size
-        if missing <= 0.01:
-            return
-        shift = f"Compile the model again, or add {step} to begin_step and end_step."
-        if self.schedule.last_update(step + self.schedule.frequency) == last:
-            raise ArgumentError(
-                "schedule",
-                f"not be over when training begins (the optimizer is at step {step} and the "
-                f"weights at sparsity {zeros / size:.2f})",
-                self.schedule,
-                shift,
-            )
-        if self.schedule(last) - self.schedule(self.schedule.begin_step) > 0.01:
-            text = (
-                f"Pruning starts in the middle of its schedule: the optimizer is at step {step}, "
-                f"where the schedule is at sparsity {self.schedule(last):.2f} and the weights at "
-                f"{zeros / size:.2f}."
-            )
-            self.note(text)
-            warnings.warn(f"{text} {shift}", stacklevel=2)
-
-    def _sparsity(self) -> tuple[float, dict[str, float]]:
-        """Returns the share of zeros in all pruned weights, and in each layer's."""
-        zeros = [pruned.zeros() for pruned in self._pruned]
-        total = sum(zeros) / sum(pruned.size for pruned in self._pruned)
-        return total, {p.layer: z / p.size for p, z in zip(self._pruned, zeros, strict=True)}
-
-    def _note_shortfall(self, total: float, step: int) -> None:
-        end = self.schedule.end_step if self.schedule.end_step >= 0 else step
-        last = self.schedule.last_update(end)
-        target = self.schedule(end)
-        if total >= target - 0.01:
-            return
-        reason = f"frequency {self.schedule.frequency} puts the last mask update at step {last}"
-        if step < self.schedule.first_update:
-            reason = (
-                f"training ended at step {step}, before the first mask update at step "
-                f"{self.schedule.first_update} (frequency {self.schedule.frequency})"
-            )
-        elif not last or step < last:
-            reason = f"training ended at step {step}, before the last mask update of the schedule"
-        self.note(f"Sparsity is {total:.3f}, below the schedule's {target:.3f}: {reason}.")
-
-    def _warn_of_no_update(self) -> None:
-        """Warns where the fit is too short for the first update of the masks."""
-        steps, epochs = self.params.get("steps"), self.params.get("epochs")
-        step = self._step()
-        if not steps or not epochs or self.schedule.last_update(step):
-            return
-        first = self.schedule.first_update
-        if step + steps * epochs < first:
-            # The record gets a note of what came of it, at the end of training.
-            warnings.warn(
-                f"Nothing will be pruned: the fit has {steps * epochs} steps, and the masks are "
-                f"first computed at step {first} (begin_step={self.schedule.begin_step}, "
-                f"frequency={self.schedule.frequency}). Set a smaller frequency.",
-                stacklevel=2,
-            )
-
-    def _detach(self) -> None:
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
-            rebuild_train_function(self.model)
-
-
-def _names(layers: Any) -> list[str]:
-    return [layers] if isinstance(layers, str) else list(layers)
-
-
-def _checked_block(block_size: Any) -> tuple[int, int]:
-    sizes = tuple(block_size) if isinstance(block_size, (tuple, list)) else ()
-    if len(sizes) != 2 or any(
-        isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sizes
-    ):
-        raise ArgumentError(
-            "block_size", "be two whole numbers of at least 1: rows and columns", block_size
-        )
-    return sizes
+    def _pattern_argument(self) -> tuple[str, str, Any]:
+        return "block_size", "divide at least one kernel", self.block_size

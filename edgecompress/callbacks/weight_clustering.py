@@ -15,7 +15,7 @@ from edgecompress.callbacks.base import (
     StepHook,
     rebuild_train_function,
 )
-from edgecompress.callbacks.magnitude_pruning import PRUNED_BY_DEFAULT, PRUNED_ON_REQUEST
+from edgecompress.callbacks.pruning import PRUNED_BY_DEFAULT, PRUNED_ON_REQUEST
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.learnt_ranges import keeping_ranges
 from edgecompress.precisions.kmeans import INITIALIZATIONS, cluster

@@ -256,6 +256,64 @@ def by_name(inner: Kind, what: str) -> ByName:
 
 
 @dataclass(frozen=True)
+class Named(Kind):
+    """One of a registry's classes, with options of its own: `blocks` or `blocks:rows=4,columns=1`.
+
+    Attributes:
+        names: Name -> dataclass.
+    """
+
+    metavar: str = "NAME[:OPTION=VALUE,...]"
+    rule: str = "be a known name"
+    names: Mapping[str, type] = field(default_factory=dict)
+
+    def parse(self, value: Any, argument: str) -> Any:
+        """Returns an object of the class; one that comes in is returned as it is."""
+        return named(self.names, value, argument)
+
+
+def named(registry: Mapping[str, type[T]], given: Any, argument: str) -> T:
+    """Returns an object of a registered class, by name, by name and options, or as it came.
+
+    Args:
+        registry: Name -> dataclass.
+        given: A name, `NAME:OPTION=VALUE,...`, a mapping as `named_config` returns it, or an object
+            of a registered class.
+        argument: What the user calls it.
+
+    Raises:
+        UnknownNameError: no class, or no option of the class, has the name.
+        ArgumentError: a value breaks its rule.
+
+    Example:
+        >>> named(PATTERNS, "blocks:rows=2", "pattern")  # doctest: +SKIP
+        Blocks(rows=2, columns=1)
+    """
+    if isinstance(given, Mapping) and set(given) == {"name", "config"}:
+        name, options = given["name"], dict(given["config"])
+    elif isinstance(given, str):
+        name, _, text = given.partition(":")
+        pairs = [pair.partition("=") for pair in text.split(",") if pair.strip()]
+        options = {key.strip().replace("-", "_"): value.strip() for key, _, value in pairs}
+    elif not isinstance(given, type) and type(given) in registry.values():
+        return given
+    else:
+        raise ArgumentError(argument, f"be one of {', '.join(registry)}", given)
+    if name not in registry:
+        raise UnknownNameError(argument, name, registry)
+    return parse_options(registry[name], options, f"{argument} {name}")
+
+
+def named_config(registry: Mapping[str, type], thing: Any) -> dict[str, Any]:
+    """Returns an object of a registered class as JSON values, as `named` reads them back."""
+    for name, owner in registry.items():
+        if owner is type(thing):
+            config = {item.name: getattr(thing, item.name) for item in options_of(owner)}
+            return {"name": name, "config": config}
+    raise ArgumentError("object", "be of a registered class", type(thing).__name__)
+
+
+@dataclass(frozen=True)
 class Option:
     """One option: its name, its meaning, and how its value is written.
 

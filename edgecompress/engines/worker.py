@@ -1,6 +1,6 @@
 """Runs one flatbuffer in one inference engine; started by `engines.run` as a program of its own.
 
-Usage: `python -I engine_worker.py JOB`, where JOB is a JSON file. The answers are JSON lines on
+Usage: `python -I worker.py JOB`, where JOB is a JSON file. The answers are JSON lines on
 standard output: `{"done": n}` after every now and then, at the end `{"result": ...}` or
 `{"error": ..., "kind": ...}`. Everything that the engine itself prints goes to the log file.
 

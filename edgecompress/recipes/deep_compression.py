@@ -366,7 +366,7 @@ def _kernel_layers(model: Any, named: Mapping[str, Any], doing: str) -> tuple[li
         UnknownNameError: a named layer is not in the model.
         ArgumentError: a named layer has no kernel for it.
     """
-    from edgecompress.callbacks.magnitude_pruning import PRUNED_BY_DEFAULT, PRUNED_ON_REQUEST
+    from edgecompress.callbacks.pruning import PRUNED_BY_DEFAULT, PRUNED_ON_REQUEST
     from edgecompress.core.keras_graph import walk_layers
     from edgecompress.inspection.keras_models import weight_variables
 

@@ -16,14 +16,14 @@ from keras import ops
 
 from edgecompress.callbacks.base import rebuild_train_function
 from edgecompress.callbacks.group_lasso import GroupLasso
-from edgecompress.callbacks.magnitude_pruning import (
-    MagnitudePruning,
-    block_magnitudes,
-    magnitude_masks,
-)
+from edgecompress.callbacks.magnitude_pruning import MagnitudePruning
 from edgecompress.callbacks.quantization_aware_training import QuantizationAwareTraining
 from edgecompress.core.errors import ArgumentError, UnknownNameError, UnsupportedModelError
 from edgecompress.core.record import record_of, sidecar_path
+from edgecompress.criteria.magnitude import Magnitude
+from edgecompress.patterns.base import KernelShape
+from edgecompress.patterns.blocks import Blocks
+from edgecompress.patterns.weights import Weights
 from edgecompress.precisions.int8 import Int8
 from edgecompress.schedules import ConstantSparsity, PolynomialDecay
 
@@ -61,6 +61,15 @@ def _fit(model: keras.Model, callbacks: list[Any], epochs: int = 4, **args: Any)
 def _zeros(model: keras.Model, *names: str) -> float:
     kernels = [model.get_layer(n).kernel.numpy().ravel() for n in names or ("first", "second")]
     return float(np.mean(np.concatenate(kernels) == 0))
+
+
+def magnitude_masks(kernels: list[Any], sparsity: float) -> list[Any]:
+    scores = [Magnitude().score(kernel, {}) for kernel in kernels]
+    return Weights().masks(scores, sparsity, [KernelShape(tuple(k.shape)) for k in kernels])
+
+
+def block_magnitudes(kernel: Any, block_size: tuple[int, int]) -> Any:
+    return Blocks(*block_size).units(Magnitude().score(kernel, {}), KernelShape(kernel.shape))
 
 
 class TestMasks:

@@ -12,6 +12,7 @@ from edgecompress.core.options import (
     Choice,
     Flag,
     Kind,
+    Named,
     Number,
     Path,
     Size,
@@ -19,6 +20,8 @@ from edgecompress.core.options import (
     Time,
     by_name,
     many,
+    named,
+    named_config,
     option,
     options_of,
     parse_options,
@@ -122,3 +125,40 @@ def test_the_table_has_every_option() -> None:
     text = table(Owner)
     assert "| `--code` | `NAME` |  | A code. |" in text
     assert "| `--sparsity` | `[LAYER=]SHARE` | `0.8` | Share. |" in text
+
+
+@dataclass(frozen=True)
+class Blocks:
+    rows: int = option(4, "Rows.", whole(1))
+    columns: int = option(1, "Columns.", whole(1))
+
+
+@pytest.mark.parametrize(
+    "given, thing",
+    [
+        ("blocks", Blocks()),
+        ("blocks:rows=2", Blocks(2)),
+        ("blocks:rows=2, columns=3", Blocks(2, 3)),
+        (Blocks(7), Blocks(7)),
+        ({"name": "blocks", "config": {"rows": 5}}, Blocks(5)),
+    ],
+)
+def test_named_objects(given: object, thing: Blocks) -> None:
+    registry = {"blocks": Blocks, "other": Other}
+    assert Named(names=registry).parse(given, "pattern") == thing
+    assert named(registry, named_config(registry, thing), "pattern") == thing
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ("block", "Did you mean blocks"),
+        ("blocks:row=2", "option of pattern blocks"),
+        ("blocks:rows=0", "`--rows` must be a whole number, 1 or more"),
+        (3, "be one of blocks, other. Got 3"),
+        (Blocks, "be one of blocks, other"),
+    ],
+)
+def test_refused_named_objects(given: object, said: str) -> None:
+    with pytest.raises(ArgumentError, match=said):
+        named({"blocks": Blocks, "other": Other}, given, "pattern")

@@ -254,7 +254,7 @@ def test_tflm_says_which_kernel_refused(tiny: Path) -> None:
 
 def test_tflm_gets_an_arena_as_large_as_it_needs(tiny: Path, tmp_path: Path) -> None:
     # A worker that begins with 1 KiB must end where the one with 16 MiB does.
-    text = Path(engines.__file__).with_name("engine_worker.py").read_text()
+    text = Path(engines.__file__).with_name("worker.py").read_text()
     small = text.replace(
         "_ARENA_BYTES = (16 << 20, ", "_ARENA_BYTES = (1 << 10, 2 << 10, 1 << 16, "
     )

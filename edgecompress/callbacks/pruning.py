@@ -1,0 +1,405 @@
+"""Pruning: the weights that matter least become zero while training goes on."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers as kl
+from keras import ops
+
+from edgecompress.callbacks.base import (
+    CompressionCallback,
+    Kernel,
+    LayerChoice,
+    StepHook,
+    rebuild_train_function,
+)
+from edgecompress.core.errors import ArgumentError
+from edgecompress.core.learnt_ranges import keeping_ranges
+from edgecompress.core.options import named, named_config
+from edgecompress.core.registry import Registry
+from edgecompress.criteria import CRITERIA
+from edgecompress.criteria.base import Criterion
+from edgecompress.patterns import PATTERNS
+from edgecompress.patterns.base import KernelShape, Pattern
+from edgecompress.schedules.base import Schedule, serialize
+from edgecompress.surgery.groups import KERNELS
+
+# Layer class -> attribute that holds the pruned weights: what tensorflow-model-optimization prunes.
+PRUNED_BY_DEFAULT: dict[type, str] = {
+    kl.Dense: "kernel",
+    kl.EinsumDense: "kernel",
+    kl.Conv1D: "kernel",
+    kl.Conv2D: "kernel",
+    kl.Conv3D: "kernel",
+    kl.Conv1DTranspose: "kernel",
+    kl.Conv2DTranspose: "kernel",
+    kl.Conv3DTranspose: "kernel",
+    kl.SeparableConv1D: "pointwise_kernel",
+    kl.SeparableConv2D: "pointwise_kernel",
+    kl.Embedding: "embeddings",
+}
+# Depthwise kernels hold few weights, each of which matters: pruned only where asked for by name.
+PRUNED_ON_REQUEST: dict[type, str] = {kl.DepthwiseConv1D: "kernel", kl.DepthwiseConv2D: "kernel"}
+
+# Scope -> function that splits the number of kernels into groups sharing one threshold.
+SCOPES: Registry[Callable[[int], list[list[int]]]] = Registry("scope")
+
+
+@SCOPES.register("layer")
+def _one_by_one(count: int) -> list[list[int]]:
+    return [[index] for index in range(count)]
+
+
+@SCOPES.register("global")
+def _all_together(count: int) -> list[list[int]]:
+    return [list(range(count))]
+
+
+@dataclass(frozen=True)
+class _Pruned:
+    """A layer's pruned weights, their mask (True stays), and what the criterion keeps of them."""
+
+    layer: str
+    kernel: keras.Variable
+    mask: keras.Variable
+    shape: KernelShape
+    statistics: Mapping[str, keras.Variable]
+
+    def score(self, criterion: Criterion) -> Any:
+        statistics = {k: ops.convert_to_tensor(v) for k, v in self.statistics.items()}
+        return criterion.score(ops.convert_to_tensor(self.kernel), statistics)
+
+    def observe(self, criterion: Criterion, gradient: Any, step: Any) -> None:
+        statistics = {k: ops.convert_to_tensor(v) for k, v in self.statistics.items()}
+        weights = ops.convert_to_tensor(self.kernel)
+        for name, value in criterion.observe(weights, gradient, statistics, step).items():
+            self.statistics[name].assign(value)
+
+    def apply(self, mask: Any) -> None:
+        # Not a product: 0.0 and -0.0 are different bytes in a file.
+        self.kernel.assign(ops.where(mask, ops.convert_to_tensor(self.kernel), 0.0))
+
+    def zeros(self) -> int:
+        kernel = ops.convert_to_numpy(self.kernel)
+        return int(kernel.size - np.count_nonzero(kernel))
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.kernel.shape))
+
+
+class Pruning(CompressionCallback):
+    """Sets the weights that matter least to zero during `fit`: criterion x pattern x schedule.
+
+    At every update step of the schedule the criterion scores the weights, and the pattern says
+    which of them stay at the schedule's sparsity; after every optimizer step w becomes w where the
+    mask holds and 0 elsewhere. It runs inside the compiled train step, so `steps_per_execution` and
+    `jit_compile` do not change the result. The layers stay plain Keras layers; nothing has to be
+    stripped after training.
+
+    Steps are the optimizer's updates since the model was compiled: a second `fit`, or one after
+    `load_model`, continues the schedule. Keep the callback in every later `fit`; without it the
+    zeros grow back. `fit` adds `sparsity` to its history, and `sparsity/<layer>` for each layer.
+
+    Args:
+        schedule: Target sparsity over the steps, e.g. `PolynomialDecay`.
+        criterion: What the weights are scored by: a name of `CRITERIA`, `NAME:OPTION=VALUE`, or a
+            criterion. Defaults to `"magnitude"`.
+        pattern: Which weights go together: a name of `PATTERNS`, `NAME:OPTION=VALUE`, or a pattern.
+            Layers whose kernel the pattern does not fit are left out. Defaults to `"weights"`.
+        layers: Names of the layers to prune, or a predicate `layer -> bool`. Defaults to None:
+            all Dense, EinsumDense, Conv, Conv transpose, SeparableConv (pointwise part) and
+            Embedding layers; depthwise layers only where named.
+        scope: "layer" gives every layer the same sparsity; "global" compares the weights of all
+            layers, so that robust layers lose more, which is usually more accurate at the same
+            total (Gupta et al., "Is complexity required for neural network pruning?", 2022,
+            https://arxiv.org/abs/2209.14624). Defaults to "layer".
+
+    Raises:
+        ArgumentError: an argument breaks its rule; at the start of `fit` also if no layer is
+            left to prune or the schedule was over before training began.
+        UnknownNameError: a name is not registered.
+        UnsupportedModelError: at the start of `fit`, the model is subclassed.
+
+    Example:
+        >>> pruning = Pruning(PolynomialDecay(0.8, begin_step=0, end_step=3000),
+        ...                   pattern="blocks:rows=4,columns=1")  # doctest: +SKIP
+        >>> model.fit(x, y, epochs=10, callbacks=[pruning])  # doctest: +SKIP
+    """
+
+    technique = "pruning"
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        criterion: str | Criterion = "magnitude",
+        pattern: str | Pattern = "weights",
+        layers: LayerChoice = None,
+        scope: str = "layer",
+    ) -> None:
+        """Checks the arguments; the model is looked at when training begins."""
+        super().__init__()
+        if not isinstance(schedule, Schedule):
+            raise ArgumentError(
+                "schedule",
+                "be a Schedule",
+                schedule,
+                "Use PolynomialDecay(final_sparsity=..., begin_step=..., end_step=...).",
+            )
+        self.schedule = schedule
+        self.criterion: Criterion = named(CRITERIA, criterion, "criterion")
+        self.pattern: Pattern = named(PATTERNS, pattern, "pattern")
+        self.layers = layers if layers is None or callable(layers) else _names(layers)
+        self.scope = scope
+        self._groups = SCOPES[scope]
+        self._pruned: list[_Pruned] = []
+        self._hook: StepHook | None = None
+        self._observed: Any = None
+        self._started = False
+
+    def settings(self) -> Mapping[str, Any]:
+        """Returns schedule, criterion, pattern, scope and the names of the pruned layers."""
+        return {
+            "schedule": serialize(self.schedule),
+            "criterion": named_config(CRITERIA, self.criterion),
+            "pattern": named_config(PATTERNS, self.pattern),
+            "scope": self.scope,
+            "layers": [pruned.layer for pruned in self._pruned],
+        }
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Hooks the masks into the optimizer and has the train step traced anew."""
+        super().on_train_begin(logs)
+        self._detach()
+        kernels = self._fitting(
+            self.choose_kernels(self.layers, PRUNED_BY_DEFAULT, PRUNED_ON_REQUEST, "pruned")
+        )
+        hook = StepHook(self.model, self.params)
+        taken = {id(variable) for other in hook.others() for variable in other.assigns}
+        for kernel in kernels:
+            if id(kernel.variable) in taken:
+                raise ArgumentError(
+                    "layers", "name no layer that another callback of this fit prunes", kernel.name
+                )
+        self._pruned = [
+            _Pruned(
+                kernel.name,
+                kernel.variable,
+                hook.add_variable(
+                    kernel.variable.shape, "bool", f"{kernel.layer.name}_pruning_mask"
+                ),
+                _shape_of(kernel),
+                {
+                    name: hook.add_variable(
+                        kernel.variable.shape, "float32", f"{kernel.layer.name}_{name}"
+                    )
+                    for name in self.criterion.statistics
+                },
+            )
+            for kernel in kernels
+        ]
+        self._hook = hook
+        watching = bool(self.criterion.statistics)
+        if watching:
+            self._observed = hook.add_variable((), "float32", "pruning_observed_steps")
+            self._forget()
+        hook.install(
+            self._prune,
+            [pruned.kernel for pruned in self._pruned],
+            before=self._observe if watching else None,
+        )
+        rebuild_train_function(self.model)
+        self._started = False
+        self._warn_of_no_update()
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Finds the masks to start from, once every callback has restored what it restores."""
+        if not self._started:
+            self._resume()
+            self._prune()
+            self._started = True
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Writes the sparsity into the history."""
+        total, by_layer = self._sparsity()
+        details = {f"sparsity/{name}": value for name, value in by_layer.items()}
+        self.log(epoch, logs, {"sparsity": total}, details)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Leaves a plain model with exact zeros, and its record."""
+        # With an exponential moving average, fit has just replaced the weights.
+        with keeping_ranges(self.model):
+            self._mask_kernels()
+        total, by_layer = self._sparsity()
+        step = self._step()
+        self._note_shortfall(total, step)
+        self._detach()
+        self.attach_step({"sparsity": total, "layer_sparsity": by_layer, "optimizer_steps": step})
+        self._pruned = []
+
+    def _fitting(self, kernels: list[Kernel]) -> list[Kernel]:
+        """Leaves out kernels that the pattern does not fit."""
+        chosen = []
+        for kernel in kernels:
+            shape = _shape_of(kernel)
+            if self.pattern.fits(shape):
+                chosen.append(kernel)
+                continue
+            self.note(
+                f"{kernel.name} is not pruned: its kernel of shape {shape.shape} has no "
+                f"{self.pattern.title}. Prune it with a {type(self).__name__} of its own."
+            )
+        if not chosen:
+            raise ArgumentError(*self._pattern_argument(), " ".join(self.notes))
+        return chosen
+
+    def _pattern_argument(self) -> tuple[str, str, Any]:
+        """Returns what an error says of a pattern that fits no kernel: argument, rule, value."""
+        return "pattern", "fit at least one kernel", self.pattern
+
+    def _step(self) -> int:
+        """Returns how many updates the optimizer has made."""
+        if self._hook is None:
+            return 0
+        return int(ops.convert_to_numpy(self._hook.optimizer.iterations))
+
+    def _prune(self) -> None:
+        """Recomputes the masks where due and applies them; part of the compiled step."""
+        if self._hook is None:
+            return
+        # The optimizer has counted its update: these are the weights of the coming step.
+        step = ops.convert_to_tensor(self._hook.optimizer.iterations) + 1
+        masks = ops.cond(
+            self.schedule.due(step),
+            lambda: self._new_masks(step),
+            lambda: [ops.convert_to_tensor(pruned.mask) for pruned in self._pruned],
+        )
+        for pruned, mask in zip(self._pruned, masks, strict=True):
+            pruned.mask.assign(mask)
+            pruned.apply(mask)
+
+    def _new_masks(self, step: Any) -> list[Any]:
+        sparsity = self.schedule.value(step, ops)
+        masks: dict[int, Any] = {}
+        for group in self._groups(len(self._pruned)):
+            members = [self._pruned[index] for index in group]
+            scores = [pruned.score(self.criterion) for pruned in members]
+            found = self.pattern.masks(scores, sparsity, [pruned.shape for pruned in members])
+            masks.update(zip(group, found, strict=True))
+        return [masks[index] for index in range(len(self._pruned))]
+
+    def _observe(self, gradients: list[Any], variables: list[Any]) -> list[Any]:
+        """Shows the criterion the gradients of a step; part of the compiled step."""
+        step = ops.convert_to_tensor(self._observed)
+        own = {id(pruned.kernel): pruned for pruned in self._pruned}
+        for gradient, variable in zip(gradients, variables, strict=True):
+            pruned = own.get(id(variable))
+            if pruned is not None and gradient is not None:
+                pruned.observe(self.criterion, gradient, step)
+        self._observed.assign(step + 1)
+        return gradients
+
+    def _forget(self) -> None:
+        """Lets the statistics begin as zeros."""
+        self._observed.assign(0.0)
+        for pruned in self._pruned:
+            for statistic in pruned.statistics.values():
+                statistic.assign(ops.zeros(statistic.shape))
+
+    def _mask_kernels(self) -> None:
+        for pruned in self._pruned:
+            pruned.apply(ops.convert_to_tensor(pruned.mask))
+
+    def _resume(self) -> None:
+        """Takes the masks from the zeros of a model that was pruned before."""
+        step = self._step()
+        last = self.schedule.last_update(step)
+        if not last:  # Step 0 comes before the first update.
+            return
+        for pruned in self._pruned:
+            pruned.mask.assign(ops.not_equal(ops.convert_to_tensor(pruned.kernel), 0.0))
+        zeros = sum(pruned.zeros() for pruned in self._pruned)
+        size = sum(pruned.size for pruned in self._pruned)
+        missing = self.schedule(last) - zeros / size
+        if missing <= 0.01:
+            return
+        shift = f"Compile the model again, or add {step} to begin_step and end_step."
+        if self.schedule.last_update(step + self.schedule.frequency) == last:
+            raise ArgumentError(
+                "schedule",
+                f"not be over when training begins (the optimizer is at step {step} and the "
+                f"weights at sparsity {zeros / size:.2f})",
+                self.schedule,
+                shift,
+            )
+        if self.schedule(last) - self.schedule(self.schedule.begin_step) > 0.01:
+            text = (
+                f"Pruning starts in the middle of its schedule: the optimizer is at step {step}, "
+                f"where the schedule is at sparsity {self.schedule(last):.2f} and the weights at "
+                f"{zeros / size:.2f}."
+            )
+            self.note(text)
+            warnings.warn(f"{text} {shift}", stacklevel=2)
+
+    def _sparsity(self) -> tuple[float, dict[str, float]]:
+        """Returns the share of zeros in all pruned weights, and in each layer's."""
+        zeros = [pruned.zeros() for pruned in self._pruned]
+        total = sum(zeros) / sum(pruned.size for pruned in self._pruned)
+        return total, {p.layer: z / p.size for p, z in zip(self._pruned, zeros, strict=True)}
+
+    def _note_shortfall(self, total: float, step: int) -> None:
+        end = self.schedule.end_step if self.schedule.end_step >= 0 else step
+        last = self.schedule.last_update(end)
+        target = self.schedule(end)
+        if total >= target - 0.01:
+            return
+        reason = f"frequency {self.schedule.frequency} puts the last mask update at step {last}"
+        if step < self.schedule.first_update:
+            reason = (
+                f"training ended at step {step}, before the first mask update at step "
+                f"{self.schedule.first_update} (frequency {self.schedule.frequency})"
+            )
+        elif not last or step < last:
+            reason = f"training ended at step {step}, before the last mask update of the schedule"
+        self.note(f"Sparsity is {total:.3f}, below the schedule's {target:.3f}: {reason}.")
+
+    def _warn_of_no_update(self) -> None:
+        """Warns where the fit is too short for the first update of the masks."""
+        steps, epochs = self.params.get("steps"), self.params.get("epochs")
+        step = self._step()
+        if not steps or not epochs or self.schedule.last_update(step):
+            return
+        first = self.schedule.first_update
+        if step + steps * epochs < first:
+            # The record gets a note of what came of it, at the end of training.
+            warnings.warn(
+                f"Nothing will be pruned: the fit has {steps * epochs} steps, and the masks are "
+                f"first computed at step {first} (begin_step={self.schedule.begin_step}, "
+                f"frequency={self.schedule.frequency}). Set a smaller frequency.",
+                stacklevel=2,
+            )
+
+    def _detach(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+            rebuild_train_function(self.model)
+
+
+def _names(layers: Any) -> list[str]:
+    return [layers] if isinstance(layers, str) else list(layers)
+
+
+def _shape_of(kernel: Kernel) -> KernelShape:
+    """Returns what a pattern knows of a kernel."""
+    where = KERNELS.get(type(kernel.layer).__name__)
+    own = where is not None and where.attribute == kernel.attribute
+    return KernelShape(
+        tuple(kernel.variable.shape), where.axis if own and where is not None else None
+    )

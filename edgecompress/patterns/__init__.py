@@ -1,0 +1,7 @@
+"""Patterns: which weights go together. To add one: a module, its test, one import line here."""
+
+# Importing a pattern registers it.
+from edgecompress.patterns import blocks as blocks
+from edgecompress.patterns import filters as filters
+from edgecompress.patterns import weights as weights
+from edgecompress.patterns.base import PATTERNS as PATTERNS

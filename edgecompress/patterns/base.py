@@ -1,0 +1,128 @@
+"""The base of the patterns: scores of weights to masks."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgecompress.core.registry import Registry
+
+PATTERNS: Registry[type[Pattern]] = Registry("pattern")
+
+
+@dataclass(frozen=True)
+class KernelShape:
+    """What a pattern knows of a kernel.
+
+    Attributes:
+        shape: Its shape.
+        filter_axis: The axis that counts output channels; None where the layer has none.
+    """
+
+    shape: tuple[int, ...]
+    filter_axis: int | None = -1
+
+
+class Pattern(ABC):
+    """Decides which weights are pruned together, and which of these units stay.
+
+    A pattern is a frozen dataclass; its fields are its options (`core.options.option`). All methods
+    are pure functions over `keras.ops` and run inside the compiled train step. Where units compete
+    by their scores, a pattern defines `units` and `expand`; one with a rule of its own (so many of
+    each group) defines `masks`.
+
+    Example:
+        >>> from keras import ops
+        >>> from edgecompress.patterns.blocks import Blocks
+        >>> scores = ops.array([[1.0], [2.0], [3.0], [0.5]])
+        >>> Blocks(2, 1).masks([scores], 0.5, [KernelShape((4, 1))])[0][:, 0]
+        <tf.Tensor: shape=(4,), dtype=bool, numpy=array([False, False,  True,  True])>
+    """
+
+    @property
+    def title(self) -> str:
+        """What the units are called in a note, e.g. `blocks of 4 x 1`."""
+        return type(self).__name__.lower()
+
+    def fits(self, kernel: KernelShape) -> bool:
+        """Tells whether a kernel can be pruned in this pattern."""
+        return True
+
+    @abstractmethod
+    def units(self, scores: Any, kernel: KernelShape) -> Any:
+        """Returns one score for each unit, from those of its weights.
+
+        Args:
+            scores: Scores of the weights, float32, of the kernel's shape.
+            kernel: The kernel.
+        """
+
+    @abstractmethod
+    def expand(self, kept: Any, kernel: KernelShape) -> Any:
+        """Returns a mask of the kernel's shape (True stays) from one of the units."""
+
+    def masks(
+        self, scores: Sequence[Any], sparsity: Any, kernels: Sequence[KernelShape]
+    ) -> list[Any]:
+        """Returns which weights stay when the weakest units of all kernels together go.
+
+        Args:
+            scores: Scores of the weights of each kernel, float32, 0 or more.
+            sparsity: Share of units to prune, a float32 tensor or float.
+            kernels: The kernels.
+
+        Returns:
+            A bool tensor of the kernel's shape for each kernel.
+        """
+        units = [self.units(s, kernel) for s, kernel in zip(scores, kernels, strict=True)]
+        kept = keep_largest(units, sparsity)
+        return [self.expand(mask, kernel) for mask, kernel in zip(kept, kernels, strict=True)]
+
+
+def kept_units(size: int, sparsity: Any) -> Any:
+    """Returns how many of `size` units stay: max(round(size * (1 - sparsity)), 1), as float32.
+
+    Rounding is to even, in float32, as in tensorflow-model-optimization.
+    """
+    from keras import ops
+
+    return ops.maximum(ops.round(ops.cast(float(size), "float32") * (1 - sparsity)), 1.0)
+
+
+def keep_largest(scores: Sequence[Any], sparsity: Any) -> list[Any]:
+    """Returns which units stay when those with the smallest scores of all tensors together go.
+
+    A unit stays if its score is at least the k-th largest, k = `kept_units`; of equal scores all
+    stay. The largest of each tensor stays in any case, so that no layer goes dead where a threshold
+    is shared.
+
+    Args:
+        scores: Tensors of any shapes, numbers of 0 or more.
+        sparsity: Share of units to drop, a float32 tensor or float.
+
+    Returns:
+        A bool tensor for each tensor.
+
+    Example:
+        >>> from keras import ops
+        >>> keep_largest([ops.array([0.1, 0.4, 0.3, 0.2])], 0.5)[0]
+        <tf.Tensor: shape=(4,), dtype=bool, numpy=array([False,  True,  True, False])>
+    """
+    from keras import ops
+
+    # Numbers of 0 or more order like their bit patterns read as integers, so the exact k-th
+    # largest is found bit by bit with 31 counts: several times faster than a sort, and kind to XLA.
+    bits = [ops.view(ops.cast(score, "float32"), "int32") for score in scores]
+    size = sum(math.prod(score.shape) for score in scores)
+    kept = ops.cast(kept_units(size, sparsity), "int32")
+
+    def try_bit(index: Any, threshold: Any) -> Any:
+        candidate = ops.bitwise_or(threshold, ops.left_shift(1, 30 - index))
+        count = sum(ops.sum(ops.cast(found >= candidate, "int32")) for found in bits)
+        return ops.where(count >= kept, candidate, threshold)
+
+    threshold = ops.fori_loop(0, 31, try_bit, ops.convert_to_tensor(0, "int32"))
+    return [found >= ops.minimum(threshold, ops.max(found)) for found in bits]

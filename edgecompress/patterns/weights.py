@@ -1,0 +1,22 @@
+"""Single weights: each for itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from edgecompress.patterns.base import PATTERNS, KernelShape, Pattern
+
+
+@PATTERNS.register("weights")
+@dataclass(frozen=True)
+class Weights(Pattern):
+    """Every weight stays or goes for itself: smallest files, no faster kernels."""
+
+    def units(self, scores: Any, kernel: KernelShape) -> Any:
+        """Returns the scores themselves."""
+        return scores
+
+    def expand(self, kept: Any, kernel: KernelShape) -> Any:
+        """Returns the mask itself."""
+        return kept

@@ -155,6 +155,7 @@ class Pruning(CompressionCallback):
         self.schedule = schedule
         self.criterion: Criterion = named(CRITERIA, criterion, "criterion")
         self.pattern: Pattern = named(PATTERNS, pattern, "pattern")
+        self._check_reach()
         self.layers = layers if layers is None or callable(layers) else _names(layers)
         self.scope = scope
         self._groups = SCOPES[scope]
@@ -243,6 +244,17 @@ class Pruning(CompressionCallback):
         self.attach_step({"sparsity": total, "layer_sparsity": by_layer, "optimizer_steps": step})
         self._pruned = []
 
+    def _check_reach(self) -> None:
+        """Refuses a schedule that asks for more than the pattern can give."""
+        schedule, highest = self.schedule, self.pattern.highest_sparsity
+        wanted = schedule(schedule.end_step if schedule.end_step >= 0 else schedule.begin_step)
+        if wanted > highest + 1e-6:
+            raise ArgumentError(
+                "schedule",
+                f"end at a sparsity of at most {highest:.4g}, which is what {self.pattern} leaves",
+                schedule,
+            )
+
     def _fitting(self, kernels: list[Kernel]) -> list[Kernel]:
         """Leaves out kernels that the pattern does not fit."""
         chosen = []
@@ -275,8 +287,12 @@ class Pruning(CompressionCallback):
             return
         # The optimizer has counted its update: these are the weights of the coming step.
         step = ops.convert_to_tensor(self._hook.optimizer.iterations) + 1
+        due = self.schedule.due(step)
+        if self.criterion.statistics:
+            # As a fit begins, nothing is known yet: the masks stay as they are.
+            due = ops.logical_and(due, ops.convert_to_tensor(self._observed) > 0)
         masks = ops.cond(
-            self.schedule.due(step),
+            due,
             lambda: self._new_masks(step),
             lambda: [ops.convert_to_tensor(pruned.mask) for pruned in self._pruned],
         )

@@ -43,6 +43,11 @@ class Pattern(ABC):
     """
 
     @property
+    def highest_sparsity(self) -> float:
+        """The largest share of weights that the pattern can prune."""
+        return 1.0
+
+    @property
     def title(self) -> str:
         """What the units are called in a note, e.g. `blocks of 4 x 1`."""
         return type(self).__name__.lower()

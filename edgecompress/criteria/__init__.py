@@ -2,4 +2,5 @@
 
 # Importing a criterion registers it.
 from edgecompress.criteria import magnitude as magnitude
+from edgecompress.criteria import taylor as taylor
 from edgecompress.criteria.base import CRITERIA as CRITERIA

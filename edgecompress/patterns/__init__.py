@@ -3,5 +3,6 @@
 # Importing a pattern registers it.
 from edgecompress.patterns import blocks as blocks
 from edgecompress.patterns import filters as filters
+from edgecompress.patterns import n_of_m as n_of_m
 from edgecompress.patterns import weights as weights
 from edgecompress.patterns.base import PATTERNS as PATTERNS

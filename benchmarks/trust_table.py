@@ -29,13 +29,13 @@ import numpy as np
 from keras import layers
 
 import edgecompress as ec
+from edgecompress.converters.formats import FORMATS, FormatRequest, FormatResult
 from edgecompress.core.errors import EdgeCompressError
 from edgecompress.core.learnt_ranges import tied
 from edgecompress.core.record import attach_record, record_of
 from edgecompress.engines.run import run_engine
 from edgecompress.flatbuffers.editor import pack, unpack
 from edgecompress.flatbuffers.model import read_tflite
-from edgecompress.pipeline.formats import FORMATS, Job, Product
 
 TARGET = "pixel-4"  # Sets no limit, so agreement alone decides.
 SAMPLES = 200
@@ -378,8 +378,8 @@ def _damaged(change: Callable[[bytes], bytes]) -> Any:
     """Returns the int8 format with a change of the file that it makes."""
     plain = FORMATS["int8"]
 
-    def make(job: Job) -> Product:
-        product = plain.make(job)
+    def make(request: FormatRequest) -> FormatResult:
+        product = plain.make(request)
         main = dataclasses.replace(product.main, data=change(product.main.data))
         artifacts = tuple(main if a is product.main else a for a in product.artifacts)
         return dataclasses.replace(

@@ -1,1 +1,6 @@
-"""Converters: a Keras model or a flatbuffer in, a flatbuffer out; and its verification."""
+"""Conversion to .tflite files, one module for each format; comparison with the Keras model."""
+
+# Importing a format registers it.
+from edgecompress.converters import binary_weights, compressed, int8, sparse, xnor
+
+__all__ = ["binary_weights", "compressed", "int8", "sparse", "xnor"]

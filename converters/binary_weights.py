@@ -16,7 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from edgecompress.converters.compressed import random_inputs
+from edgecompress.converters.comparison import random_inputs
+from edgecompress.converters.formats import (
+    FormatRequest,
+    FormatResult,
+    int8_source,
+    proven_parity,
+    register,
+)
 from edgecompress.converters.weight_formats import TABLE_TOO_LARGE, WEIGHT_FORMATS, Filter, Stored
 from edgecompress.core.errors import (
     ArgumentError,
@@ -25,8 +32,9 @@ from edgecompress.core.errors import (
     MissingDependencyError,
     UnsupportedModelError,
 )
+from edgecompress.core.options import Choice, option
 from edgecompress.core.results import Artifact
-from edgecompress.core.units import format_size
+from edgecompress.core.units import format_size, format_time
 from edgecompress.engines.run import run_engine
 from edgecompress.flatbuffers.editor import pack, strip, unpack
 from edgecompress.flatbuffers.model import (
@@ -76,7 +84,7 @@ class StoredTensor:
 
 
 @dataclass(frozen=True)
-class FormatResult:
+class StoredResult:
     """A file in one format, and what there is to know for choosing among formats.
 
     Attributes:
@@ -137,10 +145,10 @@ class Comparison:
     bytes_before: int
     compressed_before: int
     latency_before_us: float | None
-    results: tuple[FormatResult, ...]
+    results: tuple[StoredResult, ...]
     failures: Mapping[str, str]
 
-    def __getitem__(self, name: str) -> FormatResult:
+    def __getitem__(self, name: str) -> StoredResult:
         """Returns the result of a format."""
         return next(result for result in self.results if result.format == name)
 
@@ -164,6 +172,80 @@ class Reference:
     allowed: float
 
 
+@dataclass(frozen=True)
+class BinaryWeightsOptions:
+    """Options of `--format binary-weights`."""
+
+    weight_format: str | None = option(
+        None,
+        "The form of the weights that is checked and compared with the model; all are written. "
+        "Default: int8.",
+        Choice(names=WEIGHT_FORMATS),
+    )
+    smallest: bool = option(False, "The same as --weight-format smallest.")
+
+
+@register(
+    "binary-weights",
+    options=BinaryWeightsOptions,
+    from_tflite=True,
+    targets=("phone", "host"),
+    why="For microcontrollers take --format compressed.",
+)
+def make(request: FormatRequest) -> FormatResult:
+    """Makes every form of the weights; the one that was asked for, int8 by default, is checked."""
+    options = request.options
+    chosen = options.weight_format or ("smallest" if options.smallest else "int8")
+    if options.smallest and chosen != "smallest":
+        raise ArgumentError("--smallest", "be left out beside --weight-format", chosen)
+    source = int8_source(request)
+    request.progress("Storing the weights in fewer bits and comparing the outputs")
+    made = compare(source.plain, latency=request.costs.host_latency)
+    # Of the forms that change nothing, the one that was asked for is enough.
+    results = {
+        result.format: result for result in made.results if result.stored or result.format == chosen
+    }
+    unchanged = [result.format for result in made.results if result.format not in results]
+    if chosen not in results:
+        raise ConversionError(
+            f"The weight format {chosen} cannot be made: {made.failures.get(chosen, 'no reason')}"
+        )
+    main = results[chosen]
+    table = [
+        f"{name}: {format_size(result.bytes)}, {format_size(result.compressed_bytes)} in a "
+        f"download, {format_time(result.latency_us or 0.0)} on this computer ({result.kernels}); "
+        f"outputs at most {result.steps:g} steps from the int8 file's"
+        + "".join(
+            f"; not in {engine}: {why.rstrip('.')}" for engine, why in result.engines.items() if why
+        )
+        + "."
+        for name, result in results.items()
+    ]
+    before = (
+        f"int8 file before: {format_size(made.bytes_before)}, "
+        f"{format_size(made.compressed_before)} in a download, "
+        f"{format_time(made.latency_before_us or 0.0)} on this computer."
+    )
+    if unchanged:
+        table.append(f"No file of its own for {', '.join(unchanged)}: no weights would change.")
+    failed = [f"No file with {name} weights: {why}" for name, why in made.failures.items()]
+    return FormatResult(
+        artifacts=(*source.artifacts, *(result.artifact for result in results.values())),
+        main=main.artifact,
+        flat=read_tflite(main.artifact.data),
+        layers=source.layers,
+        parity=proven_parity(request, "litert", main.samples, main.steps),
+        legacy_runtime=False,
+        latencies={
+            result.artifact.kind: result.latency_us
+            for result in results.values()
+            if result.latency_us is not None
+        },
+        parameters=source.flat.parameters(),
+        notes=(*source.notes, *main.notes, before, *table, *failed),
+    )
+
+
 def convert(
     model: bytes | Path | str | Artifact,
     weight_format: str = "int8",
@@ -173,7 +255,7 @@ def convert(
     seed: int = 0,
     engines: Sequence[str] = PHONE_ENGINES,
     latency: Callable[[FlatModel], float] | None = None,
-) -> FormatResult:
+) -> StoredResult:
     """Stores the weights of an int8 model in fewer bits, and runs the file.
 
     Names and metadata are removed. Equal inputs give equal bytes.
@@ -261,7 +343,7 @@ def _convert(
     name: str,
     engines: Sequence[str],
     latency: Callable[[FlatModel], float] | None,
-) -> FormatResult:
+) -> StoredResult:
     flat = reference.flat
     plan, reasons = plan_weights(flat, name)
     data = store_weights(flat.data, plan)
@@ -291,7 +373,7 @@ def _convert(
             *_notes(before, after, plan, tensors, difference, problems),
         ),
     )
-    return FormatResult(
+    return StoredResult(
         name,
         artifact,
         tensors,

@@ -16,13 +16,23 @@ from typing import Any
 
 import numpy as np
 
+from edgecompress.converters.comparison import random_inputs
+from edgecompress.converters.formats import (
+    FormatRequest,
+    FormatResult,
+    int8_source,
+    proven_parity,
+    register,
+)
 from edgecompress.converters.stripping import slim
 from edgecompress.core.errors import ArgumentError, ConversionError, UnsupportedModelError
+from edgecompress.core.options import Choice, many, option
 from edgecompress.core.results import Artifact
-from edgecompress.core.units import format_size
+from edgecompress.core.units import format_size, format_time
 from edgecompress.engines.run import run_engine
 from edgecompress.flatbuffers.coding import (
     CODINGS,
+    DecodingOptions,
     Encoded,
     Layout,
     build_codebook,
@@ -124,6 +134,72 @@ class _Plan:
 
     def without(self, index: int) -> _Plan:
         return _Plan(self.base, {i: c for i, c in self.codes.items() if i != index})
+
+
+@dataclass(frozen=True)
+class CompressedOptions(DecodingOptions):
+    """Options of `--format compressed`."""
+
+    codings: tuple[str, ...] | None = option(
+        None,
+        "A code that may be used; may be repeated. Default: all.",
+        many(Choice("CODE", names=CODINGS)),
+        flag="--coding",
+    )
+
+
+@register(
+    "compressed",
+    options=CompressedOptions,
+    from_tflite=True,
+    targets=("board", "core"),
+    why="Only TensorFlow Lite Micro decodes such files.",
+)
+def make(request: FormatRequest) -> FormatResult:
+    """Makes the int8 file from a Keras model, and codes its weights.
+
+    Where RAM or latency are limited, as many tensors as necessary stay raw.
+    """
+    source, options, costs = int8_source(request), request.options, request.costs
+    original = source.flat
+    request.progress("Coding the weights and comparing the outputs")
+    memory = options.decompression_memory
+    arena, latency = costs.arena(original, memory), costs.latency(original)
+    slowest, ram = costs.max_latency, costs.max_arena
+    result = compress(
+        source.plain,
+        codings=options.codings or tuple(CODINGS),
+        arena=arena,
+        # A budget that even the plain file exceeds is the checks' to fail, not a wrong argument.
+        max_arena=int(max(ram, arena(original))) if ram is not None and arena else None,
+        latency=latency,
+        max_latency_us=max(slowest, latency(original)) if slowest and latency else None,
+        decompression_memory=memory,
+    )
+    notes = (*source.notes, *result.notes)
+    if memory is not None:
+        taken = format_size(result.decompression_memory)
+        outside = f"Decoded weights take {taken} of the {format_size(memory)} outside the arena."
+        notes = (*notes, outside)
+    price = [f"File {format_size(result.bytes_before)} -> {format_size(len(result.artifact.data))}"]
+    if result.arena_before is not None and result.arena_after is not None:
+        before, after = format_size(result.arena_before), format_size(result.arena_after)
+        price.append(f"tensor arena {before} -> {after}")
+    if result.latency_before_us is not None and result.latency_after_us is not None:
+        before = format_time(result.latency_before_us)
+        price.append(f"predicted latency {before} -> {format_time(result.latency_after_us)}")
+    return FormatResult(
+        artifacts=(*source.artifacts, result.artifact),
+        main=result.artifact,
+        flat=read_tflite(result.artifact.data),
+        layers=source.layers,
+        parity=proven_parity(request, "tflm", result.verified_samples, 0.0),
+        legacy_runtime=False,
+        # The weights behind a decoder are parameters still.
+        parameters=original.parameters(),
+        decompression_memory=memory,
+        notes=(*notes, f"{', '.join(price)}."),
+    )
 
 
 def compress(
@@ -507,24 +583,6 @@ def verify_exact(before: bytes, after: bytes, samples: int = 8, seed: int = 0) -
                 f"The compressed model is not exact: {wrong} of {expected.size} values of output "
                 f"{number} differ in TensorFlow Lite Micro on {samples} random inputs."
             )
-
-
-def random_inputs(flat: FlatModel, samples: int, seed: int = 0) -> list[np.ndarray]:
-    """Returns an array (samples, *shape) for each input: the whole integer range, normal floats."""
-    rng = np.random.default_rng(seed)
-    arrays = []
-    for index in flat.inputs:
-        tensor = flat.tensors[index]
-        shape = (samples, *tensor.shape)
-        dtype = np.dtype(tensor.type.lower())
-        if dtype.kind == "f":
-            arrays.append(rng.normal(size=shape).astype(dtype))
-        elif dtype.kind == "b":
-            arrays.append(rng.random(shape) < 0.5)
-        else:
-            span = np.iinfo(dtype)
-            arrays.append(rng.integers(span.min, span.max, shape, dtype, endpoint=True))
-    return arrays
 
 
 # --- Report --------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from edgecompress.converters.calibration import (
     spread,
 )
 from edgecompress.converters.float32 import Float32Result
+from edgecompress.converters.formats import FormatRequest, FormatResult, make_int8, register
 from edgecompress.converters.loaders import one_line
 from edgecompress.converters.shared_scales import share_scales
 from edgecompress.core.errors import ArgumentError, ConversionError
@@ -154,6 +155,21 @@ def convert(
             f"({format_size(len(source.artifact.data))})."
         )
     return Artifact(KIND, data, source.artifact.source, record, tuple(notes))
+
+
+@register("int8")
+def make(request: FormatRequest) -> FormatResult:
+    """Makes the float32 and the int8 file."""
+    floats, named = make_int8(request)
+    quantized = strip_names(named)
+    return FormatResult(
+        artifacts=(floats.artifact, quantized),
+        main=quantized,
+        # Checks name tensors; the file that ships does not store the names.
+        flat=dataclasses.replace(read_tflite(named.data), data=quantized.data),
+        layers=(named, floats.artifact),
+        notes=(*floats.artifact.notes, *quantized.notes),
+    )
 
 
 def strip_names(artifact: Artifact) -> Artifact:

@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from edgecompress.converters.compressed import random_inputs
+from edgecompress.converters import float32
+from edgecompress.converters.comparison import random_inputs
+from edgecompress.converters.formats import FormatRequest, FormatResult, register
 from edgecompress.core.errors import ConversionError, EdgeCompressError, UnsupportedModelError
 from edgecompress.core.results import Artifact
-from edgecompress.core.units import format_size
+from edgecompress.core.units import format_size, format_time
 from edgecompress.engines.run import run_engine
 from edgecompress.flatbuffers.editor import pack, strip, unpack
 from edgecompress.flatbuffers.model import FILTER_READERS, FlatModel, Operator, Tensor, read_tflite
@@ -95,6 +97,32 @@ class SparseResult:
     def notes(self) -> tuple[str, ...]:
         """The artifact's notes."""
         return self.artifact.notes
+
+
+@register(
+    "sparse",
+    targets=("phone", "host"),
+    why="TensorFlow Lite Micro knows no sparse tensors; take --format compressed.",
+)
+def make(request: FormatRequest) -> FormatResult:
+    """Makes the float32 file, dense and sparse."""
+    request.progress("Converting to a float32 flatbuffer")
+    floats = float32.convert(request.loaded, verbose=request.verbose)
+    request.progress("Storing the weights sparse and comparing the outputs")
+    result = convert(floats.artifact, latency=request.costs.host_latency)
+    before, after = result.latency_before_us or 0.0, result.latency_after_us or 0.0
+    price = (
+        f"File {format_size(result.bytes_before)} -> {format_size(len(result.artifact.data))}, "
+        f"latency on this computer {format_time(before)} -> {format_time(after)}."
+    )
+    return FormatResult(
+        artifacts=(floats.artifact, result.artifact),
+        main=result.artifact,
+        flat=read_tflite(result.artifact.data),
+        legacy_runtime=False,
+        latencies={floats.artifact.kind: before, result.artifact.kind: after},
+        notes=(*result.notes, price),
+    )
 
 
 def kernel_sparsity(kernel: np.ndarray) -> float:

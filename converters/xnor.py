@@ -16,13 +16,15 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edgecompress.converters import float32
 from edgecompress.converters.float32 import check_inputs, frozen_function, to_flatbuffer
+from edgecompress.converters.formats import FormatRequest, FormatResult, register
 from edgecompress.converters.loaders import LoadedModel, example_inputs, one_line, wrap
 from edgecompress.converters.verify import Accuracy, Parity, accuracy, top1, verify
 from edgecompress.converters.xnor_rewriting import QUANTIZE, rewrite
@@ -36,6 +38,7 @@ from edgecompress.core.folders import temporary_folder
 from edgecompress.core.keras_graph import layer_calls, walk_layers
 from edgecompress.core.results import Artifact
 from edgecompress.core.suppress_output import suppress_output
+from edgecompress.core.units import format_size
 from edgecompress.engines.run import engine_available, folder_of
 from edgecompress.flatbuffers.editor import rename_tensors, strip
 from edgecompress.flatbuffers.model import (
@@ -123,6 +126,35 @@ class XnorCheck:
     parity: Parity
     accuracy: Accuracy | None = None
     keras_accuracy: float | None = None
+
+
+@register(
+    "xnor",
+    targets=("phone", "host"),
+    why="Larq Compute Engine runs on phones and computers.",
+)
+def make(request: FormatRequest) -> FormatResult:
+    """Makes the float32 file and the one with binary convolutions."""
+    request.progress("Converting to a float32 flatbuffer")
+    floats = float32.convert(request.loaded, verbose=request.verbose)
+    request.progress("Converting to binary convolutions and running them")
+    result = convert(request.loaded, samples=request.samples, verbose=request.verbose)
+    engine = (
+        "Targets are checked as if their app ran Larq Compute Engine. On this computer that engine "
+        "shows that the file is right, not how fast a phone runs it."
+    )
+    price = (
+        f"{len(result.layers)} binary layers: file {format_size(len(floats.artifact.data))} as "
+        f"float32, {format_size(len(result.artifact.data))} with binary convolutions."
+    )
+    return FormatResult(
+        artifacts=(floats.artifact, result.artifact),
+        main=result.artifact,
+        flat=replace(result.flat, data=result.artifact.data),
+        engine=ENGINE,
+        legacy_runtime=False,
+        notes=(*floats.artifact.notes, *result.notes, price, engine),
+    )
 
 
 def convert(

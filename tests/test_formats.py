@@ -13,11 +13,11 @@ import pytest
 from keras import layers
 
 import edgecompress as ec
+from edgecompress.converters.formats import FORMATS, FormatRequest, register
 from edgecompress.core.errors import ArgumentError, ConversionError, UnknownNameError
 from edgecompress.core.results import CheckResult, Report
 from edgecompress.engines.run import engine_available, run_engine
 from edgecompress.flatbuffers.model import read_tflite
-from edgecompress.pipeline.formats import FORMATS, Job, register
 
 _SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "report.schema.json").read_text())
 _FORMS = ("int8", "int4", "int4-dense", "int2", "smallest")
@@ -238,7 +238,7 @@ def test_formats_are_registered_once() -> None:
     with pytest.raises(ValueError, match="registered twice"):
 
         @register("int8")
-        def _again(job: Job) -> Any: ...
+        def _again(request: FormatRequest) -> Any: ...
 
 
 def test_files_of_other_formats_keep_their_bytes(

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from edgecompress.core.errors import ArgumentError, ConversionError
+from edgecompress.core.options import Size, option
 from edgecompress.core.registry import Registry
 
 HEADER_BYTES = 16
@@ -29,6 +30,18 @@ _ONE_TABLE = 15
 _CHUNK = 1 << 16
 # Bits of a table's value field and of its count field, by width of an entry.
 _VALUE_BITS = {16: 11, 32: 27}
+
+
+@dataclass(frozen=True)
+class DecodingOptions:
+    """What the firmware provides for decoding, for those who make or check coded files."""
+
+    decompression_memory: int | None = option(
+        None,
+        "Memory outside the tensor arena that the firmware provides for decoded weights: they then "
+        "take no arena.",
+        Size(),
+    )
 
 
 @dataclass(frozen=True)

@@ -3,22 +3,9 @@
 `build_app` and `install_app` bring the demo app to a phone.
 """
 
-# Importing a format registers it.
-from edgecompress.pipeline import binary_weights, compressed, int8, sparse, xnor
 from edgecompress.pipeline.android import build_app, install_app
 from edgecompress.pipeline.benching import bench
 from edgecompress.pipeline.checking import check
 from edgecompress.pipeline.exporting import export
 
-__all__ = [
-    "bench",
-    "binary_weights",
-    "build_app",
-    "check",
-    "compressed",
-    "export",
-    "install_app",
-    "int8",
-    "sparse",
-    "xnor",
-]
+__all__ = ["bench", "build_app", "check", "export", "install_app"]

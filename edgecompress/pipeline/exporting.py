@@ -12,6 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgecompress.converters.formats import (
+    FORMATS,
+    Format,
+    FormatRequest,
+    FormatResult,
+    file_stem,
+    format_options,
+)
 from edgecompress.core import isolation
 from edgecompress.core.errors import (
     ArgumentError,
@@ -26,15 +34,7 @@ from edgecompress.core.suppress_output import suppress_output
 from edgecompress.engines.run import Session, engine_available, session
 from edgecompress.flatbuffers.model import read_tflite
 from edgecompress.pipeline.bundle import bundle_profile, make_bundle, read_labels
-from edgecompress.pipeline.formats import (
-    FORMATS,
-    Format,
-    Job,
-    Product,
-    check_options,
-    check_targets,
-    file_stem,
-)
+from edgecompress.pipeline.costs import costs_on
 from edgecompress.pipeline.measuring import (
     FIELD_RUNTIME,
     PARITY_SAMPLES,
@@ -51,10 +51,10 @@ from edgecompress.pipeline.request import (
     check_kernels,
     check_name,
     check_share,
+    check_targets,
     labelled_data,
     load_profiles,
     parse_budgets,
-    parse_memory,
     read_measured,
     silent,
     usable_folder,
@@ -205,12 +205,11 @@ def export(
     check_share("--min-r2", min_r2)
     chosen = FORMATS[file_format]
     check_targets(chosen, profiles)
-    memory = parse_memory(decompression_memory)
-    options = check_options(
+    options = format_options(
         chosen,
         {
-            "coding": tuple(codings or ()),
-            "decompression_memory": memory,
+            "codings": codings or None,
+            "decompression_memory": decompression_memory,
             "weight_format": weight_format,
             "smallest": smallest,
         },
@@ -235,7 +234,6 @@ def export(
         budgets=budgets,
         kernels=kernels,
         options=options,
-        memory=memory,
         floor=floor,
         min_r2=min_r2,
         scoring=scoring,
@@ -268,8 +266,7 @@ class _Asked:
     profiles: tuple[TargetProfile, ...]
     budgets: Budgets
     kernels: str | None
-    options: Mapping[str, Any]
-    memory: int | None
+    options: Any
     floor: float | None
     min_r2: float | None
     scoring: Scoring
@@ -330,7 +327,7 @@ def _build_in(
     shared: Session, model: Any, asked: _Asked, progress: Callable[[str], None]
 ) -> _Built:
     chosen, profiles, budgets = FORMATS[asked.file_format], list(asked.profiles), asked.budgets
-    kernels, memory, scoring = asked.kernels, asked.memory, asked.scoring
+    kernels, scoring = asked.kernels, asked.scoring
     bundled_for = bundle_profile(profiles)
     job, labelled, notes = _job(
         model,
@@ -340,10 +337,8 @@ def _build_in(
         asked.floor,
         progress,
         asked.verbose,
-        profiles=asked.profiles,
-        budgets=budgets,
-        kernels=kernels,
         options=asked.options,
+        costs=costs_on(asked.profiles, budgets, kernels, progress),
     )
     if asked.name is not None:
         job = dataclasses.replace(job, name=asked.name)
@@ -374,7 +369,7 @@ def _build_in(
         agreement.load({p.engine for p in profiles})
     else:
         notes += agreement.measure(job, samples, [p.engine for p in profiles])
-    if product.field_runtime:
+    if product.legacy_runtime:
         progress(f"Loading the {product.main.kind} file in {FIELD_RUNTIME}")
         notes += field_runtime_note(product.main.data)
 
@@ -387,7 +382,7 @@ def _build_in(
         lambda profile: [agreement.check(profile)],
         str(asked.folder / product.main.file_name(job.name)),
         progress,
-        memory,
+        product.decompression_memory,
         asked.timed,
     )
 
@@ -412,7 +407,12 @@ def _build_in(
     if asked.c_sources:
         try:
             sources = c_source_files(
-                product.main.data, job.name, profiles, kernels, results, memory
+                product.main.data,
+                job.name,
+                profiles,
+                kernels,
+                results,
+                product.decompression_memory,
             )
         except (UnsupportedOperatorError, UnsupportedModelError) as error:
             notes.append(f"No C++ sources were written: {error}")
@@ -442,7 +442,7 @@ def _job(
     progress: Callable[[str], None],
     verbose: bool,
     **asked: Any,
-) -> tuple[Job, Labelled | None, list[str]]:
+) -> tuple[FormatRequest, Labelled | None, list[str]]:
     """Reads the model and the data; returns them with notes on both."""
     if isinstance(model, (str, Path)) and Path(model).suffix == ".tflite":
         return _flatbuffer_job(model, chosen, calibration, evaluate, min_agreement, **asked,
@@ -468,7 +468,9 @@ def _job(
         if data and is_stream(source)
     ]
     learnt = loaded.record.notes if loaded.record else ()
-    job = Job(loaded.name, loaded, None, samples, progress=progress, verbose=verbose, **asked)
+    job = FormatRequest(
+        loaded.name, loaded, None, samples, progress=progress, verbose=verbose, **asked
+    )
     return job, labelled, [*loaded.notes, *learnt, *taken]
 
 
@@ -479,7 +481,7 @@ def _flatbuffer_job(
     evaluate: Any,
     min_agreement: float | None,
     **asked: Any,
-) -> tuple[Job, Labelled | None, list[str]]:
+) -> tuple[FormatRequest, Labelled | None, list[str]]:
     path = Path(model)
     if not chosen.from_tflite:
         able = " or ".join(name for name in FORMATS if FORMATS[name].from_tflite)
@@ -497,17 +499,17 @@ def _flatbuffer_job(
     labelled = None
     if evaluate is not None:
         labelled = labelled_data(evaluate, original, None, None)
-    return Job(file_stem(path), None, original, None, **asked), labelled, []
+    return FormatRequest(file_stem(path), None, original, None, **asked), labelled, []
 
 
-def _outputs(job: Job) -> tuple[Output, ...]:
+def _outputs(job: FormatRequest) -> tuple[Output, ...]:
     """Returns the outputs of the input model."""
     from edgecompress.converters.tasks import outputs_of, outputs_of_file
 
     return outputs_of(job.loaded) if job.original is None else outputs_of_file(job.original)
 
 
-def _output_shapes(job: Job) -> list[tuple[int | None, ...]]:
+def _output_shapes(job: FormatRequest) -> list[tuple[int | None, ...]]:
     """Returns the shapes of these outputs, samples first."""
     if job.original is not None:
         return [job.original.tensors[index].shape for index in job.original.outputs]
@@ -521,7 +523,7 @@ class _Agreement:
 
     def __init__(
         self,
-        product: Product,
+        product: FormatResult,
         measurements: Measurements,
         floor: float | None,
         min_r2: float | None,
@@ -546,7 +548,7 @@ class _Agreement:
                 self._measurements.try_loading(engine)
 
     def measure(
-        self, job: Job, samples: tuple[np.ndarray, ...] | None, engines: Sequence[str]
+        self, job: FormatRequest, samples: tuple[np.ndarray, ...] | None, engines: Sequence[str]
     ) -> list[str]:
         """Runs the file, and the file with the inner tensors' names; returns notes."""
         from edgecompress.converters import calibration as calibrations

@@ -16,6 +16,7 @@ from edgecompress.core.units import parse_size, parse_time
 if TYPE_CHECKING:
     import numpy as np
 
+    from edgecompress.converters.formats import Format
     from edgecompress.targets.checks import Budgets
     from edgecompress.targets.measurement import MeasurementFile
     from edgecompress.targets.profile import TargetProfile
@@ -65,6 +66,19 @@ def load_profiles(targets: Sequence[str | Path | TargetProfile]) -> list[TargetP
                 f"Change `name` in {target}.",
             )
     return list(profiles.values())
+
+
+def check_targets(chosen: Format, profiles: Sequence[TargetProfile]) -> None:
+    """Refuses targets that cannot run a format.
+
+    Raises:
+        ArgumentError: a target is of another kind.
+    """
+    others = [profile.name for profile in profiles if profile.kind not in chosen.targets]
+    if others:
+        boards = "board" in chosen.targets
+        kind = "a microcontroller" if boards else "a phone or this computer (host)"
+        raise ArgumentError("--target", f"be {kind} for --format {chosen.name}", others, chosen.why)
 
 
 def check_flash_budget(max_flash: str | int | None, profiles: Sequence[TargetProfile]) -> None:

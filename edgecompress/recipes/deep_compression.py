@@ -517,10 +517,11 @@ def run(request: Request) -> CompressionResult:
 
 def _check_request(request: Request) -> None:
     """Refuses what the export would refuse, before hours of training."""
-    from edgecompress.pipeline.formats import FORMATS, check_targets
+    from edgecompress.converters.formats import FORMATS
     from edgecompress.pipeline.request import (
         check_kernels,
         check_share,
+        check_targets,
         load_profiles,
         parse_budgets,
         usable_folder,

@@ -13,7 +13,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from edgecompress.converters import compressed
+from edgecompress.converters.comparison import random_inputs
 from edgecompress.converters.compressed import compress, insert_decoders, verify_exact
 from edgecompress.converters.stripping import slim
 from edgecompress.core.errors import (
@@ -163,7 +163,7 @@ def test_bitmaps_of_weights_with_a_zero_point(classifier: bytes) -> None:
 
 
 def random(data: bytes) -> list[np.ndarray]:
-    return compressed.random_inputs(read_tflite(data), 4)
+    return random_inputs(read_tflite(data), 4)
 
 
 _WHEEL = """

@@ -1,0 +1,257 @@
+"""The formats that `export` writes: what each is given, what it returns, and their registry.
+
+To add a format: one module in this folder with its options, a function that makes its files and is
+registered here, its test, and one import line in `converters/__init__.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgecompress.core.options import parse_options
+from edgecompress.core.record import CompressionRecord
+from edgecompress.core.registry import Registry
+from edgecompress.core.results import Artifact, CheckResult
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgecompress.converters.float32 import Float32Result
+    from edgecompress.converters.loaders import LoadedModel
+    from edgecompress.flatbuffers.model import FlatModel
+
+# Returns what a file costs: bytes of tensor arena, or microseconds of one inference.
+Measure = Callable[["FlatModel"], float]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What files cost on the targets, for formats that choose among candidates by cost.
+
+    Attributes:
+        arena: Called with a model and the bytes of memory outside the arena for decoded weights
+            (None for none). Returns what measures the arena of that model's variants on the
+            neediest target; None where a target's arena is unknown.
+        latency: Called with a model. Returns what predicts the latency of its variants on the
+            slowest target; None where no target's latency can be predicted.
+        host_latency: Measures a file's latency on this computer.
+        max_arena: The smallest RAM budget of all targets, in bytes; None for no limit.
+        max_latency: The latency budget, in microseconds; None for no limit.
+    """
+
+    arena: Callable[[FlatModel, int | None], Measure | None]
+    latency: Callable[[FlatModel], Measure | None]
+    host_latency: Measure
+    max_arena: float | None = None
+    max_latency: float | None = None
+
+
+@dataclass(frozen=True)
+class FormatRequest:
+    """What a format works from: either `loaded` or `original`, and what the user asked for.
+
+    Attributes:
+        name: Base name of the files.
+        loaded: The Keras model; None where a .tflite file was given.
+        original: The .tflite file; None where a Keras model was given.
+        samples: Calibration inputs, one array for each input; None where there are none.
+        options: The format's own options, an instance of `Format.options`.
+        costs: What files cost on the targets.
+        progress: Called with a short text as each stage begins.
+        verbose: Let the converters' log through.
+    """
+
+    name: str
+    loaded: LoadedModel | None
+    original: FlatModel | None
+    samples: tuple[np.ndarray, ...] | None
+    options: Any
+    costs: Costs
+    progress: Callable[[str], None]
+    verbose: bool = False
+
+
+@dataclass(frozen=True)
+class FormatResult:
+    """What a format made.
+
+    Attributes:
+        artifacts: The files to write.
+        main: The one of them that is checked and shipped.
+        flat: That file as the checks read it; it may know more names than the file itself.
+        layers: A file with the names of inner tensors, and the float file it was made from:
+            compared layer by layer. None where there is nothing to compare.
+        parity: Agreement with the original .tflite file that making the file has already proven.
+            None where the Keras model is the reference.
+        engine: The engine that runs the file on phones and computers where that is not the
+            target's own. None for the target's own.
+        latencies: Kind of file -> microseconds of one inference on this computer, where measured.
+        legacy_runtime: Whether the older runtime of devices in the field should load the file.
+        parameters: Number of weights where the file does not show it. None for what it shows.
+        decompression_memory: Bytes outside the tensor arena that the firmware provides for decoded
+            weights; None where they are in the arena.
+        notes: What the user has to know, one sentence each.
+    """
+
+    artifacts: tuple[Artifact, ...]
+    main: Artifact
+    flat: FlatModel
+    layers: tuple[Artifact, Artifact] | None = None
+    parity: CheckResult | None = None
+    engine: str | None = None
+    latencies: Mapping[str, float] = field(default_factory=dict)
+    legacy_runtime: bool = True
+    parameters: int | None = None
+    decompression_memory: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """The options of a format that has none."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file that `export` writes.
+
+    Attributes:
+        name: What `--format` takes.
+        make: Makes the files.
+        options: Its own options, a dataclass of `core.options`.
+        from_tflite: Whether it takes an int8 .tflite file in place of a Keras model.
+        targets: Kinds of targets that run it.
+        why: Why only those, one sentence.
+    """
+
+    name: str
+    make: Callable[[FormatRequest], FormatResult] = field(repr=False)
+    options: type = NoOptions
+    from_tflite: bool = False
+    targets: tuple[str, ...] = ("board", "core", "phone", "host")
+    why: str = ""
+
+
+FORMATS: Registry[Format] = Registry("--format")
+
+
+def register(
+    name: str, **details: Any
+) -> Callable[[Callable[[FormatRequest], FormatResult]], Callable[[FormatRequest], FormatResult]]:
+    """Returns a decorator that registers a function as the format `name`; see `Format`."""
+
+    def decorate(
+        make: Callable[[FormatRequest], FormatResult],
+    ) -> Callable[[FormatRequest], FormatResult]:
+        FORMATS.register(name)(Format(name, make, **details))
+        return make
+
+    return decorate
+
+
+def format_options(chosen: Format, given: Mapping[str, Any]) -> Any:
+    """Returns a format's own options; refuses those of other formats.
+
+    Args:
+        chosen: The format.
+        given: Option -> value, of any format; None stands for not given.
+
+    Raises:
+        ArgumentError: an option belongs to another format, or breaks its rule.
+    """
+    owners = {f"--format {name}": FORMATS[name].options for name in FORMATS}
+    return parse_options(chosen.options, given, f"--format {chosen.name}", owners)
+
+
+def make_int8(request: FormatRequest) -> tuple[Float32Result, Artifact]:
+    """Converts the Keras model to int8; the first stage of every format of int8 weights.
+
+    Returns:
+        The float flatbuffer, and the int8 file with the names of its inner tensors.
+    """
+    from edgecompress.converters import float32, int8
+
+    request.progress("Converting to a float32 flatbuffer")
+    floats = float32.convert(request.loaded, verbose=request.verbose)
+    request.progress("Quantizing to int8")
+    learnt = (request.loaded.record if request.loaded else None) or CompressionRecord()
+    step = {
+        "technique": "int8_conversion",
+        "learnt_ranges": len(learnt.ranges),
+        "calibration_samples": 0 if request.samples is None else len(request.samples[0]),
+    }
+    named = replace(
+        int8.convert(floats, calibration=request.samples, verbose=request.verbose),
+        record=learnt.merged(CompressionRecord(steps=(step,))),
+    )
+    return floats, named
+
+
+@dataclass(frozen=True)
+class Int8Source:
+    """The int8 file that a format changes: made from the Keras model, or the original.
+
+    Attributes:
+        plain: The file; its notes are in `notes`.
+        flat: The same, parsed.
+        artifacts: Further files to write; none for an original file.
+        layers: As in `FormatResult`.
+        notes: Notes on making it.
+    """
+
+    plain: Artifact
+    flat: FlatModel
+    artifacts: tuple[Artifact, ...] = ()
+    layers: tuple[Artifact, Artifact] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def int8_source(request: FormatRequest) -> Int8Source:
+    """Returns the original int8 file, or makes one from the Keras model."""
+    from edgecompress.converters import int8
+    from edgecompress.flatbuffers.model import read_tflite
+
+    if request.original is not None:
+        return Int8Source(Artifact("int8", request.original.data, request.name), request.original)
+    floats, named = make_int8(request)
+    shipped = int8.strip_names(named)
+    return Int8Source(
+        replace(shipped, notes=()),
+        read_tflite(shipped.data),
+        (floats.artifact, shipped),
+        (named, floats.artifact),
+        (*floats.artifact.notes, *shipped.notes),
+    )
+
+
+def proven_parity(
+    request: FormatRequest, engine: str, samples: int, steps: float
+) -> CheckResult | None:
+    """Returns the parity that comparing a file with the original .tflite file has proven.
+
+    Args:
+        request: What the file was made from; for a Keras model, which is the reference, None.
+        engine: Where both files ran.
+        samples: On how many random inputs.
+        steps: Largest difference of an output, in steps of its scale.
+    """
+    if request.original is None:
+        return None
+    detail = {
+        "engine": engine,
+        "reference": f"{request.name}.tflite",
+        "samples": samples,
+        "kind": "values",
+        "max_error_steps": steps,
+        "engines": {engine: 1.0},
+        "layers": [],
+    }
+    return CheckResult("parity", "pass", 1.0, 1.0, 1.0, 1.0, "share", "measured_host", detail)
+
+
+def file_stem(path: Path) -> str:
+    """Returns the name for files made from a .tflite file: `kws` for `kws_int8.tflite`."""
+    return path.stem.removesuffix("_int8")

@@ -17,17 +17,22 @@ from edgecompress.callbacks.base import (
     rebuild_train_function,
     select_layers,
 )
+from edgecompress.callbacks.observation import Observation
 from edgecompress.core.errors import ArgumentError, UnsupportedModelError
 from edgecompress.core.learnt_ranges import keeping_ranges
+from edgecompress.core.options import named, named_config
+from edgecompress.criteria import CRITERIA
+from edgecompress.criteria.base import Criterion
+from edgecompress.criteria.magnitude import Magnitude
 from edgecompress.surgery.channels import Analysis, analyse, named_layers
 from edgecompress.surgery.groups import (
     GROUPS,
     KERNELS,
     Kernel,
-    filter_norms,
     group_lasso_gradient,
     group_lasso_penalty,
     group_squares,
+    norm_scale,
     smallest,
     zero_filters,
 )
@@ -72,6 +77,9 @@ class GroupLasso(CompressionCallback):
         end_epoch: First epoch without the penalty: filters become zero as it begins, and training
             goes on without them. Defaults to None, the end of training; the last epoch's metrics
             then describe the model before any filter became zero.
+        criterion: What filters are compared by: a name of `CRITERIA`, `NAME:OPTION=VALUE`, or a
+            criterion; a filter's score is the L2 norm of its weights' scores. Defaults to
+            `"magnitude"`, the norm of the weights.
 
     Raises:
         ArgumentError: an argument breaks its rule.
@@ -95,6 +103,7 @@ class GroupLasso(CompressionCallback):
         layers: LayerChoice = None,
         begin_epoch: int = 0,
         end_epoch: int | None = None,
+        criterion: str | Criterion = "magnitude",
     ) -> None:
         """Checks the arguments; see the class."""
         super().__init__()
@@ -120,11 +129,14 @@ class GroupLasso(CompressionCallback):
         self.layers: LayerChoice = layers if layers is None or callable(layers) else list(layers)
         self.begin_epoch = begin_epoch
         self.end_epoch = end_epoch
+        self.criterion: Criterion = named(CRITERIA, criterion, "criterion")
+        self._seen: Observation | None = None
         self._targets: list[_Target] = []
         self._analyses: list[Analysis] = []
         self._held: list[Held] = []
         self._state = "waiting"  # then "penalized", then "held" where training goes on
         self._hook: StepHook | None = None
+        self._adds_gradient = False
         self._reached: set[str] = set()
 
     def settings(self) -> Mapping[str, Any]:
@@ -138,12 +150,19 @@ class GroupLasso(CompressionCallback):
             "layers": chosen,
             "begin_epoch": self.begin_epoch,
             "end_epoch": self.end_epoch,
+            # Left out where it is what it always was: a second fit continues the record's step.
+            **(
+                {}
+                if isinstance(self.criterion, Magnitude)
+                else {"criterion": named_config(CRITERIA, self.criterion)}
+            ),
         }
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Finds the filters; the penalty starts with its first epoch."""
         super().on_train_begin(logs)
         self._release()  # A fit that was interrupted may have left its hooks.
+        self._seen = None
         self._targets = self._find_targets()
         self._state = "waiting"
 
@@ -250,17 +269,26 @@ class GroupLasso(CompressionCallback):
         if own is None:
             for target in self._targets:
                 target.penalize(self.strength)
-            return
-        self.note(
-            f"group lasso adds its gradient to the optimizer's, because the model has its own "
-            f"{own}: the penalty is not part of the reported loss."
-        )
+            if not self.criterion.statistics:
+                return
+        else:
+            self.note(
+                f"group lasso adds its gradient to the optimizer's, because the model has its own "
+                f"{own}: the penalty is not part of the reported loss."
+            )
         self._reached = set()
         self._hook = StepHook(self.model, self.params)
+        kernels = [(target.path.replace("/", "_"), target.kernel) for target in self._targets]
+        self._seen = Observation(self.criterion, kernels, self._hook)
+        self._adds_gradient = own is not None
         self._hook.install(lambda: None, [], before=self._with_gradients)
 
     def _with_gradients(self, gradients: list[Any], variables: list[Any]) -> list[Any]:
-        """Adds the penalty's gradient; part of the compiled step."""
+        """Shows the gradients to the criterion, then adds the penalty's; part of the step."""
+        if self._seen is not None:
+            gradients = self._seen.observe(gradients, variables)
+        if not self._adds_gradient:
+            return gradients
         own: dict[int, Any] = {}
         for target in self._targets:
             own |= target.gradients(self.strength)
@@ -277,7 +305,7 @@ class GroupLasso(CompressionCallback):
 
     def _refuse_unreached(self) -> None:
         """Refuses a train step that leaves penalized layers out."""
-        if self._state != "penalized" or self._hook is None:
+        if self._state != "penalized" or self._hook is None or not self._adds_gradient:
             return
         missing = [target.path for target in self._targets if target.path not in self._reached]
         if missing:
@@ -296,7 +324,7 @@ class GroupLasso(CompressionCallback):
         """
         own = {}
         for target in self._targets:
-            norms = target.norms()
+            norms = target.scores(self.criterion, self._seen)
             own[target.path] = norms / max(float(norms.max()), np.finfo(np.float64).tiny)
         scores = {path: score.copy() for path, score in own.items()}
         for analysis in self._analyses:
@@ -314,6 +342,12 @@ class GroupLasso(CompressionCallback):
         return scores
 
     def _silence(self) -> None:
+        if self.criterion.statistics and self._seen is None:
+            self.note(
+                f"group lasso set no filter to zero: its criterion {self.criterion} has seen no "
+                "step of training. Begin before end_epoch."
+            )
+            return
         scores = self._scores()
         if self.final_sparsity is None:
             weak = {path: score < self.threshold for path, score in scores.items()}
@@ -397,15 +431,17 @@ class _Target:
             for variable, axis in parts
         }
 
-    def norms(self) -> np.ndarray:
-        """Returns the norm of each filter with BatchNormalization folded in."""
+    def scores(self, criterion: Criterion, seen: Observation | None) -> np.ndarray:
+        """Returns each filter's score, BatchNormalization folded in where it counts."""
+        statistics = None if seen is None else seen.statistics(self.kernel)
         kernel = ops.convert_to_numpy(self.kernel)
-        if self.norm is None:
-            return filter_norms(kernel, self.where.axis)
+        scores = criterion.group_scores(kernel, self.where.axis, statistics)
+        if self.norm is None or not criterion.grows_with_weights:
+            return scores
         names = ("gamma", "moving_variance")
         found = {name: getattr(self.norm, name) for name in names}
         weights = {k: ops.convert_to_numpy(v) for k, v in found.items() if v is not None}
-        return filter_norms(kernel, self.where.axis, weights, self.norm.epsilon)
+        return scores * norm_scale(weights, self.norm.epsilon)
 
     def zeros(self) -> np.ndarray:
         """Returns which filters are zero throughout."""

@@ -19,6 +19,7 @@ from edgecompress.callbacks.base import (
     StepHook,
     rebuild_train_function,
 )
+from edgecompress.callbacks.observation import Observation
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.learnt_ranges import keeping_ranges
 from edgecompress.core.options import named, named_config
@@ -63,23 +64,12 @@ def _all_together(count: int) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class _Pruned:
-    """A layer's pruned weights, their mask (True stays), and what the criterion keeps of them."""
+    """A layer's pruned weights and their mask (True stays)."""
 
     layer: str
     kernel: keras.Variable
     mask: keras.Variable
     shape: KernelShape
-    statistics: Mapping[str, keras.Variable]
-
-    def score(self, criterion: Criterion) -> Any:
-        statistics = {k: ops.convert_to_tensor(v) for k, v in self.statistics.items()}
-        return criterion.score(ops.convert_to_tensor(self.kernel), statistics)
-
-    def observe(self, criterion: Criterion, gradient: Any, step: Any) -> None:
-        statistics = {k: ops.convert_to_tensor(v) for k, v in self.statistics.items()}
-        weights = ops.convert_to_tensor(self.kernel)
-        for name, value in criterion.observe(weights, gradient, statistics, step).items():
-            self.statistics[name].assign(value)
 
     def apply(self, mask: Any) -> None:
         # Not a product: 0.0 and -0.0 are different bytes in a file.
@@ -161,7 +151,7 @@ class Pruning(CompressionCallback):
         self._groups = SCOPES[scope]
         self._pruned: list[_Pruned] = []
         self._hook: StepHook | None = None
-        self._observed: Any = None
+        self._seen: Observation | None = None
         self._started = False
 
     def settings(self) -> Mapping[str, Any]:
@@ -196,24 +186,17 @@ class Pruning(CompressionCallback):
                     kernel.variable.shape, "bool", f"{kernel.layer.name}_pruning_mask"
                 ),
                 _shape_of(kernel),
-                {
-                    name: hook.add_variable(
-                        kernel.variable.shape, "float32", f"{kernel.layer.name}_{name}"
-                    )
-                    for name in self.criterion.statistics
-                },
             )
             for kernel in kernels
         ]
         self._hook = hook
-        watching = bool(self.criterion.statistics)
-        if watching:
-            self._observed = hook.add_variable((), "float32", "pruning_observed_steps")
-            self._forget()
+        self._seen = Observation(
+            self.criterion, [(kernel.layer.name, kernel.variable) for kernel in kernels], hook
+        )
         hook.install(
             self._prune,
             [pruned.kernel for pruned in self._pruned],
-            before=self._observe if watching else None,
+            before=self._seen.observe if self._seen.needed else None,
         )
         rebuild_train_function(self.model)
         self._started = False
@@ -283,50 +266,31 @@ class Pruning(CompressionCallback):
 
     def _prune(self) -> None:
         """Recomputes the masks where due and applies them; part of the compiled step."""
-        if self._hook is None:
+        if self._hook is None or self._seen is None:
             return
         # The optimizer has counted its update: these are the weights of the coming step.
         step = ops.convert_to_tensor(self._hook.optimizer.iterations) + 1
-        due = self.schedule.due(step)
-        if self.criterion.statistics:
-            # As a fit begins, nothing is known yet: the masks stay as they are.
-            due = ops.logical_and(due, ops.convert_to_tensor(self._observed) > 0)
+        # As a fit begins, a criterion that watches knows nothing yet: the masks stay as they are.
+        due = ops.logical_and(self.schedule.due(step), self._seen.ready)
+        seen = self._seen
         masks = ops.cond(
             due,
-            lambda: self._new_masks(step),
+            lambda: self._new_masks(step, seen),
             lambda: [ops.convert_to_tensor(pruned.mask) for pruned in self._pruned],
         )
         for pruned, mask in zip(self._pruned, masks, strict=True):
             pruned.mask.assign(mask)
             pruned.apply(mask)
 
-    def _new_masks(self, step: Any) -> list[Any]:
+    def _new_masks(self, step: Any, seen: Observation) -> list[Any]:
         sparsity = self.schedule.value(step, ops)
         masks: dict[int, Any] = {}
         for group in self._groups(len(self._pruned)):
             members = [self._pruned[index] for index in group]
-            scores = [pruned.score(self.criterion) for pruned in members]
+            scores = [seen.scores(pruned.kernel) for pruned in members]
             found = self.pattern.masks(scores, sparsity, [pruned.shape for pruned in members])
             masks.update(zip(group, found, strict=True))
         return [masks[index] for index in range(len(self._pruned))]
-
-    def _observe(self, gradients: list[Any], variables: list[Any]) -> list[Any]:
-        """Shows the criterion the gradients of a step; part of the compiled step."""
-        step = ops.convert_to_tensor(self._observed)
-        own = {id(pruned.kernel): pruned for pruned in self._pruned}
-        for gradient, variable in zip(gradients, variables, strict=True):
-            pruned = own.get(id(variable))
-            if pruned is not None and gradient is not None:
-                pruned.observe(self.criterion, gradient, step)
-        self._observed.assign(step + 1)
-        return gradients
-
-    def _forget(self) -> None:
-        """Lets the statistics begin as zeros."""
-        self._observed.assign(0.0)
-        for pruned in self._pruned:
-            for statistic in pruned.statistics.values():
-                statistic.assign(ops.zeros(statistic.shape))
 
     def _mask_kernels(self) -> None:
         for pruned in self._pruned:

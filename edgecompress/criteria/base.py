@@ -34,6 +34,9 @@ class Criterion(ABC):
 
     # Names of the tensors that the criterion keeps for each kernel.
     statistics: ClassVar[tuple[str, ...]] = ()
+    # Whether scores grow with the weights, so that a BatchNormalization that follows, which takes
+    # their scale out, has to be folded in before filters are compared.
+    grows_with_weights: ClassVar[bool] = False
 
     @abstractmethod
     def score(self, weights: Any, statistics: Mapping[str, Any]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from edgecompress.criteria.base import CRITERIA, Criterion
 
@@ -21,6 +21,8 @@ class Magnitude(Criterion):
         >>> Magnitude().score(ops.array([0.5, -2.0]), {})
         <tf.Tensor: shape=(2,), dtype=float32, numpy=array([0.5, 2. ], dtype=float32)>
     """
+
+    grows_with_weights: ClassVar[bool] = True
 
     def score(self, weights: Any, statistics: Mapping[str, Any]) -> Any:
         """Returns |w| as float32; see `Criterion.score`."""

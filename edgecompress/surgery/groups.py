@@ -114,31 +114,20 @@ def group_lasso_gradient(weights: Any, squares: Any, axis: int, size: int, stren
     return strength * size**0.5 * weights * ops.reshape(inverse, shape)
 
 
-def filter_norms(
-    kernel: np.ndarray,
-    axis: int,
-    norm: Mapping[str, np.ndarray] | None = None,
-    epsilon: float = 0.0,
-) -> np.ndarray:
-    """Returns the norm of each filter as inference sees it, BatchNormalization folded in.
+def norm_scale(norm: Mapping[str, np.ndarray], epsilon: float) -> np.ndarray:
+    """Returns what a BatchNormalization multiplies each channel by as inference sees it.
 
-    ||W_c||_2 * |gamma_c| / sqrt(variance_c + epsilon), or ||W_c||_2 without BatchNormalization.
+    |gamma_c| / sqrt(variance_c + epsilon)
 
     Args:
-        kernel: Weights, any shape.
-        axis: The axis that counts the filters.
-        norm: Weights of the following BatchNormalization. Defaults to none.
+        norm: Its weights, `gamma` (where it has one) and `moving_variance`.
         epsilon: Its epsilon.
 
     Returns:
-        Norms, (filters,), in float64.
+        Factors, (channels,).
     """
-    squares = np.square(kernel.astype(np.float64)).sum(axis=_others(kernel.ndim, axis))
-    norms = np.sqrt(squares)
-    if norm is None:
-        return norms
-    scale = np.abs(norm.get("gamma", 1.0)) / np.sqrt(norm["moving_variance"] + epsilon)
-    return norms * scale
+    scale: np.ndarray = np.abs(norm.get("gamma", 1.0)) / np.sqrt(norm["moving_variance"] + epsilon)
+    return scale
 
 
 def zero_filters(kernel: np.ndarray, axis: int) -> np.ndarray:

@@ -426,3 +426,46 @@ def test_finalize_says_that_restored_weights_undid_the_zeros() -> None:
     undone = [note for note in trained(lasso, stop) if "restore_best_weights" in note]
     assert undone and "set 9 filters to zero, of which 0 still are" in undone[0]
     assert not any("restore_best_weights" in note for note in trained(lasso))
+
+
+def test_filters_are_compared_by_the_criterion() -> None:
+    """Input channel 0 is always 0: the filter that reads it alone is large, and does nothing."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.Dense(4, use_bias=False, name="hidden"),
+            keras.layers.Dense(1, name="out"),
+        ]
+    )
+    kernel = np.eye(4, dtype="f4")
+    kernel[0, 0] = 5.0
+    x = np.random.default_rng(0).normal(size=(64, 4)).astype("f4")
+    x[:, 0] = 0.0
+    found = {}
+    for criterion in ("magnitude", "taylor"):
+        model.get_layer("hidden").kernel.assign(kernel)
+        model.get_layer("out").kernel.assign(np.ones((4, 1)))
+        model.compile(keras.optimizers.SGD(1e-9), "mse")
+        lasso = GroupLasso(1e-9, final_sparsity=0.25, layers="hidden", criterion=criterion)
+        model.fit(x, np.zeros((64, 1)), epochs=1, verbose=0, callbacks=[lasso])
+        dead = ~model.get_layer("hidden").kernel.numpy().any(axis=0)
+        found[criterion] = list(np.flatnonzero(dead))
+    assert found["taylor"] == [0]
+    assert found["magnitude"] != [0] and len(found["magnitude"]) == 1
+
+
+def test_a_criterion_that_has_seen_nothing_zeroes_nothing() -> None:
+    model = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(4, name="hidden"), keras.layers.Dense(1)]
+    )
+    model.compile("sgd", "mse")
+    before = model.get_layer("hidden").kernel.numpy()
+    lasso = GroupLasso(1e-9, layers="hidden", end_epoch=1, criterion="taylor")
+    with pytest.raises(ArgumentError, match="end_epoch"):
+        GroupLasso(1e-9, end_epoch=0, criterion="taylor")
+    model.fit(
+        np.ones((8, 4)), np.ones((8, 1)), initial_epoch=1, epochs=2, verbose=0, callbacks=[lasso]
+    )
+    assert np.count_nonzero(model.get_layer("hidden").kernel.numpy()) == before.size
+    assert any("has seen no step of training" in note for note in lasso.notes)

@@ -9,12 +9,13 @@ import tensorflow as tf
 from keras import ops
 
 from edgecompress.core.errors import UnknownNameError
+from edgecompress.criteria.magnitude import Magnitude
 from edgecompress.surgery.groups import (
     GROUPS,
-    filter_norms,
     group_lasso_gradient,
     group_lasso_penalty,
     group_squares,
+    norm_scale,
     smallest,
     zero_filters,
 )
@@ -65,9 +66,10 @@ def test_folded_norms_are_the_norms_of_the_folded_kernel() -> None:
     norm = {"gamma": random.normal(size=5), "moving_variance": random.uniform(0.1, 2.0, 5)}
     folded = kernel * norm["gamma"] / np.sqrt(norm["moving_variance"] + 1e-3)
     expected = [np.linalg.norm(folded[..., c]) for c in range(5)]
-    np.testing.assert_allclose(filter_norms(kernel, -1, norm, 1e-3), expected)
+    found = Magnitude().group_scores(kernel, -1)
+    np.testing.assert_allclose(found * norm_scale(norm, 1e-3), expected)
     expected = [np.linalg.norm(kernel[..., c]) for c in range(5)]
-    np.testing.assert_allclose(filter_norms(kernel, -1), expected)
+    np.testing.assert_allclose(found, expected)
 
 
 def test_smallest_takes_the_share_and_leaves_one() -> None:

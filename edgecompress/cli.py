@@ -909,7 +909,7 @@ def targets(
     as_json: AsJson = False,
 ) -> int:
     """List the targets, or show one: core, clock, memory, kernels, sources."""
-    from edgecompress.reports.report import render_target, render_targets
+    from edgecompress.reports.text import render_target, render_targets
     from edgecompress.targets.profile import load_target, target_names
 
     if name is not None:
@@ -950,7 +950,7 @@ def _print_report(report: Any, as_json: bool) -> None:
     if as_json:
         _print_text(report.to_json().rstrip("\n"))
     else:
-        from edgecompress.reports.report import render
+        from edgecompress.reports.text import render
 
         render(report, _Console())
 

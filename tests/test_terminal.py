@@ -145,7 +145,7 @@ def test_errors_and_tracebacks(evil: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_pages(evil: Path, tmp_path: Path) -> None:
     from edgecompress.pipeline import check
-    from edgecompress.reports.report import page_environment, render_html
+    from edgecompress.reports.html import page_environment, render_html
 
     report = check(evil / "m\n.tflite", ["cortex-m4", str(evil / "own\x1b.toml")])
     page = render_html(report)

@@ -129,7 +129,7 @@ def run(output: Path, epochs: int = 8, say: Callable[[str], None] = print) -> Re
     import edgecompress as ec
     from edgecompress.core.record import record_of
     from edgecompress.precisions.simulation import simulate
-    from edgecompress.reports.report import join_curves
+    from edgecompress.reports.figures import join_curves
 
     keras.utils.set_random_seed(1)
     x, y, x_test, y_test = load_sample()
@@ -237,7 +237,7 @@ def _table(
     keras_accuracy: float,
     qat_accuracy: float,
 ) -> tuple[Line, ...]:
-    from edgecompress.reports.report import format_value
+    from edgecompress.reports.words import format_value
 
     def values(
         name: str, unit: str, pick: Callable[[Report], float | None], dense: str = ""
@@ -279,7 +279,7 @@ def _table(
 def print_result(result: Result, console: Console) -> None:
     """Prints the table and what the int8 file lost against the Keras model."""
     from edgecompress.core.tables import Column, print_table
-    from edgecompress.reports.report import render
+    from edgecompress.reports.text import render
 
     render(result.report, console)
     console.print()

@@ -132,7 +132,7 @@ def html_page(
 ) -> str:
     """Returns the HTML page of a report."""
     from edgecompress.inspection import inspect_tflite
-    from edgecompress.reports.report import render_html
+    from edgecompress.reports.html import render_html
 
     return render_html(
         report,

@@ -672,7 +672,7 @@ def _run_stages(
     from edgecompress.recipes.layer_table import kernels, stored_bytes
     from edgecompress.recipes.results import StageResult
     from edgecompress.recipes.training import student_of
-    from edgecompress.reports.report import join_curves
+    from edgecompress.reports.figures import join_curves
 
     settings = request.settings
     model = student_of(loaded.model)
@@ -762,7 +762,7 @@ def _export(
     from edgecompress import pipeline
     from edgecompress.core.learnt_ranges import settled_record, valid_record
     from edgecompress.recipes.task import class_numbers
-    from edgecompress.reports.report import join_curves
+    from edgecompress.reports.figures import join_curves
 
     validation = data.validation
     evaluate = None

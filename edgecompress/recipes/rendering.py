@@ -239,8 +239,8 @@ def render(result: CompressionResult, console: Console) -> None:
     """
     from rich.text import Text
 
-    from edgecompress.reports.report import VERDICT_WORDS
-    from edgecompress.reports.report import render as render_report
+    from edgecompress.reports.text import render as render_report
+    from edgecompress.reports.words import VERDICT_WORDS
 
     def line(text: str, style: str = "") -> None:
         console.print(Text(text, style), soft_wrap=not console.is_terminal)
@@ -293,7 +293,8 @@ def render_html(result: CompressionResult) -> str:
     import jinja2
 
     from edgecompress.reports import plots
-    from edgecompress.reports.report import VERDICT_WORDS, page_environment, page_style
+    from edgecompress.reports.html import page_environment, page_style
+    from edgecompress.reports.words import VERDICT_WORDS
 
     template = page_environment().from_string(
         (resources.files("edgecompress.recipes") / "compression.html.jinja").read_text("utf-8")

@@ -18,7 +18,7 @@ from edgecompress.core.units import format_size
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from edgecompress.reports.report import MemoryMap
+    from edgecompress.reports.figures import MemoryMap
 
 # matplotlib knows no CSS variables: it draws with stand-ins that are replaced in the SVG.
 _COLOURS = {

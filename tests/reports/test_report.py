@@ -26,20 +26,10 @@ from edgecompress.core.results import (
 )
 from edgecompress.flatbuffers.model import FlatModel, Operator, Tensor, read_tflite
 from edgecompress.reports import plots
-from edgecompress.reports.report import (
-    VERDICT_WORDS,
-    Comparison,
-    MemoryMap,
-    Rectangle,
-    compare,
-    format_value,
-    memory_map,
-    render,
-    render_html,
-    render_target,
-    render_targets,
-    used_share,
-)
+from edgecompress.reports.figures import Comparison, MemoryMap, Rectangle, compare, memory_map
+from edgecompress.reports.html import render_html
+from edgecompress.reports.text import render, render_target, render_targets
+from edgecompress.reports.words import VERDICT_WORDS, format_value, used_share
 from edgecompress.targets.checks import Budgets, check
 from edgecompress.targets.profile import load_target, target_names
 
@@ -555,7 +545,7 @@ def test_module_loads_without_the_libraries_that_draw() -> None:
     import sys
 
     code = (
-        "import sys, edgecompress.reports.report, edgecompress.reports.plots\n"
+        "import sys, edgecompress.reports.html, edgecompress.reports.plots\n"
         "sys.exit(any(name in sys.modules for name in ('matplotlib', 'jinja2')))"
     )
     assert subprocess.run([sys.executable, "-P", "-c", code]).returncode == 0

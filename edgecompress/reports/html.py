@@ -1,0 +1,167 @@
+"""A report as one HTML page that needs no script and no network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgecompress.core.results import Report
+from edgecompress.core.terminal import shown
+from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.reports.figures import (
+    Comparison,
+    MemoryMap,
+    compare,
+    gauge,
+    layer_bars,
+    memory_maps,
+    operator_latency,
+    sizes,
+    sqnr_bars,
+    time_bars,
+)
+from edgecompress.reports.words import (
+    VERDICT_WORDS,
+    band_text,
+    format_value,
+    limit_text,
+    percent_text,
+    remarks,
+    used_share,
+)
+
+if TYPE_CHECKING:
+    import jinja2
+
+    from edgecompress.targets.profile import TargetProfile
+
+
+def render_html(
+    report: Report,
+    *,
+    inspection: Any = None,
+    flat: FlatModel | None = None,
+    profiles: Sequence[TargetProfile] = (),
+    kernels: str | None = None,
+    baseline: Report | None = None,
+    comparison: Sequence[Comparison] = (),
+    history: Mapping[str, Sequence[float | None]] | None = None,
+    memory: Sequence[MemoryMap] = (),
+    latency: Mapping[str, Sequence[tuple[str, float]]] | None = None,
+    layers: Sequence[tuple[str, float | None]] = (),
+    title: str | None = None,
+) -> str:
+    """Returns a report as one HTML page: no script, no network, light and dark, screen and print.
+
+    The same arguments give the same bytes.
+
+    Args:
+        report: What to show.
+        inspection: `edgecompress.inspection.Inspection` of the checked file: the layer table.
+        flat: The checked file; with `profiles` it gives memory maps and latency per operator.
+        profiles: Profiles of the targets.
+        kernels: Kernel set instead of the profiles' own.
+        baseline: An earlier report to compare with.
+        comparison: Further lines of the before/after table.
+        history: Training curves, name -> values by epoch or logged step.
+        memory: Memory maps beside those made from `flat`.
+        latency: Target -> (operator, microseconds) beside those made from `flat`.
+        layers: Layer -> signal-to-quantization-noise ratio against the Keras model, in dB; None
+            or infinite where the layer agrees exactly.
+        title: The page's title. Defaults to the model's file name.
+
+    Example:
+        >>> Path("report.html").write_text(render_html(report))  # doctest: +SKIP
+    """
+    import jinja2
+
+    from edgecompress.reports import plots
+
+    maps = [*memory, *memory_maps(flat, profiles, kernels)]
+    times = {**(latency or {}), **operator_latency(flat, profiles, kernels)}
+    compared = [*(compare(baseline, report) if baseline else ()), *comparison]
+    files = sizes(report, baseline)
+    curves = {name: list(values) for name, values in (history or {}).items() if len(values)}
+    environment = page_environment()
+    own: dict[str, Callable[..., Any]] = {
+        "band": band_text,
+        "limit": limit_text,
+        "used": used_share,
+        "how": lambda known: (known or "").replace("_", " on "),
+        "remarks": remarks,
+        "pairs": _pairs,
+    }
+    environment.filters |= own
+    template = environment.from_string(
+        (resources.files("edgecompress.reports") / "report.html.jinja").read_text("utf-8")
+    )
+    svg = jinja2.utils.markupsafe.Markup
+    return template.render(
+        style=page_style(),
+        title=title or Path(report.model.path).name,
+        report=report,
+        words=VERDICT_WORDS,
+        gauges={t.name: [gauge(check) for check in t.checks] for t in report.targets},
+        comparison=compared,
+        sizes=files,
+        sizes_svg=svg(plots.size_chart(files)) if len(files) > 1 else None,
+        inspection=inspection,
+        layer_bars=layer_bars(inspection),
+        curves_svg=svg(plots.curves(curves)) if curves else None,
+        curves=[(name, values[0], values[-1]) for name, values in curves.items()],
+        maps=[(m, svg(plots.memory_chart(m))) for m in maps if m.rectangles],
+        latency=[(name, time_bars(rows)) for name, rows in times.items() if rows],
+        sqnr=sqnr_bars(layers),
+    )
+
+
+def page_environment() -> jinja2.Environment:
+    """Returns what fills a page: everything is escaped, and what is missing is an error.
+
+    What is not printable stands as in `core.terminal.shown`.
+
+    Filters: `value` (a number and its unit as text), `percent` and `number`.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True,
+        # Markup is what this package drew; all else may be a name from a file.
+        finalize=lambda value: shown(value) if type(value) is str else value,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "value": format_value,
+        "percent": percent_text,
+        "number": lambda value: "?" if value is None else f"{value:,}",
+    }
+    return environment
+
+
+def page_style() -> str:
+    """Returns the style sheet of all pages, as it stands inside `<style>`."""
+    import jinja2
+
+    text = (resources.files("edgecompress.reports") / "page.css").read_text("utf-8")
+    return jinja2.utils.markupsafe.Markup(text.rstrip("\n"))
+
+
+def _pairs(detail: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns a check's detail as lines of text."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, Mapping):
+            return ", ".join(f"{key} {text(item)}" for key, item in value.items())
+        if isinstance(value, (list, tuple)):
+            return "; ".join(text(item) for item in value)
+        if isinstance(value, bool) or value is None:
+            return {True: "yes", False: "no", None: "not known"}[value]
+        if isinstance(value, int):
+            return f"{value:,}"
+        return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+    return [(key.replace("_", " "), text(value)) for key, value in detail.items()]

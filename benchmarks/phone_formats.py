@@ -103,7 +103,7 @@ def plus_minus_one(data: bytes) -> tuple[bytes, float, float]:
 
 def print_formats(processes: int) -> None:
     from edgecompress.converters.binary_weights import compare
-    from edgecompress.core.results import Artifact
+    from edgecompress.flatbuffers.artifact import Artifact
 
     print("| model | weights | format | file | compressed | outputs that differ | LiteRT, us "
           "| tflite-runtime, us |")  # fmt: skip
@@ -150,7 +150,7 @@ def print_one_scale() -> None:
 def print_sparse(processes: int) -> None:
     from edgecompress.converters import float32
     from edgecompress.converters.sparse import store_sparse
-    from edgecompress.core.results import Artifact
+    from edgecompress.flatbuffers.artifact import Artifact
     from edgecompress.flatbuffers.editor import strip
     from edgecompress.flatbuffers.model import read_tflite
 

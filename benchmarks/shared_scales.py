@@ -31,7 +31,7 @@ def main() -> int:
     from edgecompress.converters.loaders import example_inputs, load_model
     from edgecompress.core.fusion import kernels_of
     from edgecompress.core.keras_graph import walk_layers
-    from edgecompress.core.results import Artifact
+    from edgecompress.flatbuffers.artifact import Artifact
     from edgecompress.flatbuffers.model import FILTER_READERS, read_tflite
     from edgecompress.precisions.kmeans import cluster
 

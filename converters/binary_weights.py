@@ -33,9 +33,9 @@ from edgecompress.core.errors import (
     UnsupportedModelError,
 )
 from edgecompress.core.options import Choice, option
-from edgecompress.core.results import Artifact
 from edgecompress.core.units import format_size, format_time
 from edgecompress.engines.run import run_engine
+from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.flatbuffers.editor import pack, strip, unpack
 from edgecompress.flatbuffers.model import (
     FILTER_READERS,

@@ -27,9 +27,9 @@ from edgecompress.converters.formats import (
 from edgecompress.converters.stripping import slim
 from edgecompress.core.errors import ArgumentError, ConversionError, UnsupportedModelError
 from edgecompress.core.options import Choice, many, option
-from edgecompress.core.results import Artifact
 from edgecompress.core.units import format_size, format_time
 from edgecompress.engines.run import run_engine
+from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.flatbuffers.coding import (
     CODINGS,
     DecodingOptions,

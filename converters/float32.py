@@ -20,9 +20,9 @@ from edgecompress.converters.loaders import LoadedModel, example_inputs, one_lin
 from edgecompress.core.errors import ConversionError, UnsupportedModelError
 from edgecompress.core.fusion import kernels_of
 from edgecompress.core.keras_graph import functional_of, walk_layers
-from edgecompress.core.results import Artifact
 from edgecompress.core.shared_values import channels_first, fold_factors, shares_values
 from edgecompress.core.suppress_output import suppress_output
+from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.flatbuffers.editor import rename_tensors, strip
 from edgecompress.flatbuffers.model import FILTER_READERS, FlatModel, channel_axis, read_tflite
 

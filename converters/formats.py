@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from edgecompress.core.options import parse_options
 from edgecompress.core.record import CompressionRecord
 from edgecompress.core.registry import Registry
-from edgecompress.core.results import Artifact, CheckResult
+from edgecompress.core.results import CheckResult
+from edgecompress.flatbuffers.artifact import Artifact
 
 if TYPE_CHECKING:
     import numpy as np

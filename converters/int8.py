@@ -30,9 +30,9 @@ from edgecompress.converters.loaders import one_line
 from edgecompress.converters.shared_scales import share_scales
 from edgecompress.core.errors import ArgumentError, ConversionError
 from edgecompress.core.record import CompressionRecord
-from edgecompress.core.results import Artifact
 from edgecompress.core.suppress_output import suppress_output
 from edgecompress.core.units import format_size
+from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.flatbuffers.editor import pack, strip, unpack
 from edgecompress.flatbuffers.model import FILTER_READERS, FlatModel, Operator, read_tflite
 

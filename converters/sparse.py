@@ -19,9 +19,9 @@ from edgecompress.converters import float32
 from edgecompress.converters.comparison import random_inputs
 from edgecompress.converters.formats import FormatRequest, FormatResult, register
 from edgecompress.core.errors import ConversionError, EdgeCompressError, UnsupportedModelError
-from edgecompress.core.results import Artifact
 from edgecompress.core.units import format_size, format_time
 from edgecompress.engines.run import run_engine
+from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.flatbuffers.editor import pack, strip, unpack
 from edgecompress.flatbuffers.model import FILTER_READERS, FlatModel, Operator, Tensor, read_tflite
 from edgecompress.flatbuffers.sparse_tensors import (

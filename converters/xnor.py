@@ -36,10 +36,10 @@ from edgecompress.core.errors import (
 )
 from edgecompress.core.folders import temporary_folder
 from edgecompress.core.keras_graph import layer_calls, walk_layers
-from edgecompress.core.results import Artifact
 from edgecompress.core.suppress_output import suppress_output
 from edgecompress.core.units import format_size
 from edgecompress.engines.run import engine_available, folder_of
+from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.flatbuffers.editor import rename_tensors, strip
 from edgecompress.flatbuffers.model import (
     BINARY_CONV,

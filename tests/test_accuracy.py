@@ -16,10 +16,10 @@ import edgecompress as ec
 from edgecompress.cli import main
 from edgecompress.converters.tasks import outputs_of_file
 from edgecompress.core.errors import ArgumentError
+from edgecompress.core.labelled import Labelled
 from edgecompress.core.results import CheckResult, Report
 from edgecompress.flatbuffers.model import read_tflite
 from edgecompress.pipeline import scoring
-from edgecompress.pipeline.request import Labelled
 from edgecompress.targets.profile import Budgets, load_target
 
 _SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "report.schema.json").read_text())

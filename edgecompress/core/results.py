@@ -1,4 +1,4 @@
-"""The frozen types that cross the stages: Artifact, CheckResult, TargetResult, Report.
+"""The verdict in frozen types: CheckResult, TargetResult, ModelInfo, ArtifactInfo, Report.
 
 The JSON form of a report is what scripts rely on; docs/report.schema.json describes it.
 """
@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from edgecompress.core import errors
-from edgecompress.core.files import jsonable, sha256
-from edgecompress.core.record import CompressionRecord
+from edgecompress.core.files import jsonable
 
 REPORT_SCHEMA = "edgecompress.report/1"
 
@@ -191,39 +189,6 @@ class TargetResult:
     def from_dict(cls, data: Mapping[str, Any]) -> TargetResult:
         """Returns the result that `to_dict` described."""
         return cls(data["name"], tuple(CheckResult.from_dict(c) for c in data["checks"]))
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """A file that a converter made, still in memory.
-
-    Attributes:
-        kind: `float32`, `int8`, ...: the converter's registered name.
-        data: The file's bytes.
-        source: What it was made from: a path or a model's name.
-        record: What was done to the model in training; None where nothing is known.
-        notes: What the converter could not do or did otherwise than asked, one sentence each.
-    """
-
-    kind: str
-    data: bytes
-    source: str
-    record: CompressionRecord | None = None
-    notes: tuple[str, ...] = ()
-
-    @property
-    def sha256(self) -> str:
-        """SHA-256 of the bytes, hexadecimal."""
-        return sha256(self.data)
-
-    @property
-    def compressed_bytes(self) -> int:
-        """Size after zlib at level 9: what a download or an APK holds."""
-        return len(zlib.compress(self.data, 9))
-
-    def file_name(self, model_name: str) -> str:
-        """Returns the name the artifact is stored under: `<model>_<kind>.tflite`."""
-        return f"{model_name}_{self.kind}.tflite"
 
 
 @dataclass(frozen=True)

@@ -382,11 +382,11 @@ def _words(channels: int) -> int:
     return -(-channels // _WORD_BITS)
 
 
-def read_tflite(source: Path | str | bytes) -> FlatModel:
+def read_tflite(source: Path | str | bytes | FlatModel) -> FlatModel:
     """Reads a .tflite file.
 
     Args:
-        source: Path, or the file's bytes.
+        source: Path, or the file's bytes; a model that was read already is passed on.
 
     Raises:
         ModelFileError: the file is missing, no .tflite, or damaged.
@@ -395,6 +395,8 @@ def read_tflite(source: Path | str | bytes) -> FlatModel:
         >>> read_tflite("kws_int8.tflite").histogram()  # doctest: +SKIP
         {'CONV_2D': 5, 'DEPTHWISE_CONV_2D': 4, ...}
     """
+    if isinstance(source, FlatModel):
+        return source
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _parse(bytes(source), "model")
     return _parse(read_bytes(source), str(source))

@@ -14,8 +14,8 @@ from edgecompress.core.bundle import BUNDLE_FILE, Bundle, BundleModel, BundleTen
 from edgecompress.core.errors import ArgumentError, EngineError, UnreadableFileError
 from edgecompress.core.files import sha256
 from edgecompress.core.reading import read_text
-from edgecompress.core.results import Artifact
 from edgecompress.engines.run import ENGINES, engine_available, run_engine
+from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.flatbuffers.model import FlatModel, Tensor, read_tflite
 from edgecompress.pipeline.writing import tool_version
 

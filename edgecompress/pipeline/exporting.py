@@ -28,10 +28,12 @@ from edgecompress.core.errors import (
     UnsupportedOperatorError,
 )
 from edgecompress.core.files import write_together
+from edgecompress.core.labelled import Labelled
 from edgecompress.core.record import sidecar_path
-from edgecompress.core.results import Artifact, CheckResult, Report
+from edgecompress.core.results import CheckResult, Report
 from edgecompress.core.suppress_output import suppress_output
 from edgecompress.engines.run import Session, engine_available, session
+from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.flatbuffers.model import read_tflite
 from edgecompress.pipeline.bundle import bundle_profile, make_bundle, read_labels
 from edgecompress.pipeline.costs import costs_on
@@ -46,7 +48,6 @@ from edgecompress.pipeline.measuring import (
     verify_in,
 )
 from edgecompress.pipeline.request import (
-    Labelled,
     check_flash_budget,
     check_kernels,
     check_name,
@@ -463,7 +464,7 @@ def _job(
         f"{len(data[0])} samples were taken from what {argument} yields."
         for argument, source, data in (
             ("--calibration", calibration, samples),
-            ("--evaluate", evaluate, labelled.x if labelled else None),
+            ("--evaluate", evaluate, labelled.x if labelled is not None else None),
         )
         if data and is_stream(source)
     ]

@@ -13,11 +13,12 @@ from edgecompress.core.errors import (
     UnsupportedModelError,
 )
 from edgecompress.core.finite import check_outputs
-from edgecompress.core.results import Artifact, CheckResult, worst_verdict
+from edgecompress.core.labelled import Labelled
+from edgecompress.core.results import CheckResult, worst_verdict
 from edgecompress.engines.run import engine_available, load_failure
+from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.flatbuffers.model import read_tflite
 from edgecompress.pipeline import scoring
-from edgecompress.pipeline.request import Labelled
 
 if TYPE_CHECKING:
     import numpy as np

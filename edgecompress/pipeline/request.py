@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.files import sweep
 from edgecompress.core.folders import scratch_folder
+from edgecompress.core.labelled import Labelled
 from edgecompress.core.units import parse_size, parse_time
 
 if TYPE_CHECKING:
@@ -24,22 +24,6 @@ if TYPE_CHECKING:
 
 def silent(text: str) -> None:
     """Tells nobody."""
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """Inputs and labels for the accuracy check.
-
-    Attributes:
-        x: Inputs as the model takes them, one array for each; first axis samples.
-        y: Labels as they came: one array, or a mapping from `y_<output>` or `y0`, `y1`, ... to
-            arrays.
-        argument: Where they came from, for error messages.
-    """
-
-    x: tuple[np.ndarray, ...]
-    y: np.ndarray | Mapping[str, np.ndarray]
-    argument: str = "--evaluate"
 
 
 def load_profiles(targets: Sequence[str | Path | TargetProfile]) -> list[TargetProfile]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from edgecompress.converters.metrics import Labels, Wanted
     from edgecompress.converters.tasks import Output, Task, Unclear
-    from edgecompress.pipeline.request import Labelled
+    from edgecompress.core.labelled import Labelled
 
 _SAY = "Say --metric NAME[:OUTPUT], e.g. --metric binary_accuracy@0 for a logit."
 

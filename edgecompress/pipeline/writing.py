@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from edgecompress.core.files import sha256
 from edgecompress.core.record import CompressionRecord, sidecar_path, sidecar_text
 from edgecompress.core.results import (
-    Artifact,
     ArtifactInfo,
     CheckResult,
     ModelInfo,
     Report,
     TargetResult,
 )
+from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.pipeline.measuring import Measurements
 

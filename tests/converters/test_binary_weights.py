@@ -29,8 +29,8 @@ from edgecompress.core.errors import (
     UnknownNameError,
     UnsupportedModelError,
 )
-from edgecompress.core.results import Artifact
 from edgecompress.engines.run import engine_available, run_engine
+from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.flatbuffers.editor import pack, strip, unpack
 from edgecompress.flatbuffers.model import (
     FlatModel,

@@ -23,8 +23,9 @@ from edgecompress.core.errors import (
     UnknownNameError,
     UnsupportedModelError,
 )
-from edgecompress.core.results import Artifact, CheckResult
+from edgecompress.core.results import CheckResult
 from edgecompress.engines.run import run_engine
+from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.flatbuffers.coding import CODINGS, Encoded, Layout, encode_lut
 from edgecompress.flatbuffers.editor import pack, strip, unpack
 from edgecompress.flatbuffers.model import FlatModel, Tensor, read_tflite

@@ -14,8 +14,8 @@ from edgecompress.converters import float32, int8
 from edgecompress.converters.loaders import example_inputs, load_model, wrap
 from edgecompress.core.errors import ArgumentError, ConversionError
 from edgecompress.core.record import CompressionRecord
-from edgecompress.core.results import Artifact
 from edgecompress.engines.run import run_engine
+from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.flatbuffers.model import FlatModel, Tensor, read_tflite
 
 keras = pytest.importorskip("keras")

@@ -14,9 +14,9 @@ from edgecompress.converters.compressed import compress
 from edgecompress.converters.loaders import example_inputs, wrap
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.record import record_of
-from edgecompress.core.results import Artifact
 from edgecompress.core.shared_values import takes_one_scale
 from edgecompress.engines.run import run_engine
+from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.flatbuffers.model import FlatModel, Operator, Tensor, read_tflite
 from edgecompress.precisions.simulation import simulate
 

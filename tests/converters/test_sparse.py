@@ -12,8 +12,8 @@ import pytest
 from edgecompress.converters import sparse
 from edgecompress.converters.sparse import convert, kernel_sparsity, store_sparse, verify_sparse
 from edgecompress.core.errors import ArgumentError, ConversionError, UnsupportedModelError
-from edgecompress.core.results import Artifact
 from edgecompress.engines.run import engine_available, run_engine
+from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.flatbuffers.editor import pack, strip, unpack
 from edgecompress.flatbuffers.model import FlatModel, read_tflite
 from edgecompress.inspection.tflite import inspect_tflite

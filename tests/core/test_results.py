@@ -7,7 +7,6 @@ import dataclasses
 import itertools
 import json
 import re
-import zlib
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,9 +15,7 @@ import numpy as np
 import pytest
 
 from edgecompress.core import results
-from edgecompress.core.files import sha256
 from edgecompress.core.results import (
-    Artifact,
     ArtifactInfo,
     CheckResult,
     ModelInfo,
@@ -197,13 +194,6 @@ def test_target_survives_json() -> None:
 
 def test_fields_of_a_later_version_are_left_out() -> None:
     assert CheckResult.from_dict({**_FULL.to_dict(), "added_later": 1}) == _FULL
-
-
-def test_artifact_numbers() -> None:
-    artifact = Artifact("int8", b"abc" * 100, "m.keras")
-    assert artifact.sha256 == sha256(b"abc" * 100)
-    assert artifact.compressed_bytes == len(zlib.compress(b"abc" * 100, 9)) < 300
-    assert artifact.file_name("kws") == "kws_int8.tflite"
 
 
 # --- the published schema -----------------------------------------------------------------------

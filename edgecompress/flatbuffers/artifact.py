@@ -1,0 +1,73 @@
+"""A .tflite file in memory: its bytes, what they were made from, and the file read once."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+from edgecompress.core.files import sha256
+from edgecompress.core.record import CompressionRecord
+from edgecompress.flatbuffers.model import FlatModel, read_tflite
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file that a converter made, still in memory.
+
+    Attributes:
+        kind: `float32`, `int8`, ...: the converter's registered name.
+        data: The file's bytes.
+        source: What it was made from: a path or a model's name.
+        record: What was done to the model in training; None where nothing is known.
+        notes: What the converter could not do or did otherwise than asked, one sentence each.
+    """
+
+    kind: str
+    data: bytes
+    source: str
+    record: CompressionRecord | None = None
+    notes: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def flat(self) -> FlatModel:
+        """The file as read, once; with the names of `read_as` where it was given some.
+
+        Raises:
+            ModelFileError: the bytes are no .tflite file.
+        """
+        return read_tflite(self.data)
+
+    def read_as(self, flat: FlatModel) -> Artifact:
+        """Returns the artifact with a reading that exists already.
+
+        Args:
+            flat: This file, read: from its own bytes, or from a variant of it that differs in the
+                names of inner tensors alone.
+        """
+        copy = dataclasses.replace(self)
+        copy.__dict__["flat"] = dataclasses.replace(flat, data=self.data)
+        return copy
+
+    def having(self, **changes: Any) -> Artifact:
+        """Returns the artifact with other attributes; it is not read again for the same bytes."""
+        copy = dataclasses.replace(self, **changes)
+        if "flat" in self.__dict__ and copy.data is self.data:
+            copy.__dict__["flat"] = self.flat
+        return copy
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the bytes, hexadecimal."""
+        return sha256(self.data)
+
+    @functools.cached_property
+    def compressed_bytes(self) -> int:
+        """Size after zlib at level 9: what a download or an APK holds."""
+        return len(zlib.compress(self.data, 9))
+
+    def file_name(self, model_name: str) -> str:
+        """Returns the name the artifact is stored under: `<model>_<kind>.tflite`."""
+        return f"{model_name}_{self.kind}.tflite"

@@ -20,7 +20,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from edgecompress.flatbuffers.model import FlatModel, Operator, Tensor
+from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.operators import Operator
+from edgecompress.flatbuffers.tensors import Tensor
 from edgecompress.targets.tflm.arena import Arena, compute_arena
 
 TYPES = {0: "FLOAT32", 2: "INT32", 3: "UINT8", 4: "INT64", 7: "INT16", 9: "INT8", 17: "INT4"}

@@ -27,7 +27,10 @@ from edgecompress.flatbuffers.coding import (
     encode_huffman,
 )
 from edgecompress.flatbuffers.editor import pack, unpack
-from edgecompress.flatbuffers.model import FILTER_READERS, FlatModel, Tensor, read_tflite
+from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.operators import FILTER_READERS
+from edgecompress.flatbuffers.reading import read_tflite
+from edgecompress.flatbuffers.tensors import Tensor
 
 sys.path.append(str(Path(__file__).parent))  # Python leaves it out where asked to (-P).
 from compressed_sizes import MODELS, Treatment, binary, cluster, prune, ternary

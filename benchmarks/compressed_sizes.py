@@ -110,7 +110,8 @@ ROWS = (
 def treated(data: bytes, change: Treatment) -> bytes:
     """Returns the file with its filters of at least 512 weights changed."""
     from edgecompress.flatbuffers.editor import pack, unpack
-    from edgecompress.flatbuffers.model import FILTER_READERS, read_tflite
+    from edgecompress.flatbuffers.operators import FILTER_READERS
+    from edgecompress.flatbuffers.reading import read_tflite
 
     flat, model = read_tflite(data), unpack(data)
     for operator in flat.operators:
@@ -146,7 +147,8 @@ def main() -> int:
         return 2
 
     from edgecompress.converters.compressed import compress
-    from edgecompress.flatbuffers.model import FlatModel, read_tflite
+    from edgecompress.flatbuffers.model import FlatModel
+    from edgecompress.flatbuffers.reading import read_tflite
     from edgecompress.targets.tflm.arena import compute_arena
     from edgecompress.targets.tflm.instructions_decode import UnknownCode, decode_instructions
 

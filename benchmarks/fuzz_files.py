@@ -40,7 +40,7 @@ from edgecompress.converters import loaders  # noqa: E402
 from edgecompress.core import bundle, reading, record  # noqa: E402
 from edgecompress.core.errors import EdgeCompressError  # noqa: E402
 from edgecompress.core.terminal import SafeConsole  # noqa: E402
-from edgecompress.flatbuffers.model import read_tflite  # noqa: E402
+from edgecompress.flatbuffers.reading import read_tflite  # noqa: E402
 from edgecompress.inspection.table import render  # noqa: E402
 from edgecompress.inspection.tflite import inspect_tflite  # noqa: E402
 from edgecompress.targets.checks import check  # noqa: E402

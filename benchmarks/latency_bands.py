@@ -17,7 +17,8 @@ import statistics
 import sys
 from pathlib import Path
 
-from edgecompress.flatbuffers.model import FlatModel, read_tflite
+from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.targets.profile import LatencyModel, TargetProfile, load_target, target_names
 from edgecompress.targets.tflm.latency import BANDS, CYCLES_PER_WEIGHT_BYTE, predict
 

@@ -486,7 +486,7 @@ def row(name: str, seed: int, model: keras.Model, data: Data) -> str:
     from edgecompress.converters import float32, int8
     from edgecompress.converters.compressed import compress
     from edgecompress.converters.verify import accuracy
-    from edgecompress.flatbuffers.model import read_tflite
+    from edgecompress.flatbuffers.reading import read_tflite
     from edgecompress.targets.profile import load_target
     from edgecompress.targets.tflm.arena import compute_arena
     from edgecompress.targets.tflm.latency import predict

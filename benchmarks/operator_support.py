@@ -43,7 +43,8 @@ from pathlib import Path
 import numpy as np
 from operator_models import cases, pattern
 
-from edgecompress.flatbuffers.model import FlatModel, read_tflite
+from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.targets.tflm.operator_support import (
     COLUMNS,
     CONTROL,

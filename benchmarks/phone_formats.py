@@ -152,7 +152,7 @@ def print_sparse(processes: int) -> None:
     from edgecompress.converters.sparse import store_sparse
     from edgecompress.flatbuffers.artifact import Artifact
     from edgecompress.flatbuffers.editor import strip
-    from edgecompress.flatbuffers.model import read_tflite
+    from edgecompress.flatbuffers.reading import read_tflite
 
     print("| fully connected, 3 x 1024 | zero blocks | file | compressed | LiteRT, us "
           "| tflite-runtime, us |")  # fmt: skip

@@ -32,7 +32,8 @@ def main() -> int:
     from edgecompress.core.fusion import kernels_of
     from edgecompress.core.keras_graph import walk_layers
     from edgecompress.flatbuffers.artifact import Artifact
-    from edgecompress.flatbuffers.model import FILTER_READERS, read_tflite
+    from edgecompress.flatbuffers.operators import FILTER_READERS
+    from edgecompress.flatbuffers.reading import read_tflite
     from edgecompress.precisions.kmeans import cluster
 
     def filters(artifact: Artifact) -> list[np.ndarray]:

@@ -18,7 +18,7 @@ import numpy as np
 from operator_models import Case, T
 from operator_support import apart, deviates, run_program
 
-from edgecompress.flatbuffers.model import read_tflite
+from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.targets.operators import wrong_results
 from edgecompress.targets.profile import load_target
 

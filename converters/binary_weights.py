@@ -37,15 +37,10 @@ from edgecompress.core.units import format_size, format_time
 from edgecompress.engines.run import run_engine
 from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.flatbuffers.editor import pack, strip, unpack
-from edgecompress.flatbuffers.model import (
-    FILTER_READERS,
-    PACKED,
-    FlatModel,
-    Operator,
-    channel_axis,
-    pack_codes,
-    read_tflite,
-)
+from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.operators import FILTER_READERS, Operator, channel_axis
+from edgecompress.flatbuffers.reading import read_tflite
+from edgecompress.flatbuffers.tensors import PACKED, pack_codes
 
 KIND = "binary-weights"
 ENGINE = "litert"

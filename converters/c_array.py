@@ -24,7 +24,10 @@ from edgecompress.core.errors import (
     UnsupportedOperatorError,
 )
 from edgecompress.core.units import format_size
-from edgecompress.flatbuffers.model import FlatModel, Operator, Tensor, read_tflite
+from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.operators import Operator
+from edgecompress.flatbuffers.reading import read_tflite
+from edgecompress.flatbuffers.tensors import Tensor
 
 KERNELS = ("cmsis-nn", "reference")
 _ALIGNMENT = 16

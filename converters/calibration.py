@@ -14,7 +14,8 @@ from edgecompress.converters.streams import collect, is_stream
 from edgecompress.core.errors import ArgumentError, EngineError, NotFiniteError, UnreadableFileError
 from edgecompress.core.reading import read_arrays
 from edgecompress.core.suppress_output import suppress_output
-from edgecompress.flatbuffers.model import FlatModel, read_tflite
+from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.reading import read_tflite
 
 # Minimum and maximum settle long before; more samples only cost time.
 MAX_SAMPLES = 500

@@ -41,7 +41,10 @@ from edgecompress.flatbuffers.coding import (
     encode_huffman,
 )
 from edgecompress.flatbuffers.editor import pack, strip, unpack
-from edgecompress.flatbuffers.model import FILTER_READERS, FlatModel, Tensor, read_tflite
+from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.operators import FILTER_READERS
+from edgecompress.flatbuffers.reading import read_tflite
+from edgecompress.flatbuffers.tensors import Tensor
 
 KIND = "compressed"
 OPERATOR = "TFLM_DECODE"

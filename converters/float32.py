@@ -24,7 +24,9 @@ from edgecompress.core.shared_values import channels_first, fold_factors, shares
 from edgecompress.core.suppress_output import suppress_output
 from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.flatbuffers.editor import rename_tensors, strip
-from edgecompress.flatbuffers.model import FILTER_READERS, FlatModel, channel_axis, read_tflite
+from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.operators import FILTER_READERS, channel_axis
+from edgecompress.flatbuffers.reading import read_tflite
 
 KIND = "float32"
 # Relative to the largest value: BatchNorm folding and other summation orders stay far below.

@@ -213,7 +213,7 @@ class Int8Source:
 def int8_source(request: FormatRequest) -> Int8Source:
     """Returns the original int8 file, or makes one from the Keras model."""
     from edgecompress.converters import int8
-    from edgecompress.flatbuffers.model import read_tflite
+    from edgecompress.flatbuffers.reading import read_tflite
 
     if request.original is not None:
         return Int8Source(Artifact("int8", request.original.data, request.name), request.original)

@@ -34,7 +34,9 @@ from edgecompress.core.suppress_output import suppress_output
 from edgecompress.core.units import format_size
 from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.flatbuffers.editor import pack, strip, unpack
-from edgecompress.flatbuffers.model import FILTER_READERS, FlatModel, Operator, read_tflite
+from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.operators import FILTER_READERS, Operator
+from edgecompress.flatbuffers.reading import read_tflite
 
 KIND = "int8"
 # Operators whose output has the quantization of their first input: one range serves both.

@@ -25,13 +25,9 @@ from edgecompress.core.shared_values import (
     takes_one_scale,
 )
 from edgecompress.flatbuffers.editor import pack, unpack
-from edgecompress.flatbuffers.model import (
-    FILTER_READERS,
-    FlatModel,
-    Operator,
-    channel_axis,
-    read_tflite,
-)
+from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.operators import FILTER_READERS, Operator, channel_axis
+from edgecompress.flatbuffers.reading import read_tflite
 
 _DENSE = "FULLY_CONNECTED"
 

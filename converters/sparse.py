@@ -23,7 +23,9 @@ from edgecompress.core.units import format_size, format_time
 from edgecompress.engines.run import run_engine
 from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.flatbuffers.editor import pack, strip, unpack
-from edgecompress.flatbuffers.model import FILTER_READERS, FlatModel, Operator, Tensor, read_tflite
+from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.operators import FILTER_READERS, Operator
+from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.flatbuffers.sparse_tensors import (
     Level,
     Sparsity,
@@ -31,6 +33,7 @@ from edgecompress.flatbuffers.sparse_tensors import (
     encode_blocks,
     index_bytes,
 )
+from edgecompress.flatbuffers.tensors import Tensor
 
 KIND = "sparse"
 BLOCK = 4

@@ -30,7 +30,9 @@ from edgecompress.core.errors import (
     UnsupportedModelError,
 )
 from edgecompress.engines.run import load_failure, run_engine
-from edgecompress.flatbuffers.model import FlatModel, Tensor, read_tflite
+from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.reading import read_tflite
+from edgecompress.flatbuffers.tensors import Tensor
 
 Progress = Callable[[int, int], None]
 

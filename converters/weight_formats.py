@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from edgecompress.core.registry import Registry
-from edgecompress.flatbuffers.model import PACKED, Operator, Tensor, channel_axis
+from edgecompress.flatbuffers.operators import Operator, channel_axis
+from edgecompress.flatbuffers.tensors import PACKED, Tensor
 
 # Largest level of a symmetric INT4 and INT8 weight. INT4 also has -8, which symmetric quantization
 # leaves out.

@@ -41,13 +41,9 @@ from edgecompress.core.units import format_size
 from edgecompress.engines.run import engine_available, folder_of
 from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.flatbuffers.editor import rename_tensors, strip
-from edgecompress.flatbuffers.model import (
-    BINARY_CONV,
-    FlatModel,
-    Operator,
-    binary_kernel_shape,
-    read_tflite,
-)
+from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.operators import BINARY_CONV, Operator, binary_kernel_shape
+from edgecompress.flatbuffers.reading import read_tflite
 
 KIND = "xnor"
 ENGINE = "lce"

@@ -15,7 +15,10 @@ import numpy as np
 
 from edgecompress.core.errors import ConversionError
 from edgecompress.flatbuffers.editor import drop_unused, pack, unpack
-from edgecompress.flatbuffers.model import BINARY_CONV, FlatModel, Operator, Tensor, read_tflite
+from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.operators import BINARY_CONV, Operator
+from edgecompress.flatbuffers.reading import read_tflite
+from edgecompress.flatbuffers.tensors import Tensor
 
 QUANTIZE = "LceQuantize"
 # The engine's own tolerance on weights of one magnitude.

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from edgecompress.core.registry import Registry
-from edgecompress.flatbuffers.model import WEIGHTED, FlatModel, Operator
+from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.operators import WEIGHTED, Operator
 from edgecompress.targets.profile import TargetProfile
 from edgecompress.targets.tflm.arena import CORES
 from edgecompress.targets.tflm.instructions import Unmodelled, geometry

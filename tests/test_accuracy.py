@@ -18,7 +18,7 @@ from edgecompress.converters.tasks import outputs_of_file
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.labelled import Labelled
 from edgecompress.core.results import CheckResult, Report
-from edgecompress.flatbuffers.model import read_tflite
+from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.pipeline import scoring
 from edgecompress.targets.profile import Budgets, load_target
 

@@ -19,7 +19,7 @@ import edgecompress as ec
 from edgecompress.core.bundle import is_inside, read_bundle
 from edgecompress.core.errors import ArgumentError, ModelFileError
 from edgecompress.engines.run import run_engine
-from edgecompress.flatbuffers.model import read_tflite
+from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.pipeline.bundle import read_labels, runtime_of
 
 _DOCS = Path(__file__).parents[1] / "docs"

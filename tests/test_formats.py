@@ -17,7 +17,7 @@ from edgecompress.converters.formats import FORMATS, FormatRequest, register
 from edgecompress.core.errors import ArgumentError, ConversionError, UnknownNameError
 from edgecompress.core.results import CheckResult, Report
 from edgecompress.engines.run import engine_available, run_engine
-from edgecompress.flatbuffers.model import read_tflite
+from edgecompress.flatbuffers.reading import read_tflite
 
 _SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "report.schema.json").read_text())
 _FORMS = ("int8", "int4", "int4-dense", "int2", "smallest")

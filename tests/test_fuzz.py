@@ -14,7 +14,8 @@ from ai_edge_litert import schema_py_generated as schema
 from edgecompress.converters.compressed import insert_decoders
 from edgecompress.flatbuffers.coding import CODINGS, Layout
 from edgecompress.flatbuffers.editor import pack, unpack
-from edgecompress.flatbuffers.model import FILTER_READERS, read_tflite
+from edgecompress.flatbuffers.operators import FILTER_READERS
+from edgecompress.flatbuffers.reading import read_tflite
 
 _CASES = 16
 

@@ -15,7 +15,10 @@ import tf_keras
 from rich.console import Console
 
 from edgecompress.core.errors import ModelFileError
-from edgecompress.flatbuffers.model import FlatModel, Operator, Tensor, read_tflite
+from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.operators import Operator
+from edgecompress.flatbuffers.reading import read_tflite
+from edgecompress.flatbuffers.tensors import Tensor
 from edgecompress.inspection import (
     INSPECT_SCHEMA,
     Inspection,

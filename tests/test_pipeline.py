@@ -29,7 +29,7 @@ from edgecompress.core.record import (
 )
 from edgecompress.core.results import CheckResult, Report
 from edgecompress.engines.run import run_engine
-from edgecompress.flatbuffers.model import read_tflite
+from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.pipeline import exporting, measuring
 from edgecompress.targets.profile import load_target
 

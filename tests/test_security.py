@@ -10,7 +10,7 @@ import pytest
 
 from edgecompress.converters import hdf5_files
 from edgecompress.core import reading
-from edgecompress.flatbuffers import model as flatbuffer
+from edgecompress.flatbuffers import reading as flatbuffer
 
 _ROOT = Path(__file__).resolve().parents[1]
 _PAGE = _ROOT / "SECURITY.md"

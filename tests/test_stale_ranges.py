@@ -91,7 +91,7 @@ def export(model: object, folder: Path, **options: object) -> Report:
 def r2_of_file(report: Report, model: keras.Model, folder: Path) -> float:
     from edgecompress.converters.verify import dequantize, quantize
     from edgecompress.engines.run import run_engine
-    from edgecompress.flatbuffers.model import read_tflite
+    from edgecompress.flatbuffers.reading import read_tflite
 
     flat = read_tflite(next(folder.glob("*_int8.tflite")))
     codes = quantize(data()[0], flat.tensors[flat.inputs[0]])

@@ -14,7 +14,7 @@ from edgecompress import cli
 from edgecompress.core.tables import Column, print_table
 from edgecompress.core.terminal import SafeConsole, safe_text, shown
 from edgecompress.flatbuffers.editor import pack, unpack
-from edgecompress.flatbuffers.model import read_tflite
+from edgecompress.flatbuffers.reading import read_tflite
 
 # Clears the screen, forges a line, sets the window's title, C1, turns text round, hides, markup.
 _EVIL = (

@@ -21,7 +21,7 @@ from edgecompress.core.files import sha256, write_atomic
 from edgecompress.core.record import record_of
 from edgecompress.core.suppress_output import suppress_output
 from edgecompress.engines.run import run_engine
-from edgecompress.flatbuffers.model import read_tflite
+from edgecompress.flatbuffers.reading import read_tflite
 
 ASSETS = Path(__file__).resolve().parents[1] / "app" / "src" / "main" / "assets" / "demo"
 # Polylines in a square of side 1, x to the right, y down.

@@ -7,7 +7,7 @@ import driver
 import mutations
 
 with atheris.instrument_imports(include=["edgecompress"]):
-    from edgecompress.flatbuffers.model import read_tflite
+    from edgecompress.flatbuffers.reading import read_tflite
     from edgecompress.inspection.tflite import inspect_tflite
     from edgecompress.targets.checks import check
     from edgecompress.targets.profile import Budgets, load_target

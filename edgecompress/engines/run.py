@@ -38,7 +38,7 @@ from edgecompress.core.errors import (
 from edgecompress.core.folders import temporary_folder
 from edgecompress.core.registry import Registry
 from edgecompress.core.sandbox import limits_for
-from edgecompress.flatbuffers.model import read_tflite
+from edgecompress.flatbuffers.reading import read_tflite
 
 _SANDBOX = Path(__file__).parents[1] / "core" / "sandbox.py"
 _WORKER = Path(__file__).with_name("worker.py")

@@ -10,7 +10,8 @@ from typing import Any
 
 from edgecompress.core.files import sha256
 from edgecompress.core.record import CompressionRecord
-from edgecompress.flatbuffers.model import FlatModel, read_tflite
+from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.reading import read_tflite
 
 
 @dataclass(frozen=True)

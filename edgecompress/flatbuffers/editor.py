@@ -14,7 +14,7 @@ from typing import Any, Literal
 import flatbuffers
 import numpy as np
 
-from edgecompress.flatbuffers.model import read_tflite
+from edgecompress.flatbuffers.reading import read_tflite
 
 Names = Literal["interface", "computed", "all"]
 

@@ -19,7 +19,7 @@ from edgecompress.core.errors import ModelFileError, UnsupportedModelError
 from edgecompress.core.reading import open_file, read_bytes
 from edgecompress.core.record import sidecar_path
 from edgecompress.core.suppress_output import suppress_output
-from edgecompress.flatbuffers.model import read_tflite
+from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.inspection.keras_models import inspect_keras
 from edgecompress.inspection.table import render
 from edgecompress.inspection.tflite import inspect_tflite

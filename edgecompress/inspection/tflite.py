@@ -10,16 +10,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgecompress.core.errors import ModelFileError
-from edgecompress.flatbuffers.model import (
+from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.operators import (
     BINARY_CONV,
     WEIGHTED,
-    FlatModel,
     Operator,
-    Tensor,
     binary_kernel_shape,
     operator_binary_macs,
     operator_macs,
 )
+from edgecompress.flatbuffers.tensors import Tensor
 from edgecompress.inspection.types import (
     Endpoint,
     Inspection,
@@ -83,7 +83,7 @@ def inspect_tflite(model: FlatModel, *, name: str = "model.tflite") -> Inspectio
     """Inspects a flatbuffer.
 
     Args:
-        model: From `edgecompress.flatbuffers.model.read_tflite`.
+        model: From `edgecompress.flatbuffers.reading.read_tflite`.
         name: What to call it.
 
     Example:

@@ -16,7 +16,9 @@ from edgecompress.core.files import sha256
 from edgecompress.core.reading import read_text
 from edgecompress.engines.run import ENGINES, engine_available, run_engine
 from edgecompress.flatbuffers.artifact import Artifact
-from edgecompress.flatbuffers.model import FlatModel, Tensor, read_tflite
+from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.reading import read_tflite
+from edgecompress.flatbuffers.tensors import Tensor
 from edgecompress.pipeline.writing import tool_version
 
 if TYPE_CHECKING:

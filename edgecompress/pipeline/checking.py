@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.results import Report
 from edgecompress.engines.run import engine_available, session
-from edgecompress.flatbuffers.model import FlatModel, read_tflite
+from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.pipeline.measuring import Measurements
 from edgecompress.pipeline.request import (
     check_flash_budget,

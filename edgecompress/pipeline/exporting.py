@@ -34,7 +34,7 @@ from edgecompress.core.results import CheckResult, Report
 from edgecompress.core.suppress_output import suppress_output
 from edgecompress.engines.run import Session, engine_available, session
 from edgecompress.flatbuffers.artifact import Artifact
-from edgecompress.flatbuffers.model import read_tflite
+from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.pipeline.bundle import bundle_profile, make_bundle, read_labels
 from edgecompress.pipeline.costs import costs_on
 from edgecompress.pipeline.measuring import (

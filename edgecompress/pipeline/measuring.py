@@ -17,7 +17,7 @@ from edgecompress.core.labelled import Labelled
 from edgecompress.core.results import CheckResult, worst_verdict
 from edgecompress.engines.run import engine_available, load_failure
 from edgecompress.flatbuffers.artifact import Artifact
-from edgecompress.flatbuffers.model import read_tflite
+from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.pipeline import scoring
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.results import CheckResult, judge
-from edgecompress.flatbuffers.model import FlatModel, read_tflite
+from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.reading import read_tflite
 
 if TYPE_CHECKING:
     import numpy as np

@@ -637,7 +637,7 @@ def _file_metric(file: bytes, task: Task, data: Data) -> float:
     """Returns the metric of a .tflite file in TensorFlow Lite Micro."""
     from edgecompress.converters.verify import dequantize, quantize
     from edgecompress.engines.run import run_engine
-    from edgecompress.flatbuffers.model import read_tflite
+    from edgecompress.flatbuffers.reading import read_tflite
 
     flat = read_tflite(file)
     inputs = [
@@ -803,7 +803,7 @@ def _finish(
     """Makes the tables, and writes them and the Keras model."""
     import numpy as np
 
-    from edgecompress.flatbuffers.model import read_tflite
+    from edgecompress.flatbuffers.reading import read_tflite
     from edgecompress.recipes import layer_table, rendering, training
     from edgecompress.recipes.checkpoints import saved_model
     from edgecompress.recipes.results import CompressionResult, Drop
@@ -883,7 +883,7 @@ def _totals(
     report: Report,
     flat: FlatModel,
 ) -> Totals:
-    from edgecompress.flatbuffers.model import read_tflite
+    from edgecompress.flatbuffers.reading import read_tflite
     from edgecompress.pipeline.request import load_profiles, parse_memory
     from edgecompress.recipes.results import Cost, Totals
     from edgecompress.targets.tflm.arena import compute_arena

@@ -13,7 +13,9 @@ from edgecompress.core.keras_graph import functional_of, graph_nodes, walk_layer
 from edgecompress.core.shared_values import channels_first
 from edgecompress.core.suppress_output import no_warnings
 from edgecompress.flatbuffers.coding import HUFFMAN, LUT, PRUNE, Encoded, Layout, decode
-from edgecompress.flatbuffers.model import FILTER_READERS, FlatModel, Tensor, channel_axis
+from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.operators import FILTER_READERS, channel_axis
+from edgecompress.flatbuffers.tensors import Tensor
 from edgecompress.inspection import inspect_keras
 from edgecompress.inspection.keras_models import leaf_name, weight_variables
 from edgecompress.recipes.results import LayerResult

@@ -25,7 +25,9 @@ import numpy as np
 
 from edgecompress.core.errors import ArgumentError, UnknownNameError
 from edgecompress.core.units import format_size
-from edgecompress.flatbuffers.model import FlatModel, Operator, Tensor
+from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.operators import Operator
+from edgecompress.flatbuffers.tensors import Tensor
 from edgecompress.targets.tflm.arena_rules import (
     ALIGNMENT,
     QUANTIZATION_BYTES,

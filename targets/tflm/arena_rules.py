@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from edgecompress.core.registry import Registry
-from edgecompress.flatbuffers.model import FlatModel, Operator, Tensor
+from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.operators import Operator
+from edgecompress.flatbuffers.tensors import Tensor
 
 # sizeof() of what describes a tensor, and of its quantization without the zero points.
 TENSOR_BYTES, QUANTIZATION_BYTES = 32, 12

@@ -17,7 +17,9 @@ from typing import Any
 
 from edgecompress.core.errors import EdgeCompressError
 from edgecompress.core.registry import Registry
-from edgecompress.flatbuffers.model import FlatModel, Operator, Tensor
+from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.operators import Operator
+from edgecompress.flatbuffers.tensors import Tensor
 from edgecompress.targets.tflm.instruction_formulas import evaluate, formulas
 from edgecompress.targets.tflm.instructions_decode import (
     DECODE_ERROR,

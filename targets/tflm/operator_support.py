@@ -14,7 +14,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgecompress.flatbuffers.model import WEIGHTED, FlatModel, Operator, Tensor
+from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.operators import WEIGHTED, Operator
+from edgecompress.flatbuffers.tensors import Tensor
 
 TABLE = Path(__file__).with_name("operator_support.csv")
 COLUMNS = ("operator", "types", "form", "ranks")

@@ -22,7 +22,7 @@ from edgecompress.callbacks.ternarize import Ternarize
 from edgecompress.callbacks.weight_clustering import WeightClustering
 from edgecompress.core.errors import ArgumentError, ModelFileError, UnknownNameError
 from edgecompress.core.record import record_of
-from edgecompress.flatbuffers.model import read_tflite
+from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.schedules import ConstantSparsity
 from edgecompress.surgery.finalize import finalize
 

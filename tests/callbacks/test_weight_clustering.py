@@ -291,7 +291,7 @@ class TestOthers:
     @pytest.mark.parametrize("swap", [False, True])
     def test_int8_files_keep_few_values_in_a_kernel(self, swap: bool) -> None:
         from edgecompress.converters import float32, int8
-        from edgecompress.flatbuffers.model import read_tflite
+        from edgecompress.flatbuffers.reading import read_tflite
 
         model = _model()
         callbacks = [WeightClustering(4), QuantizationAwareTraining()]

@@ -32,14 +32,10 @@ from edgecompress.core.errors import (
 from edgecompress.engines.run import engine_available, run_engine
 from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.flatbuffers.editor import pack, strip, unpack
-from edgecompress.flatbuffers.model import (
-    FlatModel,
-    Tensor,
-    channel_axis,
-    pack_codes,
-    read_tflite,
-    unpack_codes,
-)
+from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.operators import channel_axis
+from edgecompress.flatbuffers.reading import read_tflite
+from edgecompress.flatbuffers.tensors import Tensor, pack_codes, unpack_codes
 from edgecompress.inspection.tflite import inspect_tflite
 from edgecompress.targets.operators import unsupported
 from edgecompress.targets.profile import load_target

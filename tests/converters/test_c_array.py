@@ -27,7 +27,7 @@ from edgecompress.core.errors import (
     UnsupportedOperatorError,
 )
 from edgecompress.flatbuffers.editor import pack
-from edgecompress.flatbuffers.model import read_tflite
+from edgecompress.flatbuffers.reading import read_tflite
 
 _FLAGS = ("-std=c++17", "-Wall", "-Wextra", "-Werror")
 # Methods of MicroMutableOpResolver that take no name, as tflite-micro's all-operators programs call

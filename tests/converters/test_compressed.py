@@ -28,7 +28,9 @@ from edgecompress.engines.run import run_engine
 from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.flatbuffers.coding import CODINGS, Encoded, Layout, encode_lut
 from edgecompress.flatbuffers.editor import pack, strip, unpack
-from edgecompress.flatbuffers.model import FlatModel, Tensor, read_tflite
+from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.reading import read_tflite
+from edgecompress.flatbuffers.tensors import Tensor
 from edgecompress.targets.checks import Budgets, check
 from edgecompress.targets.profile import load_target
 from edgecompress.targets.tflm.arena import compute_arena

@@ -15,7 +15,7 @@ from edgecompress.converters import float32
 from edgecompress.converters.loaders import example_inputs, load_model, wrap
 from edgecompress.core.errors import ConversionError, UnsupportedModelError
 from edgecompress.engines.run import run_engine
-from edgecompress.flatbuffers.model import read_tflite
+from edgecompress.flatbuffers.reading import read_tflite
 
 keras = pytest.importorskip("keras")
 layers = keras.layers

@@ -16,7 +16,9 @@ from edgecompress.core.errors import ArgumentError, ConversionError
 from edgecompress.core.record import CompressionRecord
 from edgecompress.engines.run import run_engine
 from edgecompress.flatbuffers.artifact import Artifact
-from edgecompress.flatbuffers.model import FlatModel, Tensor, read_tflite
+from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.reading import read_tflite
+from edgecompress.flatbuffers.tensors import Tensor
 
 keras = pytest.importorskip("keras")
 layers = keras.layers

@@ -21,7 +21,7 @@ from edgecompress.converters.loaders import InputSpec, example_inputs, load_mode
 from edgecompress.core.errors import EdgeCompressError, ModelFileError, UnsupportedModelError
 from edgecompress.core.learnt_ranges import tied
 from edgecompress.core.record import CompressionRecord, attach_record
-from edgecompress.flatbuffers.model import read_tflite
+from edgecompress.flatbuffers.reading import read_tflite
 
 keras = pytest.importorskip("keras")
 

@@ -17,7 +17,10 @@ from edgecompress.core.record import record_of
 from edgecompress.core.shared_values import takes_one_scale
 from edgecompress.engines.run import run_engine
 from edgecompress.flatbuffers.artifact import Artifact
-from edgecompress.flatbuffers.model import FlatModel, Operator, Tensor, read_tflite
+from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.operators import Operator
+from edgecompress.flatbuffers.reading import read_tflite
+from edgecompress.flatbuffers.tensors import Tensor
 from edgecompress.precisions.simulation import simulate
 
 keras = pytest.importorskip("keras")

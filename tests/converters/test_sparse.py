@@ -15,7 +15,8 @@ from edgecompress.core.errors import ArgumentError, ConversionError, Unsupported
 from edgecompress.engines.run import engine_available, run_engine
 from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.flatbuffers.editor import pack, strip, unpack
-from edgecompress.flatbuffers.model import FlatModel, read_tflite
+from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.inspection.tflite import inspect_tflite
 
 LITERT = ("litert",)

@@ -15,7 +15,7 @@ from edgecompress.converters.stripping import slim
 from edgecompress.core.errors import ConversionError, EngineError
 from edgecompress.engines.run import run_engine
 from edgecompress.flatbuffers.editor import pack, strip, unpack
-from edgecompress.flatbuffers.model import read_tflite
+from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.targets.operators import unsupported
 from edgecompress.targets.profile import load_target
 from edgecompress.targets.tflm.arena import compute_arena

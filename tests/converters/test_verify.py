@@ -29,7 +29,8 @@ from edgecompress.core.errors import (
     NotFiniteError,
     UnsupportedModelError,
 )
-from edgecompress.flatbuffers.model import Tensor, read_tflite
+from edgecompress.flatbuffers.reading import read_tflite
+from edgecompress.flatbuffers.tensors import Tensor
 
 
 def tensor(type_: str = "INT8", scales: Any = (0.5,), zero_points: Any = (10,)) -> Tensor:

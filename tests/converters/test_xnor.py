@@ -26,7 +26,8 @@ from edgecompress.core.errors import (
 )
 from edgecompress.engines.run import engine_available, load_failure, run_engine
 from edgecompress.flatbuffers.editor import pack, unpack
-from edgecompress.flatbuffers.model import binary_kernel_shape, read_tflite
+from edgecompress.flatbuffers.operators import binary_kernel_shape
+from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.inspection import inspect_keras, inspect_tflite
 from edgecompress.layers.binary import BinaryConv2D, BinaryDense
 from edgecompress.precisions.sign import SIGNS

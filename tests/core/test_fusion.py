@@ -11,7 +11,7 @@ from keras import layers
 from edgecompress.core.errors import UnsupportedModelError
 from edgecompress.core.fusion import Tap, analyse, find_taps, tap_model
 from edgecompress.core.suppress_output import suppress_output
-from edgecompress.flatbuffers.model import read_tflite
+from edgecompress.flatbuffers.reading import read_tflite
 
 UNIT = (0.0, 255 / 256)
 

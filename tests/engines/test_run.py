@@ -30,7 +30,7 @@ from edgecompress.engines.run import (
     run_engine,
     time_engine,
 )
-from edgecompress.flatbuffers.model import read_tflite
+from edgecompress.flatbuffers.reading import read_tflite
 
 NAMES = list(ENGINES)
 OTHER = np.random.default_rng(3)

@@ -12,7 +12,7 @@ import pytest
 from edgecompress.core.errors import ModelFileError
 from edgecompress.engines.run import run_engine
 from edgecompress.flatbuffers.editor import pack, rename_tensors, strip, unpack
-from edgecompress.flatbuffers.model import read_tflite
+from edgecompress.flatbuffers.reading import read_tflite
 
 REFERENCES = ["ad01_int8", "pretrainedResnet_quant", "kws_ref_model", "vww_96_int8"]
 

@@ -12,7 +12,8 @@ import pytest
 
 from edgecompress.core.errors import EdgeCompressError, ModelFileError
 from edgecompress.flatbuffers.editor import pack
-from edgecompress.flatbuffers.model import Tensor, read_tflite
+from edgecompress.flatbuffers.reading import read_tflite
+from edgecompress.flatbuffers.tensors import Tensor
 
 
 def tiny_model(**changes: Any) -> bytes:

@@ -20,7 +20,7 @@ from edgecompress.converters import float32
 from edgecompress.converters.loaders import load_model
 from edgecompress.core.errors import ArgumentError, UnknownNameError
 from edgecompress.engines.run import run_engine
-from edgecompress.flatbuffers.model import read_tflite
+from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.inspection import inspect_keras
 from edgecompress.layers.binary import (
     BinaryConv2D,

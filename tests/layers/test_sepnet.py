@@ -12,7 +12,7 @@ import pytest
 from edgecompress.converters import compressed, float32, int8
 from edgecompress.core.errors import ArgumentError
 from edgecompress.engines.run import run_engine
-from edgecompress.flatbuffers.model import read_tflite
+from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.layers.sepnet import PatternResidualBlock, SEPNetModule, sepnet
 
 keras = pytest.importorskip("keras")

@@ -13,7 +13,7 @@ from edgecompress.core.fusion import find_taps, source_of, tap_model
 from edgecompress.core.learnt_ranges import tied
 from edgecompress.core.record import CompressionRecord, attach_record
 from edgecompress.engines.run import run_engine
-from edgecompress.flatbuffers.model import read_tflite
+from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.precisions.simulation import simulate
 
 

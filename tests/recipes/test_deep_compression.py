@@ -24,7 +24,7 @@ from edgecompress.core.errors import (
 )
 from edgecompress.core.record import record_of
 from edgecompress.engines.run import run_engine
-from edgecompress.flatbuffers.model import read_tflite
+from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.recipes import RECIPES, Epoch, deep_compression
 from edgecompress.recipes.deep_compression import (
     DeepCompression,

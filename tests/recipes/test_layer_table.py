@@ -8,7 +8,7 @@ import pytest
 from keras import layers
 
 from edgecompress.converters import compressed, float32, int8
-from edgecompress.flatbuffers.model import read_tflite
+from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.recipes.layer_table import (
     file_tensors,
     input_densities,

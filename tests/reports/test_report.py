@@ -24,7 +24,10 @@ from edgecompress.core.results import (
     TargetResult,
     Verdict,
 )
-from edgecompress.flatbuffers.model import FlatModel, Operator, Tensor, read_tflite
+from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.operators import Operator
+from edgecompress.flatbuffers.reading import read_tflite
+from edgecompress.flatbuffers.tensors import Tensor
 from edgecompress.reports import plots
 from edgecompress.reports.figures import Comparison, MemoryMap, Rectangle, compare, memory_map
 from edgecompress.reports.html import render_html

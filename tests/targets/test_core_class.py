@@ -6,7 +6,9 @@ import dataclasses
 
 import pytest
 
-from edgecompress.flatbuffers.model import FlatModel, Operator, Tensor
+from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.operators import Operator
+from edgecompress.flatbuffers.tensors import Tensor
 from edgecompress.targets.checks import Budgets, check
 from edgecompress.targets.profile import Calibration, load_target
 from edgecompress.targets.tflm.latency import predict

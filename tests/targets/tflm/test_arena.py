@@ -16,7 +16,10 @@ from typing import Any
 import pytest
 
 from edgecompress.core.errors import UnknownNameError
-from edgecompress.flatbuffers.model import FlatModel, Operator, Tensor, read_tflite
+from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.operators import Operator
+from edgecompress.flatbuffers.reading import read_tflite
+from edgecompress.flatbuffers.tensors import Tensor
 from edgecompress.targets.tflm.arena import CORES, Buffer, _peak, compute_arena, plan_offsets
 from edgecompress.targets.tflm.arena_rules import RULES
 

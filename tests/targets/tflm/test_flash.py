@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from edgecompress.flatbuffers.model import FlatModel, Operator, read_tflite
+from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.operators import Operator
+from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.targets.tflm.flash import estimate_flash
 
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from edgecompress.flatbuffers.model import FlatModel, Operator, Tensor
+from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.operators import Operator
+from edgecompress.flatbuffers.tensors import Tensor
 from edgecompress.targets.profile import load_target
 from edgecompress.targets.tflm.instructions import Unmodelled, operator_instructions
 from edgecompress.targets.tflm.instructions_decode import (

@@ -16,7 +16,10 @@ import numpy as np
 import pytest
 
 from edgecompress.core.errors import ArgumentError, UnknownNameError
-from edgecompress.flatbuffers.model import FlatModel, Operator, Tensor, read_tflite
+from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.operators import Operator
+from edgecompress.flatbuffers.reading import read_tflite
+from edgecompress.flatbuffers.tensors import Tensor
 from edgecompress.targets.profile import (
     Calibration,
     LatencyModel,

@@ -10,7 +10,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from edgecompress.core.errors import ModelFileError
 from edgecompress.core.files import sha256
-from edgecompress.flatbuffers import model as reader
+from edgecompress.flatbuffers import reading as reader
 from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.flatbuffers.editor import pack, rename_tensors
 

@@ -29,8 +29,8 @@ def main() -> int:
     from edgecompress.converters import float32, int8
     from edgecompress.converters.compressed import compress
     from edgecompress.converters.loaders import example_inputs, load_model
-    from edgecompress.core.fusion import kernels_of
     from edgecompress.core.keras_graph import walk_layers
+    from edgecompress.core.layer_kinds import int8_kernels
     from edgecompress.flatbuffers.artifact import Artifact
     from edgecompress.flatbuffers.operators import FILTER_READERS
     from edgecompress.flatbuffers.reading import read_tflite
@@ -59,8 +59,8 @@ def main() -> int:
         loaded = load_model(arguments.models / name)
         before = filters(float32.convert(loaded).artifact)
         for layer in walk_layers(loaded.model):
-            for attribute, _ in kernels_of(layer):
-                kernel = getattr(layer, attribute)
+            for axes in int8_kernels(layer):
+                kernel = axes.of(layer)
                 found = cluster(np.asarray(kernel), CLUSTERS, preserve_zeros=False)
                 kernel.assign(found.centroids.astype(np.float32)[found.labels])
         source = float32.convert(loaded)

@@ -18,8 +18,8 @@ import numpy as np
 from edgecompress.converters.calibration import tensor_values
 from edgecompress.converters.loaders import LoadedModel, example_inputs, one_line, wrap
 from edgecompress.core.errors import ConversionError, UnsupportedModelError
-from edgecompress.core.fusion import kernels_of
 from edgecompress.core.keras_graph import functional_of, walk_layers
+from edgecompress.core.layer_kinds import int8_kernels
 from edgecompress.core.shared_values import channels_first, fold_factors, shares_values
 from edgecompress.core.suppress_output import suppress_output
 from edgecompress.flatbuffers.artifact import Artifact
@@ -264,17 +264,18 @@ def _find_taps(
     inputs = {f"input:{position}": index for position, index in enumerate(raw.inputs)}
     if loaded.flavour != "keras3":
         return inputs
-    from edgecompress.core import fusion
+    from edgecompress.core.fusion import find_taps
+    from edgecompress.core.operator_copy import tap_model
 
     try:
         model = functional_of(loaded.model)
-        tapped = wrap(fusion.tap_model(model))
+        tapped = wrap(tap_model(model))
     except UnsupportedModelError as error:
         notes.append(f"Ranges are set for the whole file, not by layer of the Keras model: {error}")
         return inputs
     # Outputs by name come in the order of the names; taps go in the order of execution.
     by_name = dict(zip(sorted(tapped.model.output), tapped.predict(sample), strict=True))
-    wanted = {tap.name: by_name[tap.name] for tap in fusion.find_taps(model) if tap.layer}
+    wanted = {tap.name: by_name[tap.name] for tap in find_taps(model) if tap.layer}
     others = {i: v for i, v in values.items() if i not in raw.inputs}
     return inputs | match_by_value(wanted, others)
 
@@ -324,9 +325,9 @@ def _folded_kernels(loaded: LoadedModel, raw: FlatModel, notes: list[str]) -> di
     if loaded.flavour == "saved_model":
         return {}
     kernels = [
-        (layer.name, channels_first(np.asarray(getattr(layer, attribute)), axes))
+        (layer.name, channels_first(np.asarray(kernel.of(layer)), kernel.outputs))
         for layer in walk_layers(loaded.model)
-        for attribute, axes in kernels_of(layer)
+        for kernel in int8_kernels(layer)
     ]
     found: dict[int, np.ndarray] = {}
     lost = {name for name, kernel in kernels if shares_values(kernel)}

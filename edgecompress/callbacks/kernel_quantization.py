@@ -32,8 +32,8 @@ from edgecompress.callbacks.base import (
 )
 from edgecompress.core.errors import ArgumentError, ModelFileError, UnreadableFileError
 from edgecompress.core.files import write_atomic
-from edgecompress.core.fusion import kernels_of
 from edgecompress.core.keras_graph import outer_layers
+from edgecompress.core.layer_kinds import int8_kernels
 from edgecompress.core.learnt_ranges import keeping_ranges
 from edgecompress.core.reading import read_arrays
 
@@ -86,6 +86,12 @@ class QuantizedKernel:
 def as_numpy(values: Any) -> np.ndarray:
     """Returns a tensor or variable in float32."""
     return np.asarray(ops.convert_to_numpy(ops.cast(values, "float32")))
+
+
+def scale_axes(kernel: Kernel) -> tuple[int, ...] | None:
+    """Returns the axes of a kernel that have int8 scales; None for a class int8 does not know."""
+    known = {found.attribute: found.outputs for found in int8_kernels(kernel.layer)}
+    return known.get(kernel.attribute)
 
 
 def check_epoch(name: str, value: Any) -> int:
@@ -318,7 +324,7 @@ class LatentWeights(KernelQuantization):
         chosen = []
         outer = self._outer() if self.layers is None and not self.first_and_last else {}
         for kernel in kernels:
-            axes = dict(kernels_of(kernel.layer)).get(kernel.attribute)
+            axes = scale_axes(kernel)
             if id(kernel.layer) in outer:
                 self.note(
                     f"{kernel.name} is not {self.done}: it is {outer[id(kernel.layer)]} layer with "
@@ -340,7 +346,7 @@ class LatentWeights(KernelQuantization):
         return chosen
 
     def _outer(self) -> dict[int, str]:
-        first, last = outer_layers(self.model, lambda layer: bool(kernels_of(layer)))
+        first, last = outer_layers(self.model, lambda layer: bool(int8_kernels(layer)))
         return {id(layer): "the last" for layer in last} | {
             id(layer): "the first" for layer in first
         }

@@ -16,9 +16,9 @@ from edgecompress.callbacks.kernel_quantization import (
     QuantizedKernel,
     as_numpy,
     per_channel_list,
+    scale_axes,
 )
 from edgecompress.core.errors import ArgumentError
-from edgecompress.core.fusion import kernels_of
 from edgecompress.precisions.binary import SCALES, binarize, binary_scale, is_binary
 
 PATTERNS_BY_DEFAULT: dict[type, str] = {kl.Conv2D: "kernel"}
@@ -93,7 +93,7 @@ class PatternBinarization(KernelQuantization):
         )
         chosen, pointwise = [], []
         for kernel in kernels:
-            axes = dict(kernels_of(kernel.layer)).get(kernel.attribute)
+            axes = scale_axes(kernel)
             if math.prod(kernel.layer.kernel_size) == 1:
                 pointwise.append(kernel.name)
             elif axes is None:

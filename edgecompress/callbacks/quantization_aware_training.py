@@ -19,7 +19,8 @@ from edgecompress.callbacks.base import (
 from edgecompress.callbacks.training_hook import TrainingHook
 from edgecompress.core.errors import ArgumentError, NotFiniteError, UnsupportedModelError
 from edgecompress.core.finite import check_ranges, check_weights
-from edgecompress.core.fusion import FusedGraph, analyse, layers_by_name
+from edgecompress.core.fusion import FusedGraph, analyse
+from edgecompress.core.keras_graph import layers_by_name
 from edgecompress.core.learnt_ranges import (
     changed_layers,
     forget,

@@ -15,14 +15,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from edgecompress.core.fusion import (
-    FusedGraph,
-    apply_activation,
-    layers_by_name,
-    source_of,
-    split_activation,
-)
-from edgecompress.core.keras_graph import functional_of
+from edgecompress.core.fusion import FusedGraph, source_of
+from edgecompress.core.fusion_rules import split_activation
+from edgecompress.core.keras_graph import functional_of, layers_by_name
+from edgecompress.core.operator_copy import apply_activation
 from edgecompress.core.shared_values import takes_one_scale
 from edgecompress.precisions.int8 import Int8
 
@@ -135,10 +131,10 @@ class TrainingHook:
         before = self._axes
         self._axes = {
             name: {
-                attribute: self._scale_axes(getattr(self._by_name[name], attribute), axes)
-                for attribute, axes in weights
+                kernel.attribute: self._scale_axes(kernel.of(self._by_name[name]), kernel.outputs)
+                for kernel in kernels
             }
-            for name, weights in self._graph.weights.items()
+            for name, kernels in self._graph.weights.items()
             if name in self._layers
         }
         return self._axes != before

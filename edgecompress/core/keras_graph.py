@@ -192,6 +192,26 @@ def graph_nodes(model: Any) -> list[GraphNode]:
     return nodes
 
 
+def is_nested(layer: Any) -> bool:
+    """Tells whether a layer is a model whose graph can be entered."""
+    import keras
+
+    return isinstance(layer, keras.Sequential) or (
+        isinstance(layer, keras.Model) and hasattr(layer, "operations")
+    )
+
+
+def layers_by_name(model: Any) -> dict[str, Any]:
+    """Returns the layers and operations of a model's graph by name, nested models entered."""
+    found: dict[str, Any] = {}
+    for node in graph_nodes(model):
+        if is_nested(node.operation):
+            found.update(layers_by_name(node.operation))
+        else:
+            found[node.operation.name] = node.operation
+    return found
+
+
 def layers_before(model: Any) -> dict[str, frozenset[str]]:
     """Returns the layers that each layer's output depends on, itself among them, by name.
 

@@ -9,8 +9,9 @@ import keras
 from keras import ops
 
 from edgecompress.core.errors import ArgumentError
-from edgecompress.core.fusion import Tap, analyse, rebuild, source_of
+from edgecompress.core.fusion import Tap, analyse, source_of
 from edgecompress.core.learnt_ranges import settled_record, valid_record
+from edgecompress.core.operator_copy import rebuild
 from edgecompress.core.record import CompressionRecord
 from edgecompress.core.shared_values import takes_one_scale
 from edgecompress.precisions.int8 import Int8, fake_quantize

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from edgecompress.core.fusion import kernels_of
 from edgecompress.core.keras_graph import functional_of, graph_nodes, walk_layers
+from edgecompress.core.layer_kinds import int8_kernels
 from edgecompress.core.shared_values import channels_first
 from edgecompress.core.suppress_output import no_warnings
 from edgecompress.flatbuffers.coding import HUFFMAN, LUT, PRUNE, Encoded, Layout, decode
@@ -185,9 +185,9 @@ def match_file(
     """
     rows = {}
     for kernel in layers:
-        axes = dict(kernels_of(kernel.layer)).get(kernel.key[2])
-        if axes is not None:
-            rows[kernel.key] = channels_first(kernel.values, axes)
+        for axes in int8_kernels(kernel.layer):
+            if axes.attribute == kernel.key[2]:
+                rows[kernel.key] = channels_first(kernel.values, axes.outputs)
     found: dict[tuple[str, int, str], FileTensor] = {}
     for tensor in tensors:
         scores = {

@@ -9,8 +9,9 @@ from keras import layers
 
 from edgecompress.converters import float32, int8
 from edgecompress.core.errors import ArgumentError
-from edgecompress.core.fusion import find_taps, source_of, tap_model
+from edgecompress.core.fusion import find_taps, source_of
 from edgecompress.core.learnt_ranges import tied
+from edgecompress.core.operator_copy import tap_model
 from edgecompress.core.record import CompressionRecord, attach_record
 from edgecompress.engines.run import run_engine
 from edgecompress.flatbuffers.reading import read_tflite

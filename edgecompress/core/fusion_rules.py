@@ -1,0 +1,161 @@
+"""Which operators of an int8 file a layer turns into: one rule for each kind of operator.
+
+Rules and operator lists follow the LiteRT converter of TensorFlow and the `static_wi8_ai8` recipe
+of litert-quantizer. A class of layers names its rule in the table of `core.layer_kinds`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from edgecompress.core.layer_kinds import WEIGHTED, exact_kind_of, int8_kernels
+from edgecompress.core.registry import Registry
+
+# What a step does to scales. Rounding kinds get a tap, the others keep their input's.
+# WEIGHTED: convolution or matrix product: own range, takes in BN and ReLU
+AFFINE = "affine"  # BatchNormalization, Rescaling: folded where possible
+RELU, RELU6 = "relu", "relu6"  # fused where possible
+BINARY = "binary"  # add, subtract, multiply: own range, takes in ReLU
+FREE = "free"  # own range, takes in nothing: mean, hard swish, leaky ReLU, ...
+FIXED = "fixed"  # range set by the operator: softmax, sigmoid, tanh
+JOIN = "join"  # own range, which its inputs take over: concatenate, maximum
+AVERAGE = "average"  # rounds, with its input's range: average pooling, bilinear resizing
+MAXPOOL = "maxpool"  # keeps values and range, takes in ReLU
+VIEW = "view"  # keeps values and range; ReLU and BN are moved in front of it
+MOVE = "move"  # keeps values and range: padding, cropping, global maximum
+IDENTITY = "identity"  # does nothing in inference: dropout
+UNSUPPORTED = "unsupported"  # not simulated
+OWN_RANGE = (WEIGHTED, AFFINE, RELU, RELU6, BINARY, FREE)
+KEEPS_RANGE = (MAXPOOL, VIEW, MOVE, IDENTITY)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operator a layer turns into; reads the values at `reads`, counted from the last one."""
+
+    kind: str
+    suffix: str = ""
+    fixed: tuple[float, float] | None = None
+    reason: str = ""
+    reads: tuple[int, ...] = (-1,)
+
+
+_Lowering = Callable[[Any], tuple[Step, ...]]
+# Operator -> rule: layer -> steps.
+LOWERINGS: Registry[_Lowering] = Registry("operator of a layer class")
+
+# Ranges that LiteRT's kernels prescribe: scale 1/256, zero point -128; tanh 1/128 and 0.
+_UNIT = (0.0, 255 / 256)
+_ACTIVATIONS: dict[str, tuple[Step, ...]] = {
+    "linear": (),
+    "relu": (Step(RELU),),
+    "relu6": (Step(RELU6),),
+    "softmax": (Step(FIXED, fixed=_UNIT),),
+    "sigmoid": (Step(FIXED, fixed=_UNIT),),
+    "tanh": (Step(FIXED, fixed=(-1.0, 127 / 128)),),
+    "hard_silu": (Step(FREE),),
+    "gelu": (Step(FREE),),
+    "leaky_relu": (Step(FREE),),
+    "elu": (Step(FREE),),
+    "silu": (Step(FIXED, "sigmoid", _UNIT), Step(BINARY, reads=(-2, -1))),
+}
+
+
+def _always(*steps: Step) -> _Lowering:
+    """Returns a rule for layers that turn into the same operators whatever their settings."""
+    return lambda layer: steps
+
+
+for _operator in (
+    AFFINE, RELU, RELU6, BINARY, FREE, JOIN, AVERAGE, MAXPOOL, VIEW, MOVE, IDENTITY,
+):  # fmt: skip
+    LOWERINGS.register(_operator)(_always(Step(_operator)))
+for _operator in ("softmax", "sigmoid", "tanh"):
+    LOWERINGS.register(_operator)(_always(*_ACTIVATIONS[_operator]))
+
+
+def _unsupported(reason: str) -> tuple[Step, ...]:
+    return (Step(UNSUPPORTED, reason=reason),)
+
+
+def activation_name(layer: Any) -> str:
+    """Returns the registered name of a layer's activation, or its own name for a custom one."""
+    import keras
+
+    function = layer.activation
+    for name in _ACTIVATIONS:
+        if function is keras.activations.get(name):
+            return name
+    return str(getattr(function, "__name__", function))
+
+
+def _activation_steps(name: str) -> tuple[Step, ...]:
+    if name in _ACTIVATIONS:
+        return _ACTIVATIONS[name]
+    return _unsupported(f"int8 has no operator for its activation {name}")
+
+
+@LOWERINGS.register("activation")
+def _lower_activation(layer: Any) -> tuple[Step, ...]:
+    return _activation_steps(activation_name(layer)) or (Step(IDENTITY),)
+
+
+@LOWERINGS.register("rectifier")
+def _lower_relu(layer: Any) -> tuple[Step, ...]:
+    if layer.negative_slope and layer.max_value is None and not layer.threshold:
+        return (Step(FREE),)
+    if layer.negative_slope or layer.threshold or layer.max_value not in (None, 6):
+        return _unsupported("int8 knows ReLU, ReLU6 and leaky ReLU only")
+    return (Step(RELU if layer.max_value is None else RELU6),)
+
+
+@LOWERINGS.register("upsampling")
+def _lower_upsampling(layer: Any) -> tuple[Step, ...]:
+    if layer.interpolation == "bilinear":
+        return (Step(AVERAGE),)
+    return _unsupported(f"{layer.interpolation} upsampling becomes a float TILE operator")
+
+
+@LOWERINGS.register("rescaling")
+def _lower_rescaling(layer: Any) -> tuple[Step, ...]:
+    if not all(isinstance(value, (int, float)) for value in (layer.scale, layer.offset)):
+        return _unsupported("its scale is not one number")
+    return (Step(AFFINE),)
+
+
+@LOWERINGS.register(WEIGHTED)
+def _lower_weighted(layer: Any) -> tuple[Step, ...]:
+    if getattr(layer, "data_format", None) == "channels_first":
+        return _unsupported("its data format is channels_first")
+    activation = _activation_steps(activation_name(layer))
+    separable = len(int8_kernels(layer)) == 2
+    first = (Step(WEIGHTED, "depthwise"),) if separable else ()
+    return (*first, Step(WEIGHTED, "pre_activation" if activation else ""), *activation)
+
+
+def lower(layer: Any, inputs: int, plain: bool) -> tuple[Step, ...]:
+    """Returns the operators that a layer or operation turns into."""
+    kind = exact_kind_of(layer)
+    if kind is None or not kind.operator:
+        return _unsupported("int8 quantization does not know this class")
+    if not plain:
+        return _unsupported("it is called with further arguments or constants")
+    if type(layer).__name__ == "SeparableConv1D" and layer.padding == "causal":
+        return _unsupported("causal padding inside a separable convolution")
+    steps = LOWERINGS[kind.operator](layer)
+    if steps[0].kind == BINARY and inputs != 2:
+        return _unsupported(f"it combines {inputs} tensors; chain layers that combine two")
+    return steps
+
+
+def split_activation(layer: Any) -> str | None:
+    """Returns the name of a weighted layer's activation where it is an operator of its own.
+
+    None for linear, ReLU and ReLU6, which fuse, and for layers without weights.
+    """
+    if not int8_kernels(layer):
+        return None
+    name = activation_name(layer)
+    return None if name in ("linear", "relu", "relu6") else name

@@ -1,0 +1,307 @@
+"""What the product knows of each class of layer: its kernels, its channels, what it turns into.
+
+One table, class name -> `LayerKind`. Pruning, clustering, quantization, surgery, int8 simulation
+and inspection all ask here, so that a class is described once; how a family of classes is cut,
+counted or lowered is code of those modules. Nothing here imports Keras.
+
+A package outside adds its own class by registering a kind under the class's name:
+
+    LAYER_KINDS.register("GatedDense")(
+        LayerKind(
+            "dense", Channels.MIXED, (KernelAxes("kernel", (-1,), -2),), module="my_package.layers"
+        )
+    )
+"""
+
+from __future__ import annotations
+
+import enum
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from edgecompress.core.registry import Registry
+
+
+class Channels(enum.Enum):
+    """What a layer does to the channels, the last axis, of its inputs."""
+
+    MIXED = "mixed"  # each output channel is computed from all input channels
+    KEPT = "kept"  # each output channel is computed from the same channel of each input
+    MOVED = "moved"  # output channels are copies of input channels, in other places
+    UNKNOWN = "unknown"
+
+
+class Use(enum.Enum):
+    """Whether callbacks that change weights (pruning, clustering, quantization) work on a layer."""
+
+    NEVER = "never"
+    ON_REQUEST = "on request"  # only where it is named
+    BY_DEFAULT = "by default"
+
+
+@dataclass(frozen=True)
+class KernelAxes:
+    """A weight of a layer that is a filter, a matrix or a table, and what its axes count.
+
+    Attributes:
+        attribute: The layer's attribute that holds it.
+        outputs: Axes that count output channels, negative; each index along them has an int8 scale
+            of its own. Empty where the layer's settings decide.
+        inputs: The axis that counts input channels, negative; None where there is none.
+        legacy: The attribute's name in tf-keras where it differs, else "".
+    """
+
+    attribute: str
+    outputs: tuple[int, ...] = ()
+    inputs: int | None = None
+    legacy: str = ""
+
+    def of(self, layer: Any) -> Any:
+        """Returns the variable of a Keras 3 or tf-keras layer."""
+        found = getattr(layer, self.legacy, None) if self.legacy else None
+        return getattr(layer, self.attribute) if found is None else found
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """One class of layers.
+
+    Attributes:
+        family: What it computes, e.g. `convolution`: the key of the rules of surgery
+            (`surgery.rules.RULES`) and of the formulas of multiply-accumulates
+            (`inspection.keras_models.MACS`). A family without a rule there keeps all channels, or
+            is counted as zero.
+        channels: What it does to channels, unless its settings say otherwise: an activation layer
+            keeps channels apart, softmax as its activation does not.
+        kernels: Its filters and matrices, the one that callbacks work on last.
+        vectors: Its other weights, one number for each channel.
+        operator: What it turns into in an int8 file: a key of `core.fusion_rules.LOWERINGS`; "" for
+            classes that int8 simulation does not know.
+        use: Whether callbacks change its kernel.
+        sign_patterns: Whether its k x k filters may become fixed sign patterns.
+        one_bit: Whether only the signs of its weights count.
+        module: Where the class is imported from; kinds of `keras` hold for tf-keras, too.
+    """
+
+    family: str
+    channels: Channels = Channels.UNKNOWN
+    kernels: tuple[KernelAxes, ...] = ()
+    vectors: tuple[str, ...] = ()
+    operator: str = ""
+    use: Use = Use.NEVER
+    sign_patterns: bool = False
+    one_bit: bool = False
+    module: str = "keras.layers"
+
+    @property
+    def kernel(self) -> KernelAxes | None:
+        """The weight that callbacks work on; None for layers without one."""
+        return self.kernels[-1] if self.kernels else None
+
+    @property
+    def filter_axis(self) -> int | None:
+        """The axis of `kernel` that counts filters; None where filters do not stand alone."""
+        if self.channels is not Channels.MIXED or self.kernel is None:
+            return None
+        return self.kernel.outputs[0] if len(self.kernel.outputs) == 1 else None
+
+    @property
+    def int8_kernels(self) -> tuple[KernelAxes, ...]:
+        """The kernels that an int8 file holds with a scale for each output channel."""
+        return self.kernels if self.operator == WEIGHTED else ()
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """Attributes of all its weights."""
+        return (*(kernel.attribute for kernel in self.kernels), *self.vectors)
+
+
+# The operators of layers with kernels; the others have their names in `core.fusion_rules` alone.
+WEIGHTED = "weighted"
+
+# By the name of the class: Keras 3 and tf-keras layers are found alike and neither is imported.
+LAYER_KINDS: Registry[LayerKind] = Registry("layer class")
+
+
+def kind_of(layer: Any) -> LayerKind | None:
+    """Returns the kind of a layer's class, or of its nearest base class that has one.
+
+    Args:
+        layer: A layer of Keras 3 or tf-keras, or an operation of `keras.ops` in a model's graph.
+
+    Example:
+        >>> kind_of(keras.layers.Conv2D(8, 3)).kernel  # doctest: +SKIP
+        KernelAxes(attribute='kernel', outputs=(-1,), inputs=-2, legacy='')
+    """
+    for base in type(layer).__mro__:
+        found = _kind(base)
+        if found is not None:
+            return found
+    return None
+
+
+def exact_kind_of(layer: Any) -> LayerKind | None:
+    """Returns the kind of a layer's class itself; None for subclasses, which may do anything."""
+    return _kind(type(layer))
+
+
+def int8_kernels(layer: Any) -> tuple[KernelAxes, ...]:
+    """Returns the kernels that an int8 file holds by channel; none for unknown classes."""
+    kind = exact_kind_of(layer)
+    return () if kind is None else kind.int8_kernels
+
+
+def _kind(owner: type) -> LayerKind | None:
+    kind = LAYER_KINDS.get(owner.__name__)
+    if kind is None:
+        return None
+    root, known = owner.__module__.split(".")[0], kind.module.split(".")[0]
+    return kind if root == known or (root, known) == ("tf_keras", "keras") else None
+
+
+def layer_classes(
+    use: Use, suits: Callable[[LayerKind], bool] = lambda kind: True
+) -> dict[type, str]:
+    """Returns the classes whose kernels callbacks change: class -> attribute of the kernel.
+
+    Args:
+        use: `BY_DEFAULT`, or `ON_REQUEST` for classes whose layers have to be named.
+        suits: Tells whether a technique can work on a kind. Defaults to all kinds.
+    """
+    return {
+        getattr(importlib.import_module(kind.module), name): kind.kernel.attribute
+        for name, kind in LAYER_KINDS.items()
+        if kind.use is use and kind.kernel is not None and suits(kind)
+    }
+
+
+def _add(names: str, kind: LayerKind) -> None:
+    for name in names.split():
+        LAYER_KINDS.register(name)(kind)
+
+
+_MIXED, _KEPT, _MOVED = Channels.MIXED, Channels.KEPT, Channels.MOVED
+_BIAS = ("bias",)
+_LAST = (KernelAxes("kernel", (-1,), -2),)
+_BEFORE_LAST = (KernelAxes("kernel", (-2,), -1),)
+# Kernels (..., inputs, multiplier): input channel i makes the outputs i * multiplier onwards.
+_DEPTHWISE = (KernelAxes("kernel", (-2, -1), -2, legacy="depthwise_kernel"),)
+_SEPARABLE = (
+    KernelAxes("depthwise_kernel", (-2, -1), -2),
+    KernelAxes("pointwise_kernel", (-1,), -2),
+)
+
+# Pruned by default: what tensorflow-model-optimization prunes. Depthwise kernels hold few weights,
+# each of which matters: only on request.
+for _names, _kind_of_names in (
+    ("Dense", LayerKind("dense", _MIXED, _LAST, _BIAS, WEIGHTED, Use.BY_DEFAULT)),
+    (
+        "EinsumDense",
+        LayerKind("einsum", _MIXED, (KernelAxes("kernel"),), _BIAS, use=Use.BY_DEFAULT),
+    ),
+    ("Conv1D", LayerKind("convolution", _MIXED, _LAST, _BIAS, WEIGHTED, Use.BY_DEFAULT)),
+    (
+        "Conv2D",
+        LayerKind("convolution", _MIXED, _LAST, _BIAS, WEIGHTED, Use.BY_DEFAULT, True),
+    ),
+    ("Conv3D", LayerKind("convolution", _MIXED, _LAST, _BIAS, use=Use.BY_DEFAULT)),
+    (
+        "Conv2DTranspose",
+        LayerKind("transposed", _MIXED, _BEFORE_LAST, _BIAS, WEIGHTED, Use.BY_DEFAULT),
+    ),
+    (
+        "Conv1DTranspose Conv3DTranspose",
+        LayerKind("transposed", _MIXED, _BEFORE_LAST, _BIAS, use=Use.BY_DEFAULT),
+    ),
+    (
+        "SeparableConv1D SeparableConv2D",
+        LayerKind("separable", _MIXED, _SEPARABLE, _BIAS, WEIGHTED, Use.BY_DEFAULT),
+    ),
+    (
+        "DepthwiseConv1D",
+        LayerKind("depthwise", _KEPT, _DEPTHWISE, _BIAS, WEIGHTED, Use.ON_REQUEST),
+    ),
+    (
+        "DepthwiseConv2D",
+        LayerKind("depthwise", _KEPT, _DEPTHWISE, _BIAS, WEIGHTED, Use.ON_REQUEST, True),
+    ),
+    (
+        "Embedding",
+        LayerKind("lookup", kernels=(KernelAxes("embeddings", (-1,)),), use=Use.BY_DEFAULT),
+    ),
+    (
+        "BinaryConv2D BinaryDense",
+        LayerKind(
+            "binary", _MIXED, _LAST, _BIAS, one_bit=True, module="edgecompress.layers.binary"
+        ),
+    ),
+    ("LSTM GRU SimpleRNN", LayerKind("recurrent", _MIXED)),
+    ("Bidirectional", LayerKind("bidirectional", _MIXED)),
+    (
+        "BatchNormalization",
+        LayerKind(
+            "normalization",
+            _KEPT,
+            vectors=("gamma", "beta", "moving_mean", "moving_variance"),
+            operator="affine",
+        ),
+    ),
+    (
+        "LayerNormalization GroupNormalization UnitNormalization RMSNormalization",
+        LayerKind("statistics", _MIXED),
+    ),
+    ("Normalization", LayerKind("statistics")),
+    ("PReLU", LayerKind("slope", _KEPT, vectors=("alpha",))),
+    ("Activation", LayerKind("activation", _KEPT, operator="activation")),
+    ("ReLU", LayerKind("activation", _KEPT, operator="rectifier")),
+    ("LeakyReLU ELU", LayerKind("activation", _KEPT, operator="free")),
+    ("Softmax", LayerKind("softmax", _MIXED, operator="softmax")),
+    ("Rescaling", LayerKind("rescaling", _KEPT, operator="rescaling")),
+    ("MaxPooling1D MaxPooling2D", LayerKind("pooling", _KEPT, operator="maxpool")),
+    ("AveragePooling1D AveragePooling2D", LayerKind("pooling", _KEPT, operator="average")),
+    (
+        "GlobalAveragePooling1D GlobalAveragePooling2D",
+        LayerKind("pooling", _KEPT, operator="free"),
+    ),
+    (
+        "GlobalMaxPooling1D GlobalMaxPooling2D Cropping1D Cropping2D",
+        LayerKind("pooling", _KEPT, operator="move"),
+    ),
+    ("UpSampling2D", LayerKind("pooling", _KEPT, operator="upsampling")),
+    (
+        "MaxPooling3D AveragePooling3D GlobalMaxPooling3D GlobalAveragePooling3D UpSampling1D "
+        "UpSampling3D Cropping3D",
+        LayerKind("pooling", _KEPT),
+    ),
+    ("ZeroPadding1D ZeroPadding2D", LayerKind("padding", _KEPT, operator="move")),
+    ("ZeroPadding3D", LayerKind("padding", _KEPT)),
+    (
+        "Dropout SpatialDropout1D SpatialDropout2D GaussianDropout GaussianNoise AlphaDropout "
+        "ActivityRegularization Identity",
+        LayerKind("identity", _KEPT, operator="identity"),
+    ),
+    ("SpatialDropout3D", LayerKind("identity", _KEPT)),
+    ("Add Subtract Multiply", LayerKind("merge", _KEPT, operator="binary")),
+    ("Maximum Minimum", LayerKind("merge", _KEPT, operator="join")),
+    ("Average", LayerKind("merge", _KEPT)),
+    ("Concatenate", LayerKind("concatenate", _MOVED, operator="join")),
+    ("Flatten", LayerKind("flatten", _MOVED, operator="view")),
+    ("Reshape", LayerKind("reshape", _MOVED, operator="view")),
+    ("Permute", LayerKind("permute", operator="view")),
+    (
+        "Dot Attention AdditiveAttention MultiHeadAttention GroupedQueryAttention",
+        LayerKind("product", _MIXED),
+    ),
+    # Operations that `keras.ops` and activations leave in a graph.
+    ("Matmul Einsum Tensordot", LayerKind("product", _MIXED, module="keras.ops")),
+    ("Mean", LayerKind("mean", operator="free", module="keras.ops")),
+    ("Transpose", LayerKind("permute", operator="view", module="keras.ops")),
+    ("HardSilu", LayerKind("activation", _KEPT, operator="free", module="keras.ops")),
+    ("Relu", LayerKind("activation", _KEPT, operator="relu", module="keras.ops")),
+    ("Relu6", LayerKind("activation", _KEPT, operator="relu6", module="keras.ops")),
+    ("Sigmoid", LayerKind("activation", _KEPT, operator="sigmoid", module="keras.ops")),
+    ("Tanh", LayerKind("activation", _KEPT, operator="tanh", module="keras.ops")),
+):
+    _add(_names, _kind_of_names)

@@ -1,0 +1,194 @@
+"""A Keras model built anew operator by operator, as the int8 converter sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from edgecompress.core.fusion import find_taps
+from edgecompress.core.fusion_rules import activation_name, split_activation
+from edgecompress.core.keras_graph import functional_of, is_nested, run_graph
+from edgecompress.core.layer_kinds import int8_kernels
+
+
+def apply_activation(
+    layer: Any, values: Any, insert: Callable[[str, Any], Any], function: Any = None
+) -> Any:
+    """Applies a layer's activation operator by operator, calling `insert` on inner taps.
+
+    Args:
+        layer: A layer with an `activation`.
+        values: The linear output, any shape.
+        insert: `(tap name, tensor) -> tensor`, called for the gate inside SiLU.
+        function: The activation; defaults to `layer.activation`.
+    """
+    import keras
+
+    if activation_name(layer) == "silu":
+        gate = insert(f"{layer.name}/sigmoid", keras.ops.sigmoid(values))
+        return keras.ops.multiply(values, gate)
+    return (function or layer.activation)(values)
+
+
+def rebuild(
+    model: Any,
+    insert: Callable[[str, Any], Any],
+    weights: Callable[[Any, tuple[int, ...]], Any] | None = None,
+) -> Any:
+    """Builds the model anew from copies of its layers, operator by operator.
+
+    The copies hold the weights of now; the model itself is left alone. Nested models are
+    dissolved, separable convolutions become a depthwise and a pointwise one, and activations that
+    do not fuse become layers, so that every tap is a tensor of the new model.
+
+    Args:
+        model: A built Sequential or Functional model.
+        insert: `(name, tensor) -> tensor`, called on the model's inputs (`input:0`, ...), on each
+            layer's output and on the parts inside a layer; returns what is read from then on.
+        weights: `(array, channel axes) -> array` for each quantized kernel. Defaults to none.
+
+    Returns:
+        A keras.Model with the same inputs and outputs.
+
+    Raises:
+        UnsupportedModelError: as for `analyse`.
+    """
+    import keras
+
+    functional = functional_of(model)
+    copies = _Copies(insert, weights)
+    inputs = [
+        keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name)
+        for tensor in functional.inputs
+    ]
+    entered = [insert(f"input:{position}", tensor) for position, tensor in enumerate(inputs)]
+    outputs = run_graph(model, entered, copies.call)
+    struct = keras.tree.pack_sequence_as(functional.input, inputs)
+    return keras.Model(struct, outputs, name=model.name)
+
+
+class _Copies:
+    """Calls copies of layers, one operator at a time."""
+
+    def __init__(
+        self,
+        insert: Callable[[str, Any], Any],
+        weights: Callable[[Any, tuple[int, ...]], Any] | None,
+    ) -> None:
+        self._insert, self._weights = insert, weights
+        self._made: dict[int, Any] = {}
+
+    def call(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
+        import keras
+
+        if is_nested(layer):
+            return run_graph(layer, keras.tree.flatten(args), self.call)
+        if type(layer).__name__ == "Activation":
+            function = keras.layers.Activation(layer.activation, name=layer.name)
+            outputs = apply_activation(layer, args[0], self._insert, function)
+        elif not int8_kernels(layer):
+            outputs = self._copy(layer, args, kwargs)
+        elif len(int8_kernels(layer)) == 2:
+            outputs = self._separable(layer, *args)
+        else:
+            outputs = self._weighted(layer, *args, **kwargs)
+        if isinstance(outputs, keras.KerasTensor):
+            return self._insert(layer.name, outputs)
+        return outputs
+
+    def _copy(self, layer: Any, args: Any, kwargs: Any, **changes: Any) -> Any:
+        """Calls the copy of a layer; a layer that is used twice has one copy."""
+        if id(layer) in self._made:
+            return self._made[id(layer)](*args, **kwargs)
+        copied = type(layer).from_config({**layer.get_config(), **changes})
+        self._made[id(layer)] = copied
+        outputs = copied(*args, **kwargs)
+        if getattr(layer, "weights", None):
+            copied.set_weights(self._weights_of(layer))
+        return outputs
+
+    def _weights_of(self, layer: Any) -> list[Any]:
+        values = layer.get_weights()
+        if self._weights is None:
+            return values
+        for kernel in int8_kernels(layer):
+            variable = kernel.of(layer)
+            position = next(i for i, weight in enumerate(layer.weights) if weight is variable)
+            values[position] = self._weights(values[position], kernel.outputs)
+        return values
+
+    def _weighted(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
+        import keras
+
+        if split_activation(layer) is None:
+            return self._copy(layer, args, kwargs)
+        name = f"{layer.name}_pre_activation"
+        linear = self._copy(layer, args, kwargs, activation="linear", name=name)
+        linear = self._insert(f"{layer.name}/pre_activation", linear)
+        function = keras.layers.Activation(layer.activation, name=layer.name)
+        return apply_activation(layer, linear, self._insert, function)
+
+    def _separable(self, layer: Any, inputs: Any) -> Any:
+        import keras
+
+        rank = len(layer.kernel_size)
+        common = {"data_format": layer.data_format, "dtype": layer.dtype_policy}
+        depthwise = getattr(keras.layers, f"DepthwiseConv{rank}D")(
+            layer.kernel_size,
+            strides=layer.strides,
+            padding=layer.padding,
+            depth_multiplier=layer.depth_multiplier,
+            dilation_rate=layer.dilation_rate,
+            use_bias=False,
+            name=f"{layer.name}_depthwise",
+            **common,
+        )
+        pointwise = getattr(keras.layers, f"Conv{rank}D")(
+            layer.filters, 1, use_bias=layer.use_bias, name=f"{layer.name}_pointwise", **common
+        )
+        values = dict(zip((id(w) for w in layer.weights), self._weights_of(layer), strict=True))
+        middle = depthwise(inputs)
+        depthwise.set_weights([values[id(layer.depthwise_kernel)]])
+        outputs = pointwise(self._insert(f"{layer.name}/depthwise", middle))
+        bias = [values[id(layer.bias)]] if layer.use_bias else []
+        pointwise.set_weights([values[id(layer.pointwise_kernel)], *bias])
+        if activation_name(layer) == "linear":
+            return outputs
+        if split_activation(layer) is not None:
+            outputs = self._insert(f"{layer.name}/pre_activation", outputs)
+        function = keras.layers.Activation(layer.activation, name=layer.name)
+        return apply_activation(layer, outputs, self._insert, function)
+
+
+def tap_model(model: Any) -> Any:
+    """Returns a copy of the model whose outputs are all its taps.
+
+    Args:
+        model: A built Sequential or Functional model; not changed.
+
+    Returns:
+        A keras.Model of independent layers with the weights of now. Its output is a dict: tap
+        name -> tensor for every tap but the inputs (an input's tensor is the model's input
+        itself), and `output:0`, `output:1`, ... for the model's outputs. Values are those of
+        `model` in inference.
+
+    Raises:
+        UnsupportedModelError: as for `analyse`.
+
+    Example:
+        >>> sorted(tap_model(model).output)  # doctest: +SKIP
+        ['dense', 'dense/pre_activation', 'output:0', 're_lu']
+    """
+    import keras
+
+    names = {tap.name for tap in find_taps(model) if tap.layer}
+    found: dict[str, Any] = {}
+
+    def collect(name: str, tensor: Any) -> Any:
+        if name in names:
+            found[name] = tensor
+        return tensor
+
+    plain = rebuild(model, collect)
+    outputs = {f"output:{i}": tensor for i, tensor in enumerate(plain.outputs)}
+    return keras.Model(plain.input, {**found, **outputs}, name=model.name)

@@ -1,0 +1,240 @@
+"""What the table of layer kinds says of a class holds for a layer of that class."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgecompress.core.fusion_rules import LOWERINGS
+from edgecompress.core.layer_kinds import (
+    LAYER_KINDS,
+    Channels,
+    KernelAxes,
+    LayerKind,
+    Use,
+    exact_kind_of,
+    kind_of,
+    layer_classes,
+)
+
+keras = pytest.importorskip("keras")
+
+# Arguments that a class cannot be built without, and the shape of one sample.
+_UNITS = {"units": 5}
+_SETTINGS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+    "Dense": (_UNITS, (4,)),
+    "EinsumDense": ({"equation": "ab,bc->ac", "output_shape": 5, "bias_axes": "c"}, (4,)),
+    "Embedding": ({"input_dim": 7, "output_dim": 5}, (3,)),
+    "BinaryDense": (_UNITS, (4,)),
+    "BinaryConv2D": ({"filters": 5, "kernel_size": 3}, (7, 7, 4)),
+    "Activation": ({"activation": "tanh"}, (6, 4)),
+    "Rescaling": ({"scale": 0.5, "offset": 1.0}, (6, 4)),
+    "Reshape": ({"target_shape": (-1, 4)}, (6, 4)),
+    "Permute": ({"dims": (2, 1)}, (6, 4)),
+    "ActivityRegularization": ({"l2": 0.1}, (6, 4)),
+    **{n: ({"rate": 0.5}, (6, 4)) for n in ("Dropout", "GaussianDropout", "AlphaDropout")},
+    "GaussianNoise": ({"stddev": 0.5}, (6, 4)),
+    **{f"SpatialDropout{n}D": ({"rate": 0.5}, (6,) * n + (4,)) for n in (1, 2, 3)},
+    "Dot": ({"axes": -1}, (6, 4)),
+    "GroupNormalization": ({"groups": 1}, (6, 4)),
+    **{f"AveragePooling{n}D": ({"pool_size": 2}, (6,) * n + (4,)) for n in (1, 2, 3)},
+    **dict.fromkeys(("LSTM", "GRU", "SimpleRNN"), (_UNITS, (6, 4))),
+}
+_OPERATIONS = [name for name, kind in LAYER_KINDS.items() if kind.module == "keras.ops"]
+_LAYERS = [name for name in LAYER_KINDS if name not in (*_OPERATIONS, "Bidirectional")]
+_TWO_INPUTS = ("merge", "concatenate", "product")
+
+
+def _built(name: str) -> tuple[Any, tuple[int, ...]]:
+    """Returns a small layer with random weights, and the shape of one sample."""
+    kind = LAYER_KINDS[name]
+    settings, shape = _SETTINGS.get(name, ({}, (6, 4)))
+    if name not in _SETTINGS and name[-2:] in ("1D", "2D", "3D") or name.endswith("Transpose"):
+        rank = next(int(c) for c in reversed(name) if c.isdigit())
+        shape = (6,) * rank + (4,)
+        if kind.family in ("convolution", "transposed", "separable"):
+            settings = {"filters": 5, "kernel_size": 3}
+        elif kind.family == "depthwise":
+            settings = {"kernel_size": 3, "depth_multiplier": 2}
+    layer = getattr(importlib.import_module(kind.module), name)(**settings)
+    if kind.family not in _TWO_INPUTS:
+        layer.build((2, *shape))
+        random = np.random.default_rng(0)
+        for weight in layer.weights:
+            if "float" in str(weight.dtype):
+                # Small enough not to saturate what is fed back.
+                scale = 0.1 if kind.family == "recurrent" else 1.0
+                weight.assign(scale * random.uniform(0.5, 1.5, weight.shape))
+    return layer, shape
+
+
+def _run(layer: Any, *inputs: Any) -> np.ndarray:
+    given = list(inputs) if len(inputs) > 1 else inputs[0]
+    return np.asarray(keras.ops.convert_to_numpy(layer(given)))
+
+
+def _kinds(*channels: Channels, family: bool = True) -> list[str]:
+    return [
+        name
+        for name in _LAYERS
+        if LAYER_KINDS[name].channels in channels
+        and (LAYER_KINDS[name].family != "product") is family
+    ]
+
+
+@pytest.mark.parametrize("name", _LAYERS)
+def test_the_class_exists_and_is_found_by_its_layers(name: str) -> None:
+    kind = LAYER_KINDS[name]
+    if name == "GroupedQueryAttention":
+        # Keras exports it under another name than the class has.
+        layer: Any = keras.layers.GroupQueryAttention(2, 1, 1)
+    elif name == "MultiHeadAttention":
+        layer = keras.layers.MultiHeadAttention(1, 2)
+    else:
+        layer, _ = _built(name)
+    owner = type(layer)
+    assert kind_of(layer) is exact_kind_of(layer) is kind
+    derived = type("Mine", (owner,), {})
+    assert kind_of(derived.__new__(derived)) is kind
+    assert exact_kind_of(derived.__new__(derived)) is None
+
+
+def test_a_class_of_the_same_name_from_elsewhere_is_another() -> None:
+    stranger = type("Dense", (), {"__module__": "mine.layers"})
+    assert kind_of(stranger()) is exact_kind_of(stranger()) is None
+
+
+@pytest.mark.parametrize("name", _LAYERS)
+def test_every_weight_of_the_layer_is_in_the_table(name: str) -> None:
+    kind = LAYER_KINDS[name]
+    if kind.family in ("product", "recurrent", "statistics"):
+        pytest.skip("only their multiply-accumulates are known")
+    layer, _ = _built(name)
+    found = {id(getattr(layer, attribute, None)) for attribute in kind.weights}
+    assert {id(weight) for weight in layer.weights if "seed" not in weight.path} <= found
+
+
+@pytest.mark.parametrize("name", [n for n in _LAYERS if LAYER_KINDS[n].operator])
+def test_every_operator_has_a_rule(name: str) -> None:
+    assert LAYER_KINDS[name].operator in LOWERINGS
+
+
+def _with_axes() -> list[tuple[str, KernelAxes]]:
+    return [(name, axes) for name in _LAYERS for axes in LAYER_KINDS[name].kernels if axes.outputs]
+
+
+@pytest.mark.parametrize(("name", "axes"), _with_axes(), ids=lambda v: getattr(v, "attribute", v))
+def test_an_output_channel_depends_on_its_own_weights_alone(name: str, axes: KernelAxes) -> None:
+    """Weights of one index along the output axes change the output channel of that index."""
+    layer, shape = _built(name)
+    random = np.random.default_rng(1)
+    x = random.integers(0, 7, (2, *shape)) if name == "Embedding" else random.uniform(
+        0.1, 1.0, (2, *shape)
+    )  # fmt: skip
+    kernel, before = axes.of(layer), _run(layer, x.astype("float32"))
+    values = np.array(kernel)
+    sizes = [values.shape[axis] for axis in axes.outputs]
+    for number in range(int(np.prod(sizes))):
+        place: list[Any] = [slice(None)] * values.ndim
+        for axis, position in zip(axes.outputs, np.unravel_index(number, sizes), strict=True):
+            place[values.ndim + axis] = position
+        changed = values.copy()
+        changed[tuple(place)] *= -2.0
+        kernel.assign(changed)
+        moved = np.abs(_run(layer, x.astype("float32")) - before).reshape(-1, before.shape[-1])
+        if len(LAYER_KINDS[name].kernels) == 2 and axes is LAYER_KINDS[name].kernels[0]:
+            assert moved.max() > 0  # The pointwise half mixes what the depthwise half makes.
+        else:
+            assert list(np.flatnonzero(moved.max(axis=0) > 1e-6)) == [number]
+
+
+@pytest.mark.parametrize("name", [n for n, a in _with_axes() if a.inputs is not None])
+def test_an_input_channel_is_read_by_its_own_weights_alone(name: str) -> None:
+    """Without the weights of one index along the input axis, that input channel is not seen."""
+    layer, shape = _built(name)
+    kind = LAYER_KINDS[name]
+    axes = kind.kernels[0]
+    x = np.random.default_rng(1).uniform(0.1, 1.0, (2, *shape)).astype("float32")
+    values = np.array(axes.of(layer))
+    for channel in range(shape[-1]):
+        other = x.copy()
+        other[..., channel] = -other[..., channel]
+        axes.of(layer).assign(values)
+        assert np.abs(_run(layer, x) - _run(layer, other)).max() > 1e-4
+        if kind.one_bit:
+            continue  # A weight of zero is a +1: nothing switches an input off.
+        cut = values.copy()
+        np.moveaxis(cut, axes.inputs, 0)[channel] = 0
+        axes.of(layer).assign(cut)
+        np.testing.assert_allclose(_run(layer, x), _run(layer, other), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", _kinds(Channels.KEPT))
+def test_channels_that_are_kept_stay_apart(name: str) -> None:
+    """What one channel of the inputs holds changes its own output channels, and no other."""
+    layer, shape = _built(name)
+    random = np.random.default_rng(1)
+    count = 2 if LAYER_KINDS[name].family in _TWO_INPUTS else 1
+    inputs = [random.uniform(0.1, 1.0, (2, *shape)).astype("float32") for _ in range(count)]
+    before = _run(layer, *inputs)
+    each = before.shape[-1] // shape[-1]
+    for channel in range(shape[-1]):
+        others = [x.copy() for x in inputs]
+        for x in others:
+            x[..., channel] = 1.5 + x[..., channel]
+        moved = np.abs(_run(layer, *others) - before).reshape(-1, before.shape[-1]).max(axis=0)
+        own = range(channel * each, (channel + 1) * each)
+        assert list(np.flatnonzero(moved)) in (list(own), [])  # [] where both inputs grow alike
+    if LAYER_KINDS[name].family not in _TWO_INPUTS:
+        assert moved.max() > 0
+
+
+@pytest.mark.parametrize("name", _kinds(Channels.MOVED))
+def test_channels_that_are_moved_keep_their_values(name: str) -> None:
+    layer, shape = _built(name)
+    x = np.random.default_rng(1).uniform(0.1, 1.0, (2, *shape)).astype("float32")
+    inputs = [x, x + 1] if LAYER_KINDS[name].family in _TWO_INPUTS else [x]
+    result = _run(layer, *inputs)
+    np.testing.assert_array_equal(np.sort(result.ravel()), np.sort(np.ravel(inputs)))
+
+
+@pytest.mark.parametrize("name", [n for n in _kinds(Channels.MIXED) if n != "BinaryDense"])
+def test_channels_that_are_mixed_all_depend_on_each(name: str) -> None:
+    layer, shape = _built(name)
+    x = np.random.default_rng(1).uniform(0.1, 1.0, (2, *shape)).astype("float32")
+    other = x.copy()
+    other[..., 0] = -1.5 * x[..., 0]
+    moved = np.abs(_run(layer, x) - _run(layer, other))
+    assert (moved.reshape(-1, moved.shape[-1]).max(axis=0) > 0).all()
+
+
+def test_classes_that_callbacks_change() -> None:
+    layers = keras.layers
+    default, named = layer_classes(Use.BY_DEFAULT), layer_classes(Use.ON_REQUEST)
+    assert default[layers.Conv2D] == "kernel" and default[layers.Embedding] == "embeddings"
+    assert default[layers.SeparableConv2D] == "pointwise_kernel"
+    assert named == {layers.DepthwiseConv1D: "kernel", layers.DepthwiseConv2D: "kernel"}
+    assert not {*default} & {*named} and layers.LSTM not in default
+    assert layer_classes(Use.BY_DEFAULT, lambda kind: kind.sign_patterns) == {
+        layers.Conv2D: "kernel"
+    }
+
+
+def test_filters_that_stand_alone() -> None:
+    axes = {name: kind.filter_axis for name, kind in LAYER_KINDS.items() if kind.kernels}
+    assert axes["Dense"] == axes["Conv3D"] == axes["SeparableConv1D"] == -1
+    assert axes["Conv2DTranspose"] == -2
+    assert axes["DepthwiseConv2D"] is axes["Embedding"] is axes["EinsumDense"] is None
+
+
+def test_a_class_registered_from_outside_is_known() -> None:
+    kind = LayerKind("dense", Channels.MIXED, (KernelAxes("kernel", (-1,), -2),), module="mine")
+    owner = type("MyDense", (), {"__module__": "mine.layers"})
+    LAYER_KINDS.register("MyDense")(kind)
+    try:
+        assert kind_of(owner()) is kind
+    finally:
+        del LAYER_KINDS._entries["MyDense"]

@@ -18,6 +18,7 @@ from edgecompress.core.keras_graph import (
     remove_optimizer_variables,
     walk_layers,
 )
+from edgecompress.core.layer_kinds import LayerKind, Use, layer_classes
 from edgecompress.core.learnt_ranges import tied
 from edgecompress.core.record import CompressionRecord, attach_record, record_of
 
@@ -28,7 +29,7 @@ LayerChoice = Iterable[str] | Callable[[Any], bool] | None
 
 
 @dataclasses.dataclass(frozen=True)
-class Kernel:
+class ChosenKernel:
     """Weights that a callback works on.
 
     Attributes:
@@ -342,24 +343,24 @@ class CompressionCallback(Keras3Callback):
     def choose_kernels(
         self,
         layers: LayerChoice,
-        by_default: Mapping[type, str],
-        on_request: Mapping[type, str],
         done: str,
-    ) -> list[Kernel]:
+        suits: Callable[[LayerKind], bool] = lambda kind: True,
+    ) -> list[ChosenKernel]:
         """Returns the weights that a technique works on, and names in notes what it leaves out.
 
         Args:
             layers: The user's choice.
-            by_default: Layer class -> attribute, for `layers=None`.
-            on_request: The same for layers that have to be named.
             done: What is done to them, for the notes, e.g. "pruned".
+            suits: Tells whether the technique can work on a kind of layer. Defaults to all kinds
+                whose kernels callbacks change.
 
         Raises:
             UnknownNameError: a name is no layer of the model.
             ArgumentError: a layer is of a class the technique cannot handle, or none is left.
             UnsupportedModelError: the model is subclassed or has no input shape yet.
         """
-        supported = {**by_default, **on_request}
+        by_default = layer_classes(Use.BY_DEFAULT, suits)
+        supported = {**by_default, **layer_classes(Use.ON_REQUEST, suits)}
         kinds = by_default if layers is None else supported
         selected = select_layers(self.model, layers, tuple(kinds))
         chosen: list[tuple[keras.layers.Layer, keras.Variable, str]] = []
@@ -392,7 +393,7 @@ class CompressionCallback(Keras3Callback):
             )
         names = [layer.name for layer, _, _ in chosen]
         return [
-            Kernel(layer.name if names.count(layer.name) == 1 else layer.path, layer, *found)
+            ChosenKernel(layer.name if names.count(layer.name) == 1 else layer.path, layer, *found)
             for layer, *found in chosen
         ]
 

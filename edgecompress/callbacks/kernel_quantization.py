@@ -20,12 +20,11 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import layers as kl
 from keras import ops
 
 from edgecompress.callbacks.base import (
+    ChosenKernel,
     CompressionCallback,
-    Kernel,
     LayerChoice,
     StepHook,
     rebuild_train_function,
@@ -36,18 +35,6 @@ from edgecompress.core.keras_graph import outer_layers
 from edgecompress.core.layer_kinds import int8_kernels
 from edgecompress.core.learnt_ranges import keeping_ranges
 from edgecompress.core.reading import read_arrays
-
-# Layer class -> attribute of the quantized weights: the kernels of int8 files.
-QUANTIZED_BY_DEFAULT: dict[type, str] = {
-    kl.Dense: "kernel",
-    kl.Conv1D: "kernel",
-    kl.Conv2D: "kernel",
-    kl.Conv2DTranspose: "kernel",
-    kl.SeparableConv1D: "pointwise_kernel",
-    kl.SeparableConv2D: "pointwise_kernel",
-}
-# Depthwise kernels hold few weights, each of which matters.
-QUANTIZED_ON_REQUEST: dict[type, str] = {kl.DepthwiseConv1D: "kernel", kl.DepthwiseConv2D: "kernel"}
 
 # Two computations of the same quantized weights differ by less, relative to the largest.
 _SAME = 1e-5
@@ -64,7 +51,7 @@ class QuantizedKernel:
         latent: What the hook keeps beside it, in the kernel's shape and type.
     """
 
-    def __init__(self, kernel: Kernel, axes: tuple[int, ...], latent: keras.Variable) -> None:
+    def __init__(self, kernel: ChosenKernel, axes: tuple[int, ...], latent: keras.Variable) -> None:
         """Takes the parts."""
         self.name, self.variable, self.axes, self.latent = (
             kernel.name,
@@ -88,7 +75,7 @@ def as_numpy(values: Any) -> np.ndarray:
     return np.asarray(ops.convert_to_numpy(ops.cast(values, "float32")))
 
 
-def scale_axes(kernel: Kernel) -> tuple[int, ...] | None:
+def scale_axes(kernel: ChosenKernel) -> tuple[int, ...] | None:
     """Returns the axes of a kernel that have int8 scales; None for a class int8 does not know."""
     known = {found.attribute: found.outputs for found in int8_kernels(kernel.layer)}
     return known.get(kernel.attribute)
@@ -128,7 +115,7 @@ class KernelQuantization(CompressionCallback):
         self._hook: StepHook | None = None
         self._active = False
 
-    def choose(self) -> list[tuple[Kernel, tuple[int, ...]]]:
+    def choose(self) -> list[tuple[ChosenKernel, tuple[int, ...]]]:
         """Returns the kernels to quantize and the axes that have values of their own."""
         raise NotImplementedError
 
@@ -316,11 +303,9 @@ class LatentWeights(KernelQuantization):
             "begin_epoch": self.begin_epoch,
         }
 
-    def choose(self) -> list[tuple[Kernel, tuple[int, ...]]]:
+    def choose(self) -> list[tuple[ChosenKernel, tuple[int, ...]]]:
         """Returns the kernels that int8 files know, without the outermost ones."""
-        kernels = self.choose_kernels(
-            self.layers, QUANTIZED_BY_DEFAULT, QUANTIZED_ON_REQUEST, self.done
-        )
+        kernels = self.choose_kernels(self.layers, self.done, lambda kind: bool(kind.int8_kernels))
         chosen = []
         outer = self._outer() if self.layers is None and not self.first_and_last else {}
         for kernel in kernels:

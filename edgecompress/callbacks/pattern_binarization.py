@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from keras import layers as kl
 from keras import ops
 
-from edgecompress.callbacks.base import Kernel, LayerChoice
+from edgecompress.callbacks.base import ChosenKernel, LayerChoice
 from edgecompress.callbacks.kernel_quantization import (
     KernelQuantization,
     QuantizedKernel,
@@ -20,9 +19,6 @@ from edgecompress.callbacks.kernel_quantization import (
 )
 from edgecompress.core.errors import ArgumentError
 from edgecompress.precisions.binary import SCALES, binarize, binary_scale, is_binary
-
-PATTERNS_BY_DEFAULT: dict[type, str] = {kl.Conv2D: "kernel"}
-PATTERNS_ON_REQUEST: dict[type, str] = {kl.DepthwiseConv2D: "kernel"}
 
 
 class PatternBinarization(KernelQuantization):
@@ -86,11 +82,9 @@ class PatternBinarization(KernelQuantization):
             "scale": self.scale,
         }
 
-    def choose(self) -> list[tuple[Kernel, tuple[int, ...]]]:
+    def choose(self) -> list[tuple[ChosenKernel, tuple[int, ...]]]:
         """Returns the k x k kernels; refuses 1x1 ones that are named."""
-        kernels = self.choose_kernels(
-            self.layers, PATTERNS_BY_DEFAULT, PATTERNS_ON_REQUEST, self.done
-        )
+        kernels = self.choose_kernels(self.layers, self.done, lambda kind: kind.sign_patterns)
         chosen, pointwise = [], []
         for kernel in kernels:
             axes = scale_axes(kernel)

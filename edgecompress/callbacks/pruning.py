@@ -9,18 +9,18 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import layers as kl
 from keras import ops
 
 from edgecompress.callbacks.base import (
+    ChosenKernel,
     CompressionCallback,
-    Kernel,
     LayerChoice,
     StepHook,
     rebuild_train_function,
 )
 from edgecompress.callbacks.observation import Observation
 from edgecompress.core.errors import ArgumentError
+from edgecompress.core.layer_kinds import exact_kind_of
 from edgecompress.core.learnt_ranges import keeping_ranges
 from edgecompress.core.options import named, named_config
 from edgecompress.core.registry import Registry
@@ -29,24 +29,6 @@ from edgecompress.criteria.base import Criterion
 from edgecompress.patterns import PATTERNS
 from edgecompress.patterns.base import KernelShape, Pattern
 from edgecompress.schedules.base import Schedule, serialize
-from edgecompress.surgery.groups import KERNELS
-
-# Layer class -> attribute that holds the pruned weights: what tensorflow-model-optimization prunes.
-PRUNED_BY_DEFAULT: dict[type, str] = {
-    kl.Dense: "kernel",
-    kl.EinsumDense: "kernel",
-    kl.Conv1D: "kernel",
-    kl.Conv2D: "kernel",
-    kl.Conv3D: "kernel",
-    kl.Conv1DTranspose: "kernel",
-    kl.Conv2DTranspose: "kernel",
-    kl.Conv3DTranspose: "kernel",
-    kl.SeparableConv1D: "pointwise_kernel",
-    kl.SeparableConv2D: "pointwise_kernel",
-    kl.Embedding: "embeddings",
-}
-# Depthwise kernels hold few weights, each of which matters: pruned only where asked for by name.
-PRUNED_ON_REQUEST: dict[type, str] = {kl.DepthwiseConv1D: "kernel", kl.DepthwiseConv2D: "kernel"}
 
 # Scope -> function that splits the number of kernels into groups sharing one threshold.
 SCOPES: Registry[Callable[[int], list[list[int]]]] = Registry("scope")
@@ -168,9 +150,7 @@ class Pruning(CompressionCallback):
         """Hooks the masks into the optimizer and has the train step traced anew."""
         super().on_train_begin(logs)
         self._detach()
-        kernels = self._fitting(
-            self.choose_kernels(self.layers, PRUNED_BY_DEFAULT, PRUNED_ON_REQUEST, "pruned")
-        )
+        kernels = self._fitting(self.choose_kernels(self.layers, "pruned"))
         hook = StepHook(self.model, self.params)
         taken = {id(variable) for other in hook.others() for variable in other.assigns}
         for kernel in kernels:
@@ -238,7 +218,7 @@ class Pruning(CompressionCallback):
                 schedule,
             )
 
-    def _fitting(self, kernels: list[Kernel]) -> list[Kernel]:
+    def _fitting(self, kernels: list[ChosenKernel]) -> list[ChosenKernel]:
         """Leaves out kernels that the pattern does not fit."""
         chosen = []
         for kernel in kernels:
@@ -376,10 +356,7 @@ def _names(layers: Any) -> list[str]:
     return [layers] if isinstance(layers, str) else list(layers)
 
 
-def _shape_of(kernel: Kernel) -> KernelShape:
+def _shape_of(kernel: ChosenKernel) -> KernelShape:
     """Returns what a pattern knows of a kernel."""
-    where = KERNELS.get(type(kernel.layer).__name__)
-    own = where is not None and where.attribute == kernel.attribute
-    return KernelShape(
-        tuple(kernel.variable.shape), where.axis if own and where is not None else None
-    )
+    kind = exact_kind_of(kernel.layer)
+    return KernelShape(tuple(kernel.variable.shape), None if kind is None else kind.filter_axis)

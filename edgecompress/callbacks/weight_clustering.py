@@ -15,15 +15,9 @@ from edgecompress.callbacks.base import (
     StepHook,
     rebuild_train_function,
 )
-from edgecompress.callbacks.pruning import PRUNED_BY_DEFAULT, PRUNED_ON_REQUEST
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.learnt_ranges import keeping_ranges
 from edgecompress.precisions.kmeans import INITIALIZATIONS, cluster
-
-# Layer class -> attribute of the clustered weights: the kernels that pruning knows, too.
-CLUSTERED_BY_DEFAULT = PRUNED_BY_DEFAULT
-# Each output channel of a depthwise kernel reads a handful of weights: nothing to share.
-CLUSTERED_ON_REQUEST = PRUNED_ON_REQUEST
 
 
 class _ClusterHook(StepHook):
@@ -231,9 +225,7 @@ class WeightClustering(CompressionCallback):
         layers = self.layers
         if layers is None and isinstance(self.clusters, Mapping):
             layers = list(self.clusters)
-        kernels = self.choose_kernels(
-            layers, CLUSTERED_BY_DEFAULT, CLUSTERED_ON_REQUEST, "clustered"
-        )
+        kernels = self.choose_kernels(layers, "clustered")
         return [_Clustered(k.name, k.variable, self._count(k.layer.name)) for k in kernels]
 
     def _count(self, layer: str) -> int:

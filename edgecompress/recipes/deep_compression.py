@@ -366,13 +366,14 @@ def _kernel_layers(model: Any, named: Mapping[str, Any], doing: str) -> tuple[li
         UnknownNameError: a named layer is not in the model.
         ArgumentError: a named layer has no kernel for it.
     """
-    from edgecompress.callbacks.pruning import PRUNED_BY_DEFAULT, PRUNED_ON_REQUEST
     from edgecompress.core.keras_graph import walk_layers
+    from edgecompress.core.layer_kinds import Use, layer_classes
     from edgecompress.inspection.keras_models import weight_variables
 
     argument = "--sparsity" if doing == "pruned" else "--clusters"
     layers: list[Any] = list(walk_layers(model))
-    supported = {**PRUNED_BY_DEFAULT, **PRUNED_ON_REQUEST}
+    by_default = layer_classes(Use.BY_DEFAULT)
+    supported = {**by_default, **layer_classes(Use.ON_REQUEST)}
     for name in named:
         if name == ALL_OTHERS:
             continue
@@ -386,7 +387,7 @@ def _kernel_layers(model: Any, named: Mapping[str, Any], doing: str) -> tuple[li
             )  # fmt: skip
     chosen, notes = [], []
     for layer in layers:
-        kinds = supported if layer.name in named else PRUNED_BY_DEFAULT
+        kinds = supported if layer.name in named else by_default
         trainable = layer.trainable
         if trainable and isinstance(layer, tuple(kinds)):
             chosen.append(layer)

@@ -1,0 +1,157 @@
+"""The comparison of two trees' outputs sees every difference, and no more."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_PATH = Path(__file__).parents[1] / "benchmarks" / "same_outputs.py"
+_SPEC = importlib.util.spec_from_file_location("same_outputs", _PATH)
+assert _SPEC is not None
+assert _SPEC.loader is not None
+same = importlib.util.module_from_spec(_SPEC)
+sys.modules["same_outputs"] = same
+_SPEC.loader.exec_module(same)
+
+_PLACES = same.Places("/scratch/w", "/tree/edgecompress")
+
+
+def _cell(**changes: Any) -> dict[str, Any]:
+    report = {"targets": [{"name": "a", "measured": 1.5}], "notes": []}
+    files = {"m.tflite": "12ab", "report.json": report}
+    return {"exit_code": 0, "stderr": ["Wrote"], "stdout": report, "files": files} | changes
+
+
+def _refused() -> dict[str, Any]:
+    return _cell(exit_code=1, stderr=["edgecompress: no."], stdout="", files={})
+
+
+def _record() -> dict[str, Any]:
+    return {
+        "inputs": {"small.keras": "34cd"},
+        "models": {"small": {"int8": _cell(), "xnor": _refused()}},
+    }
+
+
+@pytest.fixture
+def compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    def run(change: Callable[[dict[str, Any]], Any] = lambda record: None) -> tuple[int, str]:
+        before, after = _record(), _record()
+        change(after)
+        for name, record in (("before", before), ("after", after)):
+            (tmp_path / name).write_text(json.dumps(record))
+        paths = [str(tmp_path / name) for name in ("before", "after")]
+        code = same.main(["compare", *paths, "--width", "200"])
+        return code, capsys.readouterr().out
+
+    return run
+
+
+def _int8(record: dict[str, Any]) -> dict[str, Any]:
+    cell: dict[str, Any] = record["models"]["small"]["int8"]
+    return cell
+
+
+def test_equal_records(compare: Callable[..., tuple[int, str]]) -> None:
+    code, text = compare()
+    assert code == 0
+    assert "1 same, 1 refused alike" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        (lambda c: c["files"].update({"m.tflite": "12ac"}), "differs files.m.tflite"),
+        (lambda c: c["files"].pop("m.tflite"), "missing files.m.tflite"),
+        (lambda c: c["files"].update({"n.tflite": "1"}), "added files.n.tflite"),
+        (lambda c: c["stdout"]["targets"][0].update(measured=1.25), "stdout.targets[0].measured"),
+        (lambda c: c["stdout"].pop("notes"), "missing stdout.notes"),
+        (lambda c: c["stdout"]["notes"].append("x"), "differs stdout.notes"),
+        (lambda c: c["files"]["report.json"].pop("notes"), "missing files.report.json.notes"),
+        (lambda c: c.update(exit_code=True), "differs exit_code"),
+        (lambda c: c["stderr"].append("more"), "differs stderr"),
+    ],
+)
+def test_what_differs_is_named(
+    compare: Callable[..., tuple[int, str]], change: Callable[[Any], Any], place: str
+) -> None:
+    code, text = compare(lambda record: change(_int8(record)))
+    assert code == 1
+    assert place in text
+    assert "1 differs, 1 refused alike" in text
+
+
+def test_an_added_key_is_listed_and_no_difference(
+    compare: Callable[..., tuple[int, str]],
+) -> None:
+    code, text = compare(lambda record: _int8(record)["stdout"]["targets"][0].update(new=1))
+    assert code == 0
+    assert "Added, no difference:\n  small, int8: stdout.targets[0].new\n" in text
+
+
+def test_other_refusals_and_missing_commands_differ(
+    compare: Callable[..., tuple[int, str]],
+) -> None:
+    code, text = compare(lambda r: r["models"]["small"]["xnor"].update(stderr=["edgecompress: 2."]))
+    assert (code, "small, xnor: differs stderr[0]" in text) == (1, True)
+    code, text = compare(lambda r: r["models"]["small"].pop("int8"))
+    assert (code, "small, int8: the command was not run" in text) == (1, True)
+    code, text = compare(lambda r: r["models"]["small"].update(new=_cell()))
+    assert (code, "small, new: only in the second record" in text) == (1, True)
+
+
+def test_nothing_exported_is_not_the_same() -> None:
+    assert same.judge(_refused(), _refused()).word == "refused alike"
+    assert same.judge(_cell(files={}), _cell(files={})).word == "same"
+
+
+def test_other_inputs_or_no_common_model_are_no_comparison(
+    compare: Callable[..., tuple[int, str]],
+) -> None:
+    assert compare(lambda r: r["inputs"].update({"small.keras": "56"}))[0] == 2
+    assert compare(lambda r: r["models"].update(other=r["models"].pop("small")))[0] == 2
+
+
+def test_only_what_varies_is_removed() -> None:
+    report = {
+        "tool": {"argv": ["/a", "export"], "version": "1", "name": "n"},
+        "checks": [
+            {"how_known": "measured_host", "rule": "latency", "measured": 1.0, "detail": {"p5": 2}},
+            {"how_known": "computed", "measured": 1.0, "limit": None},
+        ],
+        "artifacts": [{"host_latency_us": 3.5, "bytes": 4}, {"host_latency_us": None}],
+        "notes": ["int8: 3.7 KiB, 1,012.2 us on this computer (XNNPACK)", "2 ms elsewhere"],
+    }
+    kept = copy.deepcopy(report)
+    left = same.normalise(report)
+    assert report == kept
+    mark = same.MARK
+    assert left == {
+        "tool": {"argv": mark, "version": mark, "name": "n"},
+        "checks": [
+            {"how_known": "measured_host", "rule": "latency", "measured": mark,
+             "detail": {"p5": mark}},
+            {"how_known": "computed", "measured": 1.0, "limit": None},
+        ],
+        "artifacts": [{"host_latency_us": mark, "bytes": 4}, {"host_latency_us": None}],
+        "notes": [f"int8: 3.7 KiB, {mark} s on this computer (XNNPACK)", "2 ms elsewhere"],
+    }  # fmt: skip
+
+
+def test_pages_are_compared_without_paths_and_measured_times(tmp_path: Path) -> None:
+    def page(text: str, measured: bool) -> Any:
+        (tmp_path / "report.html").write_text(text)
+        return same.digest(tmp_path / "report.html", _PLACES, measured)
+
+    mine = page("<p>/tree/edgecompress/__main__.py export m -o /scratch/w/o</p>", False)
+    assert mine == page("<p>PROGRAM export m -o WORK/o</p>", False)
+    assert mine != page("<p>PROGRAM export n -o WORK/o</p>", False)
+    assert page("1.5 us<svg>1</svg>", True) == page("12 ms<svg>2</svg>", True)
+    assert page("1.5 us<svg>1</svg>", False) != page("1.5 us<svg>2</svg>", False)

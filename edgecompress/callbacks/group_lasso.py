@@ -18,7 +18,7 @@ from edgecompress.callbacks.base import (
     select_layers,
 )
 from edgecompress.callbacks.observation import Observation
-from edgecompress.core.errors import ArgumentError, UnsupportedModelError
+from edgecompress.core.errors import ArgumentError, UnknownNameError, UnsupportedModelError
 from edgecompress.core.learnt_ranges import keeping_ranges
 from edgecompress.core.options import named, named_config
 from edgecompress.criteria import CRITERIA
@@ -27,17 +27,17 @@ from edgecompress.criteria.magnitude import Magnitude
 from edgecompress.surgery.channels import Analysis, analyse, named_layers
 from edgecompress.surgery.groups import (
     GROUPS,
-    KERNELS,
-    Kernel,
+    FilterAxis,
+    filter_axis,
+    find_zero_filters,
     group_lasso_gradient,
     group_lasso_penalty,
     group_squares,
     norm_scale,
     smallest,
-    zero_filters,
 )
 from edgecompress.surgery.rules import rule_of
-from edgecompress.surgery.zero_filters import Held, held_zeros, silence
+from edgecompress.surgery.zero_filters import FrozenZeros, frozen_zeros, zero_filters
 
 
 class GroupLasso(CompressionCallback):
@@ -109,7 +109,8 @@ class GroupLasso(CompressionCallback):
         super().__init__()
         if not 0 < strength < float("inf"):
             raise ArgumentError("strength", "be a number greater than 0", strength)
-        _ = GROUPS[groups]  # Refuses unknown names.
+        if groups not in GROUPS:
+            raise UnknownNameError("groups", groups, GROUPS)
         if not 0 < threshold < 1:
             raise ArgumentError("threshold", "lie between 0 and 1", threshold)
         if final_sparsity is not None and not 0 < final_sparsity < 1:
@@ -133,8 +134,8 @@ class GroupLasso(CompressionCallback):
         self._seen: Observation | None = None
         self._targets: list[_Target] = []
         self._analyses: list[Analysis] = []
-        self._held: list[Held] = []
-        self._state = "waiting"  # then "penalized", then "held" where training goes on
+        self._frozen: list[FrozenZeros] = []
+        self._state = "waiting"  # then "penalized", then "frozen" where training goes on
         self._hook: StepHook | None = None
         self._adds_gradient = False
         self._reached: set[str] = set()
@@ -169,14 +170,14 @@ class GroupLasso(CompressionCallback):
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Switches the penalty on or off where an epoch asks for it."""
         over = self.end_epoch is not None and epoch >= self.end_epoch
-        if over and self._state != "held":
+        if over and self._state != "frozen":
             # Training that resumes later than `end_epoch` has its zeros already; the weights
             # that were small by chance since then must not join them.
             if self._state == "penalized" or epoch == self.end_epoch:
                 self._release()
-                self._silence()
-            self._hold()
-            self._state = "held"
+                self._zero_weak_filters()
+            self._freeze()
+            self._state = "frozen"
             rebuild_train_function(self.model)
         elif not over and self._state == "waiting" and epoch >= self.begin_epoch:
             self._penalize()
@@ -188,7 +189,7 @@ class GroupLasso(CompressionCallback):
         self._refuse_unreached()
         penalty = sum(float(target.penalty(self.strength)) for target in self._targets)
         weak = [t.zeros() for t in self._targets]
-        if self._state != "held":
+        if self._state != "frozen":
             scores = self._scores()
             weak = [
                 zero | (scores[t.path] < self.threshold)
@@ -207,15 +208,15 @@ class GroupLasso(CompressionCallback):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Sets the weak filters to zero where that has not happened, and removes all hooks."""
-        if self._state == "held":
+        if self._state == "frozen":
             # An optimizer that averages weights has just replaced them.
             with keeping_ranges(self.model):
-                for held in self._held:
-                    held.variable.assign(held.variable * held.mask)
+                for frozen in self._frozen:
+                    frozen.variable.assign(frozen.variable * frozen.mask)
         self._release()
         if self._state == "penalized":
             with keeping_ranges(self.model):
-                self._silence()
+                self._zero_weak_filters()
         elif self._state == "waiting":
             self.note(
                 f"group lasso never began: begin_epoch={self.begin_epoch} was not reached, so no "
@@ -235,7 +236,8 @@ class GroupLasso(CompressionCallback):
         live = dict(named_layers(self.model))
         targets = []
         for path, layer in live.items():
-            if id(layer) not in chosen:
+            where = filter_axis(layer)
+            if id(layer) not in chosen or where is None:
                 continue
             reason = _why_not(path, layer, self._analyses)
             if reason is None:
@@ -243,7 +245,7 @@ class GroupLasso(CompressionCallback):
                     (a.following_norm[path] for a in self._analyses if path in a.following_norm),
                     None,
                 )
-                targets.append(_Target(path, layer, norm, live.get(norm or "")))
+                targets.append(_Target(path, layer, where, norm, live.get(norm or "")))
             elif named:
                 raise ArgumentError(
                     "layers", "name layers whose filters can be removed", path, f"Here {reason}."
@@ -341,7 +343,7 @@ class GroupLasso(CompressionCallback):
                 scores[path] = np.array([best[int(root)] for root in labels])
         return scores
 
-    def _silence(self) -> None:
+    def _zero_weak_filters(self) -> None:
         if self.criterion.statistics and self._seen is None:
             self.note(
                 f"group lasso set no filter to zero: its criterion {self.criterion} has seen no "
@@ -358,13 +360,13 @@ class GroupLasso(CompressionCallback):
                 f"group lasso set no filter to zero: none is under {self.threshold} times the "
                 "largest norm of its layer. Train longer with it, or use final_sparsity."
             )
-        for text in silence(self.model, weak).notes:
+        for text in zero_filters(self.model, weak).notes:
             self.note(f"group lasso: {text}")
 
-    def _hold(self) -> None:
-        self._held = held_zeros(self.model, [target.path for target in self._targets])
-        for held in self._held:
-            held.variable.constraint = _KeepZeros(held.variable.constraint, held.mask)
+    def _freeze(self) -> None:
+        self._frozen = frozen_zeros(self.model, [target.path for target in self._targets])
+        for frozen in self._frozen:
+            frozen.variable.constraint = _KeepZeros(frozen.variable.constraint, frozen.mask)
 
     def _release(self) -> None:
         """Gives variables their own regularizers and constraints back."""
@@ -380,7 +382,7 @@ class GroupLasso(CompressionCallback):
 
 
 def _has_filters(layer: Any) -> bool:
-    return type(layer).__name__ in KERNELS and rule_of(layer) is not None
+    return filter_axis(layer) is not None and rule_of(layer) is not None
 
 
 def _why_not(path: str, layer: Any, analyses: list[Analysis]) -> str | None:
@@ -401,9 +403,10 @@ def _why_not(path: str, layer: Any, analyses: list[Analysis]) -> str | None:
 class _Target:
     """A layer under the penalty, with the BatchNormalization that reads it."""
 
-    def __init__(self, path: str, layer: Any, norm_path: str | None, norm: Any) -> None:
-        self.path, self.norm_path, self.norm = path, norm_path, norm
-        self.where: Kernel = KERNELS[type(layer).__name__]
+    def __init__(
+        self, path: str, layer: Any, where: FilterAxis, norm_path: str | None, norm: Any
+    ) -> None:
+        self.path, self.where, self.norm_path, self.norm = path, where, norm_path, norm
         self.kernel = getattr(layer, self.where.attribute)
         self.gamma = getattr(norm, "gamma", None)
         count = self.kernel.shape[self.where.axis]
@@ -445,7 +448,7 @@ class _Target:
 
     def zeros(self) -> np.ndarray:
         """Returns which filters are zero throughout."""
-        return zero_filters(ops.convert_to_numpy(self.kernel), self.where.axis)
+        return find_zero_filters(ops.convert_to_numpy(self.kernel), self.where.axis)
 
 
 @dataclass(frozen=True, eq=False)
@@ -463,7 +466,7 @@ class _Penalty:
 
 @dataclass(frozen=True, eq=False)
 class _KeepZeros:
-    """A variable's constraint: its own, if any, then zeros where filters are silent."""
+    """A variable's constraint: its own, if any, then zeros in zero filters."""
 
     inner: Callable[[Any], Any] | None
     mask: np.ndarray

@@ -22,6 +22,7 @@ import keras
 import numpy as np
 
 from edgecompress.core.keras_graph import GraphNode, functional_of, graph_nodes
+from edgecompress.core.layer_kinds import exact_kind_of
 
 Weights = dict[str, dict[str, np.ndarray]]
 
@@ -264,10 +265,10 @@ def read_weights(model: Any) -> Weights:
 
     weights: Weights = {}
     for path, layer in named_layers(model):
-        rule = rule_of(layer)
-        if rule is None:
+        kind = exact_kind_of(layer)
+        if kind is None or rule_of(layer) is None:
             continue
-        found = {name: getattr(layer, name, None) for name in rule.attributes}
+        found = {name: getattr(layer, name, None) for name in kind.weights}
         weights[path] = {
             name: keras.ops.convert_to_numpy(value).copy()
             for name, value in found.items()

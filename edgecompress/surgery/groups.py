@@ -9,33 +9,31 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from edgecompress.core.registry import Registry
+from edgecompress.core.layer_kinds import exact_kind_of
+
+# What `groups=` may name: all weights that make one output channel or neuron.
+GROUPS = ("filters",)
 
 
 @dataclass(frozen=True)
-class Kernel:
-    """Where a layer keeps the weights of its filters.
+class FilterAxis:
+    """The weight that makes a layer's filters.
 
     Attributes:
-        attribute: The weight that makes the filters.
-        axis: The axis of that weight that counts the filters.
+        attribute: Its name.
+        axis: The axis of it that counts the filters.
     """
 
-    attribute: str = "kernel"
-    axis: int = -1
+    attribute: str
+    axis: int
 
 
-KERNELS: Registry[Kernel] = Registry("layer with filters")
-for _name in ("Dense", "Conv1D", "Conv2D", "Conv3D"):
-    KERNELS.register(_name)(Kernel())
-for _name in ("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"):
-    KERNELS.register(_name)(Kernel(axis=-2))
-for _name in ("SeparableConv1D", "SeparableConv2D"):
-    KERNELS.register(_name)(Kernel("pointwise_kernel"))
-
-# What `groups=` may name, and what it means.
-GROUPS: Registry[str] = Registry("groups")
-GROUPS.register("filters")("all weights that make one output channel or neuron")
+def filter_axis(layer: Any) -> FilterAxis | None:
+    """Returns where a layer keeps its filters; None where they do not stand alone."""
+    kind = exact_kind_of(layer)
+    if kind is None or kind.kernel is None or kind.filter_axis is None:
+        return None
+    return FilterAxis(kind.kernel.attribute, kind.filter_axis)
 
 
 def _others(rank: int, axis: int) -> tuple[int, ...]:
@@ -130,7 +128,7 @@ def norm_scale(norm: Mapping[str, np.ndarray], epsilon: float) -> np.ndarray:
     return scale
 
 
-def zero_filters(kernel: np.ndarray, axis: int) -> np.ndarray:
+def find_zero_filters(kernel: np.ndarray, axis: int) -> np.ndarray:
     """Returns which filters of a kernel are zero throughout, (filters,) booleans."""
     return ~np.moveaxis(kernel != 0, axis, -1).reshape(-1, kernel.shape[axis]).any(axis=0)
 

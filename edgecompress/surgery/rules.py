@@ -1,4 +1,4 @@
-"""How each kind of layer moves channels, and how it is cut to fewer: one small class each.
+"""How each family of layers moves channels, and how it is cut to fewer: one small class each.
 
 A layer without a rule, a subclass of a Keras layer, or a layer set up in a way its rule does not
 know keeps all channels that it touches: less is removed, nothing is wrong.
@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from edgecompress.core.layer_kinds import exact_kind_of
 from edgecompress.core.registry import Registry
 from edgecompress.surgery.channels import Analysis, Call, Channels, NotUnderstood, Reader
 
@@ -28,13 +29,7 @@ Cut = tuple[dict[str, np.ndarray], dict[str, Any]]
 
 
 class Rule:
-    """How one kind of layer treats channels.
-
-    Attributes:
-        attributes: Names of the layer's weights, in no order.
-    """
-
-    attributes: tuple[str, ...] = ()
+    """How one family of layers treats channels."""
 
     def follow(self, analysis: Analysis, call: Call) -> Channels:
         """Returns the channels of the output and notes in `analysis` what the layer needs.
@@ -55,25 +50,22 @@ class Rule:
         return dict(call.weights), {}
 
 
-RULES: Registry[Rule] = Registry("layer rule")
+# By the family of the layer's class in `core.layer_kinds`.
+RULES: Registry[Rule] = Registry("family of layers")
 
 
-def _register(*names: str) -> Callable[[type[Rule]], type[Rule]]:
+def _register(family: str) -> Callable[[type[Rule]], type[Rule]]:
     def store(rule: type[Rule]) -> type[Rule]:
-        for name in names:
-            RULES.register(name)(rule())
+        RULES.register(family)(rule())
         return rule
 
     return store
 
 
 def rule_of(layer: Any) -> Rule | None:
-    """Returns the rule of a Keras layer; None for operations, custom layers and unknown ones."""
-    if not isinstance(layer, keras.layers.Layer):
-        return None
-    if not type(layer).__module__.startswith("keras."):
-        return None
-    return RULES.get(type(layer).__name__)
+    """Returns the rule of a layer; None for operations, subclasses and unknown classes."""
+    kind = exact_kind_of(layer) if isinstance(layer, keras.layers.Layer) else None
+    return None if kind is None else RULES.get(kind.family)
 
 
 def _need(condition: bool, why_not: str) -> None:
@@ -138,11 +130,9 @@ def _cut_bias(call: Call, keep_out: np.ndarray) -> dict[str, np.ndarray]:
     return {name: value[keep_out] for name, value in call.weights.items() if name == "bias"}
 
 
-@_register("Dense")
+@_register("dense")
 class DenseRule(Rule):
     """y = x W + b on the last axis."""
-
-    attributes = ("kernel", "bias")
 
     def follow(self, analysis: Analysis, call: Call) -> Channels:
         """See Rule."""
@@ -155,11 +145,9 @@ class DenseRule(Rule):
         return {"kernel": kernel, **_cut_bias(call, keep_out)}, {"units": int(keep_out.sum())}
 
 
-@_register("Conv1D", "Conv2D", "Conv3D")
+@_register("convolution")
 class ConvRule(Rule):
     """A convolution over all channels."""
-
-    attributes = ("kernel", "bias")
 
     def follow(self, analysis: Analysis, call: Call) -> Channels:
         """See Rule."""
@@ -177,11 +165,9 @@ class ConvRule(Rule):
         return {"kernel": kernel, **_cut_bias(call, keep_out)}, {"filters": int(keep_out.sum())}
 
 
-@_register("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose")
+@_register("transposed")
 class ConvTransposeRule(Rule):
     """A transposed convolution; its kernel is (..., outputs, inputs)."""
-
-    attributes = ("kernel", "bias")
 
     def follow(self, analysis: Analysis, call: Call) -> Channels:
         """See Rule."""
@@ -196,11 +182,9 @@ class ConvTransposeRule(Rule):
         return {"kernel": kernel, **_cut_bias(call, keep_out)}, {"filters": int(keep_out.sum())}
 
 
-@_register("SeparableConv1D", "SeparableConv2D")
+@_register("separable")
 class SeparableConvRule(Rule):
     """A depthwise and a pointwise convolution in one: together a convolution of low rank."""
-
-    attributes = ("depthwise_kernel", "pointwise_kernel", "bias")
 
     def follow(self, analysis: Analysis, call: Call) -> Channels:
         """See Rule."""
@@ -223,11 +207,9 @@ class SeparableConvRule(Rule):
         return weights, {"filters": int(keep_out.sum())}
 
 
-@_register("DepthwiseConv1D", "DepthwiseConv2D")
+@_register("depthwise")
 class DepthwiseConvRule(Rule):
     """A convolution of each channel alone; its output channels go with their input channel."""
-
-    attributes = ("kernel", "bias")
 
     def follow(self, analysis: Analysis, call: Call) -> Channels:
         """See Rule."""
@@ -252,11 +234,9 @@ class DepthwiseConvRule(Rule):
         return {"kernel": call.weights["kernel"][..., keep_in, :], **_cut_bias(call, keep_out)}, {}
 
 
-@_register("BatchNormalization")
+@_register("normalization")
 class BatchNormalizationRule(Rule):
     """y = gamma (x - mean) / sqrt(variance + epsilon) + beta."""
-
-    attributes = ("gamma", "beta", "moving_mean", "moving_variance")
 
     def follow(self, analysis: Analysis, call: Call) -> Channels:
         """See Rule."""
@@ -273,11 +253,9 @@ class BatchNormalizationRule(Rule):
         return {name: value[keep_out] for name, value in call.weights.items()}, {}
 
 
-@_register("PReLU")
+@_register("slope")
 class PReLURule(Rule):
     """y = max(0, x) + alpha min(0, x) with a learnt alpha."""
-
-    attributes = ("alpha",)
 
     def follow(self, analysis: Analysis, call: Call) -> Channels:
         """See Rule."""
@@ -294,7 +272,7 @@ class PReLURule(Rule):
         return {"alpha": call.weights["alpha"][..., keep_out]}, {}
 
 
-@_register("Activation", "ReLU", "LeakyReLU", "ELU")
+@_register("activation")
 class ActivationRule(Rule):
     """An activation as a layer of its own."""
 
@@ -307,12 +285,7 @@ class ActivationRule(Rule):
         return Channels(source.labels, _activate(layer, source.constant))
 
 
-@_register(
-    "MaxPooling1D", "MaxPooling2D", "MaxPooling3D", "AveragePooling1D", "AveragePooling2D",
-    "AveragePooling3D", "GlobalMaxPooling1D", "GlobalMaxPooling2D", "GlobalMaxPooling3D",
-    "GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalAveragePooling3D",
-    "UpSampling1D", "UpSampling2D", "UpSampling3D", "Cropping1D", "Cropping2D", "Cropping3D",
-)  # fmt: skip
+@_register("pooling")
 class PoolingRule(Rule):
     """Works on each channel alone and keeps a constant; padding does not count into an average."""
 
@@ -322,10 +295,7 @@ class PoolingRule(Rule):
         return call.inputs[0]
 
 
-@_register(
-    "Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "GaussianDropout",
-    "GaussianNoise", "AlphaDropout", "ActivityRegularization", "Identity",
-)  # fmt: skip
+@_register("identity")
 class IdentityRule(Rule):
     """Does nothing at inference."""
 
@@ -334,7 +304,7 @@ class IdentityRule(Rule):
         return call.inputs[0]
 
 
-@_register("ZeroPadding1D", "ZeroPadding2D", "ZeroPadding3D")
+@_register("padding")
 class ZeroPaddingRule(Rule):
     """Adds zeros around each channel, so that only the constant 0 stays one."""
 
@@ -347,7 +317,7 @@ class ZeroPaddingRule(Rule):
         return Channels(source.labels, np.where(source.constant == 0, 0.0, np.nan))
 
 
-@_register("Rescaling")
+@_register("rescaling")
 class RescalingRule(Rule):
     """y = x scale + offset with plain numbers."""
 
@@ -359,7 +329,7 @@ class RescalingRule(Rule):
         return Channels(source.labels, source.constant * layer.scale + layer.offset)
 
 
-@_register("Flatten")
+@_register("flatten")
 class FlattenRule(Rule):
     """Lays the positions one after another; channels stay the fastest axis."""
 
@@ -373,7 +343,7 @@ class FlattenRule(Rule):
         return Channels(np.tile(source.labels, count), np.tile(source.constant, count))
 
 
-@_register("Reshape")
+@_register("reshape")
 class ReshapeRule(Rule):
     """A reshape that keeps the last axis or makes it the only one."""
 
@@ -408,7 +378,7 @@ def _merge_constants(name: str, constants: list[np.ndarray]) -> np.ndarray:
     return functions[name](stack)
 
 
-@_register("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum")
+@_register("merge")
 class MergeRule(Rule):
     """Combines tensors channel by channel; a single channel is spread over all of the others'."""
 
@@ -429,7 +399,7 @@ class MergeRule(Rule):
         return Channels(widest.labels, _merge_constants(type(call.layer).__name__, constants))
 
 
-@_register("Concatenate")
+@_register("concatenate")
 class ConcatenateRule(Rule):
     """Lays channels side by side, or joins positions of the same channels."""
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from edgecompress.core.record import CompressionRecord
 from edgecompress.surgery.channels import named_layers, read_weights
-from edgecompress.surgery.groups import KERNELS, zero_filters
+from edgecompress.surgery.groups import filter_axis, find_zero_filters
 
 # A sparsity is recorded as a share; less than this is a rounding, not a loss.
 _TOLERANCE = 0.01
@@ -68,10 +68,10 @@ def undone_zeros(model: Any, record: CompressionRecord) -> tuple[str, ...]:
 
 
 def _zero_filters(path: str, live: Mapping[str, Any], weights: Any) -> np.ndarray | None:
-    kernel = KERNELS.get(type(live[path]).__name__) if path in live else None
+    kernel = filter_axis(live[path]) if path in live else None
     if kernel is None or kernel.attribute not in weights.get(path, {}):
         return None
-    return zero_filters(weights[path][kernel.attribute], kernel.axis)
+    return find_zero_filters(weights[path][kernel.attribute], kernel.axis)
 
 
 def _sparsity(path: str, weights: Any) -> float | None:

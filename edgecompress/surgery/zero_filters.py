@@ -1,4 +1,4 @@
-"""Silences filters of a live model so that `finalize` can remove them without a trace.
+"""Sets filters of a live model to zero so that `finalize` can remove them without a trace.
 
 Setting a kernel to zero is not enough: its channel goes on to hold a constant. Here the constant
 moves into the biases of the layers that read it, and the channel's own bias and BatchNormalization
@@ -13,15 +13,16 @@ from typing import Any
 
 import numpy as np
 
+from edgecompress.core.errors import ArgumentError
 from edgecompress.surgery.channels import Analysis, Weights, analyse, named_layers, read_weights
-from edgecompress.surgery.groups import KERNELS, Kernel, zero_filters
+from edgecompress.surgery.groups import FilterAxis, filter_axis, find_zero_filters
 
 Masks = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Silenced:
-    """What `silence` did.
+class ZeroedFilters:
+    """What `zero_filters` did.
 
     Attributes:
         filters: Layer -> which filters are zero now, (filters,) booleans.
@@ -33,7 +34,7 @@ class Silenced:
 
 
 @dataclass(frozen=True)
-class Held:
+class FrozenZeros:
     """A variable of which some entries stay zero.
 
     Attributes:
@@ -45,7 +46,7 @@ class Held:
     mask: np.ndarray
 
 
-def silence(model: Any, filters: Mapping[str, np.ndarray]) -> Silenced:
+def zero_filters(model: Any, filters: Mapping[str, np.ndarray]) -> ZeroedFilters:
     """Sets filters to zero, in place, and lets the layers that read them take over their mean.
 
     A filter followed by BatchNormalization is replaced by beta, which is its mean output; another
@@ -56,18 +57,18 @@ def silence(model: Any, filters: Mapping[str, np.ndarray]) -> Silenced:
 
     Args:
         model: A built Sequential or Functional model.
-        filters: Layer -> which filters to silence, (filters,) booleans.
+        filters: Layer -> which filters to set to zero, (filters,) booleans.
     """
     source = read_weights(model)
     chosen: Masks = {path: np.array(mask, dtype=bool) for path, mask in filters.items()}
-    loud: Masks = {path: np.zeros_like(mask) for path, mask in chosen.items()}
+    kept_constant: Masks = {path: np.zeros_like(mask) for path, mask in chosen.items()}
     norms = {k: v for a in analyse(model, source) for k, v in a.following_norm.items()}
     live = dict(named_layers(model))
-    kernels = {path: KERNELS[type(live[path]).__name__] for path in chosen}
+    kernels = {path: _filters_of(path, live[path]) for path in chosen}
     left: dict[tuple[str, str], int] = {}
     while True:
-        before = _muted(source, kernels, chosen, loud, norms, silent=False)
-        after = _muted(source, kernels, chosen, loud, norms, silent=True)
+        before = _with_zeros(source, kernels, chosen, kept_constant, norms, constants_moved=False)
+        after = _with_zeros(source, kernels, chosen, kept_constant, norms, constants_moved=True)
         changed = False
         steps = []
         for then, now in zip(
@@ -76,7 +77,7 @@ def silence(model: Any, filters: Mapping[str, np.ndarray]) -> Silenced:
             gone = now.removable()
             changed |= _drop_kept(now, gone, chosen, left)
             if not changed:
-                changed |= _keep_constants(then, now, gone, chosen, loud)
+                changed |= _keep_constants(then, now, gone, chosen, kept_constant)
             steps.append((then, now, gone))
         if not changed:
             break
@@ -87,47 +88,57 @@ def silence(model: Any, filters: Mapping[str, np.ndarray]) -> Silenced:
     for then, now, gone in steps:
         notes += _move_constants(then, now, gone, after)
     _assign(model, source, after)
-    return Silenced(chosen, tuple(notes))
+    return ZeroedFilters(chosen, tuple(notes))
 
 
-def held_zeros(model: Any, layers: Iterable[str]) -> list[Held]:
-    """Returns what has to stay zero so that the zero filters of `layers` stay silent."""
+def frozen_zeros(model: Any, layers: Iterable[str]) -> list[FrozenZeros]:
+    """Returns what has to stay zero so that the zero filters of `layers` stay removable."""
     weights, live = read_weights(model), dict(named_layers(model))
     norms = {k: v for a in analyse(model, weights) for k, v in a.following_norm.items()}
-    held = []
+    frozen = []
     for path in layers:
-        kernel = KERNELS[type(live[path]).__name__]
-        zero = zero_filters(weights[path][kernel.attribute], kernel.axis)
+        kernel = _filters_of(path, live[path])
+        zero = find_zero_filters(weights[path][kernel.attribute], kernel.axis)
         if not zero.any():
             continue
         mask = np.where(zero, 0.0, 1.0).astype("float32")
         if kernel.axis == -2:
             mask = mask[:, None]
-        held.append(Held(getattr(live[path], kernel.attribute), mask))
+        frozen.append(FrozenZeros(getattr(live[path], kernel.attribute), mask))
         vectors = [(path, "bias"), (norms.get(path, ""), "gamma"), (norms.get(path, ""), "beta")]
         for owner, name in vectors:
             value = weights.get(owner, {}).get(name)
             if value is None:
                 continue
             # A constant that could not move stays free.
-            silent = zero & (value == 0)
-            if silent.any():
-                free = np.where(silent, 0.0, 1.0).astype("float32")
-                held.append(Held(getattr(live[owner], name), free))
-    return held
+            moved = zero & (value == 0)
+            if moved.any():
+                free = np.where(moved, 0.0, 1.0).astype("float32")
+                frozen.append(FrozenZeros(getattr(live[owner], name), free))
+    return frozen
 
 
-def _muted(
+def _filters_of(path: str, layer: Any) -> FilterAxis:
+    found = filter_axis(layer)
+    if found is None:
+        raise ArgumentError(
+            "layers", "have filters that stand alone", f"{path} ({type(layer).__name__})"
+        )
+    return found
+
+
+def _with_zeros(
     source: Weights,
-    kernels: Mapping[str, Kernel],
+    kernels: Mapping[str, FilterAxis],
     chosen: Masks,
-    loud: Masks,
+    kept_constant: Masks,
     norms: Mapping[str, str],
-    silent: bool,
+    constants_moved: bool,
 ) -> Weights:
     """Returns the weights with the chosen filters zero.
 
-    Their channels hold their mean, or zero where they are to be silent and are not `loud`.
+    Their channels hold their mean, or zero where it has moved to the readers: everywhere but in
+    `kept_constant`, if `constants_moved`.
     """
     weights = {
         path: {name: value.copy() for name, value in values.items()}
@@ -135,14 +146,14 @@ def _muted(
     }
     for path, mask in chosen.items():
         own, norm = weights[path], weights.get(norms.get(path, ""), {})
-        quiet = mask & ~loud[path] if silent else np.zeros_like(mask)
+        zeroed = mask & ~kept_constant[path] if constants_moved else np.zeros_like(mask)
         kernel = own[kernels[path].attribute]
         np.moveaxis(kernel, kernels[path].axis, -1)[..., mask] = 0  # A view: changes `kernel`.
         if "bias" in own:
-            own["bias"][quiet] = 0
+            own["bias"][zeroed] = 0
         for entry in ("gamma", "beta"):
             if entry in norm:
-                norm[entry][mask if entry == "gamma" else quiet] = 0
+                norm[entry][mask if entry == "gamma" else zeroed] = 0
         if norm:
             # A channel that holds its bias has that bias for a mean.
             norm["moving_mean"][mask] = own["bias"][mask] if "bias" in own else 0
@@ -167,7 +178,7 @@ def _drop_kept(
 
 
 def _keep_constants(
-    then: Analysis, now: Analysis, gone: set[int], chosen: Masks, loud: Masks
+    then: Analysis, now: Analysis, gone: set[int], chosen: Masks, kept_constant: Masks
 ) -> bool:
     """Lets channels keep their constant where a reader has neither a bias nor a norm."""
     stuck: set[int] = set()
@@ -181,8 +192,8 @@ def _keep_constants(
     for path, labels in now.producers.items():
         if path in chosen:
             roots = now.roots(labels)
-            more = chosen[path] & ~loud[path] & np.isin(roots, list(stuck))
-            loud[path] |= more
+            more = chosen[path] & ~kept_constant[path] & np.isin(roots, list(stuck))
+            kept_constant[path] |= more
             changed |= bool(more.any())
     return changed
 
@@ -193,7 +204,7 @@ def _has_slot(analysis: Analysis, path: str) -> bool:
 
 
 def _moved(then: Analysis, now: Analysis, path: str, gone: set[int]) -> np.ndarray:
-    """Returns by how much each input's constant falls when its channel is silenced."""
+    """Returns by how much each input's constant falls when its channel is set to zero."""
     earlier, later = then.readers[path].constant, now.readers[path].constant
     known = ~np.isnan(earlier) & ~np.isnan(later) & ~now.kept(now.readers[path].labels, gone)
     return np.where(known, earlier - later, 0.0)
@@ -214,7 +225,7 @@ def _move_constants(then: Analysis, now: Analysis, gone: set[int], after: Weight
         if not now.readers[path].exact:
             count = int((moved != 0).sum())
             notes.append(
-                f"{path}: takes over the mean of {count} silenced channels approximately, as its "
+                f"{path}: takes over the mean of {count} zeroed channels approximately, as its "
                 "border is padded with zeros."
             )
     return notes

@@ -1,4 +1,4 @@
-"""Silenced filters against the model with the filter replaced by its mean, and finalize."""
+"""Zeroed filters against the model with the filter replaced by its mean, and finalize."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from keras import layers
 
 from edgecompress.core.record import record_of
 from edgecompress.surgery.finalize import finalize
-from edgecompress.surgery.zero_filters import held_zeros, silence
+from edgecompress.surgery.zero_filters import frozen_zeros, zero_filters
 
 
 def mask(count: int, *chosen: int) -> np.ndarray:
@@ -51,7 +51,7 @@ def test_dense_filter_is_replaced_by_its_bias() -> None:
     hidden[:, 1], hidden[:, 3] = 0.4, 0.0  # relu of their biases
     expected = np.tanh(hidden @ b[0] + b[1]) @ c[0] + c[1]
 
-    done = silence(model, {"a": mask(6, 1, 3)})
+    done = zero_filters(model, {"a": mask(6, 1, 3)})
     np.testing.assert_allclose(model(x), expected, atol=1e-5)
     assert done.notes == ()
     assert done.filters["a"].sum() == 2
@@ -94,7 +94,7 @@ def test_filter_before_batch_norm_is_replaced_by_beta(
     hidden[..., [0, 4]] = np.maximum(beta[[0, 4]], 0)
     expected = np.array(tail(hidden))
 
-    silence(model, {"a": mask(6, 0, 4)})
+    zero_filters(model, {"a": mask(6, 0, 4)})
     np.testing.assert_allclose(model(x), expected, atol=1e-5)
     small = finalize(model)
     assert small.get_layer("a").filters == 4
@@ -110,12 +110,12 @@ def test_padded_reader_is_exact_in_the_middle_and_named() -> None:
     hidden[..., [0, 4]] = model.get_layer("n").beta.numpy()[[0, 4]]
     expected = np.array(tail(hidden))
 
-    done = silence(model, {"a": mask(6, 0, 4)})
+    done = zero_filters(model, {"a": mask(6, 0, 4)})
     got = np.array(keras.Model(model.inputs[0], model.layers[4].output)(x))
     np.testing.assert_allclose(got[:, 1:-1, 1:-1], expected[:, 1:-1, 1:-1], atol=1e-5)
     assert np.abs(got - expected).max() > 1e-3  # The border is an approximation.
     assert done.notes == (
-        "b: takes over the mean of 2 silenced channels approximately, as its border is padded "
+        "b: takes over the mean of 2 zeroed channels approximately, as its border is padded "
         "with zeros.",
     )
     small = finalize(model)
@@ -131,7 +131,7 @@ def test_filters_that_could_not_be_removed_stay_alive() -> None:
     x = layers.Add()([stem, x])
     model = randomize(keras.Model(inputs, layers.Dense(2, name="d")(layers.Flatten()(x))))
     before = [w.copy() for w in model.get_weights()]
-    done = silence(model, {"stem": mask(4, 1), "in": mask(5, 2), "out": mask(4, 3)})
+    done = zero_filters(model, {"stem": mask(4, 1), "in": mask(5, 2), "out": mask(4, 3)})
     assert not any(chosen.any() for chosen in done.filters.values())
     assert len(done.notes) == 3
     assert "stem: 1 weak filters stay because" in done.notes[0]
@@ -147,7 +147,7 @@ def test_joined_filters_go_together() -> None:
     x = layers.Conv2D(4, 3, padding="same", name="out")(x)
     x = layers.Add()([stem, x])
     model = randomize(keras.Model(inputs, layers.Dense(2, name="d")(layers.Flatten()(x))))
-    done = silence(model, {"stem": mask(4, 1, 2), "out": mask(4, 1)})
+    done = zero_filters(model, {"stem": mask(4, 1, 2), "out": mask(4, 1)})
     assert np.flatnonzero(done.filters["stem"]).tolist() == [1]
     small = finalize(model)
     assert dict(record_of(small).removed_channels) == {"stem": (4, 3), "out": (4, 3)}
@@ -167,24 +167,24 @@ def test_reader_without_bias_leaves_the_constant_to_finalize() -> None:
     a, b = ([w.copy() for w in layer.get_weights()] for layer in model.layers)
     hidden = x @ a[0] + a[1]
     hidden[:, 2] = a[1][2]
-    silence(model, {"a": mask(6, 2)})
+    zero_filters(model, {"a": mask(6, 2)})
     np.testing.assert_allclose(model(x), hidden @ b[0], atol=1e-5)
     assert model.get_layer("a").bias.numpy()[2] == a[1][2]
-    held = held_zeros(model, ["a"])
-    assert [h.variable is model.get_layer("a").kernel for h in held] == [True]
+    frozen = frozen_zeros(model, ["a"])
+    assert [h.variable is model.get_layer("a").kernel for h in frozen] == [True]
     small = finalize(model)
     assert small.get_layer("a").units == 5
     np.testing.assert_allclose(small(x), hidden @ b[0], atol=1e-5)
 
 
-def test_held_zeros_cover_kernel_gamma_beta_and_bias() -> None:
+def test_frozen_zeros_cover_kernel_gamma_beta_and_bias() -> None:
     model = conv_norm("same", bias=True)
-    assert held_zeros(model, ["a"]) == []
-    silence(model, {"a": mask(6, 0, 4)})
-    held = {h.variable.path.split("/", 1)[-1]: h.mask for h in held_zeros(model, ["a"])}
-    names = {path.split("/")[-1] for path in held}
+    assert frozen_zeros(model, ["a"]) == []
+    zero_filters(model, {"a": mask(6, 0, 4)})
+    frozen = {h.variable.path.split("/", 1)[-1]: h.mask for h in frozen_zeros(model, ["a"])}
+    names = {path.split("/")[-1] for path in frozen}
     assert names == {"kernel", "bias", "gamma", "beta"}
-    for values in held.values():
+    for values in frozen.values():
         np.testing.assert_array_equal(values, [0, 1, 1, 1, 0, 1])
 
 
@@ -198,6 +198,6 @@ def test_transposed_and_square_kernels() -> None:
             ]
         )
     )
-    silence(model, {"t": mask(3, 1)})
+    zero_filters(model, {"t": mask(3, 1)})
     assert not model.get_layer("t").kernel.numpy()[:, :, 1, :].any()
     assert finalize(model).get_layer("t").filters == 2

@@ -185,7 +185,7 @@ def identifier(name: str) -> str:
 
 
 def generate(
-    model: bytes,
+    model: bytes | FlatModel,
     *,
     name: str,
     arena_bytes: int | None,
@@ -201,7 +201,7 @@ def generate(
     and `main.cc`, a program that runs the model once. The same arguments give the same text.
 
     Args:
-        model: Bytes of the .tflite file.
+        model: The .tflite file, as bytes or read.
         name: The model's name; `identifier(name)` starts every file name and symbol.
         arena_bytes: Size of the tensor arena, rounded up to 16 here: the smallest that allocates
             (`Arena.smallest`), which may be more than is used in the end. None where it is not
@@ -236,6 +236,7 @@ def generate(
             "decompression_memory", "be a positive size in bytes, or None", decompression_memory
         )
     flat = read_tflite(model)
+    data = flat.data
     prefix = identifier(name)
     registrations = _registrations(flat, kernels)
     rounded = None if arena_bytes is None else -(-arena_bytes // _ALIGNMENT) * _ALIGNMENT
@@ -243,10 +244,10 @@ def generate(
         "id": prefix,
         "ID": prefix.upper(),
         "title": _comment(name),
-        "size": len(model),
-        "size_text": format_size(len(model)),
-        "sha256": hashlib.sha256(model).hexdigest(),
-        "lines": _lines(model),
+        "size": len(data),
+        "size_text": format_size(len(data)),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "lines": _lines(data),
         "arena": rounded,
         "arena_bytes": arena_bytes,
         "decompression": decompression_memory,

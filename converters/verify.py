@@ -29,14 +29,13 @@ from edgecompress.core.errors import (
     NotFiniteError,
     UnsupportedModelError,
 )
-from edgecompress.engines.run import load_failure, run_engine
+from edgecompress.engines.run import run_engine
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.flatbuffers.tensors import Tensor
 
 Progress = Callable[[int, int], None]
 
-FIELD_RUNTIME = "tflite-runtime"
 # The per-layer comparison keeps every intermediate result; this many elements fit at a time.
 _ELEMENTS = 32 << 20
 
@@ -219,12 +218,12 @@ def dequantize(values: np.ndarray, tensor: Tensor) -> np.ndarray:
 
 
 def verify(
-    quantized: bytes,
+    quantized: bytes | FlatModel,
     *,
     reference: np.ndarray | Sequence[np.ndarray],
     samples: np.ndarray | Sequence[np.ndarray],
     engine: str = "litert",
-    float_model: bytes | None = None,
+    float_model: bytes | FlatModel | None = None,
     layer_samples: int = 32,
     kind: Kind | Sequence[Meaning] = "auto",
     tolerance: float = TOLERANCE,
@@ -251,7 +250,7 @@ def verify(
     Besides, every column of every output is compared by its own scale: see `agreement`.
 
     Args:
-        quantized: The .tflite file's bytes; integer or float.
+        quantized: The .tflite file, as bytes or read; integer or float.
         reference: Outputs of the Keras model, shape (samples, ...), as real numbers; one array
             for the first output or one for each, in the order of the flatbuffer's outputs.
         samples: Inputs of the Keras model as real numbers; one array (samples, ...), or one for
@@ -291,7 +290,7 @@ def verify(
     arrays = _listed(samples)
     wanted = [np.asarray(array, np.float64) for array in _listed(reference)]
     codes = _inputs(model, arrays)
-    run = run_engine(engine, quantized, codes, timeout_s=timeout_s, progress=progress)
+    run = run_engine(engine, model.data, codes, timeout_s=timeout_s, progress=progress)
     if not 1 <= len(wanted) <= len(run.outputs):
         raise ArgumentError(
             "reference", f"hold at most {len(run.outputs)} outputs, as the model", len(wanted)
@@ -457,25 +456,6 @@ def top1(outputs: np.ndarray, y: np.ndarray) -> float:
     else:
         predicted = outputs.argmax(1)
     return float(np.mean(predicted == labels))
-
-
-def field_runtime_problem(model: bytes) -> str | None:
-    """Returns why the runtime of devices in the field cannot run a file, or None where it can.
-
-    That runtime is tflite-runtime 2.14, which knows older versions of the operators only. The
-    file is loaded and one sample of zeros is run.
-
-    Args:
-        model: The .tflite file's bytes.
-
-    Raises:
-        MissingDependencyError: tflite-runtime is not installed here, so nothing is known.
-
-    Example:
-        >>> field_runtime_problem(int4_model)  # doctest: +SKIP
-        "tflite-runtime 2.14.0 cannot run the model: Didn't find op for builtin opcode ..."
-    """
-    return load_failure(FIELD_RUNTIME, model)
 
 
 def _listed(arrays: np.ndarray | Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -19,7 +19,7 @@ from edgecompress.core.errors import ArgumentError
 from edgecompress.core.labelled import Labelled
 from edgecompress.core.results import CheckResult, Report
 from edgecompress.flatbuffers.reading import read_tflite
-from edgecompress.pipeline import scoring
+from edgecompress.pipeline import score_plan, scores, scoring
 from edgecompress.targets.profile import Budgets, load_target
 
 _SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "report.schema.json").read_text())
@@ -301,7 +301,7 @@ def test_limits_without_labels_are_undecided(heads: Path) -> None:
         (check,) = _accuracies(report)
         assert (check.verdict, report.exit_code) == ("not_measured", 6)
         assert check.reason is not None and "needs labels: give --evaluate" in check.reason
-    assert scoring.unmeasured(scoring.parse_scoring(None, max_drop=0.1), "{}")[0].limit == 0.1
+    assert scores.unmeasured(scoring.parse_scoring(None, max_drop=0.1), "{}")[0].limit == 0.1
 
 
 def test_the_targets_own_floor_says_nothing_about_values(tmp_path: Path) -> None:
@@ -321,9 +321,9 @@ def test_an_output_of_nan_fails(heads: Path) -> None:
     flat = read_tflite(heads)
     asked = scoring.parse_scoring(None, min_metric={"r2:1": 0.5})
     labelled = Labelled((_X,), {"y0": _LABEL, "y1": _BOX})
-    items = scoring.plan(asked, outputs_of_file(flat), flat, labelled)
-    broken = scoring.Run("tflm", "0", 200, (np.eye(3)[_LABEL], np.full((200, 3), np.nan)))
-    results = [scoring.result(item, broken, scoring.Reference()) for item in items]
+    items = score_plan.plan(asked, outputs_of_file(flat), flat, labelled)
+    broken = scores.Run("tflm", "0", 200, (np.eye(3)[_LABEL], np.full((200, 3), np.nan)))
+    results = [scores.result(item, broken, scores.Reference()) for item in items]
     assert [r.verdict for r in results] == ["not_applicable", "fail"]
     assert results[1].measured is None
 

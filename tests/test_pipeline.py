@@ -30,7 +30,8 @@ from edgecompress.core.record import (
 from edgecompress.core.results import CheckResult, Report
 from edgecompress.engines.run import run_engine
 from edgecompress.flatbuffers.reading import read_tflite
-from edgecompress.pipeline import exporting, measuring
+from edgecompress.pipeline import measuring
+from edgecompress.pipeline import parity as agreeing
 from edgecompress.targets.profile import load_target
 
 pytestmark = pytest.mark.usefixtures("in_process")
@@ -397,7 +398,7 @@ def _fail(*args: Any, **kwargs: Any) -> Any:
 def test_an_engines_refusal_stands_above_the_table(
     data: tuple[np.ndarray, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exporting, "verify_in", _fail)
+    monkeypatch.setattr(agreeing, "verify_in", _fail)
     monkeypatch.setattr(measuring, "load_failure", lambda engine, model: f"{engine} says no")
     report = ec.export(_model(), ["cortex-m4"], calibration=data[0], evaluate=data, output=tmp_path)
     assert report.exit_code == 5
@@ -414,7 +415,7 @@ def test_an_engine_that_had_no_time_left_leaves_the_operators_open(
     def no_time(*args: Any, **kwargs: Any) -> Any:
         raise EngineNotRunError("tflm was not run")
 
-    monkeypatch.setattr(exporting, "verify_in", no_time)
+    monkeypatch.setattr(agreeing, "verify_in", no_time)
     monkeypatch.setattr(measuring, "load_failure", no_time)
     report = ec.export(_model(), ["cortex-m4"], calibration=data[0], evaluate=data, output=tmp_path)
     assert (_check(report, "operators").verdict, report.exit_code) == ("uncertain", 6)
@@ -425,7 +426,7 @@ def test_an_engine_that_had_no_time_left_leaves_the_operators_open(
 def test_an_engine_that_fails_on_a_sound_file_is_an_error(
     data: tuple[np.ndarray, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exporting, "verify_in", _fail)
+    monkeypatch.setattr(agreeing, "verify_in", _fail)
     with pytest.raises(EngineError, match="the engine stopped"):
         ec.export(_model(), ["cortex-m4"], calibration=data[0], output=tmp_path / "a")
     assert not (tmp_path / "a").exists()
@@ -443,7 +444,7 @@ def test_an_engine_that_is_not_installed_measures_nothing(
     exported: tuple[Report, Path], data: tuple[np.ndarray, np.ndarray],
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 ) -> None:  # fmt: skip
-    for module in (exporting, measuring):
+    for module in (agreeing, measuring):
         monkeypatch.setattr(
             module, "engine_available", lambda name: None if name == "litert" else f"no {name} here"
         )
@@ -574,7 +575,7 @@ def test_only_enough_samples_fail_the_default_floor(
         "litert", "2.3.0", "XNNPACK", samples, "classes", agree / samples, 1.0, 1.0, 0.1, 1.0,
         outputs=(output,),
     )  # fmt: skip
-    result = measuring.parity_check(load_target("pixel-4"), {"litert": parity}, {}, asked)
+    result = agreeing.parity_check(load_target("pixel-4"), {"litert": parity}, {}, asked)
     assert result.verdict == verdict
     assert (result.reason is None) == (verdict == "pass")
 

@@ -318,3 +318,10 @@ class Report:
     def to_json(self) -> str:
         """Returns the JSON text, indented, ending in a newline."""
         return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
+
+
+def tool_version() -> str:
+    """Returns the version of edgecompress."""
+    from importlib.metadata import version
+
+    return version("edgecompress")

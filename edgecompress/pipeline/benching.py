@@ -17,11 +17,16 @@ from edgecompress.core.bundle import Bundle, BundleModel, read_bundle
 from edgecompress.core.clock import utc_now
 from edgecompress.core.errors import ArgumentError, EdgeCompressError, UnknownNameError
 from edgecompress.core.files import jsonable, write_atomic
-from edgecompress.core.results import OPEN_VERDICTS, Verdict, accept_undecided, worst_verdict
+from edgecompress.core.results import (
+    OPEN_VERDICTS,
+    Verdict,
+    accept_undecided,
+    tool_version,
+    worst_verdict,
+)
 from edgecompress.core.units import format_time, parse_time
 from edgecompress.engines.run import ENGINES, engine_available, run_engine
 from edgecompress.pipeline.request import silent
-from edgecompress.pipeline.writing import tool_version
 
 if TYPE_CHECKING:
     from edgecompress.targets.bench import HostLatency

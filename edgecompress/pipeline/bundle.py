@@ -14,12 +14,11 @@ from edgecompress.core.bundle import BUNDLE_FILE, Bundle, BundleModel, BundleTen
 from edgecompress.core.errors import ArgumentError, EngineError, UnreadableFileError
 from edgecompress.core.files import sha256
 from edgecompress.core.reading import read_text
+from edgecompress.core.results import tool_version
 from edgecompress.engines.run import ENGINES, engine_available, run_engine
 from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.flatbuffers.model import FlatModel
-from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.flatbuffers.tensors import Tensor
-from edgecompress.pipeline.writing import tool_version
 
 if TYPE_CHECKING:
     from edgecompress.targets.checks import Budgets
@@ -125,7 +124,7 @@ def make_bundle(
         few = tuple(calibrations.spread(array, GOLDEN_SAMPLES) for array in samples)
     models, files, arrays = [], {}, {}
     for artifact in sorted(artifacts, key=lambda a: a.kind != main.kind):
-        flat = read_tflite(artifact.data)
+        flat = artifact.flat
         unknown = [t.type for t in _ends(flat) if t.type not in _DTYPES]
         if unknown:
             notes.append(

@@ -1,9 +1,13 @@
-"""What a user asks for, checked before any long work: targets, budgets, folder, labelled data."""
+"""What a build is asked for, checked before any long work.
+
+`build_request` makes a `BuildRequest` of what a user gives: names, paths and texts.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +16,178 @@ from edgecompress.core.files import sweep
 from edgecompress.core.folders import scratch_folder
 from edgecompress.core.labelled import Labelled
 from edgecompress.core.units import parse_size, parse_time
+from edgecompress.pipeline.scoring import Scoring, check_share, parse_scoring
+from edgecompress.targets.profile import Budgets
 
 if TYPE_CHECKING:
     import numpy as np
 
     from edgecompress.converters.formats import Format
-    from edgecompress.targets.checks import Budgets
     from edgecompress.targets.measurement import MeasurementFile
     from edgecompress.targets.profile import TargetProfile
 
 
 def silent(text: str) -> None:
-    """Tells nobody."""
+    """Ignores a text of progress."""
+
+
+@dataclass(frozen=True, eq=False)
+class BuildRequest:
+    """What `build` works from. It names no output folder: a build writes nothing.
+
+    Attributes:
+        model: A Keras model or a LoadedModel; the path of a model file; or a .tflite file, as a
+            path or, without a format, as bytes.
+        profiles: The targets, at least one.
+        file_format: Which format to make. None checks the .tflite file as it is.
+        options: The format's own options, an instance of `Format.options`.
+        name: Base name of the files. None for the model's own.
+        budgets: The user's limits, which take precedence over those of the profiles.
+        kernels: Kernel set of microcontrollers. None for that of each profile.
+        scoring: What is asked about accuracy.
+        min_agreement: Floor for the agreement with the Keras model. None for the default.
+        min_r2: Floor for R2 of each column of values. None for the default.
+        calibration: Calibration data, as `calibration.load` takes it. None for none.
+        evaluate: Labelled data in the same forms. None for the labels beside the calibration data.
+        measured: What was measured on one of the targets. None for nothing.
+        labels: Names of the classes, for the bundle.
+        decompression_memory: Without a format: memory outside the arena for decoded weights, in
+            bytes. None for none.
+        bundle: Make the bundle, for which every file runs on a few samples, where a phone or the
+            host is among the targets.
+        import_modules: Modules that register the layers of a model file; imported in the process
+            that reads it.
+        verbose: Let the log of the converters through.
+    """
+
+    model: Any
+    profiles: tuple[TargetProfile, ...]
+    file_format: str | None = None
+    options: Any = None
+    name: str | None = None
+    budgets: Budgets = Budgets()
+    kernels: str | None = None
+    scoring: Scoring = Scoring()
+    min_agreement: float | None = None
+    min_r2: float | None = None
+    calibration: Any = field(default=None, repr=False)
+    evaluate: Any = field(default=None, repr=False)
+    measured: MeasurementFile | None = None
+    labels: tuple[str, ...] | None = None
+    decompression_memory: int | None = None
+    bundle: bool = True
+    import_modules: tuple[str, ...] = ()
+    verbose: bool = False
+
+
+def build_request(
+    model: Any,
+    targets: Sequence[str | Path | TargetProfile],
+    *,
+    file_format: str | None = "int8",
+    format_options: Mapping[str, Any] | None = None,
+    calibration: Any = None,
+    evaluate: Any = None,
+    name: str | None = None,
+    max_flash: str | int | None = None,
+    max_ram: str | int | None = None,
+    max_latency: str | float | None = None,
+    max_file_size: str | int | None = None,
+    min_accuracy: float | None = None,
+    metric: Any = None,
+    min_metric: Any = None,
+    max_metric: Any = None,
+    max_drop: Any = None,
+    min_agreement: float | None = None,
+    min_r2: float | None = None,
+    kernels: str | None = None,
+    decompression_memory: str | int | None = None,
+    labels: Path | str | Sequence[str] | None = None,
+    measured: Path | str | None = None,
+    bundle: bool = True,
+    import_modules: Sequence[str] = (),
+    verbose: bool = False,
+) -> BuildRequest:
+    """Returns the request that these arguments make; all but `format_options` are as in `export`.
+
+    Args:
+        model: As in `BuildRequest`.
+        targets: Names, paths of .toml profiles, or profiles.
+        file_format: A name of `FORMATS`. None checks a .tflite file as it is.
+        format_options: The format's own options; None stands for an option that is not given.
+        calibration: Calibration data.
+        evaluate: Labelled data.
+        name: Base name of the files.
+        max_flash: A budget, as are the next three.
+        max_ram: Bytes or a size, e.g. `"96KiB"`.
+        max_latency: Microseconds or a time, e.g. `"60ms"`.
+        max_file_size: As `max_ram`.
+        min_accuracy: A share.
+        metric: As in `export`, as are the limits of metrics.
+        min_metric: Floors.
+        max_metric: Ceilings.
+        max_drop: Against the Keras model.
+        min_agreement: A share.
+        min_r2: A share.
+        kernels: A kernel set.
+        decompression_memory: Without a format: as in `BuildRequest`.
+        labels: Names of the classes, or the path of a text file with one per line.
+        measured: Path of a measurement file.
+        bundle: As in `BuildRequest`.
+        import_modules: As in `BuildRequest`.
+        verbose: As in `BuildRequest`.
+
+    Raises:
+        EdgeCompressError: an argument is wrong.
+
+    Example:
+        >>> build_request(model, ["cortex-m4"], max_ram="96KiB").budgets.max_ram  # doctest: +SKIP
+        98304
+    """
+    from edgecompress.converters.formats import FORMATS
+    from edgecompress.converters.formats import format_options as parse_format
+    from edgecompress.pipeline.bundle import bundle_profile, read_labels
+
+    profiles = load_profiles(targets)
+    budgets = parse_budgets(max_flash, max_ram, max_latency, max_file_size, min_accuracy)
+    check_flash_budget(max_flash, profiles)
+    scoring = parse_scoring(min_accuracy, metric, min_metric, max_metric, max_drop)
+    check_kernels(kernels)
+    check_share("--min-agreement", min_agreement)
+    check_share("--min-r2", min_r2)
+    options = None
+    if file_format is not None:
+        chosen = FORMATS[file_format]
+        check_targets(chosen, profiles)
+        options = parse_format(chosen, format_options or {})
+    memory = parse_memory(decompression_memory)
+    timed = read_measured(measured, profiles)
+    class_names = read_labels(labels)
+    if class_names is not None and bundle_profile(profiles) is None:
+        raise ArgumentError(
+            "--labels", "go with a phone or the host among the targets", [p.name for p in profiles]
+        )
+    check_name(name)
+    return BuildRequest(
+        model=model,
+        profiles=tuple(profiles),
+        file_format=file_format,
+        options=options,
+        name=name,
+        budgets=budgets,
+        kernels=kernels,
+        scoring=scoring,
+        min_agreement=min_agreement,
+        min_r2=min_r2,
+        calibration=calibration,
+        evaluate=evaluate,
+        measured=timed,
+        labels=class_names,
+        decompression_memory=memory,
+        bundle=bundle,
+        import_modules=tuple(import_modules),
+        verbose=verbose,
+    )
 
 
 def load_profiles(targets: Sequence[str | Path | TargetProfile]) -> list[TargetProfile]:
@@ -95,13 +259,6 @@ def check_name(name: str | None) -> None:
         )
 
 
-def check_share(argument: str, value: float | None) -> float | None:
-    """Returns a share; refuses numbers outside 0 to 1."""
-    if value is not None and not 0 <= value <= 1:
-        raise ArgumentError(argument, "be a share between 0 and 1", value)
-    return value
-
-
 def parse_budgets(
     max_flash: str | int | None,
     max_ram: str | int | None,
@@ -110,7 +267,6 @@ def parse_budgets(
     min_accuracy: float | None,
 ) -> Budgets:
     """Returns the limits that a user gave as text or numbers."""
-    from edgecompress.targets.checks import Budgets
 
     def size(value: str | int | None, argument: str) -> int | None:
         return None if value is None else parse_size(value, argument)

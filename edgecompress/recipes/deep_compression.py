@@ -521,12 +521,12 @@ def _check_request(request: Request) -> None:
     from edgecompress.converters.formats import FORMATS
     from edgecompress.pipeline.request import (
         check_kernels,
-        check_share,
         check_targets,
         load_profiles,
         parse_budgets,
         usable_folder,
     )
+    from edgecompress.pipeline.scoring import check_share
 
     check_targets(FORMATS["compressed"], load_profiles(request.targets))
     export = request.export
@@ -724,7 +724,7 @@ def _first_key(
 
     import numpy as np
 
-    from edgecompress.pipeline.writing import tool_version
+    from edgecompress.core.results import tool_version
     from edgecompress.recipes.checkpoints import chain_key
 
     # Keras counts unnamed inputs over the whole process; such a name says nothing and differs.

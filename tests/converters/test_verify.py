@@ -19,7 +19,6 @@ from edgecompress.converters.verify import (
     Parity,
     accuracy,
     dequantize,
-    field_runtime_problem,
     quantize,
     verify,
 )
@@ -29,8 +28,10 @@ from edgecompress.core.errors import (
     NotFiniteError,
     UnsupportedModelError,
 )
+from edgecompress.engines.run import load_failure
 from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.flatbuffers.tensors import Tensor
+from edgecompress.pipeline.parity import LEGACY_RUNTIME
 
 
 def tensor(type_: str = "INT8", scales: Any = (0.5,), zero_points: Any = (10,)) -> Tensor:
@@ -384,14 +385,14 @@ def test_a_truncated_file_is_refused(classifier: Tiny) -> None:
         accuracy(b"not a model", classifier.x, classifier.y[0].argmax(1))
 
 
-def test_the_field_runtime_says_what_it_lacks(classifier: Tiny) -> None:
-    assert field_runtime_problem(classifier.int8) is None
+def test_the_legacy_runtime_says_what_it_lacks(classifier: Tiny) -> None:
+    assert load_failure(LEGACY_RUNTIME, classifier.int8) is None
 
     def newer(model: Any) -> None:
         for code in model.operatorCodes:
             code.version = 77
 
-    problem = field_runtime_problem(edited(classifier.int8, newer))
+    problem = load_failure(LEGACY_RUNTIME, edited(classifier.int8, newer))
     assert problem and "tflite-runtime 2.14" in problem and "version '77'" in problem
 
 

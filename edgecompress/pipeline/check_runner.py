@@ -7,24 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgecompress.core.errors import ArgumentError
 from edgecompress.core.results import Report
-from edgecompress.engines.run import engine_available, session
-from edgecompress.flatbuffers.model import FlatModel
-from edgecompress.flatbuffers.reading import read_tflite
-from edgecompress.pipeline.measuring import Measurements
-from edgecompress.pipeline.request import (
-    check_flash_budget,
-    check_kernels,
-    labelled_data,
-    load_profiles,
-    parse_budgets,
-    parse_memory,
-    read_measured,
-    silent,
-)
-from edgecompress.pipeline.scoring import parse_scoring
-from edgecompress.pipeline.writing import run_checks, tool_version
+from edgecompress.pipeline.builder import build
+from edgecompress.pipeline.request import build_request, silent
+from edgecompress.pipeline.writer import report_of
 
 if TYPE_CHECKING:
     from edgecompress.targets.profile import TargetProfile
@@ -79,53 +65,21 @@ def check(
         >>> ec.check("kws_int8.tflite", ["cortex-m4"], max_ram="24KiB").verdict  # doctest: +SKIP
         'pass'
     """
-    profiles = load_profiles(targets)
-    budgets = parse_budgets(max_flash, max_ram, max_latency, max_file_size, min_accuracy)
-    check_flash_budget(max_flash, profiles)
-    asked = parse_scoring(min_accuracy, metric, min_metric, max_metric)
-    check_kernels(kernels)
-    memory = parse_memory(decompression_memory)
-    timed = read_measured(measured, profiles)
-    path = "model.tflite" if isinstance(model, bytes) else str(model)
-    if Path(path).suffix in (".keras", ".h5"):
-        raise ArgumentError(
-            "FILE", "be a .tflite file", path, "Use `edgecompress export` for Keras models."
-        )
-    flat = read_tflite(model)
-    labelled = None
-    if evaluate is not None:
-        labelled = labelled_data(evaluate, flat, None, None)
-    measurements = Measurements(flat.data, progress, labelled, asked)
-    with session() as shared:
-        for engine in sorted({profile.engine for profile in profiles}):
-            if engine_available(engine) is None:
-                progress(f"Loading the file in {engine}")
-                measurements.try_loading(engine)
-        results, model_info = run_checks(
-            flat,
-            profiles,
-            budgets,
-            kernels,
-            measurements,
-            lambda profile: [],
-            path,
-            progress,
-            memory,
-            timed,
-        )
-    return Report(
-        model_info,
-        results,
-        tuple(argv) or tuple(sys.argv),
-        tool_version(),
-        notes=(*_subgraph_notes(flat), *shared.gaps),
+    request = build_request(
+        model,
+        targets,
+        file_format=None,
+        evaluate=evaluate,
+        max_flash=max_flash,
+        max_ram=max_ram,
+        max_latency=max_latency,
+        max_file_size=max_file_size,
+        min_accuracy=min_accuracy,
+        metric=metric,
+        min_metric=min_metric,
+        max_metric=max_metric,
+        kernels=kernels,
+        decompression_memory=decompression_memory,
+        measured=measured,
     )
-
-
-def _subgraph_notes(flat: FlatModel) -> list[str]:
-    if flat.subgraphs == 1:
-        return []
-    return [
-        f"The model has {flat.subgraphs} subgraphs: parameters and MACs are those of the first, "
-        "operators and the code in flash those of all."
-    ]
+    return report_of(build(request, progress), argv=tuple(argv) or tuple(sys.argv))

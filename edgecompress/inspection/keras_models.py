@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from edgecompress.core.keras_graph import LayerCall, layer_calls, walk_layers
+from edgecompress.core.layer_kinds import LayerKind, kind_of
 from edgecompress.core.registry import Registry
+from edgecompress.core.shared_values import channels_first
 from edgecompress.inspection.types import (
     Endpoint,
     Inspection,
@@ -21,48 +22,14 @@ from edgecompress.inspection.types import (
 )
 
 Mac = Callable[[Any, LayerCall], int]
-Filters = Callable[[Any], np.ndarray]
 
-
-@dataclass(frozen=True)
-class LayerRule:
-    """How the layers of one class are counted.
-
-    Attributes:
-        macs: (layer, one call) -> multiply-accumulates of that call.
-        filters: Layer -> its weights as (output channels, rest); None where a layer has no
-            filters that stand alone.
-        signs: Only the signs of the kernel's weights count.
-    """
-
-    macs: Mac
-    filters: Filters | None = None
-    signs: bool = False
-
-
-# By the name of the class, so that Keras 3 and tf-keras layers are found alike and neither is
-# imported; a subclass follows the rule of its nearest base.
-LAYER_RULES: Registry[LayerRule] = Registry("Keras layer")
-# Layers whose parameters scale, normalize or look up: no weighted sums, by the field's convention.
-_NO_MACS = ("BatchNormalization", "LayerNormalization", "GroupNormalization", "UnitNormalization",
-            "RMSNormalization", "PReLU", "Embedding", "Normalization")  # fmt: skip
-# Layers and operations without parameters that multiply activations by activations.
-_ACTIVATION_PRODUCTS = ("Dot", "Attention", "AdditiveAttention", "MultiHeadAttention",
-                        "GroupedQueryAttention", "Matmul", "Einsum", "Tensordot")  # fmt: skip
+# Formulas by family of layers: (layer, one call) -> multiply-accumulates of that call.
+MACS: Registry[Mac] = Registry("family of layers")
+# Families whose parameters scale, normalize or look up: no weighted sums, by convention.
+_NO_MACS = ("normalization", "statistics", "slope", "lookup")
 # Variables that are no weights in the sense of filters and matrices, whatever their rank.
 _NO_WEIGHTS = ("alpha", "gamma", "beta", "bias", "moving_mean", "moving_variance", "mean",
                "variance")  # fmt: skip
-
-
-def _register(
-    *names: str, filters: Filters | None = None, signs: bool = False
-) -> Callable[[Mac], Mac]:
-    def store(macs: Mac) -> Mac:
-        for name in names:
-            LAYER_RULES.register(name)(LayerRule(macs, filters, signs))
-        return macs
-
-    return store
 
 
 def _elements(shape: Shape) -> int:
@@ -74,34 +41,13 @@ def _elements(shape: Shape) -> int:
     return math.prod(shape[1:])  # type: ignore[arg-type]
 
 
-def _by_axis(kernel: np.ndarray, axis: int) -> np.ndarray:
-    return np.moveaxis(kernel, axis, 0).reshape(kernel.shape[axis], -1)
-
-
-def _last_axis(layer: Any) -> np.ndarray:
-    return _by_axis(_array(layer.kernel), -1)
-
-
-def _before_last_axis(layer: Any) -> np.ndarray:
-    return _by_axis(_array(layer.kernel), -2)
-
-
-def _depthwise_filters(layer: Any) -> np.ndarray:
-    kernel = _array(_depthwise_kernel(layer))
-    return _by_axis(kernel.reshape(*kernel.shape[:-2], -1), -1)
-
-
-def _pointwise_filters(layer: Any) -> np.ndarray:
-    return _by_axis(_array(layer.pointwise_kernel), -1)
-
-
-@_register("Dense", filters=_last_axis)
+@MACS.register("dense")
 def _dense_macs(layer: Any, call: LayerCall) -> int:
     """One MAC for each input feature and output element."""
     return _elements(call.outputs[0]) * layer.kernel.shape[0]
 
 
-@_register("EinsumDense")
+@MACS.register("einsum")
 def _einsum_dense_macs(layer: Any, call: LayerCall) -> int:
     """One MAC for each output element and each combination of contracted axes."""
     operands, result = layer.equation.replace("...", "").split("->")
@@ -109,30 +55,25 @@ def _einsum_dense_macs(layer: Any, call: LayerCall) -> int:
     return _elements(call.outputs[0]) * math.prod(size for axis, size in axes if axis not in result)
 
 
-@_register("Conv1D", "Conv2D", "Conv3D", filters=_last_axis)
+@MACS.register("convolution")
 def _conv_macs(layer: Any, call: LayerCall) -> int:
     """One MAC for each output element, kernel position and input channel of its group."""
     return _elements(call.outputs[0]) * math.prod(layer.kernel.shape[:-1])
 
 
-def _sign_filters(layer: Any) -> np.ndarray:
-    # A weight of zero is a +1: no filter of signs is zero.
-    return _by_axis(np.where(_array(layer.kernel) >= 0, 1, -1), -1)
-
-
-@_register("BinaryConv2D", "BinaryDense", filters=_sign_filters, signs=True)
+@MACS.register("binary")
 def _binary_macs(layer: Any, call: LayerCall) -> int:
     """As a convolution or dense layer; binary ones where the input is reduced to signs, too."""
     return _conv_macs(layer, call)
 
 
-@_register("DepthwiseConv1D", "DepthwiseConv2D", filters=_depthwise_filters)
+@MACS.register("depthwise")
 def _depthwise_macs(layer: Any, call: LayerCall) -> int:
     """One MAC for each output element and kernel position."""
-    return _elements(call.outputs[0]) * math.prod(_depthwise_kernel(layer).shape[:-2])
+    return _elements(call.outputs[0]) * math.prod(_kernel(layer).shape[:-2])
 
 
-@_register("SeparableConv1D", "SeparableConv2D", filters=_pointwise_filters)
+@MACS.register("separable")
 def _separable_macs(layer: Any, call: LayerCall) -> int:
     """A depthwise and a 1x1 convolution at the same output positions."""
     positions = _elements(call.outputs[0]) // layer.pointwise_kernel.shape[-1]
@@ -140,13 +81,13 @@ def _separable_macs(layer: Any, call: LayerCall) -> int:
     return positions * sum(math.prod(size) for size in sizes)
 
 
-@_register("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose", filters=_before_last_axis)
+@MACS.register("transposed")
 def _transposed_macs(layer: Any, call: LayerCall) -> int:
     """One MAC for each input element, kernel position and output channel."""
     return _elements(call.inputs[0]) * math.prod(layer.kernel.shape[:-1])
 
 
-@_register("LSTM", "GRU", "SimpleRNN")
+@MACS.register("recurrent")
 def _recurrent_macs(layer: Any, call: LayerCall) -> int:
     """Every matrix is used once in each time step."""
     kernel, recurrent = layer.cell.kernel.shape, layer.cell.recurrent_kernel.shape
@@ -154,21 +95,26 @@ def _recurrent_macs(layer: Any, call: LayerCall) -> int:
     return steps * (math.prod(kernel) + math.prod(recurrent))
 
 
-@_register("Bidirectional")
+@MACS.register("bidirectional")
 def _bidirectional_macs(layer: Any, call: LayerCall) -> int:
     """Both directions."""
     return _recurrent_macs(layer.forward_layer, call) + _recurrent_macs(layer.backward_layer, call)
 
 
-def _depthwise_kernel(layer: Any) -> Any:
-    # Keras 3 calls it `kernel`, tf-keras `depthwise_kernel`.
-    kernel = getattr(layer, "depthwise_kernel", None)
-    return layer.kernel if kernel is None else kernel
+def _kernel(layer: Any) -> Any:
+    kind = kind_of(layer)
+    axes = None if kind is None else kind.kernel
+    return layer.kernel if axes is None else axes.of(layer)
 
 
-def _rule(layer: Any) -> LayerRule | None:
-    names = [base.__name__ for base in type(layer).__mro__]
-    return next((LAYER_RULES[name] for name in names if name in LAYER_RULES), None)
+def _filters(layer: Any, kind: LayerKind | None) -> np.ndarray:
+    """Returns a layer's weights as (output channels, rest); (0, 1) where none stand alone."""
+    axes = None if kind is None else kind.kernel
+    if axes is None or axes.inputs is None:
+        return np.empty((0, 1))
+    filters = channels_first(_array(axes.of(layer)), axes.outputs)
+    # A weight of zero is a +1 where only signs count: no such filter is zero.
+    return np.where(filters >= 0, 1, -1) if kind is not None and kind.one_bit else filters
 
 
 def inspect_keras(model: Any, *, name: str | None = None) -> Inspection:
@@ -234,10 +180,10 @@ def _layer_row(index: int, layer: Any, calls: list[LayerCall], notes: list[str])
         weights += values.size
         zeros += int((values == 0).sum())
         weight_bits += 8 * values.nbytes
-    rule = _rule(inner)
-    filters = rule.filters(inner) if rule and rule.filters and weights else np.empty((0, 1))
+    known = kind_of(inner)
+    filters = _filters(inner, known if weights else None)
     macs, binary_macs = _layer_macs(inner, layer.name, weights, calls, notes), 0
-    if rule is not None and rule.signs:
+    if known is not None and known.one_bit:
         zeros, weight_bits = 0, weights
         if inner.input_quantizer is not None:
             macs, binary_macs = 0, macs
@@ -284,14 +230,17 @@ def leaf_name(variable: Any) -> str:
 def _layer_macs(
     layer: Any, name: str, weights: int, calls: list[LayerCall], notes: list[str]
 ) -> int | None:
-    kind, rule = type(layer).__name__, _rule(layer)
-    if rule is None:
-        if kind in _NO_MACS or not (weights or kind in _ACTIVATION_PRODUCTS):
+    kind, known = type(layer).__name__, kind_of(layer)
+    family = "" if known is None else known.family
+    formula = MACS.get(family)
+    if formula is None:
+        # Products multiply activations by activations, without parameters.
+        if family in _NO_MACS or not (weights or family == "product"):
             return 0
         notes.append(f"MACs of {name!r} ({kind}) are not counted: no rule for this layer.")
         return None
     try:
-        return sum(rule.macs(layer, call) for call in calls) if calls else None
+        return sum(formula(layer, call) for call in calls) if calls else None
     except TypeError:
         notes.append(
             f"MACs of {name!r} ({kind}) are not counted: some of its sizes are only known when the "

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from edgecompress.flatbuffers.model import FlatModel
     from edgecompress.recipes.checkpoints import Checkpoints, Finished
     from edgecompress.recipes.data import Data
-    from edgecompress.recipes.layer_table import Kernel
+    from edgecompress.recipes.layer_table import TableKernel
     from edgecompress.recipes.results import (
         CompressionResult,
         Drop,
@@ -604,7 +604,7 @@ class _Baseline:
     int8_metric: float
     float_bytes: int
     int8: bytes
-    kernels: tuple[Kernel, ...]
+    kernels: tuple[TableKernel, ...]
 
 
 def _calibration(data: Data) -> list[Any]:

@@ -28,7 +28,7 @@ _LEAST_COSINE = 0.9
 
 
 @dataclass(frozen=True, eq=False)
-class Kernel:
+class TableKernel:
     """A layer's filter or matrix.
 
     Attributes:
@@ -46,7 +46,7 @@ class Kernel:
     macs: int | None
 
 
-def kernels(model: Any) -> list[Kernel]:
+def kernels(model: Any) -> list[TableKernel]:
     """Returns the kernels of a model in its order; shared ones once.
 
     The multiply-accumulates of a layer with several kernels (separable, recurrent) go to each by
@@ -55,7 +55,7 @@ def kernels(model: Any) -> list[Kernel]:
     macs: dict[tuple[str, int], int | None] = {}
     for row in inspect_keras(model).rows:
         macs[row.name, _count(row.name, macs)] = row.macs
-    found: list[Kernel] = []
+    found: list[TableKernel] = []
     seen: dict[tuple[str, int], int] = {}
     known: set[int] = set()
     for layer in walk_layers(model):
@@ -69,7 +69,7 @@ def kernels(model: Any) -> list[Kernel]:
             own = leaf_name(variable)
             share = int(np.prod(variable.shape))
             found.append(
-                Kernel(
+                TableKernel(
                     (layer.name, number, own),
                     layer.name if len(variables) == 1 else f"{layer.name}/{own}",
                     layer,
@@ -175,7 +175,7 @@ def _decoded(tensor: Tensor, code: Tensor, ancillary: Tensor) -> tuple[np.ndarra
 
 
 def match_file(
-    layers: Sequence[Kernel], tensors: Sequence[FileTensor]
+    layers: Sequence[TableKernel], tensors: Sequence[FileTensor]
 ) -> dict[tuple[str, int, str], FileTensor]:
     """Returns the file's tensor of each kernel, found by value: key of the kernel -> tensor.
 
@@ -212,8 +212,8 @@ def _cosine(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def table(
-    original: Sequence[Kernel],
-    final: Sequence[Kernel],
+    original: Sequence[TableKernel],
+    final: Sequence[TableKernel],
     index_bits: int,
     densities: dict[int, float],
     flat: FlatModel,
@@ -254,7 +254,7 @@ def table(
     return tuple(rows), (note,)
 
 
-def stored_bytes(layers: Sequence[Kernel], index_bits: int) -> tuple[int, int, int]:
+def stored_bytes(layers: Sequence[TableKernel], index_bits: int) -> tuple[int, int, int]:
     """Returns (elements, elements other than zero, bytes in the paper's format) of all kernels."""
     found: list[Storage] = [storage(kernel.values, index_bits) for kernel in layers]
     return (

@@ -7,13 +7,13 @@
 `record` runs the commands of the edgecompress that the interpreter has: export in each format,
 check and inspect of every file, compress. Models and data are made once, into DIR, so that all
 trees work on the same bytes; the MLPerf Tiny files of --mlperf-tiny join them where they exist.
-`compare` exits 0 only if nothing differs. The models' builders are in same_outputs_models.py.
+`compare` exits 0 only if nothing differs. same_outputs_models.py builds the models,
+same_outputs_values.py says what is compared of a file.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import re
@@ -22,7 +22,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -32,22 +31,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from same_outputs_values import VOLATILE, Places, digest, measured_here, normalise
 
 SCHEMA = "edgecompress.same_outputs/1"
-# What an earlier and a later run of one tree do not have in common, and why.
-VOLATILE = {
-    "tool.argv, tool.version": "name of the program's file and of the release",
-    "time, time_utc, date_saved": "time of day",
-    "seconds": "duration of a stage of training",
-    "host_latency_us": "latency measured on this computer",
-    "values of checks whose how_known is measured_host": "latency measured on this computer; the "
-    "names of the values are compared",
-    "times in sentences that say `on this computer`": "latency measured on this computer",
-    "numbers and drawings of report.html beside such a latency": "they show it",
-    "[ 0.0 s] on standard error": "time since the start",
-    "paths of the package and of temporary folders": "each tree and run has its own",
-}
-MARK = "(volatile)"
 MICRO = ("-t", "nucleo-l4r5zi", "-t", "cortex-m0plus", "--c-sources")
 PHONE = ("-t", "pixel-8")
 FORMATS: Mapping[str, tuple[str, ...]] = {
@@ -92,82 +78,6 @@ SETTINGS = {
 }
 
 
-# --- what is left of an output -------------------------------------------------------------------
-
-
-def normalise(value: Any, key: str = "", path: str = "") -> Any:
-    """Returns a JSON value whose volatile parts are marks."""
-    if isinstance(value, dict):
-        if value.get("how_known") == "measured_host":
-            kept = ("rule", "unit", "limit", "how_known")
-            return {k: v if k in kept else _marks(v) for k, v in value.items()}
-        return {k: normalise(v, k, f"{path}.{k}" if path else k) for k, v in value.items()}
-    if isinstance(value, list) and path != "tool.argv":
-        return [normalise(part, key, path) for part in value]
-    if value is not None and (
-        path in ("tool.argv", "tool.version")
-        or key in ("time", "time_utc", "date_saved", "host_latency_us")
-        or (key == "seconds" and isinstance(value, float))
-    ):
-        return MARK
-    if isinstance(value, str) and "on this computer" in value:
-        return re.sub(r"[\d.,]+ (ns|us|ms|s)\b", f"{MARK} s", value)
-    return value
-
-
-def _marks(value: Any) -> Any:
-    return {k: _marks(v) for k, v in value.items()} if isinstance(value, dict) else MARK
-
-
-def _measured(value: Any) -> bool:
-    """Says whether a raw report holds a latency of this computer."""
-    if isinstance(value, dict):
-        if value.get("how_known") == "measured_host" or value.get("host_latency_us") is not None:
-            return True
-        return any(map(_measured, value.values()))
-    return isinstance(value, list) and any(map(_measured, value))
-
-
-def _sha(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-@dataclass
-class Places:
-    """The paths that differ between trees and runs."""
-
-    work: str
-    package: str
-
-    def plain(self, text: str) -> str:
-        """Returns a text without them."""
-        text = text.replace(self.package, "PACKAGE")
-        text = re.sub(re.escape(f"{self.work}/tmp") + r"[^\s'\",:;)]*", "TEMPORARY", text)
-        return text.replace(self.work, "WORK")
-
-
-def digest(path: Path, places: Places, measured: bool) -> Any:
-    """Returns what is compared of a file: a hash, or the normalised values of a JSON file."""
-    data = path.read_bytes()
-    if path.suffix == ".json":
-        return normalise(json.loads(places.plain(data.decode())))
-    if path.suffix == ".html":
-        text = places.plain(data.decode())
-        text = re.sub(r"PACKAGE\S*__main__\.py", "PROGRAM", text)
-        if measured:
-            text = re.sub(r"(?s)<svg.*?</svg>", "", text)
-            text = re.sub(r"\d[\d.,]*( (ns|us|ms|s)\b)?", "0", text)
-        return _sha(text.encode())
-    if path.suffix == ".keras":
-        with zipfile.ZipFile(path) as archive:
-            parts = {name: archive.read(name) for name in sorted(archive.namelist())}
-        return {
-            name: normalise(json.loads(part)) if name.endswith(".json") else _sha(part)
-            for name, part in parts.items()
-        }
-    return _sha(data)
-
-
 # --- record --------------------------------------------------------------------------------------
 
 
@@ -197,7 +107,7 @@ class Recorder:
         measured = False
         if stdout.startswith("{"):
             raw = json.loads(stdout)
-            stdout, measured = normalise(raw), _measured(raw)
+            stdout, measured = normalise(raw), measured_here(raw)
         stderr = re.sub(r"(?m)^\[ *\d+\.\d s\] ", "", self.places.plain(done.stderr))
         folder = self.work / output
         files = sorted(p for p in folder.rglob("*") if p.is_file()) if output else []

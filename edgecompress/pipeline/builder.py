@@ -180,6 +180,8 @@ def _received(answer: isolation.Answer, request: BuildRequest) -> Build:
         )
         made = isolation.decode(Build, value)
         main = _with_names(made.main, [str(name) for name in shipped["tensors"]])
+    except ProcessError:
+        raise
     except (KeyError, TypeError, ValueError, StopIteration, EdgeCompressError) as error:
         raise ProcessError(
             f"The process that reads the model gave back an invalid build ({error})."

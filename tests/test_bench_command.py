@@ -24,7 +24,7 @@ from edgecompress.core.errors import (
     MissingDependencyError,
     ModelFileError,
 )
-from edgecompress.pipeline.benching import BenchResult, bench, compare_golden
+from edgecompress.pipeline.bench_runner import BenchResult, bench, compare_golden
 from edgecompress.targets.phones import adb
 
 _DOCS = Path(__file__).parents[1] / "docs"

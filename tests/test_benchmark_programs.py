@@ -27,7 +27,7 @@ from edgecompress.core.errors import (
     EdgeCompressError,
     ModelFileError,
 )
-from edgecompress.pipeline.benching import BenchResult, bench
+from edgecompress.pipeline.bench_runner import BenchResult, bench
 from edgecompress.targets.phones.adb import Phone
 from edgecompress.targets.phones.benchmark_model import read_log
 from edgecompress.targets.phones.elf import read_program

@@ -5,7 +5,7 @@ disk. `build_app` and `install_app` bring the demo app to a phone.
 """
 
 from edgecompress.pipeline.android import build_app, install_app
-from edgecompress.pipeline.benching import bench
+from edgecompress.pipeline.bench_runner import bench
 from edgecompress.pipeline.builder import Build, build
 from edgecompress.pipeline.check_runner import check
 from edgecompress.pipeline.export_runner import export

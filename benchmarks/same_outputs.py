@@ -222,23 +222,35 @@ def _progress() -> Progress:
 # --- compare -------------------------------------------------------------------------------------
 
 
-def differences(before: Any, after: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Yields ("differs", "missing" or "added", key path) for each place where two values differ."""
+def differences(
+    before: Any, after: Any, path: str = "", equal_numbers: bool = False
+) -> Iterator[tuple[str, str, str]]:
+    """Yields where two values differ: "differs", "missing" or "added", key path, both values.
+
+    With `equal_numbers` 1 and 1.0 do not differ.
+    """
     if isinstance(before, dict) and isinstance(after, dict):
         for key in [*before, *(k for k in after if k not in before)]:
             place = f"{path}.{key}" if path else key
             if key not in after:
-                yield "missing", place
+                yield "missing", place, ""
             elif key not in before:
-                yield "added", place
+                yield "added", place, ""
             else:
-                yield from differences(before[key], after[key], place)
+                yield from differences(before[key], after[key], place, equal_numbers)
     elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
-        for index, pair in enumerate(zip(before, after, strict=True)):
-            yield from differences(*pair, f"{path}[{index}]")
-    # The text tells 1 from 1.0 and from true, and NaN equals itself.
-    elif json.dumps(before, sort_keys=True) != json.dumps(after, sort_keys=True):
-        yield "differs", path
+        for index, (one, two) in enumerate(zip(before, after, strict=True)):
+            yield from differences(one, two, f"{path}[{index}]", equal_numbers)
+    else:
+        # The text tells 1 from 1.0 and from true, and NaN equals itself.
+        one, two = (json.dumps(value, sort_keys=True) for value in (before, after))
+        numbers = {type(before), type(after)} == {int, float}
+        if one != two and not (equal_numbers and numbers and before == after):
+            yield "differs", path, f": {_short(one)} -> {_short(two)}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 @dataclass(frozen=True)
@@ -250,14 +262,20 @@ class Verdict:
     added: tuple[str, ...] = ()
 
 
-def judge(before: Mapping[str, Any], after: Mapping[str, Any] | None) -> Verdict:
+def judge(
+    before: Mapping[str, Any], after: Mapping[str, Any] | None, equal_numbers: bool = False
+) -> Verdict:
     """Compares one command's results; an added file is a difference, an added key is none."""
     if after is None:
         return Verdict("missing", ("the command was not run",))
-    found = list(differences(before, after))
+    found = list(differences(before, after, equal_numbers=equal_numbers))
     new = {f"files.{name}" for name in after["files"] if name not in before["files"]}
-    wrong = tuple(f"{kind} {place}" for kind, place in found if kind != "added" or place in new)
-    added = tuple(place for kind, place in found if kind == "added" and place not in new)
+    wrong = tuple(
+        f"{kind} {place}{values}"
+        for kind, place, values in found
+        if kind != "added" or place in new
+    )
+    added = tuple(place for kind, place, _ in found if kind == "added" and place not in new)
     if wrong:
         return Verdict("differs", wrong, added)
     made = before["files"] or isinstance(before["stdout"], dict)
@@ -274,7 +292,9 @@ def compare(options: argparse.Namespace) -> int:
         console.print(f"Nothing to compare: {', '.join(inputs) or 'no model'} in common.")
         return 2
     verdicts = {
-        (name, cell): judge(before["models"][name][cell], after["models"][name].get(cell))
+        (name, cell): judge(
+            before["models"][name][cell], after["models"][name].get(cell), options.equal_numbers
+        )
         if cell in before["models"][name]
         else Verdict("differs", ("only in the second record",))
         for name in names
@@ -322,6 +342,8 @@ def main(arguments: list[str] | None = None) -> int:
     two.add_argument("before", type=Path)
     two.add_argument("after", type=Path)
     two.add_argument("--width", type=int, help="columns of the table")
+    two.add_argument("--equal-numbers", action="store_true",
+                     help="1 and 1.0 in a JSON file are no difference")  # fmt: skip
     two.set_defaults(run=compare)
     options = parser.parse_args(arguments)
     return int(options.run(options))

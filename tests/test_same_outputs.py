@@ -120,6 +120,14 @@ def test_nothing_exported_is_not_the_same() -> None:
     assert same.judge(_cell(files={}), _cell(files={})).word == "same"
 
 
+def test_the_form_of_a_number_is_a_difference_unless_told_otherwise() -> None:
+    before, after = {"a": 1, "b": 2.5}, {"a": 1.0, "b": 2.5}
+    assert list(same.differences(before, after)) == [("differs", "a", ": 1 -> 1.0")]
+    assert not list(same.differences(before, after, equal_numbers=True))
+    assert list(same.differences({"a": 1}, {"a": True}, equal_numbers=True))
+    assert list(same.differences({"a": 1}, {"a": 1.5}, equal_numbers=True))
+
+
 def test_other_inputs_or_no_common_model_are_no_comparison(
     compare: Callable[..., tuple[int, str]],
 ) -> None:

@@ -28,8 +28,9 @@ from edgecompress.core.errors import (
 )
 from edgecompress.core.files import sha256
 from edgecompress.core.finite import check_weights
-from edgecompress.core.keras_graph import in_float32, walk_layers
+from edgecompress.core.keras_graph import walk_layers
 from edgecompress.core.learnt_ranges import settled_record, valid_record
+from edgecompress.core.model_copy import in_float32
 from edgecompress.core.reading import (
     check_keras_archive,
     open_archive,

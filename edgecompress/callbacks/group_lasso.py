@@ -19,12 +19,13 @@ from edgecompress.callbacks.base import (
 )
 from edgecompress.callbacks.observation import Observation
 from edgecompress.core.errors import ArgumentError, UnknownNameError, UnsupportedModelError
+from edgecompress.core.keras_graph import named_layers
 from edgecompress.core.learnt_ranges import keeping_ranges
 from edgecompress.core.options import named, named_config
 from edgecompress.criteria import CRITERIA
 from edgecompress.criteria.base import Criterion
 from edgecompress.criteria.magnitude import Magnitude
-from edgecompress.surgery.channels import Analysis, analyse, named_layers
+from edgecompress.surgery.channels import Analysis, analyse
 from edgecompress.surgery.groups import (
     GROUPS,
     FilterAxis,

@@ -14,7 +14,7 @@ inside SiLU, `<layer>/depthwise` for the first half of a separable convolution, 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,7 +34,7 @@ from edgecompress.core.fusion_rules import (
     Step,
     lower,
 )
-from edgecompress.core.keras_graph import functional_of, graph_nodes, is_nested
+from edgecompress.core.keras_graph import GraphNode, follow_graph, functional_of
 from edgecompress.core.layer_kinds import WEIGHTED, KernelAxes, int8_kernels
 
 
@@ -106,7 +106,7 @@ class _Graph:
         functional = functional_of(model)
         self.inputs = [self._new() for _ in functional.inputs]
         self.input_dtypes = [str(tensor.dtype) for tensor in functional.inputs]
-        self.outputs = self._walk(functional, self.inputs)
+        self.outputs = follow_graph(model, self.inputs, self._add)
         self._refuse_shared()
         self.producer = {operator.output: operator for operator in self.operators}
         self.readers = Counter(v for o in self.operators for v in o.inputs)
@@ -116,17 +116,7 @@ class _Graph:
         self._count += 1
         return self._count
 
-    def _walk(self, model: Any, inputs: Iterable[int]) -> list[int]:
-        functional = functional_of(model)
-        values = {id(t): v for t, v in zip(functional.inputs, inputs, strict=True)}
-        for node in graph_nodes(model):
-            read = [values[id(tensor)] for tensor in node.inputs]
-            layer = node.operation
-            written = self._walk(layer, read) if is_nested(layer) else self._add(node, read)
-            values.update((id(t), v) for t, v in zip(node.outputs, written, strict=True))
-        return [values[id(tensor)] for tensor in functional.outputs]
-
-    def _add(self, node: Any, read: list[int]) -> list[int]:
+    def _add(self, node: GraphNode, read: list[int]) -> list[int]:
         layer, outputs = node.operation, node.outputs
         if len(outputs) != 1:
             self.notes.append(_not_simulated(layer, "it has several outputs"))

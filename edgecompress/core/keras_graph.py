@@ -7,10 +7,12 @@ Private names used: `Sequential._functional` (the Functional model inside a buil
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 from edgecompress.core.errors import UnsupportedModelError
+
+T = TypeVar("T")
 
 
 def functional_of(model: Any) -> Any:
@@ -70,38 +72,6 @@ def walk_layers(model: Any) -> Iterator[Any]:
                 yield layer
 
     yield from walk(model.layers)
-
-
-def in_float32(model: Any) -> Any:
-    """Returns a copy of a Keras 3 model that computes in float32; the model itself if it does so.
-
-    Mixed precision keeps its variables in float32, so nothing is lost. A subclassed model is
-    returned as it is.
-    """
-    import keras
-
-    half = any(
-        "float16" in str(getattr(layer, "compute_dtype", "")) for layer in walk_layers(model)
-    )
-    if not half or type(model).__name__ not in ("Sequential", "Functional"):
-        return model
-    copy = keras.models.clone_model(
-        model,
-        recursive=True,
-        clone_function=lambda layer: type(layer).from_config(_float32_config(layer.get_config())),
-    )
-    copy.set_weights(model.get_weights())
-    return copy
-
-
-def _float32_config(config: Any) -> Any:
-    """Replaces the dtype policies of a layer's configuration, those of inner layers too."""
-    if isinstance(config, dict):
-        return {
-            key: "float32" if key == "dtype" and "16" in str(value) else _float32_config(value)
-            for key, value in config.items()
-        }
-    return [_float32_config(item) for item in config] if isinstance(config, list) else config
 
 
 class LayerCall(NamedTuple):
@@ -201,6 +171,23 @@ def is_nested(layer: Any) -> bool:
     )
 
 
+def is_plain_model(layer: Any) -> bool:
+    """Tells whether a layer is a built Sequential or Functional model of Keras's own classes."""
+    return bool(is_nested(layer) and type(layer).__module__.startswith("keras.") and layer.built)
+
+
+def named_layers(model: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Returns (path, layer) of all leaf layers, plain nested models entered, each layer once."""
+    found: dict[str, Any] = {}
+    for layer in model.layers:
+        path = f"{prefix}{layer.name}"
+        if is_plain_model(layer):
+            found.update(named_layers(layer, f"{path}/"))
+        else:
+            found[path] = layer
+    return list(found.items())
+
+
 def layers_by_name(model: Any) -> dict[str, Any]:
     """Returns the layers and operations of a model's graph by name, nested models entered."""
     found: dict[str, Any] = {}
@@ -210,6 +197,33 @@ def layers_by_name(model: Any) -> dict[str, Any]:
         else:
             found[node.operation.name] = node.operation
     return found
+
+
+def follow_graph(
+    model: Any, values: Iterable[T], visit: Callable[[GraphNode, list[T]], Iterable[T]]
+) -> list[T]:
+    """Follows values of any kind from a model's inputs to its outputs, nested models entered.
+
+    Args:
+        model: A built Sequential or Functional model.
+        values: A value for each input.
+        visit: `(node, values of its inputs) -> values of its outputs`, called for every layer and
+            operation in the order of the graph.
+
+    Returns:
+        The value of each output.
+
+    Raises:
+        UnsupportedModelError: the model is subclassed, not built, or no Keras 3 model.
+    """
+    functional = functional_of(model)
+    known = {id(tensor): value for tensor, value in zip(functional.inputs, values, strict=True)}
+    for node in graph_nodes(model):
+        read = [known[id(tensor)] for tensor in node.inputs]
+        nested = is_nested(node.operation)
+        written = follow_graph(node.operation, read, visit) if nested else visit(node, read)
+        known.update((id(t), value) for t, value in zip(node.outputs, written, strict=True))
+    return [known[id(tensor)] for tensor in functional.outputs]
 
 
 def layers_before(model: Any) -> dict[str, frozenset[str]]:
@@ -222,21 +236,13 @@ def layers_before(model: Any) -> dict[str, frozenset[str]]:
     """
     found: dict[str, frozenset[str]] = {}
 
-    def walk(graph: Any, read: list[frozenset[str]]) -> list[frozenset[str]]:
-        functional = functional_of(graph)
-        sources = {id(t): s for t, s in zip(functional.inputs, read, strict=True)}
-        for node in graph_nodes(graph):
-            layer, inputs = node.operation, [sources[id(t)] for t in node.inputs]
-            if getattr(layer, "layers", None) and hasattr(layer, "outputs"):
-                outputs = walk(layer, inputs)
-            else:
-                before = frozenset([layer.name]).union(*inputs, found.get(layer.name, frozenset()))
-                found[layer.name] = before
-                outputs = [before] * len(node.outputs)
-            sources.update((id(t), s) for t, s in zip(node.outputs, outputs, strict=True))
-        return [sources[id(t)] for t in functional.outputs]
+    def visit(node: GraphNode, read: list[frozenset[str]]) -> list[frozenset[str]]:
+        name = node.operation.name
+        found[name] = frozenset([name]).union(*read, found.get(name, frozenset()))
+        return [found[name]] * len(node.outputs)
 
-    walk(model, [frozenset()] * len(functional_of(model).inputs))
+    nothing: list[frozenset[str]] = [frozenset()] * len(functional_of(model).inputs)
+    follow_graph(model, nothing, visit)
     return found
 
 
@@ -280,25 +286,17 @@ def outer_layers(model: Any, weighted: Callable[[Any], bool]) -> tuple[list[Any]
     found: dict[int, Any] = {}
     followed: set[int] = set()
 
-    def walk(graph: Any, read: list[frozenset[int]]) -> list[frozenset[int]]:
-        functional = functional_of(graph)
-        # Tensor -> the weighted layers whose output reaches it past unweighted ones alone.
-        sources = {id(t): s for t, s in zip(functional.inputs, read, strict=True)}
-        for node in graph_nodes(graph):
-            layer, inputs = node.operation, [sources[id(t)] for t in node.inputs]
-            if getattr(layer, "layers", None) and hasattr(layer, "outputs"):
-                outputs = walk(layer, inputs)
-            else:
-                before = frozenset().union(*inputs)
-                if weighted(layer):
-                    if not before:
-                        first[id(layer)] = layer
-                    found[id(layer)] = layer
-                    followed.update(before)
-                    before = frozenset([id(layer)])
-                outputs = [before] * len(node.outputs)
-            sources.update((id(t), s) for t, s in zip(node.outputs, outputs, strict=True))
-        return [sources[id(t)] for t in functional.outputs]
+    # Values: the weighted layers whose output reaches a tensor past unweighted ones alone.
+    def visit(node: GraphNode, read: list[frozenset[int]]) -> list[frozenset[int]]:
+        layer, before = node.operation, frozenset[int]().union(*read)
+        if weighted(layer):
+            if not before:
+                first[id(layer)] = layer
+            found[id(layer)] = layer
+            followed.update(before)
+            before = frozenset([id(layer)])
+        return [before] * len(node.outputs)
 
-    walk(model, [frozenset()] * len(functional_of(model).inputs))
+    nothing: list[frozenset[int]] = [frozenset()] * len(functional_of(model).inputs)
+    follow_graph(model, nothing, visit)
     return list(first.values()), [layer for key, layer in found.items() if key not in followed]

@@ -668,15 +668,15 @@ def _run_stages(
     import keras
 
     from edgecompress.converters.loaders import load_model
+    from edgecompress.core.model_copy import copy_model
     from edgecompress.core.record import CompressionRecord, attach_record
     from edgecompress.recipes.checkpoints import Finished, chain_key
     from edgecompress.recipes.layer_table import kernels, stored_bytes
     from edgecompress.recipes.results import StageResult
-    from edgecompress.recipes.training import student_of
     from edgecompress.reports.figures import join_curves
 
     settings = request.settings
-    model = student_of(loaded.model)
+    model = copy_model(loaded.model)
     attach_record(model, loaded.record or CompressionRecord())
     active = [stage for stage in STAGES if stage.active(settings)]
     key = _first_key(settings, loaded, data, task, distills)

@@ -221,10 +221,3 @@ def measure(model: Any, task: Task, samples: Samples) -> float:
     """Returns the metric of a model on samples."""
     outputs = predict(model, samples)
     return task.metric.measure(task.labels(samples, outputs.shape[1:]), outputs)
-
-
-def student_of(model: Any) -> Any:
-    """Returns a copy of a model to train, with weights of its own."""
-    copy = keras.models.clone_model(model)
-    copy.set_weights(model.get_weights())
-    return copy

@@ -21,10 +21,15 @@ from typing import Any
 import keras
 import numpy as np
 
-from edgecompress.core.keras_graph import GraphNode, functional_of, graph_nodes
+from edgecompress.core.keras_graph import (
+    GraphNode,
+    functional_of,
+    graph_nodes,
+    is_plain_model,
+    named_layers,
+)
 from edgecompress.core.layer_kinds import exact_kind_of
-
-Weights = dict[str, dict[str, np.ndarray]]
+from edgecompress.core.model_copy import Weights
 
 
 @dataclass(frozen=True)
@@ -277,28 +282,6 @@ def read_weights(model: Any) -> Weights:
     return weights
 
 
-def named_layers(model: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """Returns (path, layer) of all leaf layers, nested models entered, each layer once."""
-    found: dict[str, Any] = {}
-    for layer in model.layers:
-        path = f"{prefix}{layer.name}"
-        if is_graph(layer):
-            found.update(named_layers(layer, f"{path}/"))
-        else:
-            found[path] = layer
-    return list(found.items())
-
-
-def is_graph(layer: Any) -> bool:
-    """Tells whether a layer is a built Sequential or Functional model of Keras itself."""
-    return (
-        isinstance(layer, keras.Model)
-        and type(layer).__module__.startswith("keras.")
-        and layer.built
-        and hasattr(layer, "operations" if not isinstance(layer, keras.Sequential) else "_layers")
-    )
-
-
 def analyse(model: Any, weights: Weights | None = None, borders: bool = True) -> list[Analysis]:
     """Follows every channel through a model.
 
@@ -342,7 +325,7 @@ def _analyse(
     for node in nodes:
         operation = node.operation
         path = f"{prefix}{operation.name}"
-        if is_graph(operation) and path not in entered:
+        if is_plain_model(operation) and path not in entered:
             entered.add(path)
             _analyse(operation, weights, f"{path}/", analyses, borders)
         inputs = [channels.get(id(tensor)) for tensor in node.inputs]

@@ -10,10 +10,9 @@ import keras
 import numpy as np
 
 from edgecompress.core.errors import ArgumentError, ConversionError, UnsupportedModelError
-from edgecompress.core.keras_graph import functional_of
+from edgecompress.core.keras_graph import functional_of, is_plain_model
 from edgecompress.core.learnt_ranges import changed_layers, settled_record, weight_hashes
 from edgecompress.core.record import CompressionRecord, attach_record, record_of
-from edgecompress.surgery.channels import is_graph
 from edgecompress.surgery.rebuild import Plan, plan_nothing, plan_removal, rebuild
 from edgecompress.surgery.undone import undone_zeros
 
@@ -59,7 +58,7 @@ def finalize(model: keras.Model, tolerance: float = 1e-5) -> keras.Model:
     if not tolerance > 0:
         raise ArgumentError("tolerance", "be greater than 0", tolerance)
     functional_of(model)
-    if not is_graph(model):
+    if not is_plain_model(model):
         raise UnsupportedModelError(
             f"Model {model.name!r} is a {type(model).__name__}, not a plain Sequential or "
             "Functional model. Build it with keras.Sequential or keras.Model(inputs, outputs)."

@@ -1,12 +1,10 @@
 """Makes a new Keras model from an old one with some channels left out.
 
-The plan says, layer by layer, what the new weights and the changed config entries are; rebuilding
-goes through the public serialization of Keras, so that the result is a plain model.
+The plan says, layer by layer, what the new weights and the changed config entries are.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,15 +12,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from edgecompress.core.errors import ConversionError
-from edgecompress.surgery.channels import (
-    Analysis,
-    Weights,
-    analyse,
-    is_graph,
-    named_layers,
-    read_weights,
-)
+from edgecompress.core.model_copy import Weights, copy_model
+from edgecompress.surgery.channels import Analysis, analyse, read_weights
 from edgecompress.surgery.rules import rule_of
 
 
@@ -126,90 +117,11 @@ def _what_stays(analysis: Analysis, gone: set[int]) -> list[str]:
 
 
 def rebuild(model: keras.Model, plan: Plan) -> keras.Model:
-    """Returns a new model of the same class and layer names, changed as planned.
-
-    Layer names, dtype policies, trainable flags and input names stay; the result is not compiled.
+    """Returns a new model of the same class and layer names, changed as planned; not compiled.
 
     Raises:
         ConversionError: Keras could not make the model from its own config.
     """
-    config = copy.deepcopy(keras.saving.serialize_keras_object(model))
-    for key in ("build_config", "compile_config"):
-        config.pop(key, None)
-    custom_objects = _custom_objects(model)
-    _edit(config["config"], plan.changes, custom_objects, "")
-    try:
-        # Lambda layers come from the live model, not from a file, so they are as safe as it is.
-        result = keras.saving.deserialize_keras_object(
-            config, custom_objects=custom_objects, safe_mode=False
-        )
-    except (TypeError, ValueError) as error:
-        raise ConversionError(
-            f"Model {model.name!r} cannot be made again from its config: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
-    _copy_weights(model, result, plan.weights)
-    _copy_trainable(model, result)
-    return result
-
-
-def _edit(
-    config: dict[str, Any],
-    changes: Mapping[str, Mapping[str, Any]],
-    custom_objects: Mapping[str, Any],
-    prefix: str,
-) -> None:
-    for entry in config["layers"]:
-        # The input shape that the layer was built with; Keras would build it with that again.
-        entry.pop("build_config", None)
-        inner = entry["config"]
-        path = f"{prefix}{inner.get('name')}"
-        if isinstance(inner.get("layers"), list):
-            _edit(inner, changes, custom_objects, f"{path}/")
-        inner.update(changes.get(path, {}))
-        function = f"{path}:function"
-        if function in custom_objects:
-            inner["function"] = {
-                "module": None,
-                "class_name": "function",
-                "config": function,
-                "registered_name": function,
-            }
-
-
-def _custom_objects(model: keras.Model) -> dict[str, Any]:
-    """Returns what the config names and Keras does not know: classes, and the code of Lambdas.
-
-    A Lambda's serialized code has lost the global names it uses, so the live function is taken.
-    """
-    objects: dict[str, Any] = {}
-    for path, layer in named_layers(model):
-        if not type(layer).__module__.startswith("keras."):
-            objects[type(layer).__name__] = type(layer)
-        elif isinstance(layer, keras.layers.Lambda):
-            objects[f"{path}:function"] = layer.function
-    return objects
-
-
-def _copy_weights(source: keras.Model, result: keras.Model, weights: Weights) -> None:
-    for (path, old), (_, new) in zip(named_layers(source), named_layers(result), strict=True):
-        if path not in weights:
-            new.set_weights(old.get_weights())
-            continue
-        names = [name for name, value in weights[path].items() if value is not None]
-        if len(names) != len(new.weights):
-            raise ConversionError(
-                f"Layer {path!r} has {len(new.weights)} weights, not {', '.join(names)}."
-            )
-        for name in names:
-            getattr(new, name).assign(weights[path][name])
-
-
-def _copy_trainable(source: keras.Model, result: keras.Model) -> None:
-    """Sets the flags from outside to inside, as a model's flag overwrites those of its layers."""
-    flags = [layer.trainable for layer in source.layers]
-    result.trainable = source.trainable
-    for old, new, flag in zip(source.layers, result.layers, flags, strict=True):
-        new.trainable = flag
-        if is_graph(old):
-            _copy_trainable(old, new)
+    return copy_model(
+        model, lambda path, config: {**config, **plan.changes.get(path, {})}, plan.weights
+    )

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from edgecompress.core.keras_graph import named_layers
 from edgecompress.core.record import CompressionRecord
-from edgecompress.surgery.channels import named_layers, read_weights
+from edgecompress.surgery.channels import read_weights
 from edgecompress.surgery.groups import filter_axis, find_zero_filters
 
 # A sparsity is recorded as a share; less than this is a rounding, not a loss.

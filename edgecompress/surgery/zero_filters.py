@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from edgecompress.core.errors import ArgumentError
-from edgecompress.surgery.channels import Analysis, Weights, analyse, named_layers, read_weights
+from edgecompress.core.keras_graph import named_layers
+from edgecompress.core.model_copy import Weights
+from edgecompress.surgery.channels import Analysis, analyse, read_weights
 from edgecompress.surgery.groups import FilterAxis, filter_axis, find_zero_filters
 
 Masks = dict[str, np.ndarray]

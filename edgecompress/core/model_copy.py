@@ -1,0 +1,156 @@
+"""The one way to make a Keras model anew, with other settings or other weights in some layers.
+
+It goes through Keras's public serialization, so that the result is a plain model. (`operator_copy`
+takes a model apart into operators instead; its result has other layers.)
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from edgecompress.core.errors import ConversionError
+from edgecompress.core.keras_graph import is_plain_model, named_layers, walk_layers
+
+# Layer -> attribute -> array.
+Weights = dict[str, dict[str, np.ndarray]]
+Edit = Callable[[str, dict[str, Any]], dict[str, Any]]
+
+
+def copy_model(model: Any, edit: Edit | None = None, weights: Weights | None = None) -> Any:
+    """Returns a new model of the same class, layer names, dtype policies and trainable flags.
+
+    The copy has weights of its own and is not compiled.
+
+    Args:
+        model: A built Sequential or Functional model of Keras 3.
+        edit: `(path, config) -> config` for the model itself (path "", its layers left out) and
+            each of its layers, `<nested model>/<layer>` inside nested models. Defaults to no
+            change.
+        weights: Weights of layers whose shapes or values change: path -> attribute -> array. All
+            others keep the values they have. Defaults to none.
+
+    Raises:
+        ConversionError: Keras cannot make the model from its own config, or the weights do not fit.
+
+    Example:
+        >>> same = copy_model(model)  # doctest: +SKIP
+        >>> half = copy_model(model, lambda path, config: {**config, "trainable": False})
+        ...  # doctest: +SKIP
+    """
+    import keras
+
+    config = copy.deepcopy(keras.saving.serialize_keras_object(model))
+    for key in ("build_config", "compile_config"):
+        config.pop(key, None)
+    custom_objects = _custom_objects(model)
+    config["config"] = _edited(config["config"], edit, custom_objects, "")
+    try:
+        # Lambda layers come from the live model, not from a file, so they are as safe as it is.
+        result = keras.saving.deserialize_keras_object(
+            config, custom_objects=custom_objects, safe_mode=False
+        )
+    except (TypeError, ValueError) as error:
+        raise ConversionError(
+            f"Model {model.name!r} cannot be made again from its config: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    _copy_weights(model, result, weights or {})
+    _copy_trainable(model, result)
+    return result
+
+
+def _edited(
+    config: dict[str, Any], edit: Edit | None, custom_objects: Mapping[str, Any], path: str
+) -> dict[str, Any]:
+    layers = config.get("layers")
+    if not isinstance(layers, list):
+        config = config if edit is None else edit(path, config)
+    else:
+        own = {key: value for key, value in config.items() if key != "layers"}
+        config = {**(own if edit is None else edit(path, own)), "layers": layers}
+        for entry in layers:
+            # The input shape that the layer was built with; Keras would build it with that again.
+            entry.pop("build_config", None)
+            inner = entry["config"]
+            inside = f"{path}/{inner.get('name')}" if path else str(inner.get("name"))
+            entry["config"] = _edited(inner, edit, custom_objects, inside)
+    function = f"{path}:function"
+    if function in custom_objects:
+        config["function"] = {
+            "module": None,
+            "class_name": "function",
+            "config": function,
+            "registered_name": function,
+        }
+    return config
+
+
+def _custom_objects(model: Any) -> dict[str, Any]:
+    """Returns what the config names and Keras does not know: classes, and the code of Lambdas.
+
+    A Lambda's serialized code has lost the global names it uses, so the live function is taken.
+    """
+    import keras
+
+    objects: dict[str, Any] = {}
+    for path, layer in [("", model), *named_layers(model)]:
+        if not type(layer).__module__.startswith("keras."):
+            objects[type(layer).__name__] = type(layer)
+        elif isinstance(layer, keras.layers.Lambda):
+            objects[f"{path}:function"] = layer.function
+    return objects
+
+
+def _copy_weights(source: Any, result: Any, weights: Weights) -> None:
+    for (path, old), (_, new) in zip(named_layers(source), named_layers(result), strict=True):
+        if path not in weights:
+            new.set_weights(old.get_weights())
+            continue
+        names = [name for name, value in weights[path].items() if value is not None]
+        if len(names) != len(new.weights):
+            raise ConversionError(
+                f"Layer {path!r} has {len(new.weights)} weights, not {', '.join(names)}."
+            )
+        for name in names:
+            getattr(new, name).assign(weights[path][name])
+
+
+def _copy_trainable(source: Any, result: Any) -> None:
+    """Sets the flags from outside to inside, as a model's flag overwrites those of its layers."""
+    flags = [layer.trainable for layer in source.layers]
+    result.trainable = source.trainable
+    for old, new, flag in zip(source.layers, result.layers, flags, strict=True):
+        new.trainable = flag
+        if is_plain_model(old):
+            _copy_trainable(old, new)
+
+
+def in_float32(model: Any) -> Any:
+    """Returns a copy of a Keras 3 model that computes in float32; the model itself if it does so.
+
+    Mixed precision keeps its variables in float32, so nothing is lost. A subclassed model is
+    returned as it is.
+    """
+    half = any(
+        "float16" in str(getattr(layer, "compute_dtype", "")) for layer in walk_layers(model)
+    )
+    if not half or type(model).__name__ not in ("Sequential", "Functional"):
+        return model
+    # Inputs keep their types: only they have a batch shape.
+    return copy_model(
+        model, lambda _, config: config if "batch_shape" in config else _float32_config(config)
+    )
+
+
+def _float32_config(config: Any) -> Any:
+    """Replaces the dtype policies of a layer's configuration, those of inner layers too."""
+    if isinstance(config, dict):
+        return {
+            key: "float32" if key == "dtype" and "16" in str(value) else _float32_config(value)
+            for key, value in config.items()
+        }
+    return [_float32_config(item) for item in config] if isinstance(config, list) else config

@@ -26,9 +26,9 @@ from edgecompress.flatbuffers.coding import (
     count_symbols,
     encode_huffman,
 )
-from edgecompress.flatbuffers.editor import pack, unpack
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.operators import FILTER_READERS
+from edgecompress.flatbuffers.packing import pack, unpack
 from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.flatbuffers.tensors import Tensor
 
@@ -124,7 +124,12 @@ def main() -> int:
         print(f"{arguments.models} lacks {', '.join(missing)}.", file=sys.stderr)
         return 2
 
-    from edgecompress.converters.compressed import insert_decoders, verify_exact
+    from edgecompress.converters.compressed import (
+        verify_exact,
+    )
+    from edgecompress.converters.decoders import (
+        insert_decoders,
+    )
     from edgecompress.core.errors import ConversionError
 
     print(f"Exact on {arguments.samples} random inputs:\n")

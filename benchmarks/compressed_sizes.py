@@ -109,8 +109,8 @@ ROWS = (
 
 def treated(data: bytes, change: Treatment) -> bytes:
     """Returns the file with its filters of at least 512 weights changed."""
-    from edgecompress.flatbuffers.editor import pack, unpack
     from edgecompress.flatbuffers.operators import FILTER_READERS
+    from edgecompress.flatbuffers.packing import pack, unpack
     from edgecompress.flatbuffers.reading import read_tflite
 
     flat, model = read_tflite(data), unpack(data)
@@ -146,7 +146,9 @@ def main() -> int:
         print(f"{arguments.models} lacks {', '.join(missing)}.", file=sys.stderr)
         return 2
 
-    from edgecompress.converters.compressed import compress
+    from edgecompress.converters.compressed import (
+        compress,
+    )
     from edgecompress.flatbuffers.model import FlatModel
     from edgecompress.flatbuffers.reading import read_tflite
     from edgecompress.targets.tflm.arena import compute_arena

@@ -176,7 +176,9 @@ def row(
 ) -> str:
     """Converts a network and returns its row."""
     from edgecompress.converters import binary_weights, float32, int8, xnor
-    from edgecompress.converters.compressed import compress
+    from edgecompress.converters.compressed import (
+        compress,
+    )
     from edgecompress.converters.verify import accuracy
 
     def percent(data: bytes, engine: str) -> float:

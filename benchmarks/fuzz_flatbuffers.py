@@ -29,7 +29,7 @@ from types import FrameType
 import numpy as np
 
 from edgecompress.cli import main as command
-from edgecompress.flatbuffers.editor import pack, unpack
+from edgecompress.flatbuffers.packing import pack, unpack
 
 SECONDS = 10
 MEMORY = 2 << 30

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from edgecompress.flatbuffers.editor import pack
+from edgecompress.flatbuffers.packing import pack
 from edgecompress.flatbuffers.tensors import pack_codes
 
 TYPES = ("FLOAT32", "INT8", "INT16", "INT32", "INT64", "UINT8", "BOOL")

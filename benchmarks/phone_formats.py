@@ -85,8 +85,10 @@ def plus_minus_one(data: bytes) -> tuple[bytes, float, float]:
     """Returns the int8 file with codes of one, and by what and how often outputs differ."""
     from edgecompress.converters.binary_weights import (
         run_reference,
-        store_weights,
         verify_stored,
+    )
+    from edgecompress.converters.stored_weights import (
+        store_weights,
     )
     from edgecompress.converters.weight_formats import Filter, Stored
 
@@ -102,7 +104,9 @@ def plus_minus_one(data: bytes) -> tuple[bytes, float, float]:
 
 
 def print_formats(processes: int) -> None:
-    from edgecompress.converters.binary_weights import compare
+    from edgecompress.converters.binary_weights import (
+        compare,
+    )
     from edgecompress.flatbuffers.artifact import Artifact
 
     print("| model | weights | format | file | compressed | outputs that differ | LiteRT, us "
@@ -133,7 +137,9 @@ def print_formats(processes: int) -> None:
 
 def print_one_scale() -> None:
     """Prints what `int8` does where the units of a layer share one scale."""
-    from edgecompress.converters.binary_weights import compare
+    from edgecompress.converters.binary_weights import (
+        compare,
+    )
 
     name, rng = "3 x fully connected, 1024", np.random.default_rng(2)
     model = networks()[name]

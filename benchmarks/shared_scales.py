@@ -27,7 +27,9 @@ def main() -> int:
     arguments = parser.parse_args()
 
     from edgecompress.converters import float32, int8
-    from edgecompress.converters.compressed import compress
+    from edgecompress.converters.compressed import (
+        compress,
+    )
     from edgecompress.converters.loaders import example_inputs, load_model
     from edgecompress.core.keras_graph import walk_layers
     from edgecompress.core.layer_kinds import int8_kernels

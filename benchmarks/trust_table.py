@@ -34,7 +34,7 @@ from edgecompress.core.errors import EdgeCompressError
 from edgecompress.core.learnt_ranges import tied
 from edgecompress.core.record import attach_record, record_of
 from edgecompress.engines.run import run_engine
-from edgecompress.flatbuffers.editor import pack, unpack
+from edgecompress.flatbuffers.packing import pack, unpack
 from edgecompress.flatbuffers.reading import read_tflite
 
 TARGET = "pixel-4"  # Sets no limit, so agreement alone decides.

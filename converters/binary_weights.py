@@ -4,7 +4,7 @@ Activations stay int8 and stock runtimes load the files. Only filters that a for
 `weight_formats` holds without loss are changed: binary and ternary weights, and others of few
 levels. Every file has run in LiteRT before it is returned: on the built-in kernels it computes bit
 for bit what an int8 file with the same weights computes, and on the default ones its outputs are
-those of the file that came in, up to the last steps.
+those of the original file, up to the last steps.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,7 +23,8 @@ from edgecompress.converters.formats import (
     proven_parity,
     register,
 )
-from edgecompress.converters.weight_formats import TABLE_TOO_LARGE, WEIGHT_FORMATS, Filter, Stored
+from edgecompress.converters.stored_weights import filters_of, plan_weights, store_weights
+from edgecompress.converters.weight_formats import WEIGHT_FORMATS, Stored
 from edgecompress.core.errors import (
     ArgumentError,
     ConversionError,
@@ -36,11 +36,10 @@ from edgecompress.core.options import Choice, option
 from edgecompress.core.units import format_size, format_time
 from edgecompress.engines.run import run_engine
 from edgecompress.flatbuffers.artifact import Artifact
-from edgecompress.flatbuffers.editor import pack, strip, unpack
+from edgecompress.flatbuffers.editor import strip
 from edgecompress.flatbuffers.model import FlatModel
-from edgecompress.flatbuffers.operators import FILTER_READERS, Operator, channel_axis
+from edgecompress.flatbuffers.operators import FILTER_READERS
 from edgecompress.flatbuffers.reading import read_tflite
-from edgecompress.flatbuffers.tensors import PACKED, pack_codes
 
 KIND = "binary-weights"
 ENGINE = "litert"
@@ -48,9 +47,6 @@ ENGINE = "litert"
 PHONE_ENGINES = (ENGINE, "tflite-runtime")
 # Steps by which outputs may differ: kernels round differently, and a bias is rounded to the scale.
 MAX_STEPS = 2
-# Operators whose filter can be stored in fewer bits -> version with INT4 filters.
-_READERS = {"CONV_2D": 7, "DEPTHWISE_CONV_2D": 7, "FULLY_CONNECTED": 10}
-_INT2_VERSION = 14
 # A coded file that is smaller by less than this share is not worth other outputs.
 _WORTH = 0.02
 
@@ -61,7 +57,7 @@ class StoredTensor:
 
     Attributes:
         index: Number of the tensor, the same before and after.
-        name: Its name in the file that came in, or that of its operator's output.
+        name: Its name in the original file, or that of its operator's output.
         operator: The operator that reads it, as it was.
         bits: Bits of a stored weight.
         bytes_before: Bytes of its weights.
@@ -130,7 +126,7 @@ class Comparison:
     """A model in all formats.
 
     Attributes:
-        bytes_before: Bytes of the int8 file that came in, names and metadata left out.
+        bytes_before: Bytes of the original int8 file, names and metadata left out.
         compressed_before: The same in a download.
         latency_before_us: Microseconds that the `latency` argument found; None without it.
         results: One for each format that could be made.
@@ -150,10 +146,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Reference:
-    """The file that came in, and what LiteRT computes with it.
+    """The original file, and what LiteRT computes with it.
 
     Attributes:
-        original: The file as it came in.
+        original: The file as it was given.
         flat: The file without names and metadata.
         inputs: Random inputs, one array (samples, *shape) for each input.
         outputs: What LiteRT computes from them.
@@ -227,7 +223,7 @@ def make(request: FormatRequest) -> FormatResult:
     return FormatResult(
         artifacts=(*source.artifacts, *(result.artifact for result in results.values())),
         main=main.artifact,
-        flat=read_tflite(main.artifact.data),
+        flat=main.artifact.flat,
         layers=source.layers,
         parity=proven_parity(request, "litert", main.samples, main.steps),
         legacy_runtime=False,
@@ -302,12 +298,12 @@ def compare(
         samples: As in `convert`.
         seed: As in `convert`.
         engines: As in `convert`.
-        latency: As in `convert`; called for the file that came in as well.
+        latency: As in `convert`; called for the original file as well.
 
     Raises:
         UnknownNameError: there is no such format.
         UnsupportedModelError: the model has several subgraphs, or no int8 filters.
-        EngineError, MissingDependencyError: LiteRT cannot run the file that came in, or is not
+        EngineError, MissingDependencyError: LiteRT cannot run the original file, or is not
             installed.
     """
     names = list(WEIGHT_FORMATS) if formats is None else list(formats)
@@ -341,7 +337,7 @@ def _convert(
 ) -> StoredResult:
     flat = reference.flat
     plan, reasons = plan_weights(flat, name)
-    data = store_weights(flat.data, plan)
+    data = store_weights(flat, plan)
     before, after = Artifact("", flat.data, ""), Artifact("", data, "")
     sizes = [
         a.compressed_bytes if WEIGHT_FORMATS[name].compressed else len(a.data)
@@ -377,276 +373,8 @@ def _convert(
         difference.samples,
         difference.kernels,
         problems,
-        latency(read_tflite(data)) if latency else None,
+        latency(artifact.flat) if latency else None,
     )
-
-
-# --- Which filters -------------------------------------------------------------------------------
-
-
-def plan_weights(flat: FlatModel, name: str) -> tuple[dict[int, Stored], dict[int, str]]:
-    """Returns how a format stores each filter, and why others stay as they are.
-
-    Args:
-        flat: An int8 model.
-        name: Of the format.
-
-    Raises:
-        UnknownNameError: there is no such format.
-        UnsupportedModelError: the model has no int8 filters.
-    """
-    filters, reasons = _filters(flat)
-    plan: dict[int, Stored] = {}
-    for index, (filter_, rigid) in filters.items():
-        stored = WEIGHT_FORMATS[name].store(filter_)
-        if not isinstance(stored, str) and stored.steps is not None:
-            stored = rigid or _bias_too_large(flat, filter_, stored) or stored
-        if isinstance(stored, str):
-            reasons[index] = stored
-        else:
-            plan[index] = stored
-    for index in _costly_tables(plan):
-        reasons[index] = TABLE_TOO_LARGE
-        del plan[index]
-    return plan, reasons
-
-
-def _costly_tables(plan: Mapping[int, Stored]) -> list[int]:
-    """Returns the filters that share a table which is larger than what they save together."""
-    sharing: dict[bytes, list[int]] = {}
-    for index, stored in plan.items():
-        if stored.table_bits:
-            sharing.setdefault(stored.table.tobytes(), []).append(index)
-    return [
-        index
-        for table, indices in sharing.items()
-        if sum(plan[i].saved_bytes for i in indices) <= len(table)
-        for index in indices
-    ]
-
-
-def _filters(flat: FlatModel) -> tuple[dict[int, tuple[Filter, str]], dict[int, str]]:
-    """Returns the filters with the reason why their scales are fixed ("": they are not).
-
-    The second result is why other filters cannot be stored otherwise at all.
-    """
-    readers: dict[int, list[Operator]] = {}
-    for operator in flat.operators:
-        for index in operator.inputs:
-            readers.setdefault(index, []).append(operator)
-    found, reasons = {}, {}
-    for operator in flat.operators:
-        tensor = flat.tensor(operator, 1)
-        if operator.code not in FILTER_READERS or tensor is None or not tensor.is_constant:
-            continue
-        source = flat.tensor(operator, 0)
-        if operator.code not in _READERS:
-            reasons[tensor.index] = f"no runtime takes a {operator.code} with fewer bits"
-        elif tensor.type != "INT8" or source is None or source.type != "INT8":
-            reasons[tensor.index] = "weights and activations must be INT8"
-        elif tensor.sparsity is not None or any(tensor.zero_points) or not tensor.scales:
-            reasons[tensor.index] = "it is not symmetric and dense"
-        elif len(readers[tensor.index]) > 1 or tensor.index in flat.outputs:
-            reasons[tensor.index] = "it has several readers"
-        else:
-            found[tensor.index] = (Filter(operator, tensor), _rigid(flat, operator, readers))
-    if not found and not any(t.type in ("INT8", *PACKED) for t in flat.weight_tensors()):
-        raise UnsupportedModelError(
-            "The model has no int8 weights. Convert it to int8 first (`--format int8`)."
-        )
-    return found, reasons
-
-
-def _rigid(flat: FlatModel, operator: Operator, readers: Mapping[int, Sequence[Operator]]) -> str:
-    """Returns why a filter's scales cannot change: its bias has to change with them."""
-    bias = flat.tensor(operator, 2)
-    if bias is None:
-        return ""
-    if not bias.is_constant or bias.type != "INT32":
-        return f"its bias is {bias.type}" if bias.is_constant else "its bias is computed"
-    return "its bias has several readers" if len(readers[bias.index]) > 1 else ""
-
-
-def _bias_too_large(flat: FlatModel, filter_: Filter, stored: Stored) -> str:
-    bias = flat.tensor(filter_.operator, 2)
-    if bias is None or stored.steps is None:
-        return ""
-    largest = np.abs(bias.values() / stored.steps).max(initial=0)
-    return "" if largest < 1 << 31 else "its bias would not fit 32 bits"
-
-
-# --- The file ------------------------------------------------------------------------------------
-
-
-def store_weights(data: bytes, plan: Mapping[int, Stored], plain: bool = False) -> bytes:
-    """Returns the file with filters stored as planned; scales and biases follow.
-
-    Args:
-        data: An int8 .tflite file with one subgraph.
-        plan: Tensor index -> how it is stored.
-        plain: Store the same weights as plain int8: the file that computes what the other must.
-            Defaults to False.
-    """
-    if not plan:
-        return data
-    editor = _Editor(data)
-    operators = []
-    for operator, packed in zip(editor.flat.operators, editor.graph.operators, strict=True):
-        index = operator.inputs[1] if len(operator.inputs) > 1 else -1
-        if operator.code in _READERS and index in plan:
-            stored = plan[index]
-            editor.rescale(operator, stored)
-            if plain:
-                editor.set_values(index, stored.codes.tobytes())
-            elif stored.table_bits:
-                operators += editor.look_up(index, stored)
-            else:
-                editor.set_codes(operator, packed, stored)
-        operators.append(packed)
-    editor.graph.operators = operators
-    return editor.data()
-
-
-class _Editor:
-    """Changes one file's tensors and operators."""
-
-    def __init__(self, data: bytes) -> None:
-        from ai_edge_litert import schema_py_generated as schema
-
-        self.schema = schema
-        self.flat = read_tflite(data)
-        self.model = unpack(data)
-        self.graph = self.model.subgraphs[0]
-        self._tables: dict[bytes, int] = {}
-
-    def data(self) -> bytes:
-        """Returns the file; buffers that nothing uses any more are empty."""
-        used = {t.buffer for t in self.graph.tensors} | {
-            m.buffer for m in self.model.metadata or ()
-        }
-        for number, buffer in enumerate(self.model.buffers):
-            if number not in used:
-                buffer.data = None
-        return pack(self.model)
-
-    def set_values(self, index: int, values: bytes) -> None:
-        """Gives a tensor a buffer of its own."""
-        self.graph.tensors[index].buffer = self._buffer(values)
-
-    def rescale(self, operator: Operator, stored: Stored) -> None:
-        """Changes the scales of filter and bias, and the codes of the bias."""
-        weights, bias = self.flat.tensor(operator, 1), self.flat.tensor(operator, 2)
-        source = self.flat.tensor(operator, 0)
-        if stored.steps is None or weights is None or source is None:
-            return
-        scales = np.asarray(weights.scales) * stored.steps
-        if stored.one_scale and len(weights.scales) == 1 and len(np.unique(stored.steps)) == 1:
-            scales = scales[:1]
-        self._quantize(weights.index, scales, channel_axis(operator))
-        if bias is not None:
-            codes = np.rint(bias.values() / stored.steps).astype(np.int32)
-            self.set_values(bias.index, codes.tobytes())
-            self._quantize(bias.index, scales * source.scales[0], 0)
-
-    def set_codes(self, operator: Operator, packed: Any, stored: Stored) -> None:
-        """Stores codes in the type of the plan, and makes the operator take it."""
-        index = operator.inputs[1]
-        tensor = self.graph.tensors[index]
-        bits = PACKED.get(stored.type, 8)
-        tensor.type = getattr(self.schema.TensorType, stored.type)
-        self.set_values(index, pack_codes(stored.codes, bits))
-        code = operator.code
-        if stored.as_dense:
-            code = "FULLY_CONNECTED"
-            tensor.shape = np.array([len(stored.codes), stored.codes.shape[3]], np.int32)
-            tensor.shapeSignature = None
-            packed.builtinOptionsType = self.schema.BuiltinOptions.FullyConnectedOptions
-            packed.builtinOptions = self.schema.FullyConnectedOptionsT(
-                keepNumDims=True,
-                fusedActivationFunction=operator.options["fused_activation_function"],
-            )
-        if bits < 8:
-            version = _INT2_VERSION if stored.type == "INT2" else _READERS[code]
-            packed.opcodeIndex = self._opcode(code, version)
-
-    def look_up(self, index: int, stored: Stored) -> list[Any]:
-        """Returns operators that write the codes into the tensor, from packed indices.
-
-        A byte holds the indices of several weights and is itself the index into a table with one
-        row of these weights for each of its 256 values.
-        """
-        bits, shape = stored.table_bits, stored.codes.shape
-        per_byte = 8 // bits
-        packed = pack_codes(np.unique(stored.codes, return_inverse=True)[1], bits)
-        key = stored.table.tobytes()
-        if key not in self._tables:
-            self._tables[key] = self._add(stored.table.shape, "INT8", key)
-        self.graph.tensors[index].buffer = 0
-        code = self._add((len(packed),), "UINT8", packed)
-        wide = self._add((len(packed),), "INT32")
-        found = self._add((len(packed), per_byte), "INT8")
-        operators = [
-            self._operator("CAST", 1, [code], [wide]),
-            self._operator("GATHER", 2, [self._tables[key], wide], [found]),
-        ]
-        if stored.codes.size % per_byte:
-            operators += self._cut(found, len(packed) * per_byte, stored.codes.size)
-            found = operators[-1].outputs[0]
-        operators.append(self._operator("RESHAPE", 1, [found, self._shape(shape)], [index]))
-        operators[-1].builtinOptionsType = self.schema.BuiltinOptions.ReshapeOptions
-        operators[-1].builtinOptions = self.schema.ReshapeOptionsT(newShape=list(shape))
-        return operators
-
-    def _cut(self, index: int, size: int, kept: int) -> list[Any]:
-        """Returns operators that leave the first `kept` elements of a tensor."""
-        line, cut = self._add((size,), "INT8"), self._add((kept,), "INT8")
-        reshape = self._operator("RESHAPE", 1, [index, self._shape((size,))], [line])
-        reshape.builtinOptionsType = self.schema.BuiltinOptions.ReshapeOptions
-        reshape.builtinOptions = self.schema.ReshapeOptionsT(newShape=[size])
-        bounds = [self._shape((0,)), self._shape((kept,))]
-        return [reshape, self._operator("SLICE", 2, [line, *bounds], [cut])]
-
-    def _quantize(self, index: int, scales: np.ndarray, axis: int) -> None:
-        quantization = self.graph.tensors[index].quantization
-        quantization.scale = scales.astype(np.float32)
-        quantization.zeroPoint = np.zeros(len(scales), np.int64)
-        quantization.quantizedDimension = axis
-
-    def _buffer(self, values: bytes) -> int:
-        self.model.buffers.append(self.schema.BufferT(data=np.frombuffer(values, np.uint8)))
-        return len(self.model.buffers) - 1
-
-    def _add(self, shape: Sequence[int], kind: str, values: bytes | None = None) -> int:
-        tensor = self.schema.TensorT(
-            shape=np.array(shape, np.int32),
-            type=getattr(self.schema.TensorType, kind),
-            buffer=0 if values is None else self._buffer(values),
-            hasRank=True,
-        )
-        self.graph.tensors.append(tensor)
-        return len(self.graph.tensors) - 1
-
-    def _shape(self, shape: Sequence[int]) -> int:
-        return self._add((len(shape),), "INT32", np.array(shape, np.int32).tobytes())
-
-    def _operator(self, code: str, version: int, inputs: list[int], outputs: list[int]) -> Any:
-        return self.schema.OperatorT(
-            opcodeIndex=self._opcode(code, version), inputs=inputs, outputs=outputs
-        )
-
-    def _opcode(self, code: str, version: int) -> int:
-        number = getattr(self.schema.BuiltinOperator, code)
-        for position, known in enumerate(self.model.operatorCodes):
-            found = max(known.builtinCode, known.deprecatedBuiltinCode)
-            if (found, known.version) == (number, version):
-                return position
-        self.model.operatorCodes.append(
-            self.schema.OperatorCodeT(
-                # Codes above 127 do not fit the old one-byte field, which then holds its marker.
-                deprecatedBuiltinCode=min(number, 127), builtinCode=number, version=version
-            )
-        )  # fmt: skip
-        return len(self.model.operatorCodes) - 1
 
 
 # --- Checks --------------------------------------------------------------------------------------
@@ -679,14 +407,14 @@ def run_reference(
     """Runs the int8 file; the arguments are those of `convert`."""
     if max_steps is not None and not max_steps >= 0:
         raise ArgumentError("max_steps", "be 0 or more", max_steps)
-    original = read_tflite(model.data if isinstance(model, Artifact) else model)
+    original = model.flat if isinstance(model, Artifact) else read_tflite(model)
     if original.subgraphs > 1:
         raise UnsupportedModelError(
             f"The model has {original.subgraphs} subgraphs; weights of one with control flow "
             "cannot be stored otherwise. Build recurrent layers with unroll=True."
         )
-    flat = read_tflite(strip(original.data))
-    _filters(flat)
+    flat = read_tflite(strip(original))
+    filters_of(flat)
     inputs = tuple(random_inputs(flat, samples, seed))
     outputs = run_engine(ENGINE, flat.data, inputs).outputs
     allowed = max_steps
@@ -722,14 +450,14 @@ def verify_stored(reference: Reference, data: bytes, plan: Mapping[int, Stored])
     """Runs a file in LiteRT and compares its outputs with the int8 file's.
 
     On the built-in kernels it must compute bit for bit what the same weights as plain int8 compute:
-    so they are stored right. On the default kernels it may differ from the file that came in by the
+    so they are stored right. On the default kernels it may differ from the original file by the
     reference's `allowed` steps: kernels round differently, and biases follow changed scales.
 
     Raises:
         ConversionError: an output differs.
         EngineError: LiteRT refuses the file.
     """
-    plain = store_weights(reference.flat.data, plan, plain=True)
+    plain = store_weights(reference.flat, plan, plain=True)
     if plain != data:
         want, have = (_built_in(file, reference.inputs) for file in (plain, data))
         share = _distance(want, have)[1]
@@ -752,7 +480,7 @@ def verify_stored(reference: Reference, data: bytes, plan: Mapping[int, Stored])
 
 def _problem(engine: str, reference: Reference, data: bytes, plan: Mapping[int, Stored]) -> str:
     """Returns why an engine does not run the file as it runs the same weights in int8, or ""."""
-    plain = store_weights(reference.flat.data, plan, plain=True)
+    plain = store_weights(reference.flat, plan, plain=True)
     try:
         have = run_engine(engine, data, reference.inputs)
         want = have if plain == data else run_engine(engine, plain, reference.inputs)

@@ -283,35 +283,38 @@ def computed_tensors(model: FlatModel) -> list[int]:
     return [i for i in found if model.tensors[i].type == "FLOAT32"]
 
 
-def tensor_values(data: bytes, sample: Sequence[np.ndarray]) -> dict[int, np.ndarray]:
+def tensor_values(model: bytes | FlatModel, sample: Sequence[np.ndarray]) -> dict[int, np.ndarray]:
     """Returns what a float flatbuffer computes for one sample: tensor index -> value.
 
     Args:
-        data: A float .tflite file of batch 1.
+        model: A float .tflite file of batch 1: bytes, or as read.
         sample: One array for each input, without the sample axis.
 
     Raises:
         EngineError: LiteRT cannot load or run the file.
     """
-    interpreter = _Interpreter(data)
+    flat = read_tflite(model)
+    interpreter = _Interpreter(flat.data)
     interpreter.invoke(sample)
-    values = ((i, interpreter.value(i)) for i in computed_tensors(read_tflite(data)))
+    values = ((i, interpreter.value(i)) for i in computed_tensors(flat))
     return {i: value for i, value in values if value is not None}
 
 
-def measure_ranges(data: bytes, samples: Sequence[np.ndarray]) -> dict[int, tuple[float, float]]:
+def measure_ranges(
+    model: bytes | FlatModel, samples: Sequence[np.ndarray]
+) -> dict[int, tuple[float, float]]:
     """Returns the range each floating tensor covers over the samples: index -> (min, max).
 
     Args:
-        data: A float .tflite file of batch 1.
+        model: A float .tflite file of batch 1: bytes, or as read.
         samples: One array for each input, `(samples, ...)`.
 
     Raises:
         EngineError: LiteRT cannot load or run the file.
         NotFiniteError: a tensor holds NaN or infinity; the text names the first one.
     """
-    interpreter = _Interpreter(data)
-    flat = read_tflite(data)
+    flat = read_tflite(model)
+    interpreter = _Interpreter(flat.data)
     indices = computed_tensors(flat)
     ranges: dict[int, tuple[float, float]] = {}
     for position in range(len(samples[0])):

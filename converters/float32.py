@@ -23,7 +23,7 @@ from edgecompress.core.layer_kinds import int8_kernels
 from edgecompress.core.shared_values import channels_first, fold_factors, shares_values
 from edgecompress.core.suppress_output import suppress_output
 from edgecompress.flatbuffers.artifact import Artifact
-from edgecompress.flatbuffers.editor import rename_tensors, strip
+from edgecompress.flatbuffers.editor import ModelEditor
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.operators import FILTER_READERS, channel_axis
 from edgecompress.flatbuffers.reading import read_tflite
@@ -94,12 +94,11 @@ def convert(model: Any, taps: bool = True, verbose: bool = False) -> Float32Resu
         tensors = _find_taps(loaded, raw, values, sample, notes)
     folded = _folded_kernels(loaded, raw, notes)
     names = _tensor_names(loaded, raw, tensors)
-    data = rename_tensors(
-        raw.data, lambda graph, index: names.get((graph, index), f"subgraph_{graph}/{index}")
-    )
-    data = strip(data, keep_names="all")
+    editor = ModelEditor(raw)
+    editor.rename(lambda graph, index: names.get((graph, index), f"subgraph_{graph}/{index}"))
+    editor.strip(keep_names="all")
     return Float32Result(
-        Artifact(KIND, data, str(loaded.path or loaded.name), loaded.record, tuple(notes)),
+        Artifact(KIND, editor.pack(), str(loaded.path or loaded.name), loaded.record, tuple(notes)),
         {tap: names[0, index] for tap, index in tensors.items()},
         {names[0, index]: kernel for index, kernel in folded.items()},
     )
@@ -212,7 +211,7 @@ def _compared(
     """Returns a random sample on which file and model agree, and the file's tensors on it."""
     for seed in range(_TRIES):
         sample = example_inputs(loaded.inputs, seed=seed)
-        values = tensor_values(raw.data, [array[0] for array in sample])
+        values = tensor_values(raw, [array[0] for array in sample])
         difference = _difference(loaded, raw, values, sample)
         if difference is None:
             return sample, values

@@ -7,7 +7,7 @@ registered here, its test, and one import line in `converters/__init__.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -184,11 +184,8 @@ def make_int8(request: FormatRequest) -> tuple[Float32Result, Artifact]:
         "learnt_ranges": len(learnt.ranges),
         "calibration_samples": 0 if request.samples is None else len(request.samples[0]),
     }
-    named = replace(
-        int8.convert(floats, calibration=request.samples, verbose=request.verbose),
-        record=learnt.merged(CompressionRecord(steps=(step,))),
-    )
-    return floats, named
+    made = int8.convert(floats, calibration=request.samples, verbose=request.verbose)
+    return floats, made.having(record=learnt.merged(CompressionRecord(steps=(step,))))
 
 
 @dataclass(frozen=True)
@@ -213,15 +210,14 @@ class Int8Source:
 def int8_source(request: FormatRequest) -> Int8Source:
     """Returns the original int8 file, or makes one from the Keras model."""
     from edgecompress.converters import int8
-    from edgecompress.flatbuffers.reading import read_tflite
 
     if request.original is not None:
         return Int8Source(Artifact("int8", request.original.data, request.name), request.original)
     floats, named = make_int8(request)
     shipped = int8.strip_names(named)
     return Int8Source(
-        replace(shipped, notes=()),
-        read_tflite(shipped.data),
+        shipped.having(notes=()),
+        shipped.flat,
         (floats.artifact, shipped),
         (named, floats.artifact),
         (*floats.artifact.notes, *shipped.notes),

@@ -12,7 +12,7 @@ than k codes. The quantizer cannot do this; its weights, scales and biases are r
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,10 +33,9 @@ from edgecompress.core.record import CompressionRecord
 from edgecompress.core.suppress_output import suppress_output
 from edgecompress.core.units import format_size
 from edgecompress.flatbuffers.artifact import Artifact
-from edgecompress.flatbuffers.editor import pack, strip, unpack
+from edgecompress.flatbuffers.editor import ModelEditor, strip
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.operators import FILTER_READERS, Operator
-from edgecompress.flatbuffers.reading import read_tflite
 
 KIND = "int8"
 # Operators whose output has the quantization of their first input: one range serves both.
@@ -126,7 +125,7 @@ def convert(
     record = record if record is not None else source.artifact.record
     if ranges is None:
         ranges = record.ranges if record is not None else {}
-    flat = read_tflite(source.artifact.data)
+    flat = source.artifact.flat
     if flat.subgraphs > 1:
         raise ConversionError(
             f"The model has a loop ({', '.join(_loops(flat))}), which the quantizer cannot follow. "
@@ -137,26 +136,26 @@ def convert(
     by_tensor = _complete(flat, source, ranges, calibration, notes, outdated)
     trained = _trained_quantized(record)
     per_channel = trained if dense_per_channel is None else dense_per_channel
-    data = _quantize(source.artifact.data, by_tensor, per_channel, verbose)
+    editor = _quantize(flat, by_tensor, per_channel, verbose)
     if weight_scales != "channel":
         always = weight_scales == "tensor"
         # Where the user decided on Dense layers, the quantizer has done it.
         codes = FILTER_READERS if dense_per_channel is None else FILTER_READERS - {_DENSE}
-        data, more = share_scales(data, flat, source.kernels, codes, always)
-        notes += more
+        notes += share_scales(editor, flat, source.kernels, codes, always)
     if trained and weight_scales != "auto":
         notes.append(
             f"weight_scales={weight_scales!r} is not what training simulated: predictions of the "
             "file may differ from those of training."
         )
-    notes += _float_left(read_tflite(data), allow_float)
-    data = strip(data, keep_names="computed")
-    if len(data) >= len(source.artifact.data):
+    editor.strip(keep_names="computed")
+    artifact = Artifact(KIND, editor.pack(), source.artifact.source, record)
+    notes += _float_left(artifact.flat, allow_float)
+    if len(artifact.data) >= len(source.artifact.data):
         notes.append(
-            f"The int8 file ({format_size(len(data))}) is no smaller than the float file "
+            f"The int8 file ({format_size(len(artifact.data))}) is no smaller than the float file "
             f"({format_size(len(source.artifact.data))})."
         )
-    return Artifact(KIND, data, source.artifact.source, record, tuple(notes))
+    return artifact.having(notes=tuple(notes))
 
 
 @register("int8")
@@ -167,8 +166,7 @@ def make(request: FormatRequest) -> FormatResult:
     return FormatResult(
         artifacts=(floats.artifact, quantized),
         main=quantized,
-        # Checks name tensors; the file that ships does not store the names.
-        flat=dataclasses.replace(read_tflite(named.data), data=quantized.data),
+        flat=quantized.flat,
         layers=(named, floats.artifact),
         notes=(*floats.artifact.notes, *quantized.notes),
     )
@@ -177,9 +175,9 @@ def make(request: FormatRequest) -> FormatResult:
 def strip_names(artifact: Artifact) -> Artifact:
     """Returns the artifact without the names of inner tensors, which per-layer comparison needs.
 
-    Tensor numbers stay as they are.
+    Tensor numbers stay as they are. Its `flat` still has the names, for checks to use.
     """
-    return dataclasses.replace(artifact, data=strip(artifact.data))
+    return artifact.having(data=strip(artifact.flat)).read_as(artifact.flat)
 
 
 def _trained_quantized(record: CompressionRecord | None) -> bool:
@@ -230,7 +228,7 @@ def _complete(
         )
     if missing and calibration is not None:
         samples = [spread(array, MAX_SAMPLES) for array in calibration]
-        measured = measure_ranges(source.artifact.data, samples)
+        measured = measure_ranges(flat, samples)
         # What training learnt holds; measured ranges fill the gaps, and then flow on as well.
         known = _propagate(flat, {i: measured[i] for i in missing if i in measured} | known)
         count = f"{len(samples[0])} calibration samples"
@@ -285,13 +283,17 @@ def _propagate(
 
 
 def _quantize(
-    data: bytes, ranges: Mapping[str, tuple[float, float]], dense_per_channel: bool, verbose: bool
-) -> bytes:
+    flat: FlatModel,
+    ranges: Mapping[str, tuple[float, float]],
+    dense_per_channel: bool,
+    verbose: bool,
+) -> ModelEditor:
+    """Returns the quantizer's file, with every operator that the quantizer does not know."""
     statistics = {
         name: {"min": np.array([[low]], np.float32), "max": np.array([[high]], np.float32)}
         for name, (low, high) in ranges.items()
     }
-    prepared, replaced = _put_stand_ins(data)
+    prepared, replaced = _put_stand_ins(flat)
     try:
         with suppress_output(verbose):
             from litert_quantizer import Quantizer, qtyping, recipe
@@ -306,76 +308,41 @@ def _quantize(
     # The quantizer raises ValueError, RuntimeError and KeyError alike for models it cannot do.
     except Exception as error:
         raise ConversionError(f"The model could not be quantized: {one_line(error)}") from error
-    return _take_stand_ins(quantized, replaced)
+    editor = ModelEditor(quantized)
+    _take_stand_ins(editor, replaced)
+    return editor
 
 
-def _put_stand_ins(data: bytes) -> tuple[bytes, dict[bytes, Any]]:
+def _put_stand_ins(flat: FlatModel) -> tuple[bytes, dict[str, tuple[str, Any]]]:
     """Replaces operators by their stand-ins; returns what each was, by name of its output."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    model = unpack(data)
+    editor = ModelEditor(flat)
     # The quantizer iterates over signatures where it changes an output.
-    model.signatureDefs = model.signatureDefs or []
-    codes = vars(schema.BuiltinOperator)
-    wanted = {codes[name]: codes[stand_in] for name, (stand_in, _) in _STAND_INS.items()}
-    replaced: dict[bytes, Any] = {}
-    graph = model.subgraphs[0]
-    for operator in graph.operators:
-        code = _code(model, operator)
-        if code in wanted:
-            name = graph.tensors[operator.outputs[0]].name
-            replaced[name] = (code, operator.builtinOptionsType, operator.builtinOptions)
-            _set_code(model, operator, wanted[code], 1)
-            if wanted[code] == schema.BuiltinOperator.MUL:
-                operator.builtinOptionsType = schema.BuiltinOptions.MulOptions
-                operator.builtinOptions = schema.MulOptionsT()
-    return pack(model), replaced
+    editor.set_signatures()
+    replaced: dict[str, tuple[str, Any]] = {}
+    for operator, entry in zip(flat.operators, editor.operators, strict=True):
+        if operator.code in _STAND_INS:
+            stand_in, _ = _STAND_INS[operator.code]
+            replaced[flat.output(operator).name] = (operator.code, copy.copy(entry))
+            editor.set_code(entry, stand_in, 1)
+            if stand_in == "MUL":
+                editor.set_options(entry, "MulOptions")
+    return editor.pack(), replaced
 
 
-def _take_stand_ins(data: bytes, replaced: Mapping[bytes, Any]) -> bytes:
+def _take_stand_ins(editor: ModelEditor, replaced: Mapping[str, tuple[str, Any]]) -> None:
     """Puts the operators back; also types outputs that nothing reads, which the quantizer skips."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    model = unpack(data)
-    versions = {getattr(schema.BuiltinOperator, n): v for n, (_, v) in _STAND_INS.items()}
-    graph = model.subgraphs[0]
-    read = {int(i) for operator in graph.operators for i in operator.inputs} | {*graph.outputs}
-    for operator in graph.operators:
-        outputs = [graph.tensors[i] for i in operator.outputs]
-        if outputs[0].name in replaced and _code(model, operator) not in _boundary_codes():
-            code, operator.builtinOptionsType, operator.builtinOptions = replaced[outputs[0].name]
-            _set_code(model, operator, code, versions[code])
-        quantized = [t for t in outputs if t.type == schema.TensorType.INT8]
-        for index, tensor in zip(operator.outputs, outputs, strict=True):
-            if quantized and index not in read and tensor.type == schema.TensorType.FLOAT32:
-                tensor.type, tensor.quantization = quantized[0].type, quantized[0].quantization
-    return pack(model)
-
-
-def _boundary_codes() -> list[int]:
-    from ai_edge_litert import schema_py_generated as schema
-
-    return [getattr(schema.BuiltinOperator, name) for name in _BOUNDARY]
-
-
-def _code(model: Any, operator: Any) -> int:
-    entry = model.operatorCodes[operator.opcodeIndex]
-    return max(entry.builtinCode, entry.deprecatedBuiltinCode)
-
-
-def _set_code(model: Any, operator: Any, code: int, version: int) -> None:
-    from ai_edge_litert import schema_py_generated as schema
-
-    entry = schema.OperatorCodeT(
-        # Codes above 127 do not fit the old one-byte field, which then holds its marker.
-        deprecatedBuiltinCode=min(code, 127), builtinCode=code, version=version
-    )  # fmt: skip
-    for index, known in enumerate(model.operatorCodes):
-        if vars(known) == vars(entry):
-            operator.opcodeIndex = index
-            return
-    operator.opcodeIndex = len(model.operatorCodes)
-    model.operatorCodes.append(entry)
+    flat = editor.original
+    read = {i for operator in flat.operators for i in operator.inputs} | {*flat.outputs}
+    for operator, entry in zip(flat.operators, editor.operators, strict=True):
+        outputs = [flat.tensors[i] for i in operator.outputs]
+        if outputs[0].name in replaced and operator.code not in _BOUNDARY:
+            code, original = replaced[outputs[0].name]
+            editor.set_code(entry, code, _STAND_INS[code][1])
+            editor.copy_options(entry, original)
+        quantized = [tensor.index for tensor in outputs if tensor.type == "INT8"]
+        for tensor in outputs:
+            if quantized and tensor.index not in read and tensor.type == "FLOAT32":
+                editor.type_as(tensor.index, quantized[0])
 
 
 def _float_left(flat: FlatModel, allow_float: bool) -> list[str]:

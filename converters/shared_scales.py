@@ -9,10 +9,7 @@ at most twice as many, as a scale cannot be negative.
 
 from __future__ import annotations
 
-import copy
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -24,37 +21,34 @@ from edgecompress.core.shared_values import (
     shares_values,
     takes_one_scale,
 )
-from edgecompress.flatbuffers.editor import pack, unpack
+from edgecompress.flatbuffers.editor import ModelEditor
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.operators import FILTER_READERS, Operator, channel_axis
-from edgecompress.flatbuffers.reading import read_tflite
 
 _DENSE = "FULLY_CONNECTED"
 
 
 def share_scales(
-    data: bytes,
+    editor: ModelEditor,
     source: FlatModel,
     kernels: Mapping[str, np.ndarray],
     operators: Collection[str] = FILTER_READERS,
     always: bool = False,
-) -> tuple[bytes, list[str]]:
+) -> list[str]:
     """Gives kernels the codes of one scale each; replaces their weights, scales and biases.
 
     Args:
-        data: An int8 .tflite file that litert-quantizer made.
+        editor: Changes an int8 file that litert-quantizer made.
         source: The float file that it was made from.
         kernels: `Float32Result.kernels`: filters without what was folded into them, by name.
         operators: Kinds of operators whose filters may be changed. Defaults to all.
         always: Do so for every kernel, not only where it makes fewer codes. Defaults to False.
 
     Returns:
-        The new file, or the same where nothing changes, and notes on what changed.
+        Notes on what changed.
     """
-    quantized = read_tflite(data)
-    model = unpack(data)
-    editor = _Editor(model)
-    changed, turned = [], []
+    quantized = editor.original
+    replaced, changed, turned = False, [], []
     # The quantizer adds and removes none of these operators; it may rename their constants.
     for before, after in zip(_readers(source), _readers(quantized), strict=True):
         floats, present = source.tensor(before, 1), quantized.tensor(after, 1)
@@ -76,19 +70,21 @@ def share_scales(
             continue
         if after.code == _DENSE and len(set(scales.tolist())) == 1:
             scales = scales[:1]
-        editor.replace(after.index, 1, weights, scales, axis)
+        replaced = True
+        _replace(editor, after, 1, weights, scales, axis)
         reads, bias = (2, 3) if after.code == "TRANSPOSE_CONV" else (0, 2)
         constant, into = source.tensor(before, bias), quantized.tensor(after, reads)
         if constant is not None and into is not None:
             bias_scales = np.float32(into.scales[0]) * scales
-            editor.replace(after.index, bias, _biases(constant.values(), bias_scales), bias_scales)
+            biases = _biases(constant.values(), bias_scales)
+            _replace(editor, after, bias, biases, bias_scales)
         name = source.output(before).name
         if not axes:
             changed.append(f"{name} ({new} codes instead of {old})")
         if new > len(np.unique(kernel)) and (signs < 0).any():
             turned.append(f"{name} ({int((signs < 0).sum())})")
-    if not editor.used:
-        return data, []
+    if not replaced:
+        return []
     notes = []
     if changed:
         why = "" if always else ", as their weights share values"
@@ -98,8 +94,8 @@ def share_scales(
             "BatchNormalization turns the sign of channels, which makes more codes than values: "
             f"{', '.join(turned)}."
         )
-    editor.drop_unused()
-    return pack(model), notes
+    editor.drop_unused_buffers()
+    return notes
 
 
 def _readers(flat: FlatModel) -> list[Operator]:
@@ -138,41 +134,15 @@ def _biases(values: np.ndarray, scales: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(values / scales.astype(np.float64)), span.min, span.max).astype(np.int32)
 
 
-class _Editor:
-    """Replaces constants of the first subgraph; their other readers keep what they had."""
-
-    def __init__(self, model: Any) -> None:
-        self.used = False
-        self._model, self._graph = model, model.subgraphs[0]
-        self._readers = Counter(int(i) for o in self._graph.operators for i in o.inputs)
-
-    def replace(
-        self, operator: int, position: int, values: np.ndarray, scales: np.ndarray, axis: int = 0
-    ) -> None:
-        """Gives an operator's input other values and scales."""
-        from ai_edge_litert import schema_py_generated as schema
-
-        self.used = True
-        reader = self._graph.operators[operator]
-        index = int(reader.inputs[position])
-        tensor = self._graph.tensors[index]
-        if self._readers[index] > 1:
-            self._readers[index] -= 1
-            tensor = copy.copy(tensor)
-            reader.inputs = list(reader.inputs)
-            reader.inputs[position] = len(self._graph.tensors)
-            self._graph.tensors.append(tensor)
-        tensor.buffer = len(self._model.buffers)
-        data = np.frombuffer(values.tobytes(), np.uint8)
-        self._model.buffers.append(schema.BufferT(data=data))
-        tensor.quantization = schema.QuantizationParametersT(
-            scale=scales, zeroPoint=np.zeros(len(scales), np.int64), quantizedDimension=axis
-        )
-
-    def drop_unused(self) -> None:
-        """Empties the buffers that nothing holds any more."""
-        tensors = [tensor for graph in self._model.subgraphs for tensor in graph.tensors]
-        used = {holder.buffer for holder in (*tensors, *(self._model.metadata or ()))}
-        for number, buffer in enumerate(self._model.buffers):
-            if number not in used:
-                buffer.data = None
+def _replace(
+    editor: ModelEditor,
+    operator: Operator,
+    position: int,
+    values: np.ndarray,
+    scales: np.ndarray,
+    axis: int = 0,
+) -> None:
+    """Gives an operator's constant input other values and scales; other readers keep theirs."""
+    tensor = editor.own_input(editor.operators[operator.index], position)
+    editor.replace(tensor, values)
+    editor.quantize(tensor, scales, axis)

@@ -8,10 +8,9 @@ expanded as the file is loaded, or not loaded at all, and is left dense here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,17 +21,11 @@ from edgecompress.core.errors import ConversionError, EdgeCompressError, Unsuppo
 from edgecompress.core.units import format_size, format_time
 from edgecompress.engines.run import run_engine
 from edgecompress.flatbuffers.artifact import Artifact
-from edgecompress.flatbuffers.editor import pack, strip, unpack
+from edgecompress.flatbuffers.editor import ModelEditor, strip
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.operators import FILTER_READERS, Operator
 from edgecompress.flatbuffers.reading import read_tflite
-from edgecompress.flatbuffers.sparse_tensors import (
-    Level,
-    Sparsity,
-    block_sparsity,
-    encode_blocks,
-    index_bytes,
-)
+from edgecompress.flatbuffers.sparse_tensors import block_sparsity, encode_blocks
 from edgecompress.flatbuffers.tensors import Tensor
 
 KIND = "sparse"
@@ -121,7 +114,7 @@ def make(request: FormatRequest) -> FormatResult:
     return FormatResult(
         artifacts=(floats.artifact, result.artifact),
         main=result.artifact,
-        flat=read_tflite(result.artifact.data),
+        flat=result.artifact.flat,
         legacy_runtime=False,
         latencies={floats.artifact.kind: before, result.artifact.kind: after},
         notes=(*result.notes, price),
@@ -176,13 +169,13 @@ def convert(
         >>> len(result.artifact.data), result.bytes_before  # doctest: +SKIP
         (1441504, 12596208)
     """
-    original = read_tflite(model.data if isinstance(model, Artifact) else model)
+    original = model.flat if isinstance(model, Artifact) else read_tflite(model)
     if original.subgraphs > 1:
         raise UnsupportedModelError(
             f"The model has {original.subgraphs} subgraphs; weights of one with control flow "
             "cannot be stored sparse. Build recurrent layers with unroll=True."
         )
-    base = strip(original.data)
+    base = strip(original)
     flat = read_tflite(base)
     tensors = _tensors(flat, original)
     chosen = [tensor.index for tensor in tensors if not tensor.reason]
@@ -190,7 +183,7 @@ def convert(
         why = "; ".join(f"{t.name or f'tensor {t.index}'}: {t.reason}" for t in tensors[:5])
         more = f" (and {len(tensors) - 5} more)" if len(tensors) > 5 else ""
         raise ConversionError(f"No filter can be stored sparse: {why or 'none'}{more}. {_HINT}")
-    data = store_sparse(base, chosen)
+    data = store_sparse(flat, chosen)
     if len(data) >= len(base):
         raise ConversionError(
             f"The sparse file ({format_size(len(data))}) would be no smaller than the dense one "
@@ -217,7 +210,7 @@ def convert(
         error,
         problems,
         latency(flat) if latency else None,
-        latency(read_tflite(data)) if latency else None,
+        latency(artifact.flat) if latency else None,
     )
 
 
@@ -269,66 +262,25 @@ def _judge(flat: FlatModel, operator: Operator, tensor: Tensor) -> tuple[float |
     return share, ""
 
 
-def store_sparse(data: bytes, indices: Sequence[int]) -> bytes:
+def store_sparse(model: bytes | FlatModel, indices: Collection[int]) -> bytes:
     """Returns the file with filters of fully-connected layers stored as 1x4 blocks.
 
     Args:
-        data: A float .tflite file with one subgraph.
+        model: A float .tflite file with one subgraph: bytes, or as read.
         indices: Tensor numbers of the filters.
     """
-    from ai_edge_litert import schema_py_generated as schema
-
-    flat, model = read_tflite(data), unpack(data)
-    graph = model.subgraphs[0]
-    for operator, packed in zip(flat.operators, graph.operators, strict=True):
+    editor = ModelEditor(model)
+    flat = editor.original
+    for operator, entry in zip(flat.operators, editor.operators, strict=True):
         if len(operator.inputs) < 2 or operator.inputs[1] not in indices:
             continue
-        tensor = graph.tensors[operator.inputs[1]]
-        values, sparsity = encode_blocks(flat.tensors[operator.inputs[1]].values(), BLOCK)
-        model.buffers.append(schema.BufferT(data=np.frombuffer(values.tobytes(), np.uint8)))
-        tensor.buffer = len(model.buffers) - 1
-        tensor.sparsity = _table(schema, sparsity)
-        code = model.operatorCodes[packed.opcodeIndex]
-        model.operatorCodes.append(
-            schema.OperatorCodeT(
-                deprecatedBuiltinCode=code.deprecatedBuiltinCode,
-                builtinCode=code.builtinCode,
-                version=max(code.version, _VERSION),
-            )
-        )
-        packed.opcodeIndex = len(model.operatorCodes) - 1
-    used = {tensor.buffer for tensor in graph.tensors} | {m.buffer for m in model.metadata or ()}
-    for number, buffer in enumerate(model.buffers):
-        if number not in used:
-            buffer.data = None
-    return pack(model)
-
-
-def _table(schema: Any, sparsity: Sparsity) -> Any:
-    """Returns the schema's table of a sparsity."""
-    table = schema.SparsityParametersT()
-    table.traversalOrder = np.array(sparsity.traversal_order, np.int32)
-    table.blockMap = np.array(sparsity.block_map, np.int32)
-    table.dimMetadata = [_level(schema, level) for level in sparsity.levels]
-    return table
-
-
-def _level(schema: Any, level: Level) -> Any:
-    entry = schema.DimensionMetadataT()
-    entry.format = schema.DimensionType.DENSE
-    entry.denseSize = level.size
-    if not level.is_dense:
-        entry.format = schema.DimensionType.SPARSE_CSR
-        entry.arraySegmentsType, entry.arraySegments = _vector(schema, level.segments)
-        entry.arrayIndicesType, entry.arrayIndices = _vector(schema, level.indices)
-    return entry
-
-
-def _vector(schema: Any, numbers: Sequence[int]) -> tuple[int, Any]:
-    kinds = {1: ("Uint8Vector", np.uint8), 2: ("Uint16Vector", np.uint16)}
-    name, dtype = kinds.get(index_bytes(max(numbers, default=0)), ("Int32Vector", np.int32))
-    vector = getattr(schema, f"{name}T")(values=np.array(numbers, dtype))
-    return getattr(schema.SparseIndexVector, name), vector
+        index = operator.inputs[1]
+        values, sparsity = encode_blocks(flat.tensors[index].values(), BLOCK)
+        editor.replace(index, values)
+        editor.set_sparsity(index, sparsity)
+        editor.set_code(entry, operator.code, max(operator.version, _VERSION), shared=False)
+    editor.drop_unused_buffers()
+    return editor.pack()
 
 
 def verify_sparse(before: bytes, after: bytes, samples: int = 8, seed: int = 0) -> float:

@@ -1,17 +1,20 @@
-"""Parts of an int8 flatbuffer that TensorFlow Lite Micro reads for nothing, taken out of the file.
+"""Parts of an int8 flatbuffer that TensorFlow Lite Micro does not use, taken out of the file.
 
 A file of a few kilobytes is mostly tables: each tensor costs about 100 bytes and each operator
 about 60, whatever it holds. What goes here changes no output bit in that engine; other engines may
-need it, so only files that no other engine runs are slimmed.
+need it, so only files that no other engine runs are stripped of it.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from edgecompress.flatbuffers.editor import drop_unused, pack, unpack
+from edgecompress.flatbuffers.editor import ModelEditor
+from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.operators import Operator
+from edgecompress.flatbuffers.tensors import Tensor
 
 # Their kernels take the scale of the bias from input and filter.
 _PER_CHANNEL = ("CONV_2D", "DEPTHWISE_CONV_2D")
@@ -20,8 +23,8 @@ _PER_CHANNEL = ("CONV_2D", "DEPTHWISE_CONV_2D")
 _BIAS_SCALE_TOLERANCE = 0.02
 
 
-def slim(data: bytes) -> bytes:
-    """Returns the file without reshapes, scales and zero points that nothing reads.
+def strip_for_tflm(editor: ModelEditor) -> tuple[int, ...]:
+    """Removes reshapes, scales and zero points that TensorFlow Lite Micro does not read.
 
     - FULLY_CONNECTED reads its input as rows of the filter's length, whatever its shape: a RESHAPE
       that only it reads moves nothing.
@@ -34,97 +37,92 @@ def slim(data: bytes) -> bytes:
     - The flag that a tensor has a known rank tells only scalars from tensors without a shape.
 
     Args:
-        data: An int8 .tflite file with one subgraph. Tensors may get new numbers.
+        editor: Changes an int8 file with one subgraph that has no other changes yet. Tensors may
+            get new numbers.
+
+    Returns:
+        The former numbers of the tensors that are left.
     """
-    from ai_edge_litert import schema_py_generated as schema
-
-    model = unpack(data)
-    graph = model.subgraphs[0]
-    _drop_reshapes(model)
-    readers: dict[int, list[tuple[Any, int]]] = {}
-    for operator in graph.operators:
+    flat = editor.original
+    readers: dict[int, list[Operator]] = {}
+    for operator in flat.operators:
+        for index in operator.inputs:
+            readers.setdefault(index, []).append(operator)
+    moved = _moved(flat, readers)
+    for tensor in flat.tensors:
+        _strip_scales(editor, tensor, readers.get(tensor.index, []), moved)
+    editor.clear_rank_flags()
+    if not moved:
+        return tuple(range(len(flat.tensors)))
+    for operator, entry in zip(flat.operators, editor.operators, strict=True):
+        if operator.outputs and operator.outputs[0] in moved:
+            editor.place_instead(entry, [])
         for position, index in enumerate(operator.inputs):
-            readers.setdefault(int(index), []).append((operator, position))
-    for index, tensor in enumerate(graph.tensors):
-        uses = readers.get(index, [])
-        if not uses or tensor.quantization is None:
-            continue
-        if all(position == 2 and _ignores_bias_scale(model, o) for o, position in uses):
-            if tensor.type == schema.TensorType.INT32:
-                tensor.quantization = None
-        elif all(position == 1 and _name(model, o) in _PER_CHANNEL for o, position in uses):
-            _share_scale(tensor.quantization)
-    for tensor in graph.tensors:
-        if tensor.shape is not None and len(tensor.shape):
-            tensor.hasRank = False
-        points = tensor.quantization and tensor.quantization.zeroPoint
-        if points is not None and len(set(points)) == 1:
-            tensor.quantization.zeroPoint = np.array(points[:1], np.int64)
-    return pack(model)
+            if index in moved:
+                editor.set_input(entry, position, moved[index])
+    return editor.drop_unused()
 
 
-def _name(model: Any, operator: Any) -> str:
-    from ai_edge_litert import schema_py_generated as schema
+def _strip_scales(
+    editor: ModelEditor, tensor: Tensor, readers: Sequence[Operator], moved: Mapping[int, int]
+) -> None:
+    """Removes the scales that the readers of a tensor ignore, and doubled ones."""
+    index, scales, points = tensor.index, tensor.scales, tensor.zero_points
+    if not scales:
+        return
+    biases = [
+        _reads_at(o, index, 2) and _ignores_bias_scale(editor.original, o, moved) for o in readers
+    ]
+    if biases and all(biases) and tensor.type == "INT32":
+        editor.quantize(index, None)
+        return
+    if len(set(points)) != 1:
+        return
+    filters = [_reads_at(o, index, 1) and o.code in _PER_CHANNEL for o in readers]
+    if filters and all(filters) and len(set(scales)) == 1:
+        editor.quantize(index, np.array(scales[:1]))
+    editor.set_zero_points(index, np.array(points[:1]))
 
-    entry = model.operatorCodes[operator.opcodeIndex]
-    code = max(entry.builtinCode, entry.deprecatedBuiltinCode)
-    names = {value: name for name, value in vars(schema.BuiltinOperator).items()}
-    return str(names.get(code, code))
+
+def _reads_at(operator: Operator, tensor: int, position: int) -> bool:
+    """Tells whether an operator reads a tensor at this position and no other."""
+    return [p for p, index in enumerate(operator.inputs) if index == tensor] == [position]
 
 
-def _ignores_bias_scale(model: Any, operator: Any) -> bool:
-    name = _name(model, operator)
-    if name != "FULLY_CONNECTED":
-        return name in _PER_CHANNEL
-    tensors = model.subgraphs[0].tensors
+def _ignores_bias_scale(flat: FlatModel, operator: Operator, moved: Mapping[int, int]) -> bool:
+    if operator.code != "FULLY_CONNECTED":
+        return operator.code in _PER_CHANNEL
     ends = (*operator.inputs[:2], operator.outputs[0])
-    scales = [tensors[i].quantization and tensors[i].quantization.scale for i in ends]
-    if any(scale is None or len(scale) == 0 for scale in scales):
+    scales = [flat.tensors[moved.get(i, i)].scales for i in ends]
+    if not all(scales):
         return False
-    source, weights, output = (float(np.max(scale)) for scale in scales)
+    source, weights, output = (float(np.float32(max(scale))) for scale in scales)
     return source * weights < 0.99 * _BIAS_SCALE_TOLERANCE * output
 
 
-def _share_scale(quantization: Any) -> None:
-    scales, points = quantization.scale, quantization.zeroPoint
-    if scales is None or points is None or len(set(scales)) != 1 or len(set(points)) != 1:
-        return
-    quantization.scale = np.array(scales[:1], np.float32)
-    quantization.quantizedDimension = 0
-
-
-def _drop_reshapes(model: Any) -> None:
-    graph = model.subgraphs[0]
-    kept: list[Any] = []
+def _moved(flat: FlatModel, readers: Mapping[int, Sequence[Operator]]) -> dict[int, int]:
+    """Returns the results of reshapes that nothing needs -> what their readers read instead."""
     moved: dict[int, int] = {}
-    for operator in graph.operators:
-        output = int(operator.outputs[0]) if len(operator.outputs) else -1
-        readers = [o for o in graph.operators if output in o.inputs]
+    for operator in flat.operators:
+        output = operator.outputs[0] if operator.outputs else -1
+        reading = readers.get(output, [])
         if (
-            _name(model, operator) == "RESHAPE"
-            and output not in graph.outputs
-            and readers
-            and all(_flattens(model, reader, output) for reader in readers)
+            operator.code == "RESHAPE"
+            and output not in flat.outputs
+            and reading
+            and all(_flattens(reader, output) for reader in reading)
         ):
             # A reshape of a reshape has moved before.
-            source = int(operator.inputs[0])
+            source = operator.inputs[0]
             moved[output] = moved.get(source, source)
-        else:
-            kept.append(operator)
-    if not moved:
-        return
-    for operator in kept:
-        operator.inputs = [moved.get(int(i), int(i)) for i in operator.inputs]
-    graph.operators = kept
-    drop_unused(model)
+    return moved
 
 
-def _flattens(model: Any, operator: Any, index: int) -> bool:
+def _flattens(operator: Operator, index: int) -> bool:
     """Tells whether an operator reads a tensor as rows, without a look at its shape."""
-    options = operator.builtinOptions
     return (
-        _name(model, operator) == "FULLY_CONNECTED"
+        operator.code == "FULLY_CONNECTED"
         and operator.inputs[0] == index
         and index not in operator.inputs[1:]
-        and not getattr(options, "keepNumDims", False)
+        and not operator.options.get("keep_num_dims", False)
     )

@@ -40,7 +40,7 @@ from edgecompress.core.suppress_output import suppress_output
 from edgecompress.core.units import format_size
 from edgecompress.engines.run import engine_available, folder_of
 from edgecompress.flatbuffers.artifact import Artifact
-from edgecompress.flatbuffers.editor import rename_tensors, strip
+from edgecompress.flatbuffers.editor import ModelEditor, strip
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.operators import BINARY_CONV, Operator, binary_kernel_shape
 from edgecompress.flatbuffers.reading import read_tflite
@@ -206,7 +206,7 @@ def convert(
             f"{_listed(silent)}. Change them, or allow it (allow_float)."
         )
     flat = _named(data, loaded, found)
-    small = strip(flat.data)
+    small = strip(flat)
     parity = _run(small, loaded, samples)
     notes += [f"Layer {x.name!r} stays float: {x.reason}." for x in floats]
     notes += _padding_notes(layers)
@@ -504,8 +504,10 @@ def _named(data: bytes, loaded: LoadedModel, layers: Sequence[XnorLayer]) -> Fla
         known = [f"output_{position}" for position in range(len(flat.outputs))]
     names |= dict(zip(flat.outputs, known, strict=True))
     names |= {i: spec.name for i, spec in zip(flat.inputs, loaded.inputs, strict=True)}
-    renamed = rename_tensors(flat.data, lambda graph, index: "" if graph else names.get(index, ""))
-    return read_tflite(strip(renamed, keep_names="all"))
+    editor = ModelEditor(flat)
+    editor.rename(lambda graph, index: "" if graph else names.get(index, ""))
+    editor.strip(keep_names="all")
+    return read_tflite(editor.pack())
 
 
 def _run(data: bytes, loaded: LoadedModel, samples: Sequence[np.ndarray] | None) -> Parity:

@@ -14,16 +14,15 @@ from typing import Any
 import numpy as np
 
 from edgecompress.core.errors import ConversionError
-from edgecompress.flatbuffers.editor import drop_unused, pack, unpack
+from edgecompress.flatbuffers.editor import ModelEditor
 from edgecompress.flatbuffers.model import FlatModel
-from edgecompress.flatbuffers.operators import BINARY_CONV, Operator
+from edgecompress.flatbuffers.operators import BINARY_CONV, WORD_BITS, Operator, words
 from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.flatbuffers.tensors import Tensor
 
 QUANTIZE = "LceQuantize"
 # The engine's own tolerance on weights of one magnitude.
 _MAGNITUDE_TOLERANCE = 0.005
-_WORD_BITS = 32
 _SAME, _VALID = 0, 1
 # Fused activation -> the operator that computes it; the binary convolution applies its own before
 # scale and bias.
@@ -72,15 +71,13 @@ def rewrite(data: bytes) -> bytes:
         )
     makers = {index: o for o in flat.operators for index in o.outputs}
     matches = {m.conv: m for o in flat.operators if (m := _match(flat, makers, o)) is not None}
-    model = unpack(data)
-    writer = _Writer(model)
-    operators = []
-    for operator, entry in zip(flat.operators, model.subgraphs[0].operators, strict=True):
-        match = matches.get(operator.index)
-        operators += [entry] if match is None else writer.binary(flat, operator, entry, match)
-    model.subgraphs[0].operators = operators
-    drop_unused(model)
-    return pack(model)
+    editor = ModelEditor(flat)
+    writer = _Writer(editor)
+    for number, match in matches.items():
+        new = writer.binary(flat.operators[number], match)
+        editor.place_instead(editor.operators[number], new)
+    editor.drop_unused()
+    return editor.pack()
 
 
 def _match(flat: FlatModel, makers: Mapping[int, Operator], conv: Operator) -> _Match | None:
@@ -160,31 +157,27 @@ def _signs_of(flat: FlatModel, makers: Mapping[int, Operator], index: int) -> in
 
 
 class _Writer:
-    """Adds operators and tensors to a `ModelT` tree."""
+    """Writes binary convolutions into one file."""
 
-    def __init__(self, model: Any) -> None:
-        from ai_edge_litert import schema_py_generated as schema
-
-        self._schema = schema
-        self._model = model
-        self._graph = model.subgraphs[0]
+    def __init__(self, editor: ModelEditor) -> None:
+        self._editor = editor
         self._codes: dict[str, int] = {}
         # (source, shape) -> packed tensor: one LceQuantize for all readers.
         self._packed: dict[tuple[int, tuple[int, ...]], int] = {}
 
-    def binary(self, flat: FlatModel, operator: Operator, entry: Any, match: _Match) -> list[Any]:
+    def binary(self, operator: Operator, match: _Match) -> list[Any]:
         """Returns the operators that take the place of a convolution."""
+        flat, editor = self._editor.original, self._editor
         weights = flat.tensors[operator.inputs[1]]
         options = operator.options
         filters = _packed_bits(weights.values() < 0)
         bias = flat.tensor(operator, 2)
         values = np.zeros(len(match.magnitudes), np.float32) if bias is None else bias.values()
-        new, source = self._quantized(flat, match)
+        new, source = self._quantized(match)
         activation = _ACTIVATIONS.get(options["fused_activation_function"])
-        result = entry.outputs[0]
+        result = operator.outputs[0]
         if activation is not None:
-            shape = flat.tensors[result].shape
-            result = self._tensor(shape, self._schema.TensorType.FLOAT32)
+            result = editor.add(flat.tensors[result].shape, "FLOAT32")
         inputs = [
             source,
             self._constant(filters),
@@ -204,36 +197,27 @@ class _Writer:
         }
         new.append(self._operator(BINARY_CONV, inputs, [result], settings))
         if activation is not None:
-            new.append(self._operator(activation, [result], [entry.outputs[0]]))
+            new.append(self._operator(activation, [result], [operator.outputs[0]]))
         return new
 
-    def _quantized(self, flat: FlatModel, match: _Match) -> tuple[list[Any], int]:
+    def _quantized(self, match: _Match) -> tuple[list[Any], int]:
         """Returns the packed signs of a tensor, and the operators that make them now."""
         key = (match.source, match.shape)
         if key in self._packed:
             return [], self._packed[key]
         new, source = [], match.source
-        if flat.tensors[source].shape != match.shape:
-            source = self._tensor(match.shape, self._schema.TensorType.FLOAT32)
+        if self._editor.original.tensors[source].shape != match.shape:
+            source = self._editor.add(match.shape, "FLOAT32")
             shape = self._constant(np.array(match.shape, np.int32))
             new.append(self._operator("RESHAPE", [match.source, shape], [source]))
         *outer, channels = match.shape
-        words = (*outer, -(-channels // _WORD_BITS))
-        self._packed[key] = self._tensor(words, self._schema.TensorType.INT32)
+        self._packed[key] = self._editor.add((*outer, words(channels)), "INT32")
         new.append(self._operator(QUANTIZE, [source], [self._packed[key]], {}))
         return new, self._packed[key]
 
-    def _tensor(self, shape: Sequence[int], kind: int, buffer: int = 0) -> int:
-        tensor = self._schema.TensorT()
-        tensor.shape, tensor.type, tensor.buffer = list(shape), kind, buffer
-        self._graph.tensors.append(tensor)
-        return len(self._graph.tensors) - 1
-
     def _constant(self, values: np.ndarray) -> int:
-        kinds = {"f": self._schema.TensorType.FLOAT32, "i": self._schema.TensorType.INT32}
-        raw = np.frombuffer(values.tobytes(), np.uint8)
-        self._model.buffers.append(self._schema.BufferT(data=raw))
-        return self._tensor(values.shape, kinds[values.dtype.kind], len(self._model.buffers) - 1)
+        kinds = {"f": "FLOAT32", "i": "INT32"}
+        return self._editor.add(values.shape, kinds[values.dtype.kind], values)
 
     def _operator(
         self,
@@ -243,29 +227,15 @@ class _Writer:
         settings: Mapping[str, int] | None = None,
     ) -> Any:
         """Returns a new operator; with `settings` a custom one."""
-        operator = self._schema.OperatorT()
-        operator.opcodeIndex = self._code(name, settings is not None)
-        operator.inputs, operator.outputs = list(inputs), list(outputs)
-        if settings:
-            operator.customOptions = np.frombuffer(_flexbuffer(settings), np.uint8)
-        return operator
-
-    def _code(self, name: str, custom: bool) -> int:
         if name not in self._codes:
-            numbers = self._schema.BuiltinOperator
-            code = self._schema.OperatorCodeT()
-            code.builtinCode = numbers.CUSTOM if custom else getattr(numbers, name)
-            code.deprecatedBuiltinCode = min(code.builtinCode, 127)
-            code.version, code.customCode = 1, name if custom else None
-            self._model.operatorCodes.append(code)
-            self._codes[name] = len(self._model.operatorCodes) - 1
-        return self._codes[name]
+            self._codes[name] = self._editor.new_operator_code(name, custom=settings is not None)
+        options = _flexbuffer(settings) if settings else None
+        return self._editor.new_operator(self._codes[name], inputs, outputs, options)
 
 
 def _packed_bits(negative: np.ndarray) -> np.ndarray:
     """Packs the last axis into int32 words, the first channel in the lowest bit; 1 is negative."""
-    channels = negative.shape[-1]
-    spare = -channels % _WORD_BITS
+    spare = -negative.shape[-1] % WORD_BITS
     padded = np.pad(negative, [(0, 0)] * (negative.ndim - 1) + [(0, spare)])
     packed = np.packbits(padded, axis=-1, bitorder="little")
     return np.ascontiguousarray(packed).view("<i4").astype(np.int32)

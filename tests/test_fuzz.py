@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 
-from edgecompress.converters.compressed import insert_decoders
+from edgecompress.converters.decoders import (
+    insert_decoders,
+)
 from edgecompress.flatbuffers.coding import CODINGS, Layout
-from edgecompress.flatbuffers.editor import pack, unpack
 from edgecompress.flatbuffers.operators import FILTER_READERS
+from edgecompress.flatbuffers.packing import pack, unpack
 from edgecompress.flatbuffers.reading import read_tflite
 
 _CASES = 16

@@ -13,7 +13,7 @@ from rich.text import Text
 from edgecompress import cli
 from edgecompress.core.tables import Column, print_table
 from edgecompress.core.terminal import SafeConsole, safe_text, shown
-from edgecompress.flatbuffers.editor import pack, unpack
+from edgecompress.flatbuffers.packing import pack, unpack
 from edgecompress.flatbuffers.reading import read_tflite
 
 # Clears the screen, forges a line, sets the window's title, C1, turns text round, hides, markup.

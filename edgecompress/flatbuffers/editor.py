@@ -1,239 +1,391 @@
-"""Changing .tflite files: unpack to objects, pack with aligned buffers, remove what is not run.
-
-The objects are the generated `ModelT` tree of ai-edge-litert's schema module. Every function
-returns new bytes and leaves the ones it got alone.
-"""
+"""Changing .tflite files: one editor that unpacks a file once and packs it once."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-from collections.abc import Callable, Iterator
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
-import flatbuffers
 import numpy as np
 
+from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.packing import pack, unpack
 from edgecompress.flatbuffers.reading import read_tflite
+from edgecompress.flatbuffers.sparse_tensors import Level, Sparsity, index_bytes
 
 Names = Literal["interface", "computed", "all"]
 
-# The schema's force_align for buffers; kernels and TFLM read tables in place and rely on it.
-_ALIGNMENT = 16
 
+class ModelEditor:
+    """Adds, replaces, retypes, removes and orders the tensors and operators of a file.
 
-class _Builder(flatbuffers.Builder):
-    """Aligns byte vectors and writes equal vectors, strings and tables once.
+    All but `rename` and `strip` change the first subgraph. Tensors have numbers, which stay as they
+    are until `drop_unused`; operators are handles: those of the file are in `operators`, new ones
+    come from `new_operator`. Equal edits of equal files give equal bytes.
 
-    The Python builder ignores the schema's force_align. A per-channel tensor's zero points are 8
-    bytes for each channel, nearly always zero: shared, they are stored once for each length.
+    Args:
+        model: The file: bytes, or as read; it is left as it was.
+
+    Attributes:
+        original: The file before any change, read.
+        operators: The file's operators in order of execution.
+
+    Example:
+        >>> editor = ModelEditor(data)  # doctest: +SKIP
+        >>> editor.replace(2, np.zeros(8, np.int32))  # doctest: +SKIP
+        >>> smaller = editor.pack()  # doctest: +SKIP
     """
 
-    def __init__(self) -> None:
-        super().__init__(1024)
-        self._vectors: dict[tuple[str, bytes], int] = {}
-        self.tables: dict[tuple[Any, ...], int] = {}
+    def __init__(self, model: FlatModel | bytes) -> None:
+        from ai_edge_litert import schema_py_generated as schema
 
-    def CreateNumpyVector(self, x: np.ndarray) -> int:
-        if x.dtype == np.uint8:  # Buffers, already unique: pack() shares them.
-            self.Prep(_ALIGNMENT, x.size)
-            return super().CreateNumpyVector(x)
-        key = (x.dtype.str, x.tobytes())
-        if key not in self._vectors:
-            self._vectors[key] = super().CreateNumpyVector(x)
-        return self._vectors[key]
+        self._schema = schema
+        self.original = read_tflite(model)
+        self._tree = unpack(self.original)
+        self._graph = self._tree.subgraphs[0]
+        self.operators: tuple[Any, ...] = tuple(self._graph.operators)
+        self._places = {id(operator): [operator] for operator in self.operators}
+        self._readers = Counter(int(i) for o in self.operators for i in _listed(o.inputs))
 
-    def CreateString(self, s: str | bytes, *args: str) -> int:
-        key = ("string", s if isinstance(s, bytes) else s.encode())
-        if key not in self._vectors:
-            self._vectors[key] = super().CreateString(s, *args)
-        return self._vectors[key]
+    # --- Tensors ----------------------------------------------------------------------------------
 
+    def add(
+        self,
+        shape: Sequence[int] | np.ndarray,
+        kind: str,
+        values: bytes | np.ndarray | None = None,
+        has_rank: bool = False,
+    ) -> int:
+        """Adds a tensor.
 
-class _Once:
-    """Stands for an object whose equals share one table of the file.
+        Args:
+            shape: An array is stored once in the file where several are equal, a list each time.
+            kind: `INT8`, ... as in the schema.
+            values: Of a constant. Defaults to None: the tensor is computed.
+            has_rank: The flag that the rank is known, which tells scalars from unknown shapes.
+                Defaults to False.
 
-    Tensors that a pooling or a reshape passes on have the same scales, and convolutions the same
-    options; a table may be referred to any number of times.
-    """
+        Returns:
+            Its number.
+        """
+        shape = shape if isinstance(shape, np.ndarray) else list(shape)
+        tensor = self._schema.TensorT(
+            shape=shape, type=getattr(self._schema.TensorType, kind), hasRank=has_rank
+        )
+        tensor.buffer = 0 if values is None else self._buffer(values)
+        self._graph.tensors.append(tensor)
+        return len(self._graph.tensors) - 1
 
-    def __init__(self, content: Any) -> None:
-        self._content = content
+    def copy(self, tensor: int) -> int:
+        """Adds a copy of a tensor and returns its number."""
+        made = copy.copy(self._graph.tensors[tensor])
+        made.quantization = copy.copy(made.quantization)
+        self._graph.tensors.append(made)
+        return len(self._graph.tensors) - 1
 
-    def Pack(self, builder: _Builder) -> int:
-        key = _key(self._content)
-        if key not in builder.tables:
-            builder.tables[key] = self._content.Pack(builder)
-        return builder.tables[key]
+    def replace(self, tensor: int, values: bytes | np.ndarray | None) -> None:
+        """Gives a tensor values of its own; with None it is computed from now on."""
+        self._graph.tensors[tensor].buffer = 0 if values is None else self._buffer(values)
 
+    def retype(self, tensor: int, kind: str, shape: np.ndarray | None = None) -> None:
+        """Gives a tensor another type, and another fixed shape where one is given."""
+        entry = self._graph.tensors[tensor]
+        entry.type = getattr(self._schema.TensorType, kind)
+        if shape is not None:
+            entry.shape, entry.shapeSignature = shape, None
 
-def _key(content: Any) -> tuple[Any, ...]:
-    fields = []
-    for name, value in sorted(vars(content).items()):
-        if hasattr(value, "Pack"):
-            value = _key(value)
-        elif value is not None and not isinstance(value, (str, bytes)) and np.ndim(value):
-            value = (np.asarray(value).dtype.str, np.asarray(value).tobytes())
-        fields.append((name, value))
-    return (type(content).__name__, *fields)
+    def quantize(
+        self,
+        tensor: int,
+        scales: np.ndarray | None,
+        axis: int = 0,
+    ) -> None:
+        """Sets a tensor's scales, with zero points of 0.
 
+        Args:
+            tensor: Its number.
+            scales: One, or one for each channel; None for a tensor that is not quantized.
+            axis: Axis of the channels. Defaults to 0.
+        """
+        entry = self._graph.tensors[tensor]
+        if scales is None:
+            entry.quantization = None
+            return
+        table = entry.quantization = entry.quantization or self._schema.QuantizationParametersT()
+        table.scale, table.quantizedDimension = np.asarray(scales, np.float32), axis
+        table.zeroPoint = np.zeros(len(scales), np.int64)
 
-@contextlib.contextmanager
-def _shared_tables(model: Any) -> Iterator[None]:
-    """Lets equal scales and options be packed once; the tree is as before afterwards."""
-    places = [(t, "quantization") for graph in model.subgraphs for t in graph.tensors]
-    places += [(o, "builtinOptions") for graph in model.subgraphs for o in graph.operators]
-    contents = [getattr(holder, name) for holder, name in places]
-    try:
-        for (holder, name), content in zip(places, contents, strict=True):
-            if content is not None:
-                setattr(holder, name, _Once(content))
-        yield
-    finally:
-        for (holder, name), content in zip(places, contents, strict=True):
-            setattr(holder, name, content)
+    def set_zero_points(self, tensor: int, points: np.ndarray) -> None:
+        """Sets the zero points of a quantized tensor: as many as it has scales, or one for all."""
+        self._graph.tensors[tensor].quantization.zeroPoint = np.asarray(points, np.int64)
 
+    def type_as(self, tensor: int, model: int) -> None:
+        """Gives a tensor the type and scales of another one."""
+        entry, other = self._graph.tensors[tensor], self._graph.tensors[model]
+        entry.type, entry.quantization = other.type, copy.copy(other.quantization)
 
-def unpack(data: bytes) -> Any:
-    """Returns the `ModelT` tree of a .tflite file; its buffers are read-only views of `data`.
+    def set_sparsity(self, tensor: int, sparsity: Sparsity) -> None:
+        """Says where the values of a tensor belong that are not all that its shape has."""
+        table = self._schema.SparsityParametersT()
+        table.traversalOrder = np.array(sparsity.traversal_order, np.int32)
+        table.blockMap = np.array(sparsity.block_map, np.int32)
+        table.dimMetadata = [self._level(level) for level in sparsity.levels]
+        self._graph.tensors[tensor].sparsity = table
 
-    Buffers that lie behind the flatbuffer (as litert-quantizer writes them) become ordinary ones.
+    def _level(self, level: Level) -> Any:
+        entry = self._schema.DimensionMetadataT()
+        entry.format = self._schema.DimensionType.DENSE
+        entry.denseSize = level.size
+        if not level.is_dense:
+            entry.format = self._schema.DimensionType.SPARSE_CSR
+            entry.arraySegmentsType, entry.arraySegments = self._vector(level.segments)
+            entry.arrayIndicesType, entry.arrayIndices = self._vector(level.indices)
+        return entry
 
-    Raises:
-        ModelFileError: the file is no .tflite or damaged.
-    """
-    from ai_edge_litert import schema_py_generated as schema
+    def _vector(self, numbers: Sequence[int]) -> tuple[int, Any]:
+        kinds = {1: ("Uint8Vector", np.uint8), 2: ("Uint16Vector", np.uint16)}
+        name, dtype = kinds.get(index_bytes(max(numbers, default=0)), ("Int32Vector", np.int32))
+        vector = getattr(self._schema, f"{name}T")(values=np.array(numbers, dtype))
+        return getattr(self._schema.SparseIndexVector, name), vector
 
-    read_tflite(data)
-    model = schema.ModelT.InitFromPackedBuf(data)
-    for buffer in model.buffers:
-        if buffer.offset > 1:
-            buffer.data = np.frombuffer(data, np.uint8, buffer.size, buffer.offset)
-            buffer.offset = buffer.size = 0
-    return model
+    def clear_rank_flags(self) -> None:
+        """Takes the flag of a known rank from all tensors with dimensions, which do not need it."""
+        for tensor in self._graph.tensors:
+            if tensor.shape is not None and len(tensor.shape):
+                tensor.hasRank = False
 
+    def rename(self, name: Callable[[int, int], str]) -> None:
+        """Gives every tensor a name; `name` is called with the numbers of subgraph and tensor."""
+        for number, graph in enumerate(self._tree.subgraphs):
+            for index, tensor in enumerate(graph.tensors):
+                tensor.name = name(number, index)
 
-def pack(model: Any) -> bytes:
-    """Returns the bytes of a `ModelT` tree; equal trees give equal bytes.
+    def _buffer(self, values: bytes | np.ndarray) -> int:
+        data = values.tobytes() if isinstance(values, np.ndarray) else values
+        self._tree.buffers.append(self._schema.BufferT(data=np.frombuffer(data, np.uint8)))
+        return len(self._tree.buffers) - 1
 
-    Every buffer starts at a multiple of 16 bytes. Equal buffers, vectors, strings, scales and
-    options are stored once and tensors without values share the empty buffer 0, so buffer numbers
-    change.
-    """
-    _share_buffers(model)
-    builder = _Builder()
-    with _shared_tables(model):
-        builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
-    return bytes(builder.Output())
+    # --- Operators --------------------------------------------------------------------------------
 
+    def operator_code(self, name: str, version: int = 1) -> int:
+        """Returns the number of a built-in operator's code, which is added where it is missing."""
+        wanted = getattr(self._schema.BuiltinOperator, name)
+        for number, known in enumerate(self._tree.operatorCodes):
+            found = max(known.builtinCode, known.deprecatedBuiltinCode)
+            if (found, known.version) == (wanted, version):
+                return number
+        return self.new_operator_code(name, version)
 
-def _share_buffers(model: Any) -> None:
-    from ai_edge_litert import schema_py_generated as schema
+    def new_operator_code(self, name: str, version: int = 1, custom: bool = False) -> int:
+        """Adds the code of a built-in or a custom operator and returns its number."""
+        numbers = self._schema.BuiltinOperator
+        code = numbers.CUSTOM if custom else getattr(numbers, name)
+        self._tree.operatorCodes.append(
+            self._schema.OperatorCodeT(
+                # Codes above 127 do not fit the old one-byte field, which then holds its marker.
+                deprecatedBuiltinCode=min(code, 127),
+                builtinCode=code,
+                customCode=name if custom else None,
+                version=version,
+            )
+        )
+        return len(self._tree.operatorCodes) - 1
 
-    buffers = [schema.BufferT()]
-    known = {hashlib.sha256(b"").digest(): 0}
-    renumbered = {}
-    for index, buffer in enumerate(model.buffers):
-        # A sequence of integers (built by hand) packs far slower than an array.
-        values = np.asarray([] if buffer.data is None else buffer.data, np.uint8)
-        content = hashlib.sha256(values.tobytes()).digest()
-        if content not in known:
-            known[content] = len(buffers)
-            buffers.append(schema.BufferT(data=values))
-        renumbered[index] = known[content]
-    model.buffers = buffers
-    for graph in model.subgraphs:
+    def complete_operator_codes(self) -> None:
+        """Fills the field of operator codes that files older than schema 3a leave empty."""
+        for entry in self._tree.operatorCodes:
+            entry.builtinCode = max(entry.builtinCode, entry.deprecatedBuiltinCode)
+
+    def new_operator(
+        self,
+        code: int,
+        inputs: Iterable[int],
+        outputs: Iterable[int],
+        custom_options: bytes | None = None,
+    ) -> Any:
+        """Returns a new operator, to be placed by `place_before` or `place_instead`.
+
+        Args:
+            code: Number of its code, see `operator_code`.
+            inputs: Tensor numbers, -1 for one that is left out.
+            outputs: Tensor numbers.
+            custom_options: Those of a custom operator. Optional.
+        """
+        made = self._schema.OperatorT(opcodeIndex=code, inputs=list(inputs), outputs=list(outputs))
+        if custom_options is not None:
+            made.customOptions = np.frombuffer(custom_options, np.uint8)
+        return made
+
+    def set_options(self, operator: Any, kind: str, **fields: Any) -> None:
+        """Gives an operator options, e.g. `"ReshapeOptions", newShape=[1, 4]`."""
+        operator.builtinOptionsType = getattr(self._schema.BuiltinOptions, kind)
+        operator.builtinOptions = getattr(self._schema, f"{kind}T")(**fields)
+
+    def copy_options(self, operator: Any, other: Any) -> None:
+        """Gives an operator the options of another one, maybe of another file."""
+        operator.builtinOptionsType = other.builtinOptionsType
+        operator.builtinOptions = other.builtinOptions
+
+    def set_code(self, operator: Any, name: str, version: int, shared: bool = True) -> None:
+        """Makes an operator another one, or of another version; inputs and options stay.
+
+        Args:
+            operator: One of the file's operators.
+            name: A built-in operator.
+            version: Of that operator.
+            shared: Whether it may share its code with operators of the same name and version.
+                Defaults to True.
+        """
+        find = self.operator_code if shared else self.new_operator_code
+        operator.opcodeIndex = find(name, version)
+
+    def set_input(self, operator: Any, position: int, tensor: int) -> None:
+        """Makes an operator read another tensor."""
+        inputs = _listed(operator.inputs)
+        inputs[position] = tensor
+        operator.inputs = inputs
+
+    def own_input(self, operator: Any, position: int) -> int:
+        """Returns the tensor at an input, after making sure that no other operator reads it.
+
+        Where others do, they keep it and this operator gets a copy.
+        """
+        tensor = int(operator.inputs[position])
+        if self._readers[tensor] > 1:
+            self._readers[tensor] -= 1
+            tensor = self.copy(tensor)
+            self.set_input(operator, position, tensor)
+        return tensor
+
+    def place_before(self, operator: Any, new: Iterable[Any]) -> None:
+        """Puts new operators before one of the file's."""
+        place = self._places[id(operator)]
+        place[place.index(operator) : place.index(operator)] = new
+
+    def place_instead(self, operator: Any, new: Iterable[Any]) -> None:
+        """Puts new operators, maybe none, in place of one of the file's."""
+        self._places[id(operator)] = list(new)
+
+    # --- The whole file ---------------------------------------------------------------------------
+
+    def set_signatures(self) -> None:
+        """Gives a file without signatures an empty list of them, which some readers ask for."""
+        self._tree.signatureDefs = self._tree.signatureDefs or []
+
+    def strip(self, keep_names: Names = "interface") -> None:
+        """Removes what no interpreter reads while it runs the model; see `strip`."""
+        tree = self._tree
+        tree.signatureDefs = tree.metadata = tree.metadataBuffer = tree.description = None
+        self._order()
+        for graph in tree.subgraphs:
+            graph.name = None
+            interface = {*graph.inputs, *graph.outputs}
+            for index, tensor in enumerate(graph.tensors):
+                named = keep_names == "all" or (
+                    keep_names == "computed" and not self._holds_values(tensor)
+                )
+                if not named and index not in interface:
+                    tensor.name = None
+                quantization = tensor.quantization
+                if quantization is None:
+                    continue
+                quantization.min = quantization.max = None
+                if quantization.scale is None or len(quantization.scale) == 0:
+                    tensor.quantization = None
+            for operator in graph.operators:
+                # Arrays, unlike lists, are stored once where they are equal.
+                operator.inputs, operator.outputs = (
+                    None if numbers is None else np.asarray(numbers, np.int32)
+                    for numbers in (operator.inputs, operator.outputs)
+                )
+
+    def _holds_values(self, tensor: Any) -> bool:
+        data = self._tree.buffers[tensor.buffer].data
+        return tensor.buffer != 0 and data is not None and len(data) > 0
+
+    def drop_unused(self) -> tuple[int, ...]:
+        """Removes what nothing reads: operators, tensors, operator codes, buffers.
+
+        Tensors get new numbers. Signatures are removed with them: they count tensors. For files of
+        one subgraph.
+
+        Returns:
+            The former numbers of the tensors that are left.
+        """
+        self._order()
+        graph, tree = self._graph, self._tree
+        needed = {*graph.outputs}
+        kept: list[Any] = []
+        for operator in reversed(graph.operators):
+            # An operator without outputs writes a variable.
+            if len(operator.outputs) and needed.isdisjoint(operator.outputs):
+                continue
+            kept.append(operator)
+            reads = (*operator.inputs, *operator.outputs, *_listed(operator.intermediates))
+            needed.update(index for index in reads if index >= 0)
+        graph.operators = kept[::-1]
+        used = sorted({*needed, *graph.inputs})
+        number = {old: new for new, old in enumerate(used)} | {-1: -1}
+        graph.tensors = [graph.tensors[index] for index in used]
+        for operator in graph.operators:
+            operator.intermediates = [number[i] for i in _listed(operator.intermediates)] or None
+        for holder in (graph, *graph.operators):
+            # Arrays, unlike lists, are stored once where they are equal.
+            holder.inputs = np.array([number[index] for index in holder.inputs], np.int32)
+            holder.outputs = np.array([number[index] for index in holder.outputs], np.int32)
+        codes = sorted({operator.opcodeIndex for operator in graph.operators})
+        tree.operatorCodes = [tree.operatorCodes[index] for index in codes]
+        for operator in graph.operators:
+            operator.opcodeIndex = codes.index(operator.opcodeIndex)
+        tree.signatureDefs = tree.metadata = tree.metadataBuffer = None
+        buffers = sorted({0, *(tensor.buffer for tensor in graph.tensors)})
+        tree.buffers = [tree.buffers[index] for index in buffers]
         for tensor in graph.tensors:
-            tensor.buffer = renumbered[tensor.buffer]
-    for entry in model.metadata or ():
-        entry.buffer = renumbered[entry.buffer]
-    if model.metadataBuffer is not None:
-        model.metadataBuffer = [renumbered[index] for index in model.metadataBuffer]
+            tensor.buffer = buffers.index(tensor.buffer)
+        self._restart()
+        return tuple(int(index) for index in used)
+
+    def drop_unused_buffers(self) -> None:
+        """Empties the buffers that no tensor and no metadata hold any more."""
+        tensors = [tensor for graph in self._tree.subgraphs for tensor in graph.tensors]
+        used = {holder.buffer for holder in (*tensors, *(self._tree.metadata or ()))}
+        for number, buffer in enumerate(self._tree.buffers):
+            if number not in used:
+                buffer.data = None
+
+    def pack(self) -> bytes:
+        """Returns the file as it is now."""
+        self._order()
+        return pack(self._tree)
+
+    def _order(self) -> None:
+        """Puts the operators in order: those of the file with what was placed around them."""
+        self._graph.operators = [new for old in self.operators for new in self._places[id(old)]]
+
+    def _restart(self) -> None:
+        """Takes the operators as they are now for the file's."""
+        self.operators = tuple(self._graph.operators)
+        self._places = {id(operator): [operator] for operator in self.operators}
+        self._readers = Counter(int(i) for o in self.operators for i in _listed(o.inputs))
 
 
 def _listed(values: Any) -> list[int]:
     return [] if values is None else [int(value) for value in values]
 
 
-def drop_unused(model: Any) -> None:
-    """Removes what nothing reads from a `ModelT` tree: operators, tensors, operator codes, buffers.
-
-    Numbers of tensors and operators change. Signatures are removed with them: they count tensors.
-
-    Args:
-        model: The tree, changed in place; one subgraph.
-    """
-    graph = model.subgraphs[0]
-    needed = {*graph.outputs}
-    kept: list[Any] = []
-    for operator in reversed(graph.operators):
-        # An operator without outputs writes a variable.
-        if len(operator.outputs) and needed.isdisjoint(operator.outputs):
-            continue
-        kept.append(operator)
-        reads = (*operator.inputs, *operator.outputs, *_listed(operator.intermediates))
-        needed.update(index for index in reads if index >= 0)
-    graph.operators = kept[::-1]
-    used = sorted({*needed, *graph.inputs})
-    number = {old: new for new, old in enumerate(used)} | {-1: -1}
-    graph.tensors = [graph.tensors[index] for index in used]
-    for operator in graph.operators:
-        operator.intermediates = [number[i] for i in _listed(operator.intermediates)] or None
-    for holder in (graph, *graph.operators):
-        # Arrays, unlike lists, are stored once where they are equal.
-        holder.inputs = np.array([number[index] for index in holder.inputs], np.int32)
-        holder.outputs = np.array([number[index] for index in holder.outputs], np.int32)
-    codes = sorted({operator.opcodeIndex for operator in graph.operators})
-    model.operatorCodes = [model.operatorCodes[index] for index in codes]
-    for operator in graph.operators:
-        operator.opcodeIndex = codes.index(operator.opcodeIndex)
-    model.signatureDefs = model.metadata = model.metadataBuffer = None
-    buffers = sorted({0, *(tensor.buffer for tensor in graph.tensors)})
-    model.buffers = [model.buffers[index] for index in buffers]
-    for tensor in graph.tensors:
-        tensor.buffer = buffers.index(tensor.buffer)
-
-
-def rename_tensors(data: bytes, name: Callable[[int, int], str]) -> bytes:
-    """Returns the file with other tensor names.
-
-    Args:
-        data: A .tflite file.
-        name: Called with the numbers of subgraph and tensor; returns the tensor's name.
-    """
-    model = unpack(data)
-    for number, graph in enumerate(model.subgraphs):
-        for index, tensor in enumerate(graph.tensors):
-            tensor.name = name(number, index)
-    return pack(model)
-
-
-def strip(data: bytes, keep_names: Names = "interface") -> bytes:
+def strip(model: FlatModel | bytes, keep_names: Names = "interface") -> bytes:
     """Returns the file without what no interpreter reads while it runs the model.
 
     Removed: tensor names, signatures, metadata, the description, recorded minimum and maximum of
     quantized tensors, doubled and empty buffers. Tensor and operator numbers stay as they are.
 
     Args:
-        data: A .tflite file.
+        model: A .tflite file: bytes, or as read.
         keep_names: Which tensors keep their names: those of the model's inputs and outputs
             (`interface`), all that inference computes (`computed`), or `all`. Defaults to
             `interface`.
     """
-    model = unpack(data)
-    model.signatureDefs = model.metadata = model.metadataBuffer = model.description = None
-    for graph in model.subgraphs:
-        graph.name = None
-        interface = {*graph.inputs, *graph.outputs}
-        for index, tensor in enumerate(graph.tensors):
-            constant = tensor.buffer != 0 and model.buffers[tensor.buffer].data is not None
-            named = keep_names == "all" or (keep_names == "computed" and not constant)
-            if not named and index not in interface:
-                tensor.name = None
-            quantization = tensor.quantization
-            if quantization is None:
-                continue
-            quantization.min = quantization.max = None
-            if quantization.scale is None or len(quantization.scale) == 0:
-                tensor.quantization = None
-    return pack(model)
+    editor = ModelEditor(model)
+    editor.strip(keep_names)
+    return editor.pack()

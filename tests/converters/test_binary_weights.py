@@ -16,10 +16,12 @@ from edgecompress.converters.binary_weights import (
     Reference,
     compare,
     convert,
-    plan_weights,
     run_reference,
-    store_weights,
     verify_stored,
+)
+from edgecompress.converters.stored_weights import (
+    plan_weights,
+    store_weights,
 )
 from edgecompress.converters.weight_formats import WEIGHT_FORMATS, fit_grid
 from edgecompress.core.errors import (
@@ -31,9 +33,10 @@ from edgecompress.core.errors import (
 )
 from edgecompress.engines.run import engine_available, run_engine
 from edgecompress.flatbuffers.artifact import Artifact
-from edgecompress.flatbuffers.editor import pack, strip, unpack
+from edgecompress.flatbuffers.editor import strip
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.operators import channel_axis
+from edgecompress.flatbuffers.packing import pack, unpack
 from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.flatbuffers.tensors import Tensor, pack_codes, unpack_codes
 from edgecompress.inspection.tflite import inspect_tflite

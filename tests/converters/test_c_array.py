@@ -26,7 +26,7 @@ from edgecompress.core.errors import (
     UnsupportedModelError,
     UnsupportedOperatorError,
 )
-from edgecompress.flatbuffers.editor import pack
+from edgecompress.flatbuffers.packing import pack
 from edgecompress.flatbuffers.reading import read_tflite
 
 _FLAGS = ("-std=c++17", "-Wall", "-Wextra", "-Werror")

@@ -137,7 +137,7 @@ def test_ranges_equal_numpy() -> None:
 def relu_of_dense() -> tuple[bytes, np.ndarray]:
     from ai_edge_litert import schema_py_generated as s
 
-    from edgecompress.flatbuffers.editor import pack
+    from edgecompress.flatbuffers.packing import pack
 
     weights = np.float32([[1, -2, 3], [0.5, 0, -1]])
     tensors = [

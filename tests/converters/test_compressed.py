@@ -14,8 +14,14 @@ import numpy as np
 import pytest
 
 from edgecompress.converters.comparison import random_inputs
-from edgecompress.converters.compressed import compress, insert_decoders, verify_exact
-from edgecompress.converters.stripping import slim
+from edgecompress.converters.compressed import (
+    compress,
+    verify_exact,
+)
+from edgecompress.converters.decoders import (
+    insert_decoders,
+)
+from edgecompress.converters.stripping import strip_for_tflm
 from edgecompress.core.errors import (
     ArgumentError,
     ConversionError,
@@ -27,8 +33,9 @@ from edgecompress.core.results import CheckResult
 from edgecompress.engines.run import run_engine
 from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.flatbuffers.coding import CODINGS, Encoded, Layout, encode_lut
-from edgecompress.flatbuffers.editor import pack, strip, unpack
+from edgecompress.flatbuffers.editor import ModelEditor
 from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.packing import pack, unpack
 from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.flatbuffers.tensors import Tensor
 from edgecompress.targets.checks import Budgets, check
@@ -527,7 +534,10 @@ def test_decoded_tensors_that_are_read_late_are_named() -> None:
 def test_what_does_not_pay_stays_raw_and_is_named(classifier: bytes) -> None:
     result = compress(classifier, samples=2)
     assert {t.coding for t in result.tensors} == {"raw"}
-    assert result.artifact.data == strip(slim(classifier))
+    editor = ModelEditor(classifier)
+    strip_for_tflm(editor)
+    editor.strip()
+    assert result.artifact.data == editor.pack()
     assert "No weight tensor is smaller coded" in result.notes[0]
     assert "no code makes the file smaller" in result.notes[1]
     assert result.decompression_memory == 0

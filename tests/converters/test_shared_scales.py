@@ -10,7 +10,9 @@ import pytest
 from edgecompress.callbacks.quantization_aware_training import QuantizationAwareTraining
 from edgecompress.callbacks.weight_clustering import WeightClustering
 from edgecompress.converters import float32, int8
-from edgecompress.converters.compressed import compress
+from edgecompress.converters.compressed import (
+    compress,
+)
 from edgecompress.converters.loaders import example_inputs, wrap
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.record import record_of

@@ -14,8 +14,9 @@ from edgecompress.converters.sparse import convert, kernel_sparsity, store_spars
 from edgecompress.core.errors import ArgumentError, ConversionError, UnsupportedModelError
 from edgecompress.engines.run import engine_available, run_engine
 from edgecompress.flatbuffers.artifact import Artifact
-from edgecompress.flatbuffers.editor import pack, strip, unpack
+from edgecompress.flatbuffers.editor import strip
 from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.packing import pack, unpack
 from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.inspection.tflite import inspect_tflite
 

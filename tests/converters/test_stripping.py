@@ -1,4 +1,4 @@
-"""Slimmed files: smaller, and the same outputs in TensorFlow Lite Micro, bit for bit."""
+"""Files stripped for TensorFlow Lite Micro: smaller, and the same outputs there, bit for bit."""
 
 from __future__ import annotations
 
@@ -10,15 +10,24 @@ import numpy as np
 import pytest
 
 from edgecompress.converters import float32, int8
-from edgecompress.converters.compressed import verify_exact
-from edgecompress.converters.stripping import slim
+from edgecompress.converters.compressed import (
+    verify_exact,
+)
+from edgecompress.converters.stripping import strip_for_tflm
 from edgecompress.core.errors import ConversionError, EngineError
 from edgecompress.engines.run import run_engine
-from edgecompress.flatbuffers.editor import pack, strip, unpack
+from edgecompress.flatbuffers.editor import ModelEditor, strip
+from edgecompress.flatbuffers.packing import pack, unpack
 from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.targets.operators import unsupported
 from edgecompress.targets.profile import load_target
 from edgecompress.targets.tflm.arena import compute_arena
+
+
+def stripped(data: bytes) -> bytes:
+    editor = ModelEditor(data)
+    strip_for_tflm(editor)
+    return editor.pack()
 
 
 def _file(*layers: keras.layers.Layer) -> bytes:
@@ -44,30 +53,30 @@ def small() -> bytes:
 
 
 def test_outputs_stay_and_the_file_shrinks(small: bytes) -> None:
-    slimmed = slim(small)
-    before, after = read_tflite(small), read_tflite(slimmed)
-    verify_exact(small, slimmed, samples=50)
+    without = stripped(small)
+    before, after = read_tflite(small), read_tflite(without)
+    verify_exact(small, without, samples=50)
     assert "RESHAPE" in before.histogram()
     assert "RESHAPE" not in after.histogram()
     # The reshape's output and shape; 12 bytes for each of the 5 + 10 channels of the biases.
     assert len(after.tensors) == len(before.tensors) - 2
-    assert len(small) - len(slimmed) > 15 * 12
-    assert slim(slimmed) == slimmed
+    assert len(small) - len(without) > 15 * 12
+    assert stripped(without) == without
 
 
 def test_one_zero_point_is_stored_for_all_channels(small: bytes) -> None:
     """TensorFlow Lite Micro reads one value for all channels; LiteRT refuses it, and so do we."""
-    tensors = unpack(slim(small)).subgraphs[0].tensors
+    tensors = unpack(stripped(small)).subgraphs[0].tensors
     scales = [t.quantization for t in tensors if t.quantization is not None]
     assert {len(q.zeroPoint) for q in scales} == {1}
     assert max(len(q.scale) for q in scales) == 5
-    read = read_tflite(slim(small))
+    read = read_tflite(stripped(small))
     assert all(len(t.zero_points) == len(t.scales) for t in read.tensors)
     (problem, *_) = unsupported(read, load_target("pixel-8"))
     assert "one zero point for all channels" in problem.reason
     assert not unsupported(read, load_target("nucleo-l4r5zi"))
     with pytest.raises(EngineError, match="1 zero_point values"):
-        run_engine("litert", slim(small), [np.zeros((1, 6, 6, 2), np.int8)])
+        run_engine("litert", stripped(small), [np.zeros((1, 6, 6, 2), np.int8)])
 
 
 def _dense_bias(model: Any) -> Any:
@@ -76,7 +85,7 @@ def _dense_bias(model: Any) -> Any:
 
 
 def test_biases_lose_their_scales(small: bytes) -> None:
-    biases = [t for t in unpack(slim(small)).subgraphs[0].tensors if t.type == 2]
+    biases = [t for t in unpack(stripped(small)).subgraphs[0].tensors if t.type == 2]
     assert len(biases) == 4
     assert all(bias.quantization is None for bias in biases)
 
@@ -88,8 +97,8 @@ def test_the_scale_of_a_bias_that_the_engine_would_miss_stays(small: bytes) -> N
     output = graph.tensors[graph.outputs[0]].quantization
     output.scale = np.array(output.scale) / 1000
     coarse = pack(model)
-    assert _dense_bias(unpack(slim(coarse))).quantization is not None
-    verify_exact(coarse, slim(coarse))
+    assert _dense_bias(unpack(stripped(coarse))).quantization is not None
+    verify_exact(coarse, stripped(coarse))
     model = unpack(coarse)
     _dense_bias(model).quantization = None
     with pytest.raises(EngineError):
@@ -102,15 +111,15 @@ def test_a_scale_for_all_channels_is_stored_once(small: bytes) -> None:
     filters = [graph.tensors[o.inputs[1]].quantization for o in graph.operators[:2]]
     filters[0].scale = np.full(5, filters[0].scale[0])
     shared = pack(model)
-    slimmed = unpack(slim(shared)).subgraphs[0]
-    scales = [slimmed.tensors[o.inputs[1]].quantization.scale for o in slimmed.operators[:2]]
+    graph = unpack(stripped(shared)).subgraphs[0]
+    scales = [graph.tensors[o.inputs[1]].quantization.scale for o in graph.operators[:2]]
     assert [len(scale) for scale in scales] == [1, 5]
-    verify_exact(shared, slim(shared), samples=20)
+    verify_exact(shared, stripped(shared), samples=20)
 
 
 def test_the_arena_of_the_slimmed_file_is_known_and_no_larger(small: bytes) -> None:
     before = compute_arena(read_tflite(small), "cortex-m4").used
-    after = compute_arena(read_tflite(slim(small)), "cortex-m4").used
+    after = compute_arena(read_tflite(stripped(small)), "cortex-m4").used
     assert before is not None and after is not None
     assert after < before
 
@@ -123,15 +132,15 @@ def test_reshapes_that_others_need_stay() -> None:
         keras.layers.Softmax(),
     )
     before = read_tflite(data).histogram()["RESHAPE"]
-    slimmed = slim(data)
-    assert read_tflite(slimmed).histogram()["RESHAPE"] == before
-    verify_exact(data, slimmed)
+    without = stripped(data)
+    assert read_tflite(without).histogram()["RESHAPE"] == before
+    verify_exact(data, without)
 
 
 def test_a_reshape_before_an_output_stays() -> None:
     data = _file(keras.layers.Conv2D(2, 3), keras.layers.Flatten())
-    assert slim(data).count(b"TFL3") == 1
-    assert "RESHAPE" in read_tflite(slim(data)).histogram()
+    assert stripped(data).count(b"TFL3") == 1
+    assert "RESHAPE" in read_tflite(stripped(data)).histogram()
 
 
 def test_a_filter_that_is_reshaped_is_no_input(small: bytes) -> None:
@@ -141,11 +150,11 @@ def test_a_filter_that_is_reshaped_is_no_input(small: bytes) -> None:
     reshape = next(o for o in graph.operators if o.builtinOptions is None or len(o.inputs) == 2)
     dense = next(o for o in graph.operators if reshape.outputs[0] in o.inputs)
     dense.inputs = np.array([dense.inputs[0], reshape.outputs[0], dense.inputs[2]], np.int32)
-    assert "RESHAPE" in read_tflite(slim(pack(model))).histogram()
+    assert "RESHAPE" in read_tflite(stripped(pack(model))).histogram()
 
 
 def test_a_changed_bias_is_detected(small: bytes) -> None:
-    model = unpack(slim(small))
+    model = unpack(stripped(small))
     graph = model.subgraphs[0]
     bias = next(t for t in graph.tensors if t.type == 2 and t.buffer)
     buffer = model.buffers[bias.buffer]
@@ -159,6 +168,6 @@ def test_a_changed_bias_is_detected(small: bytes) -> None:
 )
 def test_reference_models_stay_exact(shared: Path, name: str) -> None:
     data = strip((shared / "models" / "mlperf_tiny" / f"{name}.tflite").read_bytes())
-    slimmed = slim(data)
-    assert len(slimmed) <= len(data)
-    verify_exact(data, slimmed, samples=3)
+    without = stripped(data)
+    assert len(without) <= len(data)
+    verify_exact(data, without, samples=3)

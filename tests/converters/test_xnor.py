@@ -25,8 +25,8 @@ from edgecompress.core.errors import (
     UnsupportedModelError,
 )
 from edgecompress.engines.run import engine_available, load_failure, run_engine
-from edgecompress.flatbuffers.editor import pack, unpack
 from edgecompress.flatbuffers.operators import binary_kernel_shape
+from edgecompress.flatbuffers.packing import pack, unpack
 from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.inspection import inspect_keras, inspect_tflite
 from edgecompress.layers.binary import BinaryConv2D, BinaryDense

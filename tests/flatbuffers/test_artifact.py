@@ -12,7 +12,8 @@ from edgecompress.core.errors import ModelFileError
 from edgecompress.core.files import sha256
 from edgecompress.flatbuffers import reading as reader
 from edgecompress.flatbuffers.artifact import Artifact
-from edgecompress.flatbuffers.editor import pack, rename_tensors
+from edgecompress.flatbuffers.editor import ModelEditor
+from edgecompress.flatbuffers.packing import pack
 
 
 def _file() -> bytes:
@@ -62,6 +63,12 @@ def test_numbers() -> None:
     assert artifact.file_name("kws") == "kws_int8.tflite"
 
 
+def _renamed(data: bytes) -> bytes:
+    editor = ModelEditor(data)
+    editor.rename(lambda graph, tensor: f"t{tensor}")
+    return editor.pack()
+
+
 def test_it_is_read_once(parsed: list[bytes]) -> None:
     artifact = Artifact("float32", _file(), "m")
     assert [tensor.name for tensor in artifact.flat.tensors] == ["x", "y"]
@@ -74,7 +81,7 @@ def test_only_other_bytes_are_read_again(parsed: list[bytes]) -> None:
     flat = artifact.flat
     assert artifact.having(notes=("a note",)).flat is flat
     assert len(parsed) == 1
-    other = rename_tensors(artifact.data, lambda graph, tensor: f"t{tensor}")
+    other = _renamed(artifact.data)
     changed = artifact.having(data=other)
     assert [tensor.name for tensor in changed.flat.tensors] == ["t0", "t1"]
     assert [tensor.name for tensor in artifact.flat.tensors] == ["x", "y"]
@@ -82,7 +89,7 @@ def test_only_other_bytes_are_read_again(parsed: list[bytes]) -> None:
 
 def test_names_of_a_variant(parsed: list[bytes]) -> None:
     plain = Artifact("float32", _file(), "m")
-    named = reader.read_tflite(rename_tensors(plain.data, lambda graph, tensor: f"t{tensor}"))
+    named = reader.read_tflite(_renamed(plain.data))
     count = len(parsed)
     known = plain.read_as(named)
     assert [tensor.name for tensor in known.flat.tensors] == ["t0", "t1"]

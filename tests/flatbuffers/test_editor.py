@@ -11,7 +11,8 @@ import pytest
 
 from edgecompress.core.errors import ModelFileError
 from edgecompress.engines.run import run_engine
-from edgecompress.flatbuffers.editor import pack, rename_tensors, strip, unpack
+from edgecompress.flatbuffers.editor import ModelEditor, strip
+from edgecompress.flatbuffers.packing import pack, unpack
 from edgecompress.flatbuffers.reading import read_tflite
 
 REFERENCES = ["ad01_int8", "pretrainedResnet_quant", "kws_ref_model", "vww_96_int8"]
@@ -145,8 +146,9 @@ def test_strip_keeps_names_of_computed_tensors_inside() -> None:
 
 
 def test_rename() -> None:
-    data = rename_tensors(pack(two_biases()), lambda graph, index: f"{graph}:{index}")
-    assert [t.name for t in read_tflite(data).tensors] == ["0:0", "0:1", "0:2", "0:3"]
+    editor = ModelEditor(pack(two_biases()))
+    editor.rename(lambda graph, index: f"{graph}:{index}")
+    assert [t.name for t in read_tflite(editor.pack()).tensors] == ["0:0", "0:1", "0:2", "0:3"]
 
 
 def test_damaged_files_are_refused() -> None:

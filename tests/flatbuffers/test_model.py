@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgecompress.core.errors import EdgeCompressError, ModelFileError
-from edgecompress.flatbuffers.editor import pack
+from edgecompress.flatbuffers.packing import pack
 from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.flatbuffers.tensors import Tensor
 

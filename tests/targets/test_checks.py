@@ -13,9 +13,9 @@ import pytest
 from edgecompress.core.errors import UnknownNameError
 from edgecompress.core.results import CheckResult, TargetResult
 from edgecompress.engines.run import engine_available, load_failure, run_engine
-from edgecompress.flatbuffers.editor import pack, unpack
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.operators import Operator
+from edgecompress.flatbuffers.packing import pack, unpack
 from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.flatbuffers.sparse_tensors import encode_blocks
 from edgecompress.flatbuffers.tensors import Tensor

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from edgecompress.callbacks.base import LayerChoice
 from edgecompress.callbacks.kernel_quantization import (
     LatentWeights,
     QuantizedKernel,
     per_channel_list,
 )
+from edgecompress.callbacks.layer_choice import LayerChoice
 from edgecompress.core.errors import ArgumentError
 from edgecompress.precisions.binary import (
     SCALES,
@@ -118,12 +118,12 @@ class Binarize(LatentWeights):
         """Returns latent weights within -clip and clip."""
         return ops.clip(latent, -self.clip_value, self.clip_value)
 
-    def estimate(self, kernel: QuantizedKernel, above: Any) -> Any:
+    def estimate(self, kernel: QuantizedKernel, upstream_grad: Any) -> Any:
         """Returns the gradient of the latent weights; part of the compiled step."""
         latent = ops.convert_to_tensor(kernel.latent)
-        return binary_gradient(above, latent, kernel.axes, self.scale, self.clip_value)
+        return binary_gradient(upstream_grad, latent, kernel.axes, self.scale, self.clip_value)
 
-    def results(self) -> dict[str, Any]:
+    def kernel_results(self) -> dict[str, Any]:
         """Returns the scales: alpha of each channel."""
         return {
             "scales": {

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 from keras import layers as kl
 from keras import ops
 
-from edgecompress.callbacks.base import Keras3Callback, rebuild_train_function
+from edgecompress.callbacks.base import HookedCallback
+from edgecompress.callbacks.hooks import Wrapping
 from edgecompress.core.keras_graph import walk_layers
 
 
-class FastGroupedConvolutions(Keras3Callback):
+class FastGroupedConvolutions(HookedCallback):
     """Makes `Conv2D(groups=...)` train at the speed of other convolutions on CPUs.
 
     There, Keras computes grouped convolutions through a part of XLA that takes many times as long
@@ -25,20 +27,10 @@ class FastGroupedConvolutions(Keras3Callback):
         >>> model.fit(x, y, callbacks=[FastGroupedConvolutions()])  # doctest: +SKIP
     """
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+    def attach(self) -> None:
         """Replaces the convolution of the grouped layers."""
-        self._restore()
         for layer in self._grouped():
-            # On the instance alone, and past Keras's attribute tracking.
-            object.__setattr__(layer, "convolution_op", _by_group(layer))
-        if self._grouped():
-            rebuild_train_function(self.model)
-
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Gives the layers their own convolution back."""
-        self._restore()
-        if self._grouped():
-            rebuild_train_function(self.model)
+            self.hook(Wrapping(layer, "convolution_op", functools.partial(_by_group, layer)))
 
     def _grouped(self) -> list[kl.Conv2D]:
         return [
@@ -50,13 +42,9 @@ class FastGroupedConvolutions(Keras3Callback):
             and layer.data_format == "channels_last"
         ]
 
-    def _restore(self) -> None:
-        for layer in self._grouped():
-            if "convolution_op" in vars(layer):
-                object.__delattr__(layer, "convolution_op")
 
-
-def _by_group(layer: kl.Conv2D) -> Callable[[Any, Any], Any]:
+def _by_group(layer: kl.Conv2D, plain: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    @functools.wraps(plain)
     def convolution_op(inputs: Any, kernel: Any) -> Any:
         pairs = zip(
             ops.split(inputs, layer.groups, axis=-1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,18 +10,12 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from edgecompress.callbacks.base import (
-    CompressionCallback,
-    LayerChoice,
-    StepHook,
-    own_training,
-    rebuild_train_function,
-    select_layers,
-)
+from edgecompress.callbacks.base import CompressionCallback
+from edgecompress.callbacks.hooks import Hook, UpdateHook, Wrapping, own_training
+from edgecompress.callbacks.layer_choice import LayerChoice, layer_choice, select_layers
 from edgecompress.callbacks.observation import Observation
 from edgecompress.core.errors import ArgumentError, UnknownNameError, UnsupportedModelError
 from edgecompress.core.keras_graph import named_layers
-from edgecompress.core.learnt_ranges import keeping_ranges
 from edgecompress.core.options import named, named_config
 from edgecompress.criteria import CRITERIA
 from edgecompress.criteria.base import Criterion
@@ -126,9 +121,7 @@ class GroupLasso(CompressionCallback):
         self.groups = groups
         self.threshold = float(threshold)
         self.final_sparsity = final_sparsity
-        if isinstance(layers, str):
-            layers = [layers]
-        self.layers: LayerChoice = layers if layers is None or callable(layers) else list(layers)
+        self.layers = layer_choice(layers)
         self.begin_epoch = begin_epoch
         self.end_epoch = end_epoch
         self.criterion: Criterion = named(CRITERIA, criterion, "criterion")
@@ -137,7 +130,7 @@ class GroupLasso(CompressionCallback):
         self._analyses: list[Analysis] = []
         self._frozen: list[FrozenZeros] = []
         self._state = "waiting"  # then "penalized", then "frozen" where training goes on
-        self._hook: StepHook | None = None
+        self._penalties: list[Hook] = []
         self._adds_gradient = False
         self._reached: set[str] = set()
 
@@ -160,30 +153,27 @@ class GroupLasso(CompressionCallback):
             ),
         }
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+    def attach(self) -> None:
         """Finds the filters; the penalty starts with its first epoch."""
-        super().on_train_begin(logs)
-        self._release()  # A fit that was interrupted may have left its hooks.
-        self._seen = None
+        self._seen, self._penalties, self._adds_gradient = None, [], False
         self._targets = self._find_targets()
         self._state = "waiting"
 
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def start_epoch(self, epoch: int) -> None:
         """Switches the penalty on or off where an epoch asks for it."""
         over = self.end_epoch is not None and epoch >= self.end_epoch
         if over and self._state != "frozen":
             # Training that resumes later than `end_epoch` has its zeros already; the weights
             # that were small by chance since then must not join them.
             if self._state == "penalized" or epoch == self.end_epoch:
-                self._release()
+                self._lift_penalty()
                 self._zero_weak_filters()
             self._freeze()
             self._state = "frozen"
-            rebuild_train_function(self.model)
+            self.session.trace(always=True)
         elif not over and self._state == "waiting" and epoch >= self.begin_epoch:
             self._penalize()
             self._state = "penalized"
-            rebuild_train_function(self.model)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes the penalty and the number of weak or zero filters into the history."""
@@ -207,26 +197,26 @@ class GroupLasso(CompressionCallback):
             },
         )
 
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Sets the weak filters to zero where that has not happened, and removes all hooks."""
+    def settle(self) -> None:
+        """Sets the weak filters to zero where that has not happened."""
         if self._state == "frozen":
             # An optimizer that averages weights has just replaced them.
-            with keeping_ranges(self.model):
-                for frozen in self._frozen:
-                    frozen.variable.assign(frozen.variable * frozen.mask)
-        self._release()
-        if self._state == "penalized":
-            with keeping_ranges(self.model):
-                self._zero_weak_filters()
-        elif self._state == "waiting":
+            for frozen in self._frozen:
+                frozen.variable.assign(frozen.variable * frozen.mask)
+        elif self._state == "penalized":
+            self._lift_penalty()
+            self._zero_weak_filters()
+        else:
             self.note(
                 f"group lasso never began: begin_epoch={self.begin_epoch} was not reached, so no "
                 "filter was set to zero."
             )
         self._state = "waiting"
-        rebuild_train_function(self.model)
+
+    def results(self) -> Mapping[str, Any]:
+        """Returns how many filters of each layer are zero, of how many."""
         zero = {t.path: [int(t.zeros().sum()), len(t.zeros())] for t in self._targets}
-        self.attach_step({"zero_filters": zero})
+        return {"zero_filters": zero}
 
     def _find_targets(self) -> list[_Target]:
         """Returns the chosen layers whose filters `finalize` can remove; names the others."""
@@ -271,7 +261,7 @@ class GroupLasso(CompressionCallback):
         own = own_training(self.model)
         if own is None:
             for target in self._targets:
-                target.penalize(self.strength)
+                self._penalties.append(self.hook(target.penalty_hook(self.strength)))
             if not self.criterion.statistics:
                 return
         else:
@@ -280,11 +270,11 @@ class GroupLasso(CompressionCallback):
                 f"{own}: the penalty is not part of the reported loss."
             )
         self._reached = set()
-        self._hook = StepHook(self.model, self.params)
+        hook = self.hook(UpdateHook(before=self._with_gradients))
+        self._penalties.append(hook)
         kernels = [(target.path.replace("/", "_"), target.kernel) for target in self._targets]
-        self._seen = Observation(self.criterion, kernels, self._hook)
+        self._seen = Observation(self.criterion, kernels, hook)
         self._adds_gradient = own is not None
-        self._hook.install(lambda: None, [], before=self._with_gradients)
 
     def _with_gradients(self, gradients: list[Any], variables: list[Any]) -> list[Any]:
         """Shows the gradients to the criterion, then adds the penalty's; part of the step."""
@@ -308,7 +298,7 @@ class GroupLasso(CompressionCallback):
 
     def _refuse_unreached(self) -> None:
         """Refuses a train step that leaves penalized layers out."""
-        if self._state != "penalized" or self._hook is None or not self._adds_gradient:
+        if self._state != "penalized" or not self._adds_gradient:
             return
         missing = [target.path for target in self._targets if target.path not in self._reached]
         if missing:
@@ -365,21 +355,16 @@ class GroupLasso(CompressionCallback):
             self.note(f"group lasso: {text}")
 
     def _freeze(self) -> None:
+        """Keeps the filters of zeros at zero while training goes on."""
         self._frozen = frozen_zeros(self.model, [target.path for target in self._targets])
         for frozen in self._frozen:
-            frozen.variable.constraint = _KeepZeros(frozen.variable.constraint, frozen.mask)
+            keep = functools.partial(_KeepZeros, mask=frozen.mask)
+            self.hook(Wrapping(frozen.variable, "constraint", keep))
 
-    def _release(self) -> None:
-        """Gives variables their own regularizers and constraints back."""
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
-        for _, layer in named_layers(self.model):
-            for variable in layer.weights:
-                if isinstance(variable.regularizer, _Penalty):
-                    variable.regularizer = variable.regularizer.inner
-                if isinstance(variable.constraint, _KeepZeros):
-                    variable.constraint = variable.constraint.inner
+    def _lift_penalty(self) -> None:
+        for hook in self._penalties:
+            self.session.detach(hook)
+        self._penalties = []
 
 
 def _has_filters(layer: Any) -> bool:
@@ -414,9 +399,10 @@ class _Target:
         # The group's size counts gamma where it belongs to the group.
         self.size = int(np.prod(self.kernel.shape)) // count + (self.gamma is not None)
 
-    def penalize(self, strength: float) -> None:
-        """Adds the penalty to the regularizer of the kernel, which the train step sums up."""
-        self.kernel.regularizer = _Penalty(self.kernel.regularizer, self, strength)
+    def penalty_hook(self, strength: float) -> Wrapping:
+        """Returns what adds the penalty to the kernel's regularizer, which the train step sums."""
+        add = functools.partial(_Penalty, target=self, strength=strength)
+        return Wrapping(self.kernel, "regularizer", add)
 
     def penalty(self, strength: float, kernel: Any = None) -> Any:
         """Returns the penalty as a tensor, for the kernel's value inside a train step."""
@@ -467,7 +453,7 @@ class _Penalty:
 
 @dataclass(frozen=True, eq=False)
 class _KeepZeros:
-    """A variable's constraint: its own, if any, then zeros in zero filters."""
+    """A variable's constraint: its own, if any, then zeros where filters are zero."""
 
     inner: Callable[[Any], Any] | None
     mask: np.ndarray

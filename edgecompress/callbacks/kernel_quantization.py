@@ -2,7 +2,7 @@
 
 The kernel's variable always holds the values that will be deployed, so that the loss, validation,
 checkpoints and quantization-aware training see them. The float weights behind them, called latent,
-are variables of a `StepHook`. One update of the optimizer is
+are variables of an `UpdateHook`. One update of the optimizer is
 
     before   gradient <- straight-through estimate;  kernel <- latent
     update   the optimizer moves the kernel: learning rate, momentum, weight decay, constraints
@@ -22,18 +22,18 @@ import keras
 import numpy as np
 from keras import ops
 
-from edgecompress.callbacks.base import (
+from edgecompress.callbacks.base import CompressionCallback
+from edgecompress.callbacks.hooks import UpdateHook
+from edgecompress.callbacks.layer_choice import (
     ChosenKernel,
-    CompressionCallback,
     LayerChoice,
-    StepHook,
-    rebuild_train_function,
+    choose_kernels,
+    layer_choice,
 )
 from edgecompress.core.errors import ArgumentError, ModelFileError, UnreadableFileError
 from edgecompress.core.files import write_atomic
 from edgecompress.core.keras_graph import outer_layers
 from edgecompress.core.layer_kinds import int8_kernels
-from edgecompress.core.learnt_ranges import keeping_ranges
 from edgecompress.core.reading import read_arrays
 
 # Two computations of the same quantized weights differ by less, relative to the largest.
@@ -107,12 +107,10 @@ class KernelQuantization(CompressionCallback):
     def __init__(self, layers: LayerChoice, begin_epoch: int) -> None:
         """Checks the arguments."""
         super().__init__()
-        if isinstance(layers, str):
-            layers = [layers]
-        self.layers: LayerChoice = layers if layers is None or callable(layers) else list(layers)
+        self.layers = layer_choice(layers)
         self.begin_epoch = check_epoch("begin_epoch", begin_epoch)
         self._kernels: list[QuantizedKernel] = []
-        self._hook: StepHook | None = None
+        self._hook: UpdateHook | None = None
         self._active = False
 
     def choose(self) -> list[tuple[ChosenKernel, tuple[int, ...]]]:
@@ -127,7 +125,7 @@ class KernelQuantization(CompressionCallback):
         """Quantizes a kernel for the first time, or goes on with what it finds."""
         raise NotImplementedError
 
-    def estimate(self, kernel: QuantizedKernel, above: Any) -> Any:
+    def estimate(self, kernel: QuantizedKernel, upstream_grad: Any) -> Any:
         """Returns the gradient that the optimizer applies; part of the compiled step."""
         raise NotImplementedError
 
@@ -139,16 +137,16 @@ class KernelQuantization(CompressionCallback):
         """Returns whether a kernel holds what the last update left."""
         raise NotImplementedError
 
-    def results(self) -> dict[str, Any]:
+    def kernel_results(self) -> dict[str, Any]:
         """Returns what goes into the record."""
         raise NotImplementedError
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+    def attach(self) -> None:
         """Chooses the kernels and hooks them; nothing is quantized before `begin_epoch`."""
-        super().on_train_begin(logs)
-        self._detach()
+        self._active = False
         chosen = self.choose()
-        hook = StepHook(self.model, self.params)
+        variables = [kernel.variable for kernel, _ in chosen]
+        hook = self.hook(UpdateHook(self._quantize, self._estimate, variables, exclusive=True))
         self._kernels = [
             QuantizedKernel(
                 kernel,
@@ -159,24 +157,13 @@ class KernelQuantization(CompressionCallback):
             )
             for kernel, axes in chosen
         ]
-        self.prepare(hook)
         self._hook = hook
-        try:
-            hook.install(
-                self._quantize,
-                [kernel.variable for kernel in self._kernels],
-                self._estimate,
-                exclusive=True,
-            )
-        except ArgumentError:
-            self._detach()
-            raise
-        rebuild_train_function(self.model)
+        self.prepare(hook)
 
-    def prepare(self, hook: StepHook) -> None:
+    def prepare(self, hook: UpdateHook) -> None:
         """Adds further variables to the hook."""
 
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def start_epoch(self, epoch: int) -> None:
         """Begins when the epoch has come, or where an earlier fit has quantized the kernels."""
         if self._active or not (epoch >= self.begin_epoch or self._quantized_already()):
             return
@@ -187,21 +174,32 @@ class KernelQuantization(CompressionCallback):
                 )
             self.start(kernel)
         self._active = True
-        rebuild_train_function(self.model)
+        self.session.trace(always=True)
 
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Leaves a plain model whose kernels hold their few values, and its record."""
-        if self._active:
-            with keeping_ranges(self.model):
-                self._settle()
-        else:
+    def settle(self) -> None:
+        """Quantizes what was put in the place of the weights at the end: restored, averaged."""
+        if not self._active:
             self.note(
                 f"{type(self).__name__} was never active: begin_epoch is {self.begin_epoch}, "
                 f"training ended after epoch {self.params.get('epochs', 0) - 1}."
             )
-        results = self.results() if self._active else {"layers_quantized": 0}
-        self._detach()
-        self.attach_step(results)
+            return
+        for kernel in self._kernels:
+            if self.is_current(kernel) or self.is_quantized(kernel.numpy(), kernel.axes):
+                continue
+            self.note(
+                f"{kernel.name} was {self.done} anew at the end of training: its weights were "
+                "replaced by restored or averaged ones."
+            )
+            self.start(kernel)
+
+    def results(self) -> Mapping[str, Any]:
+        """Returns what goes into the record, also where it never began."""
+        return self.kernel_results() if self._active else {"layers_quantized": 0}
+
+    def detach(self) -> None:
+        """Gives the model back; see `HookedCallback.detach`."""
+        super().detach()
         self._kernels = []
 
     def _quantized_already(self) -> bool:
@@ -227,24 +225,6 @@ class KernelQuantization(CompressionCallback):
         if self._active:
             for kernel in self._kernels:
                 self.quantize_after(kernel)
-
-    def _settle(self) -> None:
-        """Quantizes what was put in the place of the weights at the end: restored, averaged."""
-        for kernel in self._kernels:
-            if self.is_current(kernel) or self.is_quantized(kernel.numpy(), kernel.axes):
-                continue
-            self.note(
-                f"{kernel.name} was {self.done} anew at the end of training: its weights were "
-                "replaced by restored or averaged ones."
-            )
-            self.start(kernel)
-
-    def _detach(self) -> None:
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
-            rebuild_train_function(self.model)
-        self._active = False
 
 
 class LatentWeights(KernelQuantization):
@@ -305,7 +285,9 @@ class LatentWeights(KernelQuantization):
 
     def choose(self) -> list[tuple[ChosenKernel, tuple[int, ...]]]:
         """Returns the kernels that int8 files know, without the outermost ones."""
-        kernels = self.choose_kernels(self.layers, self.done, lambda kind: bool(kind.int8_kernels))
+        kernels = choose_kernels(
+            self.model, self.layers, self.done, self.note, lambda kind: bool(kind.int8_kernels)
+        )
         chosen = []
         outer = self._outer() if self.layers is None and not self.first_and_last else {}
         for kernel in kernels:
@@ -336,9 +318,9 @@ class LatentWeights(KernelQuantization):
             id(layer): "the first" for layer in first
         }
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+    def attach(self) -> None:
         """Reads the latent weights of an earlier process, too."""
-        super().on_train_begin(logs)
+        super().attach()
         self._known = [getattr(self.model, _LATENT, {})]
         if self.latent_file is not None:
             if not self.latent_file.parent.is_dir():
@@ -387,9 +369,9 @@ class LatentWeights(KernelQuantization):
         kernel.latent.assign(self.clip(ops.convert_to_tensor(kernel.variable)))
         kernel.variable.assign(ops.cast(self.quantize(kernel), kernel.variable.dtype))
 
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def start_epoch(self, epoch: int) -> None:
         """Begins when the epoch has come; remembers the signs to count what changes."""
-        super().on_epoch_begin(epoch, logs)
+        super().start_epoch(epoch)
         if self._active:
             self._epoch_signs = {k.name: np.sign(k.numpy()).astype("int8") for k in self._kernels}
 
@@ -413,15 +395,12 @@ class LatentWeights(KernelQuantization):
         """Returns more values for the history."""
         return {}
 
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Leaves a plain model; the latent weights stay at hand for a later fit."""
-        super().on_train_end(logs)
+    def settle(self) -> None:
+        """Quantizes weights that were replaced; the latent ones stay at hand for a later fit."""
         self._known, self._epoch_signs = [], {}
-
-    def _settle(self) -> None:
-        self._known = []
-        super()._settle()
-        self._keep()
+        super().settle()
+        if self._active:
+            self._keep()
 
     def _keep(self) -> None:
         latent = {kernel.name: as_numpy(kernel.latent) for kernel in self._kernels}
@@ -440,7 +419,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         raise ModelFileError(f"{error} Delete it to start from the model's own weights.") from error
     if not isinstance(arrays, dict):
         raise ModelFileError(
-            f"{path} is no .npz file. Delete it to start from the model's own weights."
+            f"{path} is not an .npz file. Delete it to start from the model's own weights."
         )
     return arrays
 

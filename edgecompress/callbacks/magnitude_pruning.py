@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgecompress.callbacks.base import LayerChoice
+from edgecompress.callbacks.layer_choice import LayerChoice
 from edgecompress.callbacks.pruning import Pruning
 from edgecompress.core.errors import ArgumentError
 from edgecompress.patterns.blocks import Blocks

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from edgecompress.callbacks.base import StepHook
+from edgecompress.callbacks.hooks import UpdateHook
 from edgecompress.criteria.base import Criterion
 
 
@@ -18,11 +18,11 @@ class Observation:
     Args:
         criterion: The criterion.
         kernels: Name -> kernel.
-        hook: The hook of the fit; it keeps the statistics out of saved files.
+        hook: An attached hook of the fit; it keeps the statistics out of saved files.
     """
 
     def __init__(
-        self, criterion: Criterion, kernels: Sequence[tuple[str, keras.Variable]], hook: StepHook
+        self, criterion: Criterion, kernels: Sequence[tuple[str, keras.Variable]], hook: UpdateHook
     ) -> None:
         """Adds the variables, where the criterion wants any."""
         self._criterion = criterion
@@ -64,7 +64,7 @@ class Observation:
         """Shows the criterion the gradients of a step; part of the compiled step.
 
         Returns:
-            The gradients as they came, which is what `StepHook.install(before=...)` wants.
+            The same gradients, which is what `UpdateHook.before` wants.
         """
         if self._steps is None:
             return gradients

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from edgecompress.callbacks.base import ChosenKernel, LayerChoice
 from edgecompress.callbacks.kernel_quantization import (
     KernelQuantization,
     QuantizedKernel,
@@ -17,6 +16,7 @@ from edgecompress.callbacks.kernel_quantization import (
     per_channel_list,
     scale_axes,
 )
+from edgecompress.callbacks.layer_choice import ChosenKernel, LayerChoice, choose_kernels
 from edgecompress.core.errors import ArgumentError
 from edgecompress.precisions.binary import SCALES, binarize, binary_scale, is_binary
 
@@ -84,7 +84,9 @@ class PatternBinarization(KernelQuantization):
 
     def choose(self) -> list[tuple[ChosenKernel, tuple[int, ...]]]:
         """Returns the k x k kernels; refuses 1x1 ones that are named."""
-        kernels = self.choose_kernels(self.layers, self.done, lambda kind: kind.sign_patterns)
+        kernels = choose_kernels(
+            self.model, self.layers, self.done, self.note, lambda kind: kind.sign_patterns
+        )
         chosen, pointwise = [], []
         for kernel in kernels:
             axes = scale_axes(kernel)
@@ -133,25 +135,25 @@ class PatternBinarization(KernelQuantization):
         kernel.latent.assign(pattern)
         kernel.variable.assign(pattern)
 
-    def estimate(self, kernel: QuantizedKernel, above: Any) -> Any:
+    def estimate(self, kernel: QuantizedKernel, upstream_grad: Any) -> Any:
         """Returns no gradient: neither momentum nor clipping by norm shall see it."""
-        return ops.zeros_like(above)
+        return ops.zeros_like(upstream_grad)
 
     def quantize_after(self, kernel: QuantizedKernel) -> None:
         """Puts the pattern back, whatever weight decay or momentum made of it."""
         kernel.variable.assign(ops.convert_to_tensor(kernel.latent))
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+    def attach(self) -> None:
         """Chooses the kernels; they train until `begin_epoch`."""
         self._errors = {}
-        super().on_train_begin(logs)
+        super().attach()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes into the history whether the patterns are fixed, and how far they were off."""
         values = {"pattern_active": float(self._active), "pattern_error": self._error()}
         self.log(epoch, logs, values)
 
-    def results(self) -> dict[str, Any]:
+    def kernel_results(self) -> dict[str, Any]:
         """Returns the scale of each filter, and the error."""
         scales = {
             kernel.name: per_channel_list(binary_scale(kernel.numpy(), kernel.axes))

@@ -11,17 +11,17 @@ import keras
 import numpy as np
 from keras import ops
 
-from edgecompress.callbacks.base import (
+from edgecompress.callbacks.base import CompressionCallback
+from edgecompress.callbacks.hooks import UpdateHook
+from edgecompress.callbacks.layer_choice import (
     ChosenKernel,
-    CompressionCallback,
     LayerChoice,
-    StepHook,
-    rebuild_train_function,
+    choose_kernels,
+    layer_choice,
 )
 from edgecompress.callbacks.observation import Observation
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.layer_kinds import exact_kind_of
-from edgecompress.core.learnt_ranges import keeping_ranges
 from edgecompress.core.options import named, named_config
 from edgecompress.core.registry import Registry
 from edgecompress.criteria import CRITERIA
@@ -128,11 +128,11 @@ class Pruning(CompressionCallback):
         self.criterion: Criterion = named(CRITERIA, criterion, "criterion")
         self.pattern: Pattern = named(PATTERNS, pattern, "pattern")
         self._check_reach()
-        self.layers = layers if layers is None or callable(layers) else _names(layers)
+        self.layers = layer_choice(layers)
         self.scope = scope
         self._groups = SCOPES[scope]
         self._pruned: list[_Pruned] = []
-        self._hook: StepHook | None = None
+        self._hook: UpdateHook | None = None
         self._seen: Observation | None = None
         self._started = False
 
@@ -146,18 +146,16 @@ class Pruning(CompressionCallback):
             "layers": [pruned.layer for pruned in self._pruned],
         }
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Hooks the masks into the optimizer and has the train step traced anew."""
-        super().on_train_begin(logs)
-        self._detach()
-        kernels = self._fitting(self.choose_kernels(self.layers, "pruned"))
-        hook = StepHook(self.model, self.params)
-        taken = {id(variable) for other in hook.others() for variable in other.assigns}
+    def attach(self) -> None:
+        """Hooks the masks into the optimizer."""
+        kernels = self._fitting(choose_kernels(self.model, self.layers, "pruned", self.note))
+        taken = {id(variable) for other in self.session.updates() for variable in other.assigns}
         for kernel in kernels:
             if id(kernel.variable) in taken:
                 raise ArgumentError(
                     "layers", "name no layer that another callback of this fit prunes", kernel.name
                 )
+        hook = self.hook(UpdateHook(self._prune, assigns=[kernel.variable for kernel in kernels]))
         self._pruned = [
             _Pruned(
                 kernel.name,
@@ -173,16 +171,12 @@ class Pruning(CompressionCallback):
         self._seen = Observation(
             self.criterion, [(kernel.layer.name, kernel.variable) for kernel in kernels], hook
         )
-        hook.install(
-            self._prune,
-            [pruned.kernel for pruned in self._pruned],
-            before=self._seen.observe if self._seen.needed else None,
-        )
-        rebuild_train_function(self.model)
+        if self._seen.needed:
+            hook.before = self._seen.observe
         self._started = False
         self._warn_of_no_update()
 
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def start_epoch(self, epoch: int) -> None:
         """Finds the masks to start from, once every callback has restored what it restores."""
         if not self._started:
             self._resume()
@@ -195,16 +189,21 @@ class Pruning(CompressionCallback):
         details = {f"sparsity/{name}": value for name, value in by_layer.items()}
         self.log(epoch, logs, {"sparsity": total}, details)
 
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Leaves a plain model with exact zeros, and its record."""
-        # With an exponential moving average, fit has just replaced the weights.
-        with keeping_ranges(self.model):
-            self._mask_kernels()
+    def settle(self) -> None:
+        """Masks the weights once more: with a moving average, `fit` has just replaced them."""
+        for pruned in self._pruned:
+            pruned.apply(ops.convert_to_tensor(pruned.mask))
+
+    def results(self) -> Mapping[str, Any]:
+        """Returns the sparsity, of all and of each layer, and the optimizer's steps."""
         total, by_layer = self._sparsity()
         step = self._step()
         self._note_shortfall(total, step)
-        self._detach()
-        self.attach_step({"sparsity": total, "layer_sparsity": by_layer, "optimizer_steps": step})
+        return {"sparsity": total, "layer_sparsity": by_layer, "optimizer_steps": step}
+
+    def detach(self) -> None:
+        """Gives the model back; see `HookedCallback.detach`."""
+        super().detach()
         self._pruned = []
 
     def _check_reach(self) -> None:
@@ -271,10 +270,6 @@ class Pruning(CompressionCallback):
             found = self.pattern.masks(scores, sparsity, [pruned.shape for pruned in members])
             masks.update(zip(group, found, strict=True))
         return [masks[index] for index in range(len(self._pruned))]
-
-    def _mask_kernels(self) -> None:
-        for pruned in self._pruned:
-            pruned.apply(ops.convert_to_tensor(pruned.mask))
 
     def _resume(self) -> None:
         """Takes the masks from the zeros of a model that was pruned before."""
@@ -344,16 +339,6 @@ class Pruning(CompressionCallback):
                 f"frequency={self.schedule.frequency}). Set a smaller frequency.",
                 stacklevel=2,
             )
-
-    def _detach(self) -> None:
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
-            rebuild_train_function(self.model)
-
-
-def _names(layers: Any) -> list[str]:
-    return [layers] if isinstance(layers, str) else list(layers)
 
 
 def _shape_of(kernel: ChosenKernel) -> KernelShape:

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
-from edgecompress.callbacks.base import (
-    DIVERGED,
-    CompressionCallback,
-    LayerChoice,
-    rebuild_train_function,
-    select_layers,
-)
-from edgecompress.callbacks.training_hook import TrainingHook
-from edgecompress.core.errors import ArgumentError, NotFiniteError, UnsupportedModelError
+from edgecompress.callbacks.base import DIVERGED, CompressionCallback
+from edgecompress.callbacks.hooks import Hook, HookSession
+from edgecompress.callbacks.layer_choice import LayerChoice, layer_choice, select_layers
+from edgecompress.callbacks.quantized_arithmetic import QuantizedArithmetic
+from edgecompress.core.errors import ArgumentError, UnsupportedModelError
 from edgecompress.core.finite import check_ranges, check_weights
 from edgecompress.core.fusion import FusedGraph, analyse
 from edgecompress.core.keras_graph import layers_by_name
@@ -30,8 +26,6 @@ from edgecompress.core.learnt_ranges import (
 )
 from edgecompress.core.record import attach_record, before_save
 from edgecompress.precisions.int8 import Int8
-
-_HOOK = "_edgecompress_quantization_hook"
 
 
 class QuantizationAwareTraining(CompressionCallback):
@@ -108,10 +102,10 @@ class QuantizationAwareTraining(CompressionCallback):
         self.quantizer = settings
         self.begin_epoch = begin_epoch
         self.freeze_batch_norm_epochs = freeze_batch_norm_epochs
-        self.layers = layers if layers is None or callable(layers) else list(layers)
+        self.layers = layer_choice(layers)
         self._graph: FusedGraph | None = None
         self._chosen: tuple[str, ...] = ()
-        self._hook: TrainingHook | None = None
+        self._arithmetic: QuantizedArithmetic | None = None
         self._active_epochs = 0
         self._before: dict[str, tuple[float, float]] = {}
         self._new_epoch = False
@@ -119,7 +113,7 @@ class QuantizationAwareTraining(CompressionCallback):
     @property
     def active(self) -> bool:
         """Whether the model is being trained under int8 arithmetic now."""
-        return self._hook is not None
+        return self._session is not None and any(h.owner is self for h in self._session.hooks)
 
     def settings(self) -> Mapping[str, Any]:
         """Returns the arguments as JSON values."""
@@ -132,9 +126,8 @@ class QuantizationAwareTraining(CompressionCallback):
             "freeze_batch_norm_epochs": self.freeze_batch_norm_epochs,
         }
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+    def attach(self) -> None:
         """Finds taps and weights; refuses models that int8 cannot take."""
-        super().on_train_begin(logs)
         if keras.backend.backend() != "tensorflow":
             # Ranges are variables beside the model; JAX would drop their updates silently.
             raise ArgumentError(
@@ -142,9 +135,7 @@ class QuantizationAwareTraining(CompressionCallback):
                 "be tensorflow for QuantizationAwareTraining",
                 keras.backend.backend(),
             )
-        # Only an interrupted fit leaves a hook behind.
-        _detach(self.model)
-        self._hook, self._active_epochs = None, 0
+        self._active_epochs = 0
         self._graph = analyse(self.model)
         self._choose(self._graph)
         for text in self._graph.notes:
@@ -168,123 +159,133 @@ class QuantizationAwareTraining(CompressionCallback):
                     "weights out; the int8 file rounds them all the same."
                 )
 
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Hooks the model in when its epoch has come; freezes BatchNormalization at the end."""
-        if self._hook is None:
-            if epoch < self.begin_epoch:
+    def start_epoch(self, epoch: int) -> None:
+        """Begins when the epoch has come; freezes BatchNormalization at the end."""
+        if self._arithmetic is None:
+            if epoch < self.begin_epoch or self._graph is None:
                 return
-            self._attach()
-        hook = self._hook
-        if hook is None:
-            return
+            self._arithmetic = self._begin(self._graph)
+        arithmetic = self._arithmetic
         last = self.params.get("epochs", 0) - self.freeze_batch_norm_epochs
-        if self.freeze_batch_norm_epochs and epoch >= last and not hook.batch_norm_frozen:
-            hook.batch_norm_frozen = True
-            rebuild_train_function(self.model)
-        self._before = hook.ranges()
+        if self.freeze_batch_norm_epochs and epoch >= last and not arithmetic.batch_norm_frozen:
+            arithmetic.batch_norm_frozen = True
+            self.session.trace(always=True)
+        self._before = arithmetic.ranges()
         self._new_epoch = True
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Chooses the scales of the kernels anew once an epoch, when all callbacks began it."""
-        if self._new_epoch and self._hook is not None:
+        if self._new_epoch and self._arithmetic is not None:
             self._new_epoch = False
-            if self._hook.choose_scales():
-                rebuild_train_function(self.model)
+            if self._arithmetic.choose_scales():
+                self.session.trace(always=True)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Stops training when a NaN weight or range has made the loss NaN."""
         loss = (logs or {}).get("loss", 0.0)
-        if self._hook is not None and not np.isfinite(loss):
-            self._check_finite(self._hook.ranges())
+        if self._arithmetic is not None and not np.isfinite(loss):
+            self._check_finite(self._arithmetic.ranges())
 
     def _check_finite(self, ranges: Mapping[str, tuple[float, float]]) -> None:
-        try:
+        with self._stage():
             check_weights(self.model, DIVERGED)
             check_ranges(ranges, DIVERGED)
-        except NotFiniteError:
-            self.detach()
-            raise
 
-    def _attach(self) -> None:
-        if getattr(self.model, _HOOK, None) is not None:
+    def _begin(self, graph: FusedGraph) -> QuantizedArithmetic:
+        if any(
+            isinstance(hook.owner, QuantizationAwareTraining) and hook.owner is not self
+            for hook in self.session.hooks
+        ):
             raise ArgumentError(
                 "callbacks",
                 "hold one QuantizationAwareTraining",
                 "two",
                 "Remove one; its `layers` can name several layers.",
             )
-        graph = self._graph
-        if graph is None:
-            raise UnsupportedModelError("QuantizationAwareTraining needs fit() to begin training.")
         # Training without this callback in between moved the activations away from the ranges.
         record = settled_record(self.model)
         ranges = {} if changed_layers(self.model, record) else record.ranges
         forget(self.model)
-        hook = TrainingHook(self.model, graph, self.quantizer, self._chosen, ranges)
-        hook.attach()
-        object.__setattr__(self.model, _HOOK, hook)
-        self._hook = hook
+        arithmetic = QuantizedArithmetic(self.model, graph, self.quantizer, self._chosen, ranges)
+        for hook in arithmetic.hooks():
+            self.hook(hook)
+        self.hook(_RecordKeeping(self._update_record))
         attach_record(self.model, record)
-        before_save(self.model, self._update_record)
-        rebuild_train_function(self.model)
+        return arithmetic
 
     def _update_record(self) -> None:
         # A checkpoint may be written before or after this callback's end of the epoch.
-        if self._hook is not None and (ranges := self._hook.ranges()):
-            self._attach_ranges(ranges, self._hook.one_scale)
+        if self._arithmetic is not None and (ranges := self._arithmetic.ranges()):
+            self._attach_ranges(ranges, self._arithmetic.one_scale)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Logs and keeps the ranges in the record, so that checkpoints carry them."""
         drift = 0.0
-        if self._hook is not None:
+        if self._arithmetic is not None:
             self._active_epochs += 1
-            ranges = self._hook.ranges()
+            ranges = self._arithmetic.ranges()
             self._check_finite(ranges)
             drift = _drift(self._before, ranges)
-            self._attach_ranges(ranges, self._hook.one_scale)
+            self._attach_ranges(ranges, self._arithmetic.one_scale)
             remember(self.model, ranges)
-        active = float(self._hook is not None)
+        active = float(self._arithmetic is not None)
         self.log(epoch, logs, {"quantization_active": active, "quantization_drift": drift})
 
     def _attach_ranges(
         self, ranges: Mapping[str, tuple[float, float]], one_scale: Sequence[str] = ()
     ) -> None:
-        results = {
+        self.attach_step(self._outcome(ranges, one_scale), ranges)
+
+    def _outcome(
+        self, ranges: Mapping[str, tuple[float, float]], one_scale: Sequence[str]
+    ) -> dict[str, Any]:
+        return {
             "epochs": self._active_epochs,
             "layers": list(self._chosen),
             "taps": len(ranges),
             "one_scale": list(one_scale),
         }
-        self.attach_step(results, ranges)
 
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Takes the hook out; the record keeps the ranges."""
-        if self._hook is None:
+    def settle(self) -> None:
+        """Notes it where the rounding never began."""
+        if self._arithmetic is None:
             self.note(
                 f"QuantizationAwareTraining was never active: begin_epoch is {self.begin_epoch}, "
                 f"training ended after epoch {self.params.get('epochs', 0) - 1}."
             )
-            self._attach_ranges({})
-            return
-        ranges, one_scale = self._hook.ranges(), self._hook.one_scale
-        self.detach()
+
+    def learnt_ranges(self) -> Mapping[str, tuple[float, float]]:
+        """Returns the ranges that belong to the weights of now."""
+        if self._arithmetic is None:
+            return {}
         # Early stopping may have restored the weights of an earlier epoch, or yet restore them.
-        self._attach_ranges(ranges_of_epoch(self.model) or ranges, one_scale)
+        return ranges_of_epoch(self.model) or self._arithmetic.ranges()
+
+    def results(self) -> Mapping[str, Any]:
+        """Returns the epochs, the layers, the number of ranges, and where one scale serves."""
+        active = self._arithmetic
+        return self._outcome(self.learnt_ranges(), () if active is None else active.one_scale)
 
     def detach(self) -> None:
         """Makes the model compute in float again; `fit` does it unless it was interrupted."""
-        _detach(self.model)
-        self._hook = None
+        super().detach()
+        self._arithmetic = None
 
 
-def _detach(model: keras.Model) -> None:
-    hook = getattr(model, _HOOK, None)
-    if hook is None:
-        return
-    hook.detach()
-    object.__delattr__(model, _HOOK)
-    before_save(model, lambda: attach_record(model, settled_record(model)))
-    rebuild_train_function(model)
+class _RecordKeeping(Hook):
+    """Brings the record up to date before the model is saved in the middle of a fit."""
+
+    def __init__(self, update: Callable[[], None]) -> None:
+        self._update = update
+
+    def attach(self, session: HookSession) -> None:
+        """Has `save` ask for the ranges of now."""
+        before_save(session.model, self._update)
+
+    def detach(self, session: HookSession) -> None:
+        """Has `save` ask for the ranges that belong to the weights, which may be restored yet."""
+        model = session.model
+        before_save(model, lambda: attach_record(model, settled_record(model)))
 
 
 def _drift(

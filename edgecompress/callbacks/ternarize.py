@@ -11,13 +11,14 @@ import keras
 import numpy as np
 from keras import ops
 
-from edgecompress.callbacks.base import LayerChoice, StepHook
+from edgecompress.callbacks.hooks import UpdateHook
 from edgecompress.callbacks.kernel_quantization import (
     LatentWeights,
     QuantizedKernel,
     as_numpy,
     per_channel_list,
 )
+from edgecompress.callbacks.layer_choice import LayerChoice
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.registry import Registry
 from edgecompress.precisions.ternary import (
@@ -144,7 +145,7 @@ class Ternarize(LatentWeights):
         """Returns the arguments as JSON values, with the names of the chosen layers."""
         return {"method": self.method, "threshold": self.threshold, **super().settings()}
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+    def attach(self) -> None:
         """Chooses the kernels and hooks them; nothing is ternary before `begin_epoch`."""
         if self.method == "ttq" and keras.backend.backend() != "tensorflow":
             # The optimizer of W_p and W_n lies beside the model's; JAX would drop its updates.
@@ -153,9 +154,9 @@ class Ternarize(LatentWeights):
                 'be tensorflow for Ternarize(method="ttq")',
                 keras.backend.backend(),
             )
-        super().on_train_begin(logs)
+        super().attach()
 
-    def prepare(self, hook: StepHook) -> None:
+    def prepare(self, hook: UpdateHook) -> None:
         """Adds W_p and W_n, and what moves them."""
         self._values, self._value_optimizer = {}, None
         if self.method != "ttq":
@@ -181,14 +182,16 @@ class Ternarize(LatentWeights):
         positive, negative = self._pair(kernel, latent.dtype)
         return ternarize(latent, ttq_threshold(latent, self.threshold), positive, negative)
 
-    def estimate(self, kernel: QuantizedKernel, above: Any) -> Any:
+    def estimate(self, kernel: QuantizedKernel, upstream_grad: Any) -> Any:
         """Returns the gradient of the latent weights; part of the compiled step."""
         if self.method == "twn":
-            return above
+            return upstream_grad
         latent = ops.convert_to_tensor(kernel.latent)
         threshold = ttq_threshold(latent, self.threshold)
-        self._gradients[kernel.name] = ttq_value_gradients(above, latent, threshold)
-        return ttq_gradient(above, latent, threshold, *self._pair(kernel, above.dtype))
+        self._gradients[kernel.name] = ttq_value_gradients(upstream_grad, latent, threshold)
+        return ttq_gradient(
+            upstream_grad, latent, threshold, *self._pair(kernel, upstream_grad.dtype)
+        )
 
     def begin_update(self) -> None:
         """Moves W_p and W_n, too; part of the compiled step."""
@@ -223,7 +226,7 @@ class Ternarize(LatentWeights):
         zeros = sum(int(np.sum(kernel.numpy() == 0)) for kernel in self._kernels)
         return {"ternary_sparsity": zeros / sum(kernel.size for kernel in self._kernels)}
 
-    def results(self) -> dict[str, Any]:
+    def kernel_results(self) -> dict[str, Any]:
         """Returns the values on both sides, and the share of zeros, for each layer."""
         found: dict[str, Any] = {"scales": {}, "layer_sparsity": {}}
         for kernel in self._kernels:

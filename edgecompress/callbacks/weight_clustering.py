@@ -9,19 +9,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from edgecompress.callbacks.base import (
-    CompressionCallback,
-    LayerChoice,
-    StepHook,
-    rebuild_train_function,
-)
+from edgecompress.callbacks.base import CompressionCallback
+from edgecompress.callbacks.hooks import UpdateHook
+from edgecompress.callbacks.layer_choice import LayerChoice, choose_kernels, layer_choice
 from edgecompress.core.errors import ArgumentError
-from edgecompress.core.learnt_ranges import keeping_ranges
 from edgecompress.precisions.kmeans import INITIALIZATIONS, cluster
-
-
-class _ClusterHook(StepHook):
-    """A StepHook that a second WeightClustering recognizes."""
 
 
 class _Clustered:
@@ -150,16 +142,13 @@ class WeightClustering(CompressionCallback):
         for name, value in (("begin_epoch", begin_epoch), ("seed", seed)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise ArgumentError(name, "be a whole number, 0 or more", value)
-        if isinstance(layers, str):
-            layers = [layers]
         self.clusters = counts if isinstance(clusters, Mapping) else clusters
         self.initialization = initialization
         self.preserve_zeros = preserve_zeros
-        self.layers: LayerChoice = layers if layers is None or callable(layers) else list(layers)
+        self.layers = layer_choice(layers)
         self.begin_epoch = begin_epoch
         self.seed = seed
         self._clustered: list[_Clustered] = []
-        self._hook: _ClusterHook | None = None
         self._active = False
 
     def settings(self) -> Mapping[str, Any]:
@@ -173,20 +162,17 @@ class WeightClustering(CompressionCallback):
             "seed": self.seed,
         }
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+    def attach(self) -> None:
         """Chooses the kernels; refuses what cannot be clustered."""
-        super().on_train_begin(logs)
         if keras.backend.backend() != "tensorflow":
             # The step changes its variables in the middle of a fit; JAX would not see them.
             raise ArgumentError(
                 "KERAS_BACKEND", "be tensorflow for WeightClustering", keras.backend.backend()
             )
-        self._detach()
+        self._active = False
         self._clustered = self._choose()
-        self._hook = _ClusterHook(self.model, self.params)
-        rebuild_train_function(self.model)  # A fit that was interrupted may have left its hook.
 
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def start_epoch(self, epoch: int) -> None:
         """Assigns the weights when their epoch has come, or where they share values already."""
         if not self._active and (epoch >= self.begin_epoch or self._shared_already()):
             self._activate()
@@ -197,35 +183,47 @@ class WeightClustering(CompressionCallback):
         values = {"clusters": float(max(counts.values())), "clustering_error": self._error()}
         self.log(epoch, logs, values, {f"clusters/{name}": float(n) for name, n in counts.items()})
 
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Leaves a plain model whose kernels hold few values, and its record."""
-        if self._active:
-            with keeping_ranges(self.model):
-                self._settle()
-        else:
+    def settle(self) -> None:
+        """Clusters what was put in the place of the weights at the end: restored, averaged."""
+        if not self._active:
             self.note(
                 f"WeightClustering was never active: begin_epoch is {self.begin_epoch}, training "
                 f"ended after epoch {self.params.get('epochs', 0) - 1}."
             )
-        active = self._active
-        self._detach()
+            return
+        for clustered in self._clustered:
+            if len(clustered.distinct(self.preserve_zeros)) <= clustered.clusters:
+                continue
+            start = ops.convert_to_numpy(clustered.values)[1:].astype("float64")
+            self._assign(clustered, start)
+            self.note(
+                f"{clustered.layer} was assigned anew at the end of training: its weights were "
+                "replaced by restored or averaged ones with more values."
+            )
+
+    def results(self) -> Mapping[str, Any]:
+        """Returns the shared values and the error of sharing."""
         books = {
-            c.layer: c.distinct(self.preserve_zeros).tolist() for c in self._clustered if active
+            c.layer: c.distinct(self.preserve_zeros).tolist()
+            for c in self._clustered
+            if self._active
         }
-        self.attach_step(
-            {
-                "codebooks": books,
-                "unique_values": {c.layer: len(np.unique(c.numpy())) for c in self._clustered},
-                "clustering_error": self._error(),
-            }
-        )
+        return {
+            "codebooks": books,
+            "unique_values": {c.layer: len(np.unique(c.numpy())) for c in self._clustered},
+            "clustering_error": self._error(),
+        }
+
+    def detach(self) -> None:
+        """Gives the model back; see `HookedCallback.detach`."""
+        super().detach()
         self._clustered = []
 
     def _choose(self) -> list[_Clustered]:
         layers = self.layers
         if layers is None and isinstance(self.clusters, Mapping):
             layers = list(self.clusters)
-        kernels = self.choose_kernels(layers, "clustered")
+        kernels = choose_kernels(self.model, layers, "clustered", self.note)
         return [_Clustered(k.name, k.variable, self._count(k.layer.name)) for k in kernels]
 
     def _count(self, layer: str) -> int:
@@ -245,13 +243,10 @@ class WeightClustering(CompressionCallback):
         )
 
     def _activate(self) -> None:
-        hook = self._hook
-        if hook is None:
-            return
         own = {id(clustered.kernel): clustered for clustered in self._clustered}
-        for other in hook.others():
+        for other in self.session.updates():
             taken = [own[id(v)].layer for v in other.assigns if id(v) in own]
-            if taken and isinstance(other, _ClusterHook):
+            if taken and isinstance(other.owner, WeightClustering):
                 raise ArgumentError(
                     "layers", "name no layer that another callback of this fit clusters", taken[0]
                 )
@@ -261,6 +256,9 @@ class WeightClustering(CompressionCallback):
                     f"be True where another callback of this fit prunes the layer ({taken[0]})",
                     False,
                 )
+        hook = self.hook(
+            UpdateHook(self._share, self._sum_gradients, [c.kernel for c in self._clustered])
+        )
         for clustered in self._clustered:
             clustered.labels = hook.add_variable(
                 (clustered.size,), "int32", f"{clustered.layer}_cluster_labels"
@@ -269,8 +267,6 @@ class WeightClustering(CompressionCallback):
                 (clustered.clusters + 1,), "float32", f"{clustered.layer}_cluster_values"
             )
             self._assign(clustered)
-        hook.install(self._share, [c.kernel for c in self._clustered], self._sum_gradients)
-        rebuild_train_function(self.model)
         self._active = True
 
     def _assign(self, clustered: _Clustered, start: np.ndarray | None = None) -> None:
@@ -314,28 +310,9 @@ class WeightClustering(CompressionCallback):
         for clustered in self._clustered:
             clustered.share(self.preserve_zeros)
 
-    def _settle(self) -> None:
-        """Clusters what was put in the place of the weights at the end: restored, averaged."""
-        for clustered in self._clustered:
-            if len(clustered.distinct(self.preserve_zeros)) <= clustered.clusters:
-                continue
-            start = ops.convert_to_numpy(clustered.values)[1:].astype("float64")
-            self._assign(clustered, start)
-            self.note(
-                f"{clustered.layer} was assigned anew at the end of training: its weights were "
-                "replaced by restored or averaged ones with more values."
-            )
-
     def _counts(self) -> dict[str, int]:
         return {c.layer: len(c.distinct(self.preserve_zeros)) for c in self._clustered}
 
     def _error(self) -> float:
         base = sum(clustered.error_base for clustered in self._clustered)
         return (sum(c.error for c in self._clustered) / base) ** 0.5 if base else 0.0
-
-    def _detach(self) -> None:
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
-            rebuild_train_function(self.model)
-        self._active = False

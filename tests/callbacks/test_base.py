@@ -10,12 +10,15 @@ import keras
 import numpy as np
 import pytest
 
-from edgecompress.callbacks.base import (
-    CompressionCallback,
-    StepHook,
+from edgecompress.callbacks import hooks as hooks_module
+from edgecompress.callbacks.base import CompressionCallback
+from edgecompress.callbacks.hooks import (
+    HookSession,
+    UpdateHook,
+    Wrapping,
     rebuild_train_function,
-    select_layers,
 )
+from edgecompress.callbacks.layer_choice import select_layers
 from edgecompress.core.errors import ArgumentError, UnknownNameError, UnsupportedModelError
 from edgecompress.core.record import CompressionRecord, attach_record, record_of
 
@@ -52,8 +55,7 @@ class Marker(CompressionCallback):
     def settings(self) -> Mapping[str, Any]:
         return {"limit": self.limit}
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        super().on_train_begin(logs)
+    def attach(self) -> None:
         if self.text:
             self.note(self.text)
             self.note(self.text)
@@ -61,9 +63,14 @@ class Marker(CompressionCallback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self.log(epoch, logs, {"marked": epoch + 0.5}, {"marked/layer": epoch + 0.25})
 
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+    def settle(self) -> None:
         self.fits += 1
-        self.attach_step({"fits": self.fits}, ranges={"first": (0.0, self.fits)})
+
+    def results(self) -> Mapping[str, Any]:
+        return {"fits": self.fits}
+
+    def learnt_ranges(self) -> Mapping[str, tuple[float, float]]:
+        return {"first": (0.0, self.fits)}
 
 
 class TestSelectLayers:
@@ -226,22 +233,31 @@ class TestRecord:
 
 
 class _Counting(CompressionCallback):
-    """Counts the optimizer's updates in a variable of a StepHook."""
+    """Counts the optimizer's updates in a variable of an UpdateHook."""
 
     technique = "counting"
 
     def settings(self) -> Mapping[str, Any]:
         return {}
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        super().on_train_begin(logs)
-        self.hook = StepHook(self.model, self.params)
-        self.count = self.hook.add_variable((), "int32", "count")
-        self.hook.install(lambda: self.count.assign(self.count + 1), [])
-        rebuild_train_function(self.model)
+    def attach(self) -> None:
+        hook = self.hook(UpdateHook(lambda: self.count.assign(self.count + 1)))
+        self.count = hook.add_variable((), "int32", "count")
 
 
-class TestStepHook:
+class _Interrupt(keras.callbacks.Callback):
+    """Ends a fit as Ctrl-C does, after its first epoch."""
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        raise KeyboardInterrupt
+
+
+def _interrupted(model: keras.Model, *callbacks: Any) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(X, Y, batch_size=2, verbose=0, callbacks=[*callbacks, _Interrupt()])
+
+
+class TestUpdateHook:
     @pytest.mark.parametrize(
         "compile_args",
         [
@@ -257,29 +273,33 @@ class TestStepHook:
         model, counting = _model(**compile_args), _Counting()
         model.fit(X, Y, batch_size=2, epochs=2, verbose=0, callbacks=[counting])
         assert int(counting.count) == 1 + 8
-        counting.hook.remove()
 
-    def test_remove_leaves_the_optimizer_as_it_was(self) -> None:
+    @pytest.mark.parametrize("interrupted", [False, True])
+    def test_detaching_leaves_the_optimizer_as_it_was(self, interrupted: bool) -> None:
         model = _model(optimizer="adam")
         model.optimizer.build(model.trainable_variables)
         before = [id(v) for v in model.optimizer.variables]
+        attributes = set(vars(model.optimizer))
         counting = _Counting()
-        model.fit(X, Y, verbose=0, callbacks=[counting])
-        assert len(model.optimizer.variables) == len(before) + 1
-        counting.hook.remove()
+        if interrupted:
+            _interrupted(model, counting)
+            assert len(model.optimizer.variables) == len(before) + 1
+            assert "apply" in vars(model.optimizer)
+            counting.detach()
+        else:
+            model.fit(X, Y, verbose=0, callbacks=[counting])
         assert [id(v) for v in model.optimizer.variables] == before
-        for name in ("apply", "save_own_variables", "load_own_variables"):
-            assert name not in vars(model.optimizer)
-        counting.hook.remove()  # Twice is harmless.
+        assert set(vars(model.optimizer)) == attributes
+        counting.detach()  # Twice is harmless.
 
     def test_two_hooks_of_one_fit_and_one_left_behind(self) -> None:
         model, first, second = _model(), _Counting(), _Counting()
-        model.fit(X, Y, batch_size=2, verbose=0, callbacks=[first, second])
+        _interrupted(model, first, second)
         assert (int(first.count), int(second.count)) == (5, 5)
         third = _Counting()
-        model.fit(X, Y, batch_size=2, verbose=0, callbacks=[third])
+        _interrupted(model, third)
         assert (int(first.count), int(second.count), int(third.count)) == (5, 5, 5)
-        assert third.hook.others() == [third.hook]
+        assert [hook.owner for hook in third.session.updates()] == [third]
 
     @pytest.mark.parametrize("loss_scale", [False, True])
     def test_files_saved_during_training_hold_a_plain_optimizer(
@@ -290,13 +310,8 @@ class TestStepHook:
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         model = _model(optimizer=optimizer)
         path = tmp_path / "m.keras"
-        model.fit(
-            X,
-            Y,
-            batch_size=2,
-            verbose=0,
-            callbacks=[_Counting(), keras.callbacks.ModelCheckpoint(path)],
-        )
+        _interrupted(model, _Counting(), keras.callbacks.ModelCheckpoint(path))
+        assert any(v.name == "count" for v in model.optimizer.variables)
         loaded = keras.models.load_model(path)  # A count that differs would be a warning.
         assert int(loaded.optimizer.iterations) == 4
         kept = [v for v in model.optimizer.variables if v.name != "count"]
@@ -308,7 +323,107 @@ class TestStepHook:
         other = _model(optimizer="adam")
         other.fit(X, Y, verbose=0)
         other.save_weights(tmp_path / "other.weights.h5")
-        model, counting = _model(optimizer="sgd"), _Counting()
-        model.fit(X, Y, verbose=0, callbacks=[counting])
+        model = _model(optimizer="sgd")
+        _interrupted(model, _Counting())
         with pytest.warns(UserWarning, match="Skipping variable loading"):
             model.load_weights(tmp_path / "other.weights.h5")
+
+
+class _Doubling(CompressionCallback):
+    """Doubles what a layer computes, with hooks that wrap its call."""
+
+    technique = "doubling"
+
+    def __init__(self, layer: str, fails: bool = False) -> None:
+        super().__init__()
+        self.layer, self.fails = layer, fails
+
+    def settings(self) -> Mapping[str, Any]:
+        return {}
+
+    def attach(self) -> None:
+        layer = self.model.get_layer(self.layer)
+        self.hook(Wrapping(layer, "call", lambda call: lambda x, **more: 2 * call(x, **more)))
+
+    def start_epoch(self, epoch: int) -> None:
+        if self.fails:
+            raise UnsupportedModelError("It cannot.")
+
+
+class TestSession:
+    def test_wrappers_leave_in_any_order(self) -> None:
+        model = _model()
+        layer, fit = model.get_layer("first"), object()
+        plain = layer(X).numpy()
+        hooks = [
+            Wrapping(layer, "call", lambda call, n=n: lambda x: n * call(x)) for n in (2, 3, 5)
+        ]
+        session = HookSession.of(model, fit)
+        for hook in hooks:
+            session.attach(hook)
+        np.testing.assert_allclose(layer(X), 30 * plain, rtol=1e-6)
+        session.detach(hooks[1])
+        np.testing.assert_allclose(layer(X), 10 * plain, rtol=1e-6)
+        session.detach(hooks[0])
+        session.detach(hooks[0])  # Twice is harmless.
+        np.testing.assert_allclose(layer(X), 5 * plain, rtol=1e-6)
+        session.detach(hooks[2])
+        np.testing.assert_allclose(layer(X), plain)
+        assert "call" not in vars(layer)
+
+    def test_an_own_attribute_comes_back(self) -> None:
+        model = _model()
+        kernel = model.get_layer("first").kernel
+        kernel.constraint = own = keras.constraints.NonNeg()
+        session = HookSession.of(model, object())
+        session.attach(Wrapping(kernel, "constraint", lambda inner: lambda w: inner(w) + 1))
+        np.testing.assert_array_equal(kernel.constraint(np.array([-1.0, 2.0])), [1, 3])
+        session.close()
+        assert kernel.constraint is own
+
+    def test_the_step_is_traced_anew_only_where_hooks_changed(self, monkeypatch: Any) -> None:
+        model, calls = _model(), []
+        monkeypatch.setattr(hooks_module, "rebuild_train_function", calls.append)
+        session = HookSession.of(model, object())
+        session.trace()
+        assert not calls
+        hook = Wrapping(model.get_layer("first"), "call", lambda call: call)
+        session.attach(hook)
+        session.trace()
+        session.trace()
+        assert len(calls) == 1
+        session.detach(hook)
+        session.trace()
+        assert len(calls) == 2
+        session.trace(always=True)
+        assert len(calls) == 3
+
+    def test_a_stage_that_fails_detaches_the_hooks_of_all(self) -> None:
+        model = _model()
+        plain = model.predict(X, verbose=0)
+        callbacks = [_Doubling("first"), _Counting(), _Doubling("second", fails=True)]
+        with pytest.raises(UnsupportedModelError, match="cannot"):
+            model.fit(X, Y, verbose=0, callbacks=callbacks)
+        assert all("call" not in vars(layer) for layer in model.layers)
+        assert "apply" not in vars(model.optimizer)
+        np.testing.assert_array_equal(model.predict(X, verbose=0), plain)
+
+    def test_a_fit_of_a_part_ends_what_was_left_on_it(self) -> None:
+        model = _model()
+        _interrupted(model, _Doubling("first"))
+        part = keras.Sequential([keras.Input((4,)), model.get_layer("first")])
+        part.compile("sgd", "mse")
+        assert "call" in vars(model.get_layer("first"))
+        part.fit(X, np.ones((8, 3), "f4"), verbose=0, callbacks=[_Counting()])
+        assert "call" not in vars(model.get_layer("first"))
+
+    def test_it_traces_what_it_wraps(self) -> None:
+        """A hook that the compiled step does not see would change nothing."""
+        seen = {}
+        for name, callbacks in (("plain", []), ("doubled", [_Doubling("second")])):
+            keras.utils.set_random_seed(0)
+            model = _model()
+            model.fit(X, Y, verbose=0, callbacks=[_Counting()])
+            history = model.fit(X, 1e3 * Y, verbose=0, callbacks=callbacks).history
+            seen[name] = history["loss"][0]
+        assert seen["plain"] != seen["doubled"]

@@ -14,8 +14,8 @@ import pytest
 from keras import layers as kl
 from keras import ops
 
-from edgecompress.callbacks.base import rebuild_train_function
 from edgecompress.callbacks.group_lasso import GroupLasso
+from edgecompress.callbacks.hooks import rebuild_train_function
 from edgecompress.callbacks.magnitude_pruning import MagnitudePruning
 from edgecompress.callbacks.quantization_aware_training import QuantizationAwareTraining
 from edgecompress.core.errors import ArgumentError, UnknownNameError, UnsupportedModelError

@@ -1,6 +1,6 @@
-"""Int8 arithmetic inside a model that is being trained, and its removal.
+"""The arithmetic of a precision inside a model that is being trained.
 
-The hook replaces the `call` of single layers on their instances: kernels are read through a
+The `call` of single layers is wrapped on their instances: kernels are read through a
 straight-through quantizer, outputs at the taps are rounded. Weights stay float, the graph, the
 config, the list of weights and every saved file stay those of the plain model.
 """
@@ -15,6 +15,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from edgecompress.callbacks.hooks import Wrapping
 from edgecompress.core.fusion import FusedGraph, source_of
 from edgecompress.core.fusion_rules import split_activation
 from edgecompress.core.keras_graph import functional_of, layers_by_name
@@ -64,8 +65,8 @@ class ActivationRange(keras.layers.Layer):
         return ops.where(seen, rounded, values)
 
 
-class TrainingHook:
-    """Puts int8 arithmetic into a model's layers and takes it out again.
+class QuantizedArithmetic:
+    """Has a model's layers compute as the quantized file will.
 
     Args:
         model: The model being trained.
@@ -87,7 +88,6 @@ class TrainingHook:
         self.batch_norm_frozen = False
         self._model, self._graph, self._quantizer = model, graph, quantizer
         self._layers = set(layers)
-        self._patched: list[tuple[Any, Any]] = []
         self._by_name = layers_by_name(model)
         self._axes: dict[str, dict[str, tuple[int, ...]]] = {}
         self.choose_scales()
@@ -143,25 +143,18 @@ class TrainingHook:
         values = ops.convert_to_numpy(ops.cast(kernel, "float32"))
         return () if takes_one_scale(values, axes, self._quantizer.weight_bits) else axes
 
-    def attach(self) -> None:
-        """Replaces the calls of the layers; the train function must be rebuilt afterwards."""
+    def hooks(self) -> list[Wrapping]:
+        """Returns the hooks that put it into the layers."""
         inner = {tap.layer for tap in self._graph.taps if tap.layer}
+        found = []
         for name, layer in self._by_name.items():
             if name in inner or name in self._layers:
-                self._patch(layer, self._layer_call(layer, layer.call))
+                found.append(Wrapping(layer, "call", functools.partial(self._layer_call, layer)))
             elif name in self._graph.batch_norms:
-                self._patch(layer, self._batch_norm_call(layer.call))
+                found.append(Wrapping(layer, "call", self._batch_norm_call))
         if any(tap.name.startswith("input:") for tap in self._graph.taps):
-            self._patch(self._model, self._model_call(self._model.call))
-
-    def detach(self) -> None:
-        """Gives every layer its own call back."""
-        while self._patched:
-            target, previous = self._patched.pop()
-            if previous is None:
-                object.__delattr__(target, "call")
-            else:
-                object.__setattr__(target, "call", previous)
+            found.append(Wrapping(self._model, "call", self._model_call))
+        return found
 
     def ranges(self) -> dict[str, tuple[float, float]]:
         """Returns the range of every tap that has seen data or is prescribed; NaN where it is."""
@@ -175,11 +168,6 @@ class TrainingHook:
                 if (low, high) != _UNSEEN:
                     found[tap.name] = (low, high)
         return found
-
-    def _patch(self, target: Any, call: Callable[..., Any]) -> None:
-        # Past Keras's attribute tracking: the model must not own anything of this.
-        self._patched.append((target, vars(target).get("call")))
-        object.__setattr__(target, "call", call)
 
     def _insert(self, name: str, values: Any) -> Any:
         rounding = self._rounding.get(name)

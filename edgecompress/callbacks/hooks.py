@@ -1,0 +1,439 @@
+"""Hooks: how compression reaches into a running `fit`, and how it leaves it again.
+
+Whatever changes how a model trains is a `Hook`: one on an attribute of an object (the `call` of a
+layer, the regularizer of a variable), or one on the updates of the optimizer. All hooks of a fit
+belong to one `HookSession`, whichever callbacks attach them. It has the train step traced anew when
+hooks come or go, and gives every object its own attributes back, in whatever order hooks leave.
+A fit that is interrupted leaves its session on the model; the session of the next fit ends it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import keras
+
+from edgecompress.core.errors import ArgumentError
+from edgecompress.core.keras_graph import remove_optimizer_variables, walk_layers
+
+# Where a session is found again: an attribute of every object it has changed.
+_SESSION = "_edgecompress_hooks"
+_ABSENT = object()
+
+Gradients = list[Any]
+Before = Callable[[Gradients, list[keras.Variable]], Gradients]
+
+
+def rebuild_train_function(model: keras.Model) -> None:
+    """Makes the next train, test and predict step trace the model anew.
+
+    `fit` builds its train function before `on_train_begin`, and a second `fit` reuses the traced
+    one: whatever a callback hooks into the model or its optimizer would not be seen. Nothing is
+    traced here, so any number of calls costs nothing.
+    """
+    model.make_train_function(force=True)
+    model.test_function = None
+    model.predict_function = None
+
+
+def own_training(model: keras.Model) -> str | None:
+    """Returns which of Keras's training methods a model replaces; None where it has Keras's own.
+
+    Such a method need not add `model.losses`, where the penalties of layers are, to its loss.
+    """
+    for name in ("train_step", "compute_loss"):
+        found = getattr(model, name)
+        if getattr(found, "__func__", found) is not getattr(keras.Model, name):
+            return name
+    return None
+
+
+class Hook(ABC):
+    """Changes how a model trains, from `attach` to `detach`; a `HookSession` calls both.
+
+    Attributes:
+        owner: The callback that attached it; None before.
+        session: The session it is attached to; None before and after.
+    """
+
+    owner: Any = None
+    session: HookSession | None = None
+
+    @property
+    def attached(self) -> bool:
+        """Whether it is in effect."""
+        return self.session is not None
+
+    @abstractmethod
+    def attach(self, session: HookSession) -> None:
+        """Takes effect; raises ArgumentError where another hook of the fit rules it out."""
+
+    @abstractmethod
+    def detach(self, session: HookSession) -> None:
+        """Leaves everything as it would be without this hook."""
+
+
+class Wrapping(Hook):
+    """Wraps an attribute of one object: the `call` of a layer, the constraint of a variable.
+
+    Args:
+        target: The object.
+        attribute: Name of the attribute.
+        wrap: Called with the attribute as it is without this hook; returns what takes its place.
+
+    Example:
+        >>> Wrapping(layer, "call", lambda call: lambda x: 2 * call(x))  # doctest: +SKIP
+    """
+
+    def __init__(self, target: Any, attribute: str, wrap: Callable[[Any], Any]) -> None:
+        self.target, self.attribute, self.wrap = target, attribute, wrap
+
+    def attach(self, session: HookSession) -> None:
+        """Puts the wrapper in place, around those that are there."""
+        session.patch(self.target, self.attribute).add(self)
+
+    def detach(self, session: HookSession) -> None:
+        """Takes the wrapper out, also from between others."""
+        session.patch(self.target, self.attribute).remove(self)
+
+
+class UpdateHook(Hook):
+    """Runs functions around every update of the model's optimizer, inside the compiled step.
+
+    What `after` assigns takes effect before the next step also where several steps run in one call
+    (`steps_per_execution`) and under XLA; a callback's `on_train_batch_end` would come too late
+    there. `optimizer.apply` is replaced on this one instance, below loss scaling. Variables of the
+    hook belong to the optimizer, because backends without mutable state thread only those through
+    the step, but they are left out of what it saves: a file written during training loads into a
+    plain optimizer.
+
+    Args:
+        after: Called after each update, while the step is traced. Defaults to nothing.
+        before: Called before each update with the gradients (None where a variable has none) and
+            their variables; returns the gradients to apply. Defaults to None.
+        assigns: The model's variables that `after` assigns.
+        exclusive: Whether no other hook may assign any of these variables, because they hold
+            values that only this one can keep. Defaults to False.
+
+    Raises:
+        ArgumentError: when attached, another hook assigns one of the variables, and one of the two
+            is exclusive.
+    """
+
+    def __init__(
+        self,
+        after: Callable[[], None] | None = None,
+        before: Before | None = None,
+        assigns: Iterable[keras.Variable] = (),
+        exclusive: bool = False,
+    ) -> None:
+        self.after, self.before = after, before
+        self.assigns, self.exclusive = tuple(assigns), exclusive
+        self.variables: list[keras.Variable] = []
+        self._optimizer: keras.optimizers.Optimizer | None = None
+
+    @property
+    def optimizer(self) -> keras.optimizers.Optimizer:
+        """The optimizer that updates the weights; its `iterations` count the updates."""
+        if self._optimizer is None:
+            raise RuntimeError("The hook is not attached.")
+        return self._optimizer
+
+    def attach(self, session: HookSession) -> None:
+        """Joins the updates; refuses variables that another hook needs for itself."""
+        own = {id(variable) for variable in self.assigns}
+        for other in session.updates(self):
+            taken = [variable.path for variable in other.assigns if id(variable) in own]
+            if taken and (self.exclusive or other.exclusive):
+                raise ArgumentError(
+                    "layers",
+                    "name no layer whose weights another callback of this fit sets, too",
+                    taken[0],
+                    "Give each its own layers, or a fit of its own.",
+                )
+        self._optimizer = session.watch_optimizer().add(self)
+
+    def detach(self, session: HookSession) -> None:
+        """Takes the functions and the variables out of the optimizer again."""
+        session.watch_optimizer().remove(self)
+        remove_optimizer_variables(self.optimizer, self.variables)
+        self.variables = []
+
+    def add_variable(self, shape: tuple[int, ...], dtype: str, name: str) -> keras.Variable:
+        """Returns a new variable of ones that the hook's functions may assign."""
+        model = self.session.model if self.session is not None else None
+        strategy = getattr(model, "distribute_strategy", None)
+        with strategy.scope() if strategy is not None else contextlib.nullcontext():
+            variable = self.optimizer.add_variable(
+                shape, initializer="ones", dtype=dtype, aggregation="only_first_replica", name=name
+            )
+        self.variables.append(variable)
+        return variable
+
+
+class HookSession:
+    """All hooks of one fit.
+
+    Args:
+        model: The compiled model being trained.
+        fit: What identifies the fit: the `params` that all its callbacks share.
+    """
+
+    def __init__(self, model: keras.Model, fit: object) -> None:
+        self.model, self.fit = model, fit
+        self.hooks: list[Hook] = []
+        self._patches: list[_Patch] = []
+        self._updates: _Updates | None = None
+        self._changed = False
+
+    @classmethod
+    def of(cls, model: keras.Model, fit: object) -> HookSession:
+        """Returns the session of a running fit, and ends those that were left behind.
+
+        Args:
+            model: The model being trained.
+            fit: What identifies the fit.
+        """
+        for left in _sessions_on(model):
+            if left.fit is not fit:
+                left.close()
+        session = vars(model).get(_SESSION)
+        if session is None:
+            session = cls(model, fit)
+            object.__setattr__(model, _SESSION, session)
+        return session
+
+    def attach(self, hook: Hook, owner: object = None) -> None:
+        """Attaches a hook; after `trace` the train step sees it.
+
+        Raises:
+            ArgumentError: another hook of the fit rules it out.
+        """
+        hook.session, hook.owner = self, owner
+        try:
+            hook.attach(self)
+        except BaseException:
+            hook.session = None
+            raise
+        self.hooks.append(hook)
+        self._changed = True
+
+    def detach(self, hook: Hook) -> None:
+        """Detaches a hook; one that is not attached is left alone."""
+        if hook not in self.hooks:
+            return
+        self.hooks.remove(hook)
+        hook.detach(self)
+        hook.session = None
+        self._changed = True
+
+    def updates(self, hook: Hook | None = None) -> list[UpdateHook]:
+        """Returns the hooks on the optimizer's updates, in the order in which they run.
+
+        Args:
+            hook: One to leave out. Defaults to none.
+        """
+        return [h for h in self.hooks if isinstance(h, UpdateHook) and h is not hook]
+
+    def trace(self, always: bool = False) -> None:
+        """Has the next step traced anew where hooks have come or gone.
+
+        Args:
+            always: Also where they have not: a hook now does something else. Defaults to False.
+        """
+        if self._changed or always:
+            self._changed = False
+            rebuild_train_function(self.model)
+
+    def close(self) -> None:
+        """Detaches all hooks: the model is as if there had been no session."""
+        for hook in reversed(list(self.hooks)):
+            self.detach(hook)
+        self._unmark(self.model)
+        self.trace()
+
+    def leave(self, owner: object) -> None:
+        """Detaches the hooks of a callback; the last of them ends the session."""
+        for hook in reversed(list(self.hooks)):
+            if hook.owner is owner:
+                self.detach(hook)
+        if not self.hooks:
+            self._unmark(self.model)
+        self.trace()
+
+    def patch(self, target: Any, attribute: str) -> _Patch:
+        """Returns what keeps the wrappers of an attribute."""
+        for patch in self._patches:
+            if patch.target is target and patch.attribute == attribute:
+                return patch
+        self._patches.append(_Patch(self, target, attribute))
+        return self._patches[-1]
+
+    def forget(self, patch: _Patch) -> None:
+        """Drops a patch without wrappers, and the mark of its target with the last one."""
+        self._patches.remove(patch)
+        if patch.target is not self.model and all(
+            other.target is not patch.target for other in self._patches
+        ):
+            self._unmark(patch.target)
+
+    def _unmark(self, target: Any) -> None:
+        if vars(target).get(_SESSION) is self:
+            object.__delattr__(target, _SESSION)
+
+    def watch_optimizer(self) -> _Updates:
+        """Returns what runs the hooks on the updates of the model's optimizer."""
+        if self._updates is None:
+            self._updates = _Updates(self)
+        return self._updates
+
+
+def _sessions_on(model: keras.Model) -> Iterator[HookSession]:
+    """Yields the sessions that have changed a model, one of its parts, or its optimizer."""
+    found: dict[int, HookSession] = {}
+    layers = list(walk_layers(model)) if hasattr(model, "layers") else []
+    weights = [weight for layer in layers for weight in layer.weights]
+    optimizers = _optimizers(model) if getattr(model, "optimizer", None) is not None else []
+    for part in (model, *layers, *weights, *optimizers):
+        session = getattr(part, "__dict__", {}).get(_SESSION)
+        if session is not None:
+            found[id(session)] = session
+    yield from found.values()
+
+
+def _optimizers(model: keras.Model) -> list[keras.optimizers.Optimizer]:
+    """Returns the model's optimizer and those that it wraps, the innermost last."""
+    optimizers = [model.optimizer]
+    while hasattr(optimizers[-1], "inner_optimizer"):
+        optimizers.append(optimizers[-1].inner_optimizer)
+    return optimizers
+
+
+class _Patch:
+    """An attribute of one object, and the wrappers around it in the order of their coming."""
+
+    def __init__(self, session: HookSession, target: Any, attribute: str) -> None:
+        self.target, self.attribute = target, attribute
+        self._session = session
+        self._wrappings: list[Wrapping] = []
+        # A property keeps its value elsewhere.
+        self._property = isinstance(getattr(type(target), attribute, None), property)
+        own = getattr(target, attribute) if self._property else None
+        self._own = own if self._property else vars(target).get(attribute, _ABSENT)
+        object.__setattr__(target, _SESSION, session)
+
+    def add(self, wrapping: Wrapping) -> None:
+        self._wrappings.append(wrapping)
+        self._put()
+
+    def remove(self, wrapping: Wrapping) -> None:
+        self._wrappings.remove(wrapping)
+        self._put()
+        if not self._wrappings:
+            self._session.forget(self)
+
+    def _put(self) -> None:
+        """Gives the object its own attribute back, then wraps it anew."""
+        if self._property:
+            setattr(self.target, self.attribute, self._own)
+        elif self._own is not _ABSENT:
+            object.__setattr__(self.target, self.attribute, self._own)
+        elif self.attribute in vars(self.target):
+            object.__delattr__(self.target, self.attribute)
+        if not self._wrappings:
+            return
+        value = getattr(self.target, self.attribute)
+        for wrapping in self._wrappings:
+            value = wrapping.wrap(value)
+        if self._property:
+            setattr(self.target, self.attribute, value)
+        else:
+            # Past Keras's attribute tracking: the object must not own anything of this.
+            object.__setattr__(self.target, self.attribute, value)
+
+
+class _Updates:
+    """The hooks on the updates of one optimizer; they run in the order of their coming."""
+
+    def __init__(self, session: HookSession) -> None:
+        model = session.model
+        self._session = session
+        self._model = model
+        self._optimizers = _optimizers(model)
+        self._hooks: list[UpdateHook] = []
+        self._wrappings = [Wrapping(self._optimizers[-1], "apply", self._running_hooks)]
+        for optimizer in self._optimizers:
+            saved = functools.partial(self._saving, optimizer)
+            loaded = functools.partial(self._loading, optimizer)
+            self._wrappings.append(Wrapping(optimizer, "save_own_variables", saved))
+            self._wrappings.append(Wrapping(optimizer, "load_own_variables", loaded))
+
+    def add(self, hook: UpdateHook) -> keras.optimizers.Optimizer:
+        """Joins a hook; returns the optimizer that updates the weights."""
+        if not self._model.optimizer.built:
+            # The hook's variables must come after the optimizer's own.
+            self._model.optimizer.build(self._model.trainable_variables)
+        if not self._hooks:
+            for wrapping in self._wrappings:
+                wrapping.attach(self._session)
+        self._hooks.append(hook)
+        return self._optimizers[-1]
+
+    def remove(self, hook: UpdateHook) -> None:
+        """Lets a hook go."""
+        self._hooks.remove(hook)
+        if not self._hooks:
+            for wrapping in self._wrappings:
+                wrapping.detach(self._session)
+
+    def _running_hooks(self, apply: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(apply)
+        def apply_and_run_hooks(grads: Any, trainable_variables: Any = None) -> Any:
+            for hook in self._hooks:
+                if hook.before is not None:
+                    # Without variables they are those the optimizer was built with.
+                    known = (
+                        self._model.trainable_variables
+                        if trainable_variables is None
+                        else trainable_variables
+                    )
+                    grads = hook.before(list(grads), list(known))
+            result = apply(grads, trainable_variables)
+            for hook in self._hooks:
+                if hook.after is not None:
+                    hook.after()
+            return result
+
+        return apply_and_run_hooks
+
+    def _own_variables(self, optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
+        hidden = {id(variable) for hook in self._hooks for variable in hook.variables}
+        return [variable for variable in optimizer.variables if id(variable) not in hidden]
+
+    def _saving(
+        self, optimizer: keras.optimizers.Optimizer, save: Callable[..., Any]
+    ) -> Callable[..., Any]:
+        @functools.wraps(save)
+        def save_own_variables(store: Any) -> None:
+            for index, variable in enumerate(self._own_variables(optimizer)):
+                store[str(index)] = keras.ops.convert_to_numpy(variable)
+
+        return save_own_variables
+
+    def _loading(
+        self, optimizer: keras.optimizers.Optimizer, load: Callable[..., Any]
+    ) -> Callable[..., Any]:
+        @functools.wraps(load)
+        def load_own_variables(store: Any) -> None:
+            variables = self._own_variables(optimizer)
+            if len(store.keys()) != len(variables):
+                load(store)  # Keras's own warning.
+                return
+            for index, variable in enumerate(variables):
+                variable.assign(store[str(index)])
+
+        return load_own_variables

@@ -176,10 +176,8 @@ def row(
 ) -> str:
     """Converts a network and returns its row."""
     from edgecompress.converters import binary_weights, float32, int8, xnor
-    from edgecompress.converters.compressed import (
-        compress,
-    )
-    from edgecompress.converters.verify import accuracy
+    from edgecompress.converters.accuracy import accuracy
+    from edgecompress.converters.compressed import compress
 
     def percent(data: bytes, engine: str) -> float:
         return 100 * accuracy(data, (x_test,), y_test, engine=engine).top1

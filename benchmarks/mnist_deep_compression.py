@@ -484,10 +484,8 @@ def small_network(name: str, trainer: Trainer, cache: Path | None, seed: int) ->
 def row(name: str, seed: int, model: keras.Model, data: Data) -> str:
     """Exports a network and returns its row of the table."""
     from edgecompress.converters import float32, int8
-    from edgecompress.converters.compressed import (
-        compress,
-    )
-    from edgecompress.converters.verify import accuracy
+    from edgecompress.converters.accuracy import accuracy
+    from edgecompress.converters.compressed import compress
     from edgecompress.flatbuffers.reading import read_tflite
     from edgecompress.targets.profile import load_target
     from edgecompress.targets.tflm.arena import compute_arena

@@ -1,8 +1,6 @@
 """Runs a flatbuffer in a real engine and compares it with the model it was made from.
 
-Inputs are quantized and outputs dequantized here, as an application does it around its
-interpreter: q = clip(round(x / scale) + zero_point) in 32-bit floats, halves rounded to even
-(XNNPACK's and numpy's rounding), and y = scale * (q - zero_point).
+Inputs are quantized and outputs dequantized as in an application: see `real_values`.
 """
 
 from __future__ import annotations
@@ -21,13 +19,13 @@ from edgecompress.converters.agreement import (
     OutputAgreement,
     compare,
     input_loss,
-    sqnr_db,
 )
+from edgecompress.converters.layer_errors import CONVERSIONS, LayerError, layer_errors
+from edgecompress.converters.real_values import dequantize, listed, quantized_inputs
 from edgecompress.core.errors import (
     ArgumentError,
     EngineError,
     NotFiniteError,
-    UnsupportedModelError,
 )
 from edgecompress.engines.run import run_engine
 from edgecompress.flatbuffers.model import FlatModel
@@ -36,38 +34,9 @@ from edgecompress.flatbuffers.tensors import Tensor
 
 Progress = Callable[[int, int], None]
 
-# The per-layer comparison keeps every intermediate result; this many elements fit at a time.
-_ELEMENTS = 32 << 20
-
-
-_NUMPY = {
-    "FLOAT32": "f4", "FLOAT16": "f2", "FLOAT64": "f8", "INT8": "i1", "INT16": "i2", "INT32": "i4",
-    "INT64": "i8", "UINT8": "u1", "UINT16": "u2", "UINT32": "u4", "UINT64": "u8", "BOOL": "?",
-}  # fmt: skip
-# Operators that leave the values as they are.
-_CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
 # Operators that prescribe the scale of their output.
 _PRESCRIBED = ("SOFTMAX", "LOGISTIC")
-_CARRIERS = (*_CONVERSIONS, "RESHAPE", "SQUEEZE", "EXPAND_DIMS")
-
-
-@dataclass(frozen=True)
-class LayerError:
-    """How far one tensor of the integer model lies from the same tensor of the float model.
-
-    Attributes:
-        name: Name of the tensor in the float model; for fused operators the first of its names.
-        sqnr_db: Signal-to-quantization-noise ratio, 10 log10(sum x^2 / sum (x - x_q)^2), in dB;
-            infinite where both are equal. It holds the errors of all layers before.
-        operator: The operator that makes the tensor; `INPUT` for an input of the model.
-        drop_db: The ratio of the operator's worst input minus its own: what the operator itself
-            adds. None where no input is known.
-    """
-
-    name: str
-    sqnr_db: float
-    operator: str = ""
-    drop_db: float | None = None
+_CARRIERS = (*CONVERSIONS, "RESHAPE", "SQUEEZE", "EXPAND_DIMS")
 
 
 @dataclass(frozen=True)
@@ -130,91 +99,6 @@ class Parity:
         """The layer that adds the largest error of its own; None where none adds any."""
         adding = [layer for layer in self.layers if (layer.drop_db or 0) > 0]
         return max(adding, key=lambda layer: layer.drop_db or 0, default=None)
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """Top-1 accuracy of a flatbuffer; `float(accuracy)` is the share.
-
-    Attributes:
-        engine: The engine's registered name.
-        version: Version of the engine's package.
-        samples: Number of samples.
-        top1: Share of samples whose largest output is the label's, 0 to 1.
-    """
-
-    engine: str
-    version: str
-    samples: int
-    top1: float
-
-    def __float__(self) -> float:
-        """Returns the share."""
-        return self.top1
-
-
-def quantize(values: np.ndarray, tensor: Tensor) -> np.ndarray:
-    """Returns real values in the type of a tensor: clip(round(x / scale) + zero_point).
-
-    Tensors without a scale take the values as they are: floats are rounded to the tensor's float
-    type, integers must be whole numbers in its range.
-
-    Args:
-        values: Real numbers, any shape.
-        tensor: An input of the model; per-tensor scale.
-
-    Raises:
-        ArgumentError: the values are not finite, or not whole where the tensor needs that.
-        UnsupportedModelError: the tensor has a type without a numpy form or per-channel scales.
-
-    Example:
-        >>> t = Tensor(0, "x", (1, 3), "INT8", None, (0.5,), (10,))
-        >>> quantize(np.array([[0.25, 0.75, 100.0]]), t)
-        array([[ 10,  12, 127]], dtype=int8)
-    """
-    values = np.asarray(values)
-    if values.dtype.kind not in "fiub" or not np.isfinite(values).all():
-        raise ArgumentError(
-            "samples",
-            "hold finite numbers",
-            f"{values.dtype} with NaN or infinity" if values.dtype.kind == "f" else values.dtype,
-        )
-    dtype = _dtype(tensor)
-    if tensor.scales:
-        if len(tensor.scales) > 1:
-            raise UnsupportedModelError(
-                f"Input {tensor.name!r} has {len(tensor.scales)} scales; an input needs one."
-            )
-        limits = np.iinfo(dtype)
-        scale = np.float32(tensor.scales[0])
-        steps = np.rint(values.astype(np.float32) / scale) + _zero_point(tensor)
-        return np.clip(steps, limits.min, limits.max).astype(dtype)
-    if dtype.kind == "f":
-        return values.astype(dtype)
-    converted = values.astype(dtype)
-    if not np.array_equal(converted, values):
-        raise ArgumentError(
-            "samples",
-            f"hold whole numbers that fit {dtype}, because input {tensor.name!r} has no scale",
-            f"values from {values.min():g} to {values.max():g}",
-        )
-    return converted
-
-
-def dequantize(values: np.ndarray, tensor: Tensor) -> np.ndarray:
-    """Returns a tensor's values as real numbers: scale * (q - zero_point); floats as they are.
-
-    Args:
-        values: Values as the engine returned them.
-        tensor: The tensor they belong to.
-
-    Example:
-        >>> dequantize(np.array([12], np.int8), Tensor(0, "", (1,), "INT8", None, (0.5,), (10,)))
-        array([1.])
-    """
-    if not tensor.scales:
-        return np.asarray(values, np.float64)
-    return (np.asarray(values, np.float64) - _zero_point(tensor)) * tensor.scales[0]
 
 
 def verify(
@@ -287,9 +171,9 @@ def verify(
     if tolerance <= 0:
         raise ArgumentError("tolerance", "be greater than 0", tolerance)
     model = read_tflite(quantized)
-    arrays = _listed(samples)
-    wanted = [np.asarray(array, np.float64) for array in _listed(reference)]
-    codes = _inputs(model, arrays)
+    arrays = listed(samples)
+    wanted = [np.asarray(array, np.float64) for array in listed(reference)]
+    codes = quantized_inputs(model, arrays)
     run = run_engine(engine, model.data, codes, timeout_s=timeout_s, progress=progress)
     if not 1 <= len(wanted) <= len(run.outputs):
         raise ArgumentError(
@@ -308,7 +192,7 @@ def verify(
         pairs = [
             _rounding(part, output, exact, rounded, meaning, tolerance)
             for part, output, exact, rounded, meaning in zip(
-                parts, run.outputs, wanted, _listed(simulated), meanings, strict=False
+                parts, run.outputs, wanted, listed(simulated), meanings, strict=False
             )
         ]
         rounding = Rounding(*(min(shares) for shares in zip(*pairs, strict=True)))
@@ -322,7 +206,7 @@ def verify(
     if float_model is not None:
         few = [array[:layer_samples] for array in arrays]
         try:
-            layers, unmatched = _layers(read_tflite(float_model), model, few, timeout_s)
+            layers, unmatched = layer_errors(read_tflite(float_model), model, few, timeout_s)
             if unmatched:
                 named = ", ".join(unmatched[:5]) + (", ..." if len(unmatched) > 5 else "")
                 notes.append(
@@ -377,117 +261,6 @@ def _rounding(
         for got, expected in pairs
     )
     return simulated.agreement, made.agreement
-
-
-def accuracy(
-    model: bytes,
-    x: np.ndarray | Sequence[np.ndarray],
-    y: np.ndarray,
-    engine: str = "litert",
-    *,
-    timeout_s: float = 120.0,
-    progress: Progress | None = None,
-) -> Accuracy:
-    """Returns the top-1 accuracy of a flatbuffer, measured in an engine.
-
-    Args:
-        model: The .tflite file's bytes; integer or float.
-        x: Inputs as real numbers, one array (samples, ...) or one for each input.
-        y: Class numbers (samples,) or (samples, 1), or one-hot rows (samples, classes). A model
-            with one output is taken as a sigmoid: class 1 from 0.5 on.
-        engine: Which engine runs the file. Defaults to `litert`.
-        timeout_s: Seconds without a finished sample after which the engine is stopped.
-        progress: Called with (finished samples, all samples).
-
-    Raises:
-        ArgumentError: the labels do not fit the samples or the model's outputs.
-        EngineError, MissingDependencyError: see `run_engine`.
-
-    Example:
-        >>> float(accuracy(int8, x_test, y_test))  # doctest: +SKIP
-        0.9132
-    """
-    flat = read_tflite(model)
-    arrays = _listed(x)
-    run = run_engine(engine, model, _inputs(flat, arrays), timeout_s=timeout_s, progress=progress)
-    tensor = flat.tensors[flat.outputs[0]]
-    total = len(arrays[0])
-    outputs = dequantize(run.outputs[0], tensor).reshape(total, -1)
-    return Accuracy(run.engine, run.version, total, top1(outputs, y))
-
-
-def top1(outputs: np.ndarray, y: np.ndarray) -> float:
-    """Returns the share of samples whose largest output is the label's.
-
-    Args:
-        outputs: Real numbers (samples, classes), or (samples, 1) of a sigmoid.
-        y: Labels as in `accuracy`.
-
-    Raises:
-        ArgumentError: the labels do not fit the outputs.
-
-    Example:
-        >>> top1(np.array([[0.2, 0.8], [0.9, 0.1]]), np.array([1, 1]))
-        0.5
-    """
-    total = len(outputs)
-    outputs = outputs.reshape(total, -1)
-    labels = np.asarray(y)
-    if labels.ndim == 2 and labels.shape[1] > 1:
-        if labels.shape[1] != outputs.shape[1]:
-            raise ArgumentError(
-                "y", f"have one column for each of the {outputs.shape[1]} outputs", labels.shape
-            )
-        labels = labels.argmax(1)
-    labels = labels.reshape(-1) if labels.size == total else labels
-    if labels.shape != (total,):
-        raise ArgumentError("y", f"hold one label for each of the {total} samples", labels.shape)
-    classes = max(outputs.shape[1], 2)
-    if not np.array_equal(labels, labels.astype(np.int64)) or not (
-        labels.min() >= 0 and labels.max() < classes
-    ):
-        raise ArgumentError(
-            "y",
-            f"hold class numbers from 0 to {classes - 1}",
-            f"values from {labels.min()} to {labels.max()}",
-        )
-    if outputs.shape[1] == 1:
-        predicted = (outputs[:, 0] >= 0.5).astype(np.int64)
-    else:
-        predicted = outputs.argmax(1)
-    return float(np.mean(predicted == labels))
-
-
-def _listed(arrays: np.ndarray | Sequence[np.ndarray]) -> list[np.ndarray]:
-    if isinstance(arrays, (list, tuple)):
-        return [np.asarray(array) for array in arrays]
-    return [np.asarray(arrays)]
-
-
-def _dtype(tensor: Tensor) -> np.dtype:
-    if tensor.type not in _NUMPY:
-        raise UnsupportedModelError(
-            f"Tensor {tensor.name!r} has the type {tensor.type}; inputs must be of type "
-            f"{', '.join(_NUMPY)}."
-        )
-    return np.dtype(_NUMPY[tensor.type])
-
-
-def _zero_point(tensor: Tensor) -> int:
-    return tensor.zero_points[0] if tensor.zero_points else 0
-
-
-def _inputs(model: FlatModel, samples: Sequence[np.ndarray]) -> list[np.ndarray]:
-    if len(samples) != len(model.inputs):
-        raise ArgumentError(
-            "samples",
-            f"hold one array for each of the model's {len(model.inputs)} inputs",
-            f"{len(samples)} arrays",
-        )
-    return [
-        quantize(array, model.tensors[index])
-        for array, index in zip(samples, model.inputs, strict=True)
-    ]
 
 
 @dataclass(frozen=True)
@@ -578,93 +351,6 @@ def _maker(model: FlatModel, index: int) -> str:
                 return operator.name
             index = operator.inputs[0]
     return ""
-
-
-def _layers(
-    floats: FlatModel, quantized: FlatModel, samples: Sequence[np.ndarray], timeout_s: float
-) -> tuple[tuple[LayerError, ...], list[str]]:
-    """Compares every tensor that both models compute; also returns those without a partner."""
-    pairs, unmatched = _pairs(floats, quantized)
-    if not pairs:
-        return (), unmatched
-    signal = dict.fromkeys(pairs, 0.0)
-    noise = dict.fromkeys(pairs, 0.0)
-    per_sample = sum(floats.tensors[index].elements for index in pairs)
-    chunk = max(1, _ELEMENTS // max(per_sample, 1))
-    for start in range(0, len(samples[0]), chunk):
-        part = [array[start : start + chunk] for array in samples]
-        runs = [
-            run_engine("litert", m.data, _inputs(m, part), tensors=indices, timeout_s=timeout_s)
-            for m, indices in ((floats, list(pairs)), (quantized, list(pairs.values())))
-        ]
-        for index, partner in pairs.items():
-            exact = np.asarray(runs[0].tensors[index], np.float64)
-            rounded = dequantize(runs[1].tensors[partner], quantized.tensors[partner])
-            signal[index] += float(np.sum(exact**2))
-            noise[index] += float(np.sum((exact - rounded.reshape(exact.shape)) ** 2))
-    # The input counts as a layer: a scale that clips it harms everything behind it.
-    ratios: dict[int, float] = {}
-    makers = dict.fromkeys(floats.inputs, "INPUT")
-    sources: dict[int, tuple[int, ...]] = {}
-    for position, index in enumerate(floats.inputs):
-        tensor = quantized.tensors[quantized.inputs[position]]
-        exact = np.asarray(samples[position], np.float64)
-        rounded = dequantize(quantize(samples[position], tensor), tensor)
-        ratios[index] = sqnr_db(float(np.sum(exact**2)), float(np.sum((exact - rounded) ** 2)))
-    for operator in floats.operators:
-        for index in operator.outputs:
-            makers[index] = operator.name
-            sources[index] = operator.inputs
-    ratios |= {index: sqnr_db(signal[index], noise[index]) for index in pairs}
-    layers = []
-    for index, ratio in ratios.items():
-        before = [ratios[i] for i in sources.get(index, ()) if i in ratios]
-        drop = None
-        if before:
-            # Two exact tensors in a row lose nothing (infinity minus infinity is no number).
-            drop = 0.0 if min(before) == ratio else min(before) - ratio
-        layers.append(LayerError(_short(floats.tensors[index]), ratio, makers[index], drop))
-    return tuple(sorted(layers, key=lambda layer: layer.sqnr_db)), unmatched
-
-
-def _pairs(floats: FlatModel, quantized: FlatModel) -> tuple[dict[int, int], list[str]]:
-    """Matches the computed tensors of two models by name; by position where names are gone."""
-    wanted = _results(floats)
-    offered = _results(quantized)
-    by_name: dict[str, list[int]] = {}
-    for index in offered:
-        by_name.setdefault(quantized.tensors[index].name, []).append(index)
-    names = [floats.tensors[index].name for index in wanted]
-    same_order = [_makers(floats)[i] for i in wanted] == [_makers(quantized)[i] for i in offered]
-    by_position = dict(zip(wanted, offered, strict=True)) if same_order else {}
-    pairs, unmatched = {}, []
-    for index in wanted:
-        tensor = floats.tensors[index]
-        found = by_name.get(tensor.name, [])
-        unique = tensor.name and len(found) == 1 and names.count(tensor.name) == 1
-        partner = found[0] if unique else by_position.get(index)
-        if (
-            tensor.type == "FLOAT32"
-            and partner is not None
-            and quantized.tensors[partner].elements == tensor.elements
-        ):
-            pairs[index] = partner
-        elif tensor.type == "FLOAT32":
-            unmatched.append(_short(tensor))
-    return pairs, unmatched
-
-
-def _makers(model: FlatModel) -> dict[int, str]:
-    return {index: o.name for o in model.operators for index in o.outputs}
-
-
-def _results(model: FlatModel) -> list[int]:
-    """Returns the tensors that operators compute, conversions between types left out."""
-    return [i for o in model.operators if o.code not in _CONVERSIONS for i in o.outputs]
-
-
-def _short(tensor: Tensor) -> str:
-    return tensor.name.split(";")[0] or f"tensor {tensor.index}"
 
 
 def _shown(tensor: Tensor, position: int) -> str:

@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 
 from edgecompress.converters import float32
+from edgecompress.converters.accuracy import Accuracy, accuracy, top1
 from edgecompress.converters.float32 import check_inputs, frozen_function, to_flatbuffer
 from edgecompress.converters.formats import FormatRequest, FormatResult, register
 from edgecompress.converters.loaders import LoadedModel, example_inputs, one_line, wrap
-from edgecompress.converters.verify import Accuracy, Parity, accuracy, top1, verify
+from edgecompress.converters.verify import Parity, verify
 from edgecompress.converters.xnor_rewriting import QUANTIZE, rewrite
 from edgecompress.core.errors import (
     ConversionError,

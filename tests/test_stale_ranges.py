@@ -89,7 +89,7 @@ def export(model: object, folder: Path, **options: object) -> Report:
 
 
 def r2_of_file(report: Report, model: keras.Model, folder: Path) -> float:
-    from edgecompress.converters.verify import dequantize, quantize
+    from edgecompress.converters.real_values import dequantize, quantize
     from edgecompress.engines.run import run_engine
     from edgecompress.flatbuffers.reading import read_tflite
 

@@ -222,7 +222,7 @@ def _golden(
     artifact: Artifact, flat: FlatModel, model: BundleModel, samples: tuple[np.ndarray, ...]
 ) -> tuple[Golden, dict[str, bytes], dict[str, np.ndarray]] | str:
     """Returns the golden outputs, their files and arrays by name; or why there are none."""
-    from edgecompress.converters.verify import quantize
+    from edgecompress.converters.real_values import quantize
 
     missing = engine_available(model.runtime)
     if missing:

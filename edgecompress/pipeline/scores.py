@@ -236,7 +236,7 @@ def run_file(file: Artifact, x: Sequence[np.ndarray], engine: str) -> Run:
         ArgumentError: the samples do not fit the file.
         EngineError, MissingDependencyError: see `run_engine`.
     """
-    from edgecompress.converters.verify import dequantize, quantize
+    from edgecompress.converters.real_values import dequantize, quantize
     from edgecompress.engines.run import run_engine
 
     flat = file.flat

@@ -636,7 +636,7 @@ def _measure_baseline(request: Request, loaded: LoadedModel, data: Data, task: T
 
 def _file_metric(file: bytes, task: Task, data: Data) -> float:
     """Returns the metric of a .tflite file in TensorFlow Lite Micro."""
-    from edgecompress.converters.verify import dequantize, quantize
+    from edgecompress.converters.real_values import dequantize, quantize
     from edgecompress.engines.run import run_engine
     from edgecompress.flatbuffers.reading import read_tflite
 

@@ -12,16 +12,11 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 
-from edgecompress.converters import verify as verify_module
+from edgecompress.converters import layer_errors
+from edgecompress.converters.accuracy import Accuracy, accuracy
 from edgecompress.converters.agreement import sqnr_db
-from edgecompress.converters.verify import (
-    Accuracy,
-    Parity,
-    accuracy,
-    dequantize,
-    quantize,
-    verify,
-)
+from edgecompress.converters.real_values import dequantize, quantize
+from edgecompress.converters.verify import Parity, verify
 from edgecompress.core.errors import (
     ArgumentError,
     ModelFileError,
@@ -152,7 +147,7 @@ def test_the_float_flatbuffer_equals_keras(tiny: Path, name: str) -> None:
 def test_errors_equal_numpys(autoencoder: Tiny) -> None:
     parity = autoencoder.verify()
     flat = read_tflite(autoencoder.int8)
-    run = verify_module.run_engine(
+    run = layer_errors.run_engine(
         "litert", autoencoder.int8, [quantize(autoencoder.x[0], flat.tensors[flat.inputs[0]])]
     )
     output = flat.tensors[flat.outputs[0]]
@@ -277,9 +272,9 @@ def test_layer_ratios_equal_numpys(classifier: Tiny) -> None:
     flat, small = read_tflite(classifier.floats), read_tflite(classifier.int8)
     index, partner = flat.operators[1].outputs[0], small.operators[1].outputs[0]
     x = classifier.x[0][:7]
-    exact = verify_module.run_engine("litert", flat.data, [x], tensors=[index]).tensors[index]
+    exact = layer_errors.run_engine("litert", flat.data, [x], tensors=[index]).tensors[index]
     quantized = quantize(x, small.tensors[small.inputs[0]])
-    run = verify_module.run_engine("litert", small.data, [quantized], tensors=[partner])
+    run = layer_errors.run_engine("litert", small.data, [quantized], tensors=[partner])
     rounded = dequantize(run.tensors[partner], small.tensors[partner])
     expected = 10 * np.log10((exact.astype(float) ** 2).sum() / ((exact - rounded) ** 2).sum())
     name = flat.tensors[index].name.split(";")[0]
@@ -292,7 +287,7 @@ def test_samples_are_split_where_the_layers_are_large(
     classifier: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = classifier.verify(float_model=classifier.floats, layer_samples=9).layers
-    monkeypatch.setattr(verify_module, "_ELEMENTS", 4 * 400)
+    monkeypatch.setattr(layer_errors, "_ELEMENTS", 4 * 400)
     parts = classifier.verify(float_model=classifier.floats, layer_samples=9).layers
     assert [layer.name for layer in parts] == [layer.name for layer in whole]
     np.testing.assert_allclose(
@@ -318,7 +313,7 @@ def test_tensors_without_a_partner_are_named(classifier: Tiny) -> None:
         graph.operators[-1].opcodeIndex = graph.operators[0].opcodeIndex
         graph.operators[-1].builtinOptionsType = graph.operators[0].builtinOptionsType
 
-    pairs, unmatched = verify_module._pairs(
+    pairs, unmatched = layer_errors._pairs(
         read_tflite(classifier.floats), read_tflite(edited(classifier.int8, rename))
     )
     flat = read_tflite(classifier.floats)

@@ -15,8 +15,8 @@ import pytest
 from keras import layers, ops
 
 from edgecompress.converters import float32, xnor, xnor_rewriting
+from edgecompress.converters.accuracy import top1
 from edgecompress.converters.loaders import load_model, wrap
-from edgecompress.converters.verify import top1
 from edgecompress.core.errors import (
     ArgumentError,
     ConversionError,

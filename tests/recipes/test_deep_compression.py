@@ -14,7 +14,7 @@ import pytest
 from keras import layers
 
 import edgecompress as ec
-from edgecompress.converters.verify import accuracy
+from edgecompress.converters.accuracy import accuracy
 from edgecompress.core.errors import (
     ArgumentError,
     EdgeCompressError,

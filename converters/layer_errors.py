@@ -1,0 +1,127 @@
+"""Compares a quantized model with its float model tensor by tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgecompress.converters.agreement import sqnr_db
+from edgecompress.converters.real_values import dequantize, quantize, quantized_inputs
+from edgecompress.engines.run import run_engine
+from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.tensors import Tensor
+
+# Operators that leave the values as they are.
+CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
+# The per-layer comparison keeps every intermediate result; this many elements fit at a time.
+_ELEMENTS = 32 << 20
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """How far one tensor of the integer model is from the same tensor of the float model.
+
+    Attributes:
+        name: Name of the tensor in the float model; for fused operators the first of its names.
+        sqnr_db: Signal-to-quantization-noise ratio, 10 log10(sum x^2 / sum (x - x_q)^2), in dB;
+            infinite where both are equal. It holds the errors of all layers before.
+        operator: The operator that makes the tensor; `INPUT` for an input of the model.
+        drop_db: The ratio of the operator's worst input minus its own: what the operator itself
+            adds. None where no input is known.
+    """
+
+    name: str
+    sqnr_db: float
+    operator: str = ""
+    drop_db: float | None = None
+
+
+def layer_errors(
+    floats: FlatModel, quantized: FlatModel, samples: Sequence[np.ndarray], timeout_s: float
+) -> tuple[tuple[LayerError, ...], list[str]]:
+    """Compares every tensor that both models compute; also returns those without a partner."""
+    pairs, unmatched = _pairs(floats, quantized)
+    if not pairs:
+        return (), unmatched
+    signal = dict.fromkeys(pairs, 0.0)
+    noise = dict.fromkeys(pairs, 0.0)
+    per_sample = sum(floats.tensors[index].elements for index in pairs)
+    chunk = max(1, _ELEMENTS // max(per_sample, 1))
+    for start in range(0, len(samples[0]), chunk):
+        part = [array[start : start + chunk] for array in samples]
+        runs = [
+            run_engine(
+                "litert", m.data, quantized_inputs(m, part), tensors=indices, timeout_s=timeout_s
+            )
+            for m, indices in ((floats, list(pairs)), (quantized, list(pairs.values())))
+        ]
+        for index, partner in pairs.items():
+            exact = np.asarray(runs[0].tensors[index], np.float64)
+            rounded = dequantize(runs[1].tensors[partner], quantized.tensors[partner])
+            signal[index] += float(np.sum(exact**2))
+            noise[index] += float(np.sum((exact - rounded.reshape(exact.shape)) ** 2))
+    # The input counts as a layer: a scale that clips it harms everything behind it.
+    ratios: dict[int, float] = {}
+    makers = dict.fromkeys(floats.inputs, "INPUT")
+    sources: dict[int, tuple[int, ...]] = {}
+    for position, index in enumerate(floats.inputs):
+        tensor = quantized.tensors[quantized.inputs[position]]
+        exact = np.asarray(samples[position], np.float64)
+        rounded = dequantize(quantize(samples[position], tensor), tensor)
+        ratios[index] = sqnr_db(float(np.sum(exact**2)), float(np.sum((exact - rounded) ** 2)))
+    for operator in floats.operators:
+        for index in operator.outputs:
+            makers[index] = operator.name
+            sources[index] = operator.inputs
+    ratios |= {index: sqnr_db(signal[index], noise[index]) for index in pairs}
+    layers = []
+    for index, ratio in ratios.items():
+        before = [ratios[i] for i in sources.get(index, ()) if i in ratios]
+        drop = None
+        if before:
+            # Two exact tensors in a row lose nothing (infinity minus infinity is NaN).
+            drop = 0.0 if min(before) == ratio else min(before) - ratio
+        layers.append(LayerError(_short(floats.tensors[index]), ratio, makers[index], drop))
+    return tuple(sorted(layers, key=lambda layer: layer.sqnr_db)), unmatched
+
+
+def _pairs(floats: FlatModel, quantized: FlatModel) -> tuple[dict[int, int], list[str]]:
+    """Matches the computed tensors of two models by name; by position where names are gone."""
+    wanted = _results(floats)
+    offered = _results(quantized)
+    by_name: dict[str, list[int]] = {}
+    for index in offered:
+        by_name.setdefault(quantized.tensors[index].name, []).append(index)
+    names = [floats.tensors[index].name for index in wanted]
+    same_order = [_makers(floats)[i] for i in wanted] == [_makers(quantized)[i] for i in offered]
+    by_position = dict(zip(wanted, offered, strict=True)) if same_order else {}
+    pairs, unmatched = {}, []
+    for index in wanted:
+        tensor = floats.tensors[index]
+        found = by_name.get(tensor.name, [])
+        unique = tensor.name and len(found) == 1 and names.count(tensor.name) == 1
+        partner = found[0] if unique else by_position.get(index)
+        if (
+            tensor.type == "FLOAT32"
+            and partner is not None
+            and quantized.tensors[partner].elements == tensor.elements
+        ):
+            pairs[index] = partner
+        elif tensor.type == "FLOAT32":
+            unmatched.append(_short(tensor))
+    return pairs, unmatched
+
+
+def _makers(model: FlatModel) -> dict[int, str]:
+    return {index: o.name for o in model.operators for index in o.outputs}
+
+
+def _results(model: FlatModel) -> list[int]:
+    """Returns the tensors that operators compute, conversions between types left out."""
+    return [i for o in model.operators if o.code not in CONVERSIONS for i in o.outputs]
+
+
+def _short(tensor: Tensor) -> str:
+    return tensor.name.split(";")[0] or f"tensor {tensor.index}"

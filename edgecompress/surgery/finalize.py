@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -12,9 +13,9 @@ import numpy as np
 from edgecompress.core.errors import ArgumentError, ConversionError, UnsupportedModelError
 from edgecompress.core.keras_graph import functional_of, is_plain_model
 from edgecompress.core.learnt_ranges import changed_layers, settled_record, weight_hashes
+from edgecompress.core.model_copy import copy_model
 from edgecompress.core.record import CompressionRecord, attach_record, record_of
-from edgecompress.surgery.rebuild import Plan, plan_nothing, plan_removal, rebuild
-from edgecompress.surgery.undone import undone_zeros
+from edgecompress.surgery.rewrites import Rewrite, Rewritten, chosen_rewrites, step_of
 
 # Axes of unknown size (time, height, width) get this many positions in the check.
 _UNKNOWN_AXIS = 32
@@ -22,7 +23,11 @@ _UNKNOWN_AXIS = 32
 _HALF_TOLERANCE = 2e-2
 
 
-def finalize(model: keras.Model, tolerance: float = 1e-5) -> keras.Model:
+def finalize(
+    model: keras.Model,
+    tolerance: float = 1e-5,
+    rewrites: str | Rewrite | Iterable[str | Rewrite] = ("remove-channels",),
+) -> keras.Model:
     """Returns a plain copy of a trained model without the channels that carry nothing.
 
     Masks are burnt in: pruned weights are zeros in the copy. A filter of zeros still makes a
@@ -43,10 +48,13 @@ def finalize(model: keras.Model, tolerance: float = 1e-5) -> keras.Model:
             changed.
         tolerance: Largest allowed difference between the outputs of both models on random
             inputs, relative to the largest output where that is over 1. Defaults to 1e-5. Where
-            the smaller model is farther off, nothing is removed and a note says so.
+            a rewrite makes the model differ more, it is left out and a note says so.
+        rewrites: What is done, in this order: names of `surgery.REWRITES`, `NAME:OPTION=VALUE`, or
+            rewrites. Defaults to `"remove-channels"`, which is what is said above.
 
     Raises:
-        ArgumentError: `tolerance` is not positive.
+        ArgumentError: `tolerance` is not positive, or an option of a rewrite breaks its rule.
+        UnknownNameError: a rewrite is unknown.
         UnsupportedModelError: the model is subclassed or not built.
         ConversionError: not even a plain copy of the model gives the same outputs.
 
@@ -63,57 +71,92 @@ def finalize(model: keras.Model, tolerance: float = 1e-5) -> keras.Model:
             f"Model {model.name!r} is a {type(model).__name__}, not a plain Sequential or "
             "Functional model. Build it with keras.Sequential or keras.Model(inputs, outputs)."
         )
-    inputs = _random_inputs(model)
-    plan = plan_removal(model)
-    undone = undone_zeros(model, record_of(model))
-    result, notes = rebuild(model, plan), list(plan.notes)
-    if inputs is None:
-        notes.append("not compared with the masked model: it has inputs that are no numbers.")
-    else:
+    chosen = chosen_rewrites(rewrites)
+    inputs, record = _random_inputs(model), record_of(model)
+    undone = [note for rewrite in chosen for note in rewrite.missed(model, record)]
+    result, changes, notes = _rewritten(model, chosen, inputs, tolerance)
+    if result is model:
+        result = copy_model(model)
         error, limit = _difference(model, result, inputs, tolerance)
-        if error > limit and plan.removed:
-            notes = [
-                f"left masked: all layers, because without their zero filters the outputs differ "
-                f"by {error:.1e} on random inputs, over the limit of {limit:.1e}."
-            ]
-            plan = plan_nothing(model)
-            result = rebuild(model, plan)
-            error, limit = _difference(model, result, inputs, tolerance)
         if error > limit:
             raise ConversionError(
                 f"A plain copy of model {model.name!r} differs from it by {error:.1e} on random "
                 f"inputs, over the limit of {limit:.1e}. Is it random at inference, or does a "
                 "callback still change it?"
             )
-    _attach(model, result, plan, (*undone, *notes))
+    if inputs is None:
+        notes.append("not compared with the original model: its inputs are not all numeric.")
+    _attach(model, result, changes, (*undone, *notes))
     return result
 
 
-def _attach(model: keras.Model, result: keras.Model, plan: Plan, notes: tuple[str, ...]) -> None:
+@dataclasses.dataclass(frozen=True)
+class _Change:
+    """A rewrite that was applied, and what it did."""
+
+    rewrite: Rewrite
+    done: Rewritten
+
+
+def _rewritten(
+    model: keras.Model,
+    rewrites: Sequence[Rewrite],
+    inputs: list[np.ndarray] | None,
+    tolerance: float,
+) -> tuple[keras.Model, list[_Change], list[str]]:
+    """Returns the model after all rewrites that keep their word, what they did, and notes."""
+    result, changes, notes = model, [], []
+    for rewrite in rewrites:
+        done = rewrite.apply(result)
+        if done.model is not result and rewrite.exact:
+            error, limit = _difference(result, done.model, inputs, tolerance)
+            if error > limit:
+                why = rewrite.left_out or f"left out: {type(rewrite).__name__}, because with it"
+                notes.append(
+                    f"{why} the outputs differ by {error:.1e} on random inputs, over the limit of "
+                    f"{limit:.1e}."
+                )
+                continue
+        notes += done.notes
+        if done.model is not result:
+            changes.append(_Change(rewrite, done))
+            result = done.model
+    return result, changes, notes
+
+
+def _attach(
+    model: keras.Model, result: keras.Model, changes: Sequence[_Change], notes: tuple[str, ...]
+) -> None:
     record = settled_record(model)
-    if record.ranges:
-        # The copy computes the same: its ranges fit where those of the model did.
+    if record.ranges and all(change.rewrite.exact for change in changes):
+        # The new model computes the same: its ranges fit where those of the model did.
         changed = {*changed_layers(model, record)}
         weights = {
             name: "" if name in changed else found for name, found in weight_hashes(result).items()
         }
         record = dataclasses.replace(record, weights=weights)
-    earlier = record.removed_channels
-    removed = {
-        path: (earlier[path][0] if path in earlier else before, after)
-        for path, (before, after) in plan.removed.items()
-    }
-    step = {
-        "technique": "finalize",
-        "parameters_before": int(model.count_params()),
-        "parameters_after": int(result.count_params()),
-    }
-    added = CompressionRecord(steps=(step,), removed_channels=removed, notes=notes)
+    removed = dict(record.removed_channels)
+    for change in changes:
+        for path, (before, after) in change.done.removed_channels.items():
+            removed[path] = (removed[path][0] if path in removed else before, after)
+    steps = [
+        step_of(change.rewrite, change.done.details)
+        for change in changes
+        if change.done.details is not None
+    ]
+    steps.append(
+        {
+            "technique": "finalize",
+            "parameters_before": int(model.count_params()),
+            "parameters_after": int(result.count_params()),
+        }
+    )
+    added = CompressionRecord(steps=tuple(steps), removed_channels=removed, notes=notes)
     attach_record(result, record.merged(added))
 
 
 def _random_inputs(model: keras.Model) -> list[np.ndarray] | None:
-    """Returns a batch of random inputs for each model input; None where one is no number."""
+    """Returns a batch of random inputs for each model input; None where one is not numeric."""
     random = np.random.default_rng(0)
     batch = next((t.shape[0] for t in model.inputs if t.shape[0] is not None), 4)
     values: list[np.ndarray] = []
@@ -141,9 +184,11 @@ def _outputs(model: keras.Model, inputs: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def _difference(
-    model: keras.Model, result: keras.Model, inputs: list[np.ndarray], tolerance: float
+    model: keras.Model, result: keras.Model, inputs: list[np.ndarray] | None, tolerance: float
 ) -> tuple[float, float]:
-    """Returns the largest difference of the outputs and the limit it has to stay under."""
+    """Returns the largest difference of the outputs and its limit; 0 where nothing can be run."""
+    if inputs is None:
+        return 0.0, tolerance
     half = any("16" in _compute_dtype(layer) for layer in model.layers)
     pairs = list(zip(_outputs(model, inputs), _outputs(result, inputs), strict=True))
     error = max((float(np.max(np.abs(a - b), initial=0.0)) for a, b in pairs), default=0.0)

@@ -34,11 +34,6 @@ class Plan:
     notes: tuple[str, ...]
 
 
-def plan_nothing(model: keras.Model) -> Plan:
-    """Returns the plan of a plain copy."""
-    return Plan(read_weights(model), {}, {}, ())
-
-
 def plan_removal(model: keras.Model) -> Plan:
     """Returns the plan that leaves out every channel that nothing needs.
 

@@ -14,7 +14,7 @@ from keras import layers
 
 from edgecompress.core.errors import ArgumentError, ConversionError, UnsupportedModelError
 from edgecompress.core.record import CompressionRecord, attach_record, read_record, record_of
-from edgecompress.surgery import finalize as module
+from edgecompress.surgery import rebuild as module
 from edgecompress.surgery.finalize import finalize
 from edgecompress.surgery.rebuild import Plan, plan_removal
 

@@ -1,0 +1,86 @@
+"""The base of surgery: rewrites of a trained model into a smaller or cheaper one, by name.
+
+A rewrite is a frozen dataclass; its fields are its options (`core.options.option`). `finalize`
+applies it, compares the outputs where the rewrite claims that they stay, and records what it did.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from edgecompress.core.options import named, named_config
+from edgecompress.core.record import CompressionRecord
+from edgecompress.core.registry import Registry
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """What a rewrite made of a model.
+
+    Attributes:
+        model: The new model; the model that was given where there was nothing to do.
+        removed_channels: Layer -> (channels before, after) of layers that lost some.
+        details: What the record's step says besides the rewrite's name and options; None where it
+            needs no step of its own.
+        notes: What stays as it was although it could be cheaper, with the reason.
+    """
+
+    model: Any
+    removed_channels: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    details: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
+
+
+class Rewrite(ABC):
+    """Makes a smaller or cheaper Keras model from a trained one; see the module.
+
+    Attributes:
+        exact: Whether the new model computes the same up to rounding. `finalize` checks that on
+            random inputs, and leaves out a rewrite that breaks its word.
+        left_out: How the note begins that says so.
+    """
+
+    exact: ClassVar[bool] = True
+    left_out: ClassVar[str] = ""
+
+    @abstractmethod
+    def apply(self, model: Any) -> Rewritten:
+        """Returns the new model; the given one stays as it is.
+
+        Args:
+            model: A built, plain Sequential or Functional model of Keras 3.
+
+        Raises:
+            UnsupportedModelError: the rewrite cannot follow the model.
+        """
+
+    def missed(self, model: Any, record: CompressionRecord) -> tuple[str, ...]:
+        """Returns notes on what training prepared for this rewrite and something undid since."""
+        return ()
+
+
+REWRITES: Registry[type[Rewrite]] = Registry("surgery")
+
+
+def chosen_rewrites(rewrites: str | Rewrite | Iterable[str | Rewrite]) -> tuple[Rewrite, ...]:
+    """Returns rewrites by name, by `NAME:OPTION=VALUE`, or as they are given.
+
+    Raises:
+        UnknownNameError: a name is unknown.
+        ArgumentError: an option breaks its rule.
+
+    Example:
+        >>> chosen_rewrites(["remove-channels"])  # doctest: +SKIP
+        (RemoveChannels(),)
+    """
+    given = [rewrites] if isinstance(rewrites, (str, Rewrite)) else list(rewrites)
+    return tuple(named(REWRITES, rewrite, "surgery") for rewrite in given)
+
+
+def step_of(rewrite: Rewrite, details: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a rewrite's step for the record: its name, its options and what it did."""
+    config = named_config(REWRITES, rewrite)
+    return {"technique": config["name"], **config["config"], **details}

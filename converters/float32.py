@@ -7,6 +7,7 @@ then run against the model, which also tells the tensor of each tap by value.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -59,13 +60,38 @@ class Float32Result:
         object.__setattr__(self, "kernels", MappingProxyType(dict(self.kernels)))
 
 
+class Trace:
+    """A model with its graph at batch 1, which is traced when it is first asked for.
+
+    Converters take it in place of a model, so that several of them trace the model once. The graph
+    holds the weights as they were then.
+
+    Args:
+        model: A LoadedModel or a Keras model.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.loaded: LoadedModel = wrap(model)
+
+    @functools.cached_property
+    def frozen(self) -> Any:
+        """The model as a TensorFlow function whose weights are constants."""
+        return frozen_function(self.loaded)
+
+
+def traced(model: Any) -> Trace:
+    """Returns the trace of a LoadedModel or a Keras model; a trace as it is."""
+    return model if isinstance(model, Trace) else Trace(model)
+
+
 def convert(model: Any, taps: bool = True, verbose: bool = False) -> Float32Result:
     """Converts a model to a float32 flatbuffer.
 
     Equal models give equal bytes, in any process.
 
     Args:
-        model: A LoadedModel or a Keras model; every dimension but the batch must be fixed.
+        model: A LoadedModel, a Keras model or a Trace; every dimension but the batch must be
+            fixed.
         taps: Find the tensors of the taps; needs a Keras 3 Sequential or Functional model, others
             get none and a note. Defaults to True.
         verbose: Let TensorFlow's log through. Defaults to False.
@@ -83,9 +109,10 @@ def convert(model: Any, taps: bool = True, verbose: bool = False) -> Float32Resu
         >>> len(result.artifact.data)  # doctest: +SKIP
         319688
     """
-    loaded = wrap(model)
+    trace = traced(model)
+    loaded = trace.loaded
     check_inputs(loaded)
-    raw = read_tflite(to_flatbuffer(loaded, verbose))
+    raw = read_tflite(to_flatbuffer(trace, verbose))
 
     sample, values = _compared(loaded, raw)
     notes: list[str] = []
@@ -143,7 +170,7 @@ def frozen_function(loaded: LoadedModel) -> Any:
     return convert_variables_to_constants_v2(concrete)
 
 
-def to_flatbuffer(loaded: LoadedModel, verbose: bool = False) -> bytes:
+def to_flatbuffer(model: LoadedModel | Trace, verbose: bool = False) -> bytes:
     """Returns the float flatbuffer of a model as TensorFlow's converter makes it.
 
     Raises:
@@ -151,10 +178,11 @@ def to_flatbuffer(loaded: LoadedModel, verbose: bool = False) -> bytes:
     """
     import tensorflow as tf
 
-    frozen = None
+    trace, frozen = traced(model), None
+    loaded = trace.loaded
     try:
         with suppress_output(verbose):
-            frozen = frozen_function(loaded)
+            frozen = trace.frozen
             converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen], None)
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
             return bytes(converter.convert())

@@ -18,8 +18,8 @@ from edgecompress.core.shared_values import (
     channels_first,
     codes,
     fold_factors,
+    per_tensor,
     shares_values,
-    takes_one_scale,
 )
 from edgecompress.flatbuffers.editor import ModelEditor
 from edgecompress.flatbuffers.model import FlatModel
@@ -60,7 +60,7 @@ def share_scales(
         kernel = kernels.get(floats.name, folded)
         if not kernel.any() or not (always or shares_values(kernel)):
             continue
-        wanted = always or takes_one_scale(kernel, (axis,))
+        wanted = always or per_tensor(kernel, (axis,))
         # One scale over the folded kernel: a Dense layer that training did not quantize.
         single = len(present.scales) == 1
         axes = () if wanted or single else (axis,)

@@ -24,7 +24,7 @@ import numpy as np
 
 from edgecompress.converters import float32
 from edgecompress.converters.accuracy import Accuracy, accuracy, top1
-from edgecompress.converters.float32 import check_inputs, frozen_function, to_flatbuffer
+from edgecompress.converters.float32 import Trace, check_inputs, to_flatbuffer, traced
 from edgecompress.converters.formats import FormatRequest, FormatResult, register
 from edgecompress.converters.loaders import LoadedModel, example_inputs, one_line, wrap
 from edgecompress.converters.verify import Parity, verify
@@ -133,9 +133,10 @@ class XnorCheck:
 def make(request: FormatRequest) -> FormatResult:
     """Makes the float32 file and the one with binary convolutions."""
     request.progress("Converting to a float32 flatbuffer")
-    floats = float32.convert(request.loaded, verbose=request.verbose)
+    trace = Trace(request.loaded)
+    floats = float32.convert(trace, verbose=request.verbose)
     request.progress("Converting to binary convolutions and running them")
-    result = convert(request.loaded, samples=request.samples, verbose=request.verbose)
+    result = convert(trace, samples=request.samples, verbose=request.verbose)
     engine = (
         "Targets are checked as if their app ran Larq Compute Engine. On this computer that engine "
         "shows that the file is right, not how fast a phone runs it."
@@ -166,8 +167,8 @@ def convert(
     is run in the engine before it is returned. Equal models give equal bytes.
 
     Args:
-        model: A LoadedModel or a Keras 3 model with BinaryConv2D or BinaryDense layers; every
-            dimension but the batch must be fixed.
+        model: A LoadedModel, a Keras 3 model or a Trace with BinaryConv2D or BinaryDense layers;
+            every dimension but the batch must be fixed.
         samples: Inputs to run the file on, one array `(samples, ...)` for each input; 16 are used.
             Defaults to random ones.
         allow_float: Return a file in which a layer that reduces weights and inputs to signs is a
@@ -188,12 +189,13 @@ def convert(
         ... # doctest: +SKIP
         (26076, [(2,), (5,), (9,)])
     """
-    loaded = wrap(model)
+    trace = traced(model)
+    loaded = trace.loaded
     layers = _binary_layers(loaded)
     check_inputs(loaded)
     if (missing := engine_available(ENGINE)) is not None:
         raise MissingDependencyError(missing)
-    data, found, route, notes = _best_route(loaded, layers, verbose)
+    data, found, route, notes = _best_route(trace, layers, verbose)
     floats = [layer for layer in found if not layer.is_binary]
     if len(floats) == len(found):
         raise ConversionError(
@@ -373,14 +375,14 @@ def _same_bits(want: np.ndarray, have: np.ndarray, scales: np.ndarray | None) ->
 
 
 def _best_route(
-    loaded: LoadedModel, layers: Mapping[str, _Binary], verbose: bool
+    trace: Trace, layers: Mapping[str, _Binary], verbose: bool
 ) -> tuple[bytes, tuple[XnorLayer, ...], str, list[str]]:
     """Returns the file of the route that makes more layers binary; of equal ones, the first."""
     missed = "the converter of Larq Compute Engine found no sign in front of it"
     notes: list[str] = []
     first: tuple[bytes, tuple[XnorLayer, ...]] | None = None
     try:
-        data = _by_converter(loaded, verbose)
+        data = _by_converter(trace, verbose)
         first = data, _matched(read_tflite(data), layers, missed)
         expected = [x for x in first[1] if layers[x.name].layer.input_quantizer is not None]
         if all(layer.is_binary for layer in expected):
@@ -396,7 +398,7 @@ def _best_route(
             f"layers: {error}"
         )
     try:
-        data = rewrite(to_flatbuffer(loaded, verbose))
+        data = rewrite(to_flatbuffer(trace, verbose))
     except ConversionError:
         if first is None:
             raise
@@ -412,12 +414,12 @@ def _operators(layers: Sequence[XnorLayer]) -> int:
     return sum(len(layer.operators) for layer in layers)
 
 
-def _by_converter(loaded: LoadedModel, verbose: bool, timeout_s: float = 900.0) -> bytes:
+def _by_converter(trace: Trace, verbose: bool, timeout_s: float = 900.0) -> bytes:
     """Converts by Larq Compute Engine's converter, in a process of its own."""
     with temporary_folder() as scratch:
         folder = str(scratch)
         place = {name: os.path.join(folder, name) for name in ("model", "output", "reason", "job")}
-        _save(loaded, place["model"], verbose)
+        _save(trace, place["model"], verbose)
         paths = [folder_of(name) for name in ("larq_compute_engine", "tensorflow")]
         job = {
             "saved_model": place["model"],
@@ -450,13 +452,13 @@ def _by_converter(loaded: LoadedModel, verbose: bool, timeout_s: float = 900.0) 
         )
 
 
-def _save(loaded: LoadedModel, folder: str, verbose: bool) -> None:
+def _save(trace: Trace, folder: str, verbose: bool) -> None:
     """Writes a model as a SavedModel at batch 1 whose weights are constants."""
     import tensorflow as tf
 
     try:
         with suppress_output(verbose):
-            frozen = frozen_function(loaded)
+            frozen = trace.frozen
             # The converter orders inputs and outputs by name.
             signature = [
                 tf.TensorSpec(tensor.shape, tensor.dtype, name=f"input_{position:03}")
@@ -480,7 +482,7 @@ def _save(loaded: LoadedModel, folder: str, verbose: bool) -> None:
     # Tracing runs the model's own code and raises anything.
     except Exception as error:
         raise ConversionError(
-            f"Model {loaded.name!r} could not be traced: {one_line(error)}"
+            f"Model {trace.loaded.name!r} could not be traced: {one_line(error)}"
         ) from error
 
 

@@ -20,7 +20,7 @@ from edgecompress.core.fusion import FusedGraph, source_of
 from edgecompress.core.fusion_rules import split_activation
 from edgecompress.core.keras_graph import functional_of, layers_by_name
 from edgecompress.core.operator_copy import apply_activation
-from edgecompress.core.shared_values import takes_one_scale
+from edgecompress.core.shared_values import per_tensor
 from edgecompress.precisions.int8 import Int8
 
 _UNSEEN = (np.inf, -np.inf)
@@ -141,7 +141,7 @@ class QuantizedArithmetic:
 
     def _scale_axes(self, kernel: Any, axes: tuple[int, ...]) -> tuple[int, ...]:
         values = ops.convert_to_numpy(ops.cast(kernel, "float32"))
-        return () if takes_one_scale(values, axes, self._quantizer.weight_bits) else axes
+        return () if per_tensor(values, axes, self._quantizer.weight_bits) else axes
 
     def hooks(self) -> list[Wrapping]:
         """Returns the hooks that put it into the layers."""

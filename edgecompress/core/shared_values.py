@@ -64,7 +64,7 @@ def codes(kernel: np.ndarray, channel_axes: Sequence[int], bits: int = 8) -> np.
     return np.rint(weights / np.where(scales > 0, scales, 1)).astype(np.int32)
 
 
-def takes_one_scale(kernel: np.ndarray, channel_axes: Sequence[int], bits: int = 8) -> bool:
+def per_tensor(kernel: np.ndarray, channel_axes: Sequence[int], bits: int = 8) -> bool:
     """Returns whether a kernel shares values and has fewer codes with one scale than with many.
 
     Binary and ternary kernels with a factor for each channel, `a_c * {-1, 0, 1}`, have at most
@@ -77,9 +77,9 @@ def takes_one_scale(kernel: np.ndarray, channel_axes: Sequence[int], bits: int =
 
     Example:
         >>> kernel = np.repeat([[1.0, 0.5], [0.3, 0.3], [0.1, 0.1]], 4, axis=0)
-        >>> takes_one_scale(kernel, (-1,)), takes_one_scale(kernel, ())
+        >>> per_tensor(kernel, (-1,)), per_tensor(kernel, ())
         (True, False)
-        >>> takes_one_scale(np.repeat([[1.0, 0.5], [-1.0, -0.5]], 4, axis=0), (-1,))
+        >>> per_tensor(np.repeat([[1.0, 0.5], [-1.0, -0.5]], 4, axis=0), (-1,))
         False
     """
     if not shares_values(kernel):

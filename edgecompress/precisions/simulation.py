@@ -13,7 +13,7 @@ from edgecompress.core.fusion import Tap, analyse, source_of
 from edgecompress.core.learnt_ranges import settled_record, valid_record
 from edgecompress.core.operator_copy import rebuild
 from edgecompress.core.record import CompressionRecord
-from edgecompress.core.shared_values import takes_one_scale
+from edgecompress.core.shared_values import per_tensor
 from edgecompress.precisions.int8 import Int8, fake_quantize
 
 
@@ -83,7 +83,7 @@ def simulate(
         return FakeQuantize(*ranges[name], bits=quantizer.activation_bits, name=layer_name)(tensor)
 
     def weights(values: Any, axes: tuple[int, ...]) -> Any:
-        if takes_one_scale(values, axes, quantizer.weight_bits):
+        if per_tensor(values, axes, quantizer.weight_bits):
             axes = ()
         return ops.convert_to_numpy(quantizer.quantize_weights(values, axes))
 

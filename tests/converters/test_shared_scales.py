@@ -16,7 +16,7 @@ from edgecompress.converters.compressed import (
 from edgecompress.converters.loaders import example_inputs, wrap
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.record import record_of
-from edgecompress.core.shared_values import takes_one_scale
+from edgecompress.core.shared_values import per_tensor
 from edgecompress.engines.run import run_engine
 from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.flatbuffers.model import FlatModel
@@ -357,7 +357,7 @@ def test_training_reads_a_clustered_kernel_through_one_scale() -> None:
     simulated = simulate(model)
     simulated.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     assert history["val_loss"][0] == pytest.approx(simulated.evaluate(x, y, verbose=0), rel=1e-5)
-    assert takes_one_scale(model.get_layer("conv").kernel.numpy(), (-1,))
+    assert per_tensor(model.get_layer("conv").kernel.numpy(), (-1,))
 
 
 def test_values_that_part_again_get_a_scale_for_each_channel() -> None:

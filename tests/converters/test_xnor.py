@@ -383,7 +383,7 @@ def test_the_converter_may_crash_fail_or_hang(
     (tmp_path / "worker.py").write_text(program)
     monkeypatch.setattr(xnor, "_WORKER", tmp_path / "worker.py")
     with pytest.raises(ConversionError, match=text):
-        xnor._by_converter(wrap(one(BinaryDense(2), shape=(4,))), False, timeout_s=1)
+        xnor._by_converter(float32.Trace(one(BinaryDense(2), shape=(4,))), False, timeout_s=1)
 
 
 def test_models_without_binary_layers_are_refused_in_one_line() -> None:
@@ -504,3 +504,26 @@ def test_the_program_of_the_page_runs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     assert "(2,)" in done.stdout and "XnorCheck" in done.stdout
     assert (tmp_path / "model_xnor.tflite").stat().st_size < 20_000
+
+
+@needs_engine
+def test_an_export_traces_the_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensorflow.python.framework import convert_to_constants
+
+    from edgecompress.pipeline import build, build_request
+
+    freeze, frozen = convert_to_constants.convert_variables_to_constants_v2, []
+
+    def counted(function: Any, *args: Any, **kwargs: Any) -> Any:
+        frozen.append(function)
+        return freeze(function, *args, **kwargs)
+
+    monkeypatch.setattr(convert_to_constants, "convert_variables_to_constants_v2", counted)
+    keras.utils.set_random_seed(7)
+    source = plain_net()
+    made = build(build_request(source, ["host"], file_format="xnor", bundle=False))
+    assert len(frozen) == 1
+    # Two traces give the same files.
+    assert made.main.data == xnor.convert(source).artifact.data
+    assert len(frozen) == 2
+    assert made.artifacts[0].data == float32.convert(source).artifact.data

@@ -9,8 +9,8 @@ from edgecompress.core.shared_values import (
     channels_first,
     codes,
     fold_factors,
+    per_tensor,
     shares_values,
-    takes_one_scale,
 )
 
 VALUES = np.linspace(-1, 1, 16, dtype=np.float32)
@@ -68,8 +68,8 @@ def test_one_scale_where_it_gives_fewer_codes() -> None:
     kernel = clustered((5, 6))
     kernel[:, :3] = np.random.choice(VALUES[4:12], (5, 3))
     assert len(np.unique(codes(kernel, ()))) <= 16 < len(np.unique(codes(kernel, (-1,))))
-    assert not takes_one_scale(kernel, ())
-    assert takes_one_scale(kernel, (-1,)) is (2 * len(np.unique(kernel)) <= 30)
+    assert not per_tensor(kernel, ())
+    assert per_tensor(kernel, (-1,)) is (2 * len(np.unique(kernel)) <= 30)
 
 
 @pytest.mark.parametrize("levels", [(-1, 1), (-1, 0, 1)])
@@ -77,8 +77,8 @@ def test_factors_of_binary_and_ternary_channels_keep_their_scales(levels: tuple[
     factors = np.random.uniform(0.5, 2, 20)
     kernel = np.random.choice(levels, (3, 3, 8, 20)) * factors
     assert shares_values(kernel)
-    assert not takes_one_scale(kernel, (-1,))
-    assert takes_one_scale(clustered((3, 3, 8, 20)) * np.repeat([0.5, 1], 10), (-1,)) is False
+    assert not per_tensor(kernel, (-1,))
+    assert per_tensor(clustered((3, 3, 8, 20)) * np.repeat([0.5, 1], 10), (-1,)) is False
 
 
 def test_fold_factors() -> None:

@@ -227,7 +227,7 @@ def _move_constants(then: Analysis, now: Analysis, gone: set[int], after: Weight
         if not now.readers[path].exact:
             count = int((moved != 0).sum())
             notes.append(
-                f"{path}: takes over the mean of {count} zeroed channels approximately, as its "
+                f"{path}: takes over the mean of {count} silenced channels approximately, as its "
                 "border is padded with zeros."
             )
     return notes

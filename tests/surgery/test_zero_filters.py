@@ -115,7 +115,7 @@ def test_padded_reader_is_exact_in_the_middle_and_named() -> None:
     np.testing.assert_allclose(got[:, 1:-1, 1:-1], expected[:, 1:-1, 1:-1], atol=1e-5)
     assert np.abs(got - expected).max() > 1e-3  # The border is an approximation.
     assert done.notes == (
-        "b: takes over the mean of 2 zeroed channels approximately, as its border is padded "
+        "b: takes over the mean of 2 silenced channels approximately, as its border is padded "
         "with zeros.",
     )
     small = finalize(model)

@@ -103,19 +103,20 @@ class Recorder:
             text=True,
             check=False,
         )
-        stdout: Any = self.places.plain(done.stdout)
+        folder = self.work / output
+        files = sorted(p for p in folder.rglob("*") if p.is_file()) if output else []
+        places = self.places.with_files(files)
+        stdout: Any = places.plain(done.stdout)
         measured = False
         if stdout.startswith("{"):
             raw = json.loads(stdout)
             stdout, measured = normalise(raw), measured_here(raw)
-        stderr = re.sub(r"(?m)^\[ *\d+\.\d s\] ", "", self.places.plain(done.stderr))
-        folder = self.work / output
-        files = sorted(p for p in folder.rglob("*") if p.is_file()) if output else []
+        stderr = re.sub(r"(?m)^\[ *\d+\.\d s\] ", "", places.plain(done.stderr))
         self.cells[cell] = {
             "exit_code": done.returncode,
             "stderr": stderr.splitlines(),
             "stdout": stdout,
-            "files": {str(p.relative_to(folder)): digest(p, self.places, measured) for p in files},
+            "files": {str(p.relative_to(folder)): digest(p, places, measured) for p in files},
         }
 
     def model(self, file: str) -> None:
@@ -310,7 +311,7 @@ def compare(options: argparse.Namespace) -> int:
         if lines:
             console.print(f"{title}:")
         for (name, cell), line in lines:
-            console.print(f"  {name}, {cell}: {line}", markup=False)
+            console.print(f"  {name}, {cell}: {line}", markup=False, soft_wrap=True)
     for name in sorted(before["models"].keys() ^ after["models"].keys()):
         console.print(f"Not compared: {name} is in one record only.")
     words = [verdict.word for verdict in verdicts.values()]

@@ -6,7 +6,8 @@ import hashlib
 import json
 import re
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ VOLATILE = {
     "times in sentences that say `on this computer`": "latency measured on this computer",
     "numbers and drawings of report.html beside such a latency": "they show it",
     "[ 0.0 s] on standard error": "time since the start",
+    "SHA-256 of a .keras file that the command wrote": "Keras puts the time of day into it; its "
+    "parts are compared, and the hash of them",
     "paths of the package and of temporary folders": "each tree and run has its own",
 }
 MARK = "(volatile)"
@@ -65,16 +68,32 @@ def _sha(data: bytes) -> str:
 
 @dataclass
 class Places:
-    """The paths that differ between trees and runs."""
+    """What differs between trees and runs: paths, and hashes of files that hold a date.
+
+    `hashes` leads from such a hash to that of the file's parts without the date.
+    """
 
     work: str
     package: str
+    hashes: dict[str, str] = field(default_factory=dict)
 
     def plain(self, text: str) -> str:
         """Returns a text without them."""
         text = text.replace(self.package, "PACKAGE")
         text = re.sub(re.escape(f"{self.work}/tmp") + r"[^\s'\",:;)]*", "TEMPORARY", text)
+        for found, parts in self.hashes.items():
+            text = text.replace(found, f"SHA-256 of parts {parts}")
         return text.replace(self.work, "WORK")
+
+    def with_files(self, files: Iterable[Path]) -> Places:
+        """Returns them with the hashes of Keras files, which hold the time of day."""
+        # By content: two files of one second may be equal, or not.
+        found = {
+            _sha(p.read_bytes()): _sha(json.dumps(digest(p, self, False)).encode())
+            for p in files
+            if p.suffix == ".keras"
+        }
+        return replace(self, hashes=self.hashes | found)
 
 
 def digest(path: Path, places: Places, measured: bool) -> Any:

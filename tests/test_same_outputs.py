@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib.util
 import json
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -171,3 +173,20 @@ def test_pages_are_compared_without_paths_and_measured_times(tmp_path: Path) -> 
     assert mine != page("<p>PROGRAM export n -o WORK/o</p>", False)
     assert page("1.5 us<svg>1</svg>", True) == page("12 ms<svg>2</svg>", True)
     assert page("1.5 us<svg>1</svg>", False) != page("1.5 us<svg>2</svg>", False)
+
+
+def test_hashes_of_dated_files_are_compared_by_their_parts(tmp_path: Path) -> None:
+    left = []
+    for date in ("1", "2"):
+        with zipfile.ZipFile(tmp_path / "m.keras", "w") as archive:
+            archive.writestr("metadata.json", json.dumps({"date_saved": date, "version": "3"}))
+            archive.writestr("model.weights.h5", "weights")
+        sha = hashlib.sha256((tmp_path / "m.keras").read_bytes()).hexdigest()
+        (tmp_path / "state.json").write_text(json.dumps({"sha256": sha}))
+        files = [tmp_path / "m.keras", tmp_path / "state.json"]
+        places = _PLACES.with_files(files)
+        left.append([values.digest(path, places, False) for path in files])
+    assert left[0] == left[1]
+    assert left[0][1]["sha256"].startswith("SHA-256 of parts ")
+    (tmp_path / "state.json").write_text(json.dumps({"sha256": "0" * 64}))
+    assert values.digest(tmp_path / "state.json", places, False) != left[0][1]

@@ -98,10 +98,11 @@ class CheckResult:
 
     rule: Rule
     verdict: Verdict
-    measured: float | None = None
-    low: float | None = None
-    high: float | None = None
-    limit: float | None = None
+    # Whole numbers stay whole where a result is read back from another process.
+    measured: int | float | None = None
+    low: int | float | None = None
+    high: int | float | None = None
+    limit: int | float | None = None
     unit: Unit = "bytes"
     how_known: HowKnown | None = None
     detail: Mapping[str, Any] = field(default_factory=dict)

@@ -9,9 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from edgecompress.converters.loaders import InputSpec, LoadedModel, one_line, wrap
+from edgecompress.converters.loaders import InputSpec, LoadedModel, wrap
 from edgecompress.converters.streams import collect, is_stream
-from edgecompress.core.errors import ArgumentError, EngineError, NotFiniteError, UnreadableFileError
+from edgecompress.core.errors import (
+    ArgumentError,
+    EngineError,
+    NotFiniteError,
+    UnreadableFileError,
+    one_line,
+)
 from edgecompress.core.reading import read_arrays
 from edgecompress.core.suppress_output import suppress_output
 from edgecompress.flatbuffers.model import FlatModel

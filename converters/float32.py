@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from edgecompress.converters.calibration import tensor_values
-from edgecompress.converters.loaders import LoadedModel, example_inputs, one_line, wrap
-from edgecompress.core.errors import ConversionError, UnsupportedModelError
+from edgecompress.converters.loaders import LoadedModel, example_inputs, wrap
+from edgecompress.core.errors import ConversionError, UnsupportedModelError, one_line
 from edgecompress.core.keras_graph import functional_of, walk_layers
 from edgecompress.core.layer_kinds import int8_kernels
 from edgecompress.core.shared_values import channels_first, fold_factors, shares_values

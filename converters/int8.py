@@ -26,9 +26,8 @@ from edgecompress.converters.calibration import (
 )
 from edgecompress.converters.float32 import Float32Result
 from edgecompress.converters.formats import FormatRequest, FormatResult, make_int8, register
-from edgecompress.converters.loaders import one_line
 from edgecompress.converters.shared_scales import share_scales
-from edgecompress.core.errors import ArgumentError, ConversionError
+from edgecompress.core.errors import ArgumentError, ConversionError, one_line
 from edgecompress.core.record import CompressionRecord
 from edgecompress.core.suppress_output import suppress_output
 from edgecompress.core.units import format_size

@@ -7,9 +7,7 @@ refused by name where it says more.
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import json
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -19,12 +17,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from edgecompress.converters import configurations, hdf5_files, saved_models
-from edgecompress.core import isolation
+from edgecompress.converters import configurations, hdf5_files, keras2_files, saved_models
 from edgecompress.core.errors import (
-    EdgeCompressError,
     ModelFileError,
     UnsupportedModelError,
+    one_line,
 )
 from edgecompress.core.files import sha256
 from edgecompress.core.finite import check_weights
@@ -47,19 +44,6 @@ _BATCH = 32
 _WEIGHTS = "model.weights.h5"
 _MEMBERS = frozenset({"config.json", "metadata.json", _WEIGHTS})
 _DAMAGED = "Export the weights of an epoch before training diverged."
-# Arguments that Keras 2 wrote and Keras 3 refuses, with the value at which they have no effect on
-# inference (None: never any). Layer class -> argument -> value.
-_GROUPS = {"groups": 1}
-_SEPARABLE: dict[str, Any] = {
-    **_GROUPS, "kernel_initializer": None, "kernel_regularizer": None, "kernel_constraint": None,
-}  # fmt: skip
-_TIME_MAJOR = {"time_major": False}
-_DROPPED_ARGUMENTS: dict[str, dict[str, Any]] = {
-    "DepthwiseConv1D": _GROUPS, "DepthwiseConv2D": _GROUPS, "Conv1DTranspose": _GROUPS,
-    "Conv2DTranspose": _GROUPS, "Conv3DTranspose": _GROUPS, "SeparableConv1D": _SEPARABLE,
-    "SeparableConv2D": _SEPARABLE, "LSTM": _TIME_MAJOR, "GRU": _TIME_MAJOR,
-    "SimpleRNN": _TIME_MAJOR, "RNN": _TIME_MAJOR, "ConvLSTM2D": _TIME_MAJOR,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -142,12 +126,6 @@ class LoadedModel:
                 f"Model {self.name!r} fails on the given data: {one_line(error)}"
             ) from error
         return [np.concatenate(column) for column in zip(*parts, strict=True)]
-
-
-def one_line(error: BaseException | str, limit: int = 240) -> str:
-    """Returns an error's text on one line, cut to `limit` characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def wrap(model: Any) -> LoadedModel:
@@ -380,10 +358,10 @@ def _load_archive(path: Path) -> _Loaded:
         # One way for all Keras 2 files: through HDF5, whose configuration can be adapted.
         converted = Path(folder) / "model.h5"
         if _is_wrapped(config):
-            return _load_legacy(_strip(path, converted, path), path, _stripped(path))
+            return _load_legacy(keras2_files.strip(path, converted, path), path, _stripped(path))
         try:
             with suppress_output():
-                _tf_keras().models.load_model(path, compile=False).save(converted)
+                keras2_files.tf_keras().models.load_model(path, compile=False).save(converted)
         except Exception as error:
             raise _load_error(path, error) from error
         return _load_legacy(converted, path)
@@ -438,7 +416,9 @@ def _load_hdf5(path: Path) -> _Loaded:
     if not _is_wrapped(config):
         return _load_legacy(path, path)
     with tempfile.TemporaryDirectory() as folder:
-        return _load_legacy(_strip(path, Path(folder) / "model.h5", path), path, _stripped(path))
+        return _load_legacy(
+            keras2_files.strip(path, Path(folder) / "model.h5", path), path, _stripped(path)
+        )
 
 
 def _is_wrapped(config: Any) -> bool:
@@ -470,11 +450,11 @@ def _load_legacy(path: Path, shown: Path, notes: tuple[str, ...] = ()) -> _Loade
         legacy = None
         try:
             with suppress_output():
-                legacy = _tf_keras().models.load_model(path, compile=False)
+                legacy = keras2_files.tf_keras().models.load_model(path, compile=False)
         except Exception as error:
             reason = _load_error(shown, error)
         try:
-            adapted = _adapt(path, Path(folder) / "adapted.h5")
+            adapted = keras2_files.adapt(path, Path(folder) / "adapted.h5")
             model = _load_keras3(adapted, shown)
             if legacy is not None:
                 _refuse_difference(model, legacy)
@@ -488,28 +468,6 @@ def _load_legacy(path: Path, shown: Path, notes: tuple[str, ...] = ()) -> _Loade
             )
             return legacy, "tf_keras", (*notes, note)
     return model, "keras3", notes
-
-
-def _adapt(path: Path, target: Path) -> Path:
-    """Copies a Keras 2 HDF5 file, without arguments that Keras 3 no longer has."""
-    import h5py
-
-    target.write_bytes(read_bytes(path))
-    try:
-        with h5py.File(target, "r+") as file:
-            config = json.loads(file.attrs["model_config"])
-            for node, name in configurations.classes(config):
-                arguments = node.get("config")
-                if not isinstance(arguments, dict):
-                    continue
-                for key, neutral in _DROPPED_ARGUMENTS.get(name, {}).items():
-                    if key in arguments and (neutral is None or arguments[key] == neutral):
-                        del arguments[key]
-            file.attrs["model_config"] = json.dumps(config)
-    # A file may be sound enough to read and too damaged to write.
-    except (OSError, RuntimeError, KeyError) as error:
-        raise ModelFileError(f"it cannot be adapted: {one_line(error)}") from error
-    return target
 
 
 def _refuse_difference(model: Any, legacy: Any) -> None:
@@ -539,59 +497,6 @@ def example_inputs(
         else:
             arrays.append(random.integers(0, 2, shape).astype(spec.dtype))
     return arrays
-
-
-@functools.cache
-def _tf_keras() -> Any:
-    """Imports tf_keras beside Keras 3; nothing process-wide changes."""
-    with suppress_output():
-        import tf_keras
-
-    return tf_keras
-
-
-def _strip(path: Path, target: Path, shown: Path) -> Path:
-    # Importing tensorflow-model-optimization switches tf.keras to Keras 2 for its whole process.
-    try:
-        answer = isolation.call(
-            f"{__name__}:strip_wrappers", {"source": str(path)}, readable=[path]
-        )
-    except EdgeCompressError as error:
-        raise ModelFileError(
-            f"{shown} could not be stripped of its pruning wrappers: {one_line(error)} Save "
-            "tfmot.sparsity.keras.strip_pruning(model) instead."
-        ) from error
-    target.write_bytes(answer.files["model.h5"])
-    return target
-
-
-def strip_wrappers(source: str, tell: Any = None, gaps: Any = ()) -> tuple[None, dict[str, bytes]]:
-    """Strips pruning and clustering wrappers from a Keras 2 file; for a process of its own.
-
-    Args:
-        source: File to read.
-        tell: Not used, nor is `gaps`.
-
-    Returns:
-        None, and the stripped model as `model.h5`.
-
-    Raises:
-        ModelFileError: it cannot be loaded.
-    """
-    try:
-        with suppress_output():
-            import tensorflow_model_optimization as tfmot  # type: ignore[import-untyped]
-
-            pruning, clustering = tfmot.sparsity.keras, tfmot.clustering.keras
-            with pruning.prune_scope(), clustering.cluster_scope():
-                model = _tf_keras().models.load_model(source, compile=False)
-            model = clustering.strip_clustering(pruning.strip_pruning(model))
-            with tempfile.TemporaryDirectory() as folder:
-                target = Path(folder) / "model.h5"
-                model.save(target, include_optimizer=False)
-                return None, {"model.h5": target.read_bytes()}
-    except Exception as error:
-        raise ModelFileError(f"it does not load ({one_line(error)}).") from error
 
 
 def _load_saved_model(path: Path) -> LoadedModel:

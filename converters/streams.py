@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgecompress.converters.loaders import one_line
-from edgecompress.core.errors import ArgumentError
+from edgecompress.core.errors import ArgumentError, one_line
 
 # What is read of a stream, which may have no end. Ranges settle long before.
 MOST_SAMPLES = 1000

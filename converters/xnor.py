@@ -26,7 +26,7 @@ from edgecompress.converters import float32
 from edgecompress.converters.accuracy import Accuracy, accuracy, top1
 from edgecompress.converters.float32 import Trace, check_inputs, to_flatbuffer, traced
 from edgecompress.converters.formats import FormatRequest, FormatResult, register
-from edgecompress.converters.loaders import LoadedModel, example_inputs, one_line, wrap
+from edgecompress.converters.loaders import LoadedModel, example_inputs, wrap
 from edgecompress.converters.verify import Parity, verify
 from edgecompress.converters.xnor_rewriting import QUANTIZE, rewrite
 from edgecompress.core.errors import (
@@ -34,6 +34,7 @@ from edgecompress.core.errors import (
     EngineError,
     MissingDependencyError,
     UnsupportedModelError,
+    one_line,
 )
 from edgecompress.core.folders import temporary_folder
 from edgecompress.core.keras_graph import layer_calls, walk_layers

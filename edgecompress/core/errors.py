@@ -41,6 +41,12 @@ def shown(text: object) -> str:
     )
 
 
+def one_line(error: BaseException | str, limit: int = 240) -> str:
+    """Returns an error's text on one line, cut to `limit` characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
 class EdgeCompressError(Exception):
     """Base of every error this package raises on purpose; its text is one line for the user.
 

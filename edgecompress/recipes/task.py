@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from edgecompress.converters import configurations
-from edgecompress.converters.loaders import LoadedModel, one_line
+from edgecompress.converters.loaders import LoadedModel
 from edgecompress.converters.tasks import stored_loss
-from edgecompress.core.errors import ArgumentError, UnsupportedModelError
+from edgecompress.core.errors import ArgumentError, UnsupportedModelError, one_line
 from edgecompress.core.keras_graph import functional_of, graph_nodes
 from edgecompress.core.registry import Registry
 from edgecompress.recipes.data import Data, Samples

@@ -1,0 +1,114 @@
+"""Keras 2 files: read as they are, adapted to Keras 3, and freed of the wrappers of training."""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from edgecompress.converters import configurations
+from edgecompress.core import isolation
+from edgecompress.core.errors import EdgeCompressError, ModelFileError, one_line
+from edgecompress.core.reading import read_bytes
+from edgecompress.core.suppress_output import suppress_output
+
+# Arguments that Keras 2 wrote and Keras 3 refuses, with the value at which they have no effect on
+# inference (None: never any). Layer class -> argument -> value.
+_GROUPS = {"groups": 1}
+_SEPARABLE: dict[str, Any] = {
+    **_GROUPS, "kernel_initializer": None, "kernel_regularizer": None, "kernel_constraint": None,
+}  # fmt: skip
+_TIME_MAJOR = {"time_major": False}
+_DROPPED: dict[str, dict[str, Any]] = {
+    "DepthwiseConv1D": _GROUPS, "DepthwiseConv2D": _GROUPS, "Conv1DTranspose": _GROUPS,
+    "Conv2DTranspose": _GROUPS, "Conv3DTranspose": _GROUPS, "SeparableConv1D": _SEPARABLE,
+    "SeparableConv2D": _SEPARABLE, "LSTM": _TIME_MAJOR, "GRU": _TIME_MAJOR,
+    "SimpleRNN": _TIME_MAJOR, "RNN": _TIME_MAJOR, "ConvLSTM2D": _TIME_MAJOR,
+}  # fmt: skip
+
+
+@functools.cache
+def tf_keras() -> Any:
+    """Imports tf_keras beside Keras 3; nothing process-wide changes."""
+    with suppress_output():
+        import tf_keras as module
+
+    return module
+
+
+def adapt(path: Path, target: Path) -> Path:
+    """Copies a Keras 2 HDF5 file, without arguments that Keras 3 no longer has."""
+    import h5py
+
+    target.write_bytes(read_bytes(path))
+    try:
+        with h5py.File(target, "r+") as file:
+            config = json.loads(file.attrs["model_config"])
+            for node, name in configurations.classes(config):
+                arguments = node.get("config")
+                if not isinstance(arguments, dict):
+                    continue
+                for key, neutral in _DROPPED.get(name, {}).items():
+                    if key in arguments and (neutral is None or arguments[key] == neutral):
+                        del arguments[key]
+            file.attrs["model_config"] = json.dumps(config)
+    # A file may be sound enough to read and too damaged to write.
+    except (OSError, RuntimeError, KeyError) as error:
+        raise ModelFileError(f"it cannot be adapted: {one_line(error)}") from error
+    return target
+
+
+def strip(path: Path, target: Path, shown: Path) -> Path:
+    """Writes a Keras 2 file without its pruning and clustering wrappers; returns its path.
+
+    Args:
+        path: The file.
+        target: Where to write.
+        shown: The file's name in messages.
+
+    Raises:
+        ModelFileError: it cannot be loaded.
+    """
+    # Importing tensorflow-model-optimization switches tf.keras to Keras 2 for its whole process.
+    try:
+        answer = isolation.call(
+            f"{__name__}:strip_wrappers", {"source": str(path)}, readable=[path]
+        )
+    except EdgeCompressError as error:
+        raise ModelFileError(
+            f"{shown} could not be stripped of its pruning wrappers: {one_line(error)} Save "
+            "tfmot.sparsity.keras.strip_pruning(model) instead."
+        ) from error
+    target.write_bytes(answer.files["model.h5"])
+    return target
+
+
+def strip_wrappers(source: str, tell: Any = None, gaps: Any = ()) -> tuple[None, dict[str, bytes]]:
+    """Strips pruning and clustering wrappers from a Keras 2 file; for a process of its own.
+
+    Args:
+        source: File to read.
+        tell: Not used, nor is `gaps`.
+
+    Returns:
+        None, and the stripped model as `model.h5`.
+
+    Raises:
+        ModelFileError: it cannot be loaded.
+    """
+    try:
+        with suppress_output():
+            import tensorflow_model_optimization as tfmot  # type: ignore[import-untyped]
+
+            pruning, clustering = tfmot.sparsity.keras, tfmot.clustering.keras
+            with pruning.prune_scope(), clustering.cluster_scope():
+                model = tf_keras().models.load_model(source, compile=False)
+            model = clustering.strip_clustering(pruning.strip_pruning(model))
+            with tempfile.TemporaryDirectory() as folder:
+                target = Path(folder) / "model.h5"
+                model.save(target, include_optimizer=False)
+                return None, {"model.h5": target.read_bytes()}
+    except Exception as error:
+        raise ModelFileError(f"it does not load ({one_line(error)}).") from error

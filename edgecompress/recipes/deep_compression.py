@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from edgecompress.converters.loaders import LoadedModel
     from edgecompress.core.results import Report
     from edgecompress.flatbuffers.model import FlatModel
+    from edgecompress.pipeline import Build
     from edgecompress.recipes.checkpoints import Checkpoints, Finished
     from edgecompress.recipes.data import Data
     from edgecompress.recipes.layer_table import TableKernel
@@ -476,6 +477,8 @@ def run(request: Request) -> CompressionResult:
         EdgeCompressError: an argument, a file, a training or a conversion is wrong.
     """
     from edgecompress.core.suppress_output import suppress_output
+    from edgecompress.pipeline import write
+    from edgecompress.reports.figures import join_curves
 
     settings = request.settings
     _check_request(request)
@@ -512,8 +515,14 @@ def run(request: Request) -> CompressionResult:
     for stage, _ in finished:
         notes += stage.notes
 
-    report = _export(request, loaded, model, data, task, finished)
-    return _finish(request, loaded, model, data, task, distills, baseline, finished, report, notes)
+    made = _build(request, loaded, model, data, task)
+    request.progress("Writing the files")
+    # Curves of stages that others lack have gaps.
+    curves: Any = join_curves([stage.history for stage, _ in finished])
+    report = write(made, request.output, argv=request.argv, history=curves)
+    return _finish(
+        request, loaded, model, data, task, distills, baseline, finished, made, report, notes
+    )
 
 
 def _check_request(request: Request) -> None:
@@ -603,7 +612,7 @@ class _Baseline:
     metric: float
     int8_metric: float
     float_bytes: int
-    int8: bytes
+    int8: FlatModel
     kernels: tuple[TableKernel, ...]
 
 
@@ -627,25 +636,23 @@ def _measure_baseline(request: Request, loaded: LoadedModel, data: Data, task: T
     )
     return _Baseline(
         metric,
-        _file_metric(quantized.data, task, data),
+        _file_metric(quantized.flat, task, data),
         len(int8.strip_names(floats.artifact).data),
-        quantized.data,
+        quantized.flat,
         tuple(kernels(loaded.model)),
     )
 
 
-def _file_metric(file: bytes, task: Task, data: Data) -> float:
+def _file_metric(flat: FlatModel, task: Task, data: Data) -> float:
     """Returns the metric of a .tflite file in TensorFlow Lite Micro."""
     from edgecompress.converters.real_values import dequantize, quantize
     from edgecompress.engines.run import run_engine
-    from edgecompress.flatbuffers.reading import read_tflite
 
-    flat = read_tflite(file)
     inputs = [
         quantize(array, flat.tensors[index])
         for array, index in zip(data.validation.x, flat.inputs, strict=True)
     ]
-    output = run_engine("tflm", file, inputs).outputs[0]
+    output = run_engine("tflm", flat.data, inputs).outputs[0]
     values = dequantize(output, flat.tensors[flat.outputs[0]])
     values = values.reshape(len(data.validation), *flat.tensors[flat.outputs[0]].shape[1:])
     return task.metric.measure(task.labels(data.validation, values.shape[1:]), values)
@@ -751,42 +758,34 @@ def _first_key(
 # --- the file, the tables ------------------------------------------------------------------------
 
 
-def _export(
+def _build(
     request: Request,
     loaded: LoadedModel,
     model: Any,
     data: Data,
     task: Task,
-    finished: Sequence[_Done],
-) -> Report:
+) -> Build:
     """Converts to int8, codes the weights, and checks the targets."""
-    from edgecompress import pipeline
     from edgecompress.core.learnt_ranges import settled_record, valid_record
+    from edgecompress.pipeline import build, build_request
     from edgecompress.recipes.task import class_numbers
-    from edgecompress.reports.figures import join_curves
 
     validation = data.validation
     evaluate = None
     if task.has_classes_for_export and validation.y is not None:
         evaluate = (*validation.x, class_numbers(validation.y))
-    # Curves of stages that others lack have gaps.
-    history: Any = join_curves([stage.history for stage, _ in finished])
-    return pipeline.export(
-        # The name is that of the model that came in, and so are the files'.
-        dataclasses.replace(
-            loaded, model=model, record=valid_record(model, settled_record(model)), notes=()
-        ),
+    # The name is that of the original model, and so are the files'.
+    record = valid_record(model, settled_record(model))
+    asked = build_request(
+        dataclasses.replace(loaded, model=model, record=record, notes=()),
         request.targets,
         file_format="compressed",
         calibration=_calibration(data),
         evaluate=evaluate,
-        output=request.output,
-        history=history,
-        progress=request.progress,
         verbose=request.verbose,
-        argv=request.argv,
         **request.export,
     )
+    return build(asked, request.progress)
 
 
 def _finish(
@@ -798,37 +797,34 @@ def _finish(
     distills: bool,
     baseline: _Baseline,
     finished: Sequence[_Done],
+    made: Build,
     report: Report,
     notes: Sequence[str],
 ) -> CompressionResult:
     """Makes the tables, and writes them and the Keras model."""
     import numpy as np
 
-    from edgecompress.flatbuffers.reading import read_tflite
     from edgecompress.recipes import layer_table, rendering, training
     from edgecompress.recipes.checkpoints import saved_model
     from edgecompress.recipes.results import CompressionResult, Drop
 
     settings = request.settings
     request.progress("Making the tables")
-    # LoadedModel's name, not the report's: a path may hold anything.
-    shipped = request.output / f"{loaded.name}_compressed.tflite"
-    flat = read_tflite(shipped)
     few = data.validation.at(np.arange(min(len(data.validation), _DENSITY_SAMPLES)))
     densities = layer_table.input_densities(model, training.inputs_of(model, few))
     final = layer_table.kernels(model)
     layers, table_notes = layer_table.table(
-        baseline.kernels, final, settings.index_bits, densities, flat
+        baseline.kernels, final, settings.index_bits, densities, made.main.flat
     )
     after = _reported_accuracy(report)
     if after is None:
         request.progress("Measuring the file")
-        after = _file_metric(flat.data, task, data)
+        after = _file_metric(made.main.flat, task, data)
     drop = Drop(
         task.metric.name, baseline.metric, after, task.metric.drop(baseline.metric, after),
         settings.max_drop, len(data.validation),
     )  # fmt: skip
-    totals = _totals(request, loaded, model, baseline, layers, report, flat)
+    totals = _totals(loaded, model, baseline, layers, made)
     keras_path = _model_path(request, loaded)
     files = ("compression.json", "compression.html", keras_path.name)
     result = CompressionResult(
@@ -867,7 +863,7 @@ def _finish(
 
 
 def _reported_accuracy(report: Report) -> float | None:
-    """Returns the accuracy that the export measured in TensorFlow Lite Micro, if it did."""
+    """Returns the accuracy that the build measured in TensorFlow Lite Micro, if it did."""
     for target in report.targets:
         for check in target.checks:
             if check.rule == "accuracy" and check.detail.get("engine") == "tflm":
@@ -876,40 +872,32 @@ def _reported_accuracy(report: Report) -> float | None:
 
 
 def _totals(
-    request: Request,
     loaded: LoadedModel,
     model: Any,
     baseline: _Baseline,
     layers: Sequence[LayerResult],
-    report: Report,
-    flat: FlatModel,
+    made: Build,
 ) -> Totals:
-    from edgecompress.flatbuffers.reading import read_tflite
-    from edgecompress.pipeline.request import load_profiles, parse_memory
     from edgecompress.recipes.results import Cost, Totals
     from edgecompress.targets.tflm.arena import compute_arena
     from edgecompress.targets.tflm.latency import predict
 
-    profile = load_profiles(request.targets)[0]
-    kernels = request.export.get("kernels")
-    uncoded = request.output / f"{loaded.name}_int8.tflite"
-    files = (read_tflite(baseline.int8), read_tflite(uncoded), flat)
+    profile, kernels = made.profiles[0], made.kernels
+    files = (baseline.int8, made.artifact("int8").flat, made.main.flat)
     estimates = [predict(file, profile, kernels) for file in files]
-    memory = request.export.get("decompression_memory")
-    memory = None if memory is None else parse_memory(memory)
     core, arena_kernels = profile.core, kernels or profile.kernels
     arenas = [
         None
         if core is None or arena_kernels is None
-        else compute_arena(file, core, arena_kernels, memory).used
+        else compute_arena(file, core, arena_kernels, made.decompression_memory).used
         for file in files
     ]
     return Totals(
         layers=tuple(layers),
         float_bytes=baseline.float_bytes,
-        int8_bytes=len(baseline.int8),
-        file_bytes=report.model.file_bytes,
-        download_bytes=report.model.compressed_bytes,
+        int8_bytes=len(baseline.int8.data),
+        file_bytes=made.model.file_bytes,
+        download_bytes=made.model.compressed_bytes,
         target=profile.name,
         latency=Cost(*(estimate.microseconds for estimate in estimates)),
         instructions=Cost(*(None if e.unknown else e.instructions for e in estimates)),

@@ -190,7 +190,7 @@ class TestResume:
             raise _Stop
 
         monkeypatch.setattr(deep_compression, "_measure_baseline", lambda *_: None)
-        monkeypatch.setattr(deep_compression, "_export", stop)
+        monkeypatch.setattr(deep_compression, "_build", stop)
         options: dict[str, Any] = {"epochs": 1, "sparsity": 0.6, **more}
         with pytest.raises((_Stop, KeyboardInterrupt)):
             ec.compress(model, (case.x, case.y), output=folder, progress=told.append, **options)

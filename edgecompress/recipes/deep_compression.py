@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from edgecompress.core.errors import ArgumentError, UnknownNameError
 from edgecompress.core.files import jsonable, write_together
+from edgecompress.core.options import Named, many, named_config, option
 from edgecompress.core.registry import Registry
 from edgecompress.recipes.registry import RECIPES, Recipe, Request
 from edgecompress.recipes.storage import MAX_RELATIVE_BITS
+from edgecompress.surgery.rewrites import REWRITES, chosen_rewrites
 
 if TYPE_CHECKING:
     from edgecompress.converters.loaders import LoadedModel
@@ -103,6 +105,8 @@ class DeepCompression:
         seed: Of the split, the order of the batches and dropout.
         max_drop: How far the metric of the file may fall below that of the model that came in.
             None: as far as it does.
+        surgery: Rewrites of the model before anything is trained, in this order: names of
+            `surgery.REWRITES`, or `NAME:OPTION=VALUE`.
 
     Raises:
         ArgumentError: a value breaks its rule.
@@ -127,9 +131,18 @@ class DeepCompression:
     validation_split: float = 0.1
     seed: int = 0
     max_drop: float | None = None
+    surgery: tuple[Any, ...] = option(
+        (),
+        "Rewrite of the model before anything is trained, e.g. remove-channels; may be repeated.",
+        many(Named(names=REWRITES)),
+    )
 
     def __post_init__(self) -> None:
         """Refuses values that break their rule."""
+        # As JSON values, which cross processes and stand in the report.
+        rewrites = chosen_rewrites(self.surgery, "--surgery")
+        configs = tuple(named_config(REWRITES, rewrite) for rewrite in rewrites)
+        object.__setattr__(self, "surgery", configs)
         for layer, share in _entries(self.sparsity).items():
             _check(
                 _named("--sparsity", layer), "be a share, at least 0 and below 1", share,
@@ -181,7 +194,9 @@ class DeepCompression:
         )  # fmt: skip
 
     def epochs_of(self, stage: str) -> int:
-        """Returns the epochs of a stage."""
+        """Returns the epochs of a stage; 0 for one that does not train."""
+        if stage not in EPOCHS:
+            return 0
         given = _entries(self.epochs)
         return given.get(stage) or given.get(ALL_OTHERS) or EPOCHS[stage]
 
@@ -231,6 +246,15 @@ class Stage:
         [DeepCompression, Trainer, Any],
         tuple[Any, Sequence[Mapping[str, list[float]]], tuple[str, ...]],
     ]
+
+
+def _rewrite(
+    settings: DeepCompression, trainer: Trainer, model: Any
+) -> tuple[Any, Sequence[Mapping[str, list[float]]], tuple[str, ...]]:
+    """The rewrites that the user named, without training."""
+    from edgecompress.surgery.finalize import finalize
+
+    return finalize(model, rewrites=settings.surgery), [], ()
 
 
 def _remove_channels(
@@ -310,6 +334,13 @@ def _clusters(settings: DeepCompression) -> bool:
 
 
 STAGES = (
+    Stage(
+        "surgery",
+        "rewritten",
+        lambda settings: bool(settings.surgery),
+        lambda s: {"rewrites": list(s.surgery)},
+        _rewrite,
+    ),
     Stage(
         "remove",
         "channels removed",

@@ -65,8 +65,14 @@ class Rewrite(ABC):
 REWRITES: Registry[type[Rewrite]] = Registry("surgery")
 
 
-def chosen_rewrites(rewrites: str | Rewrite | Iterable[str | Rewrite]) -> tuple[Rewrite, ...]:
-    """Returns rewrites by name, by `NAME:OPTION=VALUE`, or as they are given.
+def chosen_rewrites(
+    rewrites: str | Rewrite | Iterable[Any], argument: str = "surgery"
+) -> tuple[Rewrite, ...]:
+    """Returns rewrites by name, by `NAME:OPTION=VALUE`, by configuration, or as they are given.
+
+    Args:
+        rewrites: One, or several.
+        argument: What the user calls them.
 
     Raises:
         UnknownNameError: a name is unknown.
@@ -77,7 +83,7 @@ def chosen_rewrites(rewrites: str | Rewrite | Iterable[str | Rewrite]) -> tuple[
         (RemoveChannels(),)
     """
     given = [rewrites] if isinstance(rewrites, (str, Rewrite)) else list(rewrites)
-    return tuple(named(REWRITES, rewrite, "surgery") for rewrite in given)
+    return tuple(named(REWRITES, rewrite, argument) for rewrite in given)
 
 
 def step_of(rewrite: Rewrite, details: Mapping[str, Any]) -> dict[str, Any]:

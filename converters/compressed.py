@@ -33,7 +33,7 @@ from edgecompress.converters.formats import (
 )
 from edgecompress.converters.stripping import strip_for_tflm
 from edgecompress.core.errors import ArgumentError, ConversionError, UnsupportedModelError
-from edgecompress.core.options import Choice, many, option
+from edgecompress.core.options import Choice, Size, many, option
 from edgecompress.core.units import format_size, format_time
 from edgecompress.engines.run import run_engine
 from edgecompress.flatbuffers.artifact import Artifact
@@ -118,6 +118,13 @@ class CompressedOptions(DecodingOptions):
         many(Choice("CODE", names=CODINGS)),
         flag="--coding",
     )
+    min_saving: int | None = option(
+        None,
+        "Leave a tensor raw where coding it makes the file smaller by less than this: it is not "
+        "decoded at every inference then. Default: every tensor that makes the file smaller is "
+        "coded.",
+        Size(),
+    )
 
 
 @register(
@@ -147,6 +154,7 @@ def make(request: FormatRequest) -> FormatResult:
         latency=latency,
         max_latency_us=max(slowest, latency(original)) if slowest and latency else None,
         decompression_memory=memory,
+        min_saving=options.min_saving,
     )
     notes = (*source.notes, *result.notes)
     if memory is not None:
@@ -185,6 +193,7 @@ def compress(
     max_latency_us: float | None = None,
     latency: Callable[[FlatModel], float] | None = None,
     decompression_memory: int | None = None,
+    min_saving: int | None = None,
     verify: bool = True,
     samples: int = 8,
     seed: int = 0,
@@ -210,6 +219,8 @@ def compress(
         decompression_memory: Bytes outside the arena that the firmware hands to
             `SetDecompressionMemory`; tensors that are larger when decoded stay raw. Let `arena`
             count with the same number. Defaults to None: decoded tensors lie in the arena.
+        min_saving: Bytes by which coding a tensor must make the file smaller; others stay raw, and
+            are not decoded at every inference. Defaults to None: 1 byte.
         verify: Run the model before and after in TensorFlow Lite Micro and compare. Defaults to
             True. Every code is decoded and compared with the weights in any case.
         samples: Random inputs to compare on. Defaults to 8.
@@ -218,7 +229,7 @@ def compress(
     Raises:
         UnknownNameError: a coding is unknown.
         ArgumentError: a limit lacks its function, or not even the raw model keeps it;
-            `root_bits` or `decompression_memory` is out of range.
+            `root_bits`, `decompression_memory` or `min_saving` is out of range.
         UnsupportedModelError: the model has several subgraphs.
         ConversionError: an output differs: nothing is returned.
 
@@ -233,6 +244,8 @@ def compress(
                      ("max_latency_us", max_latency_us, "latency", latency))  # fmt: skip
     if decompression_memory is not None and decompression_memory < 1:
         raise ArgumentError("decompression_memory", "be 1 byte or more", decompression_memory)
+    if min_saving is not None and min_saving < 1:
+        raise ArgumentError("min_saving", "be 1 byte or more", min_saving)
     source = model if isinstance(model, Artifact) else None
     original = model.flat if isinstance(model, Artifact) else read_tflite(model)
     if original.subgraphs > 1:
@@ -249,6 +262,8 @@ def compress(
     plan = smallest_plan(flat, weights, codings, root_bits, share_books)
     for index in weights.keys() - plan.codes.keys():
         reasons[index] = "no code makes the file smaller"
+    if min_saving is not None:
+        plan = _worth(plan, min_saving, reasons)
     if limits:
         plan = within(plan, limits, reasons)
     data = plan.build()
@@ -277,6 +292,26 @@ def compress(
         max((aligned(flat.tensors[i].bytes) for i in plan.codes), default=0),
         samples if verify else 0,
     )
+
+
+def _worth(plan: Plan, min_saving: int, reasons: dict[int, str]) -> Plan:
+    """Leaves tensors raw that make the file smaller by less, the smallest savings first."""
+    flat, size = plan.base, len(plan.build())
+
+    def estimate(index: int) -> int:
+        return flat.tensors[index].bytes - plan.codes[index].bytes
+
+    # A tensor that leaves a shared book makes it cost the others more: until none leaves.
+    before = None
+    while plan != before:
+        before = plan
+        for index in sorted(plan.codes, key=estimate):
+            without = plan.without(index)
+            larger = len(without.build())
+            if larger - size < min_saving:
+                plan, size = without, larger
+                reasons[index] = f"its code would save less than {format_size(min_saving)}"
+    return plan
 
 
 # --- Checks --------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import pytest
 
 from edgecompress.converters.comparison import random_inputs
 from edgecompress.converters.compressed import (
+    CompressedResult,
     compress,
     verify_exact,
 )
@@ -640,3 +641,65 @@ def test_other_engines_refuse_the_file() -> None:
     data = compress(wide(), samples=1).artifact.data
     with pytest.raises(EngineError):
         run_engine("litert", data, random(wide()))
+
+
+# --- The smallest saving that counts ------------------------------------------------------------
+
+
+def savings(result: CompressedResult) -> dict[int, int]:
+    """Coded tensor -> bytes that its code saves."""
+    return {t.index: t.bytes_before - t.bytes_after for t in result.tensors if t.coding != "raw"}
+
+
+def test_small_savings_leave_tensors_raw() -> None:
+    everything = compress(wide(), samples=1)
+    assert savings(everything).keys() == {0, 1}
+    # In the file the Huffman code of tensor 1 saves 2,752 bytes, the table code of tensor 0 more.
+    some = compress(wide(), samples=1, min_saving=2753)
+    assert savings(some).keys() == {0}
+    assert len(some.artifact.data) - len(everything.artifact.data) == 2752
+    (raw,) = [tensor for tensor in some.tensors if tensor.coding == "raw"]
+    assert raw.reason == "its code would save less than 2.7 KiB"
+    assert any(raw.reason in note for note in some.notes)
+    assert savings(compress(wide(), samples=1, min_saving=2752)).keys() == {0, 1}
+
+
+@pytest.mark.parametrize("share_books", [False, True])
+def test_what_is_coded_saves_as_much(share_books: bool) -> None:
+    counts = []
+    for least in (1, 1500, 2000, 2500, 5000):
+        result = compress(wide(), samples=1, share_books=share_books, min_saving=least)
+        # The file saves less than the code by its tables, and up to 16 bytes more by alignment.
+        assert all(saved + 16 >= least for saved in savings(result).values())
+        counts.append(len(savings(result)))
+    assert counts == sorted(counts, reverse=True)
+    assert (counts[0], counts[-1]) == (2, 0)
+
+
+def test_one_byte_is_what_holds_without_a_limit() -> None:
+    assert (
+        compress(wide(), samples=1, min_saving=1).artifact == compress(wide(), samples=1).artifact
+    )
+
+
+def test_the_option_reaches_the_format(tmp_path: Path) -> None:
+    from edgecompress.pipeline import build, build_request
+
+    path = tmp_path / "net_int8.tflite"
+    path.write_bytes(wide())
+    made = [
+        build(
+            build_request(
+                path, ["cortex-m4"], file_format="compressed", format_options={"min_saving": size}
+            )
+        )
+        for size in (None, "1MiB")
+    ]
+    decoders = [build.main.flat.histogram().get("TFLM_DECODE", 0) for build in made]
+    assert decoders[0] > decoders[1] == 0
+
+
+@pytest.mark.parametrize("least", [0, -5])
+def test_a_saving_of_nothing_is_refused(least: int) -> None:
+    with pytest.raises(ArgumentError, match="min_saving"):
+        compress(wide(), min_saving=least)

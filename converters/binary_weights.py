@@ -102,7 +102,7 @@ class StoredResult:
 
     @property
     def stored(self) -> int:
-        """Number of filters that are stored anew; with 0 the file is the int8 file, stripped."""
+        """Number of filters that the format changes; with 0 it is the int8 file, stripped."""
         return sum(not tensor.reason for tensor in self.tensors)
 
     @property
@@ -382,7 +382,7 @@ def _convert(
 
 @dataclass(frozen=True)
 class Difference:
-    """How far two files' outputs lie apart.
+    """How far the outputs of two files differ.
 
     Attributes:
         steps: Largest difference, in steps of the output's scale; for a float output in 255ths of
@@ -440,7 +440,7 @@ def _distance(before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> tupl
         differing += np.count_nonzero(apart)
         if one.dtype.kind == "f":
             apart *= 255 / max(float(np.ptp(one)), float(np.finfo(np.float32).tiny))
-        # A value that is no number is no small difference.
+        # NaN counts as infinitely far away.
         steps = max(steps, float(np.nan_to_num(apart, nan=np.inf).max(initial=0)))
     values = sum(one.size for one in before)
     return steps, differing / values if values else 0.0

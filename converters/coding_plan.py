@@ -27,7 +27,7 @@ _TABLE_BYTES = 200
 # Savings from which on the estimate needs no second look at the file itself.
 _CLEAR_SAVING = 1024
 _ALIGNMENT = 16
-# How often the shared code book is built anew from the tensors that chose it.
+# How often the shared code book is rebuilt from the tensors that chose it.
 _SHARED_ROUNDS = 3
 
 

@@ -218,7 +218,7 @@ def compress(
         latency: Returns a model's microseconds for one inference. Optional.
         decompression_memory: Bytes outside the arena that the firmware hands to
             `SetDecompressionMemory`; tensors that are larger when decoded stay raw. Let `arena`
-            count with the same number. Defaults to None: decoded tensors lie in the arena.
+            count with the same number. Defaults to None: decoded tensors are in the arena.
         min_saving: Bytes by which coding a tensor must make the file smaller; others stay raw, and
             are not decoded at every inference. Defaults to None: 1 byte.
         verify: Run the model before and after in TensorFlow Lite Micro and compare. Defaults to

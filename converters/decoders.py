@@ -7,12 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from edgecompress.core.errors import ConversionError
-from edgecompress.flatbuffers.coding import Encoded, Layout, decode
+from edgecompress.flatbuffers.coding import DECODE, Encoded, Layout, decode
 from edgecompress.flatbuffers.editor import ModelEditor
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.tensors import Tensor
-
-OPERATOR = "TFLM_DECODE"
 
 
 def layout_of(tensor: Tensor) -> Layout:
@@ -33,7 +31,7 @@ def insert_decoders(model: bytes | FlatModel, codes: Mapping[int, Encoded]) -> b
     """
     editor = ModelEditor(model)
     editor.complete_operator_codes()
-    decoder = editor.new_operator_code(OPERATOR, custom=True)
+    decoder = editor.new_operator_code(DECODE, custom=True)
     ancillary: dict[bytes, int] = {}
     encoded: dict[int, tuple[int, int]] = {}
     for index, code in sorted(codes.items()):
@@ -64,7 +62,7 @@ def check_codes(flat: FlatModel, weights: Mapping[int, Tensor]) -> None:
     """Decodes every code that is in the file and compares it with the weights."""
     checked = set()
     for operator in flat.operators:
-        if operator.custom_name != OPERATOR or operator.outputs[0] not in weights:
+        if operator.custom_name != DECODE or operator.outputs[0] not in weights:
             continue
         index = operator.outputs[0]
         code, ancillary = (flat.tensors[i].raw or b"" for i in operator.inputs)

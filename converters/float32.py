@@ -33,14 +33,14 @@ KIND = "float32"
 # Relative to the largest value: BatchNorm folding and other summation orders stay far below.
 _TOLERANCE = 1e-3
 # A wrong file is wrong on every sample. In a right one with binary layers the sign of a value that
-# lies within rounding of zero may turn, and everything behind it.
+# is zero up to rounding may flip, and everything after it.
 _TRIES = 3
 _TYPES = ("float32", "int32", "int64", "int8", "uint8", "bool")
 
 
 @dataclass(frozen=True)
 class Float32Result:
-    """A float flatbuffer and where the model's taps lie in it.
+    """A float flatbuffer, and which tensors carry the model's taps.
 
     Attributes:
         artifact: The file. Its tensors are named after taps or layers, so that a file quantized

@@ -112,12 +112,12 @@ def _codes_and_scales(
     """Returns a filter's codes, the scale of each channel and the signs of the factors.
 
     The codes come from the kernel before folding: g_c * w_c has rounding errors, which split equal
-    values where w / S lies halfway between two codes.
+    values where w / S is halfway between two codes.
     """
     rows = channels_first(kernel, (axis,))
     factors = fold_factors(rows, channels_first(folded, (axis,)))
     if factors is None:
-        raise ConversionError("A folded kernel is no multiple of its layer's kernel.")
+        raise ConversionError("A folded kernel is not a multiple of its layer's kernel.")
     signs = np.sign(factors).astype(np.int32)
     shape = [1] * kernel.ndim
     shape[axis] = -1

@@ -50,7 +50,7 @@ class SparseTensor:
 
     Attributes:
         index: Number of the tensor, the same before and after.
-        name: Its name in the file that came in, or that of its operator's output.
+        name: Its name in the original file, or that of its operator's output.
         operator: The operator that reads it.
         sparsity: Share of its blocks of 1x4 that are zero; None where it has no such blocks.
         bytes_before: Bytes of its weights.
@@ -74,7 +74,7 @@ class SparseResult:
     Attributes:
         artifact: `Artifact(kind="sparse")`.
         tensors: The filters, by index.
-        bytes_before: Bytes of the file that came in, names and metadata left out.
+        bytes_before: Bytes of the original file without names and metadata.
         error: Largest difference of an output from the dense file's, relative to the largest.
         engines: Engine -> "" where it runs the file, else why not.
         latency_before_us: Microseconds that the `latency` argument found; None without it.
@@ -160,7 +160,7 @@ def convert(
 
     Raises:
         UnsupportedModelError: the model has several subgraphs.
-        ConversionError: no filter has blocks enough that are zero, or the file is no smaller, or
+        ConversionError: no filter has enough zero blocks, or the file is no smaller, or
             its outputs differ.
         EngineError, MissingDependencyError: LiteRT cannot run the file, or is not installed.
 
@@ -323,7 +323,7 @@ def _error(engine: str, before: bytes, after: bytes, inputs: Sequence[np.ndarray
     for one, other in zip(want, have, strict=True):
         apart = np.abs(one.astype(np.float64) - other).max(initial=0)
         largest = max(float(np.abs(one).max(initial=0)), float(np.finfo(np.float32).tiny))
-        # A value that is no number is no small difference.
+        # NaN counts as infinitely far away.
         error = max(error, float(np.nan_to_num(apart / largest, nan=np.inf)))
     return error
 

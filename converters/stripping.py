@@ -18,8 +18,8 @@ from edgecompress.flatbuffers.tensors import Tensor
 
 # Their kernels take the scale of the bias from input and filter.
 _PER_CHANNEL = ("CONV_2D", "DEPTHWISE_CONV_2D")
-# FULLY_CONNECTED asks that the scale of the bias, 0 without one, and `input scale * filter scale`
-# differ by no more than this share of the output's scale; it reads it for nothing else.
+# FULLY_CONNECTED checks that the scale of the bias, 0 without one, and `input scale * filter scale`
+# differ by no more than this share of the output's scale; it makes no other use of it.
 _BIAS_SCALE_TOLERANCE = 0.02
 
 

@@ -141,7 +141,7 @@ class Stored:
         table_bits: Bits of the index into a table of values, looked up at run time; 0 for none.
         as_dense: The 1x1 convolution becomes a fully-connected layer.
         one_scale: Whether the kernels take one scale for all channels.
-        rounded: The codes that came in were roundings of these, see `Grid`.
+        rounded: The original codes were roundings of these, see `Grid`.
     """
 
     codes: np.ndarray = field(repr=False)
@@ -173,7 +173,7 @@ class Stored:
         values = np.unique(self.codes)
         shifts = self.table_bits * np.arange(8 // self.table_bits)
         indices = np.arange(256)[:, None] >> shifts & ((1 << self.table_bits) - 1)
-        # Indices that do not occur may stand for anything.
+        # Indices that do not occur may have any value.
         return values[np.minimum(indices, len(values) - 1)]
 
     @property

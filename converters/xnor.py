@@ -229,7 +229,7 @@ def check(
     """Runs a file in Larq Compute Engine and compares it with its Keras model.
 
     What counts is which class wins, and the accuracy; not the outputs digit by digit: an input of
-    a sign that lies within rounding of zero may turn a bit, and a turned bit moves the outputs.
+    a sign that is zero up to rounding may flip a bit, and a flipped bit changes the outputs.
 
     Args:
         file: What `convert` returned, or the file's bytes.

@@ -36,7 +36,7 @@ class _Match:
     Attributes:
         conv: Number of the operator.
         source: Number of the tensor whose signs it reads.
-        shape: Dimensions of these signs: a reshape may lie between.
+        shape: Dimensions of these signs: a reshape may come in between.
         pad_values: 1 where the signs are padded with ones, else 0.
         padding: Of the binary convolution.
         magnitudes: |w| of each output.

@@ -20,6 +20,8 @@ from edgecompress.core.errors import ArgumentError, ConversionError
 from edgecompress.core.options import Size, option
 from edgecompress.core.registry import Registry
 
+# The operator that expands encoded tensors, a custom one.
+DECODE = "TFLM_DECODE"
 HEADER_BYTES = 16
 LUT, HUFFMAN, PRUNE = 0, 1, 2
 MAX_INDEX_BITS = 7

@@ -79,7 +79,7 @@ class Graph(Protocol):
 
 
 def channel_axis(operator: Operator) -> int:
-    """Returns the axis of a filter along which the output channels lie."""
+    """Returns the axis of a filter's output channels."""
     return 3 if operator.code == "DEPTHWISE_CONV_2D" else 0
 
 

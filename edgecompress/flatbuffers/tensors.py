@@ -72,9 +72,9 @@ class Tensor:
         is_variable: A state that lives between inferences.
         dynamic: Some dimension is only known when the model runs.
         sparsity: Where the values of `raw` belong, for a tensor that is stored sparse; else None.
-        stray_axis: Whether the file gives a vector's scales a channel axis that it has not, as old
-            converters did with biases (`quantized_dimension` is 0 then); TensorFlow Lite Micro
-            takes that, LiteRT does not.
+        stray_axis: Whether the file gives a vector's scales a channel axis that it does not have,
+            as old converters did with biases (`quantized_dimension` is 0 then); TensorFlow Lite
+            Micro takes that, LiteRT does not.
     """
 
     index: int
@@ -125,7 +125,7 @@ class Tensor:
         """Returns a constant's values in its shape: int4 and int2 as int8, sparse ones expanded.
 
         Raises:
-            ModelFileError: the tensor is no constant, its type has no numpy form, or the buffer
+            ModelFileError: the tensor is not a constant, its type has no numpy form, or the buffer
                 is shorter than the shape says.
         """
         if self.raw is None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgecompress.core.errors import ModelFileError
+from edgecompress.flatbuffers.coding import DECODE
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.operators import (
     BINARY_CONV,
@@ -29,7 +30,7 @@ from edgecompress.inspection.types import (
 )
 
 # Operators that only turn stored weights into plain ones; what they hold belongs to their reader.
-_UNPACKERS = ("DEQUANTIZE", "DENSIFY", "TFLM_DECODE")
+_UNPACKERS = ("DEQUANTIZE", "DENSIFY", DECODE)
 # Input positions of an operator's filters and matrices, where it is not position 1 alone.
 _MATRICES: dict[str, Sequence[int]] = {
     "UNIDIRECTIONAL_SEQUENCE_LSTM": range(1, 9),
@@ -158,7 +159,7 @@ def _part(
     if producer is None or producer.name not in _UNPACKERS:
         packed = _looked_up(model, producer, producers) if operator.code in WEIGHTED else ()
         return _Part(position, tensor, packed, True) if packed else None
-    encoded = producer.name == "TFLM_DECODE"
+    encoded = producer.name == DECODE
     # One DECODE may unpack several tensors: its inputs are pairs (encoded, ancillary data).
     first = 2 * producer.outputs.index(tensor.index) if encoded else 0
     sources = [model.tensor(producer, i) for i in range(first, first + 1 + encoded)]

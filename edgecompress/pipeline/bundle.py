@@ -17,6 +17,7 @@ from edgecompress.core.reading import read_text
 from edgecompress.core.results import tool_version
 from edgecompress.engines.run import ENGINES, engine_available, run_engine
 from edgecompress.flatbuffers.artifact import Artifact
+from edgecompress.flatbuffers.coding import DECODE
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.tensors import Tensor
 
@@ -191,7 +192,7 @@ def runtime_of(flat: FlatModel) -> str:
     custom = {operator.custom_name for operator in flat.operators if operator.custom_name}
     if any(name.startswith("Lce") for name in custom):
         return "lce"
-    return "tflm" if "TFLM_DECODE" in custom else "litert"
+    return "tflm" if DECODE in custom else "litert"
 
 
 def _model(artifact: Artifact, name: str, flat: FlatModel) -> BundleModel:

@@ -12,7 +12,7 @@ from edgecompress.core.keras_graph import functional_of, graph_nodes, walk_layer
 from edgecompress.core.layer_kinds import int8_kernels
 from edgecompress.core.shared_values import channels_first
 from edgecompress.core.suppress_output import no_warnings
-from edgecompress.flatbuffers.coding import HUFFMAN, LUT, PRUNE, Encoded, Layout, decode
+from edgecompress.flatbuffers.coding import DECODE, HUFFMAN, LUT, PRUNE, Encoded, Layout, decode
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.operators import FILTER_READERS, channel_axis
 from edgecompress.flatbuffers.tensors import Tensor
@@ -21,7 +21,6 @@ from edgecompress.inspection.keras_models import leaf_name, weight_variables
 from edgecompress.recipes.results import LayerResult
 from edgecompress.recipes.storage import Storage, storage
 
-_DECODE = "TFLM_DECODE"
 _CODINGS = {LUT: "lut", PRUNE: "prune", HUFFMAN: "huffman"}
 # int8 rounding turns a channel's weights by far less.
 _LEAST_COSINE = 0.9
@@ -139,7 +138,7 @@ def file_tensors(flat: FlatModel) -> list[FileTensor]:
     decoders = {
         output: operator
         for operator in flat.operators
-        if operator.name == _DECODE
+        if operator.name == DECODE
         for output in operator.outputs
     }
     counted: set[int] = set()

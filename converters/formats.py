@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from edgecompress.converters.float32 import Float32Result
     from edgecompress.converters.loaders import LoadedModel
     from edgecompress.flatbuffers.model import FlatModel
+    from edgecompress.precisions.base import Precision
 
 # Returns what a file costs: bytes of tensor arena, or microseconds of one inference.
 Measure = Callable[["FlatModel"], float]
@@ -167,8 +168,14 @@ def format_options(chosen: Format, given: Mapping[str, Any]) -> Any:
     return parse_options(chosen.options, given, f"--format {chosen.name}", owners)
 
 
-def make_int8(request: FormatRequest) -> tuple[Float32Result, Artifact]:
+def make_int8(
+    request: FormatRequest, precision: Precision | None = None
+) -> tuple[Float32Result, Artifact]:
     """Converts the Keras model to int8; the first stage of every format of int8 weights.
+
+    Args:
+        request: What to convert.
+        precision: The number format. Defaults to int8.
 
     Returns:
         The float flatbuffer, and the int8 file with the names of its inner tensors.
@@ -177,14 +184,17 @@ def make_int8(request: FormatRequest) -> tuple[Float32Result, Artifact]:
 
     request.progress("Converting to a float32 flatbuffer")
     floats = float32.convert(request.loaded, verbose=request.verbose)
-    request.progress("Quantizing to int8")
+    name = "int8" if precision is None else precision.name
+    request.progress(f"Quantizing to {name}")
     learnt = (request.loaded.record if request.loaded else None) or CompressionRecord()
     step = {
-        "technique": "int8_conversion",
+        "technique": f"{name}_conversion",
         "learnt_ranges": len(learnt.ranges),
         "calibration_samples": 0 if request.samples is None else len(request.samples[0]),
     }
-    made = int8.convert(floats, calibration=request.samples, verbose=request.verbose)
+    made = int8.convert(
+        floats, calibration=request.samples, verbose=request.verbose, precision=precision
+    )
     return floats, made.having(record=learnt.merged(CompressionRecord(steps=(step,))))
 
 

@@ -1,8 +1,9 @@
 """float32 flatbuffer -> int8 flatbuffer: integer inputs, outputs, weights and activations.
 
 Weights are quantized symmetrically per channel, activations asymmetrically per tensor, by
-litert-quantizer's `static_wi8_ai8` recipe. Where training learnt a tensor's range it is used as it
-is; the other ranges are measured on calibration samples.
+litert-quantizer and the recipe of a precision (`edgecompress.precisions`), int8 by default. Where
+training learnt a tensor's range it is used as it is; the other ranges are measured on calibration
+samples.
 
 Kernels whose weights share few values (weight clustering) get one scale S = max|w| / 127 for the
 kernel without BatchNormalization, and channel c the scale |g_c| * S, where g_c is the factor that
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ from edgecompress.converters.float32 import Float32Result
 from edgecompress.converters.formats import FormatRequest, FormatResult, make_int8, register
 from edgecompress.converters.shared_scales import share_scales
 from edgecompress.core.errors import ArgumentError, ConversionError, one_line
+from edgecompress.core.options import Named, option
 from edgecompress.core.record import CompressionRecord
 from edgecompress.core.suppress_output import suppress_output
 from edgecompress.core.units import format_size
@@ -35,8 +38,10 @@ from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.flatbuffers.editor import ModelEditor, strip
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.operators import FILTER_READERS, Operator
+from edgecompress.precisions import PRECISIONS
+from edgecompress.precisions.base import QAT, Precision
+from edgecompress.precisions.int8 import Int8
 
-KIND = "int8"
 # Operators whose output has the quantization of their first input: one range serves both.
 _SAME_RANGE = frozenset(
     {
@@ -48,8 +53,6 @@ _SAME_RANGE = frozenset(
 )  # fmt: skip
 # Of these, the ones whose output holds each input value once: the range is known both ways.
 _SAME_VALUES = frozenset({"RESHAPE", "TRANSPOSE", "SQUEEZE", "EXPAND_DIMS"})
-# Operators whose output range is known from their definition.
-_FIXED_RANGE = {"SOFTMAX": (0.0, 1.0), "LOGISTIC": (0.0, 1.0), "TANH": (-1.0, 1.0)}
 # Operators with int8 kernels in the runtimes that the quantizer does not know. Each is quantized
 # under the name of one whose rule for scales is the same, then gets its own name back. Operator ->
 # (stand-in, version of its int8 kernel).
@@ -77,6 +80,7 @@ def convert(
     allow_float: bool = True,
     verbose: bool = False,
     weight_scales: str = "auto",
+    precision: Precision | None = None,
 ) -> Artifact:
     """Converts a float flatbuffer to an int8 one.
 
@@ -104,10 +108,11 @@ def convert(
             convolution has a scale of its own. `"auto"`: `"tensor"` for kernels that share few
             values and have fewer codes so (`core.shared_values`), `"channel"` for all others, as
             QuantizationAwareTraining simulates. Defaults to `"auto"`.
+        precision: The number format. Defaults to int8.
 
     Returns:
-        The file, `Artifact(kind="int8")`; its notes name what was calibrated, what stayed in float
-        and a file that got no smaller.
+        The file, its kind the precision's name; its notes name what was calibrated, what stayed in
+        float and a file that got no smaller.
 
     Raises:
         ArgumentError: ranges are missing and there is no calibration, or `weight_scales` is
@@ -132,10 +137,12 @@ def convert(
         )
     notes: list[str] = []
     outdated = record.outdated if record is not None else ()
-    by_tensor = _complete(flat, source, ranges, calibration, notes, outdated)
+    precision = Int8() if precision is None else precision
+    fixed = precision.fixed_ranges
+    by_tensor = _complete(flat, source, ranges, calibration, notes, outdated, fixed)
     trained = _trained_quantized(record)
     per_channel = trained if dense_per_channel is None else dense_per_channel
-    editor = _quantize(flat, by_tensor, per_channel, verbose)
+    editor = _quantize(flat, by_tensor, precision, per_channel, verbose)
     if weight_scales != "channel":
         always = weight_scales == "tensor"
         # Where the user decided on Dense layers, the quantizer has done it.
@@ -147,20 +154,35 @@ def convert(
             "file may differ from those of training."
         )
     editor.strip(keep_names="computed")
-    artifact = Artifact(KIND, editor.pack(), source.artifact.source, record)
+    artifact = Artifact(precision.name, editor.pack(), source.artifact.source, record)
     notes += _float_left(artifact.flat, allow_float)
     if len(artifact.data) >= len(source.artifact.data):
         notes.append(
-            f"The int8 file ({format_size(len(artifact.data))}) is no smaller than the float file "
-            f"({format_size(len(source.artifact.data))})."
+            f"The {precision.name} file ({format_size(len(artifact.data))}) is no smaller than the "
+            f"float file ({format_size(len(source.artifact.data))})."
         )
     return artifact.having(notes=tuple(notes))
 
 
-@register("int8")
+@dataclass(frozen=True)
+class Int8Options:
+    """The options of the format `int8`.
+
+    Attributes:
+        precision: The number format of weights and activations.
+    """
+
+    precision: Precision | None = option(
+        None,
+        "Number format of weights and activations; int8 where it is not given.",
+        Named(names=PRECISIONS),
+    )
+
+
+@register("int8", options=Int8Options)
 def make(request: FormatRequest) -> FormatResult:
     """Makes the float32 and the int8 file."""
-    floats, named = make_int8(request)
+    floats, named = make_int8(request, request.options.precision)
     quantized = strip_names(named)
     return FormatResult(
         artifacts=(floats.artifact, quantized),
@@ -181,7 +203,7 @@ def strip_names(artifact: Artifact) -> Artifact:
 
 def _trained_quantized(record: CompressionRecord | None) -> bool:
     steps = () if record is None else record.steps
-    return any(step.get("technique") == "quantization_aware_training" for step in steps)
+    return any(step.get("technique") == QAT for step in steps)
 
 
 def _loops(flat: FlatModel) -> list[str]:
@@ -195,6 +217,7 @@ def _complete(
     calibration: Sequence[np.ndarray] | None,
     notes: list[str],
     outdated: Sequence[str],
+    fixed: Mapping[str, tuple[float, float]],
 ) -> dict[str, tuple[float, float]]:
     """Returns a range for every computed float tensor, by tensor name: learnt, else measured."""
     index_of = {tensor.name: tensor.index for tensor in flat.tensors}
@@ -206,7 +229,7 @@ def _complete(
     unused = sorted(set(ranges) - set(source.tap_tensors))
     if unused:
         notes.append(f"Learnt ranges of {', '.join(unused)} have no tensor in the flatbuffer.")
-    known = _propagate(flat, learnt)
+    known = _propagate(flat, learnt, fixed)
     missing = [i for i in computed_tensors(flat) if i not in known]
     if missing and calibration is None:
         names = _few([flat.tensors[i].name for i in missing])
@@ -229,7 +252,8 @@ def _complete(
         samples = [spread(array, MAX_SAMPLES) for array in calibration]
         measured = measure_ranges(flat, samples)
         # What training learnt holds; measured ranges fill the gaps, and then flow on as well.
-        known = _propagate(flat, {i: measured[i] for i in missing if i in measured} | known)
+        measured = {i: measured[i] for i in missing if i in measured}
+        known = _propagate(flat, measured | known, fixed)
         count = f"{len(samples[0])} calibration samples"
         if outdated:
             # Named by tap: the user knows the layers, not the tensors.
@@ -262,14 +286,16 @@ def _few(names: Sequence[str]) -> str:
 
 
 def _propagate(
-    flat: FlatModel, ranges: Mapping[int, tuple[float, float]]
+    flat: FlatModel,
+    ranges: Mapping[int, tuple[float, float]],
+    fixed: Mapping[str, tuple[float, float]],
 ) -> dict[int, tuple[float, float]]:
     """Adds ranges that follow from others: of moved values, and of functions with a fixed range."""
     known = dict(ranges)
     for operator in flat.operators:
         for output in operator.outputs:
-            if operator.code in _FIXED_RANGE:
-                known.setdefault(output, _FIXED_RANGE[operator.code])
+            if operator.code in fixed:
+                known.setdefault(output, fixed[operator.code])
             elif operator.code in _SAME_RANGE:
                 moved = operator.inputs[1 if operator.code == "SPLIT" else 0]
                 if moved in known:
@@ -284,6 +310,7 @@ def _propagate(
 def _quantize(
     flat: FlatModel,
     ranges: Mapping[str, tuple[float, float]],
+    precision: Precision,
     dense_per_channel: bool,
     verbose: bool,
 ) -> ModelEditor:
@@ -295,12 +322,13 @@ def _quantize(
     prepared, replaced = _put_stand_ins(flat)
     try:
         with suppress_output(verbose):
-            from litert_quantizer import Quantizer, qtyping, recipe
+            from litert_quantizer import Quantizer, qtyping
 
-            quantizer = Quantizer(prepared, recipe.static_wi8_ai8())
+            quantizer = Quantizer(prepared, precision.recipe())
             if not dense_per_channel:
                 quantizer.add_static_config(
-                    ".*", qtyping.TFLOperationName.FULLY_CONNECTED, 8, 8,
+                    ".*", qtyping.TFLOperationName.FULLY_CONNECTED,
+                    precision.weight_bits, precision.activation_bits,
                     weight_granularity=qtyping.QuantGranularity.TENSORWISE,
                 )  # fmt: skip
             quantized = bytes(quantizer.quantize(statistics).quantized_model)

@@ -21,7 +21,7 @@ _MAY_IMPORT = {
     "criteria": {"core"},
     "patterns": {"core"},
     "callbacks": {"core", "schedules", "criteria", "patterns", "precisions", "layers", "surgery"},
-    "converters": {"core", "flatbuffers", "engines", "layers"},
+    "converters": {"core", "flatbuffers", "engines", "precisions", "layers"},
     "targets": {"core", "flatbuffers", "engines"},
     "reports": {"core", "flatbuffers", "targets"},
     "inspection": {"core", "flatbuffers", "converters"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +23,9 @@ from edgecompress.core.learnt_ranges import (
     remember,
     settled_record,
 )
+from edgecompress.core.options import named_config
 from edgecompress.core.record import attach_record, before_save
+from edgecompress.precisions.base import PRECISIONS, QAT, Precision
 from edgecompress.precisions.int8 import Int8
 
 
@@ -52,7 +53,7 @@ class QuantizationAwareTraining(CompressionCallback):
     in the epoch as a share of its width (0 once settled).
 
     Args:
-        settings: The arithmetic. Defaults to `Int8()`.
+        settings: The precision, of a class in `PRECISIONS`. Defaults to `Int8()`.
         begin_epoch: Epoch, as Keras numbers them (from 0, or from `initial_epoch`), in which the
             rounding begins; the epochs before train in float. Defaults to 0.
         freeze_batch_norm_epochs: In how many last epochs BatchNormalization layers that fold into
@@ -79,11 +80,11 @@ class QuantizationAwareTraining(CompressionCallback):
     batch's instead of after a delay.
     """
 
-    technique = "quantization_aware_training"
+    technique = QAT
 
     def __init__(
         self,
-        settings: Int8 | None = None,
+        settings: Precision | None = None,
         begin_epoch: int = 0,
         freeze_batch_norm_epochs: int = 0,
         layers: LayerChoice = None,
@@ -91,8 +92,9 @@ class QuantizationAwareTraining(CompressionCallback):
         """Checks the arguments."""
         super().__init__()
         settings = Int8() if settings is None else settings
-        if not isinstance(settings, Int8):
-            raise ArgumentError("settings", "be an Int8", settings, "Use settings=Int8().")
+        if type(settings) not in PRECISIONS.values():
+            kinds = ", ".join(precision.__name__ for precision in PRECISIONS.values())
+            raise ArgumentError("settings", f"be an {kinds}", settings, "Use settings=Int8().")
         for name, value in (
             ("begin_epoch", begin_epoch),
             ("freeze_batch_norm_epochs", freeze_batch_norm_epochs),
@@ -121,7 +123,7 @@ class QuantizationAwareTraining(CompressionCallback):
             "quantizer": self.quantizer.name,
             "weight_bits": self.quantizer.weight_bits,
             "activation_bits": self.quantizer.activation_bits,
-            **dataclasses.asdict(self.quantizer),
+            **named_config(PRECISIONS, self.quantizer)["config"],
             "begin_epoch": self.begin_epoch,
             "freeze_batch_norm_epochs": self.freeze_batch_norm_epochs,
         }

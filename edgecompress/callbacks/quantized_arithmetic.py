@@ -21,7 +21,7 @@ from edgecompress.core.fusion_rules import split_activation
 from edgecompress.core.keras_graph import functional_of, layers_by_name
 from edgecompress.core.operator_copy import apply_activation
 from edgecompress.core.shared_values import per_tensor
-from edgecompress.precisions.int8 import Int8
+from edgecompress.precisions.base import Precision
 
 _UNSEEN = (np.inf, -np.inf)
 
@@ -30,11 +30,11 @@ class ActivationRange(keras.layers.Layer):
     """Rounds a tap's activations and, in training, learns their range.
 
     Args:
-        quantizer: The int8 settings.
+        quantizer: The precision.
         start: (minimum, maximum) to continue from. Defaults to the first batch's.
     """
 
-    def __init__(self, quantizer: Int8, start: tuple[float, float] | None = None) -> None:
+    def __init__(self, quantizer: Precision, start: tuple[float, float] | None = None) -> None:
         """Creates the range's variable."""
         # Ranges and rounding stay float32 under mixed precision.
         super().__init__(dtype="float32", autocast=False)
@@ -71,7 +71,7 @@ class QuantizedArithmetic:
     Args:
         model: The model being trained.
         graph: Its taps and weights.
-        quantizer: The int8 settings.
+        quantizer: The precision.
         layers: Names of the layers whose weights are rounded.
         ranges: Learnt ranges to continue from, tap -> (minimum, maximum).
     """
@@ -80,7 +80,7 @@ class QuantizedArithmetic:
         self,
         model: keras.Model,
         graph: FusedGraph,
-        quantizer: Int8,
+        quantizer: Precision,
         layers: Collection[str],
         ranges: Mapping[str, tuple[float, float]],
     ) -> None:

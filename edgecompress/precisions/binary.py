@@ -15,7 +15,7 @@ import numpy as np
 from keras import ops
 
 from edgecompress.core.registry import Registry
-from edgecompress.precisions.int8 import reduced_axes
+from edgecompress.precisions.fake_quantization import reduced_axes
 from edgecompress.precisions.sign import hard_sign
 
 # Sums of float32 numbers in another order differ by less, relative to the largest weight.

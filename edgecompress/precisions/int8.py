@@ -1,178 +1,20 @@
-"""8-bit quantization as pure functions over keras.ops, with straight-through gradients.
-
-The arithmetic is that of LiteRT's int8 kernels and of litert-quantizer: weights symmetric for each
-channel with codes -127..127, activations asymmetric for the whole tensor with codes -128..127 and
-an exact zero. Jacob et al., Quantization and Training of Neural Networks for Efficient
-Integer-Arithmetic-Only Inference, https://arxiv.org/abs/1712.05877, equations 1 and 12; we differ
-in the weights, which get a scale for each channel and no offset.
-"""
+"""int8: weights and activations as LiteRT's int8 kernels hold them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import keras
-from keras import ops
-
 from edgecompress.core.errors import ArgumentError
-
-# Smallest width of a range, as in litert-quantizer: no scale becomes zero.
-SMALLEST_RANGE = 1e-9
-
-
-def reduced_axes(rank: int, channel_axes: Sequence[int]) -> tuple[int, ...]:
-    """Returns the axes along which a channel's weights lie: all but `channel_axes`.
-
-    Example:
-        >>> reduced_axes(4, (-1,)), reduced_axes(4, (-2, -1)), reduced_axes(2, ())
-        ((0, 1, 2), (0, 1), (0, 1))
-    """
-    channels = {axis % rank for axis in channel_axes}
-    return tuple(axis for axis in range(rank) if axis not in channels)
+from edgecompress.core.options import Number, option
+from edgecompress.precisions.base import PRECISIONS, Precision
 
 
-def weight_scales(weights: Any, channel_axes: Sequence[int], bits: int = 8) -> Any:
-    """Returns the scale of each channel, `max(|w_c|) / (2 ** (bits - 1) - 1)`.
-
-    Args:
-        weights: A kernel of any shape.
-        channel_axes: Axes whose indices have a scale of their own, e.g. (-1,) for Dense and
-            Conv2D, (-2, -1) for a depthwise kernel.
-        bits: Width of the codes. Defaults to 8.
-
-    Returns:
-        A float32 tensor that broadcasts against `weights`.
-    """
-    # In half precision the smallest range would be 0, and a channel of zeros 0 / 0.
-    weights = ops.cast(weights, "float32")
-    others = reduced_axes(len(weights.shape), channel_axes)
-    largest = ops.max(ops.abs(weights), axis=others, keepdims=True)
-    return ops.maximum(largest, SMALLEST_RANGE) / (2 ** (bits - 1) - 1)
-
-
-def quantize_weights(weights: Any, channel_axes: Sequence[int], bits: int = 8) -> Any:
-    """Rounds weights to the values their codes stand for: `round(w / s_c) * s_c`.
-
-    Args:
-        weights: A kernel of any shape.
-        channel_axes: As in `weight_scales`.
-        bits: Width of the codes. Defaults to 8: codes -127..127.
-
-    Returns:
-        A tensor in the type of `weights`; the arithmetic is float32.
-    """
-    weights = ops.convert_to_tensor(weights)
-    scales = weight_scales(weights, channel_axes, bits)
-    rounded = ops.round(ops.cast(weights, "float32") / scales) * scales
-    return ops.cast(rounded, weights.dtype)
-
-
-def fake_quantize_weights(weights: Any, channel_axes: Sequence[int], bits: int = 8) -> Any:
-    """Rounds weights as `quantize_weights` does; the gradient passes unchanged.
-
-    The scale follows the largest weight of its channel, so no weight is ever clipped and the
-    straight-through gradient is 1 everywhere.
-
-    Args:
-        weights: A float kernel of any shape.
-        channel_axes: As in `weight_scales`.
-        bits: Width of the codes. Defaults to 8.
-
-    Example:
-        >>> fake_quantize_weights(layer.kernel, channel_axes=(-1,))  # doctest: +SKIP
-    """
-    weights = ops.convert_to_tensor(weights)
-    rounded = quantize_weights(ops.stop_gradient(weights), channel_axes, bits)
-    return weights + ops.stop_gradient(rounded - weights)
-
-
-def nudged_range(low: Any, high: Any, bits: int = 8) -> tuple[Any, Any, Any]:
-    """Returns the range that int codes really cover: zero included and exact.
-
-    `scale = (high - low) / (2 ** bits - 1)`, `zero_point = round(-low / scale)` counted from the
-    lowest code; the range becomes `-zero_point * scale` to `(2 ** bits - 1 - zero_point) * scale`.
-
-    Args:
-        low: Minimum, a scalar; values above 0 count as 0.
-        high: Maximum, a scalar; values below 0 count as 0.
-        bits: Width of the codes. Defaults to 8.
-
-    Returns:
-        (minimum, maximum, scale).
-    """
-    low, high = ops.minimum(low, 0.0), ops.maximum(high, 0.0)
-    steps = 2**bits - 1
-    scale = ops.maximum(high - low, SMALLEST_RANGE) / steps
-    zero_point = ops.round(-low / scale)
-    return -zero_point * scale, (steps - zero_point) * scale, scale
-
-
-def fake_quantize(values: Any, low: Any, high: Any, bits: int = 8) -> Any:
-    """Rounds activations to the values of an asymmetric int type; outside the range it clips.
-
-    The gradient is 1 inside the nudged range and 0 outside (clipped straight-through estimator);
-    the range gets no gradient.
-
-    Args:
-        values: A float tensor of any shape.
-        low: Minimum of the range, a scalar.
-        high: Maximum of the range, a scalar.
-        bits: Width of the codes. Defaults to 8.
-    """
-    if keras.backend.backend() == "tensorflow":
-        return _native_fake_quantize(values, low, high, bits)
-    return portable_fake_quantize(values, low, high, bits)
-
-
-def portable_fake_quantize(values: Any, low: Any, high: Any, bits: int = 8) -> Any:
-    """Does what `fake_quantize` does, in keras.ops alone; half as fast on TensorFlow."""
-    low, high, scale = (
-        ops.stop_gradient(ops.cast(v, "float32"))
-        for v in nudged_range(ops.cast(low, "float32"), ops.cast(high, "float32"), bits)
-    )
-    clipped = ops.clip(ops.cast(values, "float32"), low, high)
-    rounded = ops.round((clipped - low) / scale) * scale + low
-    result = clipped + ops.stop_gradient(rounded - clipped)
-    return ops.cast(result, values.dtype)
-
-
-def _native_fake_quantize(values: Any, low: Any, high: Any, bits: int) -> Any:
-    import tensorflow as tf
-
-    # The operator leaves a range that misses zero unspecified, and its gradient would reach the
-    # range's variables.
-    low = ops.stop_gradient(ops.minimum(ops.cast(low, "float32"), 0.0))
-    high = ops.stop_gradient(ops.maximum(ops.cast(high, "float32"), 0.0))
-    high = ops.maximum(high, low + SMALLEST_RANGE)
-    result = tf.quantization.fake_quant_with_min_max_vars(
-        ops.cast(values, "float32"), low, high, num_bits=bits
-    )
-    return ops.cast(result, values.dtype)
-
-
-def batch_range(values: Any) -> Any:
-    """Returns [minimum, maximum] of a tensor in float32, without gradient."""
-    values = ops.stop_gradient(values)
-    return ops.cast(ops.stack([ops.min(values), ops.max(values)]), "float32")
-
-
-def moving_range(old: Any, new: Any, momentum: float) -> Any:
-    """Returns the exponential moving average of a range, `old + (1 - momentum) * (new - old)`.
-
-    Args:
-        old: [minimum, maximum]; [inf, -inf] where nothing was seen yet, then `new` is returned.
-        new: [minimum, maximum] of the batch.
-        momentum: Share of the old range, 0 to 1.
-    """
-    averaged = old + (1.0 - momentum) * (new - old)
-    return ops.where(old[0] > old[1], new, averaged)
-
-
+@PRECISIONS.register("int8")
 @dataclass(frozen=True)
-class Int8:
+class Int8(Precision):
     """Settings of int8 training: weights and activations as LiteRT's int8 kernels hold them.
 
     Weights: symmetric for each output channel, codes -127..127, `scale = max(|w_c|) / 127`.
@@ -193,8 +35,18 @@ class Int8:
     name: ClassVar[str] = "int8"
     weight_bits: ClassVar[int] = 8
     activation_bits: ClassVar[int] = 8
+    fixed_ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "SOFTMAX": (0.0, 1.0),
+        "LOGISTIC": (0.0, 1.0),
+        "TANH": (-1.0, 1.0),
+    }
+    engines: ClassVar[tuple[str, ...]] = ("litert", "tflite-runtime", "tflm", "lce")
 
-    momentum: float = 0.99
+    momentum: float = option(
+        0.99,
+        "Share of the old activation range in the moving average of training, 0 to below 1.",
+        Number("SHARE", "be a number from 0 up to but not including 1", 0.0, 1.0),
+    )
 
     def __post_init__(self) -> None:
         """Refuses a momentum that would never move or never settle."""
@@ -206,16 +58,30 @@ class Int8:
 
     def fake_quantize_weights(self, weights: Any, channel_axes: Sequence[int]) -> Any:
         """Returns rounded weights with a straight-through gradient."""
+        from edgecompress.precisions.fake_quantization import fake_quantize_weights
+
         return fake_quantize_weights(weights, channel_axes, self.weight_bits)
 
     def quantize_weights(self, weights: Any, channel_axes: Sequence[int]) -> Any:
         """Returns rounded weights."""
+        from edgecompress.precisions.fake_quantization import quantize_weights
+
         return quantize_weights(weights, channel_axes, self.weight_bits)
 
     def fake_quantize(self, values: Any, low: Any, high: Any) -> Any:
         """Returns rounded activations with a clipped straight-through gradient."""
+        from edgecompress.precisions.fake_quantization import fake_quantize
+
         return fake_quantize(values, low, high, self.activation_bits)
 
     def moving_range(self, old: Any, values: Any) -> Any:
         """Returns the range after a batch of values."""
+        from edgecompress.precisions.fake_quantization import batch_range, moving_range
+
         return moving_range(old, batch_range(values), self.momentum)
+
+    def recipe(self) -> list[dict[str, Any]]:
+        """Returns litert-quantizer's `static_wi8_ai8`."""
+        from litert_quantizer import recipe
+
+        return list(recipe.static_wi8_ai8())

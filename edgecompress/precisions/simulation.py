@@ -1,4 +1,4 @@
-"""The trained int8 arithmetic as a Keras model: what the exported file is compared with."""
+"""The trained arithmetic as a Keras model: what the exported file is compared with."""
 
 from __future__ import annotations
 
@@ -14,27 +14,30 @@ from edgecompress.core.learnt_ranges import settled_record, valid_record
 from edgecompress.core.operator_copy import rebuild
 from edgecompress.core.record import CompressionRecord
 from edgecompress.core.shared_values import per_tensor
-from edgecompress.precisions.int8 import Int8, fake_quantize
+from edgecompress.precisions.base import PRECISIONS, Precision, trained_precision
+from edgecompress.precisions.int8 import Int8
 
 
 @keras.saving.register_keras_serializable(package="edgecompress")
 class FakeQuantize(keras.layers.Layer):
-    """Rounds its input as an int8 tensor of a fixed range holds it.
+    """Rounds its input as a tensor of a fixed range in a precision holds it.
 
     Args:
         low: Minimum of the range.
         high: Maximum of the range.
-        bits: Width of the codes. Defaults to 8.
+        precision: Name in `PRECISIONS`. Defaults to `"int8"`.
     """
 
-    def __init__(self, low: float, high: float, bits: int = 8, **kwargs: Any) -> None:
+    def __init__(self, low: float, high: float, precision: str = "int8", **kwargs: Any) -> None:
         """Keeps the range."""
+        # Files of earlier versions name the bits: 8, those of int8.
+        kwargs.pop("bits", None)
         super().__init__(**kwargs)
-        self.low, self.high, self.bits = float(low), float(high), int(bits)
+        self.low, self.high, self.precision = float(low), float(high), precision
 
     def call(self, inputs: Any) -> Any:
         """Returns the rounded input."""
-        return fake_quantize(inputs, self.low, self.high, self.bits)
+        return PRECISIONS[self.precision]().fake_quantize(inputs, self.low, self.high)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """Returns the input's shape."""
@@ -42,13 +45,16 @@ class FakeQuantize(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments."""
-        return {**super().get_config(), "low": self.low, "high": self.high, "bits": self.bits}
+        own = {"low": self.low, "high": self.high, "precision": self.precision}
+        return {**super().get_config(), **own}
 
 
 def simulate(
-    model: keras.Model, record: CompressionRecord | None = None, quantizer: Int8 | None = None
+    model: keras.Model,
+    record: CompressionRecord | None = None,
+    quantizer: Precision | None = None,
 ) -> keras.Model:
-    """Returns a Keras model that computes what the int8 file will compute.
+    """Returns a Keras model that computes what the quantized file will compute.
 
     Kernels hold the rounded weights, every tap rounds with its learnt range. Predictions differ
     from those of the exported file only where a float and an integer rounding fall on different
@@ -58,7 +64,7 @@ def simulate(
         model: A trained Sequential or Functional model; not changed.
         record: Holds the ranges. Defaults to the record attached to `model`, where its weights are
             still those that the ranges were learnt with.
-        quantizer: The settings trained with. Defaults to `Int8()`.
+        quantizer: The precision. Defaults to the one the record says it was trained in, else int8.
 
     Returns:
         A model of new layers with the weights of now; it can be saved and loaded.
@@ -72,15 +78,15 @@ def simulate(
         >>> simulate(model).evaluate(x_test, y_test)  # doctest: +SKIP
     """
     record = valid_record(model, settled_record(model)) if record is None else record
-    quantizer = Int8() if quantizer is None else quantizer
+    quantizer = quantizer or trained_precision(record) or Int8()
     taps = {tap.name: tap for tap in analyse(model).taps}
     ranges = {name: _range_of(tap, taps, record) for name, tap in taps.items()}
 
     def insert(name: str, tensor: Any) -> Any:
         if name not in ranges:
             return tensor
-        layer_name = re.sub(r"[/:]", "_", name) + "_int8"
-        return FakeQuantize(*ranges[name], bits=quantizer.activation_bits, name=layer_name)(tensor)
+        layer_name = re.sub(r"[/:]", "_", name) + f"_{quantizer.name}"
+        return FakeQuantize(*ranges[name], quantizer.name, name=layer_name)(tensor)
 
     def weights(values: Any, axes: tuple[int, ...]) -> Any:
         if per_tensor(values, axes, quantizer.weight_bits):

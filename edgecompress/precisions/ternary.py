@@ -15,7 +15,7 @@ import numpy as np
 from keras import ops
 
 from edgecompress.precisions.binary import SAME
-from edgecompress.precisions.int8 import reduced_axes
+from edgecompress.precisions.fake_quantization import reduced_axes
 
 
 def ternarize(weights: Any, threshold: Any, positive: Any, negative: Any) -> Any:

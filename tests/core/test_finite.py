@@ -16,7 +16,7 @@ from edgecompress.core.errors import NotFiniteError
 from edgecompress.core.finite import check_outputs, check_ranges, check_weights
 from edgecompress.core.record import record_of
 from edgecompress.precisions.binary import SCALES, binarize, binary_gradient
-from edgecompress.precisions.int8 import quantize_weights
+from edgecompress.precisions.fake_quantization import quantize_weights
 from edgecompress.precisions.ternary import mean_beyond, ternarize, ttq_value_gradients, twn
 
 

@@ -8,8 +8,7 @@ import pytest
 import tensorflow as tf
 
 from edgecompress.core.errors import ArgumentError
-from edgecompress.precisions.int8 import (
-    Int8,
+from edgecompress.precisions.fake_quantization import (
     batch_range,
     fake_quantize,
     fake_quantize_weights,
@@ -19,6 +18,7 @@ from edgecompress.precisions.int8 import (
     quantize_weights,
     weight_scales,
 )
+from edgecompress.precisions.int8 import Int8
 
 
 def numpy_weights(weights, axes, levels=127):

@@ -1,0 +1,92 @@
+"""Precisions: what training and conversion have to know of a number format."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from edgecompress.core.record import CompressionRecord
+from edgecompress.core.registry import Registry
+
+PRECISIONS: Registry[type[Precision]] = Registry("precision")
+
+# What records call quantization-aware training.
+QAT = "quantization_aware_training"
+
+
+class Precision(ABC):
+    """A number format of weights and activations: how training simulates it, how files get it.
+
+    A precision is a frozen dataclass; its fields are its options (`core.options.option`). The
+    arithmetic is pure functions over `keras.ops` that run inside the compiled train step: the
+    gradient of every rounding is a straight-through estimate. What training simulates must be what
+    the files' kernels compute.
+
+    Attributes:
+        name: What `PRECISIONS` calls it; files and records are named by it.
+        weight_bits: Bits of a weight.
+        activation_bits: Bits of an activation.
+        fixed_ranges: Operator of a .tflite file -> range of its output, where the kernels prescribe
+            it.
+        engines: The engines (`engines.run.ENGINES`) that run such files.
+
+    Example:
+        >>> from edgecompress.precisions import PRECISIONS
+        >>> PRECISIONS["int8"]().weight_bits
+        8
+    """
+
+    name: ClassVar[str]
+    weight_bits: ClassVar[int]
+    activation_bits: ClassVar[int]
+    fixed_ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}
+    engines: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def quantize_weights(self, weights: Any, channel_axes: Sequence[int]) -> Any:
+        """Returns the values that the codes of weights stand for, in the type of `weights`.
+
+        Args:
+            weights: A kernel of any shape.
+            channel_axes: Axes whose indices have a scale of their own; () for one scale.
+        """
+
+    @abstractmethod
+    def fake_quantize_weights(self, weights: Any, channel_axes: Sequence[int]) -> Any:
+        """Returns what `quantize_weights` returns, with a straight-through gradient."""
+
+    @abstractmethod
+    def fake_quantize(self, values: Any, low: Any, high: Any) -> Any:
+        """Returns rounded and clipped activations, with a straight-through gradient.
+
+        Args:
+            values: A float tensor of any shape.
+            low: Minimum of the range, a scalar.
+            high: Maximum of the range, a scalar.
+        """
+
+    @abstractmethod
+    def moving_range(self, old: Any, values: Any) -> Any:
+        """Returns a range after one more batch.
+
+        Args:
+            old: [minimum, maximum]; [inf, -inf] where nothing was seen yet.
+            values: The batch's activations.
+        """
+
+    @abstractmethod
+    def recipe(self) -> list[dict[str, Any]]:
+        """Returns the recipe that litert-quantizer makes the file by."""
+
+
+def trained_precision(record: CompressionRecord | None) -> Precision | None:
+    """Returns the precision that a model was last trained in; None for float.
+
+    Raises:
+        UnknownNameError: the record names a precision that is not registered here.
+    """
+    for step in reversed(() if record is None else record.steps):
+        if step.get("technique") == QAT and "quantizer" in step:
+            return PRECISIONS[step["quantizer"]]()
+    return None

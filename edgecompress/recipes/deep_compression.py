@@ -518,6 +518,7 @@ def run(request: Request) -> CompressionResult:
     with suppress_output(request.verbose):
         from edgecompress.recipes import training
         from edgecompress.recipes.checkpoints import Checkpoints
+    from edgecompress.training.distillation import Distillation
 
     loaded, data, task, notes = _load(request)
     _check_kinds(request, task)
@@ -531,7 +532,7 @@ def run(request: Request) -> CompressionResult:
     distills = task.is_classifier if settings.distill is None else settings.distill
     distillation = None
     if distills:
-        distillation = training.Distillation(settings.temperature, settings.soft_weight)
+        distillation = Distillation(settings.temperature, settings.soft_weight)
         notes.append(
             f"The model that came in teaches: soft labels at temperature {settings.temperature:g} "
             f"are {settings.soft_weight:.0%} of the loss."

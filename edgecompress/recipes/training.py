@@ -1,9 +1,8 @@
-"""Training a student on labels and on what the model that came in says (distillation)."""
+"""Training a student on labels and on what the original model says."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -16,56 +15,9 @@ from edgecompress.core.suppress_output import no_warnings
 from edgecompress.recipes.data import Data, Samples
 from edgecompress.recipes.registry import Epoch
 from edgecompress.recipes.task import Task
+from edgecompress.training.base import Outputs, TaughtLabels, TeacherLoss
 
-_SMALLEST = 1e-7
 _BATCH = 256
-
-
-@dataclass(frozen=True)
-class Distillation:
-    """How soft labels enter the loss.
-
-    Attributes:
-        temperature: T: logits are divided by it on both sides.
-        weight: w, the share of the soft labels in the loss.
-    """
-
-    temperature: float
-    weight: float
-
-
-def to_logits(outputs: Any, task: Task) -> Any:
-    """Returns logits of a classifier's outputs; a softmax's up to a constant, which is enough."""
-    if task.output == "logits":
-        return outputs
-    clipped = ops.clip(outputs, _SMALLEST, 1 - _SMALLEST)
-    if task.kind == "binary":
-        return ops.log(clipped) - ops.log(1 - clipped)
-    return ops.log(clipped)
-
-
-def soft_loss(teacher: Any, student: Any, task: Task, temperature: float) -> Any:
-    """Returns `T**2 * KL(p || q)` for each sample, with p and q softened by the temperature T.
-
-    p = softmax(teacher / T), q = softmax(student / T); for one output the same with sigmoids.
-    Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015,
-    https://arxiv.org/abs/1503.02531, section 2: the factor keeps the gradients of soft and true
-    labels in proportion when T changes. The paper's cross-entropy is larger by the entropy of p,
-    which training cannot change; without it 0 means that both agree.
-
-    Args:
-        teacher: Logits, (samples, classes).
-        student: Logits, the same shape.
-        task: Kind of the labels.
-        temperature: T.
-    """
-    teacher, student = teacher / temperature, student / temperature
-    if task.kind == "binary":
-        entropy, wanted = keras.losses.binary_crossentropy, ops.sigmoid(teacher)
-    else:
-        entropy, wanted = keras.losses.categorical_crossentropy, ops.softmax(teacher)
-    between = entropy(wanted, student, from_logits=True)
-    return temperature**2 * (between - entropy(wanted, teacher, from_logits=True))
 
 
 class Trainer:
@@ -74,8 +26,8 @@ class Trainer:
     Args:
         task: Loss, metric and labels.
         data: What to train on and to validate on.
-        teacher: The model that came in.
-        distillation: How its outputs enter the loss; None: they do not.
+        teacher: The original model.
+        teacher_loss: Compares its outputs with the student's; None: nothing does.
         batch_size: Samples of a batch.
         learning_rate: Of Adam at the start of each fit; it falls to 0 along a cosine.
         on_epoch: Called after each epoch.
@@ -86,20 +38,23 @@ class Trainer:
         task: Task,
         data: Data,
         teacher: Any,
-        distillation: Distillation | None,
+        teacher_loss: TeacherLoss | None,
         batch_size: int,
         learning_rate: float,
         on_epoch: Callable[[Epoch], None],
     ) -> None:
         self._task = task
         self._data = data
-        self._distillation = distillation
         self._batch_size = batch_size
         self._learning_rate = learning_rate
         self._on_epoch = on_epoch
         shape = tuple(teacher.outputs[0].shape[1:])
-        self._columns = int(np.prod(shape)) if task.kind == "values" or not task.sparse else 1
+        columns = int(np.prod(shape)) if task.kind == "values" or not task.sparse else 1
         self._shape = shape
+        self._taught = None
+        if teacher_loss is not None:
+            meaning = Outputs(task.kind == "binary", task.output == "logits")
+            self._taught = TaughtLabels(teacher_loss, task.loss, columns, meaning)
         self._train = self._packed(data.train, teacher)
         self._validation = self._packed(data.validation, teacher)
 
@@ -148,26 +103,17 @@ class Trainer:
     def _packed(self, samples: Samples, teacher: Any) -> np.ndarray:
         """Returns labels and, behind them in each row, the teacher's logits."""
         labels = self._task.labels(samples, self._shape)
-        if self._distillation is None:
+        if self._taught is None:
             return labels
-        outputs = predict(teacher, samples)
-        logits = ops.convert_to_numpy(to_logits(outputs.astype(np.float32), self._task))
-        rows = len(samples)
-        return np.concatenate([labels.reshape(rows, -1), logits.reshape(rows, -1)], axis=1)
+        return self._taught.pack(labels, predict(teacher, samples))
 
     def _labels(self, packed: Any) -> Any:
-        return packed if self._distillation is None else packed[:, : self._columns]
+        return packed if self._taught is None else self._taught.labels(packed)
 
     def _loss(self, packed: Any, outputs: Any) -> Any:
-        """Returns `(1 - w) * loss(labels) + w * soft_loss`."""
-        hard = self._task.loss(self._labels(packed), outputs)
-        if self._distillation is None:
-            return hard
-        weight = self._distillation.weight
-        teacher = ops.reshape(packed[:, self._columns :], ops.shape(outputs))
-        student = to_logits(outputs, self._task)
-        soft = soft_loss(teacher, student, self._task, self._distillation.temperature)
-        return (1 - weight) * ops.mean(hard) + weight * ops.mean(soft)
+        """Returns the loss of the labels alone, or with the teacher's share."""
+        loss = self._task.loss if self._taught is None else self._taught
+        return loss(packed, outputs)
 
     def _metric(self) -> Callable[[Any, Any], Any]:
         task = self._task
@@ -188,7 +134,7 @@ class Trainer:
 
 
 class _Reporter(keras.callbacks.Callback):
-    """Tells the epochs, and ends a training that has come apart."""
+    """Tells the epochs, and ends a training that has diverged."""
 
     def __init__(
         self, stage: str, done: int, epochs: int, on_epoch: Callable[[Epoch], None]
@@ -200,7 +146,7 @@ class _Reporter(keras.callbacks.Callback):
         values = {name: float(value) for name, value in (logs or {}).items()}
         if not np.isfinite(values.get("loss", 0.0)):
             raise ConversionError(
-                f"Training came apart in stage {self._stage}, epoch {self._done + epoch + 1}: the "
+                f"Training diverged in stage {self._stage}, epoch {self._done + epoch + 1}: the "
                 f"loss is {values['loss']}. Use a smaller --learning-rate."
             )
         self._tell(Epoch(self._stage, self._done + epoch + 1, self._epochs, values))

@@ -10,16 +10,15 @@ import pytest
 from keras import layers
 
 from edgecompress.converters.loaders import wrap
+from edgecompress.core.model_copy import copy_model
 from edgecompress.recipes.data import Data, Samples
 from edgecompress.recipes.task import Task, find_task, first_outputs
 from edgecompress.recipes.training import (
-    Distillation,
     Trainer,
     measure,
-    soft_loss,
-    student_of,
-    to_logits,
 )
+from edgecompress.training.base import Outputs
+from edgecompress.training.distillation import Distillation
 
 _RNG = np.random.default_rng(0)
 _X = _RNG.normal(size=(48, 6)).astype("float32")
@@ -47,32 +46,33 @@ class TestSoftLoss:
     @pytest.mark.parametrize("temperature", [1.0, 4.0])
     def test_classes_by_numpy(self, temperature: float) -> None:
         """T**2 * sum p * (log p - log q), Hinton et al. 2015."""
-        task, _ = _task(_model(), _Y)
         teacher, student = (_RNG.normal(size=(5, 3)).astype("float32") for _ in range(2))
         p, q = (_softmax(logits / temperature) for logits in (teacher, student))
         want = temperature**2 * (p * np.log(p / q)).sum(1)
-        np.testing.assert_allclose(soft_loss(teacher, student, task, temperature), want, rtol=1e-4)
-        same = soft_loss(teacher, teacher, task, temperature)
+        np.testing.assert_allclose(
+            Distillation(temperature).compare(teacher, student, Outputs()), want, rtol=1e-4
+        )
+        same = Distillation(temperature).compare(teacher, teacher, Outputs())
         np.testing.assert_allclose(same, np.zeros(5), atol=1e-5)
 
     def test_binary_by_numpy(self) -> None:
-        task, _ = _task(_model(1), _Y % 2)
         teacher, student = (_RNG.normal(size=(5, 1)).astype("float32") for _ in range(2))
         p, q = (1 / (1 + np.exp(-logits / 2)) for logits in (teacher, student))
         want = 4 * (p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q)))[:, 0]
-        np.testing.assert_allclose(soft_loss(teacher, student, task, 2.0), want, rtol=1e-4)
+        np.testing.assert_allclose(
+            Distillation(2.0).compare(teacher, student, Outputs(binary=True)), want, rtol=1e-4
+        )
 
     def test_probabilities_give_their_logits_back(self) -> None:
         logits = _RNG.normal(size=(5, 3)).astype("float32")
-        task, _ = _task(_model(activation="softmax"), _Y)
-        found = np.asarray(to_logits(_softmax(logits), task))
+        found = np.asarray(Outputs(logits=False).to_logits(_softmax(logits)))
         # Up to a constant, which a softmax does not see at any temperature.
         np.testing.assert_allclose(_softmax(found / 4), _softmax(logits / 4), rtol=1e-4)
-        task, _ = _task(_model(1, "sigmoid"), _Y % 2)
         probabilities = 1 / (1 + np.exp(-logits[:, :1]))
-        np.testing.assert_allclose(to_logits(probabilities, task), logits[:, :1], rtol=1e-3)
-        task, _ = _task(_model(), _Y)
-        assert to_logits(logits, task) is logits
+        np.testing.assert_allclose(
+            Outputs(True, False).to_logits(probabilities), logits[:, :1], rtol=1e-3
+        )
+        assert Outputs().to_logits(logits) is logits
 
 
 class TestTrainer:
@@ -84,7 +84,7 @@ class TestTrainer:
         told: list[Any] = []
         # One batch and no step to speak of: the loss is that of the model as it is.
         trainer = Trainer(task, data, teacher or model, distillation, 48, 1e-30, told.append)
-        history = trainer.fit(student_of(model), "stage", 1, [])
+        history = trainer.fit(copy_model(model), "stage", 1, [])
         if task.is_classifier:
             assert history["accuracy"][0] == pytest.approx(measure(model, task, data.train))
         assert told[0].values["loss"] == history["loss"][0]
@@ -154,7 +154,7 @@ class TestTrainer:
 
 def test_a_student_has_weights_of_its_own() -> None:
     model = _model()
-    student = student_of(model)
+    student = copy_model(model)
     student.layers[-1].kernel.assign(np.zeros((6, 3)))
     assert np.asarray(model.layers[-1].kernel).any()
     assert [layer.name for layer in student.layers] == [layer.name for layer in model.layers]

@@ -1,0 +1,123 @@
+"""The base of the losses that compare a student with its teacher, and their use in `fit`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from edgecompress.core.registry import Registry
+
+if TYPE_CHECKING:
+    import numpy as np
+
+LOSSES: Registry[type[TeacherLoss]] = Registry("loss")
+
+_SMALLEST = 1e-7
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the outputs of a model mean.
+
+    Attributes:
+        binary: One output, yes or no, instead of one for each class.
+        logits: Logits instead of probabilities.
+    """
+
+    binary: bool = False
+    logits: bool = True
+
+    def to_logits(self, outputs: Any) -> Any:
+        """Returns logits; those of a softmax up to a constant, which no softmax sees."""
+        from keras import ops
+
+        if self.logits:
+            return outputs
+        clipped = ops.clip(outputs, _SMALLEST, 1 - _SMALLEST)
+        if self.binary:
+            return ops.log(clipped) - ops.log(1 - clipped)
+        return ops.log(clipped)
+
+
+class TeacherLoss(ABC):
+    """Compares what a student and its teacher say to the same samples.
+
+    A loss is a frozen dataclass; its fields are its options (`core.options.option`). It runs inside
+    the compiled train step.
+
+    Attributes:
+        weight: Its share of the whole loss, 0 to 1; the labels have the rest.
+    """
+
+    weight: float
+
+    @abstractmethod
+    def compare(self, teacher: Any, student: Any, outputs: Outputs) -> Any:
+        """Returns a loss for each sample, (samples,); 0 where both say the same.
+
+        Args:
+            teacher: The teacher's logits, (samples, classes).
+            student: The student's, of the same shape; gradients flow to it alone.
+            outputs: What the outputs mean.
+        """
+
+
+class TaughtLabels:
+    """Labels with the teacher's logits behind them, for `fit`, and the loss that reads both.
+
+    Keras gives a loss the labels and the outputs alone; so what the teacher says travels in the
+    labels' rows. Nothing is computed twice, however many epochs there are.
+
+    Args:
+        loss: Compares teacher and student.
+        label_loss: (labels, outputs) -> loss, as a Keras loss.
+        columns: Numbers of a row that are labels.
+        outputs: What the outputs mean.
+
+    Example:
+        >>> taught = TaughtLabels(LOSSES["distillation"](), label_loss, 1, Outputs())
+        ...  # doctest: +SKIP
+        >>> model.compile("adam", lambda y, outputs: taught(y, outputs))  # doctest: +SKIP
+        >>> model.fit(x, taught.pack(y, teacher.predict(x)))  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        loss: TeacherLoss,
+        label_loss: Callable[[Any, Any], Any],
+        columns: int,
+        outputs: Outputs,
+    ) -> None:
+        self._loss, self._label_loss = loss, label_loss
+        self._columns, self._outputs = columns, outputs
+
+    def pack(self, labels: np.ndarray, taught: np.ndarray) -> np.ndarray:
+        """Returns labels and, behind them in each row, logits: (samples, columns + outputs).
+
+        Args:
+            labels: Shape (samples, ...).
+            taught: The teacher's outputs, (samples, ...).
+        """
+        import numpy as np
+        from keras import ops
+
+        logits = ops.convert_to_numpy(self._outputs.to_logits(taught.astype(np.float32)))
+        rows = len(labels)
+        return np.concatenate([labels.reshape(rows, -1), logits.reshape(rows, -1)], axis=1)
+
+    def labels(self, packed: Any) -> Any:
+        """Returns the labels in packed rows."""
+        return packed[:, : self._columns]
+
+    def __call__(self, packed: Any, outputs: Any) -> Any:
+        """Returns `(1 - w) * mean(loss of the labels) + w * mean(loss against the teacher)`."""
+        from keras import ops
+
+        hard = self._label_loss(self.labels(packed), outputs)
+        teacher = ops.reshape(packed[:, self._columns :], ops.shape(outputs))
+        student = self._outputs.to_logits(outputs)
+        soft = self._loss.compare(teacher, student, self._outputs)
+        weight = self._loss.weight
+        return (1 - weight) * ops.mean(hard) + weight * ops.mean(soft)

@@ -382,9 +382,7 @@ def _damaged(change: Callable[[bytes], bytes]) -> Any:
         product = plain.make(request)
         main = dataclasses.replace(product.main, data=change(product.main.data))
         artifacts = tuple(main if a is product.main else a for a in product.artifacts)
-        return dataclasses.replace(
-            product, artifacts=artifacts, main=main, flat=read_tflite(main.data), layers=None
-        )
+        return dataclasses.replace(product, artifacts=artifacts, main=main, layers=None)
 
     return dataclasses.replace(plain, make=make)
 

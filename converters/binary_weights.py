@@ -223,7 +223,6 @@ def make(request: FormatRequest) -> FormatResult:
     return FormatResult(
         artifacts=(*source.artifacts, *(result.artifact for result in results.values())),
         main=main.artifact,
-        flat=main.artifact.flat,
         layers=source.layers,
         parity=proven_parity(request, "litert", main.samples, main.steps),
         legacy_runtime=False,

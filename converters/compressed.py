@@ -171,7 +171,6 @@ def make(request: FormatRequest) -> FormatResult:
     return FormatResult(
         artifacts=(*source.artifacts, result.artifact),
         main=result.artifact,
-        flat=result.artifact.flat,
         layers=source.layers,
         parity=proven_parity(request, "tflm", result.verified_samples, 0.0),
         legacy_runtime=False,

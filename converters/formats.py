@@ -82,8 +82,8 @@ class FormatResult:
 
     Attributes:
         artifacts: The files to write.
-        main: The one of them that is checked and shipped.
-        flat: That file as the checks read it; it may know more names than the file itself.
+        main: The one of them that is checked and shipped; its `flat` may know more names than the
+            file itself.
         layers: A file with the names of inner tensors, and the float file it was made from:
             compared layer by layer. None where there is nothing to compare.
         parity: Agreement with the original .tflite file that making the file has already proven.
@@ -100,7 +100,6 @@ class FormatResult:
 
     artifacts: tuple[Artifact, ...]
     main: Artifact
-    flat: FlatModel
     layers: tuple[Artifact, Artifact] | None = None
     parity: CheckResult | None = None
     engine: str | None = None

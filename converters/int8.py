@@ -187,7 +187,6 @@ def make(request: FormatRequest) -> FormatResult:
     return FormatResult(
         artifacts=(floats.artifact, quantized),
         main=quantized,
-        flat=quantized.flat,
         layers=(named, floats.artifact),
         notes=(*floats.artifact.notes, *quantized.notes),
     )

@@ -114,7 +114,6 @@ def make(request: FormatRequest) -> FormatResult:
     return FormatResult(
         artifacts=(floats.artifact, result.artifact),
         main=result.artifact,
-        flat=result.artifact.flat,
         legacy_runtime=False,
         latencies={floats.artifact.kind: before, result.artifact.kind: after},
         notes=(*result.notes, price),

@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -146,10 +146,11 @@ def make(request: FormatRequest) -> FormatResult:
         f"{len(result.layers)} binary layers: file {format_size(len(floats.artifact.data))} as "
         f"float32, {format_size(len(result.artifact.data))} with binary convolutions."
     )
+    # Checks name layers; the file that ships does not store the names.
+    file = result.artifact.read_as(result.flat)
     return FormatResult(
-        artifacts=(floats.artifact, result.artifact),
-        main=result.artifact,
-        flat=replace(result.flat, data=result.artifact.data),
+        artifacts=(floats.artifact, file),
+        main=file,
         engine=ENGINE,
         legacy_runtime=False,
         notes=(*floats.artifact.notes, *result.notes, price, engine),

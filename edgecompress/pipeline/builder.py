@@ -246,9 +246,7 @@ def _build(request: BuildRequest, progress: Progress, gaps: Sequence[str] = ()) 
 def _measured(request: BuildRequest, source: _Made, progress: Progress) -> Build:
     """Runs the files of a format and checks the targets."""
     made, notes = source.made, list(source.notes)
-    main = made.main.read_as(made.flat)
-    artifacts = _with_main(made.artifacts, main)
-    made = dataclasses.replace(made, main=main, artifacts=artifacts)
+    main = made.main
     profiles = request.profiles
     if made.engine is not None:
         profiles = tuple(
@@ -283,13 +281,13 @@ def _measured(request: BuildRequest, source: _Made, progress: Progress) -> Build
         made.decompression_memory,
         request.measured,
     )
-    bundled = _bundled(request, profiles, source, artifacts, main, progress)
+    bundled = _bundled(request, profiles, source, made.artifacts, main, progress)
     if bundled is not None:
         notes += bundled.notes
     return Build(
         name=source.name,
         file_format=request.file_format,
-        artifacts=artifacts,
+        artifacts=made.artifacts,
         main=main,
         model=model_info(main, source.path, made.parameters),
         targets=targets,
@@ -342,11 +340,10 @@ def _checked_file(request: BuildRequest) -> _Made:
             f"The model has {flat.subgraphs} subgraphs: parameters and MACs are those of the "
             "first, operators and the code in flash those of all.",
         )
-    file = Artifact("tflite", flat.data, path)
+    file = Artifact("tflite", flat.data, path).read_as(flat)
     made = FormatResult(
         artifacts=(),
         main=file,
-        flat=flat,
         legacy_runtime=False,
         decompression_memory=request.decompression_memory,
     )

@@ -123,7 +123,7 @@ class Measurements:
         except ArgumentError as error:
             if labelled.argument == "--evaluate" or self._scoring != Scoring():
                 raise
-            # They came along with the samples; nobody asked for anything that needs them.
+            # The labels came with the samples, and nothing was asked that needs them.
             note = f"The y beside the calibration data is not used: {error}"
             return scores.unmeasured(Scoring(floor), note)
         run = self._run(engine, labelled)
@@ -147,7 +147,7 @@ class Measurements:
         return self._runs[engine]
 
     def _keras_outputs(self) -> scores.Reference:
-        """Returns what the Keras model says to the labelled samples."""
+        """Returns the outputs of the Keras model on the labelled samples."""
         if self._keras is None:
             self._keras = scores.Reference(reason="There is no Keras model to compare with.")
             if self._loaded is not None and self._labelled is not None:

@@ -36,7 +36,7 @@ MUCH_CLIPPED = 0.001
 def reference_outputs(
     loaded: LoadedModel, samples: tuple[np.ndarray, ...]
 ) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
-    """Returns what the Keras model says to the samples, plainly and under simulated rounding.
+    """Returns the outputs of the Keras model on the samples, plainly and under simulated rounding.
 
     The plain model alone judges the file. The simulation, which only a model with learnt ranges
     has, tells the error of rounding apart from that of converting; None where there is none.

@@ -124,7 +124,7 @@ def plan(
         if array is None:
             mine = [_named_item(nothing, item) for item in named]
             if may_be_classifier(operator, output.loss):
-                # Without labels nobody knows whether the output has an accuracy.
+                # Without labels it is not known whether the output has an accuracy.
                 nothing = replace(nothing, floor=scoring.min_accuracy)
             else:
                 told = f"the compiled loss is {output.loss.text if output.loss else ''}"

@@ -20,7 +20,7 @@ _SAY = "Say --metric NAME[:OUTPUT], e.g. --metric binary_accuracy@0 for a logit.
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What the Keras model says to the labelled samples.
+    """The outputs of the Keras model on the labelled samples.
 
     Attributes:
         outputs: One array for each output, in the order of the file's; None where unknown.

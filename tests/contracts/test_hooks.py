@@ -1,0 +1,112 @@
+"""What every public callback keeps: a fit leaves no trace, also one that was interrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import edgecompress as ec
+from edgecompress.callbacks.base import HookedCallback
+
+keras = pytest.importorskip("keras")
+
+# A new callback: one line here.
+CALLBACKS: dict[type, Callable[[], Any]] = {
+    ec.MagnitudePruning: lambda: ec.MagnitudePruning(ec.ConstantSparsity(0.5, frequency=1)),
+    ec.Pruning: lambda: ec.Pruning(ec.ConstantSparsity(0.5, frequency=1), "taylor"),
+    ec.GroupLasso: lambda: ec.GroupLasso(1e-3),
+    ec.QuantizationAwareTraining: lambda: ec.QuantizationAwareTraining(),
+    ec.WeightClustering: lambda: ec.WeightClustering(4),
+    ec.Binarize: lambda: ec.Binarize(first_and_last=True),
+    ec.Ternarize: lambda: ec.Ternarize(first_and_last=True),
+    ec.PatternBinarization: lambda: ec.PatternBinarization(),
+    ec.FastGroupedConvolutions: lambda: ec.FastGroupedConvolutions(),
+}
+X = np.random.default_rng(0).normal(size=(32, 4, 4, 4)).astype("f4")
+Y = (X[:, 0, 0, 0] > 0).astype("i4")
+
+
+class _Interrupt(keras.callbacks.Callback):  # type: ignore[misc]
+    def __init__(self, seen: dict[str, Any], model_state: Callable[[], Any]) -> None:
+        super().__init__()
+        self.seen, self.state = seen, model_state
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if batch == 1:
+            self.seen["during"] = self.state()
+            raise KeyboardInterrupt
+
+
+def _model() -> Any:
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((4, 4, 4)),
+            keras.layers.Conv2D(
+                4, 3, groups=2, kernel_constraint="non_neg", kernel_regularizer="l2"
+            ),
+            keras.layers.Conv2D(4, 2, activation="relu"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(8, activation="relu"),
+            keras.layers.Dense(2),
+        ]
+    )
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(X, Y, batch_size=8, verbose=0)
+    return model
+
+
+def _state(model: Any) -> dict[str, Any]:
+    """Returns everything a hook can replace, by identity."""
+    found: dict[str, Any] = {"optimizer": [id(v) for v in model.optimizer.variables]}
+    for part in (model, model.optimizer, *model.layers):
+        for name in (
+            "call",
+            "convolution_op",
+            "apply",
+            "save_own_variables",
+            "_edgecompress_hooks",
+        ):
+            found[f"{part.name}.{name}"] = id(vars(part)[name]) if name in vars(part) else None
+    for weight in model.weights:
+        found[weight.path] = (id(weight.regularizer), id(weight.constraint))
+    return found
+
+
+def test_every_public_callback_is_here() -> None:
+    public = {getattr(ec, name) for name in ec.__all__ if isinstance(getattr(ec, name), type)}
+    assert {kind for kind in public if issubclass(kind, HookedCallback)} == set(CALLBACKS)
+
+
+@pytest.fixture(params=CALLBACKS, ids=lambda kind: kind.__name__)
+def callback(request: pytest.FixtureRequest) -> Any:
+    return CALLBACKS[request.param]()
+
+
+def test_a_fit_leaves_no_trace(callback: Any) -> None:
+    model = _model()
+    before = _state(model)
+    model.fit(X, Y, batch_size=8, verbose=0, callbacks=[callback])
+    assert _state(model) == before
+
+
+@pytest.mark.parametrize("by", ["detach", "the next fit"])
+def test_an_interrupted_fit_can_be_undone(callback: Any, by: str) -> None:
+    model, seen = _model(), {}
+    before = _state(model)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(
+            X, Y, batch_size=8, verbose=0,
+            callbacks=[callback, _Interrupt(seen, lambda: _state(model))],
+        )  # fmt: skip
+    # It did reach into the training.
+    assert seen["during"] != before
+    if by == "detach":
+        callback.detach()
+    else:
+        other = ec.GroupLasso(1e-3) if not isinstance(callback, ec.GroupLasso) else ec.Binarize()
+        model.fit(X, Y, batch_size=8, verbose=0, callbacks=[other])
+    assert _state(model) == before

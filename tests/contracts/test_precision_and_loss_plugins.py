@@ -1,0 +1,74 @@
+"""A precision and a loss from packages outside: no file of the product knows them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("keras")
+
+_PLUGINS = Path(__file__).parent / "plugins"
+_PROGRAM = """
+import json
+import keras, numpy as np
+import edgecompress as ec
+from edgecompress.converters import float32, int8
+from edgecompress.converters.formats import FORMATS, format_options
+from edgecompress.core.options import named
+from edgecompress.core.record import record_of
+from edgecompress.precisions import PRECISIONS
+from edgecompress.training import LOSSES
+from edgecompress.training.base import Outputs
+
+model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(2)])
+model.compile("adam", "mse")
+x = np.random.default_rng(0).normal(size=(32, 6)).astype("f4")
+chosen = format_options(FORMATS["int8"], {"precision": "coarse"}).precision
+model.fit(x, x[:, :2], verbose=0, callbacks=[ec.QuantizationAwareTraining(chosen)])
+record = record_of(model)
+made = int8.convert(float32.convert(model), record=record, precision=chosen)
+said = {"step": record.steps[0]["quantizer"], "bits": record.steps[0]["weight_bits"]}
+said["kind"] = made.kind
+said["loss"] = float(named(LOSSES, "logit-distance:weight=0.25", "loss").compare(
+    np.zeros((1, 2), "f4"), np.array([[1.0, -1.0]], "f4"), Outputs())[0])
+for registry in (PRECISIONS, LOSSES):
+    try:
+        registry["no-such"]
+    except Exception as error:
+        said.setdefault("refused", []).append(str(error))
+print(json.dumps(said))
+"""
+
+
+@pytest.mark.parametrize("name", ["precision", "loss"])
+def test_the_toys_are_small(name: str) -> None:
+    assert len((_PLUGINS / f"{name}.py").read_text().splitlines()) <= 40
+
+
+def test_they_are_used_by_name_and_recorded(tmp_path: Path) -> None:
+    for name in ("precision", "loss"):
+        (tmp_path / f"toy_{name}.py").write_text((_PLUGINS / f"{name}.py").read_text())
+        info = tmp_path / f"toy_{name}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: toy-{name}\nVersion: 1.0\n")
+        point = f"[edgecompress.plugins]\ntoy-{name} = toy_{name}\n"
+        (info / "entry_points.txt").write_text(point)
+    done = subprocess.run(
+        [sys.executable, "-c", _PROGRAM],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert (said["step"], said["bits"], said["kind"]) == ("coarse", 4, "coarse")
+    assert said["loss"] == 1.0
+    assert "coarse" in said["refused"][0] and "int8" in said["refused"][0]
+    assert "logit-distance" in said["refused"][1] and "distillation" in said["refused"][1]

@@ -43,13 +43,15 @@ SCALES: Registry[BinaryScale] = Registry("scale")
 SCALES.register("mean")(
     BinaryScale(
         lambda weights, axes: ops.mean(ops.abs(weights), axis=axes, keepdims=True),
-        lambda above, signs, axes: signs * ops.mean(above * signs, axis=axes, keepdims=True),
+        lambda upstream_grad, signs, axes: (
+            signs * ops.mean(upstream_grad * signs, axis=axes, keepdims=True)
+        ),
     )
 )
 SCALES.register("one")(
     BinaryScale(
         lambda weights, axes: ops.ones_like(ops.max(weights, axis=axes, keepdims=True)),
-        lambda above, signs, axes: 0.0,
+        lambda upstream_grad, signs, axes: 0.0,
     )
 )
 
@@ -97,7 +99,11 @@ def binarize(weights: Any, channel_axes: Sequence[int], scale: str = "mean") -> 
 
 
 def binary_gradient(
-    above: Any, weights: Any, channel_axes: Sequence[int], scale: str = "mean", clip: float = 1.0
+    upstream_grad: Any,
+    weights: Any,
+    channel_axes: Sequence[int],
+    scale: str = "mean",
+    clip: float = 1.0,
 ) -> Any:
     """Returns dL/dW from dL/dW_b, the sign's derivative being 1 for |w| <= clip and 0 beyond.
 
@@ -107,19 +113,19 @@ def binary_gradient(
     `scale="one"` there is none. XNOR-Net prints it as `g_i / n`, without the sum.
 
     Args:
-        above: dL/dW_b, the shape of `weights`.
+        upstream_grad: dL/dW_b, the shape of `weights`.
         weights: The float weights W.
         channel_axes: As in `binary_scale`.
         scale: `"mean"` or `"one"`. Defaults to `"mean"`.
         clip: Where the straight-through estimator ends. Defaults to 1.
     """
-    above = ops.convert_to_tensor(above)
-    gradients, weights = ops.cast(above, "float32"), ops.cast(weights, "float32")
+    upstream_grad = ops.convert_to_tensor(upstream_grad)
+    gradients, weights = ops.cast(upstream_grad, "float32"), ops.cast(weights, "float32")
     axes = reduced_axes(len(weights.shape), channel_axes)
     inside = ops.cast(ops.abs(weights) <= clip, "float32")
     passed = SCALES[scale].value(weights, axes) * gradients * inside
     added = SCALES[scale].gradient(gradients, hard_sign(weights), axes)
-    return ops.cast(passed + added, above.dtype)
+    return ops.cast(passed + added, upstream_grad.dtype)
 
 
 def is_binary(weights: np.ndarray, channel_axes: Sequence[int]) -> bool:

@@ -43,8 +43,8 @@ def _with_gradient(derivative: Callable[[Any], Any]) -> Quantizer:
     @ops.custom_gradient
     def quantize(x: Any) -> Any:
         def gradient(*args: Any, upstream: Any = None) -> Any:
-            above = args[0] if upstream is None else upstream
-            return above * derivative(x)
+            upstream_grad = args[0] if upstream is None else upstream
+            return upstream_grad * derivative(x)
 
         return hard_sign(x), gradient
 

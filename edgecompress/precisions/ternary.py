@@ -118,7 +118,7 @@ def ttq_start(weights: Any, threshold: Any) -> tuple[Any, Any]:
     return positive, negative
 
 
-def ttq_value_gradients(above: Any, weights: Any, threshold: Any) -> tuple[Any, Any]:
+def ttq_value_gradients(upstream_grad: Any, weights: Any, threshold: Any) -> tuple[Any, Any]:
     """Returns (dL/dW_p, dL/dW_n), scalars.
 
         dL/dW_p = sum of g_i where w_i > threshold,  dL/dW_n = -sum of g_i where w_i < -threshold
@@ -126,34 +126,36 @@ def ttq_value_gradients(above: Any, weights: Any, threshold: Any) -> tuple[Any, 
     The paper prints the second without its sign; it follows from `w_t = -W_n`.
 
     Args:
-        above: g = dL/dW_t, the shape of `weights`.
+        upstream_grad: g = dL/dW_t, the shape of `weights`.
         weights: The float weights W.
         threshold: A scalar.
     """
-    above, weights = ops.cast(above, "float32"), ops.cast(weights, "float32")
-    positive = ops.cast(weights > threshold, above.dtype)
-    negative = ops.cast(weights < -threshold, above.dtype)
-    return ops.sum(above * positive), -ops.sum(above * negative)
+    upstream_grad, weights = ops.cast(upstream_grad, "float32"), ops.cast(weights, "float32")
+    positive = ops.cast(weights > threshold, upstream_grad.dtype)
+    negative = ops.cast(weights < -threshold, upstream_grad.dtype)
+    return ops.sum(upstream_grad * positive), -ops.sum(upstream_grad * negative)
 
 
-def ttq_gradient(above: Any, weights: Any, threshold: Any, positive: Any, negative: Any) -> Any:
+def ttq_gradient(
+    upstream_grad: Any, weights: Any, threshold: Any, positive: Any, negative: Any
+) -> Any:
     """Returns dL/dW: g times W_p, 1 or W_n by where the weight lies.
 
     Args:
-        above: g = dL/dW_t, the shape of `weights`.
+        upstream_grad: g = dL/dW_t, the shape of `weights`.
         weights: The float weights W.
         threshold: A scalar.
         positive: W_p.
         negative: W_n.
     """
-    above, weights = ops.convert_to_tensor(above), ops.cast(weights, "float32")
+    upstream_grad, weights = ops.convert_to_tensor(upstream_grad), ops.cast(weights, "float32")
     ones = ops.ones_like(weights)
     factors = ops.where(
         weights > threshold,
         ones * positive,
         ops.where(weights < -threshold, ones * negative, ones),
     )
-    return ops.cast(ops.cast(above, "float32") * factors, above.dtype)
+    return ops.cast(ops.cast(upstream_grad, "float32") * factors, upstream_grad.dtype)
 
 
 def is_ternary(weights: np.ndarray, channel_axes: Sequence[int]) -> bool:

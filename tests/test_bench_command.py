@@ -8,15 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import jsonschema
 import keras
 import numpy as np
 import pytest
-import typer
 from keras import layers
 
 import edgecompress as ec
-from edgecompress.cli import app, main
+from edgecompress.cli import main
+from edgecompress.cli.app import app
 from edgecompress.core.errors import (
     ArgumentError,
     DeviceError,
@@ -328,9 +329,11 @@ def test_a_folder_without_a_bundle(tmp_path: Path, capfd: pytest.CaptureFixture[
 
 def test_the_guide_names_every_option() -> None:
     guide = (_DOCS / "command_line.md").read_text()
-    command = typer.main.get_command(app).commands["bench"]
+    context = click.Context(app)
+    command = app.get_command(context, "bench")
+    assert command is not None
     section = guide[guide.index("## bench") : guide.index("## Options")]
-    for parameter in command.params:
+    for parameter in command.get_params(context):
         name = parameter.opts[0]
         if name.startswith("--") and name not in (
             "--json",

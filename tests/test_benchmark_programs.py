@@ -501,7 +501,7 @@ def test_this_computers_own_program_is_for_linux() -> None:
             "--adb --runner litert --binary nowhere",
             "must be a readable file. Got 'nowhere'. It does",
         ),
-        ("--adb --binary x", "`--binary` must go with the runner benchmark_model or litert"),
+        ("--adb --binary x", "`--binary` must go with --runner benchmark_model or --runner litert"),
         ("--host --runner litert --binary x", "`--runner` must go with --adb. Got 'litert'."),
         ("--adb --runner benchmark-model", "Did you mean benchmark_model"),
     ],

@@ -7,10 +7,10 @@ import functools
 import re
 from pathlib import Path
 
+import click
 import pytest
-import typer
 
-from edgecompress.cli import app
+from edgecompress.cli.app import app
 
 _ROOT = Path(__file__).resolve().parents[1]
 _SOURCES = sorted(
@@ -27,12 +27,16 @@ _OTHERS = {"--bundle", "--force-reinstall", "--mnist", "--models", "--published"
 
 @functools.cache
 def _options() -> set[str]:
-    waiting, commands = [typer.main.get_command(app)], []
+    context = click.Context(app)
+    waiting: list[click.Command] = [app]
+    names: set[str] = set()
     while waiting:
         command = waiting.pop()
-        waiting += getattr(command, "commands", {}).values()
-        commands.append(command)
-    names = {n for c in commands for p in c.params for n in (*p.opts, *p.secondary_opts)}
+        if isinstance(command, click.Group):
+            found = [command.get_command(context, name) for name in command.list_commands(context)]
+            waiting += [inner for inner in found if inner is not None]
+        for parameter in command.get_params(context):
+            names |= {*parameter.opts, *parameter.secondary_opts}
     return {name for name in names if name.startswith("--")} | {"--help", "--version"}
 
 

@@ -13,6 +13,7 @@ fields are made by `option`. The command line, the keywords in Python, the keys 
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -59,6 +60,21 @@ class Kind:
             raise ArgumentError(argument, self.rule, value)
         return value
 
+    def from_toml(self, value: Any, argument: str) -> Any:
+        """Returns the value of a key of a TOML file as the command line would have it.
+
+        Args:
+            value: What the file holds: text, number, true or false, list, table.
+            argument: What the user calls it, for the error.
+
+        Raises:
+            ArgumentError: the value is of another type, such as a number in quotation marks. What
+                else is wrong with it shows when it is parsed.
+        """
+        if not isinstance(value, str):
+            raise ArgumentError(argument, "be text in quotation marks", value)
+        return value
+
 
 @dataclass(frozen=True)
 class Text(Kind):
@@ -79,6 +95,10 @@ class Flag(Kind):
             raise ArgumentError(argument, self.rule, value)
         return value
 
+    def from_toml(self, value: Any, argument: str) -> Any:
+        """As `Kind.from_toml`."""
+        return self.parse(value, argument)
+
 
 @dataclass(frozen=True)
 class Number(Kind):
@@ -91,7 +111,7 @@ class Number(Kind):
     """
 
     metavar: str = "NUMBER"
-    rule: str = "be a number, without quotation marks"
+    rule: str = "be a number"
     low: float | None = None
     high: float | None = None
     whole: bool = False
@@ -104,6 +124,15 @@ class Number(Kind):
         if below or above or number != number:
             raise ArgumentError(argument, self.rule, value)
         return number
+
+    def from_toml(self, value: Any, argument: str) -> Any:
+        """As `Kind.from_toml`; a number stands without quotation marks."""
+        kind = "a whole number" if self.whole else "a number"
+        if (self.low, self.high) == (0, 1):
+            kind = "a number between 0 and 1"
+        if not _is_number(value) or (self.whole and not isinstance(value, int)):
+            raise ArgumentError(argument, f"be {kind}, without quotation marks", value)
+        return value
 
     def _read(self, value: Any, argument: str) -> float:
         if isinstance(value, str):
@@ -146,6 +175,12 @@ class Size(Kind):
             raise ArgumentError(argument, self.rule, value)
         return parse_size(value, argument)
 
+    def from_toml(self, value: Any, argument: str) -> Any:
+        """As `Kind.from_toml`; what is wrong with a text the command line says."""
+        if isinstance(value, bool) or not isinstance(value, (str, int)):
+            raise ArgumentError(argument, self.rule, value)
+        return str(value)
+
 
 @dataclass(frozen=True)
 class Time(Kind):
@@ -159,6 +194,12 @@ class Time(Kind):
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return float(value)
         return parse_time(value, argument)
+
+    def from_toml(self, value: Any, argument: str) -> Any:
+        """As `Kind.from_toml`; the unit is part of the text."""
+        if not isinstance(value, str):
+            raise ArgumentError(argument, "be text in quotation marks", value)
+        return value
 
 
 @dataclass(frozen=True)
@@ -187,14 +228,14 @@ class Choice(Kind):
 
 @dataclass(frozen=True)
 class Path(Kind):
-    """The path of a file or folder, as text."""
+    """The path of a file or folder."""
 
     metavar: str = "FILE"
     path = True
 
-    def parse(self, value: Any, argument: str) -> str:
-        """Returns the path; see `Kind.parse`."""
-        return super().parse(value if isinstance(value, str) else str(value), argument)
+    def parse(self, value: Any, argument: str) -> Any:
+        """Returns the path; arrays, lists and the like, which Python may give, as they are."""
+        return pathlib.Path(value) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
@@ -218,6 +259,19 @@ class Many(Kind):
         if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
             value = (value,)
         return tuple(self.inner.parse(item, argument) for item in value)
+
+    def from_toml(self, value: Any, argument: str) -> Any:
+        """As `Kind.from_toml`: a value or a list of them."""
+        single = isinstance(value, str) or not isinstance(value, Iterable)
+        kind = "a whole number" if isinstance(self.inner, Number) else "a name"
+        items = [value] if single else value
+        rule = f"be {kind} or a list of {'them' if kind != 'a name' else 'names'}"
+        if isinstance(items, Mapping):
+            raise ArgumentError(argument, rule, value)
+        try:
+            return [self.inner.from_toml(item, argument) for item in items]
+        except ArgumentError:
+            raise ArgumentError(argument, rule, value) from None
 
 
 def many(inner: Kind) -> Many:
@@ -246,8 +300,47 @@ class ByName(Kind):
         for item in value:
             name, equals, text = item.rpartition("=") if isinstance(item, str) else ("", "", item)
             key = name if equals else ALL_OTHERS
-            found[key] = self.inner.parse(text, argument if not equals else f"{argument} {name}")
+            try:
+                found[key] = self.inner.parse(text, argument)
+            except ArgumentError:
+                what = self.inner.rule.removeprefix("be ")
+                raise ArgumentError(argument, f"be {what}, or NAME= and {what}", item) from None
         return found.get(ALL_OTHERS) if set(found) <= {ALL_OTHERS} else found
+
+    def from_toml(self, value: Any, argument: str) -> Any:
+        """As `Kind.from_toml`: a number, a table by name, or both as the flags are written."""
+        return _texts_by_name(value, argument, "be a name or a list of names")
+
+
+@dataclass(frozen=True)
+class ByNameText(Kind):
+    """Values by name that their owner reads itself: texts `NAME=NUMBER`, a mapping, or a number."""
+
+    multiple = True
+
+    def parse(self, value: Any, argument: str) -> Any:
+        """Returns a tuple of texts; a mapping and a number as they are."""
+        if isinstance(value, (Mapping, int, float)):
+            return value
+        return (value,) if isinstance(value, str) else tuple(value)
+
+    def from_toml(self, value: Any, argument: str) -> Any:
+        """As `ByName.from_toml`."""
+        return _texts_by_name(value, argument, "be a name or a list of names")
+
+
+def _texts_by_name(value: Any, argument: str, rule: str) -> list[str]:
+    if isinstance(value, Mapping) and all(_is_number(item) for item in value.values()):
+        return [f"{key}={item}" for key, item in value.items()]
+    if _is_number(value) or isinstance(value, str):
+        return [str(value)]
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ArgumentError(argument, rule, value)
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def by_name(inner: Kind, what: str) -> ByName:
@@ -325,6 +418,8 @@ class Option:
         flag: What the command line calls it, e.g. `--max-ram`.
         off: The flag that switches it off, for switches that are undecided without one; "" for
             none.
+        short: Its short flag, e.g. `-o`; "" for none.
+        hidden: Whether `--help` and the docs leave it out.
     """
 
     name: str
@@ -333,10 +428,24 @@ class Option:
     default: Any
     flag: str
     off: str = ""
+    short: str = ""
+    hidden: bool = False
+
+    @property
+    def key(self) -> str:
+        """The key in a TOML file: the flag without its hyphens."""
+        return self.flag.removeprefix("--")
 
 
 def option(
-    default: Any, help: str, kind: Kind | None = None, *, flag: str = "", off: str = ""
+    default: Any,
+    help: str,
+    kind: Kind | None = None,
+    *,
+    flag: str = "",
+    off: str = "",
+    short: str = "",
+    hidden: bool = False,
 ) -> Any:
     """Returns a dataclass field that is an option.
 
@@ -346,9 +455,11 @@ def option(
         kind: How its value is written. Defaults to a switch for a bool, else text.
         flag: The command line's name. Defaults to `--` and the field's name with hyphens.
         off: Flag that switches it off, e.g. `--no-distill`. Defaults to none.
+        short: Its short flag, e.g. `-o`. Defaults to none.
+        hidden: Whether `--help` and the docs leave it out. Defaults to no.
     """
     chosen = kind or (Flag() if isinstance(default, bool) else Text())
-    return field(default=default, metadata={_KEY: (help, chosen, flag, off)})
+    return field(default=default, metadata={_KEY: (help, chosen, flag, off, short, hidden)})
 
 
 def options_of(owner: type) -> tuple[Option, ...]:
@@ -356,9 +467,9 @@ def options_of(owner: type) -> tuple[Option, ...]:
     found = []
     for item in dataclasses.fields(owner):
         if _KEY in item.metadata:
-            text, kind, flag, off = item.metadata[_KEY]
+            text, kind, flag, *more = item.metadata[_KEY]
             flag = flag or f"--{item.name.replace('_', '-')}"
-            found.append(Option(item.name, text, kind, item.default, flag, off))
+            found.append(Option(item.name, text, kind, item.default, flag, *more))
     return tuple(found)
 
 
@@ -416,6 +527,8 @@ def table(owner: type, describe: Callable[[Any], str] = str) -> str:
     """Returns the options as a Markdown table, for docs/."""
     lines = ["| option | value | default | meaning |", "| --- | --- | --- | --- |"]
     for item in options_of(owner):
+        if item.hidden:
+            continue
         default = "" if item.default in (None, False, ()) else f"`{describe(item.default)}`"
         value = f"`{item.kind.metavar}`" if item.kind.metavar else ""
         lines.append(f"| `{item.flag}` | {value} | {default} | {item.help} |")

@@ -17,6 +17,7 @@ from edgecompress.core.bundle import Bundle, BundleModel, read_bundle
 from edgecompress.core.clock import utc_now
 from edgecompress.core.errors import ArgumentError, EdgeCompressError, UnknownNameError
 from edgecompress.core.files import jsonable, write_atomic
+from edgecompress.core.options import parse_options
 from edgecompress.core.results import (
     OPEN_VERDICTS,
     Verdict,
@@ -151,7 +152,6 @@ def bench(
     adb: bool = False,
     serial: str | None = None,
     runner: str = "app",
-    binary: Path | str | None = None,
     models: Sequence[str] = (),
     threads: Sequence[int] = (1,),
     processes: int = 5,
@@ -162,6 +162,7 @@ def bench(
     poll_s: float = 2.0,
     cooldown_s: float = 300.0,
     progress: Callable[[str], None] = silent,
+    **options: Any,
 ) -> BenchResult:
     """Measures a bundle on this computer or on a phone, and writes a measurement file.
 
@@ -172,7 +173,6 @@ def bench(
         serial: Which phone; needed where several are connected.
         runner: What runs on the phone; `app`: the demo app, which also checks outputs;
             `benchmark_model` and `litert`: Google's benchmark programs, which do not.
-        binary: The program of those two, built for the phone.
         models: Kinds of the files to run, e.g. `["int8", "float32"]`. Defaults to the one that
             ships.
         threads: Numbers of threads, each measured.
@@ -184,6 +184,8 @@ def bench(
         poll_s: Seconds between two looks at the phone.
         cooldown_s: Longest pause for a phone that got hotter.
         progress: Called with a short text.
+        options: Options of the runner: `binary`, the program of `benchmark_model` and `litert`,
+            built for the phone.
 
     Raises:
         EdgeCompressError: an argument, the bundle, the phone or its result is wrong; nothing was
@@ -193,11 +195,9 @@ def bench(
         >>> ec.bench("build/", adb=True).verdict  # doctest: +SKIP
         'pass'
     """
-    # Importing a runner registers it.
     from edgecompress.targets.measurement import Measurement, budget_checks
-    from edgecompress.targets.phones import litert  # noqa: F401
     from edgecompress.targets.phones.adb import connect
-    from edgecompress.targets.phones.runners import RUNNERS, PhonePlan
+    from edgecompress.targets.phones.runners import PhonePlan, all_runners
 
     if host and adb:
         raise ArgumentError("--host", "be left out with --adb", True, "Run it once for each.")
@@ -208,8 +208,17 @@ def bench(
         )  # fmt: skip
     if serial is not None and not adb:
         raise ArgumentError("--serial", "go with --adb", serial)
-    chosen_runner = RUNNERS[runner]
-    program = _program(runner, chosen_runner.program, binary, adb)
+    runners = all_runners()
+    chosen_runner = runners[runner]
+    if runner != "app" and not adb:
+        raise ArgumentError("--runner", "go with --adb", runner)
+    of_runner = parse_options(
+        chosen_runner.options,
+        options,
+        f"--runner {runner}",
+        {f"--runner {name}": runners[name].options for name in runners},
+    )
+    program = _program(chosen_runner.program, getattr(of_runner, "binary", None))
     for name, value in (("--processes", processes), *(("--threads", t) for t in threads)):
         if value < 1:
             raise ArgumentError(name, "be at least 1", value)
@@ -231,7 +240,7 @@ def bench(
         kinds = tuple(model.kind for model in chosen)
         plan = PhonePlan(kinds, wanted, processes=processes, min_seconds=min_seconds,
                          timeout_s=timeout_s, poll_s=poll_s, cooldown_s=cooldown_s,
-                         program=program)  # fmt: skip
+                         program=program, options=of_runner)  # fmt: skip
         file = chosen_runner.run(phone, read, plan, progress)
     else:
         file = _on_host(read, chosen, wanted, processes, min_seconds, timeout_s, progress)
@@ -249,19 +258,11 @@ def bench(
     return result
 
 
-def _program(
-    runner: str, wanted: str | None, binary: Path | str | None, adb: bool
-) -> Program | None:
+def _program(wanted: str | None, binary: str | None) -> Program | None:
     """Returns the program of a runner; None for one that needs none."""
     from edgecompress.targets.phones.elf import read_program
 
-    if runner != "app" and not adb:
-        raise ArgumentError("--runner", "go with --adb", runner)
     if wanted is None:
-        if binary is not None:
-            raise ArgumentError(
-                "--binary", "go with the runner benchmark_model or litert", str(binary)
-            )
         return None
     if binary is None:
         raise ArgumentError("--binary", f"name {wanted}", None)

@@ -20,7 +20,17 @@ from typing import TYPE_CHECKING, Any
 
 from edgecompress.core.errors import ArgumentError, UnknownNameError
 from edgecompress.core.files import jsonable, write_together
-from edgecompress.core.options import Named, many, named_config, option
+from edgecompress.core.options import (
+    Flag,
+    Named,
+    Number,
+    Text,
+    by_name,
+    many,
+    named_config,
+    option,
+    whole,
+)
 from edgecompress.core.registry import Registry
 from edgecompress.recipes.registry import RECIPES, Recipe, Request
 from edgecompress.recipes.storage import MAX_RELATIVE_BITS
@@ -116,21 +126,67 @@ class DeepCompression:
         0.5
     """
 
-    sparsity: float | Mapping[str, float] = 0.8
-    scope: str = "global"
-    first_last: str = "prune"
-    clusters: int | Mapping[str, int] | None = None
-    remove_channels: float = 0.0
-    epochs: int | Mapping[str, int] | None = None
-    batch_size: int = 64
-    learning_rate: float = 1e-3
-    distill: bool | None = None
-    temperature: float = 4.0
-    soft_weight: float = 0.9
-    index_bits: int = 5
-    validation_split: float = 0.1
-    seed: int = 0
-    max_drop: float | None = None
+    sparsity: float | Mapping[str, float] = option(
+        0.8,
+        "Share of weights to prune; default 0.8. May be repeated to give layers their own: "
+        "--sparsity 0.9 --sparsity head=0.5. 0 prunes nothing.",
+        by_name(Number("SHARE"), "LAYER"),
+    )
+    scope: str = option(
+        "global",
+        "global: the smallest weights of all layers go (default); layer: the same share in every "
+        "layer.",
+        Text("SCOPE"),
+    )
+    first_last: str = option(
+        "prune",
+        "First and last layer: prune like the others (default), half, or keep.",
+        Text("POLICY"),
+    )
+    clusters: int | Mapping[str, int] | None = option(
+        None,
+        "Values that the weights of a layer share, beside zero; default 15, for convolutions 31. "
+        "0 clusters nothing.",
+        by_name(whole(), "LAYER"),
+    )
+    remove_channels: float = option(
+        0.0,
+        "First remove this share of every layer's filters. Off by default; it is what makes a "
+        "model fast and its file smallest (0.5 is a start).",
+        Number("SHARE"),
+    )
+    epochs: int | Mapping[str, int] | None = option(
+        None,
+        "Epochs of the stages remove, prune and cluster; default 10, 10 and 5.",
+        by_name(whole(), "STAGE"),
+    )
+    batch_size: int = option(64, "Samples of a batch; default 64.", whole())
+    learning_rate: float = option(
+        1e-3, "Initial Adam learning rate of each stage; default 0.001.", Number()
+    )
+    distill: bool | None = option(
+        None,
+        "Let the original model teach with soft labels; default for classifiers.",
+        Flag(),
+        off="--no-distill",
+    )
+    temperature: float = option(4.0, "Temperature of the soft labels; default 4.", Number())
+    soft_weight: float = option(
+        0.9, "Share of the soft labels in the loss; default 0.9.", Number("SHARE")
+    )
+    index_bits: int = option(
+        5, "Bits of a relative index in the paper's tables; default 5.", whole()
+    )
+    validation_split: float = option(
+        0.1, "Part of the data for validation; default 0.1.", Number("SHARE")
+    )
+    seed: int = option(0, "Seed of split and training; default 0.", whole())
+    max_drop: float | None = option(
+        None,
+        "How far the file's metric may fall below the original model's, e.g. 0.01 for one point of "
+        "accuracy; else exit 4.",
+        Number(),
+    )
     surgery: tuple[Any, ...] = option(
         (),
         "Rewrite of the model before anything is trained, e.g. remove-channels; may be repeated.",

@@ -9,7 +9,7 @@ from typing import Any
 from edgecompress.core.bundle import Bundle
 from edgecompress.targets.measurement import MeasurementFile
 from edgecompress.targets.phones.adb import Phone
-from edgecompress.targets.phones.program import Figures, Tool, run_tool
+from edgecompress.targets.phones.program import Figures, ProgramOptions, Tool, run_tool
 from edgecompress.targets.phones.runners import RUNNERS, PhonePlan, Runner
 
 _NUMBER = r"([-+.\w]+?)"
@@ -96,5 +96,6 @@ RUNNERS.register("benchmark_model")(
         run_benchmark_model,
         "the program benchmark_model for the phone's ABI, as the guide of LiteRT's performance "
         "tools offers it (native benchmark binary, e.g. android_aarch64_benchmark_model)",
+        ProgramOptions,
     )
 )

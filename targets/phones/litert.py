@@ -8,7 +8,7 @@ from edgecompress.core.bundle import Bundle
 from edgecompress.core.errors import ArgumentError
 from edgecompress.targets.measurement import MeasurementFile
 from edgecompress.targets.phones.adb import Phone
-from edgecompress.targets.phones.program import Figures, Tool, run_tool
+from edgecompress.targets.phones.program import Figures, ProgramOptions, Tool, run_tool
 from edgecompress.targets.phones.runners import RUNNERS, PhonePlan, Runner
 
 
@@ -47,5 +47,6 @@ RUNNERS.register("litert")(
         run_litert,
         "the program benchmark_litert_model for the phone's ABI, built from LiteRT's sources "
         "(litert/tools)",
+        ProgramOptions,
     )
 )

@@ -23,6 +23,7 @@ from typing import Any
 from edgecompress.core.bundle import Bundle, BundleModel
 from edgecompress.core.clock import utc_now
 from edgecompress.core.errors import ArgumentError, DeviceError, ModelFileError
+from edgecompress.core.options import Path, option
 from edgecompress.targets.measurement import (
     MEASUREMENT_SCHEMA,
     MeasurementFile,
@@ -44,6 +45,15 @@ _OPERATOR = re.compile(
     r"Encountered unresolved custom op: ?(\S*?)\.?(?=\s|$|See )|"
     r"Didn't find op for builtin opcode '(\w+)'|Op builtin_code out of range: (\d+)"
 )
+
+
+@dataclass(frozen=True)
+class ProgramOptions:
+    """Options of a runner that starts a program which the user brings."""
+
+    binary: str | None = option(
+        None, "The program of this runner, built for the phone.", Path("FILE")
+    )
 
 
 @dataclass(frozen=True)

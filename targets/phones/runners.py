@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from edgecompress.core.bundle import Bundle
 from edgecompress.core.errors import DeviceError, ModelFileError
@@ -38,6 +39,7 @@ class PhonePlan:
         poll_s: Seconds between two looks at it.
         cooldown_s: Longest pause for a phone that got hotter.
         program: What runs there, for the runners that need one.
+        options: The runner's own options.
     """
 
     models: tuple[str, ...]
@@ -50,6 +52,12 @@ class PhonePlan:
     poll_s: float = 2.0
     cooldown_s: float = 300.0
     program: Program | None = None
+    options: Any = None
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """The options of a runner that has none."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +67,23 @@ class Runner:
     Attributes:
         run: Runs it there and returns the runs of all processes as one.
         program: The program that the user brings, and where it comes from; None for none.
+        options: Its own options, a dataclass of `core.options`; `PhonePlan.options` holds them.
     """
 
     run: Callable[[Phone, Bundle, PhonePlan, Callable[[str], None]], MeasurementFile]
     program: str | None = None
+    options: type = NoOptions
 
 
 RUNNERS: Registry[Runner] = Registry("--runner")
+
+
+def all_runners() -> Registry[Runner]:
+    """Returns the registry with every runner of this package in it."""
+    # Importing a runner registers it.
+    from edgecompress.targets.phones import benchmark_model, litert  # noqa: F401
+
+    return RUNNERS
 
 
 def run_app(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from dataclasses import dataclass
 
 import pytest
@@ -59,7 +60,7 @@ class Other:
         (whole(0), "7", 7),
         (Flag(), True, True),
         (Text(), "a", "a"),
-        (Path(), "a/b", "a/b"),
+        (Path(), "a/b", pathlib.Path("a/b")),
         (Choice(names=("lut",)), "lut", "lut"),
         (many(whole()), ["1", 2], (1, 2)),
         (many(whole()), 3, (3,)),
@@ -89,7 +90,7 @@ def test_values(kind: Kind, given: object, value: object) -> None:
         (Text(), 3, "text"),
         (Choice(names=("lut",)), "lot", "Did you mean lut"),
         (many(whole()), ["a"], "a whole number"),
-        (by_name(share(), "LAYER"), ["head=2"], "`--x head`"),
+        (by_name(share(), "LAYER"), ["head=2"], "NAME= and a share between 0 and 1"),
         (Number(), "a", "be a number"),
     ],
 )

@@ -1,0 +1,8 @@
+"""The command line: parse, call one library function, print, return the exit code.
+
+Results go to standard output, everything else (progress, notes, errors) to standard error. Each
+command is a module of this package; its options are read off the dataclasses of those they belong
+to.
+"""
+
+from edgecompress.cli.app import main as main

@@ -1,0 +1,58 @@
+"""`edgecompress bench`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from edgecompress.cli.config import config_option
+from edgecompress.cli.console import exit_code, print_text, progress_of
+from edgecompress.cli.parameters import (
+    Command,
+    Sections,
+    json_switch,
+    quiet_switch,
+    undecided_switch,
+    verbose_switch,
+)
+
+
+def _sections() -> Sections:
+    from edgecompress.core.options import options_of
+    from edgecompress.pipeline import options
+    from edgecompress.targets.phones.runners import all_runners
+
+    runners = all_runners()
+    return [
+        ("Measurement", [options.BenchOptions]),
+        *(
+            (f"With --runner {name}", [runners[name].options])
+            for name in runners
+            if options_of(runners[name].options)
+        ),
+    ]
+
+
+def run(
+    bundle: str, as_json: bool, quiet: bool, verbose: bool, allow_undecided: bool, **options: Any
+) -> int:
+    """Measures a bundle, prints the result and returns the exit code."""
+    from pathlib import Path
+
+    from edgecompress.pipeline import bench
+
+    with progress_of(quiet) as progress:
+        result = bench(Path(bundle), progress=progress, **options)
+    print_text(result.to_json().rstrip("\n") if as_json else result.text())
+    return exit_code(result, allow_undecided)
+
+
+COMMAND = Command(
+    "bench",
+    run,
+    [click.Argument(["bundle"], metavar="BUNDLE")],
+    _sections,
+    [config_option(), undecided_switch(), json_switch(), quiet_switch(), verbose_switch()],
+    [("BUNDLE", "Folder of an export with a phone or the host among its targets.")],
+)

@@ -1,0 +1,71 @@
+"""`edgecompress check`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from edgecompress.cli.config import config_option
+from edgecompress.cli.console import exit_code, print_report, progress_of
+from edgecompress.cli.parameters import (
+    Command,
+    Sections,
+    json_switch,
+    quiet_switch,
+    undecided_switch,
+    verbose_switch,
+)
+
+
+def _sections() -> Sections:
+    from edgecompress.flatbuffers.coding import DecodingOptions
+    from edgecompress.pipeline import options
+
+    return [
+        ("Data and targets", [options.TargetOptions, options.CheckOptions]),
+        ("Limits", [options.BudgetOptions, options.ScoringOptions]),
+        (
+            "Targets' own",
+            [options.MicrocontrollerOptions, DecodingOptions, options.MeasuredOptions],
+        ),
+    ]
+
+
+def run(
+    model: str,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    allow_undecided: bool,
+    targets: Any = (),
+    **options: Any,
+) -> int:
+    """Checks a file, prints the report and returns the exit code."""
+    from pathlib import Path
+
+    from edgecompress.cli.targets import required
+    from edgecompress.core.errors import ArgumentError
+    from edgecompress.pipeline import check
+
+    drop = options.pop("max_drop", None)
+    if drop:
+        raise ArgumentError(
+            "--max-drop", "go with `edgecompress export`, which has the Keras model beside it",
+            drop[0], "Here use --min-metric accuracy=NUMBER.",
+        )  # fmt: skip
+    with progress_of(quiet) as progress:
+        report = check(Path(model), required(targets), progress=progress, argv=sys.argv, **options)
+    print_report(report, as_json)
+    return exit_code(report, allow_undecided)
+
+
+COMMAND = Command(
+    "check",
+    run,
+    [click.Argument(["model"], metavar="FILE")],
+    _sections,
+    [config_option(), undecided_switch(), json_switch(), quiet_switch(), verbose_switch()],
+    [("FILE", "A .tflite file.")],
+)

@@ -1,0 +1,83 @@
+"""`edgecompress compress`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from edgecompress.cli.config import config_option
+from edgecompress.cli.console import Console, exit_code, print_text, tell, training_progress
+from edgecompress.cli.parameters import (
+    Command,
+    Sections,
+    json_switch,
+    quiet_switch,
+    undecided_switch,
+    verbose_switch,
+)
+
+
+def _sections() -> Sections:
+    from edgecompress.pipeline import options
+    from edgecompress.recipes import RECIPES
+
+    return [
+        ("Data and recipe", [options.CompressOptions]),
+        *((f"With --recipe {name}", [RECIPES[name].settings]) for name in RECIPES),
+        ("Targets and limits", [options.TargetOptions, options.BudgetOptions,
+                                options.MicrocontrollerOptions, options.ModuleOptions]),
+    ]  # fmt: skip
+
+
+def run(
+    model: str,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    allow_undecided: bool,
+    data: Any = None,
+    targets: Any = ("cortex-m4",),
+    **options: Any,
+) -> int:
+    """Compresses a model, prints the result and returns the exit code."""
+    from pathlib import Path
+
+    from edgecompress.core.errors import ArgumentError
+    from edgecompress.recipes import compress
+    from edgecompress.recipes.rendering import render
+
+    if data is None:
+        raise ArgumentError("--data", "be given", None, "An .npz file with x and y.")
+    output = Path(options.pop("output", "build"))
+    with training_progress(quiet) as (progress, on_epoch):
+        result = compress(
+            Path(model),
+            Path(data),
+            options.pop("recipe", "deep-compression"),
+            output=output,
+            targets=list(targets),
+            progress=progress,
+            on_epoch=on_epoch,
+            verbose=verbose,
+            argv=sys.argv,
+            **options,
+        )
+    if as_json:
+        print_text(result.to_json().rstrip("\n"))
+    else:
+        render(result, Console())
+    if not quiet:
+        tell(f"Wrote {output / 'compression.html'}, compression.json and report.html")
+    return exit_code(result, allow_undecided)
+
+
+COMMAND = Command(
+    "compress",
+    run,
+    [click.Argument(["model"], metavar="MODEL")],
+    _sections,
+    [config_option(), undecided_switch(), json_switch(), quiet_switch(), verbose_switch()],
+    [("MODEL", "A trained .keras or .h5 file of Keras 3.")],
+)

@@ -1,0 +1,80 @@
+"""`edgecompress export`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from edgecompress.cli.config import config_option
+from edgecompress.cli.console import exit_code, print_report, progress_of, tell
+from edgecompress.cli.parameters import (
+    Command,
+    Sections,
+    json_switch,
+    quiet_switch,
+    undecided_switch,
+    verbose_switch,
+)
+
+
+def _sections() -> Sections:
+    from edgecompress import converters  # noqa: F401  Formats register as they are imported.
+    from edgecompress.converters.formats import FORMATS
+    from edgecompress.pipeline import options
+
+    return [
+        ("Data and targets", [options.TargetOptions, options.DataOptions, options.FormatOptions]),
+        (
+            "Limits",
+            [options.BudgetOptions, options.ScoringOptions, options.ExportOptions],
+        ),
+        (
+            "Targets' own",
+            [options.MicrocontrollerOptions, options.MeasuredOptions, options.ModuleOptions],
+        ),
+        *((f"With --format {name}", [FORMATS[name].options]) for name in FORMATS),
+    ]
+
+
+def run(
+    model: str,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    allow_undecided: bool,
+    targets: Any = (),
+    **options: Any,
+) -> int:
+    """Exports a model, prints its report and returns the exit code."""
+    from pathlib import Path
+
+    from edgecompress.cli.targets import required
+    from edgecompress.pipeline import export
+
+    output = Path(options.pop("output", "build"))
+    with progress_of(quiet) as progress:
+        report = export(
+            Path(model),
+            required(targets),
+            output=output,
+            progress=progress,
+            verbose=verbose,
+            argv=sys.argv,
+            **options,
+        )
+    print_report(report, as_json)
+    if not quiet:
+        tell(f"Wrote {output / 'report.json'} and report.html")
+    return exit_code(report, allow_undecided)
+
+
+COMMAND = Command(
+    "export",
+    run,
+    [click.Argument(["model"], metavar="MODEL")],
+    _sections,
+    [config_option(), undecided_switch(), json_switch(), quiet_switch(), verbose_switch()],
+    [("MODEL", "A .keras or .h5 file, or a SavedModel folder; an int8 .tflite to compress.")],
+)

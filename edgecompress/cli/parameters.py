@@ -1,0 +1,169 @@
+"""Commands whose options are read off dataclasses (`core.options`)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from edgecompress.core.options import Kind, Many, Option, options_of
+
+# Heading of a section of --help -> the dataclasses whose options stand there.
+Sections = Sequence[tuple[str, Sequence[type]]]
+
+
+class KindType(click.ParamType):
+    """A kind of value as a parameter type of click: sizes, times, shares, names, paths.
+
+    Args:
+        kind: How the value is written.
+        flag: What errors call it.
+    """
+
+    def __init__(self, kind: Kind, flag: str) -> None:
+        self.kind, self.flag = kind, flag
+        self.name = kind.metavar
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Returns the value as its owner takes it; an ArgumentError says what is wrong."""
+        return self.kind.parse(value, self.flag)
+
+
+class _Raw(click.ParamType):
+    """Texts that are parsed together, once all of them are known."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value
+
+
+class OwnedOption(click.Option):
+    """An option of click that knows the declaration it was made from; `owned` holds it."""
+
+    def __init__(self, owned: Option) -> None:
+        self.owned = owned
+        kind = owned.kind
+        names = [owned.name, *([owned.short] if owned.short else [])]
+        details: dict[str, Any] = {"help": owned.help, "default": None, "hidden": owned.hidden}
+        if kind.flag:
+            names.append(f"{owned.flag}/{owned.off}" if owned.off else owned.flag)
+            details["is_flag"] = True
+        else:
+            names.append(owned.flag)
+            details["metavar"] = kind.metavar
+            details["multiple"] = kind.multiple
+            inner = kind.inner if isinstance(kind, Many) else kind
+            together = kind.multiple and not isinstance(kind, Many)
+            details["type"] = _Raw() if together else KindType(inner, owned.flag)
+        super().__init__(names, **details)
+
+    def process_value(self, ctx: click.Context, value: Any) -> Any:
+        """Returns the value, or None where the option was not given."""
+        found = super().process_value(ctx, value)
+        kind = self.owned.kind
+        if kind.multiple:
+            return kind.parse(found, self.owned.flag) if found else None
+        return found
+
+
+class Command(click.Command):
+    """A command with the options of its owners.
+
+    Args:
+        name: Its name.
+        run: Called with the values of the options that were given, by name, and the arguments.
+        arguments: Positional arguments.
+        sections: Returns the headings of `--help` and the owners below them. It is called when the
+            command is, so that owners are not imported before.
+        switches: Options that are no owner's: `--json`, `--quiet`, ...
+        notes: Help of the arguments, name -> text.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        run: Callable[..., int],
+        arguments: Sequence[click.Argument],
+        sections: Callable[[], Sections],
+        switches: Sequence[click.Option],
+        notes: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        super().__init__(name, callback=run, params=[*arguments, *switches])
+        self._sections = sections
+        self._notes = notes
+
+    @functools.cached_property
+    def grouped(self) -> list[tuple[str, list[OwnedOption]]]:
+        """Heading -> options; a flag that several owners have stands below the first."""
+        seen: set[str] = set()
+        found = []
+        for heading, owners in self._sections():
+            group = []
+            for item in (item for owner in owners for item in options_of(owner)):
+                if item.flag not in seen:
+                    seen.add(item.flag)
+                    group.append(OwnedOption(item))
+            found.append((heading, group))
+        return found
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Returns arguments, the owners' options, and the switches."""
+        own = super().get_params(ctx)
+        arguments = [param for param in own if isinstance(param, click.Argument)]
+        switches = [param for param in own if not isinstance(param, click.Argument)]
+        return [*arguments, *(o for _, group in self.grouped for o in group), *switches]
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command with what was given; the owners' defaults hold for all else."""
+        owned = {option.name for _, group in self.grouped for option in group}
+        values = {
+            name: value
+            for name, value in ctx.params.items()
+            if name not in owned or value is not None
+        }
+        ctx.params = values
+        return super().invoke(ctx)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the arguments, then each group of options under its heading."""
+        if self._notes:
+            with formatter.section("Arguments"):
+                formatter.write_dl(list(self._notes))
+        own = [param for param in super().get_params(ctx) if isinstance(param, click.Option)]
+        for heading, group in [*self.grouped, ("", own)]:
+            rows = [row for option in group if (row := option.get_help_record(ctx))]
+            if rows:
+                with formatter.section(heading or "Output"):
+                    formatter.write_dl(rows)
+
+
+def switch(flags: Sequence[str], name: str, help: str) -> click.Option:
+    """Returns an option that is on or off."""
+    return click.Option([name, *flags], is_flag=True, default=False, help=help)
+
+
+def json_switch() -> click.Option:
+    """Returns `--json`."""
+    return switch(["--json"], "as_json", "Print one JSON object on standard output, nothing else.")
+
+
+def quiet_switch() -> click.Option:
+    """Returns `--quiet`."""
+    return switch(["--quiet", "-q"], "quiet", "No progress on standard error.")
+
+
+def verbose_switch() -> click.Option:
+    """Returns `--verbose`."""
+    return switch(["--verbose", "-v"], "verbose", "Show the log of converters, and tracebacks.")
+
+
+def undecided_switch() -> click.Option:
+    """Returns `--allow-undecided`."""
+    return switch(
+        ["--allow-undecided"],
+        "allow_undecided",
+        "Exit 0 instead of 6 where a limit could not be decided; prints which.",
+    )

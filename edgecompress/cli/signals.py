@@ -1,0 +1,66 @@
+"""Ctrl-C and requests to end: a command leaves no process and no half-written file behind."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+# Exit codes of a program that a signal has ended: 128 and the signal's number, as shells have it.
+_BASE = 128
+
+
+class Interrupted(BaseException):
+    """Ctrl-C or a request to end; a KeyboardInterrupt would make click print a line of its own."""
+
+
+# Signals that came while a command ran. What their handler raises, native code may turn into an
+# exception of its own, and code that catches everything may lose it.
+_CAME: list[int] = []
+
+
+def came() -> bool:
+    """Returns whether a signal has asked the command to end."""
+    return bool(_CAME)
+
+
+def code() -> int:
+    """Returns the exit code of an interrupted command."""
+    return _BASE + (_CAME[0] if _CAME else signal.SIGINT)
+
+
+def or_end(tell: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Returns a function that ends the command first, where a signal has asked for it in vain.
+
+    What the signal's handler raises is lost in code that catches everything, as some libraries do
+    while they are imported.
+    """
+
+    def told(what: Any) -> None:
+        if _CAME:
+            raise Interrupted
+        tell(what)
+
+    return told
+
+
+@contextmanager
+def ending_on_signals() -> Iterator[None]:
+    """Turns SIGINT and SIGTERM into an exception, so that no file and no process is left."""
+    _CAME.clear()
+    # Only the main thread may install handlers.
+    main = threading.current_thread() is threading.main_thread()
+    numbers = [signal.SIGINT, signal.SIGTERM] if main else []
+
+    def handle(number: int, frame: Any) -> None:
+        _CAME.append(number)
+        raise Interrupted
+
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

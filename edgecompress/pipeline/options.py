@@ -1,0 +1,271 @@
+"""The options of the commands: flags, keywords in Python and keys of a TOML file at once.
+
+What belongs to a format, a recipe, a runner or a family of targets is declared there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgecompress.core.options import (
+    ByNameText,
+    Number,
+    Path,
+    Size,
+    Text,
+    Time,
+    many,
+    option,
+    share,
+    whole,
+)
+
+
+def _number(low: float | None = None) -> Number:
+    return Number(low=low)
+
+
+@dataclass(frozen=True)
+class TargetOptions:
+    """The targets of a command."""
+
+    targets: Sequence[Any] = option(
+        (),
+        "A name that `edgecompress targets` lists, or a .toml of your own. May be repeated.",
+        many(Text("NAME")),
+        flag="--target",
+        short="-t",
+    )
+
+
+@dataclass(frozen=True)
+class BudgetOptions:
+    """Limits of a file on a target; they override the target's own."""
+
+    max_flash: int | None = option(None, "Budget for model and runtime code, e.g. 512KiB.", Size())
+    max_ram: int | None = option(None, "Budget for the tensor arena, e.g. 96KiB.", Size())
+    max_latency: float | None = option(
+        None, "Budget for one inference, e.g. 60ms or 800us.", Time()
+    )
+    max_file_size: int | None = option(None, "Budget for the .tflite file alone.", Size())
+    min_accuracy: float | None = option(
+        None, "Floor for the accuracy of every output that classifies, 0 to 1.", share()
+    )
+
+
+@dataclass(frozen=True)
+class ScoringOptions:
+    """What is measured on labelled data, and its limits."""
+
+    metric: Sequence[str] | None = option(
+        None,
+        "Metric to measure instead of the one that fits the model's loss: accuracy, "
+        "binary_accuracy, top5, auc, mean_iou, mae, mse, rmse or r2. May be repeated.",
+        many(Text("NAME[:OUTPUT]")),
+    )
+    min_metric: Any = option(
+        None,
+        "Floor for a metric, e.g. r2=0.9 or accuracy:label=0.9. May be repeated.",
+        ByNameText("NAME[:OUTPUT]=NUMBER"),
+    )
+    max_metric: Any = option(
+        None,
+        "Ceiling for an error, e.g. mae=2.5 or mse:box=0.1. May be repeated.",
+        ByNameText("NAME[:OUTPUT]=NUMBER"),
+    )
+
+
+_EVALUATE = (
+    "Labelled data for the accuracy check: x and y; y_<output> or y0, y1, ... for several outputs."
+)
+_DROP = "[NAME[:OUTPUT]=]NUMBER"
+
+
+@dataclass(frozen=True)
+class MicrocontrollerOptions:
+    """What holds for microcontrollers instead of the profile's own."""
+
+    kernels: str | None = option(
+        None, "Microcontroller kernels: cmsis-nn or reference.", Text("SET")
+    )
+
+
+@dataclass(frozen=True)
+class MeasuredOptions:
+    """Measurements that were made before."""
+
+    measured: str | None = option(
+        None,
+        "What `edgecompress bench` or the demo app measured on the target, for its latency.",
+        Path("FILE.json"),
+    )
+
+
+@dataclass(frozen=True)
+class FormatOptions:
+    """Which kind of file is made."""
+
+    file_format: str = option(
+        "int8",
+        "int8; compressed: weights coded for microcontrollers, without loss; binary-weights: "
+        "weights of few bits for phones; sparse: pruned blocks left out of a float file; xnor: "
+        "binary layers for Larq Compute Engine; or a format that a plugin brings. For compressed "
+        "and binary-weights MODEL may be an int8 .tflite.",
+        Text("KIND"),
+        flag="--format",
+    )
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Data that `export` runs the model on."""
+
+    calibration: Any = option(
+        None,
+        "Real inputs (x) as the model takes them: they set the int8 ranges that training did not "
+        "learn, and the parity check runs on them.",
+        Path("FILE.npz"),
+    )
+    evaluate: Any = option(None, _EVALUATE, Path("FILE.npz"))
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What `export` alone takes."""
+
+    output: str = option("build", "Folder for all files.", Path("DIR"), short="-o")
+    max_drop: Any = option(
+        None,
+        "How far a metric of the file may be worse than the Keras model's, e.g. 0.01 for one point "
+        "of accuracy. May be repeated.",
+        ByNameText(_DROP),
+    )
+    min_agreement: float | None = option(
+        None, "Floor for the agreement with the Keras model, 0 to 1.", share()
+    )
+    min_r2: float | None = option(
+        None,
+        "Floor for R2 of each column of values against the Keras model; default 0.9, 0 for none.",
+        share(),
+    )
+    c_sources: bool = option(False, "Also write C++ sources for microcontrollers into DIR/c.")
+    labels: Any = option(
+        None,
+        "Names of the classes for bundle.json, one in each line; with a phone or the host among "
+        "the targets.",
+        Path("FILE.txt"),
+    )
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """What `check` alone takes."""
+
+    evaluate: Any = option(None, _EVALUATE, Path("FILE.npz"))
+    # Known, so that it can say why it is not here.
+    max_drop: Any = option(None, "", ByNameText(_DROP), hidden=True)
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What `bench` takes."""
+
+    host: bool = option(False, "Measure on this computer.")
+    adb: bool = option(False, "Measure on the phone that adb is connected to.")
+    serial: str | None = option(None, "Which phone, as `adb devices` lists them.", Text("SERIAL"))
+    runner: str = option(
+        "app",
+        "What runs on the phone: app, the demo app (default); benchmark_model or litert, Google's "
+        "benchmark programs, which check no outputs; or a runner that a plugin brings.",
+        Text("NAME"),
+    )
+    models: Sequence[str] = option(
+        (),
+        "Kind of file in the bundle, e.g. float32; may be repeated. Default: the file that ships.",
+        many(Text("KIND")),
+        flag="--model",
+    )
+    threads: Sequence[int] = option(
+        (1,), "Threads of the runtime; may be repeated; default 1.", many(whole())
+    )
+    processes: int = option(5, "Fresh processes, one after the other; default 5.", whole())
+    min_seconds: float = option(
+        1.0, "Shortest duration of the timed part of each process; default 1.", _number()
+    )
+    timeout_s: float = option(
+        600.0, "Seconds that each process may take; default 600.", _number(), flag="--timeout"
+    )
+    max_latency: float | None = option(
+        None, "Budget for one inference, e.g. 60ms or 800us; default: the export's.", Time()
+    )
+    output: str | None = option(
+        None, "Default: measurement.json in BUNDLE.", Path("FILE.json"), short="-o"
+    )
+
+
+@dataclass(frozen=True)
+class CompressOptions:
+    """What `compress` takes, whatever the recipe."""
+
+    recipe: str = option(
+        "deep-compression",
+        "How: deep-compression, or a recipe that a plugin brings.",
+        Text("NAME"),
+    )
+    data: Any = option(
+        None,
+        "Training data: inputs x, scaled as in training, and labels y (class numbers, one-hot rows "
+        "or values); x alone for a model that gives its input back.",
+        Path("FILE.npz"),
+    )
+    validation: Any = option(
+        None, "The same for validation; else a part of the data.", Path("FILE.npz")
+    )
+    output: str = option("build", "Folder for all files.", Path("DIR"), short="-o")
+    fresh: bool = option(False, "Start over instead of resuming after the last finished stage.")
+    min_agreement: float | None = option(
+        None, "Floor for the agreement with the Keras model, 0 to 1.", share()
+    )
+
+
+@dataclass(frozen=True)
+class AppOptions:
+    """What `android build` takes."""
+
+    output: str = option("edgecompress-demo.apk", "The app.", Path("FILE.apk"), short="-o")
+    source: str | None = option(
+        None, "Sources of the app; default: those that come with edgecompress.", Path("DIR")
+    )
+
+
+@dataclass(frozen=True)
+class PhoneOptions:
+    """Which phone a command talks to."""
+
+    serial: str | None = option(None, "Which phone, as `adb devices` lists them.", Text("SERIAL"))
+
+
+@dataclass(frozen=True)
+class ModuleOptions:
+    """Code of the user's own that a model file may need."""
+
+    import_modules: Sequence[str] = option(
+        (),
+        "A module that registers layers of your own, which a model file may name; also from the "
+        "current folder. May be repeated. It is code, and runs.",
+        many(Text("MODULE")),
+        flag="--import",
+    )
+
+
+def keywords(owners: Sequence[type]) -> Mapping[str, Any]:
+    """Returns the options of several owners, name -> option; of one name the first counts."""
+    from edgecompress.core.options import options_of
+
+    found: dict[str, Any] = {}
+    for owner in owners:
+        for item in options_of(owner):
+            found.setdefault(item.name, item)
+    return found

@@ -340,5 +340,6 @@ def test_the_guide_names_every_option() -> None:
             "--quiet",
             "--verbose",
             "--allow-undecided",
+            "--help",
         ):
             assert f"`{name}" in section, name

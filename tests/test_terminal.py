@@ -11,6 +11,7 @@ import pytest
 from rich.text import Text
 
 from edgecompress import cli
+from edgecompress.cli import console
 from edgecompress.core.tables import Column, print_table
 from edgecompress.core.terminal import SafeConsole, safe_text, shown
 from edgecompress.flatbuffers.packing import pack, unpack
@@ -160,9 +161,9 @@ def test_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     leader, follower = os.openpty()
     with os.fdopen(follower, "w") as terminal:
         monkeypatch.setattr("sys.stderr", terminal)
-        with cli._progress(False) as tell:
+        with console.progress_of(False) as tell:
             tell(_EVIL)
-        with cli._training_progress(False) as (tell, on_epoch):
+        with console.training_progress(False) as (tell, on_epoch):
             tell(_EVIL)
             on_epoch(type("Epoch", (), {"text": _EVIL, "epoch": 1, "epochs": 2})())
         terminal.flush()

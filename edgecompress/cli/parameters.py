@@ -133,10 +133,11 @@ class Command(click.Command):
             with formatter.section("Arguments"):
                 formatter.write_dl(list(self._notes))
         own = [param for param in super().get_params(ctx) if isinstance(param, click.Option)]
-        for heading, group in [*self.grouped, ("", own)]:
+        sections: list[tuple[str, Sequence[click.Option]]] = [*self.grouped, ("Output", own)]
+        for heading, group in sections:
             rows = [row for option in group if (row := option.get_help_record(ctx))]
             if rows:
-                with formatter.section(heading or "Output"):
+                with formatter.section(heading):
                     formatter.write_dl(rows)
 
 

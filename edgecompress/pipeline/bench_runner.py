@@ -212,7 +212,7 @@ def bench(
     chosen_runner = runners[runner]
     if runner != "app" and not adb:
         raise ArgumentError("--runner", "go with --adb", runner)
-    of_runner = parse_options(
+    of_runner: Any = parse_options(
         chosen_runner.options,
         options,
         f"--runner {runner}",

@@ -41,10 +41,6 @@ def export(
     min_agreement: float | None = None,
     min_r2: float | None = None,
     kernels: str | None = None,
-    codings: Sequence[str] | None = None,
-    decompression_memory: str | int | None = None,
-    weight_format: str | None = None,
-    smallest: bool = False,
     c_sources: bool = False,
     labels: Path | str | Sequence[str] | None = None,
     measured: Path | str | None = None,
@@ -54,6 +50,7 @@ def export(
     progress: Callable[[str], None] = silent,
     verbose: bool = False,
     argv: Sequence[str] = (),
+    **options: Any,
 ) -> Report:
     """Converts a model, runs it in the targets' engines and checks its budgets.
 
@@ -100,15 +97,6 @@ def export(
             of scores of classes neither. Defaults to 0.9.
         kernels: Kernel set of microcontrollers, `cmsis-nn` or `reference`, instead of the
             profile's.
-        codings: With `"compressed"`: the codes that may be used, of `lut`, `prune`, `huffman`.
-            Defaults to all.
-        decompression_memory: With `"compressed"`: memory outside the arena that the firmware hands
-            to `SetDecompressionMemory` for decoded weights, e.g. `"16KiB"`; they then take no
-            arena, and the C++ sources set it. Defaults to None: decoded weights lie in the arena.
-        weight_format: With `"binary-weights"`: which form of the weights is checked and compared
-            with the model: `int8`, `int4`, `int4-dense`, `int2` or `smallest`. All are written.
-            Defaults to `int8`.
-        smallest: The same as `weight_format="smallest"`.
         c_sources: Also write C++ sources for TensorFlow Lite Micro into `<output>/c`: the model as
             an array, a resolver of exactly its operators, the arena size, an example program.
         labels: Names of the classes for the bundle, in the order of the first output: a list, or a
@@ -123,6 +111,13 @@ def export(
         progress: Called with a short text as each stage begins.
         verbose: Let the converters write their log to standard error.
         argv: The command for the report.
+        options: The format's own, as `edgecompress export --help` lists them. With `"int8"`:
+            `precision`, a number format. With `"compressed"`: `codings`, the codes that may be used
+            (`lut`, `prune`, `huffman`; default all); `decompression_memory`, memory outside the
+            arena that the firmware hands to `SetDecompressionMemory` for decoded weights, which the
+            C++ sources then set; `min_saving`, bytes below which a tensor stays as it is. With
+            `"binary-weights"`: `weight_format`, the form that is checked (`int8` by default,
+            `int4`, `int4-dense`, `int2`, `smallest`); `smallest`, short for that.
 
     Returns:
         The report; `report.exit_code` is 0 where every limit of every target is kept.
@@ -141,12 +136,8 @@ def export(
         model,
         targets,
         file_format=file_format,
-        format_options={
-            "codings": codings or None,
-            "decompression_memory": decompression_memory,
-            "weight_format": weight_format,
-            "smallest": smallest,
-        },
+        # An empty list of codes asks for none in particular.
+        format_options={name: value for name, value in options.items() if value != ()},
         calibration=calibration,
         evaluate=evaluate,
         name=name,

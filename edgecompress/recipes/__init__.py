@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgecompress.core import isolation
-from edgecompress.core.errors import UnknownNameError
+from edgecompress.core.errors import ArgumentError, UnknownNameError
+from edgecompress.core.options import options_of
 from edgecompress.core.record import sidecar_path
 from edgecompress.engines.run import session
 from edgecompress.pipeline.request import load_profiles, usable_folder
@@ -103,7 +104,7 @@ def compress(
     known = {field.name for field in dataclasses.fields(chosen.settings)}
     for name in settings:
         if name not in known:
-            raise UnknownNameError(f"setting of {recipe}", name, known)
+            _refuse(name, recipe, known)
     export = {
         "max_flash": max_flash,
         "max_ram": max_ram,
@@ -142,6 +143,15 @@ def compress(
             verbose=verbose,
         )
     return isolation.decode(CompressionResult, answer.value)
+
+
+def _refuse(name: str, recipe: str, known: Iterable[str]) -> None:
+    """Refuses a setting that the recipe does not have; one of another recipe by that one's name."""
+    for other in RECIPES:
+        for option in options_of(RECIPES[other].settings):
+            if option.name == name:
+                raise ArgumentError(option.flag, f"go with --recipe {other}", f"--recipe {recipe}")
+    raise UnknownNameError(f"setting of {recipe}", name, known)
 
 
 def compress_isolated(

@@ -10,6 +10,7 @@ came in teaches the one that shrinks.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 import time
@@ -27,14 +28,18 @@ from edgecompress.core.options import (
     Text,
     by_name,
     many,
+    named,
     named_config,
     option,
     whole,
 )
 from edgecompress.core.registry import Registry
+from edgecompress.criteria import CRITERIA
+from edgecompress.patterns import PATTERNS
 from edgecompress.recipes.registry import RECIPES, Recipe, Request
 from edgecompress.recipes.storage import MAX_RELATIVE_BITS
 from edgecompress.surgery.rewrites import REWRITES, chosen_rewrites
+from edgecompress.training import LOSSES
 
 if TYPE_CHECKING:
     from edgecompress.converters.loaders import LoadedModel
@@ -53,6 +58,7 @@ if TYPE_CHECKING:
     )
     from edgecompress.recipes.task import Task
     from edgecompress.recipes.training import Trainer
+    from edgecompress.training.base import TeacherLoss
 
 NAME = "deep-compression"
 # The key of a mapping that stands for all layers it does not name.
@@ -117,6 +123,11 @@ class DeepCompression:
             None: as far as it does.
         surgery: Rewrites of the model before anything is trained, in this order: names of
             `surgery.REWRITES`, or `NAME:OPTION=VALUE`.
+        criterion: What weights are pruned by: a name of `criteria.CRITERIA`, `NAME:OPTION=VALUE`,
+            or a criterion.
+        pattern: Which weights are pruned together: a name of `patterns.PATTERNS`, and so on.
+        distillation: How the original model teaches: a name of `training.LOSSES`, and so on. None:
+            soft labels at `temperature`, with `soft_weight`.
 
     Raises:
         ArgumentError: a value breaks its rule.
@@ -192,6 +203,24 @@ class DeepCompression:
         "Rewrite of the model before anything is trained, e.g. remove-channels; may be repeated.",
         many(Named(names=REWRITES)),
     )
+    criterion: Any = option(
+        "magnitude",
+        "What weights are pruned by: magnitude (default), taylor, or a criterion that a plugin "
+        "brings.",
+        Named(names=CRITERIA),
+    )
+    pattern: Any = option(
+        "weights",
+        "Which weights are pruned together: weights (each for itself; default), blocks, filters, "
+        "n-of-m, or a pattern that a plugin brings.",
+        Named(names=PATTERNS),
+    )
+    distillation: Any = option(
+        None,
+        "How the original model teaches: distillation (soft labels, with --temperature and "
+        "--soft-weight; default), or a loss that a plugin brings.",
+        Named(names=LOSSES),
+    )
 
     def __post_init__(self) -> None:
         """Refuses values that break their rule."""
@@ -199,6 +228,13 @@ class DeepCompression:
         rewrites = chosen_rewrites(self.surgery, "--surgery")
         configs = tuple(named_config(REWRITES, rewrite) for rewrite in rewrites)
         object.__setattr__(self, "surgery", configs)
+        for name, registry in (
+            ("criterion", CRITERIA), ("pattern", PATTERNS), ("distillation", LOSSES),
+        ):  # fmt: skip
+            given = getattr(self, name)
+            if given is not None:
+                chosen = named(registry, given, f"--{name}")
+                object.__setattr__(self, name, named_config(registry, chosen))
         for layer, share in _entries(self.sparsity).items():
             _check(
                 _named("--sparsity", layer), "be a share, at least 0 and below 1", share,
@@ -248,6 +284,21 @@ class DeepCompression:
             "--max-drop", "be a number, 0 or more", self.max_drop,
             self.max_drop is None or (_is_number(self.max_drop) and self.max_drop >= 0),
         )  # fmt: skip
+
+    @property
+    def prunes_by_magnitude(self) -> bool:
+        """Whether single weights are pruned by their magnitude, as in the paper."""
+        return (self.criterion["name"], self.pattern["name"]) == ("magnitude", "weights")
+
+    @property
+    def teaching(self) -> TeacherLoss:
+        """The loss by which the original model teaches."""
+        from edgecompress.training.distillation import Distillation
+
+        if self.distillation is None:
+            return Distillation(self.temperature, self.soft_weight)
+        chosen: TeacherLoss = named(LOSSES, self.distillation, "--distillation")
+        return chosen
 
     def epochs_of(self, stage: str) -> int:
         """Returns the epochs of a stage; 0 for one that does not train."""
@@ -340,6 +391,7 @@ def _prune(
 ) -> tuple[Any, Sequence[Mapping[str, list[float]]], tuple[str, ...]]:
     """Masks grow over the first part of the stage, then the weights that are left are tuned."""
     from edgecompress.callbacks.magnitude_pruning import MagnitudePruning
+    from edgecompress.callbacks.pruning import Pruning
     from edgecompress.schedules.polynomial import PolynomialDecay
     from edgecompress.surgery.finalize import finalize
 
@@ -347,8 +399,15 @@ def _prune(
     epochs = settings.epochs_of("prune")
     last = max(1, round(_PRUNING_SHARE * epochs * trainer.steps_per_epoch))
     frequency = max(1, last // _MASK_UPDATES)
+    pruning: Any = MagnitudePruning
+    if not settings.prunes_by_magnitude:
+        pruning = functools.partial(
+            Pruning,
+            criterion=named(CRITERIA, settings.criterion, "--criterion"),
+            pattern=named(PATTERNS, settings.pattern, "--pattern"),
+        )
     callbacks = [
-        MagnitudePruning(
+        pruning(
             PolynomialDecay(
                 group.sparsity,
                 begin_step=0,
@@ -362,6 +421,9 @@ def _prune(
         for group in groups
     ]
     curves = trainer.fit(model, "prune", epochs, callbacks)
+    if not settings.prunes_by_magnitude:
+        # What a pattern leaves out, it names.
+        notes = (*notes, *(note for callback in callbacks for note in callback.notes))
     return finalize(model), [curves], notes
 
 
@@ -413,6 +475,8 @@ STAGES = (
             "scope": s.scope,
             "first_last": s.first_last,
             "epochs": s.epochs_of("prune"),
+            # Left out where it is what it always was, so that finished stages stay valid.
+            **({} if s.prunes_by_magnitude else {"criterion": s.criterion, "pattern": s.pattern}),
         },
         _prune,
     ),
@@ -574,7 +638,6 @@ def run(request: Request) -> CompressionResult:
     with suppress_output(request.verbose):
         from edgecompress.recipes import training
         from edgecompress.recipes.checkpoints import Checkpoints
-    from edgecompress.training.distillation import Distillation
 
     loaded, data, task, notes = _load(request)
     _check_kinds(request, task)
@@ -588,10 +651,12 @@ def run(request: Request) -> CompressionResult:
     distills = task.is_classifier if settings.distill is None else settings.distill
     distillation = None
     if distills:
-        distillation = Distillation(settings.temperature, settings.soft_weight)
+        distillation = settings.teaching
         notes.append(
-            f"The model that came in teaches: soft labels at temperature {settings.temperature:g} "
+            f"The original model teaches: soft labels at temperature {settings.temperature:g} "
             f"are {settings.soft_weight:.0%} of the loss."
+            if settings.distillation is None
+            else f"The original model teaches by {distillation}."
         )
     trainer = training.Trainer(
         task, data, loaded.model, distillation, settings.batch_size, settings.learning_rate,
@@ -827,6 +892,7 @@ def _first_key(
     model = hashlib.sha256(layers.encode())
     for weight in loaded.model.get_weights():
         model.update(np.ascontiguousarray(weight).data)
+    taught = settings.distillation or [settings.temperature, settings.soft_weight]
     return chain_key(
         model.hexdigest(),
         {
@@ -837,7 +903,7 @@ def _first_key(
             "loss": task.loss_text,
             "batch_size": settings.batch_size,
             "learning_rate": settings.learning_rate,
-            "distillation": [settings.temperature, settings.soft_weight] if distills else None,
+            "distillation": taught if distills else None,
             "seed": settings.seed,
         },
     )

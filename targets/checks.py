@@ -16,7 +16,7 @@ from edgecompress.core.registry import Registry
 from edgecompress.core.results import CheckResult, TargetResult, Verdict, judge
 from edgecompress.core.units import format_size, format_time
 from edgecompress.flatbuffers.model import FlatModel
-from edgecompress.targets.measurement import memory_check
+from edgecompress.targets.measurement_checks import memory_check
 from edgecompress.targets.operators import (
     OperatorProblem,
     unmeasured,

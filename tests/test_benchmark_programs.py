@@ -206,7 +206,7 @@ def test_litert_has_no_run_without_xnnpack(bundle: Path) -> None:
     ("settings", "verdict", "code", "allowed", "reason"),
     [
         ({"max_latency": "99us"}, "fail", 3, 3, "is above the limit of 99.0 us"),
-        ({"MEDIANS": "100,105"}, "uncertain", 6, 0, "lies around the limit"),
+        ({"MEDIANS": "100,105"}, "uncertain", 6, 0, "straddles the limit"),
         ({"MEDIANS": "80,85"}, "uncertain", 6, 0, "The repeats lie 6.2 % apart, more than 5 %."),
         ({"STATUS": "0,1,1", "cooldown_s": 0.1}, "uncertain", 6, 0, "(thermal status 0 to 1)"),
         ({"FAULTS": "old_build"}, "pass", 0, 0, "100.0 us"),

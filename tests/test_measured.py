@@ -15,11 +15,17 @@ import edgecompress as ec
 from edgecompress.cli import main
 from edgecompress.core.errors import ArgumentError, ModelFileError
 from edgecompress.core.files import sha256
+from edgecompress.core.results import exit_code
 from edgecompress.targets.measurement import (
     Measurement,
-    latency_check,
     parse_measurement,
     read_measurement,
+)
+from edgecompress.targets.measurement_checks import (
+    budget_checks,
+    latency_check,
+    recorded_checks,
+    to_record,
 )
 
 _DOCS = Path(__file__).parents[1] / "docs"
@@ -114,7 +120,7 @@ def _slowed(**state: Any) -> dict[str, Any]:
     ("limit", "changes", "verdict", "reason"),
     [
         (102.0, {}, "pass", None),
-        (101.9, {}, "uncertain", "100.0 us to 102.0 us lies around the limit of 101.9 us"),
+        (101.9, {}, "uncertain", "100.0 us to 102.0 us straddles the limit of 101.9 us"),
         (99.9, {}, "fail", "is above the limit of 99.9 us (int8, 1 thread, XNNPACK on)."),
         (None, {}, "not_applicable", None),
         (900, {"repeats": [100.0, 105.0]}, "pass", None),
@@ -145,6 +151,59 @@ def test_wrong_outputs_allow_no_verdict() -> None:
     found = latency_check(Measurement(entry), 900.0)
     assert found.verdict == "uncertain"
     assert "differ from the golden ones" in str(found.reason)
+
+
+_NO_BUDGETS = {"max_latency_us": None, "max_file_size": None, "max_ram": None}
+
+
+@pytest.mark.parametrize(
+    ("budgets", "changes", "verdicts", "code"),
+    [
+        ({}, {}, ["not_applicable"] * 3 + ["pass"], 0),
+        ({"max_latency_us": 102.0, "max_file_size": 10, "max_ram": 204800}, {}, ["pass"] * 4, 0),
+        ({"max_latency_us": 99.0}, {}, ["fail", "not_applicable", "not_applicable", "pass"], 3),
+        ({"max_latency_us": 101.0}, {},
+         ["uncertain", "not_applicable", "not_applicable", "pass"], 6),
+        ({"max_file_size": 9}, {}, ["not_applicable", "fail", "not_applicable", "pass"], 3),
+        ({"max_ram": 204799}, {}, ["not_applicable", "not_applicable", "fail", "pass"], 3),
+        ({"max_ram": 204799}, {"memory_kb": {"init": None, "overall": None, "peak": None}},
+         ["not_applicable", "not_applicable", "not_measured", "pass"], 6),
+        ({}, {"golden": None}, ["not_applicable"] * 4, 0),
+        ({"max_latency_us": 9.0}, {"golden": {
+            "checked": 24, "equal": 20, "max_steps": 3, "max_error": None, "passed": False,
+            "kernels": "XNNPACK",
+        }}, ["uncertain", "not_applicable", "not_applicable", "fail"], 4),
+        ({}, {"golden": {
+            "checked": 24, "equal": 20, "max_steps": None, "max_error": None, "passed": False,
+            "kernels": "XNNPACK",
+        }}, ["uncertain", "not_applicable", "not_applicable", "fail"], 4),
+    ],
+)  # fmt: skip
+def test_checks_of_a_measurement_file_are_those_of_a_report(
+    budgets: dict[str, float], changes: dict[str, Any], verdicts: list[str], code: int
+) -> None:
+    entry = _measurement("a" * 64, **changes)
+    found = budget_checks(Measurement(entry), {**_NO_BUDGETS, **budgets})
+    assert [check.rule for check in found] == ["latency", "file_size", "ram", "golden"]
+    assert [check.verdict for check in found] == verdicts
+    assert exit_code(found) == code
+    stored = {**entry, "checks": [to_record(check) for check in found]}
+    jsonschema.validate(_file(stored), _SCHEMA)
+    again = recorded_checks(Measurement(json.loads(json.dumps(stored))))
+    assert [to_record(check) for check in again] == [to_record(check) for check in found]
+    assert [check.how_known for check in again] == [check.how_known for check in found]
+    assert exit_code(again) == code
+
+
+def test_a_failed_rule_decides_before_an_undecided_one() -> None:
+    golden = {"checked": 2, "equal": 1, "max_steps": 1, "max_error": None, "passed": False,
+              "kernels": "XNNPACK"}  # fmt: skip
+    entry = _measurement("a" * 64, golden=golden)
+    found = budget_checks(Measurement(entry), {**_NO_BUDGETS, "max_ram": 1})
+    assert {check.rule for check in found if check.verdict == "fail"} == {"ram", "golden"}
+    assert exit_code(found) == 3
+    assert exit_code(check for check in found if check.rule != "ram") == 4
+    assert exit_code(()) == 0
 
 
 def test_without_a_limit_a_doubted_time_is_no_pass() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -23,7 +23,13 @@ HowKnown = Literal[
 Rule = Literal[
     "file_size", "flash", "arena", "latency", "operators", "accuracy", "parity", "energy"
 ]
+# Rules that only a measurement file has.
+BenchRule = Literal["ram", "golden"]
 Unit = Literal["bytes", "microseconds", "share", "number", "operators", "microjoules"]
+# The unit that only a measurement file has.
+BenchUnit = Literal["steps"]
+_RULES = (*get_args(Rule), *get_args(BenchRule))
+_UNITS = (*get_args(Unit), *get_args(BenchUnit))
 
 # The exit code of a failed rule. Where several fail, the first of this order decides.
 _EXIT_CODES: tuple[tuple[str, int], ...] = (
@@ -31,10 +37,12 @@ _EXIT_CODES: tuple[tuple[str, int], ...] = (
     ("file_size", errors.OVER_BUDGET),
     ("flash", errors.OVER_BUDGET),
     ("arena", errors.OVER_BUDGET),
+    ("ram", errors.OVER_BUDGET),
     ("latency", errors.OVER_BUDGET),
     ("energy", errors.OVER_BUDGET),
     ("accuracy", errors.BELOW_ACCURACY),
     ("parity", errors.BELOW_ACCURACY),
+    ("golden", errors.BELOW_ACCURACY),
 )
 # Verdicts that leave a limit undecided.
 OPEN_VERDICTS: tuple[Verdict, ...] = ("uncertain", "not_measured")
@@ -89,33 +97,33 @@ class CheckResult:
         high: Upper end of that band.
         limit: What decides, in `unit`: the user's budget, the profile's own, or a floor that is
             always in force; None for none.
-        unit: `bytes`, `microseconds`, `share` (0 to 1), `number` (as the labels), `operators` or
-            `microjoules`.
+        unit: `bytes`, `microseconds`, `share` (0 to 1), `number` (as the labels), `operators`,
+            `microjoules` or `steps` (of quantized outputs).
         how_known: How the value came about; None where there is none.
         detail: What explains the value (peak operator, kernel set, worst layers, ...).
         reason: One sentence wherever the verdict is not a plain pass.
     """
 
-    rule: Rule
+    rule: Rule | BenchRule
     verdict: Verdict
     # Whole numbers stay whole where a result is read back from another process.
     measured: int | float | None = None
     low: int | float | None = None
     high: int | float | None = None
     limit: int | float | None = None
-    unit: Unit = "bytes"
+    unit: Unit | BenchUnit = "bytes"
     how_known: HowKnown | None = None
     detail: Mapping[str, Any] = field(default_factory=dict)
     reason: str | None = None
 
     def __post_init__(self) -> None:
         """Refuses results that contradict themselves."""
-        if self.rule not in get_args(Rule):
-            raise ValueError(f"rule must be one of {get_args(Rule)}. Got {self.rule!r}.")
+        if self.rule not in _RULES:
+            raise ValueError(f"rule must be one of {_RULES}. Got {self.rule!r}.")
         if self.verdict not in get_args(Verdict):
             raise ValueError(f"verdict must be one of {get_args(Verdict)}. Got {self.verdict!r}.")
-        if self.unit not in get_args(Unit):
-            raise ValueError(f"unit must be one of {get_args(Unit)}. Got {self.unit!r}.")
+        if self.unit not in _UNITS:
+            raise ValueError(f"unit must be one of {_UNITS}. Got {self.unit!r}.")
         if self.how_known is not None and self.how_known not in get_args(HowKnown):
             raise ValueError(
                 f"how_known must be one of {get_args(HowKnown)}. Got {self.how_known!r}."
@@ -159,6 +167,22 @@ class CheckResult:
         """Returns the result that `to_dict` described; fields of later versions are left out."""
         known = {f.name for f in dataclasses.fields(cls)}
         return cls(**{name: value for name, value in data.items() if name in known})
+
+
+def exit_code(checks: Iterable[CheckResult]) -> int:
+    """Returns 0 where every limit is kept; else 5 for operators, 3 for a budget, 4 for accuracy, 6.
+
+    6 stands for limits that could not be decided; whatever failed goes before it.
+
+    Example:
+        >>> exit_code([CheckResult("arena", "fail", reason="It takes 2 KiB.")])
+        3
+    """
+    found = tuple(checks)
+    failed = {check.rule for check in found if check.verdict == "fail"}
+    code = next((code for rule, code in _EXIT_CODES if rule in failed), errors.OK)
+    undecided = any(check.undecided for check in found)
+    return errors.UNDECIDED if code == errors.OK and undecided else code
 
 
 @dataclass(frozen=True)
@@ -290,9 +314,7 @@ class Report:
 
         6 stands for limits that could not be decided; whatever failed goes before it.
         """
-        failed = {c.rule for t in self.targets for c in t.checks if c.verdict == "fail"}
-        code = next((code for rule, code in _EXIT_CODES if rule in failed), errors.OK)
-        return errors.UNDECIDED if code == errors.OK and self.undecided else code
+        return exit_code(check for target in self.targets for check in target.checks)
 
     def exit_code_for(self, allow_undecided: bool) -> int:
         """Returns the exit code; with `allow_undecided`, 0 in place of 6."""

@@ -19,9 +19,10 @@ from edgecompress.core.errors import ArgumentError, EdgeCompressError, UnknownNa
 from edgecompress.core.files import jsonable, write_atomic
 from edgecompress.core.options import parse_options
 from edgecompress.core.results import (
-    OPEN_VERDICTS,
+    CheckResult,
     Verdict,
     accept_undecided,
+    exit_code,
     tool_version,
     worst_verdict,
 )
@@ -37,13 +38,6 @@ if TYPE_CHECKING:
 _STATES = ("thermal_before", "thermal_after", "thermal_headroom_before", "thermal_headroom_after",
            "battery_before", "battery_after", "battery_temperature_c", "charging", "power_save",
            "governor", "load_before", "load_after", "available_kb")  # fmt: skip
-# The first of these that failed gives the exit code, as in a report.
-_EXIT_CODES = (
-    ("file_size", errors.OVER_BUDGET),
-    ("ram", errors.OVER_BUDGET),
-    ("latency", errors.OVER_BUDGET),
-    ("golden", errors.BELOW_ACCURACY),
-)
 
 
 @dataclass(frozen=True)
@@ -58,8 +52,17 @@ class BenchResult:
 
     @property
     def checks(self) -> list[dict[str, Any]]:
-        """The checks of all measurements."""
+        """The checks of all measurements, as the file holds them."""
         return [check for entry in self.data["measurements"] for check in entry["checks"]]
+
+    @property
+    def results(self) -> tuple[tuple[str, CheckResult], ...]:
+        """The checks of all measurements: (setting, check) of each."""
+        from edgecompress.targets.measurement import Measurement
+        from edgecompress.targets.measurement_checks import recorded_checks
+
+        found = [Measurement(entry) for entry in self.data["measurements"]]
+        return tuple((m.setting, check) for m in found for check in recorded_checks(m))
 
     @property
     def failures(self) -> list[dict[str, Any]]:
@@ -72,18 +75,13 @@ class BenchResult:
         """The worst verdict of the checks; `fail` where something could not run."""
         if self.failures:
             return "fail"
-        return worst_verdict([check["verdict"] for check in self.checks])
+        return worst_verdict([check.verdict for _, check in self.results])
 
     @property
     def undecided_limits(self) -> tuple[str, ...]:
         """The limits of which nobody knows whether they are kept, by name."""
-        from edgecompress.targets.measurement import Measurement
-
         return tuple(
-            f"{check['rule']} of {Measurement(entry).setting}"
-            for entry in self.data["measurements"]
-            for check in entry["checks"]
-            if check["limit"] is not None and check["verdict"] in OPEN_VERDICTS
+            f"{check.rule} of {setting}" for setting, check in self.results if check.undecided
         )
 
     @property
@@ -95,11 +93,9 @@ class BenchResult:
         codes = {error["code"] for error in self.failures}
         if "operator" in codes:
             return errors.UNSUPPORTED_OPERATOR
-        failed = {check["rule"] for check in self.checks if check["verdict"] == "fail"}
-        code = next((code for rule, code in _EXIT_CODES if rule in failed), errors.OK)
-        if code == errors.OK and codes:
-            return errors.FAILURE
-        return errors.UNDECIDED if code == errors.OK and self.undecided_limits else code
+        code = exit_code(check for _, check in self.results)
+        # An error says more than an undecided limit, and less than a broken one.
+        return errors.FAILURE if codes and code in (errors.OK, errors.UNDECIDED) else code
 
     def exit_code_for(self, allow_undecided: bool) -> int:
         """Returns the exit code; with `allow_undecided`, 0 in place of 6."""
@@ -195,7 +191,8 @@ def bench(
         >>> ec.bench("build/", adb=True).verdict  # doctest: +SKIP
         'pass'
     """
-    from edgecompress.targets.measurement import Measurement, budget_checks
+    from edgecompress.targets.measurement import Measurement
+    from edgecompress.targets.measurement_checks import budget_checks, to_record
     from edgecompress.targets.phones.adb import connect
     from edgecompress.targets.phones.runners import PhonePlan, all_runners
 
@@ -248,7 +245,7 @@ def bench(
     if max_latency is not None:
         budgets["max_latency_us"] = max_latency
     entries = [
-        {**entry, "checks": budget_checks(Measurement(entry), budgets)}
+        {**entry, "checks": [*map(to_record, budget_checks(Measurement(entry), budgets))]}
         for entry in file.data["measurements"]
     ]
     # A run that could not even read the bundle names none.

@@ -291,7 +291,8 @@ def read_measured(
     path: Path | str | None, profiles: Sequence[TargetProfile]
 ) -> MeasurementFile | None:
     """Returns the measurement file, after making sure that it is of one of the targets."""
-    from edgecompress.targets.measurement import check_target, read_measurement
+    from edgecompress.targets.measurement import read_measurement
+    from edgecompress.targets.measurement_checks import check_target
 
     if path is None:
         return None

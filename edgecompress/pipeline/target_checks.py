@@ -41,7 +41,7 @@ def run_checks(
         measured: What was measured on one of the targets.
     """
     from edgecompress.targets.checks import check as check_target
-    from edgecompress.targets.measurement import measured_checks
+    from edgecompress.targets.measurement_checks import measured_checks
 
     boards = any(profile.is_microcontroller for profile in profiles)
     results = []

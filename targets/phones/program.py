@@ -27,9 +27,9 @@ from edgecompress.core.options import Path, option
 from edgecompress.targets.measurement import (
     MEASUREMENT_SCHEMA,
     MeasurementFile,
-    merge,
     parse_measurement,
 )
+from edgecompress.targets.measurement_merge import merge
 from edgecompress.targets.phones.adb import NoAnswerError, Phone, one_line
 from edgecompress.targets.phones.elf import Program
 from edgecompress.targets.phones.runners import PhonePlan, cool_down

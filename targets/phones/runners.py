@@ -11,7 +11,8 @@ from typing import Any
 from edgecompress.core.bundle import Bundle
 from edgecompress.core.errors import DeviceError, ModelFileError
 from edgecompress.core.registry import Registry
-from edgecompress.targets.measurement import MeasurementFile, merge, parse_measurement
+from edgecompress.targets.measurement import MeasurementFile, parse_measurement
+from edgecompress.targets.measurement_merge import merge
 from edgecompress.targets.phones.adb import Phone
 from edgecompress.targets.phones.elf import Program
 

@@ -113,7 +113,6 @@ _LONG = {
     "edgecompress/core/reading.py",
     "edgecompress/engines/run.py",
     "edgecompress/recipes/deep_compression.py",
-    "targets/measurement.py",
     "targets/tflm/instructions.py",
 }
 

@@ -31,8 +31,8 @@ from typing import Any
 import numpy as np
 
 from edgecompress.targets.tflm import instructions
+from edgecompress.targets.tflm.geometry import Geometry, Unmodelled
 from edgecompress.targets.tflm.instruction_formulas import REACH, evaluate, terms
-from edgecompress.targets.tflm.instructions import Geometry, Unmodelled
 
 FILE = Path(__file__).resolve().parents[1] / "targets" / "tflm" / "instruction_formulas.json"
 TYPES = {"": "INT8", "9": "INT8", "7": "INT16", "17": "INT4", "0": "FLOAT32", "3": "UINT8"}

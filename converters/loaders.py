@@ -28,14 +28,9 @@ from edgecompress.core.finite import check_weights
 from edgecompress.core.keras_graph import walk_layers
 from edgecompress.core.learnt_ranges import settled_record, valid_record
 from edgecompress.core.model_copy import in_float32
-from edgecompress.core.reading import (
-    check_keras_archive,
-    open_archive,
-    open_file,
-    parse_json,
-    read_bytes,
-)
+from edgecompress.core.reading import check_keras_archive, open_archive, open_file, read_bytes
 from edgecompress.core.record import CompressionRecord, read_record
+from edgecompress.core.structured import parse_json
 from edgecompress.core.suppress_output import suppress_output
 
 Flavour = Literal["keras3", "tf_keras", "saved_model"]

@@ -15,7 +15,8 @@ from typing import Any
 from edgecompress.converters.metrics import Form, Labels, Wanted
 from edgecompress.core.errors import ArgumentError, EdgeCompressError
 from edgecompress.core.keras_graph import output_names
-from edgecompress.core.reading import JSON_LIMIT, open_archive, parse_json
+from edgecompress.core.reading import JSON_LIMIT, open_archive
+from edgecompress.core.structured import parse_json
 from edgecompress.flatbuffers.model import FlatModel
 
 # From which value on a probability, and a logit, is a yes.

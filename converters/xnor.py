@@ -40,7 +40,8 @@ from edgecompress.core.folders import temporary_folder
 from edgecompress.core.keras_graph import layer_calls, walk_layers
 from edgecompress.core.suppress_output import suppress_output
 from edgecompress.core.units import format_size
-from edgecompress.engines.run import engine_available, folder_of
+from edgecompress.engines.registry import folder_of
+from edgecompress.engines.run import engine_available
 from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.flatbuffers.editor import ModelEditor, strip
 from edgecompress.flatbuffers.model import FlatModel

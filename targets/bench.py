@@ -20,7 +20,8 @@ import numpy as np
 from edgecompress.core.clock import utc_now
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.files import sha256
-from edgecompress.engines.run import ENGINES, time_engine
+from edgecompress.engines.registry import ENGINES
+from edgecompress.engines.run import time_engine
 
 LATENCY_SCHEMA = "edgecompress.latency/1"
 # Above this ratio of the medians the wall clock has measured the other programs.

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from edgecompress.core.errors import ModelFileError, UnreadableFileError
-from edgecompress.core.reading import JSON_LIMIT, parse_json, read_bytes
+from edgecompress.core.reading import JSON_LIMIT, read_bytes
+from edgecompress.core.structured import parse_json
 from edgecompress.targets.measurement_form import FILE, check_form
 
 MEASUREMENT_SCHEMA = "edgecompress.measurement/1"

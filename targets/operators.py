@@ -17,7 +17,7 @@ from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.operators import WEIGHTED, Operator
 from edgecompress.targets.profile import TargetProfile
 from edgecompress.targets.tflm.arena import CORES
-from edgecompress.targets.tflm.instructions import Unmodelled, geometry
+from edgecompress.targets.tflm.geometry import Unmodelled, geometry
 from edgecompress.targets.tflm.operator_support import (
     CMSIS_NN,
     RUNS,

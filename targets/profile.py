@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from edgecompress.core.errors import ArgumentError, UnknownNameError, UnreadableFileError
-from edgecompress.core.reading import parse_toml, read_toml
+from edgecompress.core.reading import read_toml
+from edgecompress.core.structured import parse_toml
 from edgecompress.core.units import parse_size, parse_time
 from edgecompress.targets.tflm.arena import CORES, KERNELS
 

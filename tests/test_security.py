@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgecompress.converters import hdf5_files
-from edgecompress.core import reading
+from edgecompress.core import reading, structured
 from edgecompress.flatbuffers import reading as flatbuffer
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -108,7 +108,7 @@ def test_limits_of_files_are_those_of_the_code() -> None:
         _size(reading.DATA_LIMIT),
         f"{_size(reading.JSON_LIMIT)}, {depth}",
         _size(reading.TEXT_LIMIT),
-        f"{_size(reading.TOML_LIMIT)}, {depth}, keys of {reading._KEY_PARTS} parts",
+        f"{_size(reading.TOML_LIMIT)}, {depth}, keys of {structured._KEY_PARTS} parts",
         f"{inflated}{reading.MEMBERS_LIMIT:,} members",
         f"{inflated}{hdf5_files._MOST_OBJECTS:,} objects",
         _size(flatbuffer._LARGEST_TENSOR),

@@ -18,14 +18,8 @@ import numpy as np
 
 from edgecompress.core.errors import ModelFileError, UnreadableFileError
 from edgecompress.core.files import sha256
-from edgecompress.core.reading import (
-    JSON_LIMIT,
-    file_size,
-    inside,
-    is_inside,
-    parse_json,
-    read_bytes,
-)
+from edgecompress.core.reading import JSON_LIMIT, file_size, inside, is_inside, read_bytes
+from edgecompress.core.structured import parse_json
 
 BUNDLE_SCHEMA = "edgecompress.bundle/1"
 BUNDLE_FILE = "bundle.json"

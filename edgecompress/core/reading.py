@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import math
 import os
 import re
 import stat
 import sys
-import tomllib
 import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any
 
 import numpy as np
 
 from edgecompress.core.errors import UnreadableFileError
+from edgecompress.core.structured import DEPTH_LIMIT, TOML_LIMIT, decoded, parse_json, parse_toml
 from edgecompress.core.units import format_size
 
 # Bounds in bytes. Flatbuffers and Keras files cannot be larger than 2 GiB, data may be.
@@ -32,16 +31,11 @@ MODEL_LIMIT = 2 << 30
 DATA_LIMIT = 64 << 30
 # Parsed JSON takes up to 24 times its text: [[],[],...].
 JSON_LIMIT = 16 << 20
-TOML_LIMIT = 64 << 10
 TEXT_LIMIT = 16 << 20
 # What an archive may inflate to: this much, or so many times its own size.
 INFLATED_LIMIT = 512 << 20
 INFLATED_RATIO = 16
 MEMBERS_LIMIT = 10_000
-# Levels of JSON and TOML. Keras configurations nest about ten levels for each model in a model.
-DEPTH_LIMIT = 100
-# Levels of a TOML key with dots; tomllib takes quadratic time for them.
-_KEY_PARTS = 16
 _DIRECTORY_LIMIT = 8 << 20
 _CHUNK = 1 << 20
 _HEADER_LIMIT = 16 << 10
@@ -49,7 +43,6 @@ _HEADER_LIMIT = 16 << 10
 # numpy's reader of Python 2's literals minutes.
 _HEADER_TEXT = 1 << 10
 _LONGEST_ITEM = 1 << 20
-_WHOLE = range(-(1 << 63), 1 << 64)
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -156,14 +149,7 @@ def read_text(path: Path | str, limit: int = TEXT_LIMIT) -> str:
     Raises:
         UnreadableFileError: as in `read_bytes`, or it is no UTF-8.
     """
-    return _decoded(read_bytes(path, limit), path)
-
-
-def _decoded(data: bytes | bytearray, label: Path | str) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UnreadableFileError(label, f"is no UTF-8 text (byte {error.start})") from error
+    return decoded(read_bytes(path, limit), path)
 
 
 def read_inside(folder: Path, path: str, limit: int = MODEL_LIMIT) -> bytes:
@@ -210,62 +196,6 @@ def is_inside(path: str) -> bool:
     )
 
 
-# --- JSON and TOML ------------------------------------------------------------------------------
-
-
-class _Refused(ValueError):
-    """What a hook of a parser refuses."""
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise _Refused(f"{name} is not a JSON number")
-
-
-def _real(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise _Refused(f"the number {text[:20]} is not finite")
-    return value
-
-
-def _whole(text: str) -> int:
-    # Python refuses some thousand digits itself; what is larger than a float fails later.
-    if len(text) > 20 or int(text) not in _WHOLE:
-        raise _Refused(f"the number {text[:20]}... has more than 64 bits")
-    return int(text)
-
-
-def parse_json(data: bytes | bytearray | str, label: Path | str, depth: int = DEPTH_LIMIT) -> Any:
-    """Returns the value of a JSON text, as RFC 8259 has it.
-
-    Args:
-        data: UTF-8, or text.
-        label: What errors call it.
-        depth: The most levels of lists and objects. Defaults to 100.
-
-    Raises:
-        UnreadableFileError: it is not valid JSON, nests deeper, or holds NaN, an infinity, a number
-            of more than 64 bits or half of a surrogate pair.
-
-    Example:
-        >>> parse_json('{"a": [1, 2.5]}', "x.json")
-        {'a': [1, 2.5]}
-    """
-    try:
-        text = data if isinstance(data, str) else _decoded(data, label)
-        root = json.loads(
-            text, parse_constant=_refuse_constant, parse_float=_real, parse_int=_whole
-        )
-        _check_tree(root, depth)
-    except RecursionError as error:
-        raise UnreadableFileError(label, f"is not valid JSON: {_too_deep(depth)}") from error
-    except MemoryError as error:
-        raise UnreadableFileError(label, "does not fit the memory") from error
-    except ValueError as error:
-        raise UnreadableFileError(label, f"is not valid JSON: {error}") from error
-    return root
-
-
 def read_json(path: Path | str, limit: int = JSON_LIMIT, depth: int = DEPTH_LIMIT) -> Any:
     """Returns the value of a JSON file.
 
@@ -275,44 +205,6 @@ def read_json(path: Path | str, limit: int = JSON_LIMIT, depth: int = DEPTH_LIMI
     return parse_json(read_bytes(path, limit), path, depth)
 
 
-# A key of many parts, quoted ones included.
-_LONG_KEY = re.compile(
-    r"""(?<![\w"'.-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+)"""
-    f"{{{_KEY_PARTS}}}"
-)
-
-
-def parse_toml(text: str, label: Path | str, depth: int = DEPTH_LIMIT) -> dict[str, Any]:
-    """Returns the tables of a TOML text.
-
-    Args:
-        text: The text.
-        label: What errors call it.
-        depth: The most levels of tables and lists. Defaults to 100.
-
-    Raises:
-        UnreadableFileError: it is no TOML, nests deeper, or holds NaN, an infinity or a number of
-            more than 64 bits.
-    """
-    try:
-        if len(text) > TOML_LIMIT:
-            raise _Refused(f"it has more than {format_size(TOML_LIMIT)}")
-        if _LONG_KEY.search(text):
-            raise _Refused(f"a key has more than {_KEY_PARTS} parts")
-        root = tomllib.loads(text, parse_float=_real)
-        _check_tree(root, depth)
-    except RecursionError as error:
-        raise UnreadableFileError(label, f"is not valid TOML: {_too_deep(depth)}") from error
-    except MemoryError as error:
-        raise UnreadableFileError(label, "does not fit the memory") from error
-    except ValueError as error:
-        text = str(error)
-        if "integer string conversion" in text:
-            text = "a number has more than 64 bits"
-        raise UnreadableFileError(label, f"is not valid TOML: {text}") from error
-    return root
-
-
 def read_toml(path: Path | str) -> dict[str, Any]:
     """Returns the tables of a TOML file.
 
@@ -320,39 +212,6 @@ def read_toml(path: Path | str) -> dict[str, Any]:
         UnreadableFileError: as in `read_text` and `parse_toml`.
     """
     return parse_toml(read_text(path, TOML_LIMIT), path)
-
-
-def _too_deep(depth: int) -> str:
-    return f"it nests deeper than {depth} levels"
-
-
-def _check_tree(root: Any, depth: int) -> None:
-    """Refuses what later readers of a parsed text would stumble over."""
-    level = [root]
-    for _ in range(depth + 1):
-        nested = [node for node in level if isinstance(node, (dict, list))]
-        for node in level:
-            if isinstance(node, str) and not node.isascii():
-                _check_text(node)
-            elif type(node) is int and node not in _WHOLE:
-                raise _Refused(f"the number {hex(node)[:20]}... has more than 64 bits")
-        if not nested:
-            return
-        level = []
-        for node in nested:
-            if isinstance(node, dict):
-                level += node.keys()
-                level += node.values()
-            else:
-                level += node
-    raise _Refused(_too_deep(depth))
-
-
-def _check_text(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise _Refused(f"{text[:20]!r} holds half of a surrogate pair") from None
 
 
 # --- archives -----------------------------------------------------------------------------------

@@ -27,7 +27,8 @@ from edgecompress.core.results import (
     worst_verdict,
 )
 from edgecompress.core.units import format_time, parse_time
-from edgecompress.engines.run import ENGINES, engine_available, run_engine
+from edgecompress.engines.registry import ENGINES
+from edgecompress.engines.run import engine_available, run_engine
 from edgecompress.pipeline.request import silent
 
 if TYPE_CHECKING:

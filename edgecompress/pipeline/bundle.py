@@ -15,7 +15,8 @@ from edgecompress.core.errors import ArgumentError, EngineError, UnreadableFileE
 from edgecompress.core.files import sha256
 from edgecompress.core.reading import read_text
 from edgecompress.core.results import tool_version
-from edgecompress.engines.run import ENGINES, engine_available, run_engine
+from edgecompress.engines.registry import ENGINES
+from edgecompress.engines.run import engine_available, run_engine
 from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.flatbuffers.coding import DECODE
 from edgecompress.flatbuffers.model import FlatModel

@@ -19,10 +19,10 @@ from edgecompress.core.errors import ArgumentError
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.targets.profile import Calibration, TargetProfile, check_choice
 from edgecompress.targets.tflm.arena import CORES, KERNELS
+from edgecompress.targets.tflm.geometry import Unmodelled
 from edgecompress.targets.tflm.instructions import (
     PER_INFERENCE,
     PER_OPERATOR,
-    Unmodelled,
     operator_instructions,
 )
 

@@ -12,7 +12,8 @@ from edgecompress.converters import float32, int8
 from edgecompress.core.errors import UnknownNameError
 from edgecompress.core.options import named, named_config, options_of
 from edgecompress.core.record import record_of
-from edgecompress.engines.run import ENGINES, engine_available, run_engine
+from edgecompress.engines.registry import ENGINES
+from edgecompress.engines.run import engine_available, run_engine
 from edgecompress.precisions import PRECISIONS
 from edgecompress.precisions.base import Precision, trained_precision
 

@@ -16,7 +16,8 @@ from edgecompress.core import sandbox
 from edgecompress.core.errors import EngineError, EngineNotRunError
 from edgecompress.core.sandbox import Confinement, Limits, limits_for
 from edgecompress.engines import run as engines
-from edgecompress.engines.run import Engine, load_failure, run_engine, session
+from edgecompress.engines.registry import Engine
+from edgecompress.engines.run import load_failure, run_engine, session
 
 # Each line is one attempt; its result, or the name of the error, is printed.
 _PROGRAM = """

@@ -22,14 +22,8 @@ from edgecompress.core.errors import (
 )
 from edgecompress.core.registry import Registry
 from edgecompress.engines import run as engines
-from edgecompress.engines.run import (
-    ENGINES,
-    Engine,
-    engine_available,
-    load_failure,
-    run_engine,
-    time_engine,
-)
+from edgecompress.engines.registry import ENGINES, Engine
+from edgecompress.engines.run import engine_available, load_failure, run_engine, time_engine
 from edgecompress.flatbuffers.reading import read_tflite
 
 NAMES = list(ENGINES)

@@ -26,11 +26,8 @@ from edgecompress.core.record import record_of
 from edgecompress.engines.run import run_engine
 from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.recipes import RECIPES, Epoch, deep_compression
-from edgecompress.recipes.deep_compression import (
-    DeepCompression,
-    cluster_counts,
-    pruning_groups,
-)
+from edgecompress.recipes.deep_compression_settings import DeepCompression
+from edgecompress.recipes.deep_compression_stages import cluster_counts, pruning_groups
 
 from .conftest import Case, Run, classifier, labelled
 

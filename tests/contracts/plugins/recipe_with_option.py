@@ -4,7 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 
 from edgecompress.core.options import option, share
-from edgecompress.recipes.deep_compression import DeepCompression, run
+from edgecompress.recipes.deep_compression import run
+from edgecompress.recipes.deep_compression_settings import DeepCompression
 from edgecompress.recipes.registry import RECIPES, Recipe, Request
 from edgecompress.recipes.results import CompressionResult
 

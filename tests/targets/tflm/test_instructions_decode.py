@@ -12,7 +12,8 @@ from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.operators import Operator
 from edgecompress.flatbuffers.tensors import Tensor
 from edgecompress.targets.profile import load_target
-from edgecompress.targets.tflm.instructions import Unmodelled, operator_instructions
+from edgecompress.targets.tflm.geometry import Unmodelled
+from edgecompress.targets.tflm.instructions import operator_instructions
 from edgecompress.targets.tflm.instructions_decode import (
     HuffmanSteps,
     UnknownCode,

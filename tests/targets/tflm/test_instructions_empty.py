@@ -2,7 +2,8 @@
 
 import pytest
 
-from edgecompress.targets.tflm.instructions import Geometry, Unmodelled, count
+from edgecompress.targets.tflm.geometry import Geometry, Unmodelled
+from edgecompress.targets.tflm.instructions import count
 
 
 @pytest.mark.parametrize("elements", [0, 4])

@@ -26,6 +26,7 @@ from edgecompress.targets.profile import (
     TargetProfile,
     load_target,
 )
+from edgecompress.targets.tflm.geometry import Geometry, Unmodelled, geometry, taps_inside
 from edgecompress.targets.tflm.instruction_formulas import (
     REACH,
     Domain,
@@ -39,11 +40,7 @@ from edgecompress.targets.tflm.instructions import (
 from edgecompress.targets.tflm.instructions import (
     PER_INFERENCE,
     PER_OPERATOR,
-    Geometry,
-    Unmodelled,
-    _inside,
     count,
-    geometry,
     operator_instructions,
 )
 from edgecompress.targets.tflm.latency import (
@@ -387,7 +384,7 @@ def test_taps_inside_the_image_match_a_loop() -> None:
             for position in range(outputs)
             for tap in range(taps)
         )
-        assert _inside(outputs, inputs, taps, stride, dilation, pad) == loop
+        assert taps_inside(outputs, inputs, taps, stride, dilation, pad) == loop
 
 
 @pytest.mark.parametrize("changes", [{"kh": 1 << 20}, {"sw": 0}, {"sh": -2}])

@@ -1,0 +1,298 @@
+"""The settings of Deep Compression."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from edgecompress.core.errors import ArgumentError, UnknownNameError
+from edgecompress.core.options import (
+    Flag,
+    Named,
+    Number,
+    Text,
+    by_name,
+    many,
+    named,
+    named_config,
+    option,
+    whole,
+)
+from edgecompress.core.registry import Registry
+from edgecompress.criteria import CRITERIA
+from edgecompress.patterns import PATTERNS
+from edgecompress.recipes.storage import MAX_RELATIVE_BITS
+from edgecompress.surgery.rewrites import REWRITES, chosen_rewrites
+from edgecompress.training import LOSSES
+
+if TYPE_CHECKING:
+    from edgecompress.training.base import TeacherLoss
+
+NAME = "deep-compression"
+# The key of a mapping that stands for all layers it does not name.
+ALL_OTHERS = "*"
+# Stage -> epochs where the user gives none.
+EPOCHS = {"remove": 10, "prune": 10, "cluster": 5}
+# Values that weights of a layer share, zero not counted: with it 4 bits for matrices and 5 for
+# convolutions, which bear less (figure 7 of the paper; there 5 and 8 bits for ImageNet).
+CLUSTERS = 15
+CONVOLUTION_CLUSTERS = 31
+
+# Policy -> sparsity of the first and the last layer, from that of the others.
+FIRST_LAST: Registry[Callable[[float], float]] = Registry("--first-last")
+
+
+@FIRST_LAST.register("prune")
+def _like_all(sparsity: float) -> float:
+    return sparsity
+
+
+@FIRST_LAST.register("half")
+def _half(sparsity: float) -> float:
+    return sparsity / 2
+
+
+@FIRST_LAST.register("keep")
+def _untouched(sparsity: float) -> float:
+    return 0.0
+
+
+@dataclass(frozen=True)
+class DeepCompression:
+    """Settings of the recipe.
+
+    Attributes:
+        sparsity: Share of weights to prune, or a mapping layer -> share, in which `"*"` stands for
+            all layers not named (without it they are not pruned). 0 prunes nothing.
+        scope: `global`: the smallest of all layers' weights go, so that robust layers lose more;
+            `layer`: every layer loses the same share. Layers that a mapping names have their own.
+        first_last: What becomes of the first and the last layer: `prune` like the others, `half`
+            their sparsity, or `keep`. Layers that `sparsity` names go by what it says.
+        clusters: Values that the weights of a layer share, a zero not counted, or a mapping layer
+            -> number with `"*"`; 0 clusters nothing. None: 15 for matrices and 31 for convolutions.
+        remove_channels: Share of every layer's filters to remove physically before all else.
+        epochs: Of every stage, or a mapping stage (`remove`, `prune`, `cluster`) -> epochs with
+            `"*"`. None: 10, 10 and 5.
+        batch_size: Samples of a batch.
+        learning_rate: Of Adam at the start of each stage; it falls to 0 along a cosine.
+        distill: Whether the model that came in teaches with soft labels. None: classifiers do.
+        temperature: Of the soft labels.
+        soft_weight: Share of the soft labels in the loss.
+        index_bits: Bits of a relative index in the paper's tables.
+        validation_split: Share of the data for validation, where no other data are given for it.
+        seed: Of the split, the order of the batches and dropout.
+        max_drop: How far the metric of the file may fall below that of the model that came in.
+            None: as far as it does.
+        surgery: Rewrites of the model before anything is trained, in this order: names of
+            `surgery.REWRITES`, or `NAME:OPTION=VALUE`.
+        criterion: What weights are pruned by: a name of `criteria.CRITERIA`, `NAME:OPTION=VALUE`,
+            or a criterion.
+        pattern: Which weights are pruned together: a name of `patterns.PATTERNS`, and so on.
+        distillation: How the original model teaches: a name of `training.LOSSES`, and so on. None:
+            soft labels at `temperature`, with `soft_weight`.
+
+    Raises:
+        ArgumentError: a value breaks its rule.
+
+    Example:
+        >>> DeepCompression(sparsity={"*": 0.9, "head": 0.5}).sparsity["head"]
+        0.5
+    """
+
+    sparsity: float | Mapping[str, float] = option(
+        0.8,
+        "Share of weights to prune; default 0.8. May be repeated to give layers their own: "
+        "--sparsity 0.9 --sparsity head=0.5. 0 prunes nothing.",
+        by_name(Number("SHARE"), "LAYER"),
+    )
+    scope: str = option(
+        "global",
+        "global: the smallest weights of all layers go (default); layer: the same share in every "
+        "layer.",
+        Text("SCOPE"),
+    )
+    first_last: str = option(
+        "prune",
+        "First and last layer: prune like the others (default), half, or keep.",
+        Text("POLICY"),
+    )
+    clusters: int | Mapping[str, int] | None = option(
+        None,
+        "Values that the weights of a layer share, beside zero; default 15, for convolutions 31. "
+        "0 clusters nothing.",
+        by_name(whole(), "LAYER"),
+    )
+    remove_channels: float = option(
+        0.0,
+        "First remove this share of every layer's filters. Off by default; it is what makes a "
+        "model fast and its file smallest (0.5 is a start).",
+        Number("SHARE"),
+    )
+    epochs: int | Mapping[str, int] | None = option(
+        None,
+        "Epochs of the stages remove, prune and cluster; default 10, 10 and 5.",
+        by_name(whole(), "STAGE"),
+    )
+    batch_size: int = option(64, "Samples of a batch; default 64.", whole())
+    learning_rate: float = option(
+        1e-3, "Initial Adam learning rate of each stage; default 0.001.", Number()
+    )
+    distill: bool | None = option(
+        None,
+        "Let the original model teach with soft labels; default for classifiers.",
+        Flag(),
+        off="--no-distill",
+    )
+    temperature: float = option(4.0, "Temperature of the soft labels; default 4.", Number())
+    soft_weight: float = option(
+        0.9, "Share of the soft labels in the loss; default 0.9.", Number("SHARE")
+    )
+    index_bits: int = option(
+        5, "Bits of a relative index in the paper's tables; default 5.", whole()
+    )
+    validation_split: float = option(
+        0.1, "Part of the data for validation; default 0.1.", Number("SHARE")
+    )
+    seed: int = option(0, "Seed of split and training; default 0.", whole())
+    max_drop: float | None = option(
+        None,
+        "How far the file's metric may fall below the original model's, e.g. 0.01 for one point of "
+        "accuracy; else exit 4.",
+        Number(),
+    )
+    surgery: tuple[Any, ...] = option(
+        (),
+        "Rewrite of the model before anything is trained, e.g. remove-channels; may be repeated.",
+        many(Named(names=REWRITES)),
+    )
+    criterion: Any = option(
+        "magnitude",
+        "What weights are pruned by: magnitude (default), taylor, or a criterion that a plugin "
+        "brings.",
+        Named(names=CRITERIA),
+    )
+    pattern: Any = option(
+        "weights",
+        "Which weights are pruned together: weights (each for itself; default), blocks, filters, "
+        "n-of-m, or a pattern that a plugin brings.",
+        Named(names=PATTERNS),
+    )
+    distillation: Any = option(
+        None,
+        "How the original model teaches: distillation (soft labels, with --temperature and "
+        "--soft-weight; default), or a loss that a plugin brings.",
+        Named(names=LOSSES),
+    )
+
+    def __post_init__(self) -> None:
+        """Refuses values that break their rule."""
+        # As JSON values, which cross processes and stand in the report.
+        rewrites = chosen_rewrites(self.surgery, "--surgery")
+        configs = tuple(named_config(REWRITES, rewrite) for rewrite in rewrites)
+        object.__setattr__(self, "surgery", configs)
+        for name, registry in (
+            ("criterion", CRITERIA), ("pattern", PATTERNS), ("distillation", LOSSES),
+        ):  # fmt: skip
+            given = getattr(self, name)
+            if given is not None:
+                chosen = named(registry, given, f"--{name}")
+                object.__setattr__(self, name, named_config(registry, chosen))
+        for layer, share in by_layer(self.sparsity).items():
+            check_rule(
+                _named("--sparsity", layer), "be a share, at least 0 and below 1", share,
+                _is_number(share) and 0 <= share < 1,
+            )  # fmt: skip
+        check_rule("--scope", "be global or layer", self.scope, self.scope in ("global", "layer"))
+        _ = FIRST_LAST[self.first_last]
+        for layer, count in by_layer(self.clusters).items():
+            check_rule(
+                _named("--clusters", layer), "be a whole number, 2 or more, or 0 for none", count,
+                count is None or (_is_whole(count) and (count == 0 or count >= 2)),
+            )  # fmt: skip
+        check_rule(
+            "--remove-channels", "be a share, at least 0 and below 1", self.remove_channels,
+            _is_number(self.remove_channels) and 0 <= self.remove_channels < 1,
+        )  # fmt: skip
+        for stage, epochs in by_layer(self.epochs).items():
+            if stage not in (ALL_OTHERS, *EPOCHS):
+                raise UnknownNameError("--epochs", stage, EPOCHS)
+            check_rule(
+                _named("--epochs", stage), "be a whole number, 1 or more", epochs,
+                epochs is None or (_is_whole(epochs) and epochs >= 1),
+            )  # fmt: skip
+        least = 2
+        check_rule(
+            "--epochs", f"give the stage remove {least} or more: with the penalty, and without it",
+            self.epochs_of("remove"), not self.remove_channels or self.epochs_of("remove") >= least,
+        )  # fmt: skip
+        whole = {"--batch-size": (self.batch_size, 1), "--seed": (self.seed, 0)}
+        for argument, (number, smallest) in whole.items():
+            rule = f"be a whole number, {smallest} or more"
+            check_rule(argument, rule, number, _is_whole(number) and smallest <= number < 2**32)
+        positive = {"--learning-rate": self.learning_rate, "--temperature": self.temperature}
+        for argument, value in positive.items():
+            check_rule(
+                argument, "be a number greater than 0", value, _is_number(value) and value > 0
+            )
+        for argument, value in (
+            ("--soft-weight", self.soft_weight),
+            ("--validation-split", self.validation_split),
+        ):
+            inside = _is_number(value) and 0 < value < 1
+            check_rule(argument, "lie between 0 and 1", value, inside)
+        check_rule(
+            "--index-bits", f"be a whole number, 1 to {MAX_RELATIVE_BITS}", self.index_bits,
+            _is_whole(self.index_bits) and 1 <= self.index_bits <= MAX_RELATIVE_BITS,
+        )  # fmt: skip
+        check_rule(
+            "--max-drop", "be a number, 0 or more", self.max_drop,
+            self.max_drop is None or (_is_number(self.max_drop) and self.max_drop >= 0),
+        )  # fmt: skip
+
+    @property
+    def prunes_by_magnitude(self) -> bool:
+        """Whether single weights are pruned by their magnitude, as in the paper."""
+        return (self.criterion["name"], self.pattern["name"]) == ("magnitude", "weights")
+
+    @property
+    def teaching(self) -> TeacherLoss:
+        """The loss by which the original model teaches."""
+        from edgecompress.training.distillation import Distillation
+
+        if self.distillation is None:
+            return Distillation(self.temperature, self.soft_weight)
+        chosen: TeacherLoss = named(LOSSES, self.distillation, "--distillation")
+        return chosen
+
+    def epochs_of(self, stage: str) -> int:
+        """Returns the epochs of a stage; 0 for one that does not train."""
+        if stage not in EPOCHS:
+            return 0
+        given = by_layer(self.epochs)
+        return given.get(stage) or given.get(ALL_OTHERS) or EPOCHS[stage]
+
+
+def by_layer(value: Any) -> dict[str, Any]:
+    """Returns a value for all, or values by layer, as a mapping with `"*"` for all others."""
+    return dict(value) if isinstance(value, Mapping) else {ALL_OTHERS: value}
+
+
+def _named(argument: str, key: str) -> str:
+    return argument if key == ALL_OTHERS else f"{argument} {key}"
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and math.isfinite(value)
+
+
+def check_rule(argument: str, rule: str, value: Any, holds: bool) -> None:
+    """Refuses a value for which a rule does not hold."""
+    if not holds:
+        raise ArgumentError(argument, rule, value)

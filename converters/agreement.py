@@ -334,7 +334,7 @@ def sqnr_db(signal: float, noise: float) -> float:
 
 
 def judge_output(output: OutputAgreement, floor: float | None) -> tuple[Verdict, str]:
-    """Returns the verdict on an output and, where it is no pass, the reason in one sentence.
+    """Returns the verdict on an output and, where it is not a pass, the reason in one sentence.
 
     Args:
         output: The comparison.

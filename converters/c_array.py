@@ -216,7 +216,7 @@ def generate(
 
     Raises:
         ModelFileError: the bytes are no .tflite file.
-        ArgumentError: `arena_bytes` or `decompression_memory` is no positive size.
+        ArgumentError: `arena_bytes` or `decompression_memory` is not a positive size.
         UnknownNameError: `kernels` is unknown.
         UnsupportedOperatorError: TensorFlow Lite Micro lacks an operator of the model.
         UnsupportedModelError: the model has no operators, several subgraphs, or an input or output

@@ -17,7 +17,7 @@ from edgecompress.core.reading import check_inflated, file_size
 # Filters that are part of every HDF5 library: gzip, shuffle, fletcher32, scale-offset.
 _FILTERS = frozenset({1, 2, 3, 6})
 _MOST_OBJECTS = 1_000_000
-# What gzip makes of zeros at best; more is no compression.
+# What gzip makes of zeros at best; more is not compression.
 _MOST_EXPANSION = 1100
 
 

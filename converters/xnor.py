@@ -180,7 +180,7 @@ def convert(
         verbose: Let TensorFlow's log through. Defaults to False.
 
     Raises:
-        UnsupportedModelError: the model has no binary layer, is no Keras 3 model, or has open
+        UnsupportedModelError: the model has no binary layer, is not a Keras 3 model, or has open
             dimensions.
         MissingDependencyError: Larq Compute Engine is not installed.
         ConversionError: no route makes a file, a layer stays float, or the file computes

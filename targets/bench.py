@@ -164,8 +164,8 @@ def bench_host(
         model: The .tflite file's bytes.
         processes: Number of processes; their spread is the band of the result. Defaults to 5.
         min_seconds: Least duration of the timed part of each process. Defaults to 0.3 seconds.
-        threads: Threads of the engine. With more than 1 the CPU time of one thread is no latency,
-            so the wall clock counts.
+        threads: Threads of the engine. With more than 1 the CPU time of one thread is not a
+            latency, so the wall clock counts.
         warmup: Inferences before the timed ones. Defaults to 10.
         min_samples: Least number of timed samples of each process. Defaults to 10.
         seed: Seed of the random inputs.

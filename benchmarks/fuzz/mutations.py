@@ -45,7 +45,7 @@ def flatbuffer(data: bytes, random: np.random.Generator) -> bytes:
 
     try:
         return fuzz_flatbuffers.mutate(data, int(random.integers(1 << 31)))
-    except Exception:  # What is no flatbuffer any more has no fields to change.
+    except Exception:  # What is not a flatbuffer any more has no fields to change.
         return any_bytes(data, random)
 
 

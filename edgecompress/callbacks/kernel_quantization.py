@@ -85,7 +85,7 @@ def check_epoch(name: str, value: Any) -> int:
     """Returns an epoch number.
 
     Raises:
-        ArgumentError: it is no whole number, or negative.
+        ArgumentError: it is not a whole number, or negative.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ArgumentError(name, "be a whole number, 0 or more", value)

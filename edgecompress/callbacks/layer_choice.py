@@ -52,7 +52,7 @@ def select_layers(
 
     Raises:
         UnsupportedModelError: the model is subclassed or has no input shape yet.
-        UnknownNameError: a name is no layer of the model; the nearest names are offered.
+        UnknownNameError: a name is not a layer of the model; the nearest names are offered.
         ArgumentError: a named layer is of another kind, or nothing is chosen.
 
     Example:
@@ -111,7 +111,7 @@ def choose_kernels(
             whose kernels callbacks change.
 
     Raises:
-        UnknownNameError: a name is no layer of the model.
+        UnknownNameError: a name is not a layer of the model.
         ArgumentError: a layer is of a class the technique cannot handle, or none is left.
         UnsupportedModelError: the model is subclassed or has no input shape yet.
     """

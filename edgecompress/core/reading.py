@@ -346,7 +346,7 @@ def open_archive(source: Path | str | bytes, label: Path | str | None = None) ->
         label: What errors call it; by default the path.
 
     Raises:
-        UnreadableFileError: it cannot be read, is no archive, or breaks one of these rules.
+        UnreadableFileError: it cannot be read, is not an archive, or breaks one of these rules.
     """
     if isinstance(source, bytes):
         with _opened(io.BytesIO(source), len(source), label or "the archive") as archive:

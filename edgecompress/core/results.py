@@ -58,7 +58,7 @@ def worst_verdict(verdicts: list[Verdict]) -> Verdict:
 def judge(low: float, high: float, limit: float | None, at_least: bool = False) -> Verdict:
     """Returns the verdict on a value known to lie in [low, high] against a limit.
 
-    A verdict falls only when the whole band lies on one side of the limit; without a limit the
+    A verdict is given only when the whole band lies on one side of the limit; without a limit the
     rule is not applicable.
 
     Args:

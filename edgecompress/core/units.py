@@ -28,7 +28,7 @@ def parse_size(text: str | int, argument: str = "size") -> int:
     """Returns a size in bytes: `96KiB`, `1.5MiB`, `64k` (1,024), `64kB` (1,000) or plain bytes.
 
     Raises:
-        ArgumentError: the text is no positive size.
+        ArgumentError: the text is not a positive size.
 
     Example:
         >>> parse_size("96KiB")
@@ -48,7 +48,7 @@ def parse_time(text: str | float, argument: str = "time") -> float:
     """Returns a time in microseconds: `60ms`, `1.5s`, `800us`; a unit is required.
 
     Raises:
-        ArgumentError: the text is no positive time with a unit.
+        ArgumentError: the text is not a positive time with a unit.
 
     Example:
         >>> parse_time("60ms")

@@ -99,7 +99,7 @@ def unpack(source: bytes | FlatModel) -> Any:
     Buffers behind the flatbuffer (as litert-quantizer writes them) become ordinary ones.
 
     Raises:
-        ModelFileError: the file is no .tflite file, or damaged.
+        ModelFileError: the file is not a .tflite file, or damaged.
     """
     from ai_edge_litert import schema_py_generated as schema
 

@@ -29,7 +29,7 @@ class Blocks(Pattern):
     columns: int = option(1, "Columns of a block (units of a Dense layer).", whole(1))
 
     def __post_init__(self) -> None:
-        """Refuses what is no size."""
+        """Refuses what is not a size."""
         for size in (self.rows, self.columns):
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise ArgumentError(

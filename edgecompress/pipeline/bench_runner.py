@@ -473,7 +473,7 @@ def compare_golden(
         result["equal"] += int((have == want).sum())
         if want.dtype.kind == "f":
             error = np.abs(have.astype(np.float64) - want)
-            # What is no number agrees with what is no number.
+            # What is not a number agrees with what is not a number.
             error = np.where((have == want) | (np.isnan(have) & np.isnan(want)), 0.0, error)
             passed &= bool((error <= tolerance * np.maximum(1, np.abs(want))).all())
             largest = float(error.max(initial=0.0))

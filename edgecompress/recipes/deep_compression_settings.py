@@ -77,13 +77,13 @@ class DeepCompression:
             `"*"`. None: 10, 10 and 5.
         batch_size: Samples of a batch.
         learning_rate: Of Adam at the start of each stage; it falls to 0 along a cosine.
-        distill: Whether the model that came in teaches with soft labels. None: classifiers do.
+        distill: Whether the original model teaches with soft labels. None: classifiers do.
         temperature: Of the soft labels.
         soft_weight: Share of the soft labels in the loss.
         index_bits: Bits of a relative index in the paper's tables.
         validation_split: Share of the data for validation, where no other data are given for it.
         seed: Of the split, the order of the batches and dropout.
-        max_drop: How far the metric of the file may fall below that of the model that came in.
+        max_drop: How far the metric of the file may fall below that of the original model.
             None: as far as it does.
         surgery: Rewrites of the model before anything is trained, in this order: names of
             `surgery.REWRITES`, or `NAME:OPTION=VALUE`.

@@ -220,7 +220,7 @@ def table(
     """Returns the paper's table of a model, and notes on what is not known.
 
     Args:
-        original: Kernels of the model that came in.
+        original: Kernels of the original model.
         final: Kernels of the final model.
         index_bits: Bits of a relative index.
         densities: From `input_densities` of the final model.

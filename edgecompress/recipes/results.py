@@ -21,7 +21,7 @@ COMPRESSION_SCHEMA = "edgecompress.compression/1"
 
 @dataclass(frozen=True)
 class StageResult:
-    """One line of the way from the model that came in to the file that ships.
+    """One line of the way from the original model to the file that ships.
 
     Attributes:
         name: `original`, `int8`, the recipe's stages, `file`.
@@ -61,9 +61,9 @@ class LayerResult:
     Attributes:
         name: The layer; `<layer>/<variable>` where a layer has several kernels.
         type: Class of the layer.
-        weights: Elements of the kernel in the model that came in.
+        weights: Elements of the kernel in the original model.
         storage: What the kernel that is left takes in the paper's format.
-        macs: Multiply-accumulates of the kernel in the model that came in; None where unknown.
+        macs: Multiply-accumulates of the kernel in the original model; None where unknown.
         macs_left: Those in the final model, zeros counted: what devices compute.
         input_density: Share of the layer's inputs other than zero, 1 for inputs of the model;
             None where unknown. The paper's Act% of the layer before.
@@ -84,12 +84,12 @@ class LayerResult:
 
     @property
     def kept_share(self) -> float:
-        """Weights other than zero over the weights that came in (the paper's Weights%)."""
+        """Weights other than zero over the original weights (the paper's Weights%)."""
         return self.storage.kept / self.weights
 
     @property
     def original_bytes(self) -> int:
-        """Bytes of the kernel that came in, in 32-bit floats."""
+        """Bytes of the original kernel, in 32-bit floats."""
         return 4 * self.weights
 
     @property
@@ -172,7 +172,7 @@ class Cost:
     """What one inference costs on the target; None where it cannot be told.
 
     Attributes:
-        before: The int8 file of the model that came in.
+        before: The int8 file of the original model.
         uncoded: The int8 file of the final model.
         after: The file that ships, decoding included.
     """
@@ -206,7 +206,7 @@ class Totals:
 
     Attributes:
         layers: The lines that are added up.
-        float_bytes: Bytes of the float32 .tflite file of the model that came in.
+        float_bytes: Bytes of the float32 .tflite file of the original model.
         int8_bytes: Bytes of its int8 file, without training.
         file_bytes: Bytes of the file that ships.
         download_bytes: Those after zlib at level 9.
@@ -214,7 +214,7 @@ class Totals:
         latency: Predicted microseconds.
         instructions: Instructions of one inference.
         arena: Bytes of the tensor arena, decoded weights included.
-        parameters_before: Weights, biases and normalization of the model that came in.
+        parameters_before: Weights, biases and normalization of the original model.
         parameters_after: Those of the final model, zeros counted.
     """
 
@@ -236,7 +236,7 @@ class Totals:
 
     @property
     def weights(self) -> int:
-        """Elements of all kernels of the model that came in."""
+        """Elements of all kernels of the original model."""
         return self.sum(lambda layer: layer.weights)
 
     @property
@@ -246,7 +246,7 @@ class Totals:
 
     @property
     def original_bytes(self) -> int:
-        """Bytes of all kernels that came in, in 32-bit floats."""
+        """Bytes of all original kernels, in 32-bit floats."""
         return self.sum(lambda layer: layer.original_bytes)
 
     @property
@@ -261,7 +261,7 @@ class Totals:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of the model that came in."""
+        """Multiply-accumulates of the original model."""
         return self.sum(lambda layer: layer.macs)
 
     @property
@@ -347,7 +347,7 @@ def _ratio(before: float | None, after: float | None) -> float | None:
 
 @dataclass(frozen=True)
 class Drop:
-    """How much the metric fell from the model that came in to the file that ships.
+    """How much the metric fell from the original model to the file that ships.
 
     Attributes:
         metric: `accuracy` or `mean_squared_error`.

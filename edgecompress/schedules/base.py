@@ -145,7 +145,7 @@ def deserialize(data: Mapping[str, Any]) -> Schedule:
 
 
 def check_sparsity(argument: str, value: Any) -> None:
-    """Refuses a sparsity that is no share in [0, 1)."""
+    """Refuses a sparsity that is not a share in [0, 1)."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ArgumentError(argument, "be a number", value)
     if not 0.0 <= value < 1.0:  # NaN fails this, too.

@@ -230,8 +230,8 @@ def predict(
         kernels: `cmsis-nn` or `reference`. Defaults to the profile's.
 
     Raises:
-        ArgumentError: the target is no microcontroller, or its calibration contradicts itself.
-        UnknownNameError: `kernels` is no kernel set.
+        ArgumentError: the target is not a microcontroller, or its calibration contradicts itself.
+        UnknownNameError: `kernels` is not a kernel set.
 
     Example:
         >>> estimate = predict(read_tflite("kws.tflite"), load_target("nucleo-l4r5zi"))

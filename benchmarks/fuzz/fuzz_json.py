@@ -13,7 +13,7 @@ import mutations
 with atheris.instrument_imports(include=["edgecompress"]):
     from edgecompress.core import bundle, reading, record
     from edgecompress.core.errors import EdgeCompressError
-    from edgecompress.targets import measurement
+    from edgecompress.targets import measurement, measurement_checks
     from edgecompress.targets.profile import load_target
 
 _TARGETS = [load_target("pixel-8"), load_target("cortex-m4")]
@@ -34,8 +34,8 @@ def _bundle(data: bytes) -> None:
 def _measurement(data: bytes) -> None:
     found = measurement.parse_measurement(data, "x.json")
     for item in found.measurements:
-        measurement.latency_check(item, 1000.0)
-    measurement.check_target(found, _TARGETS)
+        measurement_checks.latency_check(item, 1000.0)
+    measurement_checks.check_target(found, _TARGETS)
 
 
 def _record(data: bytes) -> None:

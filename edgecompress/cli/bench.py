@@ -6,16 +6,9 @@ from typing import Any
 
 import click
 
-from edgecompress.cli.config import config_option
+from edgecompress.cli.config import verdict_switches
 from edgecompress.cli.console import exit_code, print_text, progress_of
-from edgecompress.cli.parameters import (
-    Command,
-    Sections,
-    json_switch,
-    quiet_switch,
-    undecided_switch,
-    verbose_switch,
-)
+from edgecompress.cli.parameters import Command, Sections
 
 
 def _sections() -> Sections:
@@ -53,6 +46,6 @@ COMMAND = Command(
     run,
     [click.Argument(["bundle"], metavar="BUNDLE")],
     _sections,
-    [config_option(), undecided_switch(), json_switch(), quiet_switch(), verbose_switch()],
+    verdict_switches(),
     [("BUNDLE", "Folder of an export with a phone or the host among its targets.")],
 )

@@ -7,16 +7,9 @@ from typing import Any
 
 import click
 
-from edgecompress.cli.config import config_option
+from edgecompress.cli.config import verdict_switches
 from edgecompress.cli.console import Console, exit_code, print_text, tell, training_progress
-from edgecompress.cli.parameters import (
-    Command,
-    Sections,
-    json_switch,
-    quiet_switch,
-    undecided_switch,
-    verbose_switch,
-)
+from edgecompress.cli.parameters import Command, Sections
 
 
 def _sections() -> Sections:
@@ -78,6 +71,6 @@ COMMAND = Command(
     run,
     [click.Argument(["model"], metavar="MODEL")],
     _sections,
-    [config_option(), undecided_switch(), json_switch(), quiet_switch(), verbose_switch()],
+    verdict_switches(),
     [("MODEL", "A trained .keras or .h5 file of Keras 3.")],
 )

@@ -7,7 +7,14 @@ from typing import Any
 
 import click
 
-from edgecompress.cli.parameters import Command, OwnedOption
+from edgecompress.cli.parameters import (
+    Command,
+    OwnedOption,
+    json_switch,
+    quiet_switch,
+    undecided_switch,
+    verbose_switch,
+)
 from edgecompress.core.errors import ArgumentError, UnknownNameError, UnreadableFileError
 from edgecompress.core.options import Option
 
@@ -28,6 +35,11 @@ def config_option() -> click.Option:
         "[export], [check], ... for one command alone; flags win, and paths in it count from its "
         "folder.",
     )
+
+
+def verdict_switches() -> list[click.Option]:
+    """Returns what every command has that ends with a verdict: a configuration, and its output."""
+    return [config_option(), undecided_switch(), json_switch(), quiet_switch(), verbose_switch()]
 
 
 def _read(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:

@@ -1,8 +1,8 @@
 """Options that live with their owner: one field of a frozen dataclass is a flag, a keyword, a key.
 
 A format, a recipe, a runner or a family of targets declares what it takes as a dataclass whose
-fields are made by `option`. The command line, the keywords in Python, the keys of a TOML file, the
-`--help` pages and the tables in docs/ are read off that class; no other file knows its options.
+fields are made by `option`. The command line, the keywords in Python, the keys of a TOML file and
+the `--help` pages are read off that class; no other file knows its options.
 
     @dataclass(frozen=True)
     class Compressed:
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -521,15 +521,3 @@ def _refuse(
         return
     flag = next(iter(owners.values())).flag
     raise ArgumentError(flag, f"go with {' or '.join(owners)}", what)
-
-
-def table(owner: type, describe: Callable[[Any], str] = str) -> str:
-    """Returns the options as a Markdown table, for docs/."""
-    lines = ["| option | value | default | meaning |", "| --- | --- | --- | --- |"]
-    for item in options_of(owner):
-        if item.hidden:
-            continue
-        default = "" if item.default in (None, False, ()) else f"`{describe(item.default)}`"
-        value = f"`{item.kind.metavar}`" if item.kind.metavar else ""
-        lines.append(f"| `{item.flag}` | {value} | {default} | {item.help} |")
-    return "\n".join(lines)

@@ -128,7 +128,7 @@ def _check_tensor(tensor: Tensor) -> None:
         raise ModelFileError(f"{where} is larger than any memory")
     scales, points, axis = tensor.scales, tensor.zero_points, tensor.quantized_dimension
     if not all(math.isfinite(scale) for scale in scales):
-        raise ModelFileError(f"{where} has a scale that is no number")
+        raise ModelFileError(f"{where} has a scale that is not a number")
     if points and len(points) != len(scales):
         raise ModelFileError(f"{where} has {len(scales)} scales and {len(points)} zero points")
     if len(scales) > 1 and not (

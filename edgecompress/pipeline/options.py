@@ -5,7 +5,7 @@ What belongs to a format, a recipe, a runner or a family of targets is declared 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +21,6 @@ from edgecompress.core.options import (
     share,
     whole,
 )
-
-
-def _number(low: float | None = None) -> Number:
-    return Number(low=low)
 
 
 @dataclass(frozen=True)
@@ -192,10 +188,10 @@ class BenchOptions:
     )
     processes: int = option(5, "Fresh processes, one after the other; default 5.", whole())
     min_seconds: float = option(
-        1.0, "Shortest duration of the timed part of each process; default 1.", _number()
+        1.0, "Shortest duration of the timed part of each process; default 1.", Number()
     )
     timeout_s: float = option(
-        600.0, "Seconds that each process may take; default 600.", _number(), flag="--timeout"
+        600.0, "Seconds that each process may take; default 600.", Number(), flag="--timeout"
     )
     max_latency: float | None = option(
         None, "Budget for one inference, e.g. 60ms or 800us; default: the export's.", Time()
@@ -258,14 +254,3 @@ class ModuleOptions:
         many(Text("MODULE")),
         flag="--import",
     )
-
-
-def keywords(owners: Sequence[type]) -> Mapping[str, Any]:
-    """Returns the options of several owners, name -> option; of one name the first counts."""
-    from edgecompress.core.options import options_of
-
-    found: dict[str, Any] = {}
-    for owner in owners:
-        for item in options_of(owner):
-            found.setdefault(item.name, item)
-    return found

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgecompress.core.errors import ArgumentError, UnknownNameError
 from edgecompress.core.options import (
+    ALL_OTHERS,
     Flag,
     Named,
     Number,
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from edgecompress.training.base import TeacherLoss
 
 NAME = "deep-compression"
-# The key of a mapping that stands for all layers it does not name.
-ALL_OTHERS = "*"
 # Stage -> epochs where the user gives none.
 EPOCHS = {"remove": 10, "prune": 10, "cluster": 5}
 # Values that weights of a layer share, zero not counted: with it 4 bits for matrices and 5 for

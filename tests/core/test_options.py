@@ -27,7 +27,6 @@ from edgecompress.core.options import (
     options_of,
     parse_options,
     share,
-    table,
     whole,
 )
 
@@ -120,12 +119,6 @@ def test_options_of_others_are_refused_by_the_owners_name() -> None:
         parse_options(Owner, {"wait": "x"}, "--format a", owners)
     # A switch that is off asks for nothing.
     assert parse_options(Other, {"strict": False}, "--format b", owners) == Other()
-
-
-def test_the_table_has_every_option() -> None:
-    text = table(Owner)
-    assert "| `--code` | `NAME` |  | A code. |" in text
-    assert "| `--sparsity` | `[LAYER=]SHARE` | `0.8` | Share. |" in text
 
 
 @dataclass(frozen=True)

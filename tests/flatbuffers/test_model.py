@@ -181,7 +181,7 @@ def _quantized(scales: list[float], points: list[int], axis: int = 0) -> Callabl
         (_quantized([1, 2, 3], [0, 0, 0]), "has 3 scales along its dimension 0"),
         (_quantized([1, 2], [0, 0], 2), "has 2 scales along its dimension 2"),
         (_quantized([1, 2, 3, 4], [0, 0, 0]), "has 4 scales and 3 zero points"),
-        (_quantized([float("nan")], [0]), "a scale that is no number"),
+        (_quantized([float("nan")], [0]), "a scale that is not a number"),
         (_operator, "names tensors"),
         (_code, "operator code"),
         (_graphs, "no subgraph"),

@@ -145,12 +145,25 @@ def _check_operator(operator: Operator, tensors: Sequence[Tensor]) -> None:
     if operator.name == BINARY_CONV:
         _check_binary_conv(operator, tensors)
         return
+    if operator.code == "BATCH_MATMUL":
+        _check_factors(operator, tensors)
+        return
     rank = _WEIGHT_RANKS.get(operator.code)
     if rank is None or len(operator.inputs) < 2 or operator.inputs[1] < 0:
         return
     shape = tensors[operator.inputs[1]].shape
     if len(shape) != rank:
         raise ModelFileError(f"{where} has weights of shape {shape} instead of {rank} dimensions")
+
+
+def _check_factors(operator: Operator, tensors: Sequence[Tensor]) -> None:
+    """Refuses products of what is not a matrix, as the runtimes do."""
+    for index in operator.inputs[:2]:
+        if index >= 0 and len(tensors[index].shape) < 2:
+            raise ModelFileError(
+                f"operator {operator.index} {operator.code} multiplies a tensor of shape "
+                f"{tensors[index].shape} instead of a matrix"
+            )
 
 
 def _check_binary_conv(operator: Operator, tensors: Sequence[Tensor]) -> None:

@@ -158,6 +158,13 @@ def _rank(model: Any, s: Any) -> None:
     model.subgraphs[0].tensors[1].shape = np.int32([6])
 
 
+def _vector(model: Any, s: Any) -> None:
+    code = model.operatorCodes[0]
+    code.builtinCode = code.deprecatedBuiltinCode = 126
+    model.subgraphs[0].operators[0].builtinOptionsType = 0
+    _rank(model, s)
+
+
 def _no_output(model: Any, s: Any) -> None:
     model.subgraphs[0].operators[0].outputs = np.int32([])
 
@@ -177,6 +184,10 @@ def _quantized(scales: list[float], points: list[int], axis: int = 0) -> Callabl
         (_shape, "shape"),
         (_huge, "larger than any memory"),
         (_rank, "operator 0 FULLY_CONNECTED has weights of shape"),
+        (
+            _vector,
+            r"operator 0 BATCH_MATMUL multiplies a tensor of shape \(6,\) instead of a matrix",
+        ),
         (_no_output, "operator 0 FULLY_CONNECTED has no output"),
         (_quantized([1, 2, 3], [0, 0, 0]), "has 3 scales along its dimension 0"),
         (_quantized([1, 2], [0, 0], 2), "has 2 scales along its dimension 2"),

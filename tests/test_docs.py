@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import runpy
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -120,6 +121,38 @@ def test_the_readme_says_what_network_was_measured() -> None:
         assert all(fact in text for fact in told), page
         # Settings that were tried on the test images.
         assert re.search(r"some ten\s+(settings|of them)", text), page
+
+
+def test_the_readme_shows_a_report_and_the_two_commands() -> None:
+    text = (_ROOT / "README.md").read_text()
+    (picture,) = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
+    script = runpy.run_path(str(_ROOT / "scripts" / "report_picture.py"))
+    assert _ROOT / picture == script["PICTURE"]
+    assert _size(_ROOT / picture) == tuple(round(script["SCALE"] * side) for side in script["SIZE"])
+    assert re.findall(r"^make \w+", text, re.MULTILINE) == ["make demo", "make test"]
+    rules = set(re.findall(r"^([a-z][\w-]*)(?: [a-z-]+)*:", (_ROOT / "Makefile").read_text(), re.M))
+    assert {"demo", "test"} <= rules
+
+
+def _size(picture: Path) -> tuple[int, ...]:
+    """Returns width and height of a PNG in pixels."""
+    head = picture.read_bytes()[:24]
+    assert head[:8] == b"\x89PNG\r\n\x1a\n"
+    return struct.unpack(">II", head[16:])
+
+
+def test_the_picture_is_what_a_browser_draws(tmp_path: Path) -> None:
+    script = runpy.run_path(str(_ROOT / "scripts" / "report_picture.py"))
+    if (program := script["browser"]()) is None:
+        pytest.skip(f"none of {', '.join(script['BROWSERS'])} is installed")
+    page, picture = tmp_path / "page.html", tmp_path / "page.png"
+    page.write_text("<body style='margin:0;background:#0000ff'>")
+    script["draw"](program, page, picture, (200, 100))
+    assert _size(picture) == (300, 150)
+    from PIL import Image
+
+    with Image.open(picture) as image:
+        assert set(image.convert("RGB").get_flattened_data()) == {(0, 0, 255)}
 
 
 @pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.name)

@@ -169,11 +169,11 @@ class BinaryWeightsOptions:
 
     weight_format: str | None = option(
         None,
-        "The form of the weights that is checked and compared with the model; all are written. "
-        "Default: int8.",
+        "The form of the weights that is checked and compared with the model; all are written.",
         Choice(names=WEIGHT_FORMATS),
+        unset="int8",
     )
-    smallest: bool = option(False, "The same as --weight-format smallest.")
+    smallest: bool = option(False, "The same as `--weight-format smallest`.")
 
 
 @register(

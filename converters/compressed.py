@@ -114,16 +114,17 @@ class CompressedOptions(DecodingOptions):
 
     codings: tuple[str, ...] | None = option(
         None,
-        "A code that may be used; may be repeated. Default: all.",
+        "A code that may be used.",
         many(Choice("CODE", names=CODINGS)),
         flag="--coding",
+        unset="all",
     )
     min_saving: int | None = option(
         None,
         "Leave a tensor raw where coding it makes the file smaller by less than this: it is not "
-        "decoded at every inference then. Default: every tensor that makes the file smaller is "
-        "coded.",
+        "decoded at every inference then.",
         Size(),
+        unset="every tensor that makes the file smaller is coded",
     )
 
 

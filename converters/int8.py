@@ -174,8 +174,9 @@ class Int8Options:
 
     precision: Precision | None = option(
         None,
-        "Number format of weights and activations; int8 where it is not given.",
+        "Number format of weights and activations.",
         Named(names=PRECISIONS),
+        unset="int8",
     )
 
 

@@ -471,7 +471,8 @@ def test_the_guide_names_every_option(run: Callable[[str], Ended]) -> None:
     guide = (Path(__file__).parents[1] / "docs" / "command_line.md").read_text()
     table = guide[guide.index("## Options") : guide.index("## Configuration file")]
     first = re.findall(r"^\| ([^|]*) \|", table, re.MULTILINE)
-    documented = {option for cell in first for option in re.findall(r"`(--[a-z0-9-]+)", cell)}
+    flag = r"(?:^|[ ,`])(--[a-z][a-z0-9-]*)"
+    documented = {option for cell in first for option in re.findall(flag, cell)}
     pages = "".join(run(f"{c} --help").out for c in ("export", "check", "inspect", "targets"))
     offered = set(re.findall(r"(?:^|[ ,])(--[a-z0-9-]+)", pages)) - {"--help"}
     assert documented == offered

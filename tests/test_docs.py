@@ -167,3 +167,37 @@ def test_a_dead_link_would_be_seen(tmp_path: Path) -> None:
     page.write_text("[there](nowhere.md)")
     with pytest.raises(AssertionError, match=r"nowhere\.md"):
         test_links_lead_somewhere(page)
+
+
+# --- tables of options ----------------------------------------------------------------------------
+
+_TABLES = runpy.run_path(str(_ROOT / "scripts" / "option_tables.py"))
+
+
+@pytest.mark.parametrize("page", _TABLES["pages"](), ids=lambda page: page.name)
+def test_tables_of_options_are_what_the_commands_have(page: Path) -> None:
+    text = page.read_text()
+    assert _TABLES["page"](text) == text, "run scripts/option_tables.py"
+
+
+def test_every_option_of_every_command_stands_in_one_table_of_the_guide() -> None:
+    text = (_ROOT / "docs" / "command_line.md").read_text()
+    names = re.findall(r"<!-- options: ([a-z, ]+) -->", text)
+    tables = {name: _TABLES["table"](name.split(", ")) for name in names}
+    of = {command: tables[group] for group in names for command in group.split(", ")}
+    shared = tables[", ".join(_TABLES["SHARED"])]
+    for name, command in _TABLES["commands"]():
+        for row in _TABLES["rows"](command):
+            cell = f"| `{row.flags}` |"
+            lines = [line for line in of[name].splitlines() if line.startswith(cell)]
+            lines += [line for line in shared.splitlines() if line.startswith(cell)]
+            assert any(row.text in line for line in lines), f"{name} {row.flags}"
+
+
+def test_a_changed_option_and_an_unknown_one_would_be_seen() -> None:
+    text = (_ROOT / "docs" / "command_line.md").read_text()
+    stale = text.replace("| `--max-ram SIZE` |", "| `--max-memory SIZE` |")
+    assert stale != text
+    assert _TABLES["page"](stale) == text
+    with pytest.raises(ValueError, match="no --no-such of export"):
+        _TABLES["page"]("<!-- options: export; --no-such -->\n<!-- end -->")

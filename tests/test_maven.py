@@ -67,9 +67,10 @@ def _cache() -> Path:
 
 
 _needs_maven = pytest.mark.skipif(
-    not (Path.home() / ".m2" / "repository" / _PLUGIN).is_file()
+    shutil.which("java") is None
+    or not (Path.home() / ".m2" / "repository" / _PLUGIN).is_file()
     or not (any(_cache().glob("apache-maven-*/bin/mvn")) or shutil.which("mvn")),
-    reason="the app's tests have not fetched their plugins: make android-test",
+    reason="there is no JDK, or the app's tests have not fetched their plugins: make android-test",
 )
 
 

@@ -19,7 +19,7 @@ def _sections() -> Sections:
     return [
         ("Data and recipe", [options.CompressOptions]),
         *((f"With --recipe {name}", [RECIPES[name].settings]) for name in RECIPES),
-        ("Targets and limits", [options.TargetOptions, options.BudgetOptions,
+        ("Targets and limits", [options.RecipeTargetOptions, options.BudgetOptions,
                                 options.MicrocontrollerOptions, options.ModuleOptions]),
     ]  # fmt: skip
 
@@ -31,26 +31,24 @@ def run(
     verbose: bool,
     allow_undecided: bool,
     data: Any = None,
-    targets: Any = ("cortex-m4",),
     **options: Any,
 ) -> int:
     """Compresses a model, prints the result and returns the exit code."""
     from pathlib import Path
 
     from edgecompress.core.errors import ArgumentError
+    from edgecompress.pipeline.options import CompressOptions
     from edgecompress.recipes import compress
     from edgecompress.recipes.rendering import render
 
     if data is None:
         raise ArgumentError("--data", "be given", None, "An .npz file with x and y.")
-    output = Path(options.pop("output", "build"))
+    output = Path(options.pop("output", CompressOptions.output))
     with training_progress(quiet) as (progress, on_epoch):
         result = compress(
             Path(model),
             Path(data),
-            options.pop("recipe", "deep-compression"),
             output=output,
-            targets=list(targets),
             progress=progress,
             on_epoch=on_epoch,
             verbose=verbose,

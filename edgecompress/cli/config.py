@@ -31,7 +31,7 @@ def config_option() -> click.Option:
         is_eager=True,
         expose_value=False,
         callback=_read,
-        help='TOML file whose keys are the options of all commands (max_ram = "96KiB"), with '
+        help='TOML file whose keys are the options of all commands (`max_ram = "96KiB"`), with '
         "[export], [check], ... for one command alone; flags win, and paths in it count from its "
         "folder.",
     )

@@ -45,8 +45,9 @@ def run(
 
     from edgecompress.cli.targets import required
     from edgecompress.pipeline import export
+    from edgecompress.pipeline.options import ExportOptions
 
-    output = Path(options.pop("output", "build"))
+    output = Path(options.pop("output", ExportOptions.output))
     with progress_of(quiet) as progress:
         report = export(
             Path(model),

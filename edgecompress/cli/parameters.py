@@ -47,7 +47,7 @@ class OwnedOption(click.Option):
         self.owned = owned
         kind = owned.kind
         names = [owned.name, *([owned.short] if owned.short else [])]
-        details: dict[str, Any] = {"help": owned.help, "default": None, "hidden": owned.hidden}
+        details: dict[str, Any] = {"default": None, "hidden": owned.hidden}
         if kind.flag:
             names.append(f"{owned.flag}/{owned.off}" if owned.off else owned.flag)
             details["is_flag"] = True
@@ -59,6 +59,11 @@ class OwnedOption(click.Option):
             together = kind.multiple and not isinstance(kind, Many)
             details["type"] = _Raw() if together else KindType(inner, owned.flag)
         super().__init__(names, **details)
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Returns flags and text; the text may read registries, so only here."""
+        self.help = self.owned.text
+        return super().get_help_record(ctx)
 
     def process_value(self, ctx: click.Context, value: Any) -> Any:
         """Returns the value, or None where the option was not given."""

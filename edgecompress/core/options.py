@@ -46,6 +46,11 @@ class Kind:
     flag = False
     path = False
 
+    @property
+    def known(self) -> tuple[str, ...]:
+        """The names that it takes, where there is a list of them."""
+        return ()
+
     def parse(self, value: Any, argument: str) -> Any:
         """Returns the value of an option as its owner takes it.
 
@@ -214,6 +219,11 @@ class Choice(Kind):
     rule: str = "be a known name"
     names: Iterable[str] = ()
 
+    @property
+    def known(self) -> tuple[str, ...]:
+        """As `Kind.known`."""
+        return tuple(self.names)
+
     def parse(self, value: Any, argument: str) -> str:
         """Returns the name; see `Kind.parse`.
 
@@ -253,6 +263,11 @@ class Many(Kind):
     def path(self) -> bool:  # type: ignore[override]
         """As the inner kind."""
         return self.inner.path
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """As the inner kind."""
+        return self.inner.known
 
     def parse(self, value: Any, argument: str) -> tuple[Any, ...]:
         """Returns all values; see `Kind.parse`."""
@@ -360,6 +375,11 @@ class Named(Kind):
     rule: str = "be a known name"
     names: Mapping[str, type] = field(default_factory=dict)
 
+    @property
+    def known(self) -> tuple[str, ...]:
+        """As `Kind.known`."""
+        return tuple(self.names)
+
     def parse(self, value: Any, argument: str) -> Any:
         """Returns an object of the class; one that comes in is returned as it is."""
         return named(self.names, value, argument)
@@ -412,7 +432,7 @@ class Option:
 
     Attributes:
         name: The field's name, which is the keyword in Python and the key in TOML.
-        help: One or two sentences for `--help` and the docs.
+        help: What it means, in one or two sentences.
         kind: How its value is written.
         default: What holds where it is not given.
         flag: What the command line calls it, e.g. `--max-ram`.
@@ -420,6 +440,7 @@ class Option:
             none.
         short: Its short flag, e.g. `-o`; "" for none.
         hidden: Whether `--help` and the docs leave it out.
+        unset: What a default of None stands for, e.g. `all`; "" where that needs no word.
     """
 
     name: str
@@ -430,11 +451,36 @@ class Option:
     off: str = ""
     short: str = ""
     hidden: bool = False
+    unset: str = ""
 
     @property
     def key(self) -> str:
         """The key in a TOML file: the flag without its hyphens."""
         return self.flag.removeprefix("--")
+
+    @property
+    def text(self) -> str:
+        """What `--help` and the docs say: its meaning, the names it takes, its default.
+
+        Example:
+            >>> options_of(DeepCompression)[0].text  # doctest: +SKIP
+            'Share of weights to prune. 0 prunes nothing. May be repeated. Default: 0.8.'
+        """
+        told = [self.help]
+        if self.kind.known:
+            told.append(f"Names: {', '.join(self.kind.known)}.")
+        if self.kind.multiple:
+            told.append("May be repeated.")
+        default = self._default_text()
+        if default:
+            told.append(f"Default: {default}.")
+        return " ".join(told)
+
+    def _default_text(self) -> str:
+        if any(self.default is nothing for nothing in (None, False, ())):
+            return self.unset
+        values = self.default if isinstance(self.default, tuple) else (self.default,)
+        return ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values)
 
 
 def option(
@@ -446,20 +492,23 @@ def option(
     off: str = "",
     short: str = "",
     hidden: bool = False,
+    unset: str = "",
 ) -> Any:
     """Returns a dataclass field that is an option.
 
     Args:
         default: What holds where it is not given.
-        help: One or two sentences for `--help` and the docs.
+        help: What it means, in one or two sentences. `Option.text` adds which names there are,
+            that it may be repeated, and the default.
         kind: How its value is written. Defaults to a switch for a bool, else text.
         flag: The command line's name. Defaults to `--` and the field's name with hyphens.
         off: Flag that switches it off, e.g. `--no-distill`. Defaults to none.
         short: Its short flag, e.g. `-o`. Defaults to none.
         hidden: Whether `--help` and the docs leave it out. Defaults to no.
+        unset: What a default of None stands for, for `--help` and the docs, e.g. `all`.
     """
     chosen = kind or (Flag() if isinstance(default, bool) else Text())
-    return field(default=default, metadata={_KEY: (help, chosen, flag, off, short, hidden)})
+    return field(default=default, metadata={_KEY: (help, chosen, flag, off, short, hidden, unset)})
 
 
 def options_of(owner: type) -> tuple[Option, ...]:

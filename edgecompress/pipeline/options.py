@@ -22,17 +22,22 @@ from edgecompress.core.options import (
     whole,
 )
 
+_TARGET = "A name that `edgecompress targets` lists, or a .toml of your own."
+
 
 @dataclass(frozen=True)
 class TargetOptions:
     """The targets of a command."""
 
+    targets: Sequence[Any] = option((), _TARGET, many(Text("NAME")), flag="--target", short="-t")
+
+
+@dataclass(frozen=True)
+class RecipeTargetOptions:
+    """The targets of `compress`."""
+
     targets: Sequence[Any] = option(
-        (),
-        "A name that `edgecompress targets` lists, or a .toml of your own. May be repeated.",
-        many(Text("NAME")),
-        flag="--target",
-        short="-t",
+        ("cortex-m4",), _TARGET, many(Text("NAME")), flag="--target", short="-t"
     )
 
 
@@ -58,23 +63,24 @@ class ScoringOptions:
     metric: Sequence[str] | None = option(
         None,
         "Metric to measure instead of the one that fits the model's loss: accuracy, "
-        "binary_accuracy, top5, auc, mean_iou, mae, mse, rmse or r2. May be repeated.",
+        "binary_accuracy, top5, auc, mean_iou, mae, mse, rmse or r2.",
         many(Text("NAME[:OUTPUT]")),
     )
     min_metric: Any = option(
         None,
-        "Floor for a metric, e.g. r2=0.9 or accuracy:label=0.9. May be repeated.",
+        "Floor for a metric, e.g. r2=0.9 or accuracy:label=0.9.",
         ByNameText("NAME[:OUTPUT]=NUMBER"),
     )
     max_metric: Any = option(
         None,
-        "Ceiling for an error, e.g. mae=2.5 or mse:box=0.1. May be repeated.",
+        "Ceiling for an error, e.g. mae=2.5 or mse:box=0.1.",
         ByNameText("NAME[:OUTPUT]=NUMBER"),
     )
 
 
 _EVALUATE = (
-    "Labelled data for the accuracy check: x and y; y_<output> or y0, y1, ... for several outputs."
+    "Labelled data for the accuracy check: x and y; `y_<output>` or y0, y1, ... for several "
+    "outputs."
 )
 _DROP = "[NAME[:OUTPUT]=]NUMBER"
 
@@ -135,7 +141,7 @@ class ExportOptions:
     max_drop: Any = option(
         None,
         "How far a metric of the file may be worse than the Keras model's, e.g. 0.01 for one point "
-        "of accuracy. May be repeated.",
+        "of accuracy.",
         ByNameText(_DROP),
     )
     min_agreement: float | None = option(
@@ -143,8 +149,9 @@ class ExportOptions:
     )
     min_r2: float | None = option(
         None,
-        "Floor for R2 of each column of values against the Keras model; default 0.9, 0 for none.",
+        "Floor for R2 of each column of values against the Keras model; 0 for none.",
         share(),
+        unset="0.9",
     )
     c_sources: bool = option(False, "Also write C++ sources for microcontrollers into DIR/c.")
     labels: Any = option(
@@ -173,31 +180,34 @@ class BenchOptions:
     serial: str | None = option(None, "Which phone, as `adb devices` lists them.", Text("SERIAL"))
     runner: str = option(
         "app",
-        "What runs on the phone: app, the demo app (default); benchmark_model or litert, Google's "
-        "benchmark programs, which check no outputs; or a runner that a plugin brings.",
+        "What runs on the phone: app, the demo app; benchmark_model or litert, Google's benchmark "
+        "programs, which check no outputs; or a runner that a plugin brings.",
         Text("NAME"),
     )
     models: Sequence[str] = option(
         (),
-        "Kind of file in the bundle, e.g. float32; may be repeated. Default: the file that ships.",
+        "Kind of file in the bundle, e.g. float32.",
         many(Text("KIND")),
         flag="--model",
+        unset="the file that ships",
     )
-    threads: Sequence[int] = option(
-        (1,), "Threads of the runtime; may be repeated; default 1.", many(whole())
-    )
-    processes: int = option(5, "Fresh processes, one after the other; default 5.", whole())
+    threads: Sequence[int] = option((1,), "Threads of the runtime.", many(whole()))
+    processes: int = option(5, "Fresh processes, one after the other.", whole())
     min_seconds: float = option(
-        1.0, "Shortest duration of the timed part of each process; default 1.", Number()
+        1.0, "Shortest duration of the timed part of each process, in seconds.", Number()
     )
     timeout_s: float = option(
-        600.0, "Seconds that each process may take; default 600.", Number(), flag="--timeout"
+        600.0, "Seconds that each process may take.", Number(), flag="--timeout"
     )
     max_latency: float | None = option(
-        None, "Budget for one inference, e.g. 60ms or 800us; default: the export's.", Time()
+        None, "Budget for one inference, e.g. 60ms or 800us.", Time(), unset="the export's"
     )
     output: str | None = option(
-        None, "Default: measurement.json in BUNDLE.", Path("FILE.json"), short="-o"
+        None,
+        "The measurement file.",
+        Path("FILE.json"),
+        short="-o",
+        unset="measurement.json in BUNDLE",
     )
 
 
@@ -207,7 +217,7 @@ class CompressOptions:
 
     recipe: str = option(
         "deep-compression",
-        "How: deep-compression, or a recipe that a plugin brings.",
+        "How the model is made small: deep-compression, or a recipe that a plugin brings.",
         Text("NAME"),
     )
     data: Any = option(
@@ -232,7 +242,7 @@ class AppOptions:
 
     output: str = option("edgecompress-demo.apk", "The app.", Path("FILE.apk"), short="-o")
     source: str | None = option(
-        None, "Sources of the app; default: those that come with edgecompress.", Path("DIR")
+        None, "Sources of the app.", Path("DIR"), unset="those that come with edgecompress"
     )
 
 
@@ -250,7 +260,7 @@ class ModuleOptions:
     import_modules: Sequence[str] = option(
         (),
         "A module that registers layers of your own, which a model file may name; also from the "
-        "current folder. May be repeated. It is code, and runs.",
+        "current folder. It is code, and runs.",
         many(Text("MODULE")),
         flag="--import",
     )

@@ -102,59 +102,52 @@ class DeepCompression:
 
     sparsity: float | Mapping[str, float] = option(
         0.8,
-        "Share of weights to prune; default 0.8. May be repeated to give layers their own: "
-        "--sparsity 0.9 --sparsity head=0.5. 0 prunes nothing.",
+        "Share of weights to prune, of all layers or of one: `--sparsity 0.9 --sparsity head=0.5`. "
+        "0 prunes nothing.",
         by_name(Number("SHARE"), "LAYER"),
     )
     scope: str = option(
         "global",
-        "global: the smallest weights of all layers go (default); layer: the same share in every "
-        "layer.",
+        "global: the smallest weights of all layers go; layer: the same share in every layer.",
         Text("SCOPE"),
     )
     first_last: str = option(
         "prune",
-        "First and last layer: prune like the others (default), half, or keep.",
+        "First and last layer: prune like the others, half, or keep.",
         Text("POLICY"),
     )
     clusters: int | Mapping[str, int] | None = option(
         None,
-        "Values that the weights of a layer share, beside zero; default 15, for convolutions 31. "
-        "0 clusters nothing.",
+        "Values that the weights of a layer share, beside zero. 0 clusters nothing.",
         by_name(whole(), "LAYER"),
+        unset="15, for convolutions 31",
     )
     remove_channels: float = option(
         0.0,
-        "First remove this share of every layer's filters. Off by default; it is what makes a "
-        "model fast and its file smallest (0.5 is a start).",
+        "First remove this share of every layer's filters: it is what makes a model fast and its "
+        "file smallest (0.5 is a start).",
         Number("SHARE"),
     )
     epochs: int | Mapping[str, int] | None = option(
         None,
-        "Epochs of the stages remove, prune and cluster; default 10, 10 and 5.",
+        "Epochs of the stages remove, prune and cluster.",
         by_name(whole(), "STAGE"),
+        unset="10, 10 and 5",
     )
-    batch_size: int = option(64, "Samples of a batch; default 64.", whole())
-    learning_rate: float = option(
-        1e-3, "Initial Adam learning rate of each stage; default 0.001.", Number()
-    )
+    batch_size: int = option(64, "Samples of a batch.", whole())
+    learning_rate: float = option(1e-3, "Initial Adam learning rate of each stage.", Number())
     distill: bool | None = option(
         None,
-        "Let the original model teach with soft labels; default for classifiers.",
+        "Let the original model teach with soft labels.",
         Flag(),
         off="--no-distill",
+        unset="for classifiers",
     )
-    temperature: float = option(4.0, "Temperature of the soft labels; default 4.", Number())
-    soft_weight: float = option(
-        0.9, "Share of the soft labels in the loss; default 0.9.", Number("SHARE")
-    )
-    index_bits: int = option(
-        5, "Bits of a relative index in the paper's tables; default 5.", whole()
-    )
-    validation_split: float = option(
-        0.1, "Part of the data for validation; default 0.1.", Number("SHARE")
-    )
-    seed: int = option(0, "Seed of split and training; default 0.", whole())
+    temperature: float = option(4.0, "Temperature of the soft labels.", Number())
+    soft_weight: float = option(0.9, "Share of the soft labels in the loss.", Number("SHARE"))
+    index_bits: int = option(5, "Bits of a relative index in the paper's tables.", whole())
+    validation_split: float = option(0.1, "Part of the data for validation.", Number("SHARE"))
+    seed: int = option(0, "Seed of split and training.", whole())
     max_drop: float | None = option(
         None,
         "How far the file's metric may fall below the original model's, e.g. 0.01 for one point of "
@@ -163,26 +156,24 @@ class DeepCompression:
     )
     surgery: tuple[Any, ...] = option(
         (),
-        "Rewrite of the model before anything is trained, e.g. remove-channels; may be repeated.",
+        "Rewrite of the model before anything is trained.",
         many(Named(names=REWRITES)),
     )
     criterion: Any = option(
         "magnitude",
-        "What weights are pruned by: magnitude (default), taylor, or a criterion that a plugin "
-        "brings.",
+        "What weights are pruned by.",
         Named(names=CRITERIA),
     )
     pattern: Any = option(
         "weights",
-        "Which weights are pruned together: weights (each for itself; default), blocks, filters, "
-        "n-of-m, or a pattern that a plugin brings.",
+        "Which weights are pruned together; with weights each for itself.",
         Named(names=PATTERNS),
     )
     distillation: Any = option(
         None,
-        "How the original model teaches: distillation (soft labels, with --temperature and "
-        "--soft-weight; default), or a loss that a plugin brings.",
+        "How the original model teaches.",
         Named(names=LOSSES),
+        unset="distillation, with `--temperature` and `--soft-weight`",
     )
 
     def __post_init__(self) -> None:

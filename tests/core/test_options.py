@@ -156,3 +156,26 @@ def test_named_objects(given: object, thing: Blocks) -> None:
 def test_refused_named_objects(given: object, said: str) -> None:
     with pytest.raises(ArgumentError, match=said):
         named({"blocks": Blocks, "other": Other}, given, "pattern")
+
+
+@dataclass(frozen=True)
+class Told:
+    plain: int | None = option(None, "Memory.", Size())
+    off: bool = option(False, "Be strict.")
+    zero: int = option(0, "Seed.", whole())
+    small: float = option(1e-3, "Rate.", Number())
+    codes: tuple[str, ...] | None = option(
+        None, "A code.", many(Choice(names=("lut", "prune"))), unset="all"
+    )
+    threads: tuple[int, ...] = option((1, 2), "Threads.", many(whole()))
+
+
+def test_the_text_tells_names_repetition_and_default() -> None:
+    assert [item.text for item in options_of(Told)] == [
+        "Memory.",
+        "Be strict.",
+        "Seed. Default: 0.",
+        "Rate. Default: 0.001.",
+        "A code. Names: lut, prune. May be repeated. Default: all.",
+        "Threads. May be repeated. Default: 1, 2.",
+    ]

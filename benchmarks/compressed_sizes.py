@@ -15,7 +15,7 @@ not about accuracy.
   Huffman: the zero-order entropy, and no less than a bit for every weight.
 - Arena and instructions: of a Cortex-M4 with CMSIS-NN; "outside" where the decoded weights have
   memory of their own.
-- Exact: all outputs in TensorFlow Lite Micro, on random inputs, are those of the file that came in.
+- Exact: all outputs in TensorFlow Lite Micro, on random inputs, are those of the original file.
 """
 
 from __future__ import annotations

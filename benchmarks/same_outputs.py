@@ -344,7 +344,7 @@ def main(arguments: list[str] | None = None) -> int:
     two.add_argument("after", type=Path)
     two.add_argument("--width", type=int, help="columns of the table")
     two.add_argument("--equal-numbers", action="store_true",
-                     help="1 and 1.0 in a JSON file are no difference")  # fmt: skip
+                     help="1 and 1.0 in a JSON file count as equal")  # fmt: skip
     two.set_defaults(run=compare)
     options = parser.parse_args(arguments)
     return int(options.run(options))

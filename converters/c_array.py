@@ -215,7 +215,7 @@ def generate(
             the arena.
 
     Raises:
-        ModelFileError: the bytes are no .tflite file.
+        ModelFileError: the bytes are not a .tflite file.
         ArgumentError: `arena_bytes` or `decompression_memory` is not a positive size.
         UnknownNameError: `kernels` is unknown.
         UnsupportedOperatorError: TensorFlow Lite Micro lacks an operator of the model.

@@ -155,7 +155,7 @@ def _is_array(value: Any) -> bool:
 
 
 def _given_labels(labels: Any, argument: str) -> Labels | None:
-    """Returns labels that came as the second of (x, y) and are no array."""
+    """Returns labels that came as the second of (x, y) and are not an array."""
     if labels is None:
         return None
     if isinstance(labels, Mapping):

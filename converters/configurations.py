@@ -95,7 +95,7 @@ def check(config: Any, path: Path, legacy: bool = False) -> None:
         legacy: Whether Keras 2 will load it. Defaults to Keras 3.
 
     Raises:
-        ModelFileError: it is no configuration of a model.
+        ModelFileError: it is not a model configuration.
         UnsupportedModelError: it names something else; the layer and the name are in the text.
     """
     if not isinstance(config, dict) or not isinstance(config.get("class_name"), str):
@@ -126,7 +126,7 @@ def check_part(part: Any, path: Path, legacy: bool = False) -> None:
 def _check_class(node: Mapping[str, Any], layer: str, path: Path, legacy: bool) -> None:
     name = node["class_name"]
     if not isinstance(name, str):
-        raise ModelFileError(f"Layer {layer!r} of {path} has a class that is no name: {name!r}.")
+        raise ModelFileError(f"Layer {layer!r} of {path} has a class that is not a name: {name!r}.")
     plain = name.split(">")[-1]
     if plain in names.REFUSED_LAYERS:
         raise UnsupportedModelError(

@@ -368,7 +368,7 @@ def _check_members(path: Path, folder: Path) -> None:
         for name in archive.names:
             if name not in _MEMBERS and not name.startswith("assets/"):
                 raise ModelFileError(
-                    f"{path} is refused: {name} is no part of a Keras model. Save it with "
+                    f"{path} is refused: {name} is not part of a Keras model. Save it with "
                     "model.save()."
                 )
         if _WEIGHTS in archive.names:

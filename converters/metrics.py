@@ -409,7 +409,7 @@ class Labels:
         argument: Where they came from, for error messages.
 
     Raises:
-        ArgumentError: they are no finite numbers, or not as many as samples.
+        ArgumentError: they are not finite numbers, or not one per sample.
     """
 
     array: np.ndarray
@@ -417,7 +417,7 @@ class Labels:
     argument: str = "--evaluate"
 
     def __post_init__(self) -> None:
-        """Refuses what are no labels."""
+        """Refuses what cannot be labels."""
         array = self.array
         if array.dtype.kind not in "biuf" or not np.isfinite(array).all():
             raise ArgumentError(

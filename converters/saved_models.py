@@ -38,8 +38,8 @@ def check(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             raise ModelFileError(
-                f"{folder} is refused: {path.relative_to(folder)} is no file of its own. Copy the "
-                "SavedModel with its files in it."
+                f"{folder} is refused: {path.relative_to(folder)} is not a regular file. Copy the "
+                "SavedModel with its files."
             )
     data = read_bytes(graph)
     meta = _meta_graph(data, graph)

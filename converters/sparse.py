@@ -250,7 +250,7 @@ def _judge(flat: FlatModel, operator: Operator, tensor: Tensor) -> tuple[float |
     if tensor.type != "FLOAT32" or source is None or source.type != "FLOAT32":
         return None, f"{tensor.type} is faster dense (float32 weights and activations alone gain)"
     if tensor.shape[1] % BLOCK:
-        return None, f"its {tensor.shape[1]} inputs are no multiple of {BLOCK}"
+        return None, f"its {tensor.shape[1]} inputs are not a multiple of {BLOCK}"
     share = block_sparsity(tensor.values(), BLOCK)
     # What a schedule rounds to the nearest block is not missed by one block.
     if share < MIN_SPARSITY - 1 / max(tensor.elements // BLOCK, 1):

@@ -250,7 +250,7 @@ def signature_outputs(flat: FlatModel) -> dict[int, str]:
             for position in range(min(signature.OutputsLength(), len(flat.outputs))):
                 entry = signature.Outputs(position)
                 found[entry.TensorIndex()] = entry.Name().decode("utf-8")
-    # Names of a damaged signature are no reason to refuse a file that runs.
+    # Names of a damaged signature are not a reason to refuse a file that runs.
     except Exception:
         return {}
     return found
@@ -344,7 +344,7 @@ def _by_operator(operator: str, labels: Labels, made: str) -> Task | Unclear:
         if labels.classes == 1:
             return Unclear(f"{made} over a single value, which is always 1")
         if labels.same_shape and not labels.distributions:
-            return Unclear(f"{made}, but the labels are no classes ({labels.got})")
+            return Unclear(f"{made}, but the labels are not classes ({labels.got})")
         return _classes(labels, made, operator, False)
     if operator == "LOGISTIC":
         return _sides(labels, PROBABILITY, made)

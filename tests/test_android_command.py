@@ -190,7 +190,7 @@ def test_a_build_is_stopped_after_its_time(
 
 
 def _gone(process: int) -> None:
-    """Waits until a process is no more, or only waits for its parent to notice."""
+    """Waits until a process is gone, or only waits for its parent to notice."""
     for _ in range(100):
         try:
             if Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z":

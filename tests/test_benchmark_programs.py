@@ -368,7 +368,7 @@ def test_damaged_results_are_refused_without_a_traceback() -> None:
             decode_result(bytes(damaged)).problem(3250000)
         except ValueError:
             refused += 1
-    # Another time is no damage that the form shows.
+    # A different time is not damage that the schema can show.
     assert 200 < refused < 2000
 
 
@@ -376,8 +376,8 @@ def test_damaged_results_are_refused_without_a_traceback() -> None:
     ("change", "problem"),
     [
         ({"samples": 0}, "it timed no inference"),
-        ({"median": float("nan")}, "its times are no times"),
-        ({"init": -1.0}, "its times are no times"),
+        ({"median": float("nan")}, "its times are not times"),
+        ({"init": -1.0}, "its times are not times"),
         ({"median": 9e9}, "its percentiles are in no order"),
         ({"model_mb": 3.26}, "it is of a file of 3.26 MB, and not of the one that was pushed"),
         ({"model_mb": None}, None),

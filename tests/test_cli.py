@@ -537,7 +537,7 @@ def test_paths_count_from_the_folder_of_the_file(
 
 _SHARED_FILE = """
 target = "cortex-m4"
-calibration = "x.npz"      # export has it, check has not
+calibration = "x.npz"      # export has it, check does not
 max_ram = "64KiB"
 quiet = true
 threads = [1, 2]           # bench alone
@@ -593,7 +593,7 @@ def test_a_file_may_set_what_bench_measures(
     (tmp_path / "edge.toml").write_text(_SHARED_FILE.partition("[bench]")[0])
     given.clear()
     run(f"bench . --host --config {tmp_path / 'edge.toml'}")
-    # Left to the library: the file of `bench` is no folder of `export`.
+    # Left to the library: the file of `bench` is not a folder of `export`.
     assert given["host"] is True and given.get("output") is None
 
 

@@ -54,7 +54,7 @@ if [[ -n ${EDGECOMPRESS_KEYSTORE-} ]]; then
 else
     [[ -n ${XDG_CONFIG_HOME:-${HOME-}} ]] || die "HOME is not set; the debug key has no folder"
     keystore=${XDG_CONFIG_HOME:-$HOME/.config}/edgecompress/debug.keystore
-    # As for all debug keys, the password is no secret: the key proves nothing.
+    # As with any debug key, the password is not a secret: the key proves nothing.
     EDGECOMPRESS_KEYSTORE_PASSWORD=edgecompress
 fi
 export EDGECOMPRESS_KEYSTORE_PASSWORD

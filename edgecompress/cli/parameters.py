@@ -83,7 +83,7 @@ class Command(click.Command):
         arguments: Positional arguments.
         sections: Returns the headings of `--help` and the owners below them. It is called when the
             command is, so that owners are not imported before.
-        switches: Options that are no owner's: `--json`, `--quiet`, ...
+        switches: Options that belong to no owner: `--json`, `--quiet`, ...
         notes: Help of the arguments, name -> text.
     """
 

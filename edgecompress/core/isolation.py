@@ -403,7 +403,7 @@ def _result(folder: Path) -> Answer:
             files[_inside(name)] = _read(folder / f"file_{at}", 2 << 30)
     except (OSError, ValueError, KeyError, TypeError, RecursionError, MemoryError) as error:
         raise ProcessError(
-            f"The process that reads the model gave back what is no result ({error})."
+            f"The process that reads the model returned something that is not a result ({error})."
         ) from error
     return Answer(value, files)
 
@@ -414,7 +414,7 @@ def _read(path: Path, limit: int) -> bytes:
     with open(os.open(path, flags), "rb") as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode) or found.st_size > limit:
-            raise ValueError(f"{path.name} is no file, or too large")
+            raise ValueError(f"{path.name} is not a file, or is too large")
         return file.read(limit)
 
 

@@ -386,7 +386,7 @@ class Named(Kind):
 
 
 def named(registry: Mapping[str, type[T]], given: Any, argument: str) -> T:
-    """Returns an object of a registered class, by name, by name and options, or as it came.
+    """Returns an object of a registered class: given as such, by name, or by name and options.
 
     Args:
         registry: Name -> dataclass.
@@ -529,7 +529,7 @@ def parse_options(
 
     Args:
         owner: The dataclass.
-        given: Name -> value as it came; None stands for not given.
+        given: Name -> value as given; None stands for not given.
         what: The owner in an error, e.g. `--format compressed`.
         others: What stands in `what`'s place -> dataclass, of all owners of that axis: an option of
             another owner is refused with the owner's name. Defaults to none.

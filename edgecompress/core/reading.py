@@ -338,7 +338,7 @@ def _sound(label: Path | str, name: str = "") -> Iterator[None]:
 def open_archive(source: Path | str | bytes, label: Path | str | None = None) -> Iterator[Archive]:
     """Opens a zip archive after all of its members' names, kinds and sizes are found sound.
 
-    Members are stored or deflated, have relative names without `..`, each its own, are no links
+    Members are stored or deflated, have relative names without `..`, each its own, are not links
     and not encrypted, and inflate to at most 512 MiB or 16 times the archive in all.
 
     Args:

@@ -143,12 +143,12 @@ def read_record(model_path: Path | str) -> tuple[CompressionRecord | None, str |
         expected = content["model_sha256"]
     except UnreadableFileError as error:
         raise ModelFileError(
-            f"{path} is no compression record (it {error.problem}). Delete it or save the model "
+            f"{path} is not a compression record (it {error.problem}). Delete it or save the model "
             "again."
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelFileError(
-            f"{path} is no compression record ({error}). Delete it or save the model again."
+            f"{path} is not a compression record ({error}). Delete it or save the model again."
         ) from error
     found = sha256(read_bytes(model_path))
     if found != expected:

@@ -26,7 +26,7 @@ class Engine:
         wheels: Where the package exists, one sentence for who lacks it.
         worker: The program that is started for it.
         extra: The extra of this package that brings it; "" where every installation has it.
-        intermediates: Whether it can give back tensors that are no outputs.
+        intermediates: Whether it can return tensors that are not outputs.
     """
 
     name: str

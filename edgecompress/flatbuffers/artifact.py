@@ -37,7 +37,7 @@ class Artifact:
         """The file as read, once; with the names of `read_as` where it was given some.
 
         Raises:
-            ModelFileError: the bytes are no .tflite file.
+            ModelFileError: the bytes are not a .tflite file.
         """
         return read_tflite(self.data)
 

@@ -60,7 +60,7 @@ class FlatModel:
         return dict(Counter(operator.name for graph in graphs for operator in graph.operators))
 
     def parameters(self) -> int:
-        """Returns the number of weights and biases: constants that are no shapes or indices."""
+        """Returns the number of weights and biases: constants that are not shapes or indices."""
         packed = {o.inputs[1]: o for o in self.operators if o.name == BINARY_CONV}
         return sum(
             math.prod(binary_kernel_shape(self, packed[t.index]))

@@ -159,7 +159,7 @@ def block_sparsity(matrix: np.ndarray, width: int = 4) -> float:
         width: Columns of a block; must divide the columns. Defaults to 4.
 
     Raises:
-        ArgumentError: the columns are no multiple of `width`.
+        ArgumentError: the columns are not a multiple of `width`.
 
     Example:
         >>> block_sparsity(np.eye(4), 2)
@@ -177,7 +177,7 @@ def encode_blocks(matrix: np.ndarray, width: int = 4) -> tuple[np.ndarray, Spars
         width: Columns of a block; must divide the columns. Defaults to 4.
 
     Raises:
-        ArgumentError: the columns are no multiple of `width`.
+        ArgumentError: the columns are not a multiple of `width`.
     """
     blocks = _blocks(matrix, width)
     kept = blocks.any(-1)

@@ -27,7 +27,7 @@ Mac = Callable[[Any, LayerCall], int]
 MACS: Registry[Mac] = Registry("family of layers")
 # Families whose parameters scale, normalize or look up: no weighted sums, by convention.
 _NO_MACS = ("normalization", "statistics", "slope", "lookup")
-# Variables that are no weights in the sense of filters and matrices, whatever their rank.
+# Variables that are not weights in the sense of filters and matrices, whatever their rank.
 _NO_WEIGHTS = ("alpha", "gamma", "beta", "bias", "moving_mean", "moving_variance", "mean",
                "variance")  # fmt: skip
 

@@ -62,7 +62,7 @@ class _Part:
         position: Input position of the operator.
         tensor: The input as the operator sees it.
         constants: The tensor itself, or what an unpacker makes it from.
-        encoded: The constants are no plain values (DECODE).
+        encoded: The constants are not plain values (DECODE).
     """
 
     position: int

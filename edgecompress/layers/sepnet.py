@@ -3,7 +3,7 @@
 Li, Wang, Lv and Yang, SEP-Nets: Small and Effective Pattern Networks, 2017
 (https://arxiv.org/abs/1706.03912). `PatternBinarization` then fixes the k x k filters to one bit.
 
-These are no Keras layers: called on a tensor of the functional API, they add Conv2D,
+These are not Keras layers: called on a tensor of the functional API, they add Conv2D,
 BatchNormalization, Add and ReLU layers with readable names. The model that comes out holds no
 custom object, so it is saved, trained under int8 arithmetic, pruned, finalized and converted like
 any other.

@@ -250,7 +250,7 @@ def check_kernels(kernels: str | None) -> None:
 
 
 def check_name(name: str | None) -> None:
-    """Refuses names that are no plain file name on every system."""
+    """Refuses names that are not a plain file name on every system."""
     if name is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name):
         raise ArgumentError(
             "name",

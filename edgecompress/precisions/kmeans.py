@@ -147,7 +147,7 @@ def cluster(
 ) -> Clusters:
     """Assigns values to at most k shared ones by k-means.
 
-    Values that are no more than k different ones already keep themselves as centroids, so a
+    If there are at most k distinct values, they become the centroids unchanged, so a
     kernel that was clustered before is read back exactly. Otherwise a centroid that ends without
     members, as in the gap that pruning leaves around zero, moves to the value whose occurrences add
     most to the error, and Lloyd's iterations go on; the paper leaves this case open.

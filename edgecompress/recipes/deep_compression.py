@@ -3,8 +3,8 @@
 Han, Mao and Dally, Deep Compression: Compressing Deep Neural Networks with Pruning, Trained
 Quantization and Huffman Coding, 2016, https://arxiv.org/abs/1510.00149. We differ: magnitudes are
 compared over all layers, masks follow a schedule instead of one cut, centroids are trained with
-Adam, weights end as int8 codes, the code that runs is TensorFlow Lite Micro's, and the model that
-came in teaches the one that shrinks.
+Adam, weights end as int8 codes, the code that runs is TensorFlow Lite Micro's, and the original
+model teaches the one that shrinks.
 """
 
 from __future__ import annotations
@@ -172,8 +172,8 @@ def _load(request: Request) -> tuple[LoadedModel, Data, Task, list[str]]:
     notes = [*loaded.notes, *loss_notes, f"Loss: {task.loss_text}.", f"Validation: {data.split}."]
     if request.validation is None:
         notes.append(
-            "Where the model that came in was trained on these validation samples, its metric is "
-            "flattered and the drop overstated: give --validation with samples that are new to it."
+            "If the original model was trained on these validation samples, its metric is too good "
+            "and the drop is overstated: give --validation samples that it has not seen."
         )
     record = loaded.record or CompressionRecord()
     if record.ranges:
@@ -196,7 +196,7 @@ def _model_path(request: Request, loaded: LoadedModel) -> Path:
 
 @dataclass(frozen=True, eq=False)
 class _Baseline:
-    """What the model that came in is worth, and its files without training."""
+    """The metric of the original model, and its files without further training."""
 
     metric: float
     int8_metric: float
@@ -212,12 +212,12 @@ def _calibration(data: Data) -> list[Any]:
 
 
 def _measure_baseline(request: Request, loaded: LoadedModel, data: Data, task: Task) -> _Baseline:
-    """Converts and measures the model as it came: what cannot be converted is found out here."""
+    """Converts and measures the original model, so that one that cannot be converted fails here."""
     from edgecompress.converters import float32, int8
     from edgecompress.recipes import training
     from edgecompress.recipes.layer_table import kernels
 
-    request.progress("Measuring the model that came in")
+    request.progress("Measuring the original model")
     metric = training.measure(loaded.model, task, data.validation)
     floats = float32.convert(loaded, verbose=request.verbose)
     quantized = int8.strip_names(
@@ -500,13 +500,13 @@ def _totals(
 def _stage_results(
     baseline: _Baseline, finished: Sequence[_Done], drop: Drop, totals: Totals
 ) -> tuple[StageResult, ...]:
-    """Returns the way from the model that came in to the file that ships."""
+    """Returns the steps from the original model to the file that ships."""
     from edgecompress.recipes.results import StageResult
 
     kept = sum(int((kernel.values != 0).sum()) for kernel in baseline.kernels)
     return (
         StageResult(
-            "original", "as it came", baseline.metric, "keras", totals.weights, kept,
+            "original", "original", baseline.metric, "keras", totals.weights, kept,
             stored_bytes=totals.original_bytes, file_bytes=totals.float_bytes,
         ),
         StageResult(

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 NO_SPEED = (
-    "Zeros are no speed-up here: the kernels of microcontrollers multiply them like any other "
-    "weight, and decoding costs time. Only removed channels compute less."
+    "Zeros save no time here: microcontroller kernels multiply them like any other weight, and "
+    "decoding costs time. Only removed channels reduce the computation."
 )
 ACCOUNTING = (
     "The paper's accounting: weights and distances with their codebooks, no biases, no tables of "

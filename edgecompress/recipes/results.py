@@ -351,7 +351,7 @@ class Drop:
 
     Attributes:
         metric: `accuracy` or `mean_squared_error`.
-        before: The Keras model that came in.
+        before: The original Keras model.
         after: The file in its engine.
         drop: How much worse; negative where better.
         limit: The most that was allowed; None for no limit.

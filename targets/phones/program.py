@@ -104,7 +104,7 @@ class Figures:
         times = (self.init, self.first, self.warmup, self.min, self.p5, self.median, self.p95,
                  self.max, self.mean, self.std)  # fmt: skip
         if not all(math.isfinite(value) and value >= 0 for value in times):
-            return "its times are no times"
+            return "its times are not times"
         if not self.min <= self.p5 <= self.median <= self.p95 <= self.max:
             return "its percentiles are in no order"
         # Both are written with 6 or 7 digits.
@@ -183,13 +183,13 @@ def _message(value: bytes | int | None) -> Iterator[tuple[int, bytes | int]]:
 
 def _float(value: bytes | int) -> float:
     if not isinstance(value, bytes) or len(value) != 4:
-        raise ValueError("a figure is no float")
+        raise ValueError("a figure is not a float")
     return float(struct.unpack("<f", value)[0])
 
 
 def _whole(value: bytes | int) -> int:
     if not isinstance(value, int):
-        raise ValueError("a count is no number")
+        raise ValueError("a count is not a number")
     # Negative numbers are written as those of 64 bits.
     return value - (1 << 64) if value >> 63 else value
 
@@ -219,7 +219,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
             yield key >> 3, varint()
             continue
         if kind != 2 and kind not in sizes:
-            raise ValueError("it is no result")
+            raise ValueError("it is not a result")
         size = varint() if kind == 2 else sizes[kind]
         if place + size > len(data):
             raise ValueError("it is cut off")

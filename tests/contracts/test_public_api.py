@@ -15,7 +15,7 @@ NAMES = [name for name in ec.__all__ if name != "__version__"]
 def test_documented(name: str) -> None:
     public = getattr(ec, name)
     text = inspect.getdoc(public) or ""
-    assert text.splitlines()[0].endswith("."), f"{name}: the first line is no sentence"
+    assert text.splitlines()[0].endswith("."), f"{name}: the first line is not a sentence"
     if not (inspect.isclass(public) and issubclass(public, Exception)):
         assert "Example" in text, f"{name}: no example"
 

@@ -73,7 +73,7 @@ def network(*filters: np.ndarray, bias: bool = True, batch: int = 1) -> bytes:
 
 @pytest.fixture(scope="module")
 def model() -> bytes:
-    """90 % of the blocks zero; none; zeros that are no blocks."""
+    """90 % of the blocks zero; none; zeros that do not form blocks."""
     single = np.where(np.random.default_rng(2).random((32, 64)) < 0.95, 0, 1).astype(np.float32)
     return network(pruned(64, 128, 0.9), pruned(64, 64, 0.0), single)
 
@@ -211,7 +211,7 @@ def test_latency_is_asked_for_both(model: bytes) -> None:
     [
         ([pruned(64, 128, 0.8)], r"80.0% of its 1x4 blocks are zero, below 90%"),
         ([pruned(64, 128, 0.95, width=1)], "below 90%"),
-        ([pruned(64, 126, 0.95, width=1)], "its 126 inputs are no multiple of 4"),
+        ([pruned(64, 126, 0.95, width=1)], "its 126 inputs are not a multiple of 4"),
         ([pruned(4, 8, 1.0)], "would take no fewer bytes"),
     ],
 )

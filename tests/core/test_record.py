@@ -131,14 +131,14 @@ def test_a_record_of_other_weights_is_not_used(tmp_path: Path) -> None:
 def test_damaged_sidecar(tmp_path: Path, content: str) -> None:
     (tmp_path / "m.keras").write_bytes(b"model")
     sidecar_path(tmp_path / "m.keras").write_text(content)
-    with pytest.raises(ModelFileError, match="is no compression record .* Delete it or save"):
+    with pytest.raises(ModelFileError, match="is not a compression record .* Delete it or save"):
         read_record(tmp_path / "m.keras")
 
 
 def test_sidecar_that_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "m.keras").write_bytes(b"model")
     sidecar_path(tmp_path / "m.keras").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ModelFileError, match="is no compression record"):
+    with pytest.raises(ModelFileError, match="is not a compression record"):
         read_record(tmp_path / "m.keras")
 
 

@@ -81,6 +81,6 @@ def test_along_the_inputs_of_every_kind_of_kernel() -> None:
     assert (zeros("conv", -2) == 2).all()
     assert (zeros("transposed", -1) == 2).all()
     assert (zeros("after", -2) == 2).all()
-    # Five input channels are no groups of four.
+    # Five input channels do not divide into groups of four.
     assert np.count_nonzero(model.get_layer("odd").kernel.numpy()) == 15
     assert any("odd is not pruned" in note and "groups of 4" in note for note in pruning.notes)

@@ -159,7 +159,7 @@ class TestWholeRun:
         assert "First and last layer (stem, head): pruned like the others." in text
         assert "soft labels at temperature 4 are 90% of the loss" in text
         # The validation data are new to the model.
-        assert "flattered" not in text
+        assert "overstated" not in text
 
     def test_the_model_that_came_in_is_not_changed(self, whole: Run, case: Case) -> None:
         stored = keras.saving.load_model(case.path)
@@ -265,7 +265,7 @@ class TestOtherModels:
         assert result.drop.drop == result.drop.after - result.drop.before > 0
         # A single epoch costs something, and more than nothing was not allowed.
         assert (result.drop.verdict, result.exit_code, result.report.exit_code) == ("fail", 4, 0)
-        assert "flattered" in " ".join(result.notes)
+        assert "overstated" in " ".join(result.notes)
         assert "mean_squared_error" in " ".join(result.notes)
 
     def test_stages_can_be_left_out(self, case: Case, tmp_path: Path) -> None:

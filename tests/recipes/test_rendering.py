@@ -143,7 +143,7 @@ class TestPage:
             cells = [column.cell(layer) for column in LAYER_COLUMNS]
             assert cells in page.rows
         assert [column.total(whole.result.totals) for column in LAYER_COLUMNS] in page.rows
-        assert [row[0] for row in page.rows].count("as it came") == 1
+        assert [row[0] for row in page.rows].count("original") == 1
         assert NO_SPEED in html
         # Both charts, drawn into the page.
         assert html.count("<svg") == 2
@@ -195,7 +195,7 @@ class TestCharts:
         assert "fc 0 B" in plots.stacked_chart([("empty", [("fc", {"weights": 0})])])
 
     def test_stages_with_their_metric(self) -> None:
-        svg = plots.stage_chart([("as it came", 4096, 0.9), ("pruned", 1024, 0.88)], "accuracy")
+        svg = plots.stage_chart([("original", 4096, 0.9), ("pruned", 1024, 0.88)], "accuracy")
         assert "4.0 KiB" in svg and "pruned" in svg and "accuracy" in svg
 
 

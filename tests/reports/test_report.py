@@ -166,7 +166,7 @@ def _convolution() -> Any:
 def test_what_a_value_stands_on_is_said(name: str, said: list[str]) -> None:
     report = _checked(name, _convolution())
     text = " ".join(_text(report, width=200).split())
-    # A prediction is no measurement.
+    # A prediction is not a measurement.
     assert "Measured" not in text and "Verdict Value Band" in text
     page = re.sub(r"<[^>]+>", " ", html.unescape(render_html(report)))
     assert "Measured" not in page

@@ -192,7 +192,7 @@ public class AppTest {
         String text = openZip(TestBundles.zipOf("../../evil", new byte[1]));
         has(text, "Mein Bündel.zip: ");
         assertEquals(0, app.imported().list().size());
-        has(openZip("no zip".getBytes("UTF-8")), "is no .zip");
+        has(openZip("no zip".getBytes("UTF-8")), "is not a .zip");
     }
 
     // --- running --------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ final class Archive {
                     Failure.Code.STORAGE, "Cannot unpack the .zip: " + e.getMessage() + ".");
         }
         if (entries == 0) {
-            throw bad("The file is no .zip, or an empty one.");
+            throw bad("The file is not a .zip, or it is empty.");
         }
     }
 

@@ -171,7 +171,7 @@ public final class BundleReader {
             for (int d = 0; d < shape.length; d++) {
                 Object size = dimensions.opt(d);
                 if (!(size instanceof Integer) || (Integer) size < 1) {
-                    throw bad(at + "shape holds " + size + ", which is no size.");
+                    throw bad(at + "shape holds " + size + ", which is not a size.");
                 }
                 shape[d] = (Integer) size;
             }

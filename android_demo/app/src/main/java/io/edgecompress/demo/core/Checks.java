@@ -104,7 +104,7 @@ final class Checks {
                         .build());
     }
 
-    /** A verdict falls only when the whole band lies on one side of the limit. */
+    /** A verdict is given only when the whole band lies on one side of the limit. */
     static String judge(double low, double high, Double limit) {
         if (limit == null) {
             return "not_applicable";

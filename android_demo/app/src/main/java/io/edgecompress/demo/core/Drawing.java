@@ -71,7 +71,7 @@ public final class Drawing {
      * to the middle.
      *
      * @param share Part of the picture's shorter side that the drawing covers, at most 1.
-     * @param fill Whether areas that lines enclose are filled: a garment is no outline.
+     * @param fill Whether areas that lines enclose are filled: a garment is not an outline.
      */
     public float[] picture(int height, int width, float share, boolean fill) {
         float[] picture = new float[height * width];

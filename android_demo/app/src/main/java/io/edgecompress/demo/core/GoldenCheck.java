@@ -55,7 +55,7 @@ final class GoldenCheck {
                 if (Float.floatToRawIntBits(have) == Float.floatToRawIntBits(want)) {
                     equal++;
                 }
-                // Two values that are no numbers, or the same infinity, agree.
+                // Two NaNs, or the same infinity, agree.
                 double error = Float.compare(have, want) == 0 ? 0 : Math.abs((double) have - want);
                 double bound = model.golden.tolerance * Math.max(1, Math.abs(want));
                 withinTolerance &= error == 0 || error <= bound;

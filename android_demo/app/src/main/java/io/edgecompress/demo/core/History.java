@@ -29,7 +29,7 @@ public final class History {
         return file;
     }
 
-    /** Returns the file of a name; a name is no path. */
+    /** Returns the file of a name; a name is not a path. */
     public File file(String name) throws Failure {
         if (name.indexOf('/') >= 0 || Paths.problem(name) != null || name.startsWith(".")) {
             throw new Failure(

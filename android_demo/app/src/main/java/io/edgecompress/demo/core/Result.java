@@ -50,7 +50,7 @@ public final class Result {
             JSONObject json = new JSONObject(new String(content, StandardCharsets.UTF_8));
             if (!BenchmarkRun.SCHEMA.equals(Json.text(json, "schema"))) {
                 throw new Failure(
-                        Failure.Code.STORAGE, file.getName() + " is no result of this app.");
+                        Failure.Code.STORAGE, file.getName() + " is not a result of this app.");
             }
             return new Result(json);
         } catch (IOException | JSONException e) {

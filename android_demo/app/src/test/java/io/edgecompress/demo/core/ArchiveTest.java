@@ -70,8 +70,8 @@ public class ArchiveTest {
 
     @Test
     public void refusesWhatIsNoZipOrDamaged() throws Exception {
-        refuses(new byte[0], "is no .zip");
-        refuses("hello, this is no zip".getBytes("UTF-8"), "is no .zip");
+        refuses(new byte[0], "is not a .zip");
+        refuses("hello, this is not a zip".getBytes("UTF-8"), "is not a .zip");
         byte[] zip = TestBundles.zip(TestBundles.SHIPPED, "");
         refuses(Arrays.copyOf(zip, zip.length / 2), "zip");
         byte[] broken = zip.clone();

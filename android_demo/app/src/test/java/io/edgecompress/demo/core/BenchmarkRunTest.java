@@ -165,7 +165,7 @@ public class BenchmarkRunTest {
             GoldenCheck check = new GoldenCheck(model, "1.0", null);
             check.add(got, want);
             assertEquals("pair " + i, passes[i], check.passed());
-            // A value that is no number never gets into the file.
+            // NaN never gets into the file.
             assertNotNull(check.toJson().toString());
         }
     }

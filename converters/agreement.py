@@ -6,7 +6,7 @@ so each has its own coefficient of determination,
 
     R2_c = 1 - sum (y_c - f_c)^2 / sum (y_c - mean y_c)^2,
 
-y what the reference says, f the file: 1 where they are equal, 0 where the file is no better than a
+y what the reference says, f the file: 1 if they are equal, 0 if the file is no better than a
 constant. It holds a signal-to-noise ratio of 10 log10(1 / (1 - R2_c)) dB.
 """
 
@@ -82,9 +82,9 @@ class OutputAgreement:
         samples: Number of samples.
         agreement: Share of samples that agree, as `verify` says it, 0 to 1.
         sqnr_db: 10 log10(sum (y - mean)^2 / sum (y - f)^2) over all columns, in dB.
-        r2: Lowest R2 of a column that was judged; None where none was.
+        r2: Lowest R2 of a column that was judged; None if none was.
         r2_high: Upper end of its 95 % interval, bootstrapped over the samples.
-        column: That column; None where none was judged.
+        column: That column; None if none was judged.
         columns: Number of columns.
         floor: The floor of R2 that the columns were judged by.
         failing: Columns whose whole interval lies below the floor.

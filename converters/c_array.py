@@ -204,7 +204,7 @@ def generate(
         model: The .tflite file, as bytes or read.
         name: The model's name; `identifier(name)` starts every file name and symbol.
         arena_bytes: Size of the tensor arena, rounded up to 16 here: the smallest that allocates
-            (`Arena.smallest`), which may be more than is used in the end. None where it is not
+            (`Arena.smallest`), which may be more than is used in the end. None if it is not
             known: the program then only compiles with `-D<NAME>_ARENA_BYTES=...`.
         kernels: `cmsis-nn` or `reference`. With CMSIS-NN, operators whose every use is int8 are
             registered with their int8-only kernels, which take less flash. Defaults to `cmsis-nn`.

@@ -41,7 +41,7 @@ def load(
     max_samples: int | None = None,
     whole: bool = False,
 ) -> Data:
-    """Loads samples, and labels where there are any, and checks them against a model's inputs.
+    """Loads samples, and labels if there are any, and checks them against a model's inputs.
 
     Args:
         source: Path of an .npy or .npz file, an array, a list of arrays (one for each input), a

@@ -88,7 +88,7 @@ class CompressedResult:
         latency_after_us: The same for the compressed file.
         decompression_memory: Bytes of memory outside the arena that hold the largest decoded
             tensor, for firmware that calls `SetDecompressionMemory`.
-        verified_samples: Random samples on which the outputs were compared; 0 where they were not.
+        verified_samples: Random samples on which the outputs were compared; 0 if they were not.
     """
 
     artifact: Artifact

@@ -166,7 +166,7 @@ UNDO_QAT = (
 
 
 def _known(node: Mapping[str, Any], name: str) -> bool:
-    """Tells whether a node names something on the lists, and nothing else beside it."""
+    """Returns whether a node names something on the lists, and nothing else beside it."""
     module, registered = node.get("module"), node.get("registered_name")
     if name in _DATA:
         return True
@@ -204,7 +204,7 @@ def _is_in(module: Any, public: frozenset[str], folders: frozenset[str]) -> bool
 
 
 def _registered(node: Mapping[str, Any], name: str, legacy: bool) -> bool:
-    """Tells whether Keras will find a node's object among those that imported code registered."""
+    """Returns whether Keras will find a node's object among those that imported code registered."""
     if name == "function":
         wanted = node.get("config")
         return isinstance(wanted, str) and registered_object(wanted, legacy) is not None

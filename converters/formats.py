@@ -36,9 +36,9 @@ class Costs:
     Attributes:
         arena: Called with a model and the bytes of memory outside the arena for decoded weights
             (None for none). Returns what measures the arena of that model's variants on the
-            neediest target; None where a target's arena is unknown.
+            neediest target; None if a target's arena is unknown.
         latency: Called with a model. Returns what predicts the latency of its variants on the
-            slowest target; None where no target's latency can be predicted.
+            slowest target; None if no target's latency can be predicted.
         host_latency: Measures a file's latency on this computer.
         max_arena: The smallest RAM budget of all targets, in bytes; None for no limit.
         max_latency: The latency budget, in microseconds; None for no limit.
@@ -57,9 +57,9 @@ class FormatRequest:
 
     Attributes:
         name: Base name of the files.
-        loaded: The Keras model; None where a .tflite file was given.
-        original: The .tflite file; None where a Keras model was given.
-        samples: Calibration inputs, one array for each input; None where there are none.
+        loaded: The Keras model; None if a .tflite file was given.
+        original: The .tflite file; None if a Keras model was given.
+        samples: Calibration inputs, one array for each input; None if there are none.
         options: The format's own options, an instance of `Format.options`.
         costs: What files cost on the targets.
         progress: Called with a short text as each stage begins.
@@ -85,16 +85,16 @@ class FormatResult:
         main: The one of them that is checked and shipped; its `flat` may know more names than the
             file itself.
         layers: A file with the names of inner tensors, and the float file it was made from:
-            compared layer by layer. None where there is nothing to compare.
+            compared layer by layer. None if there is nothing to compare.
         parity: Agreement with the original .tflite file that making the file has already proven.
-            None where the Keras model is the reference.
+            None if the Keras model is the reference.
         engine: The engine that runs the file on phones and computers where that is not the
             target's own. None for the target's own.
         latencies: Kind of file -> microseconds of one inference on this computer, where measured.
         legacy_runtime: Whether the older runtime of devices in the field should load the file.
         parameters: Number of weights where the file does not show it. None for what it shows.
         decompression_memory: Bytes outside the tensor arena that the firmware provides for decoded
-            weights; None where they are in the arena.
+            weights; None if they are in the arena.
         notes: What the user has to know, one sentence each.
     """
 

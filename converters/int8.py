@@ -275,7 +275,7 @@ def _complete(
 
 
 def _widened(bounds: tuple[float, float]) -> tuple[float, float] | None:
-    """Returns the range, widened to contain zero; None where that leaves nothing."""
+    """Returns the range, widened to contain zero; None if that leaves nothing."""
     low, high = min(bounds[0], 0.0), max(bounds[1], 0.0)
     return (low, high) if high - low > _SMALLEST_RANGE else None
 

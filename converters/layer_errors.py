@@ -29,7 +29,7 @@ class LayerError:
             infinite where both are equal. It holds the errors of all layers before.
         operator: The operator that makes the tensor; `INPUT` for an input of the model.
         drop_db: The ratio of the operator's worst input minus its own: what the operator itself
-            adds. None where no input is known.
+            adds. None if no input is known.
     """
 
     name: str

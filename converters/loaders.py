@@ -67,7 +67,7 @@ class LoadedModel:
         inputs: Its inputs by position.
         path: Where it was read from; None for a model that was in memory.
         sha256: Of the file's bytes (a folder: of its files in order); "" for one in memory.
-        record: What was done to it in training; None where nothing is known.
+        record: What was done to it in training; None if nothing is known.
         notes: What was done otherwise than a plain load, one sentence each.
     """
 
@@ -130,8 +130,8 @@ def wrap(model: Any) -> LoadedModel:
         model: A Keras 3 or tf_keras model with known input shapes; a LoadedModel is passed on.
 
     Raises:
-        UnsupportedModelError: it is no Keras model, has no known inputs, or Keras does not run on
-            the TensorFlow backend.
+        UnsupportedModelError: it is not a Keras model, has no known inputs, or Keras does not run
+            on the TensorFlow backend.
         NotFiniteError: a weight is NaN or infinite.
     """
     if isinstance(model, LoadedModel):
@@ -261,14 +261,14 @@ def load_model(path: Path | str) -> LoadedModel:
 
     Keras 2 files are rebuilt as plain Keras 3 models where every layer exists there, checked
     against tf_keras on one random input; else they stay tf_keras models. Pruning and clustering
-    wrappers of tensorflow-model-optimization are stripped in a process of their own.
+    wrappers of tensorflow-model-optimization are stripped in a separate process.
 
     Args:
         path: A `.keras` file, an HDF5 file (`.h5`, `.hdf5`) holding a whole model, or a SavedModel
             folder.
 
     Returns:
-        The model with its compression record, where one lies beside the file.
+        The model with its compression record, if there is one beside the file.
 
     Raises:
         ModelFileError: the path is missing or the file is damaged, no model, or only weights.

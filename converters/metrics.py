@@ -59,7 +59,7 @@ class Scored:
         labels: `classes`, `numbers`: (elements,) whole numbers; `sides`: (rows, columns) of 0 and
             1; `values`: (samples, columns).
         outputs: `classes`: (elements, classes); `numbers`: (elements,); else as the labels.
-        cut: From which output on an element is a yes; None where there is no such side.
+        cut: From which output on an element is a yes; None if there is no such side.
         normal: Whether the outputs of the classes are probabilities.
     """
 
@@ -220,7 +220,7 @@ def accuracy(scored: Scored, parameter: float | None = None) -> Score:
 
 @_register("binary_accuracy", "binary accuracy", "share", ("sides",), parameter="the cut")
 def _side_accuracy(scored: Scored, parameter: float | None = None) -> Score:
-    """Share of elements on the right side of the cut, every label of a sample by itself."""
+    """Share of elements on the right side of the cut, every label of a sample separately."""
     cut = _cut(scored, parameter)
     outputs, labels = scored.outputs, scored.labels
     right = ((outputs >= cut) == (labels > 0)) & ~np.isnan(outputs)
@@ -385,7 +385,7 @@ def r2(scored: Scored, parameter: float | None = None) -> Score:
 
 
 def _worst(columns: np.ndarray, choose: Callable[..., Any]) -> dict[str, Any]:
-    """Returns the worst column where there are several."""
+    """Returns the worst column if there are several."""
     if len(columns) < 2:
         return {}
     finite = [float(column) if np.isfinite(column) else None for column in columns]

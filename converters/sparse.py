@@ -52,7 +52,7 @@ class SparseTensor:
         index: Number of the tensor, the same before and after.
         name: Its name in the original file, or that of its operator's output.
         operator: The operator that reads it.
-        sparsity: Share of its blocks of 1x4 that are zero; None where it has no such blocks.
+        sparsity: Share of its blocks of 1x4 that are zero; None if it has no such blocks.
         bytes_before: Bytes of its weights.
         bytes_after: Bytes of its values and indices.
         reason: Why it is left dense, or "".

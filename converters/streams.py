@@ -17,7 +17,7 @@ MOST_EVALUATED = 100_000
 
 
 def is_stream(source: Any) -> bool:
-    """Tells whether a source yields samples: a dataset, a generator, or a function that makes one.
+    """Returns whether a source yields samples: a dataset, a generator, or a function making one.
 
     Example:
         >>> is_stream(iter([])), is_stream(lambda: []), is_stream([1.0]), is_stream("x.npz")

@@ -85,7 +85,7 @@ def _strip_scales(
 
 
 def _reads_at(operator: Operator, tensor: int, position: int) -> bool:
-    """Tells whether an operator reads a tensor at this position and no other."""
+    """Returns whether an operator reads a tensor at this position and no other."""
     return [p for p, index in enumerate(operator.inputs) if index == tensor] == [position]
 
 
@@ -119,7 +119,7 @@ def _moved(flat: FlatModel, readers: Mapping[int, Sequence[Operator]]) -> dict[i
 
 
 def _flattens(operator: Operator, index: int) -> bool:
-    """Tells whether an operator reads a tensor as rows, without a look at its shape."""
+    """Returns whether an operator reads a tensor as rows, without a look at its shape."""
     return (
         operator.code == "FULLY_CONNECTED"
         and operator.inputs[0] == index

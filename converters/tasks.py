@@ -60,7 +60,7 @@ class Task:
         form: The form of labels that fits: see `metrics`.
         metric: What it is judged by where nobody says otherwise.
         found: What told, for people.
-        cut: From which value on an output is a yes; None where there are no sides.
+        cut: From which value on an output is a yes; None if there are no sides.
         normal: Whether the outputs are probabilities.
     """
 
@@ -107,7 +107,7 @@ class Output:
 
     Attributes:
         names: What users may call it, the first in messages; never empty.
-        loss: What it was trained with; None where nothing is known.
+        loss: What it was trained with; None if nothing is known.
     """
 
     names: tuple[str, ...]
@@ -389,7 +389,7 @@ def _sides(labels: Labels, cut: float, told: str) -> Task | Unclear:
 
 
 def may_be_classifier(operator: str, loss: Loss | None) -> bool:
-    """Tells whether an output without labels may give answers that are right or wrong."""
+    """Returns whether an output without labels may give answers that are right or wrong."""
     if operator in (*_SOFTMAX, *_NUMBERS, "LOGISTIC"):
         return True
     return loss is None or loss.kind not in ("mse", "mae", "unjudged")
@@ -454,7 +454,7 @@ def _no_logits(loss: Loss | None) -> bool:
 
 
 def match_labels(labels: Any, outputs: Sequence[Output], argument: str) -> tuple[Any, ...]:
-    """Returns the labels of each output by position; None where there are none.
+    """Returns the labels of each output by position; None if there are none.
 
     Args:
         labels: One array, for the only or the first output, or a mapping from `y_<output>`,

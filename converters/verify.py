@@ -73,8 +73,8 @@ class Parity:
             8-bit output of it would have.
         layers: Per-layer errors, the lowest ratio first; empty without a float model.
         notes: What could not be compared, one sentence each.
-        rounding: What of it rounding costs; None where it was not simulated.
-        outputs: Each output by itself.
+        rounding: What of it rounding costs; None if it was not simulated.
+        outputs: Each output separately.
         inputs: What the scales of the inputs do to the samples; none for float inputs.
     """
 
@@ -96,7 +96,7 @@ class Parity:
 
     @property
     def suspect(self) -> LayerError | None:
-        """The layer that adds the largest error of its own; None where none adds any."""
+        """The layer that adds the largest error of its own; None if none adds any."""
         adding = [layer for layer in self.layers if (layer.drop_db or 0) > 0]
         return max(adding, key=lambda layer: layer.drop_db or 0, default=None)
 

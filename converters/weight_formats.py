@@ -47,7 +47,7 @@ class Grid:
 
 
 def fit_grid(codes: np.ndarray, axis: int) -> Grid | None:
-    """Returns the coarsest evenly spaced levels that give every code; None where 15 do not do.
+    """Returns the coarsest evenly spaced levels that give every code; None if 15 do not do.
 
     A code must be a whole multiple of its channel's step. Where the channel uses the whole range of
     int8, it may be such a multiple rounded, as the codes of 4-bit weights are.
@@ -111,7 +111,7 @@ class Filter:
 
     @functools.cached_property
     def grid(self) -> Grid | None:
-        """Its levels; None where there are too many."""
+        """Its levels; None if there are too many."""
         return fit_grid(self.codes, self.axis)
 
     @property
@@ -137,7 +137,7 @@ class Stored:
     Attributes:
         codes: What the kernel multiplies with, int8, in the filter's shape.
         type: Type of the stored tensor: `INT8`, `INT4` or `INT2`.
-        steps: By how much the scale of each output channel grows; None where scales stay.
+        steps: By how much the scale of each output channel grows; None if scales stay.
         table_bits: Bits of the index into a table of values, looked up at run time; 0 for none.
         as_dense: The 1x1 convolution becomes a fully-connected layer.
         one_scale: Whether the kernels take one scale for all channels.

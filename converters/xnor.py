@@ -360,7 +360,7 @@ def _unpacked(flat: FlatModel, operator: Operator) -> tuple[np.ndarray, np.ndarr
 
 
 def _same_bits(want: np.ndarray, have: np.ndarray, scales: np.ndarray | None) -> bool:
-    """Tells whether two filters are the same, outputs that were turned around included.
+    """Returns whether two filters are the same, outputs that were turned around included.
 
     Folding a negative BatchNormalization factor into the filter turns all its signs; a factor of
     zero leaves no signs.
@@ -418,7 +418,7 @@ def _operators(layers: Sequence[XnorLayer]) -> int:
 
 
 def _by_converter(trace: Trace, verbose: bool, timeout_s: float = 900.0) -> bytes:
-    """Converts by Larq Compute Engine's converter, in a process of its own."""
+    """Converts by Larq Compute Engine's converter, in a separate process."""
     with temporary_folder() as scratch:
         folder = str(scratch)
         place = {name: os.path.join(folder, name) for name in ("model", "output", "reason", "job")}

@@ -37,7 +37,7 @@ class _Match:
         conv: Number of the operator.
         source: Number of the tensor whose signs it reads.
         shape: Dimensions of these signs: a reshape may come in between.
-        pad_values: 1 where the signs are padded with ones, else 0.
+        pad_values: 1 if the signs are padded with ones, else 0.
         padding: Of the binary convolution.
         magnitudes: |w| of each output.
     """
@@ -118,7 +118,7 @@ def _is(tensor: Tensor | None, value: float) -> bool:
 
 
 def _pads_same(flat: FlatModel, pad: Operator, conv: Operator, weights: Tensor) -> bool:
-    """Tells whether a padding adds what the padding "same" of the convolution would."""
+    """Returns whether a padding adds what the padding "same" of the convolution would."""
     from edgecompress.layers.binary import same_padding
 
     amounts = flat.tensor(pad, 1)
@@ -136,7 +136,7 @@ def _pads_same(flat: FlatModel, pad: Operator, conv: Operator, weights: Tensor) 
 
 
 def _signs_of(flat: FlatModel, makers: Mapping[int, Operator], index: int) -> int | None:
-    """Returns the tensor whose signs a tensor holds; None where it holds something else."""
+    """Returns the tensor whose signs a tensor holds; None if it holds something else."""
     select = makers.get(index)
     if select is None or select.code not in ("SELECT_V2", "SELECT"):
         return None

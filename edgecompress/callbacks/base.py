@@ -50,7 +50,7 @@ class HookedCallback(Keras3Callback):
         settle        training has ended: bring the final weights into their final form
         detach        every object gets its own attributes back; nothing to define
 
-    The train step is traced anew whenever hooks come or go. An error in a stage detaches the hooks
+    The train step is traced again whenever hooks come or go. An error in a stage detaches the hooks
     of all callbacks of the fit. A fit that is interrupted elsewhere (Ctrl-C) leaves them on the
     model until the next fit with such a callback, or until `detach()`.
     """
@@ -112,7 +112,7 @@ class HookedCallback(Keras3Callback):
 
     @contextlib.contextmanager
     def _stage(self) -> Iterator[None]:
-        """Has the step traced anew where hooks changed; detaches all where a stage fails."""
+        """Retraces the step if hooks changed; detaches all hooks if a stage fails."""
         try:
             yield
         except BaseException:
@@ -152,7 +152,7 @@ class CompressionCallback(HookedCallback):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What this training skipped or did otherwise than asked, one sentence each."""
+        """What this training skipped or did differently than asked, one sentence each."""
         return tuple(self._notes)
 
     def note(self, text: str) -> None:

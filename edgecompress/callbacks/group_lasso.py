@@ -372,7 +372,7 @@ def _has_filters(layer: Any) -> bool:
 
 
 def _why_not(path: str, layer: Any, analyses: list[Analysis]) -> str | None:
-    """Returns why none of a layer's filters can be removed; None where some can."""
+    """Returns why none of a layer's filters can be removed; None if some can."""
     if not layer.trainable:
         return "it is not trainable"
     for analysis in analyses:

@@ -2,9 +2,9 @@
 
 Whatever changes how a model trains is a `Hook`: one on an attribute of an object (the `call` of a
 layer, the regularizer of a variable), or one on the updates of the optimizer. All hooks of a fit
-belong to one `HookSession`, whichever callbacks attach them. It has the train step traced anew when
-hooks come or go, and gives every object its own attributes back, in whatever order hooks leave.
-A fit that is interrupted leaves its session on the model; the session of the next fit ends it.
+belong to one `HookSession`, whichever callbacks attach them. It retraces the train step when hooks
+come or go, and restores every object's own attributes, in whatever order hooks leave. An
+interrupted fit leaves its session on the model; the session of the next fit ends it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Before = Callable[[Gradients, list[keras.Variable]], Gradients]
 
 
 def rebuild_train_function(model: keras.Model) -> None:
-    """Makes the next train, test and predict step trace the model anew.
+    """Makes the next train, test and predict step retrace the model.
 
     `fit` builds its train function before `on_train_begin`, and a second `fit` reuses the traced
     one: whatever a callback hooks into the model or its optimizer would not be seen. Nothing is
@@ -41,7 +41,7 @@ def rebuild_train_function(model: keras.Model) -> None:
 
 
 def own_training(model: keras.Model) -> str | None:
-    """Returns which of Keras's training methods a model replaces; None where it has Keras's own.
+    """Returns which of Keras's training methods a model replaces; None if it has Keras's own.
 
     Such a method need not add `model.losses`, where the penalties of layers are, to its loss.
     """
@@ -113,7 +113,7 @@ class UpdateHook(Hook):
 
     Args:
         after: Called after each update, while the step is traced. Defaults to nothing.
-        before: Called before each update with the gradients (None where a variable has none) and
+        before: Called before each update with the gradients (None if a variable has none) and
             their variables; returns the gradients to apply. Defaults to None.
         assigns: The model's variables that `after` assigns.
         exclusive: Whether no other hook may assign any of these variables, because they hold
@@ -240,7 +240,7 @@ class HookSession:
         return [h for h in self.hooks if isinstance(h, UpdateHook) and h is not hook]
 
     def trace(self, always: bool = False) -> None:
-        """Has the next step traced anew where hooks have come or gone.
+        """Retraces the next step if hooks have come or gone.
 
         Args:
             always: Also where they have not: a hook now does something else. Defaults to False.
@@ -337,7 +337,7 @@ class _Patch:
             self._session.forget(self)
 
     def _put(self) -> None:
-        """Gives the object its own attribute back, then wraps it anew."""
+        """Restores the object's own attribute, then wraps it again."""
         if self._property:
             setattr(self.target, self.attribute, self._own)
         elif self._own is not _ABSENT:

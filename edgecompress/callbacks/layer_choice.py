@@ -107,7 +107,7 @@ def choose_kernels(
         layers: The user's choice.
         done: What is done to them, for the notes, e.g. "pruned".
         note: Called with a sentence for each layer that is left out.
-        suits: Tells whether the technique can work on a kind of layer. Defaults to all kinds
+        suits: Returns whether the technique can work on a kind of layer. Defaults to all kinds
             whose kernels callbacks change.
 
     Raises:

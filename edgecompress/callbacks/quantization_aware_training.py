@@ -176,7 +176,7 @@ class QuantizationAwareTraining(CompressionCallback):
         self._new_epoch = True
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Chooses the scales of the kernels anew once an epoch, when all callbacks began it."""
+        """Chooses the scales of the kernels again in each epoch, after all callbacks began it."""
         if self._new_epoch and self._arithmetic is not None:
             self._new_epoch = False
             if self._arithmetic.choose_scales():

@@ -139,10 +139,10 @@ def _failed(error: BaseException, arguments: list[str]) -> int:
         return error.exit_code
     if isinstance(error, OSError):
         # A full disk, no more processes, ...: the machine's trouble and no defect.
-        fail(f"cannot go on: {error}.")
+        fail(f"cannot continue: {error}.")
         return FAILURE
     if isinstance(error, MemoryError):
-        fail(f"cannot go on: the memory does not suffice for `{' '.join(arguments)}`.")
+        fail(f"cannot continue: not enough memory for `{' '.join(arguments)}`.")
         return FAILURE
     fail(
         f"internal error: {type(error).__name__}: {error}. This is a defect; run again with "

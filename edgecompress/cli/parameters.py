@@ -66,7 +66,7 @@ class OwnedOption(click.Option):
         return super().get_help_record(ctx)
 
     def process_value(self, ctx: click.Context, value: Any) -> Any:
-        """Returns the value, or None where the option was not given."""
+        """Returns the value, or None if the option was not given."""
         found = super().process_value(ctx, value)
         kind = self.owned.kind
         if kind.multiple:

@@ -117,7 +117,7 @@ class BundleModel:
         runtime: `litert`, `lce` or `tflm`.
         inputs: The model's inputs.
         outputs: The model's outputs.
-        golden: None where there are no samples, or the engine is missing.
+        golden: None if there are no samples, or the engine is missing.
     """
 
     file: str
@@ -149,11 +149,11 @@ class Bundle:
 
     Attributes:
         name: For people.
-        target: Name of the target profile; None where the export had none.
+        target: Name of the target profile; None if the export had none.
         models: The file that ships first, then the others.
         budgets: `max_latency_us`, `max_file_size`, `max_ram`, `min_accuracy`; None for no limit.
         version: Version of edgecompress.
-        labels: Names of the classes; None where they are not known.
+        labels: Names of the classes; None if they are not known.
         record: The compression record's JSON form; None without one.
         folder: Where it lies; None for one that is not written yet.
         sha256: Of bundle.json; "" for one that is not written yet.
@@ -199,7 +199,7 @@ class Bundle:
     def samples(
         self, model: BundleModel
     ) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]] | None:
-        """Returns golden inputs and outputs, each (samples, ...); None where there are none."""
+        """Returns golden inputs and outputs, each (samples, ...); None if there are none."""
         golden = model.golden
         if golden is None:
             return None

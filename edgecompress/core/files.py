@@ -52,10 +52,10 @@ def jsonable(value: Any) -> Any:
 
 
 def write_together(folder: Path | str, files: Mapping[str, bytes | str]) -> None:
-    """Writes several files of a folder, which is made where it is missing, at one moment.
+    """Writes several files of a folder at once, creating the folder if it is missing.
 
-    Whoever opens the folder finds all old or all new files, whenever this process is killed; other
-    files that are there stay. Linux can swap two folders: the new files are stored in a copy of the
+    Whoever opens the folder finds either all old or all new files, even if this process is killed;
+    other files stay. Linux can swap two folders: the new files are stored in a copy of the
     folder beside it, whose other files are links to the same data, and the two change places. A
     folder that cannot be swapped (a mount point, a parent that is read-only, links or very many
     files in it) gets its files one by one, each whole; what a killed run has left undone there, the
@@ -129,7 +129,7 @@ def sweep(place: Path) -> None:
 
 
 def _make_with(folder: Path, files: Mapping[str, bytes]) -> bool:
-    """Makes a folder with its files in one step; False where somebody else has made it."""
+    """Makes a folder with its files in one step; False if somebody else has made it."""
     missing, place = [folder.name], folder.parent
     while not place.exists():
         missing.append(place.name)
@@ -166,7 +166,7 @@ _MOST_LINKS = 10_000
 
 
 def _swap(folder: Path, files: Mapping[str, bytes]) -> bool:
-    """Writes files by a swap of folders; False where that cannot be done, and nothing was."""
+    """Writes files by a swap of folders; False if that cannot be done, and nothing was."""
     if sys.platform != "linux" or os.path.ismount(folder):
         return False
     with ExitStack() as stack:
@@ -277,7 +277,7 @@ def _move_late(source: Path, target: Path, files: Iterable[str], inodes: Mapping
 
 _JOURNAL = "journal.json"
 _LONGEST_JOURNAL = 1 << 20
-# Inode and time of a file; None where there is none.
+# Inode and time of a file; None if there is none.
 _Identity = list[int] | None
 
 
@@ -348,7 +348,7 @@ def _finish(folder: Path, dead: Path) -> None:
 
 
 def _read_journal(path: Path) -> dict[str, tuple[_Identity, _Identity]]:
-    """Returns the journal of a killed run; an empty one where there is none, or a damaged one."""
+    """Returns the journal of a killed run; an empty one if there is none, or a damaged one."""
     try:
         with open(path, "rb") as file:
             content = json.loads(file.read(_LONGEST_JOURNAL))

@@ -144,7 +144,7 @@ def _wait(handle: int, folder: Path) -> None:
 
 
 def _open(folder: Path) -> int | None:
-    """Opens a folder, not what a link leads to; None where that cannot be done."""
+    """Opens a folder, not what a link leads to; None if that cannot be done."""
     if fcntl is None:
         return None
     try:
@@ -154,7 +154,7 @@ def _open(folder: Path) -> int | None:
 
 
 def _try_lock(handle: int, wait: bool = False) -> bool | None:
-    """Locks an open folder; False where another process has it, None where there are no locks."""
+    """Locks an open folder; False if another process has it, None if there are no locks."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -169,7 +169,7 @@ class _Graph:
         return None
 
     def _is_merged(self, operator: _Operator) -> bool:
-        """Tells whether all readers of this one's input are equal: the converter makes them one."""
+        """Returns whether all readers of this one's input are equal: the converter merges them."""
         readers = [o for o in self.operators if operator.inputs[0] in o.inputs]
         return len(readers) == self.readers[operator.inputs[0]] and all(
             o.step.kind == operator.step.kind for o in readers
@@ -199,7 +199,7 @@ def _not_simulated(layer: Any, reason: str) -> str:
 
 
 def _keeps_axis(view: _Operator) -> bool:
-    """Tells whether a reshape leaves the channel axis alone."""
+    """Returns whether a reshape leaves the channel axis alone."""
     return view.same_channels and type(view.layer).__name__ in ("Reshape", "Flatten")
 
 
@@ -330,7 +330,7 @@ def _inside(graph: _Graph) -> set[int]:
 
 
 def _tap_of(graph: _Graph, operator: _Operator, source: str | None) -> Tap | None:
-    """Returns the tap on an operator's output, or None where its values are already rounded."""
+    """Returns the tap on an operator's output, or None if its values are already rounded."""
     name, layer, step = operator.name, operator.layer.name, operator.step
     if "float" not in operator.dtype or operator.folded_forward:
         return None

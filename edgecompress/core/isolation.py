@@ -1,4 +1,4 @@
-"""Runs a function on foreign files in a process of its own, confined, and takes back its results.
+"""Runs a function on foreign files in a separate process, confined, and takes back its results.
 
 Whatever a model file does to the libraries that read it happens there: the process has no network,
 writes into one temporary folder, reads what it was given, and has limits of memory and time. What
@@ -102,8 +102,8 @@ def call(
     """
     if not sys.executable:
         raise ProcessError(
-            "Model files are read in a Python process of their own, but this program does not know "
-            "where Python is (sys.executable is empty). Load the model and hand it over."
+            "Model files are read in a separate Python process, but this program does not know "
+            "where Python is (sys.executable is empty). Load the model and pass it instead."
         )
     limits = limits_for(sum(_bytes_of(Path(path)) for path in readable))
     devices: list[str] = []
@@ -172,7 +172,7 @@ def decode(kind: type[T], value: Any) -> T:
         return TypeAdapter(kind).validate_python(value)
     except (ValidationError, RecursionError) as error:
         raise ProcessError(
-            "The process that reads the model gave back what is no "
+            "The process that reads the model returned something that is not a "
             f"{kind.__name__} ({_one_line(str(error), 200)})."
         ) from error
 
@@ -249,7 +249,7 @@ def _pickled(arguments: Mapping[str, Any]) -> bytes:
     except Exception as error:
         raise ArgumentError(
             "model", "be a loaded model for such arguments", "a path",
-            "The file is read in a process of its own, and they cannot be sent there "
+            "The file is read in a separate process, and they cannot be sent there "
             f"({' '.join(str(error).split())[:160]}).",
         ) from error  # fmt: skip
 
@@ -301,7 +301,7 @@ def _listen(
             break
     if silent.is_set():
         return ProcessError(
-            "The process that reads the model was stopped: it told nothing for "
+            "The process that reads the model was stopped: it was silent for "
             f"{patience_s:,.0f} s. {_HINT}"
         )
     with contextlib.suppress(subprocess.TimeoutExpired):

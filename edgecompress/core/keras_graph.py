@@ -19,7 +19,7 @@ def functional_of(model: Any) -> Any:
     """Returns the Functional model behind a Sequential or Functional Keras model.
 
     Raises:
-        UnsupportedModelError: the model is subclassed, not built, or no Keras 3 model.
+        UnsupportedModelError: the model is subclassed, not built, or not a Keras 3 model.
     """
     import keras
 
@@ -139,7 +139,7 @@ def graph_nodes(model: Any) -> list[GraphNode]:
     Nested models stand for themselves.
 
     Raises:
-        UnsupportedModelError: the model is subclassed, not built, or no Keras 3 model.
+        UnsupportedModelError: the model is subclassed, not built, or not a Keras 3 model.
     """
     import keras
 
@@ -163,7 +163,7 @@ def graph_nodes(model: Any) -> list[GraphNode]:
 
 
 def is_nested(layer: Any) -> bool:
-    """Tells whether a layer is a model whose graph can be entered."""
+    """Returns whether a layer is a model whose graph can be entered."""
     import keras
 
     return isinstance(layer, keras.Sequential) or (
@@ -172,7 +172,7 @@ def is_nested(layer: Any) -> bool:
 
 
 def is_plain_model(layer: Any) -> bool:
-    """Tells whether a layer is a built Sequential or Functional model of Keras's own classes."""
+    """Returns whether a layer is a built Sequential or Functional model of Keras's own classes."""
     return bool(is_nested(layer) and type(layer).__module__.startswith("keras.") and layer.built)
 
 
@@ -214,7 +214,7 @@ def follow_graph(
         The value of each output.
 
     Raises:
-        UnsupportedModelError: the model is subclassed, not built, or no Keras 3 model.
+        UnsupportedModelError: the model is subclassed, not built, or not a Keras 3 model.
     """
     functional = functional_of(model)
     known = {id(tensor): value for tensor, value in zip(functional.inputs, values, strict=True)}
@@ -232,7 +232,7 @@ def layers_before(model: Any) -> dict[str, frozenset[str]]:
     Nested models are entered.
 
     Raises:
-        UnsupportedModelError: the model is subclassed, not built, or no Keras 3 model.
+        UnsupportedModelError: the model is subclassed, not built, or not a Keras 3 model.
     """
     found: dict[str, frozenset[str]] = {}
 
@@ -273,14 +273,14 @@ def outer_layers(model: Any, weighted: Callable[[Any], bool]) -> tuple[list[Any]
 
     Args:
         model: A built Sequential or Functional model.
-        weighted: Tells whether a layer counts.
+        weighted: Returns whether a layer counts.
 
     Returns:
         (layers that no other weighted layer comes before, layers that none comes after), in the
         order of the graph.
 
     Raises:
-        UnsupportedModelError: the model is subclassed, not built, or no Keras 3 model.
+        UnsupportedModelError: the model is subclassed, not built, or not a Keras 3 model.
     """
     first: dict[int, Any] = {}
     found: dict[int, Any] = {}

@@ -49,7 +49,7 @@ class KernelAxes:
         attribute: The layer's attribute that holds it.
         outputs: Axes that count output channels, negative; each index along them has an int8 scale
             of its own. Empty where the layer's settings decide.
-        inputs: The axis that counts input channels, negative; None where there is none.
+        inputs: The axis that counts input channels, negative; None if there is none.
         legacy: The attribute's name in tf-keras where it differs, else "".
     """
 
@@ -102,7 +102,7 @@ class LayerKind:
 
     @property
     def filter_axis(self) -> int | None:
-        """The axis of `kernel` that counts filters; None where filters do not stand alone."""
+        """The axis of `kernel` that counts filters; None if filters do not stand alone."""
         if self.channels is not Channels.MIXED or self.kernel is None:
             return None
         return self.kernel.outputs[0] if len(self.kernel.outputs) == 1 else None
@@ -168,7 +168,7 @@ def layer_classes(
 
     Args:
         use: `BY_DEFAULT`, or `ON_REQUEST` for classes whose layers have to be named.
-        suits: Tells whether a technique can work on a kind. Defaults to all kinds.
+        suits: Returns whether a technique can work on a kind. Defaults to all kinds.
     """
     return {
         getattr(importlib.import_module(kind.module), name): kind.kernel.attribute

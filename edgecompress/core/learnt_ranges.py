@@ -85,7 +85,7 @@ def settled_record(model: Any) -> CompressionRecord:
 
 
 def changed_layers(model: Any, record: CompressionRecord) -> tuple[str, ...]:
-    """Returns the layers whose weights are others than those the ranges were learnt with."""
+    """Returns the layers whose weights differ from those the ranges were learnt with."""
     return tuple(
         name for name, found in weight_hashes(model).items() if record.weights.get(name) != found
     )

@@ -1,4 +1,4 @@
-"""The one way to make a Keras model anew, with other settings or other weights in some layers.
+"""The one way to rebuild a Keras model with other settings or other weights in some layers.
 
 It goes through Keras's public serialization, so that the result is a plain model. (`operator_copy`
 takes a model apart into operators instead; its result has other layers.)

@@ -1,4 +1,4 @@
-"""A Keras model built anew operator by operator, as the int8 converter sees it."""
+"""A Keras model rebuilt operator by operator, as the int8 converter sees it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def rebuild(
     insert: Callable[[str, Any], Any],
     weights: Callable[[Any, tuple[int, ...]], Any] | None = None,
 ) -> Any:
-    """Builds the model anew from copies of its layers, operator by operator.
+    """Rebuilds the model from copies of its layers, operator by operator.
 
     The copies hold the weights of now; the model itself is left alone. Nested models are
     dissolved, separable convolutions become a depthwise and a pointwise one, and activations that

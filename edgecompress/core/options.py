@@ -228,7 +228,7 @@ class Choice(Kind):
         """Returns the name; see `Kind.parse`.
 
         Raises:
-            UnknownNameError: the name is unknown; the nearest or all are named.
+            UnknownNameError: the name is unknown; the error suggests the nearest or all.
         """
         known = tuple(self.names)
         if value not in known:

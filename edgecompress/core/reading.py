@@ -147,7 +147,7 @@ def read_text(path: Path | str, limit: int = TEXT_LIMIT) -> str:
     """Returns the content of a UTF-8 text file, without a byte order mark.
 
     Raises:
-        UnreadableFileError: as in `read_bytes`, or it is no UTF-8.
+        UnreadableFileError: as in `read_bytes`, or it is not UTF-8.
     """
     return decoded(read_bytes(path, limit), path)
 
@@ -184,7 +184,7 @@ def inside(folder: Path, path: str) -> Path:
 
 
 def is_inside(path: str) -> bool:
-    """Tells whether a path is relative, with /, and stays inside its folder.
+    """Returns whether a path is relative, with /, and stays inside its folder.
 
     Example:
         >>> is_inside("golden/a.bin"), is_inside("../a.bin"), is_inside("/a.bin")
@@ -404,7 +404,7 @@ def check_keras_archive(path: Path | str) -> tuple[Any, Any]:
 
     Raises:
         UnreadableFileError: as in `open_archive` and `parse_json`, a member is damaged, or there is
-            no config.json. The metadata are {} where there are none.
+            no config.json. The metadata are {} if there are none.
     """
     with open_archive(path) as archive:
         if "config.json" not in archive.names:

@@ -125,7 +125,7 @@ def read_record(model_path: Path | str) -> tuple[CompressionRecord | None, str |
     """Returns the record beside a model file and, where it cannot be used, why.
 
     Returns:
-        (record, None) where a sidecar belongs to the file, (None, None) where there is none. Where
+        (record, None) where a sidecar belongs to the file, (None, None) if there is none. Where
         a sidecar was written for other bytes: a record that holds nothing but the taps of the
         ranges that are not used, in `outdated`, and the reason.
 
@@ -160,7 +160,7 @@ def read_record(model_path: Path | str) -> tuple[CompressionRecord | None, str |
 
 
 def record_of(model: Any) -> CompressionRecord:
-    """Returns the record attached to a Keras model; an empty one where there is none."""
+    """Returns the record attached to a Keras model; an empty one if there is none."""
     return getattr(model, _ATTRIBUTE, None) or CompressionRecord()
 
 

@@ -58,7 +58,7 @@ class Registry(Mapping[str, T], Generic[T]):
             raise UnknownNameError(self._argument, name, self._entries) from None
 
     def __contains__(self, name: object) -> bool:
-        """Tells whether `name` is registered (Mapping's own version expects a KeyError)."""
+        """Returns whether `name` is registered (Mapping's own version expects a KeyError)."""
         load_plugins()
         return name in self._entries
 

@@ -92,14 +92,14 @@ class CheckResult:
     Attributes:
         rule: Which rule, e.g. `arena`.
         verdict: `pass`, `fail`, `uncertain`, `not_measured` or `not_applicable`.
-        measured: The value, in `unit`; None where there is none.
+        measured: The value, in `unit`; None if there is none.
         low: Lower end of the band the true value lies in; equal to `measured` where exact.
         high: Upper end of that band.
         limit: What decides, in `unit`: the user's budget, the profile's own, or a floor that is
             always in force; None for none.
         unit: `bytes`, `microseconds`, `share` (0 to 1), `number` (as the labels), `operators`,
             `microjoules` or `steps` (of quantized outputs).
-        how_known: How the value came about; None where there is none.
+        how_known: How the value came about; None if there is none.
         detail: What explains the value (peak operator, kernel set, worst layers, ...).
         reason: One sentence wherever the verdict is not a plain pass.
     """
@@ -170,9 +170,9 @@ class CheckResult:
 
 
 def exit_code(checks: Iterable[CheckResult]) -> int:
-    """Returns 0 where every limit is kept; else 5 for operators, 3 for a budget, 4 for accuracy, 6.
+    """Returns 0 if every limit is kept; else 5 for operators, 3 for a budget, 4 for accuracy, 6.
 
-    6 stands for limits that could not be decided; whatever failed goes before it.
+    6 stands for limits that could not be decided; whatever failed takes precedence.
 
     Example:
         >>> exit_code([CheckResult("arena", "fail", reason="It takes 2 KiB.")])
@@ -254,9 +254,9 @@ class ArtifactInfo:
         kind: The converter's registered name.
         bytes: Size of the file.
         sha256: Of its bytes.
-        notes: What the converter did otherwise than asked.
-        compressed_bytes: Size in a download; None where it was not looked at.
-        host_latency_us: Microseconds of one inference on the computer of the export; None where it
+        notes: What the converter did differently than asked.
+        compressed_bytes: Size in a download; None if it was not looked at.
+        host_latency_us: Microseconds of one inference on the computer of the export; None if it
             was not measured.
     """
 
@@ -310,9 +310,9 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """0 where every limit is kept; else 5 for operators, 3 for a budget, 4 for accuracy, 6.
+        """0 if every limit is kept; else 5 for operators, 3 for a budget, 4 for accuracy, 6.
 
-        6 stands for limits that could not be decided; whatever failed goes before it.
+        6 stands for limits that could not be decided; whatever failed takes precedence.
         """
         return exit_code(check for target in self.targets for check in target.checks)
 

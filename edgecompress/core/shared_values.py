@@ -103,7 +103,7 @@ def fold_factors(kernel: np.ndarray, folded: np.ndarray) -> np.ndarray | None:
         folded: The same shape.
 
     Returns:
-        g with `folded[c] = g[c] * kernel[c]` up to rounding, float64; 0 where a channel is zero.
+        g with `folded[c] = g[c] * kernel[c]` up to rounding, float64; 0 if a channel is zero.
     """
     if kernel.shape != folded.shape:
         return None

@@ -100,7 +100,7 @@ def parse_toml(text: str, label: Path | str, depth: int = DEPTH_LIMIT) -> dict[s
         depth: The most levels of tables and lists. Defaults to 100.
 
     Raises:
-        UnreadableFileError: it is no TOML, nests deeper, or holds NaN, an infinity or a number of
+        UnreadableFileError: it is not TOML, nests deeper, or holds NaN, an infinity or a number of
             more than 64 bits.
     """
     try:

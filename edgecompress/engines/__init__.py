@@ -1,1 +1,1 @@
-"""The engines that run .tflite files, in processes of their own."""
+"""The engines that run .tflite files, in separate processes."""

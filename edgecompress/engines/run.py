@@ -1,4 +1,4 @@
-"""Runs flatbuffers in the inference engines that devices use, each in a process of its own.
+"""Runs flatbuffers in the inference engines that devices use, each in a separate process.
 
 Two TFLite builds in one process corrupt each other's memory, and a damaged file can take the
 process down, so an engine never runs in the caller's process. A crash, an abort, a hang or a
@@ -273,9 +273,9 @@ def time_engine(
 
 
 def engine_available(name: str) -> str | None:
-    """Returns why an engine cannot be used here, or None where it can.
+    """Returns why an engine cannot be used here, or None if it can.
 
-    The engine's package is imported once, in a process of its own: an installed package may still
+    The engine's package is imported once, in a separate process: an installed package may still
     not load, e.g. because it wants another NumPy.
 
     Args:
@@ -401,7 +401,7 @@ def _size_of(job: Mapping[str, Any]) -> int:
 
 
 def _is_stateful(model: bytes) -> bool:
-    """Tells whether a model remembers something from one inference to the next."""
+    """Returns whether a model remembers something from one inference to the next."""
     with contextlib.suppress(ModelFileError):
         flat = read_tflite(model)
         return any(tensor.is_variable for tensor in flat.tensors) or any(
@@ -415,7 +415,7 @@ def _listen(
     timeout_s: float,
     report: Callable[[int], None] | None,
 ) -> dict[str, Any] | None:
-    """Returns the last answer; None where the worker ended without one, {} where it hung."""
+    """Returns the last answer; None if the worker ended without one, {} where it hung."""
     lines: queue.Queue[bytes | None] = queue.Queue()
 
     def read() -> None:

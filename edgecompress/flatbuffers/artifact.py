@@ -22,8 +22,8 @@ class Artifact:
         kind: `float32`, `int8`, ...: the converter's registered name.
         data: The file's bytes.
         source: What it was made from: a path or a model's name.
-        record: What was done to the model in training; None where nothing is known.
-        notes: What the converter could not do or did otherwise than asked, one sentence each.
+        record: What was done to the model in training; None if nothing is known.
+        notes: What the converter could not do or did differently than asked, one sentence each.
     """
 
     kind: str

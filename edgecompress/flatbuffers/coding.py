@@ -352,7 +352,7 @@ def _spread(node: _Node, bits: int, used: int = 0) -> list[tuple[_Node, int]]:
 def _tables(
     tree: _Node, root_bits: int, sizes: Mapping[int, tuple[int, int]], width: int
 ) -> tuple[int, ...] | None:
-    """Lays the tables out; None where an offset does not fit an entry.
+    """Lays the tables out; None if an offset does not fit an entry.
 
     An entry has its top bit set where a symbol is found; the next four bits are the bits that its
     code has in this table. Otherwise they are one less than the bits of the next look-up, and the

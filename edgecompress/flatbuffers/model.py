@@ -45,7 +45,7 @@ class FlatModel:
     others: tuple[FlatModel, ...] = field(default=(), repr=False)
 
     def tensor(self, operator: Operator, position: int) -> Tensor | None:
-        """Returns an operator's input tensor by position; None where it was left out."""
+        """Returns an operator's input tensor by position; None if it was left out."""
         if position >= len(operator.inputs) or operator.inputs[position] < 0:
             return None
         return self.tensors[operator.inputs[position]]

@@ -60,7 +60,7 @@ class Operator:
 
     @property
     def name(self) -> str:
-        """The custom name where there is one, else the code."""
+        """The custom name if there is one, else the code."""
         return self.custom_name or self.code
 
 
@@ -72,7 +72,7 @@ class Graph(Protocol):
         """All tensors, by index."""
 
     def tensor(self, operator: Operator, position: int) -> Tensor | None:
-        """Returns an operator's input tensor by position; None where it was left out."""
+        """Returns an operator's input tensor by position; None if it was left out."""
 
     def output(self, operator: Operator, position: int = 0) -> Tensor:
         """Returns an operator's output tensor by position."""

@@ -50,7 +50,7 @@ def inspect_file(
     """Inspects a model file: .tflite, .keras or .h5.
 
     Args:
-        path: The file. Files of Keras are read in a process of its own.
+        path: The file. Files of Keras are read in a separate process.
         import_modules: Modules that register the layers of your own that the file names.
         verbose: Let the log of libraries through.
 

@@ -113,7 +113,7 @@ def _filters(layer: Any, kind: LayerKind | None) -> np.ndarray:
     if axes is None or axes.inputs is None:
         return np.empty((0, 1))
     filters = channels_first(_array(axes.of(layer)), axes.outputs)
-    # A weight of zero is a +1 where only signs count: no such filter is zero.
+    # A weight of zero is a +1 if only signs count: no such filter is zero.
     return np.where(filters >= 0, 1, -1) if kind is not None and kind.one_bit else filters
 
 

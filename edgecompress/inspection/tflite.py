@@ -151,7 +151,7 @@ def _assign(model: FlatModel, notes: list[str]) -> list[list[_Part]]:
 def _part(
     model: FlatModel, operator: Operator, position: int, producers: Mapping[int, Operator]
 ) -> _Part | None:
-    """Returns an operator's input with the constants behind it; None where it is computed."""
+    """Returns an operator's input with the constants behind it; None if it is computed."""
     tensor = model.tensors[operator.inputs[position]]
     if tensor.is_constant:
         return _Part(position, tensor, (tensor,))

@@ -25,14 +25,14 @@ class Row:
             (None) where the graph is hidden.
         parameters: Everything learnt: weights, biases, batch normalization.
         weights: Elements of filters and matrices.
-        zeros: How many of `weights` are zero; None where they cannot be read.
+        zeros: How many of `weights` are zero; None if they cannot be read.
         filters: Output channels of the layer's weights; 0 for a layer without filters.
-        zero_filters: Output channels whose weights are all zero; None where unreadable.
+        zero_filters: Output channels whose weights are all zero; None if unreadable.
         bits: Bits of one stored weight, encoded ones on average; None without weights.
-        macs: Multiply-accumulates of one inference, without the next; None where they cannot be
+        macs: Multiply-accumulates of one inference, without the next; None if they cannot be
             told.
         binary_macs: Those whose factors are both of one bit: XNOR and popcount where an engine
-            computes so. None where they cannot be told.
+            computes so. None if they cannot be told.
         weight_bytes: Bytes that hold the parameters, as stored.
         dense_bytes: Bytes the same parameters take without sparse or encoded storage.
     """
@@ -216,7 +216,7 @@ def count_operators(entries: Iterable[tuple[str, int | None]]) -> tuple[Operator
 
 
 def zero_filter_notes(rows: Sequence[Row]) -> list[str]:
-    """Returns the note on filters that are zero throughout; none where there are none."""
+    """Returns the note on filters that are zero throughout; none if there are none."""
     dead = sum(row.zero_filters or 0 for row in rows)
     if not dead:
         return []

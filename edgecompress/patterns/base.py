@@ -19,7 +19,7 @@ class KernelShape:
 
     Attributes:
         shape: Its shape.
-        filter_axis: The axis that counts output channels; None where the layer has none.
+        filter_axis: The axis that counts output channels; None if the layer has none.
     """
 
     shape: tuple[int, ...]
@@ -53,7 +53,7 @@ class Pattern(ABC):
         return type(self).__name__.lower()
 
     def fits(self, kernel: KernelShape) -> bool:
-        """Tells whether a kernel can be pruned in this pattern."""
+        """Returns whether a kernel can be pruned in this pattern."""
         return True
 
     @abstractmethod

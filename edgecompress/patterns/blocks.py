@@ -44,7 +44,7 @@ class Blocks(Pattern):
         return f"blocks of {self.rows} x {self.columns}"
 
     def fits(self, kernel: KernelShape) -> bool:
-        """Tells whether the kernel is a matrix that the blocks divide."""
+        """Returns whether the kernel is a matrix that the blocks divide."""
         shape = kernel.shape
         return len(shape) == 2 and not shape[0] % self.rows and not shape[1] % self.columns
 

@@ -17,7 +17,7 @@ class Filters(Pattern):
     """
 
     def fits(self, kernel: KernelShape) -> bool:
-        """Tells whether the kernel has an axis of output channels, and more than one of them."""
+        """Returns whether the kernel has an axis of output channels, and more than one of them."""
         return kernel.filter_axis is not None and kernel.shape[kernel.filter_axis] > 1
 
     def units(self, scores: Any, kernel: KernelShape) -> Any:

@@ -57,7 +57,7 @@ class NOfM(Pattern):
         return 1 - self.n / self.m
 
     def fits(self, kernel: KernelShape) -> bool:
-        """Tells whether the kernel's input channels divide into groups."""
+        """Returns whether the kernel's input channels divide into groups."""
         axis = _input_axis(kernel)
         return axis is not None and not kernel.shape[axis] % self.m
 

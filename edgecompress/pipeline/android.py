@@ -137,7 +137,7 @@ def build_app(
     """Builds the demo app for phones as an APK that is signed with a debug key.
 
     Needs bash, a JDK and Debian's Android tools; what is missing is named. The first build fetches
-    190 MB from Maven Central, and Maven itself where there is none or an older one than 3.9; all of
+    190 MB from Maven Central, and Maven itself if there is none or an older one than 3.9; all of
     it is compared with the checksums that come with the sources.
 
     Args:

@@ -184,7 +184,7 @@ def _received(answer: isolation.Answer, request: BuildRequest) -> Build:
         raise
     except (KeyError, TypeError, ValueError, StopIteration, EdgeCompressError) as error:
         raise ProcessError(
-            f"The process that reads the model gave back an invalid build ({error})."
+            f"The process that reads the model returned an invalid build ({error})."
         ) from error
     return dataclasses.replace(made, main=main, artifacts=_with_main(made.artifacts, main))
 

@@ -56,7 +56,7 @@ def check(
         argv: The command for the report.
 
     Returns:
-        The report; `report.exit_code` is 0 where every limit of every target is kept.
+        The report; `report.exit_code` is 0 if every limit of every target is kept.
 
     Raises:
         EdgeCompressError: an argument or the file is wrong.

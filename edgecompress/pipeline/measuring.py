@@ -81,11 +81,11 @@ class Measurements:
             raise error
 
     def why_not(self, engine: str) -> str | None:
-        """Returns why an engine gives no results for the file; None where it does, or may."""
+        """Returns why an engine gives no results for the file; None if it does, or may."""
         return self.refusals.get(engine) or self.not_run.get(engine)
 
     def host_latency(self, engine: str = "litert") -> Any:
-        """Returns the latency measured on this machine; None where its engine refuses the file."""
+        """Returns the latency measured on this machine; None if its engine refuses the file."""
         if self._latency is None and self.why_not(engine) is None:
             from edgecompress.targets.bench import bench_host
 
@@ -101,7 +101,7 @@ class Measurements:
 
         Args:
             engine: The engine's name.
-            floor: The target's own floor for accuracy; one that the user gave goes before it.
+            floor: The target's own floor for accuracy; one that the user gave takes precedence.
         """
         key = (engine, floor)
         if key not in self._accuracy:

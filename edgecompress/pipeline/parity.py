@@ -39,7 +39,7 @@ def reference_outputs(
     """Returns the outputs of the Keras model on the samples, plainly and under simulated rounding.
 
     The plain model alone judges the file. The simulation, which only a model with learnt ranges
-    has, tells the error of rounding apart from that of converting; None where there is none.
+    has, tells the error of rounding apart from that of converting; None if there is none.
 
     Raises:
         NotFiniteError: an output is NaN or infinite.
@@ -107,7 +107,7 @@ def parity_check(
 ) -> CheckResult:
     """Returns how well the file agrees with its reference in the target's engine.
 
-    Every output is judged by itself; the worst verdict is the check's. The value shown is the
+    Every output is judged separately; the worst verdict is the check's. The value shown is the
     lowest agreement of the outputs that answer, and the lowest R2 where all are values.
 
     Args:
@@ -133,7 +133,7 @@ def parity_check(
         shown = min(answers or [o.agreement for o in parity.outputs])
         limit = MIN_AGREEMENT if floor is None else floor
     else:
-        # A model of values: its worst column, 0 where that is worse than its mean.
+        # A model of values: its worst column, 0 if that is worse than its mean.
         shown = max(0.0, min((o.r2 for o in parity.outputs if o.r2 is not None), default=1.0))
         limit = MIN_R2 if min_r2 is None else min_r2
     layers = layered.layers if layered else ()
@@ -212,7 +212,7 @@ class Agreement:
 
     Attributes:
         parities: Engine -> what was found there.
-        layered: The comparison layer by layer; None where there was none.
+        layered: The comparison layer by layer; None if there was none.
     """
 
     def __init__(

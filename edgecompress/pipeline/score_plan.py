@@ -24,8 +24,8 @@ class Item:
         position: The output's position.
         output: What messages call it; None for the only output.
         task: What the output is for; a reason where that is not known.
-        wanted: The metric; None where the task is not known.
-        labels: The labels; None where there are none.
+        wanted: The metric; None if the task is not known.
+        labels: The labels; None if there are none.
         floor: The limit that the user gave; None for none.
         max_drop: As in `Drop`; None for none.
     """

@@ -23,7 +23,7 @@ class Reference:
     """The outputs of the Keras model on the labelled samples.
 
     Attributes:
-        outputs: One array for each output, in the order of the file's; None where unknown.
+        outputs: One array for each output, in the order of the file's; None if unknown.
         reason: Why they are unknown.
     """
 

@@ -32,7 +32,7 @@ class Clusters:
         centroids: The shared values, ascending, float64; a preserved zero is not among them.
         labels: For each value the position of its centroid, in the shape of the values; -1 for a
             preserved zero.
-        error: Root of `sum (w - c(w))**2 / sum w**2`; 0 where no value changes.
+        error: Root of `sum (w - c(w))**2 / sum w**2`; 0 if no value changes.
     """
 
     centroids: np.ndarray

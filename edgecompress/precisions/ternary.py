@@ -58,7 +58,7 @@ def twn_threshold(weights: Any, channel_axes: Sequence[int], factor: float = 0.7
 
 
 def mean_beyond(weights: Any, threshold: Any, channel_axes: Sequence[int]) -> Any:
-    """Returns the mean of |w| over the weights with |w| > threshold; 0 where there are none.
+    """Returns the mean of |w| over the weights with |w| > threshold; 0 if there are none.
 
     Beyond the threshold of TWN it is the scale for which the ternary weights are closest to W.
 

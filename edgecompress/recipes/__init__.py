@@ -71,7 +71,7 @@ def compress(
             model that gives its input back. Labels are class numbers, one-hot rows or values.
         recipe: Its name. Defaults to `"deep-compression"`.
         validation: Data like `data` that are not trained on. Defaults to None: a share of `data`.
-        output: Folder of the files; made where it is missing.
+        output: Folder of the files; created if it is missing.
         targets: Microcontrollers: names, paths of .toml profiles, or profiles.
         max_flash: Budget for the model and the runtime's code, as in `export`.
         max_ram: Budget for the tensor arena, decoded weights included.
@@ -89,7 +89,7 @@ def compress(
         settings: The recipe's settings, e.g. `sparsity=0.9` or `clusters={"*": 15, "conv": 31}`.
 
     Returns:
-        Stages, tables, totals and the report; `result.exit_code` is 0 where every limit is kept.
+        Stages, tables, totals and the report; `result.exit_code` is 0 if every limit is kept.
 
     Raises:
         UnknownNameError: the recipe or a setting is unknown.

@@ -88,7 +88,7 @@ class Checkpoints:
         return self._folder / f"{name}.keras"
 
     def find(self, name: str, key: str) -> Finished | None:
-        """Returns a finished stage; None where it has to be done."""
+        """Returns a finished stage; None if it has to be done."""
         found = self._stored.get(name)
         if found is None or found.key != key:
             self._stored = {}

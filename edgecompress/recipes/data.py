@@ -23,7 +23,7 @@ class Samples:
 
     Attributes:
         x: One array for each input of the model; first axis samples.
-        y: Labels as they came; None where there were none.
+        y: Labels as they came; None if there were none.
     """
 
     x: tuple[np.ndarray, ...]

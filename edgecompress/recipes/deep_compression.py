@@ -136,7 +136,7 @@ def _check_request(request: Request) -> None:
 
 
 def _check_kinds(request: Request, task: Task) -> None:
-    """Refuses settings that need classes where there are none."""
+    """Refuses settings that need classes if there are none."""
     if request.settings.distill and not task.is_classifier:
         raise ArgumentError(
             "--distill", "go with a classifier", "labels that are values",

@@ -144,12 +144,12 @@ def _cluster(
 
 
 def prunes_at_all(settings: DeepCompression) -> bool:
-    """Tells whether any layer is pruned."""
+    """Returns whether any layer is pruned."""
     return any(share > 0 for share in by_layer(settings.sparsity).values())
 
 
 def clusters_at_all(settings: DeepCompression) -> bool:
-    """Tells whether any layer is clustered."""
+    """Returns whether any layer is clustered."""
     return any(count != 0 for count in by_layer(settings.clusters).values())
 
 

@@ -35,7 +35,7 @@ class TableKernel:
         name: For people.
         layer: The Keras layer.
         values: The weights.
-        macs: Multiply-accumulates; None where unknown.
+        macs: Multiply-accumulates; None if unknown.
     """
 
     key: tuple[str, int, str]
@@ -201,7 +201,7 @@ def match_file(
 
 
 def _cosine(first: np.ndarray, second: np.ndarray) -> float:
-    """Returns the mean cosine of the channels, without regard to signs; 1 where all are zero."""
+    """Returns the mean cosine of the channels, without regard to signs; 1 if all are zero."""
     a, b = first.astype(np.float64), second.astype(np.float64)
     norms = np.sqrt((a**2).sum(1) * (b**2).sum(1))
     live = norms > 0

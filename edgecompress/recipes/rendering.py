@@ -326,7 +326,7 @@ def render_html(result: CompressionResult) -> str:
 
 
 def _stage_sizes(result: CompressionResult) -> list[tuple[str, int, float]]:
-    """Returns (title, bytes, metric): files where there are any, else the paper's bytes."""
+    """Returns (title, bytes, metric): files if there are any, else the paper's bytes."""
     return [
         (stage.title, size, stage.metric)
         for stage in result.stages

@@ -31,7 +31,7 @@ class StageResult:
         weights: Elements of all kernels.
         kept: Elements other than zero.
         stored_bytes: Bytes of the kernels, by the paper's accounting; for a file's stage None.
-        file_bytes: Bytes of the file; None where the stage makes none.
+        file_bytes: Bytes of the file; None if the stage makes none.
         epochs: It was trained for.
         seconds: It took.
         resumed: Whether an earlier run had finished it.
@@ -63,11 +63,11 @@ class LayerResult:
         type: Class of the layer.
         weights: Elements of the kernel in the original model.
         storage: What the kernel that is left takes in the paper's format.
-        macs: Multiply-accumulates of the kernel in the original model; None where unknown.
+        macs: Multiply-accumulates of the kernel in the original model; None if unknown.
         macs_left: Those in the final model, zeros counted: what devices compute.
         input_density: Share of the layer's inputs other than zero, 1 for inputs of the model;
-            None where unknown. The paper's Act% of the layer before.
-        coding: How the .tflite file stores it: `lut`, `prune`, `huffman`, `raw`; None where it is
+            None if unknown. The paper's Act% of the layer before.
+        coding: How the .tflite file stores it: `lut`, `prune`, `huffman`, `raw`; None if it is
             not found in the file.
         file_bytes: Bytes that it takes in the file, tables included.
     """
@@ -169,7 +169,7 @@ def mean_bits(rows: Sequence[Storage], name: str) -> float:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one inference costs on the target; None where it cannot be told.
+    """What one inference costs on the target; None if it cannot be told.
 
     Attributes:
         before: The int8 file of the original model.
@@ -188,7 +188,7 @@ class Cost:
 
     @property
     def rate(self) -> float | None:
-        """Speed-up rate of the file that ships; under 1 where decoding costs more."""
+        """Speed-up rate of the file that ships; under 1 if decoding costs more."""
         return _ratio(self.before, self.after)
 
     def to_dict(self) -> dict[str, Any]:
@@ -276,7 +276,7 @@ class Totals:
 
     @property
     def flop_share(self) -> float | None:
-        """The paper's FLOP% over all layers; None where a layer's is unknown."""
+        """The paper's FLOP% over all layers; None if a layer's is unknown."""
         shares = [(layer.macs or 0, layer.flop_share) for layer in self.layers]
         if not self.macs or any(share is None for macs, share in shares if macs):
             return None
@@ -284,7 +284,7 @@ class Totals:
 
     @property
     def parameter_rate(self) -> float | None:
-        """Weights before over weights other than zero after; None where none is left."""
+        """Weights before over weights other than zero after; None if none is left."""
         return _ratio(self.weights, self.kept)
 
     @property

@@ -98,7 +98,7 @@ class Storage:
             nothing is pruned.
         values: Different values among the entries.
         weight_bits: Bits of a weight: of its index into the codebook, or 32 without one.
-        index_bits: Bits of a distance; 0 where nothing is pruned.
+        index_bits: Bits of a distance; 0 if nothing is pruned.
         codebook_bits: 32 for each value; 0 without a codebook.
         huffman_weight_bits: Bits of all Huffman-coded weights together.
         huffman_index_bits: Bits of all Huffman-coded distances together.
@@ -116,7 +116,7 @@ class Storage:
 
     @property
     def fillers(self) -> int:
-        """Stored zeros that fill gaps; 0 where nothing is pruned."""
+        """Stored zeros that fill gaps; 0 if nothing is pruned."""
         return self.entries - self.kept if self.index_bits else 0
 
     @property

@@ -180,7 +180,7 @@ def _kind(samples: Samples, outputs: np.ndarray, argument: str) -> str:
 def output_kind(model: Any, outputs: np.ndarray) -> str:
     """Returns whether a classifier gives `probabilities` or `logits`.
 
-    The activation of the layer that makes the output tells; where there is none to look at, the
+    The activation of the layer that makes the output tells; if there is none to look at, the
     outputs do: probabilities lie between 0 and 1 and sum to 1.
     """
     activation = _last_activation(model)
@@ -241,7 +241,7 @@ def _loss_name(loss: Any) -> str:
 
 
 def own_loss(model: Any, path: Path | None) -> tuple[Any, tuple[str, ...]]:
-    """Returns the loss that a model was compiled with, and notes; None where there is none.
+    """Returns the loss that a model was compiled with, and notes; None if there is none.
 
     Files are loaded without being compiled, so the loss is read from their configuration.
 

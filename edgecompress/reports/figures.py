@@ -27,7 +27,7 @@ class Rectangle:
         last_op: Operator that reads it last.
         offset: Where it lies in the arena, in bytes.
         bytes: Its size.
-        label: What a chart calls it; the name where there is none.
+        label: What a chart calls it; the name if there is none.
     """
 
     name: str
@@ -46,8 +46,8 @@ class MemoryMap:
         title: Which core and kernels it holds for.
         rectangles: The buffers.
         operators: Names of the operators, in order.
-        used: Bytes of the whole arena; None where only the plan is known.
-        peak_operator: Index of the operator where the plan is highest; None where unknown.
+        used: Bytes of the whole arena; None if only the plan is known.
+        peak_operator: Index of the operator where the plan is highest; None if unknown.
     """
 
     title: str
@@ -73,8 +73,8 @@ class Comparison:
 
     Attributes:
         name: What is compared, e.g. `File size`.
-        before: Earlier value, in `unit`; None where it was not known.
-        after: Present value; None where it is not known.
+        before: Earlier value, in `unit`; None if it was not known.
+        after: Present value; None if it is not known.
         unit: As in CheckResult.
     """
 
@@ -105,7 +105,7 @@ class Bar:
 
     Attributes:
         name: What it stands for.
-        value: Its value; None where unknown.
+        value: Its value; None if unknown.
         text: The value as text.
         share: Length of the bar, 0 to 1.
     """
@@ -208,7 +208,7 @@ class Gauge:
 
 
 def gauge(check: CheckResult) -> Gauge | None:
-    """Returns the bar of a check; None where there is no limit, or nothing below it."""
+    """Returns the bar of a check; None if there is no limit, or nothing below it."""
     if check.measured is None or not check.limit:
         return None
     if min(check.measured, check.limit) < 0:  # An R2 below 0 has no place on the bar.

@@ -94,7 +94,7 @@ def _drawing(height: float, salt: str) -> Iterator[Figure]:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    # Without a fixed salt every run would name its ids anew.
+    # Without a fixed salt every run would name its ids again.
     with rc_context({**_STYLE, "svg.hashsalt": salt}):
         yield Figure(figsize=(_WIDTH, height), layout="constrained")
 

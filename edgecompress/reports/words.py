@@ -63,7 +63,7 @@ def format_value(value: float | None, unit: str) -> str:
 
 
 def used_share(check: CheckResult) -> float | None:
-    """Returns measured / limit; None where there is no ceiling to use up."""
+    """Returns measured / limit; None if there is no ceiling to use up."""
     if check.measured is None or not check.limit or check.is_floor:
         return None
     return check.measured / check.limit
@@ -76,7 +76,7 @@ def band_text(check: CheckResult) -> str:
     low, high = format_value(check.low, check.unit), format_value(check.high, check.unit)
     if not (low and high):
         return f"at least {low}" if low else f"at most {high}"
-    # A unit that both ends share is said once.
+    # A unit that both ends share is stated once.
     return f"{low.removesuffix(' ' + high.partition(' ')[2])} to {high}"
 
 

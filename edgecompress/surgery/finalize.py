@@ -156,7 +156,7 @@ def _attach(
 
 
 def _random_inputs(model: keras.Model) -> list[np.ndarray] | None:
-    """Returns a batch of random inputs for each model input; None where one is not numeric."""
+    """Returns a batch of random inputs for each model input; None if one is not numeric."""
     random = np.random.default_rng(0)
     batch = next((t.shape[0] for t in model.inputs if t.shape[0] is not None), 4)
     values: list[np.ndarray] = []
@@ -186,7 +186,7 @@ def _outputs(model: keras.Model, inputs: list[np.ndarray]) -> list[np.ndarray]:
 def _difference(
     model: keras.Model, result: keras.Model, inputs: list[np.ndarray] | None, tolerance: float
 ) -> tuple[float, float]:
-    """Returns the largest difference of the outputs and its limit; 0 where nothing can be run."""
+    """Returns the largest difference of the outputs and its limit; 0 if nothing can be run."""
     if inputs is None:
         return 0.0, tolerance
     half = any("16" in _compute_dtype(layer) for layer in model.layers)

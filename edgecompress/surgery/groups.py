@@ -29,7 +29,7 @@ class FilterAxis:
 
 
 def filter_axis(layer: Any) -> FilterAxis | None:
-    """Returns where a layer keeps its filters; None where they do not stand alone."""
+    """Returns where a layer keeps its filters; None if they do not stand alone."""
     kind = exact_kind_of(layer)
     if kind is None or kind.kernel is None or kind.filter_axis is None:
         return None

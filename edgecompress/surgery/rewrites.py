@@ -23,7 +23,7 @@ class Rewritten:
     Attributes:
         model: The new model; the model that was given where there was nothing to do.
         removed_channels: Layer -> (channels before, after) of layers that lost some.
-        details: What the record's step says besides the rewrite's name and options; None where it
+        details: What the record's step says besides the rewrite's name and options; None if it
             needs no step of its own.
         notes: What stays as it was although it could be cheaper, with the reason.
     """

@@ -117,7 +117,7 @@ def _mix(analysis: Analysis, call: Call, kernel: np.ndarray, exact: bool) -> Cha
 
 
 def _pads(analysis: Analysis, layer: Any) -> bool:
-    """Tells whether a convolution reads zeros beyond the border."""
+    """Returns whether a convolution reads zeros beyond the border."""
     return analysis.borders and layer.padding != "valid" and math.prod(layer.kernel_size) > 1
 
 

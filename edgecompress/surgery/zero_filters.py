@@ -41,7 +41,7 @@ class FrozenZeros:
 
     Attributes:
         variable: The Keras variable.
-        mask: 1 where values are free and 0 where they stay zero; broadcasts to the variable.
+        mask: 1 if values are free and 0 if they stay zero; broadcasts to the variable.
     """
 
     variable: Any

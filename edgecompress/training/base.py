@@ -55,7 +55,7 @@ class TeacherLoss(ABC):
 
     @abstractmethod
     def compare(self, teacher: Any, student: Any, outputs: Outputs) -> Any:
-        """Returns a loss for each sample, (samples,); 0 where both say the same.
+        """Returns a loss for each sample, (samples,); 0 if both say the same.
 
         Args:
             teacher: The teacher's logits, (samples, classes).

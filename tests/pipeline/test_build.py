@@ -287,7 +287,7 @@ def test_what_the_process_gives_back_is_checked(
     request, _, value, files = crossed
     value, files = json.loads(json.dumps(value)), dict(files)
     spoil(value, files)
-    with pytest.raises(ProcessError, match="the model gave back"):
+    with pytest.raises(ProcessError, match="the model returned"):
         builder._received(Answer(value, files), request)
 
 

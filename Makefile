@@ -1,10 +1,11 @@
 # make demo: train, compress, export and check a small model; make test: lint, types and all tests;
+# make quick: style and the fast tests; make quick-all: the same with every Python that is here;
 # make apk, make android-test: the demo app for phones and its tests (android_demo/README.md).
 PYTHON ?= python3
 VENV ?= .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint fuzz lock sbom apk android-test android-checksums clean
+.PHONY: demo test quick quick-all lint style types fuzz lock sbom apk android-test android-checksums clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python -P -m edgecompress.demo --output build/demo
@@ -12,9 +13,20 @@ demo: $(INSTALLED)
 test: lint
 	$(VENV)/bin/pytest -q -n 2 --dist loadfile
 
-lint: $(INSTALLED)
+# Under 90 seconds on two cores; a file whose tests take longer is marked `slow`.
+quick: style
+	$(VENV)/bin/pytest -q -n 2 --dist loadfile -m "not slow and not docs"
+
+quick-all:
+	scripts/quick_all.sh
+
+lint: style types
+
+style: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+types: $(INSTALLED)
 	# mypy does not see the mapped folders of an editable install; a tree of links shows it them.
 	rm -rf build/src && mkdir -p build/src/edgecompress
 	ln -s $(CURDIR)/edgecompress/* $(CURDIR)/converters $(CURDIR)/targets build/src/edgecompress/

@@ -37,6 +37,7 @@ def _run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
 
 
+@pytest.mark.docs
 @pytest.mark.parametrize("name", [n for n in _PROGRAMS if n != "getting_started"])
 def test_program_runs(name: str, tmp_path: Path) -> None:
     blocks = _blocks(_ROOT / "docs" / f"{name}.md", "python")
@@ -45,6 +46,7 @@ def test_program_runs(name: str, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr[-2000:]
 
 
+@pytest.mark.docs
 def test_getting_started_runs_to_the_verdict(tmp_path: Path) -> None:
     page = _ROOT / "docs" / "getting_started.md"
     result = _run([sys.executable, "-P", "-c", "\n".join(_blocks(page, "python"))], tmp_path)

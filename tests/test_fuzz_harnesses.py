@@ -12,9 +12,12 @@ import pytest
 _FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "fuzz"
 _KINDS = ("archive", "flatbuffer", "json", "npz", "toml")
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("atheris") is None, reason="atheris is not installed"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("atheris") is None, reason="atheris is not installed"
+    ),
+]
 
 
 def _run(kind: str, *arguments: str) -> subprocess.CompletedProcess[str]:

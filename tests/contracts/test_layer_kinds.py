@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgecompress.core.fusion_rules import LOWERINGS
+import edgecompress as ec
+from edgecompress.core import fusion_rules
+from edgecompress.core.fusion_rules import LOWERINGS, lower
 from edgecompress.core.layer_kinds import (
     LAYER_KINDS,
     Channels,
@@ -19,6 +21,8 @@ from edgecompress.core.layer_kinds import (
     kind_of,
     layer_classes,
 )
+from edgecompress.inspection.keras_models import MACS, inspect_keras
+from edgecompress.surgery.rules import RULES
 
 keras = pytest.importorskip("keras")
 
@@ -120,6 +124,106 @@ def test_every_weight_of_the_layer_is_in_the_table(name: str) -> None:
 @pytest.mark.parametrize("name", [n for n in _LAYERS if LAYER_KINDS[n].operator])
 def test_every_operator_has_a_rule(name: str) -> None:
     assert LAYER_KINDS[name].operator in LOWERINGS
+
+
+def _operation(name: str) -> Any:
+    """Returns an operation of keras.ops on one tensor, as a graph holds it."""
+    x = keras.Input((6, 4))
+    function = getattr(keras.ops, "hard_silu" if name == "HardSilu" else name.lower())
+    return keras.Model(x, function(x)).operations[-1]
+
+
+_STEPS = {
+    getattr(fusion_rules, name)
+    for name in (
+        "WEIGHTED", "AFFINE", "RELU", "RELU6", "BINARY", "FREE", "FIXED", "JOIN", "AVERAGE",
+        "MAXPOOL", "VIEW", "MOVE", "IDENTITY",
+    )
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("operator", sorted(LOWERINGS))
+def test_every_rule_of_an_operator_lowers_a_layer(operator: str) -> None:
+    """To steps that are simulated, but for what the rule refuses with a reason."""
+    names = [name for name, kind in LAYER_KINDS.items() if kind.operator == operator]
+    assert names, "no class of layers names it"
+    lowered = 0
+    for name in names:
+        layer = _built(name)[0] if name in _LAYERS else _operation(name)
+        inputs = 2 if LAYER_KINDS[name].family in _TWO_INPUTS else 1
+        steps = lower(layer, inputs, plain=True)
+        assert steps
+        refused = [step for step in steps if step.kind == fusion_rules.UNSUPPORTED]
+        assert all(step.reason for step in refused)
+        assert refused or {step.kind for step in steps} <= _STEPS
+        lowered += not refused
+    # The nearest upsampling, which is the default, becomes a float operator.
+    assert lowered or operator == "upsampling"
+
+
+# --- families -------------------------------------------------------------------------------------
+
+
+def _of(family: str) -> list[str]:
+    names = [n for n, kind in LAYER_KINDS.items() if kind.family == family]
+    assert names, "no class of layers is of this family"
+    return [name for name in names if name in _LAYERS]
+
+
+@pytest.mark.parametrize("family", sorted(MACS))
+def test_multiply_accumulates_are_what_ones_sum_to(family: str) -> None:
+    """Of weights and inputs that are all 1, every multiply-accumulate adds 1 to the outputs."""
+    if family == "bidirectional":
+        one, both = (
+            inspect_keras(keras.Sequential([keras.Input((6, 4)), layer])).macs
+            for layer in (keras.layers.LSTM(5), keras.layers.Bidirectional(keras.layers.LSTM(5)))
+        )
+        assert 0 < both == 2 * one  # type: ignore[operator]
+        return
+    for name in _of(family):
+        layer, shape = _built(name)
+        found = inspect_keras(keras.Sequential([keras.Input(shape), layer]))
+        if family == "recurrent":
+            assert found.macs == shape[0] * sum(w.numpy().size for w in layer.weights[:2])
+            continue
+        for weight in layer.weights:
+            weight.assign(
+                np.zeros(weight.shape) if weight.name == "bias" else np.ones(weight.shape)
+            )
+        outputs = _run(layer, np.ones((1, *shape), "float32"))
+        macs = float(outputs.sum())
+        if family == "separable":
+            # The 1x1 convolution sums what the other one has summed: each of its own is that often.
+            taps = int(np.prod(layer.kernel_size))
+            macs = macs / taps + macs / outputs.shape[-1]
+        assert found.macs + found.binary_macs == macs
+
+
+@pytest.mark.parametrize("family", sorted(RULES))
+def test_a_zero_channel_leaves_with_the_layers_that_pass_it_on(family: str) -> None:
+    """A channel that is always 0 goes in front of every class; the outputs stay what they were."""
+    removed = 0
+    for name in _of(family):
+        two = LAYER_KINDS[name].family in _TWO_INPUTS
+        layer, shape = _built(name)
+        if LAYER_KINDS[name].operator == "rescaling":
+            layer = type(layer)(scale=0.5)
+        inputs = keras.Input(shape)
+        before = [keras.layers.Dense(4, name=f"before_{n}") for n in range(2 if two else 1)]
+        made = [dense(inputs) for dense in before]
+        x = layer(made if two else made[0])
+        x = keras.layers.Flatten()(x) if len(x.shape) > 2 else x
+        model = keras.Model(inputs, keras.layers.Dense(3, name="after")(x))
+        for dense in before:
+            kernel = dense.kernel.numpy()
+            kernel[:, 1] = 0
+            dense.kernel.assign(kernel)
+        samples = np.random.default_rng(2).normal(size=(3, *shape)).astype("float32")
+        wanted = np.asarray(model(samples))
+        small = ec.finalize(model)
+        np.testing.assert_allclose(small(samples), wanted, atol=1e-4 * np.abs(wanted).max())
+        removed += small.count_params() < model.count_params()
+    assert removed, f"nothing was removed through any of {_of(family)}"
 
 
 def _with_axes() -> list[tuple[str, KernelAxes]]:

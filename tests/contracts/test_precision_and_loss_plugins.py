@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 pytest.importorskip("keras")
 
-_PLUGINS = Path(__file__).parent / "plugins"
 _PROGRAM = """
 import json
 import keras, numpy as np
@@ -45,29 +41,8 @@ print(json.dumps(said))
 """
 
 
-@pytest.mark.parametrize("name", ["precision", "loss"])
-def test_the_toys_are_small(name: str) -> None:
-    assert len((_PLUGINS / f"{name}.py").read_text().splitlines()) <= 40
-
-
-def test_they_are_used_by_name_and_recorded(tmp_path: Path) -> None:
-    for name in ("precision", "loss"):
-        (tmp_path / f"toy_{name}.py").write_text((_PLUGINS / f"{name}.py").read_text())
-        info = tmp_path / f"toy_{name}-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: toy-{name}\nVersion: 1.0\n")
-        point = f"[edgecompress.plugins]\ntoy-{name} = toy_{name}\n"
-        (info / "entry_points.txt").write_text(point)
-    done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM],
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout.splitlines()[-1])
+def test_they_are_used_by_name_and_recorded(installed: Callable[..., Any]) -> None:
+    said = installed("precision", "loss").python(_PROGRAM)
     assert (said["step"], said["bits"], said["kind"]) == ("coarse", 4, "coarse")
     assert said["loss"] == 1.0
     assert "coarse" in said["refused"][0] and "int8" in said["refused"][0]

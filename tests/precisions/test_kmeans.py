@@ -10,7 +10,7 @@ import pytest
 from edgecompress.core.errors import ArgumentError, UnknownNameError
 from edgecompress.precisions.kmeans import INITIALIZATIONS, cluster, lloyd, nearest
 
-NAMES = ("linear", "density", "k-means++")
+NAMES = sorted(INITIALIZATIONS)
 _RNG = np.random.default_rng(0)
 
 

@@ -52,6 +52,8 @@ def _registries_of(module: Any) -> dict[int, tuple[str, Registry[Any]]]:
 
 
 REGISTRIES = _registries()
+# As imported: examples in docstrings, run as tests, register more.
+ENTRIES = {place: dict(registry) for place, registry in REGISTRIES.items()}
 every_registry = pytest.mark.parametrize("place", REGISTRIES)
 
 
@@ -87,7 +89,7 @@ def test_a_name_is_taken_once(place: str) -> None:
 @every_registry
 def test_options_of_its_entries_have_defaults_and_help(place: str) -> None:
     """An entry that is a dataclass, or holds one as `options` or `settings`, explains it."""
-    for name, entry in REGISTRIES[place].items():
+    for name, entry in ENTRIES[place].items():
         assert name and name == name.strip()
         for owner in (entry, getattr(entry, "options", None), getattr(entry, "settings", None)):
             if not (isinstance(owner, type) and dataclasses.is_dataclass(owner)):

@@ -37,7 +37,7 @@ def run(
     from pathlib import Path
 
     from edgecompress.core.errors import ArgumentError
-    from edgecompress.pipeline.options import CompressOptions
+    from edgecompress.pipeline.options import CompressOptions, RecipeTargetOptions
     from edgecompress.recipes import compress
     from edgecompress.recipes.rendering import render
 
@@ -48,7 +48,9 @@ def run(
         result = compress(
             Path(model),
             Path(data),
+            options.pop("recipe", CompressOptions.recipe),
             output=output,
+            targets=list(options.pop("targets", RecipeTargetOptions.targets)),
             progress=progress,
             on_epoch=on_epoch,
             verbose=verbose,

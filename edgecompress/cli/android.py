@@ -39,12 +39,13 @@ def build(bundle: str | None, as_json: bool, quiet: bool, verbose: bool, **optio
     return OK
 
 
-def install(file: str, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> int:
+def install(file: str | None, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> int:
     """Installs the app."""
     from edgecompress.pipeline import install_app
 
     with progress_of(quiet) as progress:
-        installed = install_app(file, progress=progress, **options)
+        given = () if file is None else (file,)
+        installed = install_app(*given, progress=progress, **options)
     print_text(installed.to_json().rstrip("\n") if as_json else installed.text())
     return OK
 
@@ -64,7 +65,7 @@ COMMAND.add_command(
     Command(
         "install",
         install,
-        [click.Argument(["file"], default="edgecompress-demo.apk", metavar="[FILE.apk]")],
+        [click.Argument(["file"], required=False, metavar="[FILE.apk]")],
         _install_sections,
         [json_switch(), quiet_switch(), verbose_switch()],
         [("FILE.apk", "What `edgecompress android build` wrote.")],

@@ -36,9 +36,9 @@ from edgecompress.core.files import sha256, write_atomic
 from edgecompress.core.folders import temporary_folder
 from edgecompress.core.reading import open_archive, read_bytes
 from edgecompress.core.units import format_size
+from edgecompress.pipeline.options import AppOptions
 from edgecompress.pipeline.request import silent
 
-APK = "edgecompress-demo.apk"
 _SCRIPT = "scripts/build_apk.sh"
 # What the build needs of the sources.
 _PARTS = ("pom.xml", ".mvn", "scripts", "app/src/main")
@@ -130,7 +130,7 @@ class InstalledApp:
 def build_app(
     bundle: Path | str | None = None,
     *,
-    output: Path | str = APK,
+    output: Path | str = AppOptions.output,
     source: Path | str | None = None,
     progress: Callable[[str], None] = silent,
 ) -> AppFile:
@@ -178,7 +178,7 @@ def build_app(
 
 
 def install_app(
-    file: Path | str = APK,
+    file: Path | str = AppOptions.output,
     *,
     serial: str | None = None,
     progress: Callable[[str], None] = silent,
@@ -211,7 +211,7 @@ def install_app(
     progress(f"Installing {place.name} on {phone.serial}")
     with temporary_folder() as folder:
         # What was checked, under a name that adb takes for an APK.
-        local = folder / APK
+        local = folder / "app.apk"
         local.write_bytes(content)
         answer = phone.install(local)
     if answer.code or "Success" not in answer.out + answer.err:

@@ -29,6 +29,7 @@ from edgecompress.core.results import (
 from edgecompress.core.units import format_time, parse_time
 from edgecompress.engines.registry import ENGINES
 from edgecompress.engines.run import engine_available, run_engine
+from edgecompress.pipeline.options import BenchOptions
 from edgecompress.pipeline.request import silent
 
 if TYPE_CHECKING:
@@ -148,12 +149,12 @@ def bench(
     host: bool = False,
     adb: bool = False,
     serial: str | None = None,
-    runner: str = "app",
+    runner: str = BenchOptions.runner,
     models: Sequence[str] = (),
-    threads: Sequence[int] = (1,),
-    processes: int = 5,
-    min_seconds: float = 1.0,
-    timeout_s: float = 600.0,
+    threads: Sequence[int] = BenchOptions.threads,
+    processes: int = BenchOptions.processes,
+    min_seconds: float = BenchOptions.min_seconds,
+    timeout_s: float = BenchOptions.timeout_s,
     max_latency: str | float | None = None,
     output: Path | str | None = None,
     poll_s: float = 2.0,

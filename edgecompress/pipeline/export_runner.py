@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.results import Report
 from edgecompress.pipeline.builder import build
+from edgecompress.pipeline.options import ExportOptions, FormatOptions
 from edgecompress.pipeline.request import build_request, silent, usable_folder
 from edgecompress.pipeline.writer import write
 
@@ -24,10 +25,10 @@ def export(
     model: Any,
     targets: Sequence[str | Path | TargetProfile],
     *,
-    file_format: str = "int8",
+    file_format: str = FormatOptions.file_format,
     calibration: Any = None,
     evaluate: Any = None,
-    output: Path | str = "build",
+    output: Path | str = ExportOptions.output,
     name: str | None = None,
     max_flash: str | int | None = None,
     max_ram: str | int | None = None,

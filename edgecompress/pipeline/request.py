@@ -16,6 +16,7 @@ from edgecompress.core.files import sweep
 from edgecompress.core.folders import scratch_folder
 from edgecompress.core.labelled import Labelled
 from edgecompress.core.units import parse_size, parse_time
+from edgecompress.pipeline.options import FormatOptions
 from edgecompress.pipeline.scoring import Scoring, check_share, parse_scoring
 from edgecompress.targets.profile import Budgets
 
@@ -84,7 +85,7 @@ def build_request(
     model: Any,
     targets: Sequence[str | Path | TargetProfile],
     *,
-    file_format: str | None = "int8",
+    file_format: str | None = FormatOptions.file_format,
     format_options: Mapping[str, Any] | None = None,
     calibration: Any = None,
     evaluate: Any = None,

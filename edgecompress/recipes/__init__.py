@@ -18,6 +18,7 @@ from edgecompress.core.errors import ArgumentError, UnknownNameError
 from edgecompress.core.options import options_of
 from edgecompress.core.record import sidecar_path
 from edgecompress.engines.run import session
+from edgecompress.pipeline.options import CompressOptions, RecipeTargetOptions
 from edgecompress.pipeline.request import load_profiles, usable_folder
 
 # Importing a recipe registers it.
@@ -35,11 +36,11 @@ def _silent(_: object) -> None:
 def compress(
     model: Any,
     data: Any,
-    recipe: str = "deep-compression",
+    recipe: str = CompressOptions.recipe,
     *,
     validation: Any = None,
-    output: Path | str = "build",
-    targets: Sequence[Any] = ("cortex-m4",),
+    output: Path | str = CompressOptions.output,
+    targets: Sequence[Any] = RecipeTargetOptions.targets,
     max_flash: str | int | None = None,
     max_ram: str | int | None = None,
     max_latency: str | float | None = None,

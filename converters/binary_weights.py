@@ -169,7 +169,7 @@ class BinaryWeightsOptions:
 
     weight_format: str | None = option(
         None,
-        "The form of the weights that is checked and compared with the model; all are written.",
+        "The weight format to check and compare with the model; all formats are written.",
         Choice(names=WEIGHT_FORMATS),
         unset="int8",
     )

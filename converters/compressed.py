@@ -114,17 +114,17 @@ class CompressedOptions(DecodingOptions):
 
     codings: tuple[str, ...] | None = option(
         None,
-        "A code that may be used.",
+        "A code that may be used for weights.",
         many(Choice("CODE", names=CODINGS)),
         flag="--coding",
         unset="all",
     )
     min_saving: int | None = option(
         None,
-        "Leave a tensor raw where coding it makes the file smaller by less than this: it is not "
-        "decoded at every inference then.",
+        "Leave a tensor uncoded if coding it would save less than this, so that it does not have "
+        "to be decoded at every inference.",
         Size(),
-        unset="every tensor that makes the file smaller is coded",
+        unset="code every tensor that makes the file smaller",
     )
 
 

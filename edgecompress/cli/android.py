@@ -58,7 +58,7 @@ COMMAND.add_command(
         [click.Argument(["bundle"], required=False, metavar="[BUNDLE]")],
         _build_sections,
         [json_switch(), quiet_switch(), verbose_switch()],
-        [("BUNDLE", "Folder of an export that the app ships instead of its own models.")],
+        [("BUNDLE", "Export folder that the app ships instead of its own models.")],
     )
 )
 COMMAND.add_command(
@@ -68,8 +68,8 @@ COMMAND.add_command(
         [click.Argument(["file"], required=False, metavar="[FILE.apk]")],
         _install_sections,
         [json_switch(), quiet_switch(), verbose_switch()],
-        [("FILE.apk", "What `edgecompress android build` wrote.")],
+        [("FILE.apk", "APK written by `edgecompress android build`.")],
     )
 )
-COMMAND.commands["build"].help = "Build the demo app as an APK that is signed with a debug key."
+COMMAND.commands["build"].help = "Build the demo app as an APK signed with a debug key."
 COMMAND.commands["install"].help = "Install the demo app on the phone that adb is connected to."

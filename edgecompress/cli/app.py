@@ -20,7 +20,7 @@ _COMMANDS = {
     "export": "Convert a Keras model, run it in the targets' engines and check its budgets.",
     "check": "Check a .tflite file against targets and budgets; the exit code is the verdict.",
     "bench": "Measure an export on a phone or on this computer; the exit code is the verdict.",
-    "compress": "Train a Keras model small, and write the file that ships with the papers' tables.",
+    "compress": "Shrink a trained Keras model; writes the file to ship and the tables of the paper.",
     "inspect": "Print a model's layers (shape, parameters, zeros, bits, MACs, bytes) and totals.",
     "targets": "List the targets, or show one: core, clock, memory, kernels, sources.",
     "android": "Build the demo app for phones, and install it.",
@@ -55,10 +55,10 @@ def _print_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> 
 
 app = _Commands(
     name="edgecompress",
-    help="Export Keras models to devices and fail the build when they do not fit.",
+    help="Export Keras models to devices, and fail the build if they do not fit.",
     epilog=(
-        "Exit codes: 0 fits, 1 error, 2 usage, 3 a budget is exceeded, 4 accuracy below its "
-        "floor, 5 an operator the target cannot run, 6 a limit that could not be decided."
+        "Exit codes: 0 fits, 1 error, 2 usage, 3 budget exceeded, 4 accuracy below its floor, "
+        "5 an operator the target cannot run, 6 a limit that could not be decided."
     ),
     params=[
         click.Option(

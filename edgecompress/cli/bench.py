@@ -47,5 +47,5 @@ COMMAND = Command(
     [click.Argument(["bundle"], metavar="BUNDLE")],
     _sections,
     verdict_switches(),
-    [("BUNDLE", "Folder of an export with a phone or the host among its targets.")],
+    [("BUNDLE", "Folder of an export that had a phone or the host among its targets.")],
 )

@@ -31,9 +31,9 @@ def config_option() -> click.Option:
         is_eager=True,
         expose_value=False,
         callback=_read,
-        help='TOML file whose keys are the options of all commands (`max_ram = "96KiB"`), with '
-        "[export], [check], ... for one command alone; flags win, and paths in it count from its "
-        "folder.",
+        help='TOML file whose keys are command options (`max_ram = "96KiB"`); tables [export], '
+        "[check], ... apply to one command only. Flags override it; paths in it are relative to "
+        "its folder.",
     )
 
 

@@ -70,5 +70,5 @@ COMMAND = Command(
     [click.Argument(["model"], metavar="MODEL")],
     _sections,
     verdict_switches(),
-    [("MODEL", "A .keras or .h5 file, or a SavedModel folder; an int8 .tflite to compress.")],
+    [("MODEL", "A .keras or .h5 file, a SavedModel folder, or an int8 .tflite file to compress.")],
 )

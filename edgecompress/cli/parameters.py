@@ -153,17 +153,19 @@ def switch(flags: Sequence[str], name: str, help: str) -> click.Option:
 
 def json_switch() -> click.Option:
     """Returns `--json`."""
-    return switch(["--json"], "as_json", "Print one JSON object on standard output, nothing else.")
+    return switch(
+        ["--json"], "as_json", "Print one JSON object on standard output and nothing else."
+    )
 
 
 def quiet_switch() -> click.Option:
     """Returns `--quiet`."""
-    return switch(["--quiet", "-q"], "quiet", "No progress on standard error.")
+    return switch(["--quiet", "-q"], "quiet", "Do not print progress on standard error.")
 
 
 def verbose_switch() -> click.Option:
     """Returns `--verbose`."""
-    return switch(["--verbose", "-v"], "verbose", "Show the log of converters, and tracebacks.")
+    return switch(["--verbose", "-v"], "verbose", "Show converter logs and tracebacks.")
 
 
 def undecided_switch() -> click.Option:
@@ -171,5 +173,5 @@ def undecided_switch() -> click.Option:
     return switch(
         ["--allow-undecided"],
         "allow_undecided",
-        "Exit 0 instead of 6 where a limit could not be decided; prints which.",
+        "Exit with 0 instead of 6 if a limit could not be decided; prints which.",
     )

@@ -47,5 +47,5 @@ COMMAND = Command(
     [click.Argument(["name"], required=False, metavar="[NAME]")],
     list,
     [json_switch()],
-    [("NAME", "Show this target alone, with its sources.")],
+    [("NAME", "Show only this target, with its sources.")],
 )

@@ -52,7 +52,7 @@ class BudgetOptions:
     )
     max_file_size: int | None = option(None, "Budget for the .tflite file alone.", Size())
     min_accuracy: float | None = option(
-        None, "Floor for the accuracy of every output that classifies, 0 to 1.", share()
+        None, "Floor for the accuracy of every classifying output, 0 to 1.", share()
     )
 
 
@@ -100,7 +100,7 @@ class MeasuredOptions:
 
     measured: str | None = option(
         None,
-        "What `edgecompress bench` or the demo app measured on the target, for its latency.",
+        "Measurement from `edgecompress bench` or the demo app, for the target's latency.",
         Path("FILE.json"),
     )
 
@@ -111,10 +111,10 @@ class FormatOptions:
 
     file_format: str = option(
         "int8",
-        "int8; compressed: weights coded for microcontrollers, without loss; binary-weights: "
-        "weights of few bits for phones; sparse: pruned blocks left out of a float file; xnor: "
-        "binary layers for Larq Compute Engine; or a format that a plugin brings. For compressed "
-        "and binary-weights MODEL may be an int8 .tflite.",
+        "int8; compressed: losslessly coded weights for microcontrollers; binary-weights: low-bit "
+        "weights for phones; sparse: a float file without its pruned blocks; xnor: binary layers "
+        "for Larq Compute Engine; or a format from a plugin. For compressed and binary-weights, "
+        "MODEL may be an int8 .tflite file.",
         Text("KIND"),
         flag="--format",
     )
@@ -126,8 +126,8 @@ class DataOptions:
 
     calibration: Any = option(
         None,
-        "Real inputs (x) as the model takes them: they set the int8 ranges that training did not "
-        "learn, and the parity check runs on them.",
+        "Calibration set: real inputs (x) as the model takes them. They set the int8 ranges that "
+        "training did not learn, and the parity check runs on them.",
         Path("FILE.npz"),
     )
     evaluate: Any = option(None, _EVALUATE, Path("FILE.npz"))
@@ -137,11 +137,11 @@ class DataOptions:
 class ExportOptions:
     """What `export` alone takes."""
 
-    output: str = option("build", "Folder for all files.", Path("DIR"), short="-o")
+    output: str = option("build", "Output folder.", Path("DIR"), short="-o")
     max_drop: Any = option(
         None,
-        "How far a metric of the file may be worse than the Keras model's, e.g. 0.01 for one point "
-        "of accuracy.",
+        "How much worse than the Keras model's a metric of the file may be, e.g. 0.01 for one "
+        "point of accuracy.",
         ByNameText(_DROP),
     )
     min_agreement: float | None = option(
@@ -149,15 +149,14 @@ class ExportOptions:
     )
     min_r2: float | None = option(
         None,
-        "Floor for R2 of each column of values against the Keras model; 0 for none.",
+        "Floor for the R2 of each column of values against the Keras model; 0 for none.",
         share(),
         unset="0.9",
     )
     c_sources: bool = option(False, "Also write C++ sources for microcontrollers into DIR/c.")
     labels: Any = option(
         None,
-        "Names of the classes for bundle.json, one in each line; with a phone or the host among "
-        "the targets.",
+        "Class names for bundle.json, one per line; needs a phone or the host among the targets.",
         Path("FILE.txt"),
     )
 
@@ -177,11 +176,13 @@ class BenchOptions:
 
     host: bool = option(False, "Measure on this computer.")
     adb: bool = option(False, "Measure on the phone that adb is connected to.")
-    serial: str | None = option(None, "Which phone, as `adb devices` lists them.", Text("SERIAL"))
+    serial: str | None = option(
+        None, "Serial number of the phone, as listed by `adb devices`.", Text("SERIAL")
+    )
     runner: str = option(
         "app",
         "What runs on the phone: app, the demo app; benchmark_model or litert, Google's benchmark "
-        "programs, which check no outputs; or a runner that a plugin brings.",
+        "programs, which do not check outputs; or a runner from a plugin.",
         Text("NAME"),
     )
     models: Sequence[str] = option(
@@ -192,9 +193,9 @@ class BenchOptions:
         unset="the file that ships",
     )
     threads: Sequence[int] = option((1,), "Threads of the runtime.", many(whole()))
-    processes: int = option(5, "Fresh processes, one after the other.", whole())
+    processes: int = option(5, "Number of fresh processes, run one after another.", whole())
     min_seconds: float = option(
-        1.0, "Shortest duration of the timed part of each process, in seconds.", Number()
+        1.0, "Minimum duration of the timed part of each process, in seconds.", Number()
     )
     timeout_s: float = option(
         600.0, "Seconds that each process may take.", Number(), flag="--timeout"
@@ -217,19 +218,19 @@ class CompressOptions:
 
     recipe: str = option(
         "deep-compression",
-        "How the model is made small: deep-compression, or a recipe that a plugin brings.",
+        "The recipe: deep-compression, or one from a plugin.",
         Text("NAME"),
     )
     data: Any = option(
         None,
         "Training data: inputs x, scaled as in training, and labels y (class numbers, one-hot rows "
-        "or values); x alone for a model that gives its input back.",
+        "or values); only x for a model that reconstructs its input.",
         Path("FILE.npz"),
     )
     validation: Any = option(
-        None, "The same for validation; else a part of the data.", Path("FILE.npz")
+        None, "The same for validation; default: part of --data.", Path("FILE.npz")
     )
-    output: str = option("build", "Folder for all files.", Path("DIR"), short="-o")
+    output: str = option("build", "Output folder.", Path("DIR"), short="-o")
     fresh: bool = option(False, "Start over instead of resuming after the last finished stage.")
     min_agreement: float | None = option(
         None, "Floor for the agreement with the Keras model, 0 to 1.", share()
@@ -250,7 +251,9 @@ class AppOptions:
 class PhoneOptions:
     """Which phone a command talks to."""
 
-    serial: str | None = option(None, "Which phone, as `adb devices` lists them.", Text("SERIAL"))
+    serial: str | None = option(
+        None, "Serial number of the phone, as listed by `adb devices`.", Text("SERIAL")
+    )
 
 
 @dataclass(frozen=True)
@@ -259,8 +262,8 @@ class ModuleOptions:
 
     import_modules: Sequence[str] = option(
         (),
-        "A module that registers layers of your own, which a model file may name; also from the "
-        "current folder. It is code, and runs.",
+        "A module that registers custom layers named in a model file; it may be in the current "
+        "folder. It is code, and is executed.",
         many(Text("MODULE")),
         flag="--import",
     )

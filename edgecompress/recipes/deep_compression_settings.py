@@ -108,24 +108,24 @@ class DeepCompression:
     )
     scope: str = option(
         "global",
-        "global: the smallest weights of all layers go; layer: the same share in every layer.",
+        "global: prune the smallest weights of all layers; layer: the same share in every layer.",
         Text("SCOPE"),
     )
     first_last: str = option(
         "prune",
-        "First and last layer: prune like the others, half, or keep.",
+        "First and last layer: prune like the others, half as much (half), or keep.",
         Text("POLICY"),
     )
     clusters: int | Mapping[str, int] | None = option(
         None,
-        "Values that the weights of a layer share, beside zero. 0 clusters nothing.",
+        "Number of values that the weights of a layer share, not counting zero. 0 clusters nothing.",
         by_name(whole(), "LAYER"),
         unset="15, for convolutions 31",
     )
     remove_channels: float = option(
         0.0,
-        "First remove this share of every layer's filters: it is what makes a model fast and its "
-        "file smallest (0.5 is a start).",
+        "First remove this share of every layer's filters. This saves the most time and space "
+        "(try 0.5).",
         Number("SHARE"),
     )
     epochs: int | Mapping[str, int] | None = option(
@@ -134,7 +134,7 @@ class DeepCompression:
         by_name(whole(), "STAGE"),
         unset="10, 10 and 5",
     )
-    batch_size: int = option(64, "Samples of a batch.", whole())
+    batch_size: int = option(64, "Samples per batch.", whole())
     learning_rate: float = option(1e-3, "Initial Adam learning rate of each stage.", Number())
     distill: bool | None = option(
         None,
@@ -146,27 +146,29 @@ class DeepCompression:
     temperature: float = option(4.0, "Temperature of the soft labels.", Number())
     soft_weight: float = option(0.9, "Share of the soft labels in the loss.", Number("SHARE"))
     index_bits: int = option(5, "Bits of a relative index in the paper's tables.", whole())
-    validation_split: float = option(0.1, "Part of the data for validation.", Number("SHARE"))
-    seed: int = option(0, "Seed of split and training.", whole())
+    validation_split: float = option(
+        0.1, "Share of the data held out for validation.", Number("SHARE")
+    )
+    seed: int = option(0, "Seed of the split and of training.", whole())
     max_drop: float | None = option(
         None,
-        "How far the file's metric may fall below the original model's, e.g. 0.01 for one point of "
-        "accuracy; else exit 4.",
+        "How much worse than the original model's the file's metric may be, e.g. 0.01 for one "
+        "point of accuracy; otherwise exit 4.",
         Number(),
     )
     surgery: tuple[Any, ...] = option(
         (),
-        "Rewrite of the model before anything is trained.",
+        "Rewrite of the model before training.",
         many(Named(names=REWRITES)),
     )
     criterion: Any = option(
         "magnitude",
-        "What weights are pruned by.",
+        "Criterion by which weights are pruned.",
         Named(names=CRITERIA),
     )
     pattern: Any = option(
         "weights",
-        "Which weights are pruned together; with weights each for itself.",
+        "Which weights are pruned as a unit; weights: each one individually.",
         Named(names=PATTERNS),
     )
     distillation: Any = option(

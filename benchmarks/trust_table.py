@@ -508,7 +508,7 @@ def judged(case: Case, file_format: str = "int8") -> Cell:
     return Cell(report.verdict, report.exit_code, soundness(case, x, data), reason)
 
 
-SOUND_COLUMNS = ("healthy", "ranges measured anew")
+SOUND_COLUMNS = ("healthy", "ranges measured again")
 COLUMNS = (*SOUND_COLUMNS, "stale ranges", *DAMAGES)
 
 
@@ -525,7 +525,7 @@ def row(make: Callable[[], Case]) -> dict[str, Cell]:
     stale_ranges(case, trusted=True)
     cells["stale ranges"] = judged(case)
     attach_record(case.model, dataclasses.replace(record_of(case.model), weights={"hidden": "0"}))
-    cells["ranges measured anew"] = judged(case)
+    cells["ranges measured again"] = judged(case)
     return cells
 
 

@@ -1,4 +1,4 @@
-"""Conversion to .tflite files, one module for each format; comparison with the Keras model."""
+"""Conversion to .tflite files, one module per format; comparison with the Keras model."""
 
 # Importing a format registers it.
 from edgecompress.converters import binary_weights, compressed, int8, sparse, xnor

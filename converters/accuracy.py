@@ -51,7 +51,7 @@ def accuracy(
         model: The .tflite file's bytes; integer or float.
         x: Inputs as real numbers, one array (samples, ...) or one for each input.
         y: Class numbers (samples,) or (samples, 1), or one-hot rows (samples, classes). A model
-            with one output is taken as a sigmoid: class 1 from 0.5 on.
+            with one output is treated as a sigmoid: class 1 from 0.5 up.
         engine: Which engine runs the file. Defaults to `litert`.
         timeout_s: Seconds without a finished sample after which the engine is stopped.
         progress: Called with (finished samples, all samples).

@@ -1,13 +1,13 @@
-"""How well outputs agree: each output by what it means, each column of it by its own scale.
+"""How well outputs agree: each output by its kind, each of its columns on its own scale.
 
 Pure numpy. A column is one index of an output's last axis: one target of a regression, one class,
-one channel of an image. An average over columns of unlike size says nothing about the small ones,
-so each has its own coefficient of determination,
+one channel of an image. An average over columns of different magnitude says nothing about the small
+ones, so each has its own coefficient of determination,
 
     R2_c = 1 - sum (y_c - f_c)^2 / sum (y_c - mean y_c)^2,
 
-y what the reference says, f the file: 1 if they are equal, 0 if the file is no better than a
-constant. It holds a signal-to-noise ratio of 10 log10(1 / (1 - R2_c)) dB.
+with y from the reference and f from the file: 1 if they are equal, 0 if the file is no better than
+a constant. It corresponds to a signal-to-noise ratio of 10 log10(1 / (1 - R2_c)) dB.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from edgecompress.core.results import Verdict
 Kind = Literal["auto", "classes", "scores", "binary", "labels", "values"]
 
 # A sample of a model without classes agrees when its root-mean-square error is at most this share
-# of the range that the reference spans: rounding stays far below, a broken layer goes far beyond.
+# of the reference's range: rounding stays far below, a broken layer goes far beyond.
 TOLERANCE = 0.05
 # A classifier that agrees with its own reference on fewer samples is broken, not merely rounded.
 MIN_AGREEMENT = 0.9
-# The floor of each column; docs/reading_the_report.md says what sound files reach.
+# The floor of each column; docs/reading_the_report.md states what sound files reach.
 MIN_R2 = 0.9
-# That of a class's scores: where they matter for the answer, the agreement is the finer measure.
+# The floor for class scores: where they affect the prediction, agreement is the finer measure.
 MIN_R2_SCORES = 0.5
-# Scores of unknown use whose columns are all as exact as this have no wrong answers, only ties.
+# Scores of unknown use whose columns are all this exact have no wrong predictions, only ties.
 TIES_R2 = 0.99
-# A column of an input that even exact rounding to the input's scale leaves below this is erased.
+# An input column counts as erased if even exact rounding to the input's scale stays below this.
 ERASED_R2 = 0.5
 # More columns are a vector or a picture, not as many quantities: of these, columns that vary by
 # less than a step are named, and count only where they are the most.
 _VECTOR = 32
 # Variation below this share of a column's values is that of float32 arithmetic.
 _NOISE = 1e-6
-# Steps by which rounding moves a constant.
+# Steps by which rounding may move a constant.
 _CONSTANT_STEPS = 1.5
 # Fewer samples say nothing about the spread of a ratio, or about an output that does not vary.
 _FEWEST, _FEW = 4, 8
@@ -51,11 +51,11 @@ _DRAWS = 500
 
 @dataclass(frozen=True)
 class Meaning:
-    """What an output means.
+    """How an output is interpreted.
 
     Attributes:
-        kind: See `verify`; `auto` for what it looks like.
-        cut: With `binary` and `labels`: from which value on it is a yes.
+        kind: See `verify`; `auto` to infer it.
+        cut: For `binary` and `labels`: the threshold from which it is positive.
     """
 
     kind: Kind = "auto"
@@ -63,10 +63,11 @@ class Meaning:
 
 
 def meaning_of(loss: str | None) -> Meaning:
-    """Returns what an output means that was trained with a loss of `tasks.LOSSES`.
+    """Returns how to interpret an output that was trained with a loss in `tasks.LOSSES`.
 
     Args:
-        loss: `classes` or the metric of a loss on values; others, and None, tell nothing here.
+        loss: `classes` or the metric of a loss on values; others, and None, are not conclusive
+            here.
     """
     kinds: dict[str | None, Kind] = {"classes": "classes", "mse": "values", "mae": "values"}
     return Meaning(kinds.get(loss, "auto"))
@@ -74,24 +75,24 @@ def meaning_of(loss: str | None) -> Meaning:
 
 @dataclass(frozen=True)
 class OutputAgreement:
-    """How well one output of a file agrees with the reference's.
+    """How well one output of a file agrees with the reference.
 
     Attributes:
         name: The output's name, or its position.
         kind: `classes`, `scores`, `binary`, `labels` or `values`.
         samples: Number of samples.
-        agreement: Share of samples that agree, as `verify` says it, 0 to 1.
+        agreement: Share of samples that agree, as defined in `verify`, 0 to 1.
         sqnr_db: 10 log10(sum (y - mean)^2 / sum (y - f)^2) over all columns, in dB.
         r2: Lowest R2 of a column that was judged; None if none was.
         r2_high: Upper end of its 95 % interval, bootstrapped over the samples.
         column: That column; None if none was judged.
         columns: Number of columns.
         floor: The floor of R2 that the columns were judged by.
-        failing: Columns whose whole interval lies below the floor.
-        erased: Columns that vary by so little that the output's scale alone, rounded to exactly,
-            leaves them below the floor.
+        failing: Columns whose whole interval is below the floor.
+        erased: Columns that vary so little that even exact rounding to the output's scale leaves
+            them below the floor.
         constant: Number of columns in which the reference does not vary.
-        decided: Whether the samples show enough to judge the columns.
+        decided: Whether the samples suffice to judge the columns.
     """
 
     name: str
@@ -110,7 +111,7 @@ class OutputAgreement:
     decided: bool = True
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the form that reports hold."""
+        """Returns the JSON form for reports."""
         return {
             "name": self.name,
             "kind": self.kind,
@@ -132,8 +133,8 @@ class InputLoss:
     Attributes:
         name: The input's name, or its position.
         columns: Number of columns: indices of its last axis.
-        erased: Columns that vary in the samples, and next to not at all in the file's codes.
-        clipped: Share of the values that lie beyond the input's range, 0 to 1.
+        erased: Columns that vary in the samples, but hardly at all in the file's codes.
+        clipped: Share of the values outside the input's range, 0 to 1.
         step: The input's scale.
     """
 
@@ -144,7 +145,7 @@ class InputLoss:
     step: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the form that reports hold."""
+        """Returns the JSON form for reports."""
         return {
             "name": self.name,
             "columns": self.columns,
@@ -162,7 +163,7 @@ class _Columns:
         error: Squares of the error, (samples, columns).
         ideal: R2 of exact rounding to the output's step, (columns,); 1 without a step.
         varies: Whether the reference varies, (columns,).
-        moved: Whether a constant is another constant in the file, (columns,).
+        moved: Whether a constant is a different constant in the file, (columns,).
     """
 
     spread: np.ndarray
@@ -233,13 +234,13 @@ def compare(
     Args:
         name: The output's name.
         kind: `classes`, `scores`, `binary`, `labels` or `values`.
-        got: What the file says, real numbers (samples, ...).
-        expected: What the reference says, the same shape.
+        got: The file's output, real numbers (samples, ...).
+        expected: The reference's output, the same shape.
         step: The output's scale; None for a float output.
-        cut: With `binary` and `labels`: from which value on it is a yes.
+        cut: For `binary` and `labels`: the threshold from which it is positive.
         tolerance: As in `verify`.
         prescribed: Whether the operator prescribes the scale (softmax, sigmoid): a probability that
-            stays below a step then is rounded as everywhere, and is not judged by its variation.
+            stays below one step is then rounded as usual, and not judged by its variation.
         min_r2: Floor of the columns of `values` and `scores`; 0 for no floor of any kind.
 
     Raises:
@@ -290,14 +291,14 @@ def _agreement(
         return float(np.mean((got >= cut) == (expected >= cut)))
     if kind != "values":
         raise ArgumentError("kind", "be auto, classes, scores, binary, labels or values", kind)
-    # A reference of one number only spans nothing; then its size takes the range's place.
+    # A reference with a single value spans no range; its magnitude is used instead.
     span = float(np.ptp(expected)) or float(np.abs(expected).max(initial=0.0))
     errors = np.sqrt(np.mean((got - expected) ** 2, (1, 2)))
     return float(np.mean(errors <= tolerance * span))
 
 
 def input_loss(name: str, codes: np.ndarray, values: np.ndarray, step: float) -> InputLoss:
-    """Returns what an input's scale does to the samples.
+    """Returns the effect of an input's scale on the samples.
 
     Args:
         name: The input's name.
@@ -313,7 +314,7 @@ def input_loss(name: str, codes: np.ndarray, values: np.ndarray, step: float) ->
 
 
 def likely_at_most(share: float, samples: int) -> float:
-    """Returns the upper end of the 95 % interval of a share seen in a sample (Wilson, 1927)."""
+    """Returns the upper end of the 95 % interval of a share observed in a sample (Wilson, 1927)."""
     z = 1.96
     spread = z * math.sqrt(share * (1 - share) / samples + z**2 / (4 * samples**2))
     return (share + z**2 / (2 * samples) + spread) / (1 + z**2 / samples)
@@ -334,12 +335,12 @@ def sqnr_db(signal: float, noise: float) -> float:
 
 
 def judge_output(output: OutputAgreement, floor: float | None) -> tuple[Verdict, str]:
-    """Returns the verdict on an output and, where it is not a pass, the reason in one sentence.
+    """Returns the verdict on an output and, unless it is a pass, the reason in one sentence.
 
     Args:
         output: The comparison.
-        floor: The user's floor for the agreement; None for the default one, which holds for all
-            kinds but `values` and fails only what so many samples can tell.
+        floor: The user's floor for the agreement; None for the default one, which applies to all
+            kinds but `values` and fails only what this many samples can prove.
     """
     found: list[tuple[Verdict, str]] = []
     ties = output.kind == "scores" and output.r2 is not None and output.r2 >= TIES_R2
@@ -364,7 +365,7 @@ def judge_output(output: OutputAgreement, floor: float | None) -> tuple[Verdict,
             )
         found.append(("fail", text))
     elif output.r2 is not None and output.r2 < output.floor and output.columns <= _VECTOR:
-        # Of a vector's many columns some hardly ever vary; single samples decide nothing there.
+        # Some of a vector's many columns hardly ever vary; single samples decide nothing there.
         text = (
             f"R2 of column {output.column} is {_r2(output)}, below {output.floor:g}, but "
             f"{output.samples} samples cannot tell: give more, or set --min-r2"

@@ -1,10 +1,10 @@
 """int8 flatbuffer -> int8 flatbuffer whose weights take fewer bits, for phones.
 
-Activations stay int8 and stock runtimes load the files. Only filters that a format of
-`weight_formats` holds without loss are changed: binary and ternary weights, and others of few
-levels. Every file has run in LiteRT before it is returned: on the built-in kernels it computes bit
-for bit what an int8 file with the same weights computes, and on the default ones its outputs are
-those of the original file, up to the last steps.
+Activations stay int8, and stock runtimes load the files. Only filters that a format in
+`weight_formats` represents losslessly are changed: binary and ternary weights, and others with few
+levels. Every file has run in LiteRT before it is returned: on the built-in kernels it is
+bit-identical to an int8 file with the same weights, and on the default ones its outputs match those
+of the original file up to the last steps.
 """
 
 from __future__ import annotations
@@ -43,26 +43,26 @@ from edgecompress.flatbuffers.reading import read_tflite
 
 KIND = "binary-weights"
 ENGINE = "litert"
-# The runtimes that phones have: today's, and one that is in the field.
+# The runtimes on phones: the current one, and a legacy one.
 PHONE_ENGINES = (ENGINE, "tflite-runtime")
-# Steps by which outputs may differ: kernels round differently, and a bias is rounded to the scale.
+# Steps by which outputs may differ: kernels round differently, and biases are rounded to scales.
 MAX_STEPS = 2
-# A coded file that is smaller by less than this share is not worth other outputs.
+# Saving less than this share is not worth different outputs.
 _WORTH = 0.02
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """What became of one filter.
+    """The outcome for one filter.
 
     Attributes:
-        index: Number of the tensor, the same before and after.
+        index: Index of the tensor, the same before and after.
         name: Its name in the original file, or that of its operator's output.
         operator: The operator that reads it, as it was.
         bits: Bits of a stored weight.
         bytes_before: Bytes of its weights.
-        bytes_after: The same in the new file, a table looked up not included.
-        reason: Why it is left as it was, or "".
+        bytes_after: The same in the new file, not counting a look-up table.
+        reason: Why it was left unchanged, or "".
     """
 
     index: int
@@ -76,7 +76,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class StoredResult:
-    """A file in one format, and what there is to know for choosing among formats.
+    """A file in one format, with what is needed to choose among formats.
 
     Attributes:
         format: The format's name.
@@ -85,9 +85,9 @@ class StoredResult:
         steps: Largest difference of an output from the int8 file's, in steps of its scale.
         changed: Share of output values that differ at all, 0 to 1.
         samples: Random inputs on which outputs were compared.
-        kernels: What computed in LiteRT: `XNNPACK`, or `built-in` where it took no operator.
+        kernels: The kernels that ran in LiteRT: `XNNPACK`, or `built-in` if it took no operator.
         engines: Engine -> "" where it runs the file, else why not.
-        latency_us: Microseconds that the `latency` argument found; None without it.
+        latency_us: Microseconds returned by the `latency` argument; None without it.
     """
 
     format: str
@@ -102,7 +102,7 @@ class StoredResult:
 
     @property
     def stored(self) -> int:
-        """Number of filters that the format changes; with 0 it is the int8 file, stripped."""
+        """Number of filters that the format changes; if 0, it is the stripped int8 file."""
         return sum(not tensor.reason for tensor in self.tensors)
 
     @property
@@ -112,7 +112,7 @@ class StoredResult:
 
     @property
     def compressed_bytes(self) -> int:
-        """Size of the file in a download."""
+        """Download size of the file."""
         return self.artifact.compressed_bytes
 
     @property
@@ -127,8 +127,8 @@ class Comparison:
 
     Attributes:
         bytes_before: Bytes of the original int8 file, names and metadata left out.
-        compressed_before: The same in a download.
-        latency_before_us: Microseconds that the `latency` argument found; None without it.
+        compressed_before: Its download size.
+        latency_before_us: Microseconds returned by the `latency` argument; None without it.
         results: One for each format that could be made.
         failures: Format -> why it could not be made.
     """
@@ -146,7 +146,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Reference:
-    """The original file, and what LiteRT computes with it.
+    """The original file, and its outputs in LiteRT.
 
     Attributes:
         original: The file as it was given.
@@ -184,7 +184,7 @@ class BinaryWeightsOptions:
     why="For microcontrollers take --format compressed.",
 )
 def make(request: FormatRequest) -> FormatResult:
-    """Makes every form of the weights; the one that was asked for, int8 by default, is checked."""
+    """Makes every weight format; the requested one, int8 by default, is checked."""
     options = request.options
     chosen = options.weight_format or ("smallest" if options.smallest else "int8")
     if options.smallest and chosen != "smallest":
@@ -192,7 +192,7 @@ def make(request: FormatRequest) -> FormatResult:
     source = int8_source(request)
     request.progress("Storing the weights in fewer bits and comparing the outputs")
     made = compare(source.plain, latency=request.costs.host_latency)
-    # Of the forms that change nothing, the one that was asked for is enough.
+    # Of the formats that change nothing, the requested one is enough.
     results = {
         result.format: result for result in made.results if result.stored or result.format == chosen
     }
@@ -381,10 +381,10 @@ def _convert(
 
 @dataclass(frozen=True)
 class Difference:
-    """How far the outputs of two files differ.
+    """How much the outputs of two files differ.
 
     Attributes:
-        steps: Largest difference, in steps of the output's scale; for a float output in 255ths of
+        steps: Largest difference, in steps of the output's scale; for a float output, in 1/255 of
             its range.
         changed: Share of values that differ at all, 0 to 1.
         samples: Random inputs.
@@ -418,8 +418,8 @@ def run_reference(
     outputs = run_engine(ENGINE, flat.data, inputs).outputs
     allowed = max_steps
     if allowed is None:
-        # In a deep model small differences grow: between kernels, which round differently, and as
-        # much again from rounded biases.
+        # In a deep model small differences grow: those between kernels, which round differently,
+        # and as much again from rounded biases.
         allowed = max(MAX_STEPS, 2 * _distance(outputs, _built_in(flat.data, inputs))[0])
     return Reference(original, flat, inputs, outputs, allowed)
 
@@ -448,9 +448,9 @@ def _distance(before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> tupl
 def verify_stored(reference: Reference, data: bytes, plan: Mapping[int, Stored]) -> Difference:
     """Runs a file in LiteRT and compares its outputs with the int8 file's.
 
-    On the built-in kernels it must compute bit for bit what the same weights as plain int8 compute:
-    so they are stored right. On the default kernels it may differ from the original file by the
-    reference's `allowed` steps: kernels round differently, and biases follow changed scales.
+    On the built-in kernels it must be bit-identical to the same weights as plain int8, which proves
+    that they are stored correctly. On the default kernels it may differ from the original file by
+    the reference's `allowed` steps: kernels round differently, and biases follow changed scales.
 
     Raises:
         ConversionError: an output differs.
@@ -541,8 +541,8 @@ def _notes(
                 f"{difference.steps:g} step{plural}"
             )
         notes = [
-            f"{len(plan)} of {len(tensors)} filters are stored anew: {sizes}. Outputs {same}, on "
-            f"{difference.samples} random inputs."
+            f"{len(plan)} of {len(tensors)} filters are stored in a new form: {sizes}. Outputs "
+            f"{same}, on {difference.samples} random inputs."
         ]
     rounded = [str(index) for index, stored in sorted(plan.items()) if stored.rounded]
     if rounded:

@@ -1,9 +1,9 @@
 """C++ sources for TensorFlow Lite Micro: the model as an array, its operators, its interface.
 
-A hand-written resolver that lacks an operator fails on the device, at start; a tensor arena that is
-guessed fails there too, or wastes SRAM. Here both come from the file. The names of the methods are
-those of tflite-micro's `micro_mutable_op_resolver.h`
-(https://github.com/tensorflow/tflite-micro), 2025 or later.
+A hand-written resolver that lacks an operator fails on the device at start-up; a guessed tensor
+arena fails there too, or wastes SRAM. Here both come from the file. The method names are those of
+tflite-micro's `micro_mutable_op_resolver.h` (https://github.com/tensorflow/tflite-micro), 2025 or
+later.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _BUILTINS = _words("""
     STRIDED_SLICE SUB SUM SVDF TANH TRANSPOSE TRANSPOSE_CONV UNIDIRECTIONAL_SEQUENCE_LSTM UNPACK
     ZEROS_LIKE
 """)
-# Those that are written otherwise.
+# Those that are spelled differently.
 _IRREGULAR = {
     "BATCH_MATMUL": "AddBatchMatMul",
     "CUMSUM": "AddCumSum",
@@ -80,7 +80,7 @@ _CUSTOM = {
     "SignalStacker": "AddStacker",
     "SignalWindow": "AddWindow",
 }
-# Operators that the runtime has, but that need more than a resolver and an arena.
+# Operators that the runtime supports, but that need more than a resolver and an arena.
 _SUBGRAPHS = "it runs another subgraph, and these sources are made for one"
 _VARIABLES = "it needs resource variables, which the generated program does not set up"
 _LEFT_OUT = {
@@ -91,8 +91,8 @@ _LEFT_OUT = {
     "READ_VARIABLE": _VARIABLES,
     "VAR_HANDLE": _VARIABLES,
 }
-# Kernels of CMSIS-NN that come as int8 only: the inputs that must be INT8, the header that declares
-# the registration. Other kernel libraries map the same names to their general kernels.
+# CMSIS-NN kernels with an int8-only variant: the inputs that must be INT8, and the header that
+# declares the registration. Other kernel libraries map the same names to their general kernels.
 _INT8_ONLY = {
     "ADD": ((0, 1), "add.h"),
     "AVERAGE_POOL_2D": ((0,), "pooling.h"),
@@ -167,8 +167,8 @@ def identifier(name: str) -> str:
     """Returns a valid identifier of C and C++ for any name.
 
     Characters other than ASCII letters and digits become single underscores; a name that is empty,
-    starts with a digit or is a keyword gets `model_` in front. Two names may give one identifier
-    (`a-b`, `a b`).
+    starts with a digit or is a keyword is prefixed with `model_`. Two names may give the same
+    identifier (`a-b`, `a b`).
 
     Args:
         name: Any text, e.g. a file name without its suffix.
@@ -204,14 +204,14 @@ def generate(
         model: The .tflite file, as bytes or read.
         name: The model's name; `identifier(name)` starts every file name and symbol.
         arena_bytes: Size of the tensor arena, rounded up to 16 here: the smallest that allocates
-            (`Arena.smallest`), which may be more than is used in the end. None if it is not
-            known: the program then only compiles with `-D<NAME>_ARENA_BYTES=...`.
+            (`Arena.smallest`), which may be more than is finally used. None if it is not known: the
+            program then only compiles with `-D<NAME>_ARENA_BYTES=...`.
         kernels: `cmsis-nn` or `reference`. With CMSIS-NN, operators whose every use is int8 are
             registered with their int8-only kernels, which take less flash. Defaults to `cmsis-nn`.
-        core: The core that `arena_bytes` was computed for, e.g. `cortex-m4`; told in a comment.
+        core: The core that `arena_bytes` was computed for, e.g. `cortex-m4`; stated in a comment.
             Optional.
         decompression_memory: Bytes of memory outside the arena for the decoded weights of a
-            compressed file; the program hands it to the interpreter. Defaults to None: they lie in
+            compressed file; the program passes it to the interpreter. Defaults to None: they are in
             the arena.
 
     Raises:
@@ -274,13 +274,13 @@ def _method(operator: Operator) -> str | None:
         return _CUSTOM.get(operator.custom_name)
     if operator.code not in _BUILTINS:
         return None
-    # "2D" is already as it is written in C++.
+    # "2D" is already spelled as in C++.
     words = [w if w[0].isdigit() else w.capitalize() for w in operator.code.split("_")]
     return _IRREGULAR.get(operator.code, "Add" + "".join(words))
 
 
 def _is_int8(model: FlatModel, operator: Operator) -> bool:
-    """Whether all that an int8-only kernel reads and writes is int8."""
+    """Whether everything an int8-only kernel reads and writes is int8."""
     tensors = [model.tensor(operator, position) for position in _INT8_ONLY[operator.code][0]]
     tensors += [model.tensors[index] for index in operator.outputs]
     return all(tensor is not None and tensor.type == "INT8" for tensor in tensors)
@@ -378,7 +378,7 @@ def _render(template: str, values: Mapping[str, object]) -> str:
     import jinja2
 
     environment = jinja2.Environment(
-        autoescape=False,  # C++ is no HTML; what comes from the file went through _comment.
+        autoescape=False,  # C++ is not HTML; text from the file has passed through _comment.
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

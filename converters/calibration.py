@@ -23,7 +23,7 @@ from edgecompress.core.suppress_output import suppress_output
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.reading import read_tflite
 
-# Minimum and maximum settle long before; more samples only cost time.
+# Minimum and maximum settle long before that; more samples only cost time.
 MAX_SAMPLES = 500
 _LABELS = "y"
 # Keys of labels: `y`, `y0`, `y1`, ... and `y_<output>`.
@@ -57,7 +57,7 @@ def load(
         argument: Name of the argument for error messages. Defaults to `calibration`.
         max_samples: Keep this many, evenly spaced so that data sorted by class stay balanced.
             Defaults to None: all.
-        whole: Read a stream to its end instead of its first samples alone. Defaults to False.
+        whole: Read a stream to its end instead of only its first samples. Defaults to False.
 
     Returns:
         (samples, labels): one array for each input, `(samples, *input shape)`, in the dtype the
@@ -116,7 +116,7 @@ def spread(array: np.ndarray, count: int) -> np.ndarray:
 
 def _inputs(model: Any) -> tuple[InputSpec, ...]:
     if isinstance(model, FlatModel):
-        # A quantized input still takes real numbers here: who runs the file quantizes them.
+        # A quantized input still takes real numbers here: whatever runs the file quantizes them.
         return tuple(
             InputSpec(t.name, t.shape[1:], "float32" if t.is_quantized else t.type.lower())
             for t in (model.tensors[index] for index in model.inputs)
@@ -245,14 +245,14 @@ def _checked(array: np.ndarray, spec: InputSpec, argument: str) -> np.ndarray:
 
 
 class _Interpreter:
-    """A float flatbuffer in LiteRT that shows every tensor."""
+    """A float flatbuffer in LiteRT that exposes every tensor."""
 
     def __init__(self, data: bytes) -> None:
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
         try:
             with suppress_output():
-                # Built-in kernels only: a delegate keeps the tensors inside it to itself.
+                # Built-in kernels only: a delegate does not expose its internal tensors.
                 self._interpreter = Interpreter(
                     model_content=data,
                     num_threads=1,
@@ -330,7 +330,7 @@ def measure_ranges(
             if value is None or value.size == 0:
                 continue
             if not np.isfinite(value).all():
-                # Operators are in the order of execution: here it arises.
+                # Operators are in execution order, so this is where it arises.
                 name = flat.tensors[index].name.split(";")[0]
                 raise NotFiniteError(
                     f"Layer {name!r} computes NaN or infinity for calibration sample {position}. "

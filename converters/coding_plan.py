@@ -1,4 +1,4 @@
-"""Which weight tensors get which code, so that the file becomes smallest within its limits."""
+"""Which code each weight tensor gets, so that the file is as small as its limits allow."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from edgecompress.flatbuffers.operators import FILTER_READERS
 from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.flatbuffers.tensors import Tensor
 
-# The file's own tables for one coded tensor: an operator, two tensors, two buffers, their vectors.
+# The file's own overhead for one coded tensor: an operator, two tensors, two buffers, vectors.
 _TABLE_BYTES = 200
-# Savings from which on the estimate needs no second look at the file itself.
+# Savings above which the estimate needs no confirmation from the file itself.
 _CLEAR_SAVING = 1024
 _ALIGNMENT = 16
 # How often the shared code book is rebuilt from the tensors that chose it.
@@ -50,7 +50,7 @@ class Limit:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which code each tensor gets; tensors that are not in it stay raw.
+    """Which code each tensor gets; unlisted tensors stay raw.
 
     Attributes:
         base: The model with raw weights.
@@ -154,12 +154,12 @@ def smallest_plan(
     if share_books and "huffman" in codings and len(weights) > 1:
         plans.append(Plan(base, _shared(own, weights, root_bits)))
     plans = [_prune_back(plan, weights) for plan in plans]
-    # The last: nothing coded, where a buffer that others read too stays in the file.
+    # The last one codes nothing, for the case of a buffer that others read too.
     return min([*plans, Plan(base)], key=lambda plan: len(plan.build()))
 
 
 def _worth(codes: Mapping[int, Encoded], weights: Mapping[int, Tensor]) -> dict[int, Encoded]:
-    # The table bytes are left out: whether they pay is read off the file afterwards.
+    # The table bytes are ignored here: the file shows afterwards whether they pay off.
     return {i: c for i, c in codes.items() if _cost(c) - _TABLE_BYTES < aligned(weights[i].bytes)}
 
 
@@ -209,7 +209,7 @@ def _prune_back(plan: Plan, weights: Mapping[int, Tensor]) -> Plan:
 
 
 def within(plan: Plan, limits: Sequence[Limit], reasons: dict[int, str]) -> Plan:
-    """Leaves tensors raw, the largest first, until the limits hold; then takes back what fits."""
+    """Leaves tensors raw, largest first, until the limits are met; then re-adds what fits."""
 
     def broken(candidate: Plan) -> Limit | None:
         model = read_tflite(candidate.build())

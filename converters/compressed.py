@@ -1,9 +1,9 @@
 """int8 flatbuffer -> int8 flatbuffer with coded weights, which TensorFlow Lite Micro expands.
 
 A `TFLM_DECODE` operator before each user of a coded weight tensor writes the values into the tensor
-arena at every inference. Nothing is lost: the outputs are those of the original model. This is
-the coding stage of Deep Compression (Han et al. 2016); pruning and clustering, done in training,
-are what makes it small. No other engine knows the operator.
+arena at every inference. It is lossless: the outputs are those of the original model. This is the
+coding stage of Deep Compression (Han et al. 2016); pruning and clustering during training are what
+make it small. No other engine supports the operator.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ RAW = "raw"
 
 @dataclass(frozen=True)
 class CompressedTensor:
-    """What became of one weight tensor.
+    """The outcome for one weight tensor.
 
     Attributes:
         index: Number of the tensor in the compressed file.
         name: Its name in the original file; may be empty.
-        coding: `lut`, `prune`, `huffman`, or `raw` for one left as it was.
+        coding: `lut`, `prune`, `huffman`, or `raw` if left unchanged.
         bytes_before: Bytes of its values.
-        bytes_after: Bytes of its code with header and tables. A Huffman book that several tensors
-            share counts for the first of them.
+        bytes_after: Bytes of its code with header and tables. A shared Huffman book is attributed
+            to the first tensor that uses it.
         reason: Why it stayed raw, or "".
         shared_book: Whether its Huffman book serves other tensors too.
     """
@@ -79,12 +79,12 @@ class CompressedResult:
 
     Attributes:
         artifact: `Artifact(kind="compressed")`.
-        tensors: The weight tensors that were looked at, by index.
+        tensors: The weight tensors considered, by index.
         bytes_before: Bytes of the original file.
-        bytes_stripped: Bytes of that file without names and metadata: the fair comparison.
-        arena_before: Bytes of tensor arena that the `arena` argument found; None without it.
+        bytes_stripped: Bytes of that file without names and metadata: the fair baseline.
+        arena_before: Bytes of tensor arena returned by the `arena` argument; None without it.
         arena_after: The same for the compressed file.
-        latency_before_us: Microseconds that the `latency` argument found; None without it.
+        latency_before_us: Microseconds returned by the `latency` argument; None without it.
         latency_after_us: The same for the compressed file.
         decompression_memory: Bytes of memory outside the arena that hold the largest decoded
             tensor, for firmware that calls `SetDecompressionMemory`.
@@ -138,7 +138,7 @@ class CompressedOptions(DecodingOptions):
 def make(request: FormatRequest) -> FormatResult:
     """Makes the int8 file from a Keras model, and codes its weights.
 
-    Where RAM or latency are limited, as many tensors as necessary stay raw.
+    If RAM or latency is limited, as many tensors as necessary stay raw.
     """
     source, options, costs = int8_source(request), request.options, request.costs
     original = source.flat
@@ -150,7 +150,7 @@ def make(request: FormatRequest) -> FormatResult:
         source.plain,
         codings=options.codings or tuple(CODINGS),
         arena=arena,
-        # A budget that even the plain file exceeds is the checks' to fail, not a wrong argument.
+        # If even the plain file exceeds a budget, the checks must fail; it is not a wrong argument.
         max_arena=int(max(ram, arena(original))) if ram is not None and arena else None,
         latency=latency,
         max_latency_us=max(slowest, latency(original)) if slowest and latency else None,
@@ -175,7 +175,7 @@ def make(request: FormatRequest) -> FormatResult:
         layers=source.layers,
         parity=proven_parity(request, "tflm", result.verified_samples, 0.0),
         legacy_runtime=False,
-        # The weights behind a decoder are parameters still.
+        # Weights behind a decoder still count as parameters.
         parameters=original.parameters(),
         decompression_memory=memory,
         notes=(*notes, f"{', '.join(price)}."),
@@ -200,25 +200,25 @@ def compress(
 ) -> CompressedResult:
     """Codes the weights of an int8 model so that the file, and so the flash, becomes smaller.
 
-    Of raw, table, bitmap and Huffman code each tensor gets the one that makes the file smallest,
-    its operator and tensors included. Names and metadata are removed. Equal inputs give equal
+    Each tensor gets whichever of raw, table, bitmap and Huffman code makes the file smallest,
+    including its operator and tensors. Names and metadata are removed. Equal inputs give equal
     bytes.
 
     Args:
         model: An int8 .tflite file: bytes, path or artifact.
         codings: Codes that may be used: `lut`, `prune`, `huffman`. Defaults to all.
         root_bits: Bits of the first Huffman look-up, 1 to 15: with 8, dense weights take about a
-            third fewer instructions to decode, for a few hundred bytes; pruned ones gain nothing.
+            third fewer instructions to decode, for a few hundred bytes; pruned ones do not benefit.
             Defaults to None: the smallest tables.
         share_books: Whether several tensors may share a Huffman book. Defaults to True.
-        max_arena: Largest tensor arena in bytes; large tensors stay raw until it holds. Needs
+        max_arena: Largest tensor arena in bytes; large tensors stay raw until it is met. Needs
             `arena`. Optional.
         arena: Returns the bytes of a model's tensor arena. Optional.
         max_latency_us: Longest inference in microseconds; as `max_arena`, with `latency`. Optional.
         latency: Returns a model's microseconds for one inference. Optional.
-        decompression_memory: Bytes outside the arena that the firmware hands to
-            `SetDecompressionMemory`; tensors that are larger when decoded stay raw. Let `arena`
-            count with the same number. Defaults to None: decoded tensors are in the arena.
+        decompression_memory: Bytes outside the arena that the firmware passes to
+            `SetDecompressionMemory`; tensors that are larger when decoded stay raw. `arena` must
+            assume the same number. Defaults to None: decoded tensors are in the arena.
         min_saving: Bytes by which coding a tensor must make the file smaller; others stay raw, and
             are not decoded at every inference. Defaults to None: 1 byte.
         verify: Run the model before and after in TensorFlow Lite Micro and compare. Defaults to
@@ -228,7 +228,7 @@ def compress(
 
     Raises:
         UnknownNameError: a coding is unknown.
-        ArgumentError: a limit lacks its function, or not even the raw model keeps it;
+        ArgumentError: a limit lacks its function, or not even the raw model meets it;
             `root_bits`, `decompression_memory` or `min_saving` is out of range.
         UnsupportedModelError: the model has several subgraphs.
         ConversionError: an output differs: nothing is returned.
@@ -295,13 +295,13 @@ def compress(
 
 
 def _worth(plan: Plan, min_saving: int, reasons: dict[int, str]) -> Plan:
-    """Leaves tensors raw that make the file smaller by less, the smallest savings first."""
+    """Leaves tensors raw that save less than the minimum, the smallest savings first."""
     flat, size = plan.base, len(plan.build())
 
     def estimate(index: int) -> int:
         return flat.tensors[index].bytes - plan.codes[index].bytes
 
-    # A tensor that leaves a shared book makes it cost the others more: until none leaves.
+    # A tensor that leaves a shared book raises the others' share: repeat until none leaves.
     before = None
     while plan != before:
         before = plan

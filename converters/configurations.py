@@ -1,8 +1,8 @@
-"""What the configuration of a Keras model may say, before any framework sees it.
+"""What the configuration of a Keras model may contain, before any framework sees it.
 
-Keras makes objects of whatever a configuration names: classes, functions, marshalled code. Here
-every name has to be on a list (`keras_names`), or registered by code that the user has imported;
-all else in a configuration is data.
+Keras instantiates whatever a configuration names: classes, functions, marshalled code. Here every
+name must be on an allowlist (`keras_names`), or registered by code that the user has imported;
+everything else in a configuration is data.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _INTERNAL: dict[str, frozenset[str]] = {
     "metrics": names.TRAINING,
     "optimizers": names.TRAINING,
 }
-# Files of Keras 2 mostly name no module.
+# Keras 2 files mostly omit the module.
 _WITHOUT_MODULE = frozenset().union(*_PUBLIC.values(), _CALLS)
 # Values, not objects.
 _DATA = frozenset(
@@ -68,7 +68,7 @@ _DATA = frozenset(
 _FUNCTIONS = names.ACTIVATIONS | names.TRAINING_FUNCTIONS
 _FUNCTION_MODULES = frozenset({"builtins", "keras.activations", "keras.losses", "keras.metrics"})
 _FUNCTION_FOLDERS = frozenset({"activations", "losses", "metrics"})
-# Tables of preprocessing layers: as text they are the path of a file to read.
+# Tables of preprocessing layers: given as text, they are the path of a file to read.
 _TABLES = frozenset({"vocabulary", "idf_weights"})
 
 
@@ -86,11 +86,11 @@ def classes(config: Any) -> Iterator[tuple[dict[str, Any], str]]:
 
 
 def check(config: Any, path: Path, legacy: bool = False) -> None:
-    """Refuses a configuration that names what is not known to compute on tensors alone.
+    """Refuses a configuration that names anything not known to compute only on tensors.
 
     Args:
-        config: The configuration, as JSON gives it. The settings of its training are not read, and
-            not loaded either.
+        config: The configuration, as JSON gives it. Its training settings are neither read nor
+            loaded.
         path: The file, for messages.
         legacy: Whether Keras 2 will load it. Defaults to Keras 3.
 
@@ -166,7 +166,7 @@ UNDO_QAT = (
 
 
 def _known(node: Mapping[str, Any], name: str) -> bool:
-    """Returns whether a node names something on the lists, and nothing else beside it."""
+    """Returns whether a node names something on the lists and nothing else."""
     module, registered = node.get("module"), node.get("registered_name")
     if name in _DATA:
         return True
@@ -209,7 +209,7 @@ def _registered(node: Mapping[str, Any], name: str, legacy: bool) -> bool:
         wanted = node.get("config")
         return isinstance(wanted, str) and registered_object(wanted, legacy) is not None
     # Files without modules are looked up by the class's name alone, others by the registered one:
-    # an object that bears both is the one that Keras makes either way.
+    # an object with both names is what Keras creates either way.
     wanted = node.get("registered_name", name) if "module" in node else name
     found = registered_object(wanted, legacy) if isinstance(wanted, str) else None
     return found is not None and name in (wanted, getattr(found, "__name__", None))
@@ -237,7 +237,7 @@ def _register_own_layers() -> None:
 
 
 def _check_call(node: Mapping[str, Any], layer: str, path: Path) -> None:
-    """Refuses a layer that calls a function of TensorFlow other than those on tensors."""
+    """Refuses a layer that calls a TensorFlow function other than those on tensors."""
     inner = node.get("config")
     function = inner.get("function") if isinstance(inner, dict) else None
     if isinstance(function, str) and function in names.TENSORFLOW_FUNCTIONS:
@@ -250,7 +250,7 @@ def _check_call(node: Mapping[str, Any], layer: str, path: Path) -> None:
 
 
 def _check_values(node: Mapping[str, Any], layer: str, path: Path, legacy: bool) -> None:
-    """Refuses text that Keras would take for a file to read or for a function to call."""
+    """Refuses text that Keras would treat as a file to read or a function to call."""
     for key, value in node.items():
         if not isinstance(value, str):
             continue

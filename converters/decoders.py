@@ -1,4 +1,4 @@
-"""DECODE operators of TensorFlow Lite Micro in a flatbuffer: put in, and read back."""
+"""DECODE operators of TensorFlow Lite Micro in a flatbuffer: inserted, and read back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgecompress.flatbuffers.tensors import Tensor
 
 
 def layout_of(tensor: Tensor) -> Layout:
-    """Returns what a decoder takes from the tensor that it writes."""
+    """Returns what a decoder takes over from the tensor that it writes."""
     return Layout(tensor.zero_points, tensor.quantized_dimension)
 
 
@@ -22,8 +22,8 @@ def insert_decoders(model: bytes | FlatModel, codes: Mapping[int, Encoded]) -> b
     """Returns the file with coded tensors and a DECODE operator before each of their readers.
 
     A tensor keeps its number, shape and scales and becomes the decoder's output. Each further
-    reader gets a decoder and a tensor of its own: a decoded tensor lives for one operator, so that
-    the next one may use its memory.
+    reader gets its own decoder and tensor: a decoded tensor lives for one operator, so that the
+    next one may reuse its memory.
 
     Args:
         model: A .tflite file with one subgraph: bytes, or as read.
@@ -59,7 +59,7 @@ def _constant(editor: ModelEditor, values: bytes) -> int:
 
 
 def check_codes(flat: FlatModel, weights: Mapping[int, Tensor]) -> None:
-    """Decodes every code that is in the file and compares it with the weights."""
+    """Decodes every code in the file and compares it with the weights."""
     checked = set()
     for operator in flat.operators:
         if operator.custom_name != DECODE or operator.outputs[0] not in weights:

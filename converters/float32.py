@@ -2,7 +2,7 @@
 
 The model is traced at batch 1 and its weights are frozen into the graph before conversion: faster
 than TFLiteConverter.from_keras_model, free of variables, and with every shape fixed. The file is
-then run against the model, which also tells the tensor of each tap by value.
+then run against the model, which also locates the tensor of each tap by value.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from edgecompress.flatbuffers.operators import FILTER_READERS, channel_axis
 from edgecompress.flatbuffers.reading import read_tflite
 
 KIND = "float32"
-# Relative to the largest value: BatchNorm folding and other summation orders stay far below.
+# Relative to the largest value: BatchNorm folding and different summation orders stay far below.
 _TOLERANCE = 1e-3
-# A wrong file is wrong on every sample. In a right one with binary layers the sign of a value that
-# is zero up to rounding may flip, and everything after it.
+# A wrong file is wrong on every sample. In a correct one with binary layers, the sign of a value
+# that is zero up to rounding may flip, and everything after it with it.
 _TRIES = 3
 _TYPES = ("float32", "int32", "int64", "int8", "uint8", "bool")
 
@@ -46,8 +46,8 @@ class Float32Result:
         artifact: The file. Its tensors are named after taps or layers, so that a file quantized
             from it can be compared layer by layer.
         tap_tensors: Tap -> name of the tensor that carries it.
-        kernels: Name of a filter -> the layer's own kernel in the filter's layout, where the file
-            holds another one: BatchNormalization was folded into it, `W_c = g_c * w_c`.
+        kernels: Name of a filter -> the layer's own kernel in the filter's layout, if the file
+            holds a different one because BatchNormalization was folded into it, `W_c = g_c * w_c`.
     """
 
     artifact: Artifact
@@ -61,7 +61,7 @@ class Float32Result:
 
 
 class Trace:
-    """A model with its graph at batch 1, which is traced when it is first asked for.
+    """A model with its graph at batch 1, traced on first use.
 
     Converters take it in place of a model, so that several of them trace the model once. The graph
     holds the weights as they were then.
@@ -92,7 +92,7 @@ def convert(model: Any, taps: bool = True, verbose: bool = False) -> Float32Resu
     Args:
         model: A LoadedModel, a Keras model or a Trace; every dimension but the batch must be
             fixed.
-        taps: Find the tensors of the taps; needs a Keras 3 Sequential or Functional model, others
+        taps: Locate the tensors of the taps; needs a Keras 3 Sequential or Functional model, others
             get none and a note. Defaults to True.
         verbose: Let TensorFlow's log through. Defaults to False.
 
@@ -101,8 +101,8 @@ def convert(model: Any, taps: bool = True, verbose: bool = False) -> Float32Resu
 
     Raises:
         UnsupportedModelError: the model has open dimensions or inputs of no known type.
-        ConversionError: an operator has no built-in form, or the file computes something else
-            than the model.
+        ConversionError: an operator has no built-in form, or the file computes something different
+            from the model.
 
     Example:
         >>> result = convert(load_model("model.keras"))  # doctest: +SKIP
@@ -132,7 +132,7 @@ def convert(model: Any, taps: bool = True, verbose: bool = False) -> Float32Resu
 
 
 def check_inputs(loaded: LoadedModel) -> None:
-    """Refuses a model whose inputs have open dimensions or a type that files do not have."""
+    """Refuses a model whose inputs have open dimensions or a type that files do not support."""
     for spec in loaded.inputs:
         if any(size is None for size in spec.shape):
             raise UnsupportedModelError(
@@ -166,7 +166,7 @@ def frozen_function(loaded: LoadedModel) -> Any:
     traced = tf.function(lambda *tensors: loaded.call(tensors), input_signature=signature)
     with frozen_kernels():
         concrete = traced.get_concrete_function()
-    # Unfrozen, a Keras 3 model converts without an error to a file that cannot run.
+    # Unfrozen, a Keras 3 model converts without an error, but to a file that cannot run.
     return convert_variables_to_constants_v2(concrete)
 
 
@@ -194,7 +194,7 @@ def to_flatbuffer(model: LoadedModel | Trace, verbose: bool = False) -> bytes:
 
 
 def _reason(error: Exception, frozen: Any, loaded: LoadedModel) -> str:
-    """Says in one line what stopped the converter, naming operators and their layers."""
+    """Explains in one line what stopped the converter, naming operators and their layers."""
     missing = sorted(set(re.findall(r"'tf\.(\w+)' op is neither", str(error))))
     if not missing or frozen is None:
         return one_line(error)
@@ -252,7 +252,7 @@ def _difference(
     values: Mapping[int, np.ndarray],
     sample: Sequence[np.ndarray],
 ) -> str | None:
-    """Says in one sentence where the file's outputs differ from the model's; None nowhere."""
+    """Says in one sentence where the file's outputs differ from the model's; None if nowhere."""
     expected = loaded.predict(sample)
     if len(expected) != len(raw.outputs):
         return (
@@ -300,7 +300,7 @@ def _find_taps(
     except UnsupportedModelError as error:
         notes.append(f"Ranges are set for the whole file, not by layer of the Keras model: {error}")
         return inputs
-    # Outputs by name come in the order of the names; taps go in the order of execution.
+    # Named outputs come in the order of the names; taps are in execution order.
     by_name = dict(zip(sorted(tapped.model.output), tapped.predict(sample), strict=True))
     wanted = {tap.name: by_name[tap.name] for tap in find_taps(model) if tap.layer}
     others = {i: v for i, v in values.items() if i not in raw.inputs}
@@ -312,10 +312,10 @@ def match_by_value(
 ) -> dict[str, int]:
     """Returns for each tap the tensor that holds its value.
 
-    The nearest tensor of the same shape (else of the same size: converters drop reshapes) counts,
-    if its error is below 0.1 % of the largest value. Taps with equal values (a ReLU of positive
-    values, dead layers) get the tensors with that value in the order of execution; where the
-    numbers differ and there is more than one tensor, none.
+    The nearest tensor of the same shape (or of the same size: converters drop reshapes) is used if
+    its error is below 0.1 % of the largest value. Taps with equal values (a ReLU of positive
+    values, dead layers) get the tensors with that value in the order of execution; if the counts
+    differ and there is more than one tensor, none.
 
     Args:
         wanted: Tap -> value, in order of execution.
@@ -348,7 +348,7 @@ def _nearest(want: np.ndarray, values: Mapping[int, np.ndarray]) -> tuple[int, .
 
 
 def _folded_kernels(loaded: LoadedModel, raw: FlatModel, notes: list[str]) -> dict[int, np.ndarray]:
-    """Returns the layers' own kernels of the filters that hold others, found by value."""
+    """Returns the layers' own kernels for filters that hold different ones, matched by value."""
     if loaded.flavour == "saved_model":
         return {}
     kernels = [
@@ -364,7 +364,7 @@ def _folded_kernels(loaded: LoadedModel, raw: FlatModel, notes: list[str]) -> di
             continue
         axis, values = channel_axis(operator), weights.values()
         rows = channels_first(values, (axis,))
-        # Of two layers with the same kernel either will do.
+        # For two layers with the same kernel, either will do.
         own = rows
         for name, kernel in kernels:
             if fold_factors(kernel, rows) is not None:
@@ -385,7 +385,7 @@ def _folded_kernels(loaded: LoadedModel, raw: FlatModel, notes: list[str]) -> di
 def _tensor_names(
     loaded: LoadedModel, raw: FlatModel, tensors: Mapping[str, int]
 ) -> dict[tuple[int, int], str]:
-    """Returns a name for each tensor that depends on the model alone, not on the process."""
+    """Returns a name for each tensor that depends only on the model, not on the process."""
     layers = layer_names(loaded)
     wanted = {index: tap for tap, index in reversed([*tensors.items()]) if index not in raw.inputs}
     wanted |= {index: spec.name for index, spec in zip(raw.inputs, loaded.inputs, strict=True)}

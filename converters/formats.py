@@ -1,4 +1,4 @@
-"""The formats that `export` writes: what each is given, what it returns, and their registry.
+"""The formats that `export` writes: their inputs, their results, and their registry.
 
 To add a format: one module in this folder with its options, a function that makes its files and is
 registered here, its test, and one import line in `converters/__init__.py`.
@@ -53,7 +53,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class FormatRequest:
-    """What a format works from: either `loaded` or `original`, and what the user asked for.
+    """A format's input: either `loaded` or `original`, and what the user requested.
 
     Attributes:
         name: Base name of the files.
@@ -82,20 +82,20 @@ class FormatResult:
 
     Attributes:
         artifacts: The files to write.
-        main: The one of them that is checked and shipped; its `flat` may know more names than the
-            file itself.
+        main: The artifact that is checked and shipped; its `flat` may have more names than the file
+            itself.
         layers: A file with the names of inner tensors, and the float file it was made from:
             compared layer by layer. None if there is nothing to compare.
         parity: Agreement with the original .tflite file that making the file has already proven.
             None if the Keras model is the reference.
-        engine: The engine that runs the file on phones and computers where that is not the
-            target's own. None for the target's own.
-        latencies: Kind of file -> microseconds of one inference on this computer, where measured.
-        legacy_runtime: Whether the older runtime of devices in the field should load the file.
-        parameters: Number of weights where the file does not show it. None for what it shows.
+        engine: The engine that runs the file on phones and computers, if it is not the target's
+            own. None for the target's own.
+        latencies: Kind of file -> microseconds of one inference on this computer, if measured.
+        legacy_runtime: Whether the legacy runtime of deployed devices should load the file.
+        parameters: Number of weights, if the file does not show it. None for the file's own count.
         decompression_memory: Bytes outside the tensor arena that the firmware provides for decoded
             weights; None if they are in the arena.
-        notes: What the user has to know, one sentence each.
+        notes: What the user needs to know, one sentence each.
     """
 
     artifacts: tuple[Artifact, ...]
@@ -112,7 +112,7 @@ class FormatResult:
 
 @dataclass(frozen=True)
 class NoOptions:
-    """The options of a format that has none."""
+    """The options of a format without any."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def format_options(chosen: Format, given: Mapping[str, Any]) -> Any:
 
     Args:
         chosen: The format.
-        given: Option -> value, of any format; None stands for not given.
+        given: Option -> value, of any format; None means not given.
 
     Raises:
         ArgumentError: an option belongs to another format, or breaks its rule.
@@ -236,12 +236,12 @@ def int8_source(request: FormatRequest) -> Int8Source:
 def proven_parity(
     request: FormatRequest, engine: str, samples: int, steps: float
 ) -> CheckResult | None:
-    """Returns the parity that comparing a file with the original .tflite file has proven.
+    """Returns the parity proven by comparing a file with the original .tflite file.
 
     Args:
         request: What the file was made from; for a Keras model, which is the reference, None.
         engine: Where both files ran.
-        samples: On how many random inputs.
+        samples: Number of random inputs.
         steps: Largest difference of an output, in steps of its scale.
     """
     if request.original is None:

@@ -1,8 +1,8 @@
-"""What an HDF5 file may hold, before Keras reads weights from it.
+"""What an HDF5 file may contain, before Keras reads weights from it.
 
-HDF5 can keep a dataset's bytes in any other file of the machine (external storage, external links,
-virtual datasets), decode them with plugins, and declare sizes that it does not store. Files of
-Keras do none of it, so all of it is refused.
+HDF5 can store a dataset's bytes in any other file on the machine (external storage, external links,
+virtual datasets), decode them with plugins, and declare sizes that it does not store. Keras files
+do none of this, so all of it is refused.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from edgecompress.core.reading import check_inflated, file_size
 # Filters that are part of every HDF5 library: gzip, shuffle, fletcher32, scale-offset.
 _FILTERS = frozenset({1, 2, 3, 6})
 _MOST_OBJECTS = 1_000_000
-# What gzip makes of zeros at best; more is not compression.
+# The best gzip can do on zeros; a higher ratio is not compression.
 _MOST_EXPANSION = 1100
 
 
 def refuse_plugins() -> None:
-    """Keeps the HDF5 library of this process from loading filters out of other files."""
+    """Keeps the HDF5 library of this process from loading filters from other files."""
     os.environ["HDF5_PLUGIN_PRELOAD"] = "::"
 
 
@@ -31,7 +31,7 @@ def check(path: Path, shown: Path) -> None:
 
     Args:
         path: The HDF5 file.
-        shown: The file it comes from, which messages name; the bytes of that one count.
+        shown: The file it comes from, which messages name and whose size counts.
 
     Raises:
         ModelFileError: an object of the file is of such a kind; its name is in the text.
@@ -47,7 +47,7 @@ def check(path: Path, shown: Path) -> None:
         check_inflated(claimed, file_size(shown), shown)
     except ModelFileError:
         raise
-    # Damage surfaces as any of many exceptions of HDF5.
+    # Damage surfaces as one of many HDF5 exceptions.
     except Exception as error:
         text = " ".join(str(error).split())[:240]
         raise ModelFileError(
@@ -85,7 +85,7 @@ def _check_group(root: Any, shown: Path) -> int:
 
 
 def _check_dataset(dataset: Any, where: str, shown: Path) -> int:
-    """Returns the bytes that a sound dataset has once it is read."""
+    """Returns the bytes that a sound dataset takes once it is read."""
     from h5py import h5d, h5t
 
     plan = dataset.get_create_plist()
@@ -106,7 +106,7 @@ def _check_dataset(dataset: Any, where: str, shown: Path) -> int:
         raise _outside(shown, where, "holds references or records instead of values")
     elements = dataset.get_space().get_simple_extent_npoints()
     size = int(elements) * int(kind.get_size())
-    # What was never written has no storage, and is read as zeros of any number.
+    # Unwritten data has no storage, and is read as any number of zeros.
     stored = int(dataset.get_storage_size())
     if size > stored * (_MOST_EXPANSION if plan.get_nfilters() else 1):
         raise ModelFileError(
@@ -117,5 +117,5 @@ def _check_dataset(dataset: Any, where: str, shown: Path) -> int:
 
 def _outside(shown: Path, where: str, what: str) -> ModelFileError:
     return ModelFileError(
-        f"{shown} is refused: {where} {what}. Save the model anew with model.save()."
+        f"{shown} is refused: {where} {what}. Save the model again with model.save()."
     )

@@ -1,14 +1,14 @@
 """float32 flatbuffer -> int8 flatbuffer: integer inputs, outputs, weights and activations.
 
 Weights are quantized symmetrically per channel, activations asymmetrically per tensor, by
-litert-quantizer and the recipe of a precision (`edgecompress.precisions`), int8 by default. Where
-training learnt a tensor's range it is used as it is; the other ranges are measured on calibration
-samples.
+litert-quantizer and the recipe of a precision (`edgecompress.precisions`), int8 by default. A range
+that training learnt is used as it is; the other ranges are measured on the calibration set.
 
-Kernels whose weights share few values (weight clustering) get one scale S = max|w| / 127 for the
-kernel without BatchNormalization, and channel c the scale |g_c| * S, where g_c is the factor that
-folding multiplied the channel by: so every channel has the codes round(w / S), and k values no more
-than k codes. The quantizer cannot do this; its weights, scales and biases are replaced.
+Kernels whose weights share few values (weight clustering) get a single scale S = max|w| / 127 for
+the kernel without BatchNormalization, and channel c gets the scale |g_c| * S, where g_c is the
+factor by which folding multiplied the channel. Every channel then has the codes round(w / S), and k
+values give at most k codes. The quantizer cannot do this, so its weights, scales and biases are
+replaced.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ _SAME_RANGE = frozenset(
         "RESIZE_BILINEAR", "REDUCE_MAX", "REDUCE_MIN",
     }
 )  # fmt: skip
-# Of these, the ones whose output holds each input value once: the range is known both ways.
+# Of these, the ones whose output holds each input value once: the range carries over both ways.
 _SAME_VALUES = frozenset({"RESHAPE", "TRANSPOSE", "SQUEEZE", "EXPAND_DIMS"})
-# Operators with int8 kernels in the runtimes that the quantizer does not know. Each is quantized
-# under the name of one whose rule for scales is the same, then gets its own name back. Operator ->
+# Operators with int8 kernels in the runtimes that the quantizer does not support. Each is quantized
+# under the name of one with the same rule for scales, then gets its own name back. Operator ->
 # (stand-in, version of its int8 kernel).
 _STAND_INS = {
     "LEAKY_RELU": ("GELU", 2),
@@ -91,33 +91,33 @@ def convert(
         ranges: Ranges that training learnt: tap -> (minimum, maximum) in real units. Defaults to
             those of the record.
         calibration: Samples, one array `(samples, ...)` for each input, to measure the remaining
-            ranges on; at most 500, evenly spaced, are used. Optional where training learnt all.
+            ranges on; at most 500, evenly spaced, are used. Optional if training learnt all of
+            them.
         record: Record for the artifact. Defaults to the source's.
-        dense_per_channel: One weight scale for each unit of a Dense layer instead of one for the
-            layer: more exact, but 8 bytes more for each unit, and older TensorFlow Lite Micro and
-            NPUs cannot run it. Defaults to None: where training simulated it, and where a Dense
-            layer with BatchNormalization behind it shares values. Convolutions always have one for
-            each channel.
-        allow_float: Keep an operator that has no int8 form in float and say so in the notes,
-            instead of refusing the model. Inputs and outputs are int8 in either case. Defaults to
-            True.
+        dense_per_channel: Per-channel weight scales for Dense layers (one per unit) instead of
+            per-tensor ones: more exact, but 8 more bytes per unit, and older TensorFlow Lite Micro
+            and NPUs cannot run it. Defaults to None: only if training simulated it, or if a Dense
+            layer followed by BatchNormalization shares values. Convolutions are always per-channel.
+        allow_float: Keep an operator without an int8 form in float and say so in the notes, instead
+            of refusing the model. Inputs and outputs are int8 in either case. Defaults to True.
         verbose: Let the quantizer's log through. Defaults to False.
-        weight_scales: `"tensor"`: the weights of every kernel have the codes of one scale, the
-            factors of folded BatchNormalization apart, Dense layers only where
-            `dense_per_channel` is None. `"channel"`: each output channel of a
-            convolution has a scale of its own. `"auto"`: `"tensor"` for kernels that share few
-            values and have fewer codes so (`core.shared_values`), `"channel"` for all others, as
-            QuantizationAwareTraining simulates. Defaults to `"auto"`.
+        weight_scales: `"tensor"`: the weights of every kernel use a single scale, apart from the
+            factors of folded BatchNormalization; Dense layers only if `dense_per_channel` is None.
+            `"channel"`: each output channel of a convolution has its own scale. `"auto"`:
+            `"tensor"` for kernels that share few values and get fewer codes that way
+            (`core.shared_values`), `"channel"` for all others, as QuantizationAwareTraining
+            simulates. Defaults to `"auto"`.
         precision: The number format. Defaults to int8.
 
     Returns:
-        The file, its kind the precision's name; its notes name what was calibrated, what stayed in
-        float and a file that got no smaller.
+        The file, with the precision's name as its kind; its notes say what was calibrated, what
+        stayed in float, and whether the file did not get smaller.
 
     Raises:
         ArgumentError: ranges are missing and there is no calibration, or `weight_scales` is
             unknown.
-        ConversionError: the quantizer refuses the model, or float is left where it may not be.
+        ConversionError: the quantizer refuses the model, or float operators remain although not
+            allowed.
 
     Example:
         >>> small = convert(float_result, calibration=[x[:200]])  # doctest: +SKIP
@@ -145,7 +145,7 @@ def convert(
     editor = _quantize(flat, by_tensor, precision, per_channel, verbose)
     if weight_scales != "channel":
         always = weight_scales == "tensor"
-        # Where the user decided on Dense layers, the quantizer has done it.
+        # If the user decided on Dense layers, the quantizer has already applied it.
         codes = FILTER_READERS if dense_per_channel is None else FILTER_READERS - {_DENSE}
         notes += share_scales(editor, flat, source.kernels, codes, always)
     if trained and weight_scales != "auto":
@@ -194,7 +194,7 @@ def make(request: FormatRequest) -> FormatResult:
 
 
 def strip_names(artifact: Artifact) -> Artifact:
-    """Returns the artifact without the names of inner tensors, which per-layer comparison needs.
+    """Returns the artifact without the names of inner tensors, which only comparisons need.
 
     Tensor numbers stay as they are. Its `flat` still has the names, for checks to use.
     """
@@ -239,7 +239,7 @@ def _complete(
                 f"be given: the weights are not those with which training learnt the ranges of "
                 f"{_few(outdated)}",
                 None,
-                "Give real inputs with --calibration to measure them anew, or train with "
+                "Give real inputs with --calibration to measure them again, or train with "
                 "QuantizationAwareTraining again.",
             )
         raise ArgumentError(
@@ -251,12 +251,12 @@ def _complete(
     if missing and calibration is not None:
         samples = [spread(array, MAX_SAMPLES) for array in calibration]
         measured = measure_ranges(flat, samples)
-        # What training learnt holds; measured ranges fill the gaps, and then flow on as well.
+        # Learnt ranges take precedence; measured ranges fill the gaps, and then propagate as well.
         measured = {i: measured[i] for i in missing if i in measured}
         known = _propagate(flat, measured | known, fixed)
         count = f"{len(samples[0])} calibration samples"
         if outdated:
-            # Named by tap: the user knows the layers, not the tensors.
+            # Named by tap: users know the layers, not the tensors.
             notes.append(
                 f"The weights are not those with which training learnt the ranges of "
                 f"{_few(outdated)}: these ranges are not used, but measured on {count}."
@@ -269,7 +269,7 @@ def _complete(
     wanted = [i for i in computed_tensors(flat) if i in known]
     dead = [flat.tensors[i].name for i in wanted if _widened(known[i]) is None]
     if dead:
-        # Their scale would be so small that the next layer's bias no longer fits 32 bits.
+        # Their scale would be so small that the next layer's bias would not fit 32 bits.
         notes.append(f"{_few(dead)} never left zero; the range was set to (0, 1).")
     return {flat.tensors[i].name: _widened(known[i]) or (0.0, 1.0) for i in wanted}
 
@@ -290,7 +290,7 @@ def _propagate(
     ranges: Mapping[int, tuple[float, float]],
     fixed: Mapping[str, tuple[float, float]],
 ) -> dict[int, tuple[float, float]]:
-    """Adds ranges that follow from others: of moved values, and of functions with a fixed range."""
+    """Adds ranges that follow from others: of moved values and of fixed-range functions."""
     known = dict(ranges)
     for operator in flat.operators:
         for output in operator.outputs:
@@ -300,7 +300,7 @@ def _propagate(
                 moved = operator.inputs[1 if operator.code == "SPLIT" else 0]
                 if moved in known:
                     known.setdefault(output, known[moved])
-    # One-dimensional convolutions are wrapped in reshapes; training learns the range behind them.
+    # One-dimensional convolutions are wrapped in reshapes; training learns the range after them.
     for operator in reversed(flat.operators):
         if operator.code in _SAME_VALUES and operator.outputs[0] in known:
             known.setdefault(operator.inputs[0], known[operator.outputs[0]])
@@ -314,7 +314,7 @@ def _quantize(
     dense_per_channel: bool,
     verbose: bool,
 ) -> ModelEditor:
-    """Returns the quantizer's file, with every operator that the quantizer does not know."""
+    """Returns the quantizer's file, including operators that the quantizer does not support."""
     statistics = {
         name: {"min": np.array([[low]], np.float32), "max": np.array([[high]], np.float32)}
         for name, (low, high) in ranges.items()
@@ -332,7 +332,7 @@ def _quantize(
                     weight_granularity=qtyping.QuantGranularity.TENSORWISE,
                 )  # fmt: skip
             quantized = bytes(quantizer.quantize(statistics).quantized_model)
-    # The quantizer raises ValueError, RuntimeError and KeyError alike for models it cannot do.
+    # For models it cannot handle, the quantizer raises ValueError, RuntimeError or KeyError.
     except Exception as error:
         raise ConversionError(f"The model could not be quantized: {one_line(error)}") from error
     editor = ModelEditor(quantized)
@@ -343,7 +343,7 @@ def _quantize(
 def _put_stand_ins(flat: FlatModel) -> tuple[bytes, dict[str, tuple[str, Any]]]:
     """Replaces operators by their stand-ins; returns what each was, by name of its output."""
     editor = ModelEditor(flat)
-    # The quantizer iterates over signatures where it changes an output.
+    # The quantizer iterates over signatures when it changes an output.
     editor.set_signatures()
     replaced: dict[str, tuple[str, Any]] = {}
     for operator, entry in zip(flat.operators, editor.operators, strict=True):
@@ -357,7 +357,7 @@ def _put_stand_ins(flat: FlatModel) -> tuple[bytes, dict[str, tuple[str, Any]]]:
 
 
 def _take_stand_ins(editor: ModelEditor, replaced: Mapping[str, tuple[str, Any]]) -> None:
-    """Puts the operators back; also types outputs that nothing reads, which the quantizer skips."""
+    """Restores the operators; also types unread outputs, which the quantizer skips."""
     flat = editor.original
     read = {i for operator in flat.operators for i in operator.inputs} | {*flat.outputs}
     for operator, entry in zip(flat.operators, editor.operators, strict=True):

@@ -1,4 +1,4 @@
-"""Keras 2 files: read as they are, adapted to Keras 3, and freed of the wrappers of training."""
+"""Keras 2 files: read as they are, adapted to Keras 3, and stripped of training wrappers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _DROPPED: dict[str, dict[str, Any]] = {
 
 @functools.cache
 def tf_keras() -> Any:
-    """Imports tf_keras beside Keras 3; nothing process-wide changes."""
+    """Imports tf_keras alongside Keras 3; nothing process-wide changes."""
     with suppress_output():
         import tf_keras as module
 
@@ -54,7 +54,7 @@ def adapt(path: Path, target: Path) -> Path:
                     if key in arguments and (neutral is None or arguments[key] == neutral):
                         del arguments[key]
             file.attrs["model_config"] = json.dumps(config)
-    # A file may be sound enough to read and too damaged to write.
+    # A file may be sound enough to read but too damaged to write.
     except (OSError, RuntimeError, KeyError) as error:
         raise ModelFileError(f"it cannot be adapted: {one_line(error)}") from error
     return target
@@ -86,7 +86,7 @@ def strip(path: Path, target: Path, shown: Path) -> Path:
 
 
 def strip_wrappers(source: str, tell: Any = None, gaps: Any = ()) -> tuple[None, dict[str, bytes]]:
-    """Strips pruning and clustering wrappers from a Keras 2 file; for a process of its own.
+    """Strips pruning and clustering wrappers from a Keras 2 file; to be run in a separate process.
 
     Args:
         source: File to read.

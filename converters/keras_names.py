@@ -1,8 +1,7 @@
-"""What a configuration of Keras may name: classes and functions that compute on tensors alone.
+"""What a Keras configuration may name: classes and functions that compute only on tensors.
 
-Names that are missing here are refused, whatever they are: a version of Keras that knows more of
-them needs more of them here. `REFUSED_LAYERS` are those layers of Keras that stay out, with the
-reason.
+Names that are missing here are refused, whatever they are: a Keras version with more of them needs
+more entries here. `REFUSED_LAYERS` are the Keras layers that are excluded, with the reason.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ LAYERS = _names(
     """
 )
 
-# The layers of Keras that no file may name. What each does.
+# Keras layers that no file may name, and what each does.
 REFUSED_LAYERS = {
     "Lambda": "holds Python code",
     "TorchModuleWrapper": "holds a pickled PyTorch module",
@@ -82,7 +81,7 @@ QUANTIZERS = _names(
     """
 )
 
-# Losses, metrics, optimizers and their schedules: Keras compiles models inside the model.
+# Losses, metrics, optimizers and their schedules: Keras compiles nested models.
 TRAINING = _names(
     """
     AUC Accuracy Adadelta Adafactor Adagrad Adam AdamW Adamax BinaryAccuracy BinaryCrossentropy
@@ -116,7 +115,7 @@ TRAINING_FUNCTIONS = _names(
     """
 )
 
-# Operations of `keras.ops`, those that call a function left out.
+# Operations of `keras.ops`, except those that call a function.
 OPERATIONS = _names(
     """
     Abs Absolute AdaptiveAveragePool AdaptiveMaxPool Add AffineTransform All AllClose Amax Amin

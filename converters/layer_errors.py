@@ -21,15 +21,15 @@ _ELEMENTS = 32 << 20
 
 @dataclass(frozen=True)
 class LayerError:
-    """How far one tensor of the integer model is from the same tensor of the float model.
+    """How far a tensor of the integer model is from the same tensor of the float model.
 
     Attributes:
         name: Name of the tensor in the float model; for fused operators the first of its names.
         sqnr_db: Signal-to-quantization-noise ratio, 10 log10(sum x^2 / sum (x - x_q)^2), in dB;
-            infinite where both are equal. It holds the errors of all layers before.
+            infinite if both are equal. It accumulates the errors of all preceding layers.
         operator: The operator that makes the tensor; `INPUT` for an input of the model.
-        drop_db: The ratio of the operator's worst input minus its own: what the operator itself
-            adds. None if no input is known.
+        drop_db: The ratio of the operator's worst input minus its own: the operator's own error.
+            None if no input is known.
     """
 
     name: str
@@ -41,7 +41,7 @@ class LayerError:
 def layer_errors(
     floats: FlatModel, quantized: FlatModel, samples: Sequence[np.ndarray], timeout_s: float
 ) -> tuple[tuple[LayerError, ...], list[str]]:
-    """Compares every tensor that both models compute; also returns those without a partner."""
+    """Compares every tensor that both models compute; also returns the unmatched ones."""
     pairs, unmatched = _pairs(floats, quantized)
     if not pairs:
         return (), unmatched
@@ -62,7 +62,7 @@ def layer_errors(
             rounded = dequantize(runs[1].tensors[partner], quantized.tensors[partner])
             signal[index] += float(np.sum(exact**2))
             noise[index] += float(np.sum((exact - rounded.reshape(exact.shape)) ** 2))
-    # The input counts as a layer: a scale that clips it harms everything behind it.
+    # The input counts as a layer: a scale that clips it harms everything downstream.
     ratios: dict[int, float] = {}
     makers = dict.fromkeys(floats.inputs, "INPUT")
     sources: dict[int, tuple[int, ...]] = {}
@@ -88,7 +88,7 @@ def layer_errors(
 
 
 def _pairs(floats: FlatModel, quantized: FlatModel) -> tuple[dict[int, int], list[str]]:
-    """Matches the computed tensors of two models by name; by position where names are gone."""
+    """Matches the computed tensors of two models by name, or by position without names."""
     wanted = _results(floats)
     offered = _results(quantized)
     by_name: dict[str, list[int]] = {}
@@ -119,7 +119,7 @@ def _makers(model: FlatModel) -> dict[int, str]:
 
 
 def _results(model: FlatModel) -> list[int]:
-    """Returns the tensors that operators compute, conversions between types left out."""
+    """Returns the tensors that operators compute, except type conversions."""
     return [i for o in model.operators if o.code not in CONVERSIONS for i in o.outputs]
 
 

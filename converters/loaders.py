@@ -1,8 +1,8 @@
 """Loading trained models: Keras 3 and Keras 2 files, SavedModels, in-memory Keras models.
 
-A model file is data from anywhere. What it says is compared with lists of what is known to compute
-on tensors alone (`configurations`, `hdf5_files`, `saved_models`) before any framework sees it, and
-refused by name where it says more.
+A model file is untrusted data. Its content is compared with lists of what is known to compute only
+on tensors (`configurations`, `hdf5_files`, `saved_models`) before any framework sees it, and
+anything else is refused by name.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ class LoadedModel:
         flavour: Which of these: `keras3`, `tf_keras` or `saved_model`.
         name: Name for files made from it: the file's stem, or the model's own name.
         inputs: Its inputs by position.
-        path: Where it was read from; None for a model that was in memory.
-        sha256: Of the file's bytes (a folder: of its files in order); "" for one in memory.
-        record: What was done to it in training; None if nothing is known.
-        notes: What was done otherwise than a plain load, one sentence each.
+        path: The file it was read from; None for a model in memory.
+        sha256: Of the file's bytes (for a folder, of its files in order); "" for one in memory.
+        record: What training did to it; None if nothing is known.
+        notes: Deviations from a plain load, one sentence each.
     """
 
     model: Any = field(repr=False)
@@ -88,8 +88,8 @@ class LoadedModel:
             names = [spec.name for spec in self.inputs]
             outputs = self.model(**dict(zip(names, tensors, strict=True)))
         else:
-            # Inputs may be one tensor, a list or a dict; `model.input` tells which. A Sequential
-            # has none before it is called, and always takes one tensor.
+            # Inputs may be one tensor, a list or a dict, as in `model.input`. A Sequential has none
+            # before it is called, and always takes one tensor.
             structure = getattr(self.model, "input", None)
             argument = (
                 tensors[0]
@@ -161,7 +161,7 @@ def wrap(model: Any) -> LoadedModel:
 
 
 def refuse_unconvertible(loaded: LoadedModel) -> None:
-    """Refuses Keras models that no converter can take, by the layer that is in the way.
+    """Refuses Keras models that no converter can handle, naming the offending layer.
 
     Raises:
         UnsupportedModelError: a layer is a Lambda, keeps its state between calls, or was quantized
@@ -192,7 +192,7 @@ def refuse_unconvertible(loaded: LoadedModel) -> None:
 
 
 def _with_wrapped(layers: Iterator[Any]) -> Iterator[Any]:
-    """Yields layers, and those that they wrap (TimeDistributed, Bidirectional)."""
+    """Yields layers, and the layers that they wrap (TimeDistributed, Bidirectional)."""
     for layer in layers:
         while layer is not None:
             yield layer
@@ -200,7 +200,7 @@ def _with_wrapped(layers: Iterator[Any]) -> Iterator[Any]:
 
 
 def _refuse_wrappers(model: Any) -> None:
-    """Refuses a Keras 2 model in memory that is still in the wrappers of its training."""
+    """Refuses a Keras 2 model in memory that still has its training wrappers."""
     for layer in model._flatten_layers(include_self=False):
         kind = type(layer).__name__
         if kind in configurations.QAT_WRAPPERS:
@@ -230,7 +230,7 @@ def _full_precision(model: Any) -> tuple[Any, tuple[str, ...]]:
 
 
 def _keras_inputs(model: Any) -> tuple[InputSpec, ...]:
-    # Subclassed models have no `inputs`; a Sequential that was never built refuses to tell.
+    # Subclassed models have no `inputs`; an unbuilt Sequential raises on access.
     try:
         tensors = model.inputs
     except (AttributeError, ValueError):
@@ -248,7 +248,7 @@ def _keras_inputs(model: Any) -> tuple[InputSpec, ...]:
 
 
 def _input_name(name: str, position: int) -> str:
-    # Keras counts unnamed inputs over the whole process; such a name says nothing and differs.
+    # Keras numbers unnamed inputs process-wide; such a name is meaningless and varies.
     return f"input_{position}" if name.startswith("keras_tensor") else name.split(":")[0]
 
 
@@ -259,8 +259,8 @@ def _dtype(dtype: Any) -> str:
 def load_model(path: Path | str) -> LoadedModel:
     """Loads a trained model from a file or folder, without running code from it.
 
-    Keras 2 files are rebuilt as plain Keras 3 models where every layer exists there, checked
-    against tf_keras on one random input; else they stay tf_keras models. Pruning and clustering
+    Keras 2 files are rebuilt as plain Keras 3 models if every layer exists there, checked against
+    tf_keras on one random input; otherwise they stay tf_keras models. Pruning and clustering
     wrappers of tensorflow-model-optimization are stripped in a separate process.
 
     Args:
@@ -271,7 +271,7 @@ def load_model(path: Path | str) -> LoadedModel:
         The model with its compression record, if there is one beside the file.
 
     Raises:
-        ModelFileError: the path is missing or the file is damaged, no model, or only weights.
+        ModelFileError: the path is missing, or the file is damaged, not a model, or only weights.
         UnsupportedModelError: the model holds code (Lambda, ...), a class that is not registered,
             or quantization wrappers.
         NotFiniteError: a weight is NaN or infinite.
@@ -324,7 +324,7 @@ _Loaded = tuple[Any, Flavour, tuple[str, ...]]
 
 
 def check_archive(path: Path) -> tuple[Any, bool]:
-    """Returns the configuration of a .keras file, all of it checked before a framework sees it.
+    """Returns the configuration of a .keras file, fully checked before a framework sees it.
 
     Args:
         path: The file.
@@ -334,7 +334,7 @@ def check_archive(path: Path) -> tuple[Any, bool]:
 
     Raises:
         ModelFileError: the file is damaged or hostile.
-        UnsupportedModelError: it names what is not known to compute on tensors alone.
+        UnsupportedModelError: it names something not known to compute only on tensors.
     """
     config, meta = check_keras_archive(path)
     with tempfile.TemporaryDirectory() as folder:
@@ -350,7 +350,7 @@ def _load_archive(path: Path) -> _Loaded:
     if not legacy:
         return _load_keras3(path, path), "keras3", ()
     with tempfile.TemporaryDirectory() as folder:
-        # One way for all Keras 2 files: through HDF5, whose configuration can be adapted.
+        # All Keras 2 files go through HDF5, whose configuration can be adapted.
         converted = Path(folder) / "model.h5"
         if _is_wrapped(config):
             return _load_legacy(keras2_files.strip(path, converted, path), path, _stripped(path))
@@ -363,7 +363,7 @@ def _load_archive(path: Path) -> _Loaded:
 
 
 def _check_members(path: Path, folder: Path) -> None:
-    """Refuses members that Keras does not write, and weights that lie elsewhere."""
+    """Refuses members that Keras does not write, and weights stored elsewhere."""
     with open_archive(path) as archive:
         for name in archive.names:
             if name not in _MEMBERS and not name.startswith("assets/"):
@@ -379,7 +379,7 @@ def _check_members(path: Path, folder: Path) -> None:
 
 
 def check_hdf5(path: Path) -> tuple[Any, bool]:
-    """Returns the configuration of an .h5 file, all of it checked; as `check_archive` does."""
+    """Returns the configuration of an .h5 file, fully checked, like `check_archive`."""
     import h5py
 
     hdf5_files.check(path, path)
@@ -440,7 +440,7 @@ def _load_error(path: Path, error: Exception) -> ModelFileError:
 
 
 def _load_legacy(path: Path, shown: Path, notes: tuple[str, ...] = ()) -> _Loaded:
-    """Loads a Keras 2 HDF5 file: as Keras 3 model where that computes the same, else tf_keras."""
+    """Loads a Keras 2 HDF5 file: as a Keras 3 model if that computes the same, else tf_keras."""
     with tempfile.TemporaryDirectory() as folder:
         legacy = None
         try:
@@ -495,7 +495,7 @@ def example_inputs(
 
 
 def _load_saved_model(path: Path) -> LoadedModel:
-    # tf.saved_model.load runs initializers, so the graph is looked through before.
+    # tf.saved_model.load runs initializers, so the graph is checked first.
     saved_models.check(path)
     import tensorflow as tf
 
@@ -512,7 +512,7 @@ def _load_saved_model(path: Path) -> LoadedModel:
         )
     key = "serving_default" if "serving_default" in signatures else sorted(signatures)[0]
     signature = signatures[key]
-    # A signature alone does not keep the variables alive.
+    # The signature by itself does not keep the variables alive.
     signature._edgecompress_owner = loaded
     arguments = signature.structured_input_signature[1]
     inputs = []

@@ -1,8 +1,8 @@
-"""Metrics: what the outputs of a model are worth, measured on labels.
+"""Metrics: scoring the outputs of a model against labels.
 
-Pure numpy. To add a metric: one function here, registered, and its test.
+Pure numpy. To add a metric, register a function here and write its test.
 
-Labels come in four forms, and each metric says which it takes:
+Labels come in four forms; each metric declares which it takes:
 
 | form | labels | what an output says |
 | --- | --- | --- |
@@ -29,12 +29,12 @@ Unit = Literal["share", "number"]
 
 # A row of probabilities sums to 1 within the rounding of float16.
 _SUM_TOLERANCE = 1e-2
-# As many classes or columns are listed one by one in a score's detail.
+# At most this many classes or columns are listed individually in a score's detail.
 _LISTED = 32
 
 
 class NotMeasurable(EdgeCompressError):
-    """A metric is not defined on the labels at hand; the text is one sentence."""
+    """A metric is not defined for these labels; the text is one sentence."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Score:
     """What a metric found.
 
     Attributes:
-        value: In the metric's unit; not finite where the outputs are not.
+        value: In the metric's unit; not finite if the outputs are not.
         detail: What explains it.
     """
 
@@ -59,7 +59,7 @@ class Scored:
         labels: `classes`, `numbers`: (elements,) whole numbers; `sides`: (rows, columns) of 0 and
             1; `values`: (samples, columns).
         outputs: `classes`: (elements, classes); `numbers`: (elements,); else as the labels.
-        cut: From which output on an element is a yes; None if there is no such side.
+        cut: The threshold from which an element is positive; None if not applicable.
         normal: Whether the outputs of the classes are probabilities.
     """
 
@@ -78,10 +78,10 @@ class Metric:
         name: As `--metric` takes it.
         title: What reports call it.
         unit: `share` for 0 to 1, else `number`.
-        higher_is_better: Whether more is better: its limit is a floor, else a ceiling.
+        higher_is_better: Whether higher is better: its limit is a floor, else a ceiling.
         forms: Which forms of labels it takes.
         measure: (labels and outputs, parameter) -> score.
-        parameter: What may stand behind `@`; "" for nothing.
+        parameter: What may follow `@`; "" for nothing.
     """
 
     name: str
@@ -95,7 +95,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Wanted:
-    """A metric as a user names it: `accuracy`, `top5`, `binary_accuracy@0`, `mean_iou@255`.
+    """A metric as written by a user: `accuracy`, `top5`, `binary_accuracy@0`, `mean_iou@255`.
 
     Attributes:
         metric: The metric.
@@ -132,7 +132,7 @@ class Wanted:
 
 METRICS: Registry[Metric] = Registry("--metric")
 
-# Names that other libraries use. `top1`, `top-5`, `top_5_accuracy` are read by a pattern.
+# Names used by other libraries. `top1`, `top-5`, `top_5_accuracy` are matched by a pattern.
 _ALIASES = {
     "mean_absolute_error": "mae",
     "mean_squared_error": "mse",
@@ -151,7 +151,7 @@ def parse_metric(text: str, argument: str = "--metric") -> Wanted:
 
     Raises:
         UnknownNameError: no metric has the name.
-        ArgumentError: a parameter is missing, wrong or too much.
+        ArgumentError: a parameter is missing, wrong or superfluous.
 
     Example:
         >>> parse_metric("R2").name, parse_metric("top-5").name, parse_metric("MAE").title
@@ -206,10 +206,10 @@ def _register(
 
 @_register("accuracy", "accuracy", "share", ("classes", "numbers", "sides"))
 def accuracy(scored: Scored, parameter: float | None = None) -> Score:
-    """Share of right predictions: the largest output is the label's, or the side is right.
+    """Share of correct predictions: the largest output is the label's, or the side is correct.
 
-    An element whose output holds NaN is wrong. `constant` in the detail is what the best answer
-    reaches that is always the same: a floor below it says nothing.
+    An element with NaN in its output is wrong. `constant` in the detail is the score of the best
+    constant answer: a floor below it is meaningless.
     """
     if scored.form == "sides":
         return _side_accuracy(scored, parameter)
@@ -220,7 +220,7 @@ def accuracy(scored: Scored, parameter: float | None = None) -> Score:
 
 @_register("binary_accuracy", "binary accuracy", "share", ("sides",), parameter="the cut")
 def _side_accuracy(scored: Scored, parameter: float | None = None) -> Score:
-    """Share of elements on the right side of the cut, every label of a sample separately."""
+    """Share of elements on the correct side of the threshold, counting each label separately."""
     cut = _cut(scored, parameter)
     outputs, labels = scored.outputs, scored.labels
     right = ((outputs >= cut) == (labels > 0)) & ~np.isnan(outputs)
@@ -235,8 +235,8 @@ def _side_accuracy(scored: Scored, parameter: float | None = None) -> Score:
 def top_k(scored: Scored, parameter: float | None) -> Score:
     """Share of elements whose label is among the k largest outputs.
 
-    Among equal outputs the first counts as larger, as in an application's argmax: rounding makes
-    outputs equal, and a file that always says the same must not be right by it.
+    Ties go to the first output, as in an application's argmax: rounding creates ties, and a file
+    that always gives the same answer must not benefit from them.
     """
     k, classes = int(parameter or 1), scored.outputs.shape[1]
     if k >= classes:
@@ -276,11 +276,12 @@ def mean_iou(scored: Scored, parameter: float | None = None) -> Score:
 
 @_register("auc", "ROC AUC", "share", ("classes", "sides"))
 def auc(scored: Scored, parameter: float | None = None) -> Score:
-    """Area under the ROC curve: the share of (yes, no) pairs in the right order, ties counting half.
+    """Area under the ROC curve: the share of correctly ordered pairs, ties counting half.
 
-    Exact, by ranks (Mann-Whitney). Several labels: the mean over those that have both a yes and a
-    no. Several classes: each against the rest, on probabilities. Two classes: the second.
-    """  # noqa: E501 one line
+    Exact, by ranks (Mann-Whitney), over (positive, negative) pairs. Several labels: the mean over
+    those that have both. Several classes: one against the rest, on probabilities. Two classes: the
+    second.
+    """
     if np.isnan(scored.outputs).any():
         return Score(np.nan)
     if scored.form == "sides":
@@ -369,8 +370,8 @@ def rmse(scored: Scored, parameter: float | None = None) -> Score:
 def r2(scored: Scored, parameter: float | None = None) -> Score:
     """Coefficient of determination, `1 - sum (y - f)^2 / sum (y - mean y)^2`: the columns' mean.
 
-    1 is perfect, 0 as good as the mean, below 0 worse. Columns whose label is constant have none
-    and are left out.
+    1 is perfect, 0 as good as the mean, below 0 worse. Columns with a constant label have none and
+    are skipped.
     """
     rest = ((scored.outputs - scored.labels) ** 2).sum(0)
     spread = ((scored.labels - scored.labels.mean(0)) ** 2).sum(0)
@@ -404,7 +405,7 @@ class Labels:
     """The labels of one output, and what they can mean for an output of a certain shape.
 
     Args:
-        array: As they came: (samples, ...).
+        array: As given: (samples, ...).
         shape: Of the output: (samples, ...).
         argument: Where they came from, for error messages.
 
@@ -436,7 +437,7 @@ class Labels:
 
     @property
     def classes(self) -> int:
-        """How many classes an output of this shape can tell apart along its last axis."""
+        """How many classes an output of this shape can distinguish along its last axis."""
         return self.shape[-1] if len(self.shape) > 1 else 1
 
     @property
@@ -446,7 +447,7 @@ class Labels:
 
     @property
     def same_shape(self) -> bool:
-        """Whether there is a label for each element of the output; axes of 1 do not count."""
+        """Whether there is a label for each element of the output; axes of size 1 do not count."""
         return _squeezed(self.array.shape) == _squeezed(self.shape)
 
     @property
@@ -466,7 +467,7 @@ class Labels:
 
     @property
     def one_hot(self) -> bool:
-        """Whether each row of classes holds exactly one 1 and else 0."""
+        """Whether each row of classes holds exactly one 1 and otherwise 0."""
         return self.two_valued and self.classes > 1 and bool((self._rows.sum(1) == 1).all())
 
     @property
@@ -484,7 +485,7 @@ class Labels:
         """Returns class numbers, one for each row of classes, from numbers or rows.
 
         Args:
-            ignored: A number beyond the classes that may occur all the same.
+            ignored: A number beyond the classes that is allowed nevertheless.
 
         Raises:
             ArgumentError: the labels are neither.
@@ -559,10 +560,10 @@ class Labels:
         return Scored(form, labels, outputs.reshape(labels.shape))
 
     def check(self, beyond: bool = False) -> None:
-        """Refuses labels that fit no output of this shape, whatever it is for.
+        """Refuses labels that cannot fit an output of this shape, whatever its kind.
 
         Args:
-            beyond: Let class numbers beyond the classes pass, which some metrics ignore.
+            beyond: Allow class numbers beyond the classes, which some metrics ignore.
 
         Raises:
             ArgumentError: they are neither class numbers nor in the output's shape.
@@ -588,5 +589,5 @@ class Labels:
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns a shape without its axes of 1; the first one, the samples', stays."""
+    """Returns a shape without its axes of size 1; the first one, for samples, stays."""
     return (shape[0], *(size for size in shape[1:] if size != 1))

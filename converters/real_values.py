@@ -1,4 +1,4 @@
-"""Real values to the types of a file's inputs and back, as an application converts them.
+"""Converts real values to the types of a file's inputs and back, as an application does.
 
 q = clip(round(x / scale) + zero_point) in 32-bit floats, halves rounded to even (XNNPACK's and
 numpy's rounding), and y = scale * (q - zero_point).
@@ -31,7 +31,7 @@ def quantize(values: np.ndarray, tensor: Tensor) -> np.ndarray:
         tensor: An input of the model; per-tensor scale.
 
     Raises:
-        ArgumentError: the values are not finite, or not whole where the tensor needs that.
+        ArgumentError: the values are not finite, or not whole although the tensor requires it.
         UnsupportedModelError: the tensor has a type without a numpy form or per-channel scales.
 
     Example:

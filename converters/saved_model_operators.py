@@ -1,4 +1,4 @@
-"""The operators that a SavedModel may have: those that compute on its own tensors and variables.
+"""The operators allowed in a SavedModel: those that compute on its own tensors and variables.
 
 Names that are missing here are refused, whatever they are. Nothing here opens a file, prints, or
 calls Python.
@@ -96,7 +96,7 @@ _VARIABLES = _names(
     ResourceScatterUpdate ResourceStridedSliceAssign VarHandleOp VarIsInitializedOp VariableShape
     """
 )
-# Tables in memory; those that fill themselves from a file are not among them.
+# Tables in memory, but not those that fill themselves from a file.
 _TABLES = _names(
     """
     AsString HashTableV2 LookupTableExportV2 LookupTableFindV2 LookupTableImportV2
@@ -133,7 +133,7 @@ OPERATORS = (
     | _RANDOM
 )
 
-# What the functions use that save and restore the variables. Loading does not run them.
+# Operators of the functions that save and restore variables. Loading does not run them.
 SAVERS = _names(
     """
     MergeV2Checkpoints RestoreV2 SaveV2 ShardedFilename StaticRegexFullMatch StringJoin

@@ -1,4 +1,4 @@
-"""What a SavedModel may hold, before TensorFlow loads it and runs its initializers."""
+"""What a SavedModel may contain, before TensorFlow loads it and runs its initializers."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from edgecompress.converters.saved_model_operators import OPERATORS, SAVERS
 from edgecompress.core.errors import ModelFileError, UnsupportedModelError
 from edgecompress.core.reading import read_bytes
 
-# What wrappers of tensorflow-model-optimization call their variables.
+# Variable names of tensorflow-model-optimization's wrappers.
 _PRUNED = re.compile(rb"prune_low_magnitude_|PruneLowMagnitude")
 _CLUSTERED = re.compile(rb"ClusterWeights|cluster_centroids_")
 _QUANTIZED = re.compile(rb"QuantizeWrapper|quantize_layer/quantize_layer_min")
 
 
 def check(folder: Path) -> None:
-    """Refuses a SavedModel that does anything but compute on its own tensors and variables.
+    """Refuses a SavedModel that does more than compute on its own tensors and variables.
 
     Args:
         folder: The SavedModel.
@@ -72,8 +72,8 @@ def _meta_graph(data: bytes, graph: Path) -> Any:
 def _run(meta: Any, library: dict[str, Any]) -> set[str]:
     """Returns the functions that loading and calling the model can run.
 
-    Those left out save and restore variables in the manner of TensorFlow 1, which writes files, or
-    compute gradients; nothing of the model's objects leads to them.
+    The others save and restore variables in the manner of TensorFlow 1, which writes files, or
+    compute gradients; none of the model's objects refers to them.
     """
     saver = meta.saver_def
     ends = {name.split(":")[0] for name in (saver.save_tensor_name, saver.restore_op_name)}
@@ -84,8 +84,8 @@ def _run(meta: Any, library: dict[str, Any]) -> set[str]:
 
 
 def _reached(start: Iterable[str], library: dict[str, Any]) -> set[str]:
-    """Returns functions with all that they may call."""
-    # Grappler takes functions that implement the same interface for each other.
+    """Returns functions together with everything they may call."""
+    # Grappler substitutes functions that implement the same interface for each other.
     alike: dict[bytes, set[str]] = {}
     for name, function in library.items():
         if "api_implements" in function.attr:
@@ -127,7 +127,7 @@ def _refuse_operators(folder: Path, nodes: Iterable[Any], allowed: frozenset[str
 
 
 def _refuse_wrappers(folder: Path, data: bytes) -> None:
-    """Refuses models in the wrappers of training: what they hold cannot be taken off any more."""
+    """Refuses models with training wrappers, which can no longer be stripped."""
     metadata = folder / "keras_metadata.pb"
     told = data + (read_bytes(metadata) if metadata.is_file() else b"")
     if _QUANTIZED.search(told):

@@ -1,10 +1,9 @@
 """int8 flatbuffer -> int8 flatbuffer in which k shared weight values stay at most k codes.
 
-A kernel w that shares values gets the one scale S = max|w| / 127, unless it has as few codes with
-a scale for each channel. Where BatchNormalization was
-folded into it the file holds g_c * w_c, and channel c has the scale |g_c| * S: so the codes of
-every channel are sign(g_c) * round(w / S). Only negative factors can make more codes than values,
-at most twice as many, as a scale cannot be negative.
+A kernel w that shares values gets a single scale S = max|w| / 127, unless it has as few codes with
+per-channel scales. If BatchNormalization was folded into it, the file holds g_c * w_c, and channel
+c has the scale |g_c| * S, so the codes of every channel are sign(g_c) * round(w / S). Only negative
+factors can produce more codes than values, at most twice as many, as a scale cannot be negative.
 """
 
 from __future__ import annotations
@@ -40,9 +39,9 @@ def share_scales(
     Args:
         editor: Changes an int8 file that litert-quantizer made.
         source: The float file that it was made from.
-        kernels: `Float32Result.kernels`: filters without what was folded into them, by name.
+        kernels: `Float32Result.kernels`: filters before folding, by name.
         operators: Kinds of operators whose filters may be changed. Defaults to all.
-        always: Do so for every kernel, not only where it makes fewer codes. Defaults to False.
+        always: Do so for every kernel, not only if it gives fewer codes. Defaults to False.
 
     Returns:
         Notes on what changed.
@@ -61,7 +60,7 @@ def share_scales(
         if not kernel.any() or not (always or shares_values(kernel)):
             continue
         wanted = always or per_tensor(kernel, (axis,))
-        # One scale over the folded kernel: a Dense layer that training did not quantize.
+        # A single scale over the folded kernel: a Dense layer that training did not quantize.
         single = len(present.scales) == 1
         axes = () if wanted or single else (axis,)
         weights, scales, signs = _codes_and_scales(kernel, folded, axis, axes, present.scales)
@@ -123,7 +122,7 @@ def _codes_and_scales(
     shape[axis] = -1
     weights = codes(kernel, axes) * signs.reshape(shape)
     largest = np.abs(rows).max(1 if axes else None) / np.float32(127)
-    # A channel of zeros keeps the scale that it has, with which its bias fits 32 bits.
+    # An all-zero channel keeps its scale, with which its bias fits 32 bits.
     scales = np.where(factors != 0, np.abs(factors) * largest, present).astype(np.float32)
     return weights.astype(np.int8), scales, signs
 

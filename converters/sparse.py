@@ -1,9 +1,9 @@
 """float32 flatbuffer -> float32 flatbuffer whose pruned fully-connected weights are stored sparse.
 
-TensorFlow Lite has one kernel that gains from sparse weights: the fully-connected one in float,
-with blocks of 1x4, four inputs of one unit. With 90 % of the blocks zero it is faster than the
-dense one, and the file holds the other blocks alone. All else (single zeros, convolutions, int8) is
-expanded as the file is loaded, or not loaded at all, and is left dense here.
+TensorFlow Lite has one kernel that benefits from sparse weights: the float fully-connected one,
+with 1x4 blocks, four inputs of one unit. With 90 % of the blocks zero, it is faster than the dense
+one, and the file stores only the other blocks. Everything else (single zeros, convolutions, int8)
+is expanded when the file is loaded, or not loaded at all, and is left dense here.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from edgecompress.flatbuffers.tensors import Tensor
 
 KIND = "sparse"
 BLOCK = 4
-# Share of zero blocks from which on the sparse kernel is clearly faster; even at about 80 %.
+# Share of zero blocks above which the sparse kernel is clearly faster; break-even is about 80 %.
 MIN_SPARSITY = 0.9
-# Relative to the largest output: kernels add in different orders.
+# Relative to the largest output: kernels sum in different orders.
 TOLERANCE = 1e-4
 ENGINE = "litert"
 _VERSION = 8
@@ -46,13 +46,13 @@ _HINT = (
 
 @dataclass(frozen=True)
 class SparseTensor:
-    """What became of one filter.
+    """The outcome for one filter.
 
     Attributes:
-        index: Number of the tensor, the same before and after.
+        index: Index of the tensor, the same before and after.
         name: Its name in the original file, or that of its operator's output.
         operator: The operator that reads it.
-        sparsity: Share of its blocks of 1x4 that are zero; None if it has no such blocks.
+        sparsity: Share of its 1x4 blocks that are zero; None if it has no such blocks.
         bytes_before: Bytes of its weights.
         bytes_after: Bytes of its values and indices.
         reason: Why it is left dense, or "".
@@ -69,7 +69,7 @@ class SparseTensor:
 
 @dataclass(frozen=True)
 class SparseResult:
-    """A sparse file and what it brings.
+    """A sparse file and its benefit.
 
     Attributes:
         artifact: `Artifact(kind="sparse")`.
@@ -77,7 +77,7 @@ class SparseResult:
         bytes_before: Bytes of the original file without names and metadata.
         error: Largest difference of an output from the dense file's, relative to the largest.
         engines: Engine -> "" where it runs the file, else why not.
-        latency_before_us: Microseconds that the `latency` argument found; None without it.
+        latency_before_us: Microseconds returned by the `latency` argument; None without it.
         latency_after_us: The same for the sparse file.
     """
 
@@ -214,7 +214,7 @@ def convert(
 
 
 def _tensors(flat: FlatModel, original: FlatModel) -> tuple[SparseTensor, ...]:
-    """Returns the filters, with the reason why each stays dense where it does."""
+    """Returns the filters, with the reason for each one that stays dense."""
     readers: dict[int, list[Operator]] = {}
     for operator in flat.operators:
         for index in operator.inputs:
@@ -252,7 +252,7 @@ def _judge(flat: FlatModel, operator: Operator, tensor: Tensor) -> tuple[float |
     if tensor.shape[1] % BLOCK:
         return None, f"its {tensor.shape[1]} inputs are not a multiple of {BLOCK}"
     share = block_sparsity(tensor.values(), BLOCK)
-    # What a schedule rounds to the nearest block is not missed by one block.
+    # Schedules round to the nearest block, so missing it by one block is tolerated.
     if share < MIN_SPARSITY - 1 / max(tensor.elements // BLOCK, 1):
         return share, (
             f"{share:.1%} of its 1x{BLOCK} blocks are zero, below {MIN_SPARSITY:.0%}, where dense "

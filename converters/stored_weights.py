@@ -1,4 +1,4 @@
-"""int8 filters stored in fewer bits: which ones, and the file that holds them."""
+"""int8 filters stored in fewer bits: which ones, and the file that contains them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _INT2_VERSION = 14
 
 
 def plan_weights(flat: FlatModel, name: str) -> tuple[dict[int, Stored], dict[int, str]]:
-    """Returns how a format stores each filter, and why others stay as they are.
+    """Returns how a format stores each filter, and why others stay unchanged.
 
     Args:
         flat: An int8 model.
@@ -47,7 +47,7 @@ def plan_weights(flat: FlatModel, name: str) -> tuple[dict[int, Stored], dict[in
 
 
 def _costly_tables(plan: Mapping[int, Stored]) -> list[int]:
-    """Returns the filters that share a table which is larger than what they save together."""
+    """Returns the filters that share a table larger than what they save together."""
     sharing: dict[bytes, list[int]] = {}
     for index, stored in plan.items():
         if stored.table_bits:
@@ -63,7 +63,7 @@ def _costly_tables(plan: Mapping[int, Stored]) -> list[int]:
 def filters_of(flat: FlatModel) -> tuple[dict[int, tuple[Filter, str]], dict[int, str]]:
     """Returns the filters with the reason why their scales are fixed ("": they are not).
 
-    The second result is why other filters cannot be stored otherwise at all.
+    The second result is why other filters cannot be stored differently at all.
     """
     readers: dict[int, list[Operator]] = {}
     for operator in flat.operators:
@@ -93,7 +93,7 @@ def filters_of(flat: FlatModel) -> tuple[dict[int, tuple[Filter, str]], dict[int
 
 
 def _rigid(flat: FlatModel, operator: Operator, readers: Mapping[int, Sequence[Operator]]) -> str:
-    """Returns why a filter's scales cannot change: its bias has to change with them."""
+    """Returns why a filter's scales cannot change, as its bias would have to change too."""
     bias = flat.tensor(operator, 2)
     if bias is None:
         return ""
@@ -118,7 +118,7 @@ def store_weights(
     Args:
         model: An int8 .tflite file with one subgraph: bytes, or as read.
         plan: Tensor index -> how it is stored.
-        plain: Store the same weights as plain int8: the file that computes what the other must.
+        plain: Store the same weights as plain int8: the reference for the other file.
             Defaults to False.
     """
     writer = _Writer(model)

@@ -1,4 +1,4 @@
-"""Samples that come one after the other: tf.data, generators, TFLite's representative datasets."""
+"""Samples from a stream: tf.data, generators, TFLite's representative datasets."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 
 from edgecompress.core.errors import ArgumentError, one_line
 
-# What is read of a stream, which may have no end. Ranges settle long before.
+# How much of a possibly endless stream is read. Ranges settle long before that.
 MOST_SAMPLES = 1000
-# A metric is that of all samples: a stream of more than these is refused.
+# A metric covers all samples, so a longer stream is refused.
 MOST_EVALUATED = 100_000
 
 
@@ -38,7 +38,7 @@ def collect(
 ) -> Any:
     """Returns what a stream yields as arrays, `MOST_SAMPLES` samples at most.
 
-    Labels of a stream that goes on are left out: its first samples may all be of one class.
+    Labels of a truncated stream are dropped: its first samples may all be of one class.
 
     Args:
         source: An iterable, or a function without arguments that returns one. It yields an array,
@@ -53,8 +53,8 @@ def collect(
         A list with an array for each input, or a tuple of these and the labels.
 
     Raises:
-        ArgumentError: nothing comes, what comes does not fit the inputs, reading fails, or with
-            `whole` the stream has no end.
+        ArgumentError: the stream is empty, does not fit the inputs or fails, or with `whole` has no
+            end.
 
     Example:
         >>> collect(([np.ones((1, 3))] for _ in range(4)), [1], ["x"], "calibration")[0].shape
@@ -94,7 +94,7 @@ def _items(source: Any, argument: str, most: int) -> Iterator[Any]:
             yield from itertools.islice(iter(made), most)
             return
     except Exception as error:
-        # It is the user's own code, or a framework's, that fails in any way.
+        # It is the user's code, or a framework's, and may fail in any way.
         raise ArgumentError(
             argument, "yield samples until it ends", f"{type(error).__name__}: {one_line(error)}"
         ) from error

@@ -1,8 +1,8 @@
-"""Parts of an int8 flatbuffer that TensorFlow Lite Micro does not use, taken out of the file.
+"""Removes parts of an int8 flatbuffer that TensorFlow Lite Micro does not use.
 
 A file of a few kilobytes is mostly tables: each tensor costs about 100 bytes and each operator
-about 60, whatever it holds. What goes here changes no output bit in that engine; other engines may
-need it, so only files that no other engine runs are stripped of it.
+about 60, whatever it holds. Stripping these parts changes no output bit in that engine. Other
+engines may need them, so only files that no other engine runs are stripped.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.operators import Operator
 from edgecompress.flatbuffers.tensors import Tensor
 
-# Their kernels take the scale of the bias from input and filter.
+# Their kernels derive the scale of the bias from input and filter.
 _PER_CHANNEL = ("CONV_2D", "DEPTHWISE_CONV_2D")
 # FULLY_CONNECTED checks that the scale of the bias, 0 without one, and `input scale * filter scale`
-# differ by no more than this share of the output's scale; it makes no other use of it.
+# differ by no more than this share of the output's scale; it does not use it otherwise.
 _BIAS_SCALE_TOLERANCE = 0.02
 
 
@@ -31,10 +31,10 @@ def strip_for_tflm(editor: ModelEditor) -> tuple[int, ...]:
     - Convolutions and FULLY_CONNECTED compute a bias in units of `input scale * filter scale`; the
       scales and zero points stored with it, 12 bytes for each channel, are not used. (The latter
       checks them, with a tolerance that nearly all layers keep without them.)
-    - Scales of a convolution's filter that are the same for all channels: one serves them all.
+    - Scales of a convolution's filter that are the same for all channels: one is enough.
     - Zero points that are the same for all channels: the engine reads one value for all of them,
       where LiteRT asks for one each.
-    - The flag that a tensor has a known rank tells only scalars from tensors without a shape.
+    - The flag that a tensor has a known rank only distinguishes scalars from shapeless tensors.
 
     Args:
         editor: Changes an int8 file with one subgraph that has no other changes yet. Tensors may
@@ -66,7 +66,7 @@ def strip_for_tflm(editor: ModelEditor) -> tuple[int, ...]:
 def _strip_scales(
     editor: ModelEditor, tensor: Tensor, readers: Sequence[Operator], moved: Mapping[int, int]
 ) -> None:
-    """Removes the scales that the readers of a tensor ignore, and doubled ones."""
+    """Removes the scales that the readers of a tensor ignore, and duplicate ones."""
     index, scales, points = tensor.index, tensor.scales, tensor.zero_points
     if not scales:
         return
@@ -101,7 +101,7 @@ def _ignores_bias_scale(flat: FlatModel, operator: Operator, moved: Mapping[int,
 
 
 def _moved(flat: FlatModel, readers: Mapping[int, Sequence[Operator]]) -> dict[int, int]:
-    """Returns the results of reshapes that nothing needs -> what their readers read instead."""
+    """Returns the outputs of unneeded reshapes -> what their readers read instead."""
     moved: dict[int, int] = {}
     for operator in flat.operators:
         output = operator.outputs[0] if operator.outputs else -1
@@ -112,14 +112,14 @@ def _moved(flat: FlatModel, readers: Mapping[int, Sequence[Operator]]) -> dict[i
             and reading
             and all(_flattens(reader, output) for reader in reading)
         ):
-            # A reshape of a reshape has moved before.
+            # A reshape of a reshape has already been moved.
             source = operator.inputs[0]
             moved[output] = moved.get(source, source)
     return moved
 
 
 def _flattens(operator: Operator, index: int) -> bool:
-    """Returns whether an operator reads a tensor as rows, without a look at its shape."""
+    """Returns whether an operator reads a tensor as rows, regardless of its shape."""
     return (
         operator.code == "FULLY_CONNECTED"
         and operator.inputs[0] == index

@@ -1,7 +1,7 @@
-"""What an output is for: from the loss it was trained with, the operator that makes it, its labels.
+"""What an output predicts: inferred from its loss, the operator that makes it, its labels.
 
-Pure functions; nothing is run. Where the evidence allows two readings, the answer is `Unclear`
-with both of them named: a metric that is guessed may pass a broken model.
+Pure functions; nothing is run. If the evidence is ambiguous, the answer is `Unclear` and names both
+readings: a guessed metric may pass a broken model.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from edgecompress.core.reading import JSON_LIMIT, open_archive
 from edgecompress.core.structured import parse_json
 from edgecompress.flatbuffers.model import FlatModel
 
-# From which value on a probability, and a logit, is a yes.
+# The threshold from which a probability, and a logit, is positive.
 PROBABILITY, LOGIT = 0.5, 0.0
-# Operators behind which the values are still those of the operator before.
+# Operators that pass the values of the preceding operator through.
 _CARRIERS = frozenset(
     {"QUANTIZE", "DEQUANTIZE", "RESHAPE", "SQUEEZE", "EXPAND_DIMS", "TRANSPOSE", "CAST"}
 )
@@ -36,7 +36,7 @@ class Loss:
 
     Attributes:
         name: As the model calls it, e.g. `binary_crossentropy`.
-        kind: A key of `LOSSES`; "" for a loss that is not known here.
+        kind: A key of `LOSSES`; "" for an unknown loss.
         from_logits: Whether it takes logits.
     """
 
@@ -52,15 +52,15 @@ class Loss:
 
 @dataclass(frozen=True)
 class Task:
-    """What an output is for.
+    """What an output predicts.
 
     Attributes:
         kind: `classes` (one of several), `binary` (yes or no), `multilabel` (several of those), or
             `values`.
         form: The form of labels that fits: see `metrics`.
-        metric: What it is judged by where nobody says otherwise.
-        found: What told, for people.
-        cut: From which value on an output is a yes; None if there are no sides.
+        metric: Its default metric.
+        found: How this was determined, for people.
+        cut: The threshold from which an output is positive; None if not applicable.
         normal: Whether the outputs are probabilities.
     """
 
@@ -73,20 +73,20 @@ class Task:
 
     @property
     def is_classifier(self) -> bool:
-        """Whether there are answers to be right about: what `--min-accuracy` is a floor for."""
+        """Whether it classifies, so that `--min-accuracy` applies."""
         return self.kind != "values"
 
 
 @dataclass(frozen=True)
 class Unclear:
-    """Why the task of an output is not known, and what to say; one sentence each."""
+    """Why the task of an output is unknown, and what to specify; one sentence each."""
 
     reason: str
 
 
 # --- what the model says ------------------------------------------------------------------------
 
-# Loss -> kind, by its name without underscores. The values' losses carry their metric.
+# Loss -> kind, keyed by its name without underscores. Losses on values carry their metric.
 LOSSES: Mapping[str, str] = {
     "categoricalcrossentropy": "classes", "sparsecategoricalcrossentropy": "classes",
     "categoricalfocalcrossentropy": "classes", "categoricalhinge": "classes",
@@ -107,7 +107,7 @@ class Output:
 
     Attributes:
         names: What users may call it, the first in messages; never empty.
-        loss: What it was trained with; None if nothing is known.
+        loss: The loss it was trained with; None if unknown.
     """
 
     names: tuple[str, ...]
@@ -134,7 +134,7 @@ def read_loss(entry: Any) -> Loss | None:
     own = False
     if isinstance(entry, Mapping):
         name, config = entry.get("class_name"), entry.get("config")
-        # Keras writes the names of its own classes beside its own modules, and alone in Keras 2.
+        # Keras 3 writes its class names along with their modules, Keras 2 without.
         module = entry.get("module")
         if name == "function":
             name, config = config, {}
@@ -175,7 +175,7 @@ def outputs_of(loaded: Any) -> tuple[Output, ...]:
     elif isinstance(losses, (list, tuple)):
         entries = [*losses, *[None] * len(names)][: len(names)]
     else:
-        # One loss for all outputs.
+        # A single loss for all outputs.
         entries = [losses] * len(names)
     return tuple(Output(own, read_loss(entry)) for own, entry in zip(names, entries, strict=True))
 
@@ -205,17 +205,17 @@ def _compiled_loss(model: Any, path: Path | None) -> Any:
         return getattr(model, "loss", None) if getattr(model, "compiled", True) else None
     try:
         return stored_loss(path)
-    # Configurations of other Keras versions fail in many ways; the model itself was loaded.
+    # Configurations of other Keras versions fail in many ways; the model itself did load.
     except (EdgeCompressError, OSError, ValueError, KeyError, AttributeError, TypeError):
         return None
 
 
 def stored_loss(path: Path) -> Any:
-    """Returns what a .keras or HDF5 file says of the loss, as read from its JSON; None for nothing.
+    """Returns the loss stored in a .keras or HDF5 file, as read from its JSON; None if absent.
 
     Raises:
         EdgeCompressError, OSError, ValueError, KeyError, AttributeError, TypeError: the
-            configuration is damaged, or of a form that is not known.
+            configuration is damaged, or of an unknown form.
     """
     label = f"{path}: compile_config"
     if zipfile.is_zipfile(path):
@@ -257,9 +257,9 @@ def signature_outputs(flat: FlatModel) -> dict[int, str]:
 
 
 def output_operator(flat: FlatModel, position: int) -> str:
-    """Returns the operator that makes an output, past reshapes, conversions and joins; "" for none.
+    """Returns the operator that makes an output, ignoring reshapes, conversions and joins; or "".
 
-    Parts that are joined count where all are made by the same operator.
+    Joined parts count if all are made by the same operator.
     """
     makers = {index: operator for operator in flat.operators for index in operator.outputs}
 
@@ -284,9 +284,8 @@ def output_operator(flat: FlatModel, position: int) -> str:
 def find_task(operator: str, loss: Loss | None, labels: Labels) -> Task | Unclear:
     """Returns what an output is for.
 
-    The compiled loss decides, else the operator that makes the output, else the form of the
-    labels. Labels that hold one 1 in every row are classes whatever the loss: they exclude each
-    other.
+    The compiled loss decides, else the operator that makes the output, else the form of the labels.
+    One-hot labels are classes whatever the loss, because they exclude each other.
 
     Args:
         operator: As `output_operator` returns it.
@@ -383,7 +382,7 @@ def _sides(labels: Labels, cut: float, told: str) -> Task | Unclear:
         kind = "multilabel" if labels.classes > 1 else "binary"
         metric = "binary_accuracy" if labels.classes > 1 else "accuracy"
         return Task(kind, "sides", metric, told, cut)
-    # Images given back, soft labels: no answer is right or wrong.
+    # Reconstructed images, soft labels: no answer is right or wrong.
     labels.values()
     return Task("values", "values", "mae", f"{told}, but the labels are not only 0 and 1")
 
@@ -437,7 +436,7 @@ def task_for(wanted: Wanted, operator: str, loss: Loss | None, labels: Labels) -
         return Task("classes", "classes", wanted.name, told, normal=operator == "SOFTMAX")
     if wanted.metric.name == "auc":
         labels.sides()
-        # The order of the outputs alone counts, so no cut is needed.
+        # Only the order of the outputs counts, so no threshold is needed.
         return Task("binary", "sides", wanted.name, told)
     if isinstance(found, Unclear):
         return found
@@ -463,7 +462,7 @@ def match_labels(labels: Any, outputs: Sequence[Output], argument: str) -> tuple
         argument: Where they came from, for error messages.
 
     Raises:
-        ArgumentError: a key names no output, or two the same.
+        ArgumentError: a key matches no output, or two keys the same one.
     """
     if not isinstance(labels, Mapping):
         return (labels, *[None] * (len(outputs) - 1))

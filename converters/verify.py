@@ -41,13 +41,13 @@ _CARRIERS = (*CONVERSIONS, "RESHAPE", "SQUEEZE", "EXPAND_DIMS")
 
 @dataclass(frozen=True)
 class Rounding:
-    """How much of a disagreement is rounding, and how much is not.
+    """How much of a disagreement is due to rounding, and how much is not.
 
     Attributes:
-        simulated: Share of samples where the reference agrees with its own simulation of the
-            rounding: what rounding costs.
-        file: Share of samples where the file agrees with that simulation: what is below 1 is the
-            converter's or the engine's.
+        simulated: Share of samples on which the reference agrees with its own simulation of the
+            rounding: the cost of rounding.
+        file: Share of samples on which the file agrees with that simulation: anything below 1 is
+            due to the converter or the engine.
     """
 
     simulated: float
@@ -63,19 +63,19 @@ class Parity:
         version: Version of the engine's package.
         kernels: Which kernels computed, e.g. `XNNPACK`.
         samples: Number of samples compared.
-        kind: What counts as agreement in the worst output: `classes`, `scores`, `binary`, `labels`
+        kind: The kind of agreement in the worst output: `classes`, `scores`, `binary`, `labels`
             or `values`, see `verify`.
         agreement: Share of samples that agree, 0 to 1.
         max_error: Largest absolute error of an output element, in the output's unit.
         max_error_steps: The same in steps of the output (its scale).
         mean_error_steps: Mean absolute error in steps.
-        step: Size of one step. For float outputs a 255th of the range of the reference, as an
-            8-bit output of it would have.
+        step: Size of one step. For float outputs 1/255 of the reference's range, as for an 8-bit
+            output.
         layers: Per-layer errors, the lowest ratio first; empty without a float model.
         notes: What could not be compared, one sentence each.
-        rounding: What of it rounding costs; None if it was not simulated.
+        rounding: The part due to rounding; None if it was not simulated.
         outputs: Each output separately.
-        inputs: What the scales of the inputs do to the samples; none for float inputs.
+        inputs: The effect of the inputs' scales on the samples; none for float inputs.
     """
 
     engine: str
@@ -96,7 +96,7 @@ class Parity:
 
     @property
     def suspect(self) -> LayerError | None:
-        """The layer that adds the largest error of its own; None if none adds any."""
+        """The layer that itself adds the largest error; None if none adds any."""
         adding = [layer for layer in self.layers if (layer.drop_db or 0) > 0]
         return max(adding, key=lambda layer: layer.drop_db or 0, default=None)
 
@@ -118,20 +118,20 @@ def verify(
 ) -> Parity:
     """Runs a flatbuffer in an engine and compares its outputs with the reference's.
 
-    What it means that a sample agrees:
+    A sample agrees if:
 
-    - `classes` (outputs made by a softmax): the largest output is the same; among equal ones the
-      first counts, as in an application's argmax. Where an output has several positions
-      (segmentation), the share of positions counts.
+    - `classes` (outputs made by a softmax): the largest output is the same; ties go to the first,
+      as in an application's argmax. If an output has several positions (segmentation), the share of
+      positions counts.
     - `scores` (outputs of shape (samples, k) with k of 2 or more that no softmax makes: logits, an
-      embedding, or as many quantities): the same, and every column counts as one of `values`.
-    - `binary`, `labels` (one output or several made by a sigmoid): both lie on the same side of
-      0.5; with several the share of labels counts.
+      embedding, or as many quantities): the same, and every column is also judged like `values`.
+    - `binary`, `labels` (one output or several made by a sigmoid): both are on the same side of
+      0.5; with several, the share of labels counts.
     - `values` (everything else: regression, images, autoencoders, whose output is as large as an
       input): the root-mean-square error over the sample's output is at most `tolerance` times
       the range (maximum minus minimum) that the reference spans over all samples.
 
-    Besides, every column of every output is compared by its own scale: see `agreement`.
+    In addition, every column of every output is compared on its own scale: see `agreement`.
 
     Args:
         quantized: The .tflite file, as bytes or read; integer or float.
@@ -143,8 +143,7 @@ def verify(
         float_model: The float flatbuffer that `quantized` was made from, for the comparison layer
             by layer. Defaults to none.
         layer_samples: How many samples the layers are compared on. Defaults to 32.
-        kind: One of these kinds for all outputs, what each output means, or `auto` for what the
-            outputs look like.
+        kind: One of these kinds for all outputs, a kind for each output, or `auto` to infer them.
         tolerance: Largest error of an agreeing sample of kind `values`, as a share of the range.
         min_r2: Floor of R2 for the columns of `values` and `scores`. Defaults to 0.9.
         timeout_s: Seconds without a finished sample after which the engine is stopped.
@@ -215,7 +214,7 @@ def verify(
                 )
         except EngineError as error:
             notes.append(f"The layers were not compared: {error}")
-    # With several outputs the worst one speaks for the model.
+    # With several outputs, the worst one represents the model.
     worst = max(parts, key=lambda part: part.max_error_steps)
     return Parity(
         run.engine,
@@ -316,7 +315,7 @@ def _compare(
         maker in _PRESCRIBED,
         min_r2,
     )
-    # A constant reference has no steps; then only equality is zero steps away.
+    # A constant reference has no steps; only an equal value is then zero steps away.
     steps = errors / step if step else np.where(errors == 0, 0.0, np.inf)
     return _Part(
         tensor,
@@ -329,7 +328,7 @@ def _compare(
 
 
 def _kind(model: FlatModel, position: int, expected: np.ndarray, maker: str) -> Kind:
-    """Tells from shapes and the last operator what an output means."""
+    """Infers the kind of an output from its shape and its last operator."""
     elements = expected[0].size
     as_large_as_input = any(model.tensors[i].elements == elements for i in model.inputs)
     if elements == 1:
@@ -344,7 +343,7 @@ def _kind(model: FlatModel, position: int, expected: np.ndarray, maker: str) -> 
 
 
 def _maker(model: FlatModel, index: int) -> str:
-    """Returns the operator that computes a tensor, conversions and reshapes left out."""
+    """Returns the operator that computes a tensor, ignoring conversions and reshapes."""
     for operator in reversed(model.operators):
         if index in operator.outputs:
             if operator.code not in _CARRIERS:

@@ -1,8 +1,8 @@
-"""Formats that store the weights of an int8 model in fewer bits, none of them changed.
+"""Formats that store the weights of an int8 model losslessly in fewer bits.
 
-A filter of few levels (binary, ternary, 4-bit) does not need the 8 bits of its codes. Each format
-is a pure function from a filter to what is stored, or to the reason why the filter stays int8.
-To add a format: a function here, its test, its line in docs/phone_formats.md.
+A filter with few levels (binary, ternary, 4-bit) does not need the 8 bits of its codes. Each format
+is a pure function from a filter to what is stored, or to the reason why the filter stays int8. To
+add a format: a function here, its test, its line in docs/phone_formats.md.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from edgecompress.flatbuffers.operators import Operator, channel_axis
 from edgecompress.flatbuffers.tensors import PACKED, Tensor
 
 # Largest level of a symmetric INT4 and INT8 weight. INT4 also has -8, which symmetric quantization
-# leaves out.
+# does not use.
 _INT4_MOST, _INT8_MOST = 7, 127
-# From this magnitude on a channel uses the whole range of int8, so that its codes may be roundings
-# of coarser levels: 4-bit levels k become round(k * 127 / 7).
+# From this magnitude up, a channel uses the whole int8 range, so its codes may be roundings of
+# coarser levels: 4-bit levels k become round(k * 127 / 7).
 _FULL_SCALE = 100
-# The file's own tables for one looked-up filter: operators, tensors, their vectors, shapes.
+# The file's own overhead for one look-up filter: operators, tensors, their vectors, shapes.
 _LOOKUP_BYTES = 300
-# Bits of an index -> number of values that it tells apart.
+# Bits of an index -> number of values that it can distinguish.
 _TABLES = {1: 2, 2: 4, 4: 16}
 
 
@@ -37,7 +37,7 @@ class Grid:
         levels: int8, in the filter's shape.
         steps: Step of each output channel, in codes.
         most: Largest level of each output channel, 1 for binary and ternary ones.
-        rounded: Whether some code is a rounding of its level; it is off by half a code at most.
+        rounded: Whether some code is a rounding of its level, off by half a code at most.
     """
 
     levels: np.ndarray = field(repr=False)
@@ -47,10 +47,10 @@ class Grid:
 
 
 def fit_grid(codes: np.ndarray, axis: int) -> Grid | None:
-    """Returns the coarsest evenly spaced levels that give every code; None if 15 do not do.
+    """Returns the coarsest evenly spaced levels that give every code; None if 15 are not enough.
 
-    A code must be a whole multiple of its channel's step. Where the channel uses the whole range of
-    int8, it may be such a multiple rounded, as the codes of 4-bit weights are.
+    A code must be a whole multiple of its channel's step. If the channel uses the whole int8 range,
+    it may be such a multiple rounded, as the codes of 4-bit weights are.
 
     Args:
         codes: int8 weights.
@@ -135,9 +135,9 @@ class Stored:
     """How a filter is stored.
 
     Attributes:
-        codes: What the kernel multiplies with, int8, in the filter's shape.
+        codes: The kernel's operands, int8, in the filter's shape.
         type: Type of the stored tensor: `INT8`, `INT4` or `INT2`.
-        steps: By how much the scale of each output channel grows; None if scales stay.
+        steps: Factor by which the scale of each output channel grows; None if scales stay.
         table_bits: Bits of the index into a table of values, looked up at run time; 0 for none.
         as_dense: The 1x1 convolution becomes a fully-connected layer.
         one_scale: Whether the kernels take one scale for all channels.
@@ -160,7 +160,7 @@ class Stored:
     def leaves_fast_kernels(self, operator: str) -> bool:
         """Whether XNNPACK leaves the operator to slower kernels.
 
-        It takes constant int8 filters, and fewer bits in fully-connected layers alone.
+        It accepts constant int8 filters, and fewer bits only in fully-connected layers.
         """
         dense = self.as_dense or operator == "FULLY_CONNECTED"
         return bool(self.table_bits) or (self.type in PACKED and not dense)
@@ -173,12 +173,12 @@ class Stored:
         values = np.unique(self.codes)
         shifts = self.table_bits * np.arange(8 // self.table_bits)
         indices = np.arange(256)[:, None] >> shifts & ((1 << self.table_bits) - 1)
-        # Indices that do not occur may have any value.
+        # Unused indices may have any value.
         return values[np.minimum(indices, len(values) - 1)]
 
     @property
     def saved_bytes(self) -> int:
-        """Bytes of weights that a look-up saves, its table not counted."""
+        """Bytes of weights that a look-up saves, not counting its table."""
         return self.codes.size - self.codes.size * self.table_bits // 8 - _LOOKUP_BYTES
 
 
@@ -193,7 +193,7 @@ class WeightFormat:
         name: Its registered name.
         summary: What it is and what it is good for, one sentence.
         store: Returns how a filter is stored, or why it stays as it is.
-        compressed: Whether the format is about the compressed size, not that of the file.
+        compressed: Whether the format targets the compressed size rather than the file size.
     """
 
     name: str
@@ -221,7 +221,7 @@ TABLE_TOO_LARGE = "a table and its operators would take more bytes than the weig
 def _scaled(filter_: Filter, grid: Grid, most: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns codes up to `most` with the filter's values, and the steps of their channels.
 
-    Of the multiples that fit, the largest: the finer the step, the less the bias is rounded.
+    Uses the largest multiple that fits: the finer the step, the less the bias is rounded.
     """
     times = most // grid.most
     shape = [1] * grid.levels.ndim
@@ -231,7 +231,7 @@ def _scaled(filter_: Filter, grid: Grid, most: int) -> tuple[np.ndarray, np.ndar
 
 @_register("int8", "int8 codes that compress well; every runtime loads them.", compressed=True)
 def _int8(filter_: Filter) -> Stored | str:
-    """The same few codes in every channel, e.g. +-127, where channels had codes of their own."""
+    """The same few codes in every channel, e.g. +-127, where channels had different codes."""
     grid = filter_.grid
     if len(filter_.tensor.scales) > 1 or grid is None or grid.rounded:
         return _BEST
@@ -267,11 +267,11 @@ def _int2(filter_: Filter) -> Stored | str:
 def _smallest(filter_: Filter) -> Stored | str:
     options: list[tuple[np.ndarray, np.ndarray | None]] = [(filter_.codes, None)]
     if filter_.grid is not None:
-        # The same levels in every channel, so that one table does.
+        # The same levels in every channel, so that one table is enough.
         times = _INT8_MOST // int(filter_.grid.most.max(initial=1))
         levels = (filter_.grid.levels * times).astype(np.int8)
         options.append((levels, filter_.grid.steps / times))
-    # Of equally many bits the first: it leaves scales and bias alone.
+    # For equal bits, prefer the first: it leaves scales and bias alone.
     bits, (codes, steps) = min(
         ((_index_bits(option[0]), option) for option in options), key=lambda found: found[0]
     )
@@ -283,6 +283,6 @@ def _smallest(filter_: Filter) -> Stored | str:
 
 
 def _index_bits(codes: np.ndarray) -> int:
-    """Returns the bits that tell the values apart; 8 where a table of bytes cannot."""
+    """Returns the bits needed to distinguish the values; 8 if a byte table cannot."""
     values = len(np.unique(codes))
     return next((bits for bits, count in _TABLES.items() if values <= count), 8)

@@ -1,11 +1,11 @@
 """Keras model with binary layers -> flatbuffer for Larq Compute Engine: XNOR and popcount.
 
 Two routes lead to `LceBconv2d`, the engine's binary convolution. The engine's own converter takes
-the model as a SavedModel with its weights frozen; it also hands bits from one binary layer to the
-next. Where it fails or misses a layer, the float flatbuffer of TensorFlow's converter is rewritten:
-CONV_2D behind a sign, with filters of one magnitude for each output, becomes LceBconv2d. A layer
-that either route misses is a float convolution that gives no sign of it, so every layer is looked
-up in the file by its bits.
+the model as a SavedModel with its weights frozen; it also passes bits from one binary layer to the
+next. If it fails or misses a layer, the float flatbuffer of TensorFlow's converter is rewritten: a
+CONV_2D after a sign, with filters of one magnitude per output, becomes LceBconv2d. A layer that
+both routes miss is an ordinary-looking float convolution, so every layer is looked up in the file
+by its bits.
 """
 
 from __future__ import annotations
@@ -55,20 +55,21 @@ RUNTIME_NOTE = (
     "end with 'unresolved custom op: LceQuantize'. The app must carry a build of that engine."
 )
 _WORKER = Path(__file__).with_name("xnor_worker.py")
-# Samples that a new file is run on.
+# Number of samples a new file is run on.
 _SAMPLES = 16
-# A rounding error in front of a sign turns a bit, and the rest of the network with it: seldom, and
-# not the sign of a wrong file. Of right files nearly all samples agree, of wrong ones nearly none.
+# A rounding error before a sign flips a bit, and changes the rest of the network: rare, and not
+# evidence of a wrong file. With correct files nearly all samples agree, with wrong ones nearly
+# none.
 _LEAST_AGREEMENT = 0.75
 
 
 @dataclass(frozen=True)
 class XnorLayer:
-    """What became of one binary layer.
+    """The outcome for one binary layer.
 
     Attributes:
         name: The Keras layer's name.
-        operators: Numbers of the LceBconv2d operators that compute it, one for each use.
+        operators: Indices of the LceBconv2d operators that compute it, one per use.
         uses: How often the model calls the layer.
         reason: Why it has fewer operators than uses, or "".
     """
@@ -95,8 +96,8 @@ class XnorResult:
         agreement: Share of `samples` samples on which the file, run in the engine, agreed with the
             Keras model.
         samples: Number of those samples.
-        flat: The file as it was before the names of its tensors were removed: a binary
-            convolution's output is named after its layer.
+        flat: The file before tensor names were removed: a binary convolution's output is named
+            after its layer.
     """
 
     artifact: Artifact
@@ -147,7 +148,7 @@ def make(request: FormatRequest) -> FormatResult:
         f"{len(result.layers)} binary layers: file {format_size(len(floats.artifact.data))} as "
         f"float32, {format_size(len(result.artifact.data))} with binary convolutions."
     )
-    # Checks name layers; the file that ships does not store the names.
+    # Checks refer to layers by name; the file that ships does not store the names.
     file = result.artifact.read_as(result.flat)
     return FormatResult(
         artifacts=(floats.artifact, file),
@@ -166,7 +167,7 @@ def convert(
 ) -> XnorResult:
     """Converts a model with binary layers to a file for Larq Compute Engine.
 
-    Binary layers become LceBconv2d with 32 weights to a word; everything else stays float. The file
+    Binary layers become LceBconv2d with 32 weights per word; everything else stays float. The file
     is run in the engine before it is returned. Equal models give equal bytes.
 
     Args:
@@ -174,17 +175,17 @@ def convert(
             every dimension but the batch must be fixed.
         samples: Inputs to run the file on, one array `(samples, ...)` for each input; 16 are used.
             Defaults to random ones.
-        allow_float: Return a file in which a layer that reduces weights and inputs to signs is a
-            float convolution all the same, and say so in the notes, instead of refusing. Layers
-            with `input_quantizer=None` are float in any case. Defaults to False.
+        allow_float: Accept a file in which a layer with binary weights and inputs is nevertheless a
+            float convolution, and say so in the notes, instead of refusing. Layers with
+            `input_quantizer=None` are always float. Defaults to False.
         verbose: Let TensorFlow's log through. Defaults to False.
 
     Raises:
         UnsupportedModelError: the model has no binary layer, is not a Keras 3 model, or has open
             dimensions.
         MissingDependencyError: Larq Compute Engine is not installed.
-        ConversionError: no route makes a file, a layer stays float, or the file computes
-            something else than the model.
+        ConversionError: no route makes a file, a layer stays float, or the file computes something
+            different from the model.
 
     Example:
         >>> result = convert(load_model("binary_net.keras"))  # doctest: +SKIP
@@ -230,8 +231,8 @@ def check(
 ) -> XnorCheck:
     """Runs a file in Larq Compute Engine and compares it with its Keras model.
 
-    What counts is which class wins, and the accuracy; not the outputs digit by digit: an input of
-    a sign that is zero up to rounding may flip a bit, and a flipped bit changes the outputs.
+    It compares the winning class and the accuracy, not the output digits: if the input of a sign is
+    zero up to rounding, a bit may flip, which changes the outputs.
 
     Args:
         file: What `convert` returned, or the file's bytes.
@@ -270,8 +271,8 @@ class _Binary:
     Attributes:
         layer: The Keras layer.
         uses: How often the model calls it.
-        negative: Where its weights are negative: (outputs, height, width, channels), as filters
-            lie in flatbuffers.
+        negative: Where its weights are negative: (outputs, height, width, channels), as filters are
+            laid out in flatbuffers.
     """
 
     layer: Any
@@ -322,7 +323,7 @@ def _padding_notes(layers: Mapping[str, _Binary]) -> list[str]:
 
 
 def _matched(flat: FlatModel, layers: Mapping[str, _Binary], missed: str) -> tuple[XnorLayer, ...]:
-    """Finds each layer's operators in a file, by the bits of their filters."""
+    """Locates each layer's operators in a file by the bits of their filters."""
     operators: dict[str, list[int]] = {name: [] for name in layers}
     for operator in flat.operators:
         if operator.name != BINARY_CONV or not flat.tensors[operator.inputs[1]].is_constant:
@@ -360,9 +361,9 @@ def _unpacked(flat: FlatModel, operator: Operator) -> tuple[np.ndarray, np.ndarr
 
 
 def _same_bits(want: np.ndarray, have: np.ndarray, scales: np.ndarray | None) -> bool:
-    """Returns whether two filters are the same, outputs that were turned around included.
+    """Returns whether two filters are the same, allowing for sign-flipped outputs.
 
-    Folding a negative BatchNormalization factor into the filter turns all its signs; a factor of
+    Folding a negative BatchNormalization factor into the filter flips all its signs; a factor of
     zero leaves no signs.
     """
     if want.shape != have.shape:
@@ -380,7 +381,7 @@ def _same_bits(want: np.ndarray, have: np.ndarray, scales: np.ndarray | None) ->
 def _best_route(
     trace: Trace, layers: Mapping[str, _Binary], verbose: bool
 ) -> tuple[bytes, tuple[XnorLayer, ...], str, list[str]]:
-    """Returns the file of the route that makes more layers binary; of equal ones, the first."""
+    """Returns the file of the route that makes more layers binary; on a tie, the first."""
     missed = "the converter of Larq Compute Engine found no sign in front of it"
     notes: list[str] = []
     first: tuple[bytes, tuple[XnorLayer, ...]] | None = None
@@ -479,7 +480,7 @@ def _save(trace: Trace, folder: str, verbose: bool) -> None:
                 module,
                 folder,
                 signatures=serve.get_concrete_function(),
-                # A frozen function no longer has what its gradients would need.
+                # A frozen function no longer has what gradients would need.
                 options=tf.saved_model.SaveOptions(experimental_custom_gradients=False),
             )
     # Tracing runs the model's own code and raises anything.
@@ -493,7 +494,7 @@ def _save(trace: Trace, folder: str, verbose: bool) -> None:
 
 
 def _named(data: bytes, loaded: LoadedModel, layers: Sequence[XnorLayer]) -> FlatModel:
-    """Returns the file with names that depend on the model alone: inputs, outputs, layers."""
+    """Returns the file with names that depend only on the model: inputs, outputs, layers."""
     flat = read_tflite(data)
     made = {o.outputs[0] for o in flat.operators if o.name == QUANTIZE}
     names = {
@@ -517,7 +518,7 @@ def _named(data: bytes, loaded: LoadedModel, layers: Sequence[XnorLayer]) -> Fla
 
 
 def _run(data: bytes, loaded: LoadedModel, samples: Sequence[np.ndarray] | None) -> Parity:
-    """Runs a new file in the engine and refuses one that computes something else."""
+    """Runs a new file in the engine and refuses one that computes something different."""
     inputs = (
         example_inputs(loaded.inputs, _SAMPLES)
         if samples is None

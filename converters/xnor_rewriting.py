@@ -1,8 +1,8 @@
-"""Float flatbuffer -> the same with its convolutions of signs as Larq Compute Engine's operators.
+"""Float flatbuffer -> the same with its binary convolutions as Larq Compute Engine operators.
 
-The second way to a file for Larq Compute Engine, where the engine's own converter fails or misses
-a layer. TensorFlow's converter has folded BatchNormalization into the filters by then: a factor
-below zero has turned the signs of a filter, and its size is the magnitude of the weights.
+The fallback route to a file for Larq Compute Engine, used if the engine's own converter fails or
+misses a layer. By then, TensorFlow's converter has folded BatchNormalization into the filters: a
+negative factor has flipped the signs of a filter, and its size is the magnitude of the weights.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.flatbuffers.tensors import Tensor
 
 QUANTIZE = "LceQuantize"
-# The engine's own tolerance on weights of one magnitude.
+# The engine's own tolerance for weights of one magnitude.
 _MAGNITUDE_TOLERANCE = 0.005
 _SAME, _VALID = 0, 1
 # Fused activation -> the operator that computes it; the binary convolution applies its own before
@@ -34,9 +34,9 @@ class _Match:
     """A CONV_2D that can be binary.
 
     Attributes:
-        conv: Number of the operator.
-        source: Number of the tensor whose signs it reads.
-        shape: Dimensions of these signs: a reshape may come in between.
+        conv: Index of the operator.
+        source: Index of the tensor whose signs it reads.
+        shape: Dimensions of these signs, as there may be a reshape in between.
         pad_values: 1 if the signs are padded with ones, else 0.
         padding: Of the binary convolution.
         magnitudes: |w| of each output.
@@ -53,8 +53,8 @@ class _Match:
 def rewrite(data: bytes) -> bytes:
     """Returns a float flatbuffer with every convolution of signs as LceBconv2d.
 
-    A CONV_2D qualifies where its input is `where(x >= 0, 1, -1)`, perhaps padded with ones, and
-    the weights of each output have one magnitude. Signs are packed by LceQuantize, once for each
+    A CONV_2D qualifies if its input is `where(x >= 0, 1, -1)`, possibly padded with ones, and the
+    weights of each output have one magnitude. Signs are packed by LceQuantize, once for each
     tensor; the magnitude becomes the scale, a fused activation an operator of its own.
 
     Args:

@@ -32,7 +32,7 @@ def test_two_heads_healthy_and_destroyed(trust: ModuleType) -> None:
     assert set(cells) == set(trust.COLUMNS)
     assert {name: str(cell) for name, cell in cells.items() if cell.right is not True} == {}
     passed = {name for name, cell in cells.items() if cell.verdict == "pass"}
-    assert passed == {"healthy", "ranges measured anew"}
+    assert passed == {"healthy", "ranges measured again"}
 
 
 def test_a_wrong_verdict_is_noticed(trust: ModuleType) -> None:

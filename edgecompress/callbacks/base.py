@@ -1,4 +1,4 @@
-"""What every compression callback shares: its life in a fit, history, notes and record."""
+"""What every compression callback shares: its life cycle in a fit, history, notes and record."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from edgecompress.core.record import CompressionRecord, attach_record, record_of
 
 H = TypeVar("H", bound=Hook)
 
-# What to do where training left the finite numbers.
+# What to do if training produced NaN or infinity.
 DIVERGED = "Training diverged: lower the learning rate, and begin from finite weights."
 
 
 class Keras3Callback(keras.callbacks.Callback):
-    """A callback that works on Keras 3 models alone."""
+    """A callback that works only on Keras 3 models."""
 
     def set_model(self, model: Any) -> None:
         """Takes the model of the fit.
@@ -50,7 +50,7 @@ class HookedCallback(Keras3Callback):
         settle        training has ended: bring the final weights into their final form
         detach        every object gets its own attributes back; nothing to define
 
-    The train step is traced again whenever hooks come or go. An error in a stage detaches the hooks
+    The train step is retraced whenever hooks come or go. An error in a stage detaches the hooks
     of all callbacks of the fit. A fit that is interrupted elsewhere (Ctrl-C) leaves them on the
     model until the next fit with such a callback, or until `detach()`.
     """
@@ -61,17 +61,17 @@ class HookedCallback(Keras3Callback):
         """Attaches the hooks that are there from the first step on."""
 
     def start_epoch(self, epoch: int) -> None:
-        """Switches hooks on or off where an epoch asks for it.
+        """Switches hooks on or off as the epoch requires.
 
         Args:
             epoch: Epoch, as Keras numbers them.
         """
 
     def settle(self) -> None:
-        """Brings the weights that `fit` leaves, restored or averaged ones, into their form."""
+        """Brings the weights that `fit` leaves, restored or averaged ones too, into final form."""
 
     def detach(self) -> None:
-        """Takes everything back that this callback did; `fit` does so unless interrupted."""
+        """Undoes everything this callback did; `fit` does so unless interrupted."""
         if self._session is not None:
             self._session.leave(self)
             self._session = None
@@ -127,8 +127,8 @@ class HookedCallback(Keras3Callback):
 class CompressionCallback(HookedCallback):
     """Base of the compression callbacks.
 
-    A subclass sets `technique`, returns its arguments from `settings` and what came out from
-    `results`, names what it skips with `note`, writes values of an epoch with `log`, and defines
+    A subclass sets `technique`, returns its arguments from `settings` and the outcome from
+    `results`, reports what it skips with `note`, logs values of an epoch with `log`, and defines
     the stages of `HookedCallback`.
 
     Example:
@@ -152,7 +152,7 @@ class CompressionCallback(HookedCallback):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What this training skipped or did differently than asked, one sentence each."""
+        """What this training skipped or did differently from the request, one sentence each."""
         return tuple(self._notes)
 
     def note(self, text: str) -> None:
@@ -165,7 +165,7 @@ class CompressionCallback(HookedCallback):
         raise NotImplementedError(f"{type(self).__name__} must define settings().")
 
     def results(self) -> Mapping[str, Any]:
-        """Returns what came out, as JSON values, e.g. `{"sparsity": 0.8}`; asked once settled."""
+        """Returns the outcome as JSON values, e.g. `{"sparsity": 0.8}`; called once settled."""
         return {}
 
     def learnt_ranges(self) -> Mapping[str, tuple[float, float]] | None:
@@ -178,7 +178,7 @@ class CompressionCallback(HookedCallback):
         super().on_train_begin(logs)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Leaves a plain model, and in its record what was done."""
+        """Leaves a plain model, with what was done in its record."""
         with self._stage():
             with keeping_ranges(self.model):
                 self.settle()
@@ -199,7 +199,7 @@ class CompressionCallback(HookedCallback):
             logs: The logs it was given; changed in place (`logs or {}` would drop the values
                 where the logs are empty).
             values: Name -> value, shown in the progress bar and to the other callbacks, too.
-            details: Name -> value for the history alone, e.g. one value a layer.
+            details: Name -> value for the history only, e.g. one value per layer.
 
         Raises:
             NotFiniteError: a weight became NaN or infinite in this epoch.
@@ -222,15 +222,15 @@ class CompressionCallback(HookedCallback):
         results: Mapping[str, Any],
         ranges: Mapping[str, tuple[float, float]] | None = None,
     ) -> None:
-        """Puts what was done into the model's CompressionRecord, beside what others put there.
+        """Adds what was done to the model's CompressionRecord.
 
         A step of the same technique with the same settings is replaced: a second fit continues
         it. Other settings append a new step.
 
         Args:
-            results: What came out, as JSON values, e.g. `{"sparsity": 0.8}`.
-            ranges: Learnt activation ranges, tap -> (minimum, maximum); they take the place of the
-                record's and belong to the weights of now. Defaults to none.
+            results: The outcome as JSON values, e.g. `{"sparsity": 0.8}`.
+            ranges: Learnt activation ranges, tap -> (minimum, maximum); they replace the record's
+                and belong to the current weights. Defaults to none.
         """
         # Through JSON, so that tuples and lists compare equal and a bad value fails here.
         identity = json.loads(json.dumps({"technique": self.technique, **self.settings()}))

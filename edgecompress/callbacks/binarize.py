@@ -29,42 +29,43 @@ from edgecompress.precisions.binary import (
 class Binarize(LatentWeights):
     """Trains kernels whose weights are `alpha_c * {-1, 1}`, one bit and a scale for each channel.
 
-    The kernel always holds the binary values; float latent weights W lie behind it, and a step
-    updates them with
+    The kernel always holds the binary values, backed by float latent weights W that a step updates
+    with
 
         W_b = alpha_c sign(W),   alpha_c = mean |w_c|,   sign(0) = 1
         dL/dw_i = alpha_c g_i 1(|w_i| <= clip) + sign(w_i) / n * sum_j g_j sign(w_j)
 
     where g = dL/dW_b: the binary-weight networks of Rastegari et al., XNOR-Net, 2016
-    (https://arxiv.org/abs/1603.05279), section 3.1, equation 6. With `scale="one"` alpha is 1 and
-    the second term falls away, which is BinaryConnect (Courbariaux et al., 2015,
-    https://arxiv.org/abs/1511.00363); such layers need a BatchNormalization after them. W stays
-    within -clip and clip. Activations are not touched.
+    (https://arxiv.org/abs/1603.05279), section 3.1, equation 6. With `scale="one"`, alpha is 1 and
+    the second term vanishes, which is BinaryConnect (Courbariaux et al., 2015,
+    https://arxiv.org/abs/1511.00363); such layers need a BatchNormalization after them. W is
+    clipped to [-clip, clip]. Activations are not affected.
 
-    In an int8 file the codes of such a kernel are -127 and 127, also where a BatchNormalization is
+    In an int8 file the codes of such a kernel are -127 and 127, even with a BatchNormalization
     folded in: one bit each in a compressed file. Layers stay plain Keras layers.
 
-    **Keep the callback in every later `fit`**, or freeze the layers (`trainable=False`): without
-    it the weights part again. A later fit on the same model object goes on with the latent weights.
-    A saved model holds the binary values alone; after `load_model` or BackupAndRestore the latent
-    weights start from them, unless `latent_file` names where they are kept.
+    **Keep the callback in every later `fit`**, or freeze the layers (`trainable=False`): otherwise
+    the weights drift apart again. A later fit on the same model object resumes from the latent
+    weights. A saved model holds only the binary values; after `load_model` or BackupAndRestore the
+    latent weights start from them, unless `latent_file` says where they are stored.
 
-    History: `binary_flips`, the share of weights that have another sign than when the epoch began,
+    History: `binary_flips`, the share of weights whose sign changed during the epoch,
     and `binary_flips/<layer>`. The record's step `binary_weights` holds the layers and scales.
 
     Args:
         scale: `"mean"` or `"one"`. Defaults to `"mean"`.
         layers: Names of the layers, or a predicate `layer -> bool`. Defaults to None: all Dense,
             Conv1D, Conv2D, Conv2DTranspose and SeparableConv (pointwise part) layers but the first
-            and the last with weights; depthwise layers only where named.
-        begin_epoch: Epoch, as Keras numbers them, in which it begins. Defaults to 0.
+            and the last with weights; depthwise layers only if named.
+        begin_epoch: Epoch, as Keras counts them, in which it begins. Defaults to 0.
         per_channel: Whether each output channel has its own alpha. Defaults to True.
         first_and_last: Whether `layers=None` includes the layers next to the model's inputs and
             outputs. Binary networks in the literature keep them at higher precision. Defaults to
             False.
-        clip: Limit of the latent weights, and of the gradient. Defaults to 1.
-        latent_file: A .npz file that is written after every epoch with the latent weights, and
-            read when training begins if it belongs to the weights of the model. Defaults to None.
+        clip: Clipping limit of the latent weights and the gradient. Defaults to 1.
+        latent_file: A .npz file to which the latent weights are written after every epoch, and from
+            which they are read when training begins if they match the model's weights. Defaults to
+            None.
 
     Raises:
         ArgumentError: an argument breaks its rule; when training begins also if no layer is left,

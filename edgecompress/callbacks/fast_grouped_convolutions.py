@@ -1,4 +1,4 @@
-"""Training of group-wise convolutions on CPUs: computed group by group while `fit` runs."""
+"""Training of grouped convolutions on CPUs: computed group by group while `fit` runs."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class FastGroupedConvolutions(HookedCallback):
     """Makes `Conv2D(groups=...)` train at the speed of other convolutions on CPUs.
 
     There, Keras computes grouped convolutions through a part of XLA that takes many times as long
-    as one convolution without groups. While `fit` runs, this callback has each such layer computed
-    as a convolution for each group, side by side: the same numbers but for rounding. Layers,
-    weights and files stay what they are, and the int8 file has one operator for each layer. GPUs
-    have kernels for groups and need no help. A model without such layers is left alone.
+    as an ordinary convolution. While `fit` runs, this callback computes each group of such a layer
+    as a separate convolution, with the same results up to rounding. Layers, weights and files do
+    not change, and the int8 file has one operator per layer. GPUs have kernels for grouped
+    convolutions and do not need this. A model without such layers is left alone.
 
     Example:
         >>> model.fit(x, y, callbacks=[FastGroupedConvolutions()])  # doctest: +SKIP

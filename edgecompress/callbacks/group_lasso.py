@@ -1,4 +1,4 @@
-"""Group lasso: training that makes whole filters weak, so that they can be removed."""
+"""Group lasso: training that weakens whole filters, so that they can be removed."""
 
 from __future__ import annotations
 
@@ -37,33 +37,34 @@ from edgecompress.surgery.zero_filters import FrozenZeros, frozen_zeros, zero_fi
 
 
 class GroupLasso(CompressionCallback):
-    """Adds a group lasso penalty to training, then sets the filters it made weak to zero.
+    """Adds a group lasso penalty to training, then sets the weakened filters to zero.
 
     The loss grows by `strength * sum over filters of sqrt(n) * ||w_c||_2`, with w_c the n weights
     of filter c (and gamma of the BatchNormalization that follows it): Yuan and Lin, "Model
     selection and estimation in regression with grouped variables" (2006), equation (2.1). Unlike
     weight decay it pushes whole filters towards zero, but as a loss term it never reaches zero.
-    So at `end_epoch`, or at the end of training, filters whose norm is under `threshold` times
-    the largest norm of their layer are set to zero, and their mean output goes into the biases of
-    the layers that read them. From then on they stay zero, and `edgecompress.finalize` removes
-    them physically.
+    So at `end_epoch`, or at the end of training, filters whose norm is below `threshold` times the
+    largest norm of their layer are set to zero, and their mean output is folded into the biases of
+    the layers that read them. From then on they stay zero, and `edgecompress.finalize` removes them
+    physically.
 
-    The penalty shrinks the filters that stay as well, which costs accuracy while it is on:
-    train on after it, either with `end_epoch` or in a second `fit` of the finalized model.
+    The penalty also shrinks the filters that stay, which costs accuracy while it is active:
+    continue training without it, either with `end_epoch` or in a second `fit` of the finalized
+    model.
 
     Only filters that can be removed are penalized: layers whose outputs are outputs of the model,
-    or that feed a layer which mixes channels in unknown ways, are skipped and named in the notes.
-    A layer's own regularizer and constraint stay in force. Where the model has a `train_step` or a
-    `compute_loss` of its own, which may leave the penalties of layers out of its loss, the gradient
-    of the penalty is added as the optimizer applies the others. The history gets
-    `group_lasso_penalty`, `group_lasso_zero_filters` and `group_lasso_zero_share` (filters under
-    the threshold, or already zero) for each epoch.
+    or that feed a layer which mixes channels in unknown ways, are skipped and listed in the notes.
+    A layer's own regularizer and constraint stay in force. If the model has its own `train_step` or
+    `compute_loss`, which may leave layer penalties out of its loss, the gradient of the penalty is
+    added as the optimizer applies the others. The history gains `group_lasso_penalty`,
+    `group_lasso_zero_filters` and `group_lasso_zero_share` (filters below the threshold, or already
+    zero) for each epoch.
 
     Args:
-        strength: Weight of the penalty, greater than 0. 1e-5 to 1e-3 are usual with Adam.
-        groups: What is removed together. `"filters"`: all weights of one output channel or
-            neuron. Defaults to `"filters"`.
-        threshold: Filters under this share of their layer's largest norm become zero; 0 < t < 1.
+        strength: Weight of the penalty, greater than 0. 1e-5 to 1e-3 is typical with Adam.
+        groups: What is removed together. `"filters"`: all weights of one output channel or unit.
+            Defaults to `"filters"`.
+        threshold: Filters below this share of their layer's largest norm become zero; 0 < t < 1.
             Norms have BatchNormalization folded in. Defaults to 1e-2.
         final_sparsity: Share of each layer's filters to set to zero, 0 < s < 1; the weakest are
             taken and `threshold` is not used. Defaults to None.
@@ -71,9 +72,9 @@ class GroupLasso(CompressionCallback):
             convolution, transposed and separable convolution whose filters can be removed.
         begin_epoch: First epoch with the penalty, from 0. Defaults to 0.
         end_epoch: First epoch without the penalty: filters become zero as it begins, and training
-            goes on without them. Defaults to None, the end of training; the last epoch's metrics
+            continues without them. Defaults to None, the end of training; the last epoch's metrics
             then describe the model before any filter became zero.
-        criterion: What filters are compared by: a name of `CRITERIA`, `NAME:OPTION=VALUE`, or a
+        criterion: How filters are compared: a name in `CRITERIA`, `NAME:OPTION=VALUE`, or a
             criterion; a filter's score is the L2 norm of its weights' scores. Defaults to
             `"magnitude"`, the norm of the weights.
 
@@ -129,7 +130,7 @@ class GroupLasso(CompressionCallback):
         self._targets: list[_Target] = []
         self._analyses: list[Analysis] = []
         self._frozen: list[FrozenZeros] = []
-        self._state = "waiting"  # then "penalized", then "frozen" where training goes on
+        self._state = "waiting"  # then "penalized", then "frozen" if training continues
         self._penalties: list[Hook] = []
         self._adds_gradient = False
         self._reached: set[str] = set()
@@ -145,7 +146,7 @@ class GroupLasso(CompressionCallback):
             "layers": chosen,
             "begin_epoch": self.begin_epoch,
             "end_epoch": self.end_epoch,
-            # Left out where it is what it always was: a second fit continues the record's step.
+            # Omitted if it is the default, so that a second fit continues the record's step.
             **(
                 {}
                 if isinstance(self.criterion, Magnitude)
@@ -160,11 +161,11 @@ class GroupLasso(CompressionCallback):
         self._state = "waiting"
 
     def start_epoch(self, epoch: int) -> None:
-        """Switches the penalty on or off where an epoch asks for it."""
+        """Switches the penalty on or off as the epoch requires."""
         over = self.end_epoch is not None and epoch >= self.end_epoch
         if over and self._state != "frozen":
-            # Training that resumes later than `end_epoch` has its zeros already; the weights
-            # that were small by chance since then must not join them.
+            # Training that resumes after `end_epoch` already has its zeros; weights that happen to
+            # have become small since then must not join them.
             if self._state == "penalized" or epoch == self.end_epoch:
                 self._lift_penalty()
                 self._zero_weak_filters()
@@ -198,9 +199,9 @@ class GroupLasso(CompressionCallback):
         )
 
     def settle(self) -> None:
-        """Sets the weak filters to zero where that has not happened."""
+        """Sets the weak filters to zero if that has not been done yet."""
         if self._state == "frozen":
-            # An optimizer that averages weights has just replaced them.
+            # A weight-averaging optimizer has just replaced them.
             for frozen in self._frozen:
                 frozen.variable.assign(frozen.variable * frozen.mask)
         elif self._state == "penalized":
@@ -219,7 +220,7 @@ class GroupLasso(CompressionCallback):
         return {"zero_filters": zero}
 
     def _find_targets(self) -> list[_Target]:
-        """Returns the chosen layers whose filters `finalize` can remove; names the others."""
+        """Returns the chosen layers whose filters `finalize` can remove; notes the others."""
         self._analyses = analyse(self.model)  # Refuses subclassed models.
         kinds = tuple({type(x) for _, x in named_layers(self.model) if _has_filters(x)})
         chosen = {id(layer) for layer in select_layers(self.model, self.layers, kinds)}
@@ -257,7 +258,7 @@ class GroupLasso(CompressionCallback):
         return targets
 
     def _penalize(self) -> None:
-        """Makes the train step feel the penalty."""
+        """Adds the penalty to the train step."""
         own = own_training(self.model)
         if own is None:
             for target in self._targets:
@@ -310,10 +311,10 @@ class GroupLasso(CompressionCallback):
             )
 
     def _scores(self) -> dict[str, np.ndarray]:
-        """Returns each filter's norm over the largest norm of its layer.
+        """Returns each filter's norm divided by the largest norm of its layer.
 
-        Filters whose channels are added together can only go together: each gets the largest
-        score among them.
+        Filters whose channels are added together can only be removed together: each gets the
+        largest score among them.
         """
         own = {}
         for target in self._targets:
@@ -355,7 +356,7 @@ class GroupLasso(CompressionCallback):
             self.note(f"group lasso: {text}")
 
     def _freeze(self) -> None:
-        """Keeps the filters of zeros at zero while training goes on."""
+        """Keeps the zero filters at zero while training continues."""
         self._frozen = frozen_zeros(self.model, [target.path for target in self._targets])
         for frozen in self._frozen:
             keep = functools.partial(_KeepZeros, mask=frozen.mask)
@@ -396,7 +397,7 @@ class _Target:
         self.kernel = getattr(layer, self.where.attribute)
         self.gamma = getattr(norm, "gamma", None)
         count = self.kernel.shape[self.where.axis]
-        # The group's size counts gamma where it belongs to the group.
+        # The group's size includes gamma if it belongs to the group.
         self.size = int(np.prod(self.kernel.shape)) // count + (self.gamma is not None)
 
     def penalty_hook(self, strength: float) -> Wrapping:
@@ -422,7 +423,7 @@ class _Target:
         }
 
     def scores(self, criterion: Criterion, seen: Observation | None) -> np.ndarray:
-        """Returns each filter's score, BatchNormalization folded in where it counts."""
+        """Returns each filter's score, with BatchNormalization folded in where it counts."""
         statistics = None if seen is None else seen.statistics(self.kernel)
         kernel = ops.convert_to_numpy(self.kernel)
         scores = criterion.group_scores(kernel, self.where.axis, statistics)
@@ -434,7 +435,7 @@ class _Target:
         return scores * norm_scale(weights, self.norm.epsilon)
 
     def zeros(self) -> np.ndarray:
-        """Returns which filters are zero throughout."""
+        """Returns which filters are entirely zero."""
         return find_zero_filters(ops.convert_to_numpy(self.kernel), self.where.axis)
 
 
@@ -453,7 +454,7 @@ class _Penalty:
 
 @dataclass(frozen=True, eq=False)
 class _KeepZeros:
-    """A variable's constraint: its own, if any, then zeros where filters are zero."""
+    """A variable's constraint: its own, if any, then zeros for zero filters."""
 
     inner: Callable[[Any], Any] | None
     mask: np.ndarray

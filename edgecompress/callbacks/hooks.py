@@ -1,4 +1,4 @@
-"""Hooks: how compression reaches into a running `fit`, and how it leaves it again.
+"""Hooks: how compression reaches into a running `fit`, and how it leaves.
 
 Whatever changes how a model trains is a `Hook`: one on an attribute of an object (the `call` of a
 layer, the regularizer of a variable), or one on the updates of the optimizer. All hooks of a fit
@@ -32,8 +32,8 @@ def rebuild_train_function(model: keras.Model) -> None:
     """Makes the next train, test and predict step retrace the model.
 
     `fit` builds its train function before `on_train_begin`, and a second `fit` reuses the traced
-    one: whatever a callback hooks into the model or its optimizer would not be seen. Nothing is
-    traced here, so any number of calls costs nothing.
+    one: hooks that a callback adds to the model or its optimizer would go unnoticed. Nothing is
+    traced here, so repeated calls are free.
     """
     model.make_train_function(force=True)
     model.test_function = None
@@ -41,9 +41,9 @@ def rebuild_train_function(model: keras.Model) -> None:
 
 
 def own_training(model: keras.Model) -> str | None:
-    """Returns which of Keras's training methods a model replaces; None if it has Keras's own.
+    """Returns which of Keras's training methods a model overrides; None for Keras's own.
 
-    Such a method need not add `model.losses`, where the penalties of layers are, to its loss.
+    Such a method may not add `model.losses`, which holds the layers' penalties, to its loss.
     """
     for name in ("train_step", "compute_loss"):
         found = getattr(model, name)
@@ -70,7 +70,7 @@ class Hook(ABC):
 
     @abstractmethod
     def attach(self, session: HookSession) -> None:
-        """Takes effect; raises ArgumentError where another hook of the fit rules it out."""
+        """Takes effect; raises ArgumentError if another hook of the fit conflicts with it."""
 
     @abstractmethod
     def detach(self, session: HookSession) -> None:
@@ -83,7 +83,7 @@ class Wrapping(Hook):
     Args:
         target: The object.
         attribute: Name of the attribute.
-        wrap: Called with the attribute as it is without this hook; returns what takes its place.
+        wrap: Called with the attribute as it is without this hook; returns its replacement.
 
     Example:
         >>> Wrapping(layer, "call", lambda call: lambda x: 2 * call(x))  # doctest: +SKIP
@@ -93,20 +93,20 @@ class Wrapping(Hook):
         self.target, self.attribute, self.wrap = target, attribute, wrap
 
     def attach(self, session: HookSession) -> None:
-        """Puts the wrapper in place, around those that are there."""
+        """Installs the wrapper around the existing ones."""
         session.patch(self.target, self.attribute).add(self)
 
     def detach(self, session: HookSession) -> None:
-        """Takes the wrapper out, also from between others."""
+        """Removes the wrapper, even from between others."""
         session.patch(self.target, self.attribute).remove(self)
 
 
 class UpdateHook(Hook):
     """Runs functions around every update of the model's optimizer, inside the compiled step.
 
-    What `after` assigns takes effect before the next step also where several steps run in one call
-    (`steps_per_execution`) and under XLA; a callback's `on_train_batch_end` would come too late
-    there. `optimizer.apply` is replaced on this one instance, below loss scaling. Variables of the
+    What `after` assigns takes effect before the next step even if several steps run in one call
+    (`steps_per_execution`) and under XLA; a callback's `on_train_batch_end` would be too late for
+    that. `optimizer.apply` is replaced on this one instance, below loss scaling. Variables of the
     hook belong to the optimizer, because backends without mutable state thread only those through
     the step, but they are left out of what it saves: a file written during training loads into a
     plain optimizer.
@@ -116,8 +116,8 @@ class UpdateHook(Hook):
         before: Called before each update with the gradients (None if a variable has none) and
             their variables; returns the gradients to apply. Defaults to None.
         assigns: The model's variables that `after` assigns.
-        exclusive: Whether no other hook may assign any of these variables, because they hold
-            values that only this one can keep. Defaults to False.
+        exclusive: Whether no other hook may assign any of these variables, because only this one
+            can preserve their values. Defaults to False.
 
     Raises:
         ArgumentError: when attached, another hook assigns one of the variables, and one of the two
@@ -144,7 +144,7 @@ class UpdateHook(Hook):
         return self._optimizer
 
     def attach(self, session: HookSession) -> None:
-        """Joins the updates; refuses variables that another hook needs for itself."""
+        """Joins the updates; refuses variables that another hook needs exclusively."""
         own = {id(variable) for variable in self.assigns}
         for other in session.updates(self):
             taken = [variable.path for variable in other.assigns if id(variable) in own]
@@ -158,7 +158,7 @@ class UpdateHook(Hook):
         self._optimizer = session.watch_optimizer().add(self)
 
     def detach(self, session: HookSession) -> None:
-        """Takes the functions and the variables out of the optimizer again."""
+        """Removes the functions and the variables from the optimizer."""
         session.watch_optimizer().remove(self)
         remove_optimizer_variables(self.optimizer, self.variables)
         self.variables = []
@@ -192,7 +192,7 @@ class HookSession:
 
     @classmethod
     def of(cls, model: keras.Model, fit: object) -> HookSession:
-        """Returns the session of a running fit, and ends those that were left behind.
+        """Returns the session of a running fit, and ends any that were left behind.
 
         Args:
             model: The model being trained.
@@ -208,10 +208,10 @@ class HookSession:
         return session
 
     def attach(self, hook: Hook, owner: object = None) -> None:
-        """Attaches a hook; after `trace` the train step sees it.
+        """Attaches a hook; the train step uses it after `trace`.
 
         Raises:
-            ArgumentError: another hook of the fit rules it out.
+            ArgumentError: it conflicts with another hook of the fit.
         """
         hook.session, hook.owner = self, owner
         try:
@@ -243,7 +243,7 @@ class HookSession:
         """Retraces the next step if hooks have come or gone.
 
         Args:
-            always: Also where they have not: a hook now does something else. Defaults to False.
+            always: Even if they have not: a hook now does something else. Defaults to False.
         """
         if self._changed or always:
             self._changed = False
@@ -266,7 +266,7 @@ class HookSession:
         self.trace()
 
     def patch(self, target: Any, attribute: str) -> _Patch:
-        """Returns what keeps the wrappers of an attribute."""
+        """Returns the patch that holds the wrappers of an attribute."""
         for patch in self._patches:
             if patch.target is target and patch.attribute == attribute:
                 return patch
@@ -314,7 +314,7 @@ def _optimizers(model: keras.Model) -> list[keras.optimizers.Optimizer]:
 
 
 class _Patch:
-    """An attribute of one object, and the wrappers around it in the order of their coming."""
+    """An attribute of one object, and its wrappers in the order they were added."""
 
     def __init__(self, session: HookSession, target: Any, attribute: str) -> None:
         self.target, self.attribute = target, attribute
@@ -357,7 +357,7 @@ class _Patch:
 
 
 class _Updates:
-    """The hooks on the updates of one optimizer; they run in the order of their coming."""
+    """The hooks on the updates of one optimizer; they run in the order they were added."""
 
     def __init__(self, session: HookSession) -> None:
         model = session.model
@@ -384,7 +384,7 @@ class _Updates:
         return self._optimizers[-1]
 
     def remove(self, hook: UpdateHook) -> None:
-        """Lets a hook go."""
+        """Releases a hook."""
         self._hooks.remove(hook)
         if not self._hooks:
             for wrapping in self._wrappings:
@@ -395,7 +395,7 @@ class _Updates:
         def apply_and_run_hooks(grads: Any, trainable_variables: Any = None) -> Any:
             for hook in self._hooks:
                 if hook.before is not None:
-                    # Without variables they are those the optimizer was built with.
+                    # Without its variables, these are the ones the optimizer was built with.
                     known = (
                         self._model.trainable_variables
                         if trainable_variables is None

@@ -1,4 +1,4 @@
-"""What binary, ternary and pattern training share: kernels that hold few values while others learn.
+"""What binary, ternary and pattern training share: low-bit kernels backed by latent weights.
 
 The kernel's variable always holds the values that will be deployed, so that the loss, validation,
 checkpoints and quantization-aware training see them. The float weights behind them, called latent,
@@ -8,7 +8,7 @@ are variables of an `UpdateHook`. One update of the optimizer is
     update   the optimizer moves the kernel: learning rate, momentum, weight decay, constraints
     after    latent <- kernel;  kernel <- quantize(latent)
 
-all inside the compiled step, so `steps_per_execution` and `jit_compile` change nothing.
+all inside the compiled step, so `steps_per_execution` and `jit_compile` make no difference.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from edgecompress.core.keras_graph import outer_layers
 from edgecompress.core.layer_kinds import int8_kernels
 from edgecompress.core.reading import read_arrays
 
-# Two computations of the same quantized weights differ by less, relative to the largest.
+# Two computations of the same quantized weights differ by less than this, relative to the largest.
 _SAME = 1e-5
 _LATENT = "_edgecompress_latent_weights"
 
@@ -47,8 +47,8 @@ class QuantizedKernel:
     Attributes:
         name: Name or path of its layer.
         variable: The kernel.
-        axes: Axes whose indices have values of their own.
-        latent: What the hook keeps beside it, in the kernel's shape and type.
+        axes: Axes whose indices have separate values.
+        latent: The hook's latent variable, in the kernel's shape and type.
     """
 
     def __init__(self, kernel: ChosenKernel, axes: tuple[int, ...], latent: keras.Variable) -> None:
@@ -66,7 +66,7 @@ class QuantizedKernel:
         return int(np.prod(self.variable.shape))
 
     def numpy(self) -> np.ndarray:
-        """Returns the kernel's values of now in float32."""
+        """Returns the kernel's current values in float32."""
         return as_numpy(self.variable)
 
 
@@ -93,7 +93,7 @@ def check_epoch(name: str, value: Any) -> int:
 
 
 class KernelQuantization(CompressionCallback):
-    """Base of the callbacks that keep kernels at few values; a subclass says which.
+    """Base of the callbacks that restrict kernels to a few values; a subclass says which.
 
     A subclass sets `technique` and `done` and defines the methods that raise NotImplementedError.
 
@@ -102,7 +102,7 @@ class KernelQuantization(CompressionCallback):
         begin_epoch: Epoch in which it begins.
     """
 
-    done = ""  # What is done to a layer, for notes: "binarized".
+    done = ""  # The verb for notes: "binarized".
 
     def __init__(self, layers: LayerChoice, begin_epoch: int) -> None:
         """Checks the arguments."""
@@ -114,7 +114,7 @@ class KernelQuantization(CompressionCallback):
         self._active = False
 
     def choose(self) -> list[tuple[ChosenKernel, tuple[int, ...]]]:
-        """Returns the kernels to quantize and the axes that have values of their own."""
+        """Returns the kernels to quantize and the axes that have separate values."""
         raise NotImplementedError
 
     def is_quantized(self, values: np.ndarray, axes: tuple[int, ...]) -> bool:
@@ -122,7 +122,7 @@ class KernelQuantization(CompressionCallback):
         raise NotImplementedError
 
     def start(self, kernel: QuantizedKernel) -> None:
-        """Quantizes a kernel for the first time, or goes on with what it finds."""
+        """Quantizes a kernel for the first time, or resumes from what it finds."""
         raise NotImplementedError
 
     def estimate(self, kernel: QuantizedKernel, upstream_grad: Any) -> Any:
@@ -142,7 +142,7 @@ class KernelQuantization(CompressionCallback):
         raise NotImplementedError
 
     def attach(self) -> None:
-        """Chooses the kernels and hooks them; nothing is quantized before `begin_epoch`."""
+        """Selects and hooks the kernels; nothing is quantized before `begin_epoch`."""
         self._active = False
         chosen = self.choose()
         variables = [kernel.variable for kernel, _ in chosen]
@@ -164,7 +164,7 @@ class KernelQuantization(CompressionCallback):
         """Adds further variables to the hook."""
 
     def start_epoch(self, epoch: int) -> None:
-        """Begins when the epoch has come, or where an earlier fit has quantized the kernels."""
+        """Begins at the chosen epoch, or at once if an earlier fit has quantized the kernels."""
         if self._active or not (epoch >= self.begin_epoch or self._quantized_already()):
             return
         for kernel in self._kernels:
@@ -177,7 +177,7 @@ class KernelQuantization(CompressionCallback):
         self.session.trace(always=True)
 
     def settle(self) -> None:
-        """Quantizes what was put in the place of the weights at the end: restored, averaged."""
+        """Quantizes weights that were replaced at the end: restored or averaged ones."""
         if not self._active:
             self.note(
                 f"{type(self).__name__} was never active: begin_epoch is {self.begin_epoch}, "
@@ -188,17 +188,17 @@ class KernelQuantization(CompressionCallback):
             if self.is_current(kernel) or self.is_quantized(kernel.numpy(), kernel.axes):
                 continue
             self.note(
-                f"{kernel.name} was {self.done} anew at the end of training: its weights were "
+                f"{kernel.name} was {self.done} again at the end of training: its weights were "
                 "replaced by restored or averaged ones."
             )
             self.start(kernel)
 
     def results(self) -> Mapping[str, Any]:
-        """Returns what goes into the record, also where it never began."""
+        """Returns what goes into the record, even if it never began."""
         return self.kernel_results() if self._active else {"layers_quantized": 0}
 
     def detach(self) -> None:
-        """Gives the model back; see `HookedCallback.detach`."""
+        """Releases the model; see `HookedCallback.detach`."""
         super().detach()
         self._kernels = []
 
@@ -235,12 +235,12 @@ class LatentWeights(KernelQuantization):
     Args:
         layers: Names of layers, or a predicate `layer -> bool`, or None.
         begin_epoch: Epoch in which it begins.
-        per_channel: Whether each output channel has values of its own.
-        first_and_last: Whether the outermost layers take part where `layers` is None.
-        latent_file: Where latent weights are kept between processes, or None.
+        per_channel: Whether each output channel has its own values.
+        first_and_last: Whether the outermost layers are included if `layers` is None.
+        latent_file: Where latent weights are stored between processes, or None.
     """
 
-    prefix = ""  # Of the history's names: "binary".
+    prefix = ""  # Prefix of the history's keys: "binary".
 
     def __init__(
         self,
@@ -331,7 +331,7 @@ class LatentWeights(KernelQuantization):
                 self._known.append(_read(self.latent_file))
 
     def start(self, kernel: QuantizedKernel) -> None:
-        """Goes on with the latent weights of an earlier fit where they belong to the kernel."""
+        """Resumes from the latent weights of an earlier fit if they belong to the kernel."""
         values = kernel.numpy()
         self.start_values(kernel, values)
         for known in self._known:
@@ -370,13 +370,13 @@ class LatentWeights(KernelQuantization):
         kernel.variable.assign(ops.cast(self.quantize(kernel), kernel.variable.dtype))
 
     def start_epoch(self, epoch: int) -> None:
-        """Begins when the epoch has come; remembers the signs to count what changes."""
+        """Begins at the chosen epoch; remembers the signs to count changes."""
         super().start_epoch(epoch)
         if self._active:
             self._epoch_signs = {k.name: np.sign(k.numpy()).astype("int8") for k in self._kernels}
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Writes how many weights changed into the history; keeps the latent weights."""
+        """Logs how many weights changed, and stores the latent weights."""
         flips = {
             k.name: int(np.sum(np.sign(k.numpy()) != self._epoch_signs[k.name]))
             if self._active
@@ -396,7 +396,7 @@ class LatentWeights(KernelQuantization):
         return {}
 
     def settle(self) -> None:
-        """Quantizes weights that were replaced; the latent ones stay at hand for a later fit."""
+        """Quantizes weights that were replaced; the latent ones are kept for a later fit."""
         self._known, self._epoch_signs = [], {}
         super().settle()
         if self._active:

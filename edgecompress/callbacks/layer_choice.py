@@ -20,7 +20,7 @@ class ChosenKernel:
     """Weights that a callback works on.
 
     Attributes:
-        name: The layer's name, or its path where layers of nested models share the name.
+        name: The layer's name, or its path if layers of nested models share the name.
         layer: The layer.
         variable: The weights.
         attribute: Name of the layer's attribute that holds them.
@@ -33,7 +33,7 @@ class ChosenKernel:
 
 
 def layer_choice(layers: LayerChoice) -> LayerChoice:
-    """Returns a choice that can be read more than once; a single name is a list of one."""
+    """Returns a choice that can be iterated repeatedly; a single name becomes a list of one."""
     if layers is None or callable(layers):
         return layers
     return [layers] if isinstance(layers, str) else list(layers)
@@ -100,13 +100,13 @@ def choose_kernels(
     note: Callable[[str], None],
     suits: Callable[[LayerKind], bool] = lambda kind: True,
 ) -> list[ChosenKernel]:
-    """Returns the weights that a technique works on, and notes what it leaves out.
+    """Returns the weights that a technique works on, and notes what it skips.
 
     Args:
         model: A built Sequential or Functional model.
         layers: The user's choice.
         done: What is done to them, for the notes, e.g. "pruned".
-        note: Called with a sentence for each layer that is left out.
+        note: Called with a sentence for each skipped layer.
         suits: Returns whether the technique can work on a kind of layer. Defaults to all kinds
             whose kernels callbacks change.
 

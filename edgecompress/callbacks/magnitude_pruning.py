@@ -1,4 +1,4 @@
-"""Magnitude pruning: the smallest weights become zero while training goes on."""
+"""Magnitude pruning: the smallest weights become zero during training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class MagnitudePruning(Pruning):
 
         mask = |w| >= threshold,    k = max(round(size * (1 - sparsity)), 1),
 
-    and after every optimizer step w becomes w where the mask holds and 0 elsewhere. With `scope`
+    and after every optimizer step, weights outside the mask are set to 0. With `scope`
     "layer" this is the algorithm of tensorflow-model-optimization (Zhu and Gupta, 2017,
     https://arxiv.org/abs/1710.01878, section 3), weight for weight.
 
@@ -30,9 +30,9 @@ class MagnitudePruning(Pruning):
         layers: As in `Pruning`.
         scope: As in `Pruning`. Defaults to "layer".
         block_size: Rows and columns of the blocks of a Dense or Embedding kernel that are pruned as
-            one, by their mean magnitude. (4, 1) is four inputs of one unit: what the sparse kernels
-            of phones work with. Layers whose kernel has no such blocks are left out. Defaults to
-            (1, 1): every weight for itself, in all kernels.
+            a unit, by their mean magnitude. (4, 1) is four inputs of one unit, as required by the
+            sparse kernels on phones. Layers whose kernel does not divide into such blocks are
+            skipped. Defaults to (1, 1): individual weights, in all kernels.
 
     Raises:
         ArgumentError: an argument breaks its rule; at the start of `fit` also if no layer is

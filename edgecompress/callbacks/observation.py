@@ -1,4 +1,4 @@
-"""What a criterion sees of training: gradients of each step, as variables of the optimizer."""
+"""What a criterion observes of training: each step's gradients, as optimizer variables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgecompress.criteria.base import Criterion
 
 
 class Observation:
-    """The statistics of a criterion for the kernels of a fit; zeros as it begins.
+    """The statistics of a criterion for the kernels of a fit, initially zero.
 
     Args:
         criterion: The criterion.
@@ -24,7 +24,7 @@ class Observation:
     def __init__(
         self, criterion: Criterion, kernels: Sequence[tuple[str, keras.Variable]], hook: UpdateHook
     ) -> None:
-        """Adds the variables, where the criterion wants any."""
+        """Adds the variables, if the criterion needs any."""
         self._criterion = criterion
         self._kernels = {id(kernel): kernel for _, kernel in kernels}
         self._kept: dict[int, dict[str, keras.Variable]] = {
@@ -44,12 +44,12 @@ class Observation:
 
     @property
     def needed(self) -> bool:
-        """Whether the criterion watches training at all."""
+        """Whether the criterion observes training at all."""
         return self._steps is not None
 
     @property
     def ready(self) -> Any:
-        """Whether the criterion can tell weights apart: True, or a tensor for one that watches."""
+        """Whether the criterion can rank weights yet: True, or a tensor if it observes training."""
         return True if self._steps is None else ops.convert_to_tensor(self._steps) > 0
 
     def statistics(self, kernel: keras.Variable) -> Mapping[str, Any]:

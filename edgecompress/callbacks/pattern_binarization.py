@@ -1,4 +1,4 @@
-"""Pattern binarization: k x k filters become fixed sign patterns, everything else trains on."""
+"""Pattern binarization: k x k filters become fixed sign patterns; the rest keeps training."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ class PatternBinarization(KernelQuantization):
     """Fixes the k x k filters (k > 1) of convolutions to their sign patterns, as SEP-Nets do.
 
     At the start of `begin_epoch` every k x k kernel becomes `alpha_c sign(W)`, with sign(0) = 1,
-    and stays so: one bit for each weight. What they lose is made up for by the 1x1 convolutions,
-    biases, BatchNormalization and all other layers, which train on; QuantizationAwareTraining and
-    the int8 file round those to 8 bits. Li, Wang, Lv and Yang, SEP-Nets: Small and Effective
-    Pattern Networks, 2017 (https://arxiv.org/abs/1706.03912), section 3.
+    and stays that way: one bit per weight. The 1x1 convolutions, biases, BatchNormalization and all
+    other layers keep training and compensate for the loss; QuantizationAwareTraining and the int8
+    file round those to 8 bits. Li, Wang, Lv and Yang, SEP-Nets: Small and Effective Pattern
+    Networks, 2017 (https://arxiv.org/abs/1706.03912), section 3.
 
     The paper's patterns are -1 and 1 (`scale="one"`), which a BatchNormalization after the
-    convolution takes in; without one, outputs become larger by 1 / alpha, and the net breaks. The
-    default, `scale="mean"`, keeps the size of each filter, `alpha_c = mean |w_c|`. The int8 file is
-    as small with either: the scale is part of the channel's own.
+    convolution absorbs; without one, outputs grow by a factor of 1 / alpha, and the network breaks.
+    The default, `scale="mean"`, keeps the size of each filter, `alpha_c = mean |w_c|`. The int8
+    file is equally small either way: the scale is merged into the channel's own.
 
     A kernel that already is a sign pattern stays one from the first epoch on, so a second `fit`,
-    one after `load_model`, and BackupAndRestore go on with the patterns they find. Without the
+    one after `load_model`, and BackupAndRestore resume with the patterns they find. Without the
     callback a later `fit` trains the patterns away; freezing the layers (`trainable=False`) keeps
     them, too.
 
     History: `pattern_active` (0 or 1) and `pattern_error`, the root of
-    `sum (w - alpha sign(w))**2 / sum w**2` over all fixed weights at the moment they were fixed.
+    `sum (w - alpha sign(w))**2 / sum w**2` over all fixed weights at the time they were fixed.
     The record's step `pattern_binarization` holds the layers and scales.
 
     Args:
         begin_epoch: Epoch, as Keras numbers them, in which the patterns are fixed. Defaults to 0,
             for a trained model.
         layers: Names of the layers, or a predicate `layer -> bool`. Defaults to None: every Conv2D
-            with a kernel larger than 1x1; DepthwiseConv2D only where named.
+            with a kernel larger than 1x1; DepthwiseConv2D only if named.
         scale: `"mean"` or `"one"`. Defaults to `"mean"`.
 
     Raises:
@@ -119,7 +119,7 @@ class PatternBinarization(KernelQuantization):
         return bool(np.array_equal(kernel.numpy(), as_numpy(kernel.latent)))
 
     def start(self, kernel: QuantizedKernel) -> None:
-        """Fixes a kernel to its pattern; one that is a pattern already is left as it is."""
+        """Fixes a kernel to its pattern; an existing pattern is left as it is."""
         values = kernel.numpy()
         if self.is_quantized(values, kernel.axes):
             pattern = values
@@ -136,7 +136,7 @@ class PatternBinarization(KernelQuantization):
         kernel.variable.assign(pattern)
 
     def estimate(self, kernel: QuantizedKernel, upstream_grad: Any) -> Any:
-        """Returns no gradient: neither momentum nor clipping by norm shall see it."""
+        """Returns no gradient, so that neither momentum nor clipping by norm sees it."""
         return ops.zeros_like(upstream_grad)
 
     def quantize_after(self, kernel: QuantizedKernel) -> None:
@@ -149,7 +149,7 @@ class PatternBinarization(KernelQuantization):
         super().attach()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Writes into the history whether the patterns are fixed, and how far they were off."""
+        """Logs whether the patterns are fixed, and their error."""
         values = {"pattern_active": float(self._active), "pattern_error": self._error()}
         self.log(epoch, logs, values)
 

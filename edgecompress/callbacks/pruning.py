@@ -1,4 +1,4 @@
-"""Pruning: the weights that matter least become zero while training goes on."""
+"""Pruning: the least important weights become zero during training."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ class _Pruned:
 
 
 class Pruning(CompressionCallback):
-    """Sets the weights that matter least to zero during `fit`: criterion x pattern x schedule.
+    """Sets the least important weights to zero during `fit`: criterion x pattern x schedule.
 
-    At every update step of the schedule the criterion scores the weights, and the pattern says
-    which of them stay at the schedule's sparsity; after every optimizer step w becomes w where the
-    mask holds and 0 elsewhere. It runs inside the compiled train step, so `steps_per_execution` and
-    `jit_compile` do not change the result. The layers stay plain Keras layers; nothing has to be
-    stripped after training.
+    At every update step of the schedule the criterion scores the weights, and the pattern decides
+    which of them stay at the schedule's sparsity; after every optimizer step, weights outside the
+    mask are set to 0. It runs inside the compiled train step, so `steps_per_execution` and
+    `jit_compile` do not change the result. The layers stay plain Keras layers; there is nothing to
+    strip after training.
 
     Steps are the optimizer's updates since the model was compiled: a second `fit`, or one after
     `load_model`, continues the schedule. Keep the callback in every later `fit`; without it the
@@ -81,13 +81,14 @@ class Pruning(CompressionCallback):
 
     Args:
         schedule: Target sparsity over the steps, e.g. `PolynomialDecay`.
-        criterion: What the weights are scored by: a name of `CRITERIA`, `NAME:OPTION=VALUE`, or a
+        criterion: How the weights are scored: a name in `CRITERIA`, `NAME:OPTION=VALUE`, or a
             criterion. Defaults to `"magnitude"`.
-        pattern: Which weights go together: a name of `PATTERNS`, `NAME:OPTION=VALUE`, or a pattern.
-            Layers whose kernel the pattern does not fit are left out. Defaults to `"weights"`.
+        pattern: Which weights are pruned as a unit: a name in `PATTERNS`, `NAME:OPTION=VALUE`, or a
+            pattern. Layers whose kernel does not fit the pattern are skipped. Defaults to
+            `"weights"`.
         layers: Names of the layers to prune, or a predicate `layer -> bool`. Defaults to None:
             all Dense, EinsumDense, Conv, Conv transpose, SeparableConv (pointwise part) and
-            Embedding layers; depthwise layers only where named.
+            Embedding layers; depthwise layers only if named.
         scope: "layer" gives every layer the same sparsity; "global" compares the weights of all
             layers, so that robust layers lose more, which is usually more accurate at the same
             total (Gupta et al., "Is complexity required for neural network pruning?", 2022,
@@ -177,7 +178,7 @@ class Pruning(CompressionCallback):
         self._warn_of_no_update()
 
     def start_epoch(self, epoch: int) -> None:
-        """Finds the masks to start from, once every callback has restored what it restores."""
+        """Finds the masks to start from, once every callback has restored its state."""
         if not self._started:
             self._resume()
             self._prune()
@@ -190,24 +191,24 @@ class Pruning(CompressionCallback):
         self.log(epoch, logs, {"sparsity": total}, details)
 
     def settle(self) -> None:
-        """Masks the weights once more: with a moving average, `fit` has just replaced them."""
+        """Masks the weights once more: with weight averaging, `fit` has just replaced them."""
         for pruned in self._pruned:
             pruned.apply(ops.convert_to_tensor(pruned.mask))
 
     def results(self) -> Mapping[str, Any]:
-        """Returns the sparsity, of all and of each layer, and the optimizer's steps."""
+        """Returns the sparsity, overall and per layer, and the optimizer's steps."""
         total, by_layer = self._sparsity()
         step = self._step()
         self._note_shortfall(total, step)
         return {"sparsity": total, "layer_sparsity": by_layer, "optimizer_steps": step}
 
     def detach(self) -> None:
-        """Gives the model back; see `HookedCallback.detach`."""
+        """Releases the model; see `HookedCallback.detach`."""
         super().detach()
         self._pruned = []
 
     def _check_reach(self) -> None:
-        """Refuses a schedule that asks for more than the pattern can give."""
+        """Refuses a schedule with a higher sparsity than the pattern allows."""
         schedule, highest = self.schedule, self.pattern.highest_sparsity
         wanted = schedule(schedule.end_step if schedule.end_step >= 0 else schedule.begin_step)
         if wanted > highest + 1e-6:
@@ -218,7 +219,7 @@ class Pruning(CompressionCallback):
             )
 
     def _fitting(self, kernels: list[ChosenKernel]) -> list[ChosenKernel]:
-        """Leaves out kernels that the pattern does not fit."""
+        """Skips kernels that do not fit the pattern."""
         chosen = []
         for kernel in kernels:
             shape = _shape_of(kernel)
@@ -249,7 +250,7 @@ class Pruning(CompressionCallback):
             return
         # The optimizer has counted its update: these are the weights of the coming step.
         step = ops.convert_to_tensor(self._hook.optimizer.iterations) + 1
-        # As a fit begins, a criterion that watches knows nothing yet: the masks stay as they are.
+        # At the start of a fit, an observing criterion has no data yet: the masks stay as they are.
         due = ops.logical_and(self.schedule.due(step), self._seen.ready)
         seen = self._seen
         masks = ops.cond(
@@ -325,14 +326,14 @@ class Pruning(CompressionCallback):
         self.note(f"Sparsity is {total:.3f}, below the schedule's {target:.3f}: {reason}.")
 
     def _warn_of_no_update(self) -> None:
-        """Warns where the fit is too short for the first update of the masks."""
+        """Warns if the fit is too short for the first update of the masks."""
         steps, epochs = self.params.get("steps"), self.params.get("epochs")
         step = self._step()
         if not steps or not epochs or self.schedule.last_update(step):
             return
         first = self.schedule.first_update
         if step + steps * epochs < first:
-            # The record gets a note of what came of it, at the end of training.
+            # At the end of training, the record gets a note on the outcome.
             warnings.warn(
                 f"Nothing will be pruned: the fit has {steps * epochs} steps, and the masks are "
                 f"first computed at step {first} (begin_step={self.schedule.begin_step}, "

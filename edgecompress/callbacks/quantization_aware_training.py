@@ -1,4 +1,4 @@
-"""Quantization-aware training: the model learns under the rounding of its int8 file."""
+"""Quantization-aware training: the model trains under the rounding of its int8 file."""
 
 from __future__ import annotations
 
@@ -32,41 +32,39 @@ from edgecompress.precisions.int8 import Int8
 class QuantizationAwareTraining(CompressionCallback):
     """Trains under int8 arithmetic, so that the exported int8 file predicts what training saw.
 
-    Every kernel is read through `round(w / s_c) * s_c` with a scale for each output channel, or one
-    for all where its weights share few values (WeightClustering, in this fit or before); every
-    activation that the int8 file rounds is rounded with a range learnt as a moving average; the
-    gradient passes straight through. Conv + BatchNormalization + ReLU count as the one operator
-    they become: rounding the unfolded kernel gives the codes of the folded one, as folding scales
-    whole channels. The model stays float and plain: no wrapper, no extra weight, and after
-    training nothing is left but the ranges in its CompressionRecord.
+    Every kernel is read through `round(w / s_c) * s_c` with per-channel scales, or a single one if
+    its weights share few values (WeightClustering, in this fit or before); every activation that
+    the int8 file rounds is rounded with a range learnt as a moving average; the gradient is
+    straight-through. Conv + BatchNormalization + ReLU count as the single operator they are fused
+    into: rounding the unfolded kernel gives the codes of the folded one, as folding scales whole
+    channels. The model stays float and plain: no wrappers, no extra weights, and after training
+    only the ranges in its CompressionRecord remain.
 
     Validation inside `fit` sees the rounding as soon as it is active. An output that is a softmax
-    or a sigmoid is not rounded in training, as a loss needs its small probabilities; `simulate`
-    rounds it. A second `fit` continues the ranges of the first, where the weights are still those
-    of its end. After BackupAndRestore they start at the first batch's range, which the restored
-    weights already fit. Where EarlyStopping restores an earlier epoch's weights, the ranges are
-    that epoch's. A fit that is interrupted
-    (Ctrl-C) leaves the model under int8 arithmetic until the next fit with this callback or until
-    `detach()`; saving and exporting are not affected.
+    or a sigmoid is not rounded during training, as a loss needs its small probabilities; `simulate`
+    rounds it. A second `fit` continues the ranges of the first if the weights are unchanged since
+    its end. After BackupAndRestore they start at the first batch's range, which the restored
+    weights already fit. If EarlyStopping restores an earlier epoch's weights, the ranges are that
+    epoch's. An interrupted fit (Ctrl-C) leaves the model under int8 arithmetic until the next fit
+    with this callback or until `detach()`; saving and exporting are not affected.
 
     History: `quantization_active` (0 or 1) and `quantization_drift`, the largest change of a range
     in the epoch as a share of its width (0 once settled).
 
     Args:
         settings: The precision, of a class in `PRECISIONS`. Defaults to `Int8()`.
-        begin_epoch: Epoch, as Keras numbers them (from 0, or from `initial_epoch`), in which the
-            rounding begins; the epochs before train in float. Defaults to 0.
-        freeze_batch_norm_epochs: In how many last epochs BatchNormalization layers that fold into
-            a convolution use their moving statistics, as the file will. Defaults to 0; measured
-            without gain at 8 bits.
+        begin_epoch: Epoch, as Keras counts them (from 0, or from `initial_epoch`), in which the
+            rounding begins; earlier epochs train in float. Defaults to 0.
+        freeze_batch_norm_epochs: For how many of the last epochs BatchNormalization layers that
+            fold into a convolution use their moving statistics, as the file will. Defaults to 0;
+            measured to bring nothing at 8 bits.
         layers: Names of the layers whose weights are rounded, or a predicate `layer -> bool`, or
-            None for all that int8 knows. Activations are rounded everywhere. Defaults to None.
+            None for all that int8 supports. Activations are rounded everywhere. Defaults to None.
 
     Raises:
-        ArgumentError: an argument breaks its rule, or Keras runs on another backend than
-            TensorFlow.
+        ArgumentError: an argument breaks its rule, or the Keras backend is not TensorFlow.
         UnsupportedModelError: when training begins, if the model is subclassed, uses a layer
-            twice, or has no layer int8 knows.
+            twice, or has no layer that int8 supports.
         NotFiniteError: in training, if a weight or a range becomes NaN or infinite.
 
     Example:
@@ -75,9 +73,9 @@ class QuantizationAwareTraining(CompressionCallback):
         >>> record_of(model).ranges["re_lu"]  # doctest: +SKIP
         (0.0, 4.73)
 
-    Jacob et al., https://arxiv.org/abs/1712.05877, section 3. We differ: weights are scaled for
-    each channel, BatchNormalization is not folded in training, and ranges start at the first
-    batch's instead of after a delay.
+    Jacob et al., https://arxiv.org/abs/1712.05877, section 3. Differences: weights have per-channel
+    scales, BatchNormalization is not folded during training, and ranges start at the first batch's
+    instead of after a delay.
     """
 
     technique = QAT
@@ -114,7 +112,7 @@ class QuantizationAwareTraining(CompressionCallback):
 
     @property
     def active(self) -> bool:
-        """Whether the model is being trained under int8 arithmetic now."""
+        """Whether the model is currently trained under int8 arithmetic."""
         return self._session is not None and any(h.owner is self for h in self._session.hooks)
 
     def settings(self) -> Mapping[str, Any]:
@@ -131,7 +129,7 @@ class QuantizationAwareTraining(CompressionCallback):
     def attach(self) -> None:
         """Finds taps and weights; refuses models that int8 cannot take."""
         if keras.backend.backend() != "tensorflow":
-            # Ranges are variables beside the model; JAX would drop their updates silently.
+            # Ranges are variables outside the model; JAX would silently drop their updates.
             raise ArgumentError(
                 "KERAS_BACKEND",
                 "be tensorflow for QuantizationAwareTraining",
@@ -162,7 +160,7 @@ class QuantizationAwareTraining(CompressionCallback):
                 )
 
     def start_epoch(self, epoch: int) -> None:
-        """Begins when the epoch has come; freezes BatchNormalization at the end."""
+        """Begins at the chosen epoch; freezes BatchNormalization at the end."""
         if self._arithmetic is None:
             if epoch < self.begin_epoch or self._graph is None:
                 return
@@ -204,7 +202,7 @@ class QuantizationAwareTraining(CompressionCallback):
                 "two",
                 "Remove one; its `layers` can name several layers.",
             )
-        # Training without this callback in between moved the activations away from the ranges.
+        # Training in between without this callback has moved the activations away from the ranges.
         record = settled_record(self.model)
         ranges = {} if changed_layers(self.model, record) else record.ranges
         forget(self.model)
@@ -216,7 +214,7 @@ class QuantizationAwareTraining(CompressionCallback):
         return arithmetic
 
     def _update_record(self) -> None:
-        # A checkpoint may be written before or after this callback's end of the epoch.
+        # A checkpoint may be written before or after this callback's `on_epoch_end`.
         if self._arithmetic is not None and (ranges := self._arithmetic.ranges()):
             self._attach_ranges(ranges, self._arithmetic.one_scale)
 
@@ -249,7 +247,7 @@ class QuantizationAwareTraining(CompressionCallback):
         }
 
     def settle(self) -> None:
-        """Notes it where the rounding never began."""
+        """Notes if the rounding never began."""
         if self._arithmetic is None:
             self.note(
                 f"QuantizationAwareTraining was never active: begin_epoch is {self.begin_epoch}, "
@@ -257,19 +255,20 @@ class QuantizationAwareTraining(CompressionCallback):
             )
 
     def learnt_ranges(self) -> Mapping[str, tuple[float, float]]:
-        """Returns the ranges that belong to the weights of now."""
+        """Returns the ranges that belong to the current weights."""
         if self._arithmetic is None:
             return {}
-        # Early stopping may have restored the weights of an earlier epoch, or yet restore them.
+        # Early stopping may already have restored the weights of an earlier epoch, or may do so
+        # later.
         return ranges_of_epoch(self.model) or self._arithmetic.ranges()
 
     def results(self) -> Mapping[str, Any]:
-        """Returns the epochs, the layers, the number of ranges, and where one scale serves."""
+        """Returns the epochs, the layers, the number of ranges, and the kernels with one scale."""
         active = self._arithmetic
         return self._outcome(self.learnt_ranges(), () if active is None else active.one_scale)
 
     def detach(self) -> None:
-        """Makes the model compute in float again; `fit` does it unless it was interrupted."""
+        """Makes the model compute in float again; `fit` does so unless interrupted."""
         super().detach()
         self._arithmetic = None
 
@@ -281,11 +280,11 @@ class _RecordKeeping(Hook):
         self._update = update
 
     def attach(self, session: HookSession) -> None:
-        """Has `save` ask for the ranges of now."""
+        """Makes `save` use the current ranges."""
         before_save(session.model, self._update)
 
     def detach(self, session: HookSession) -> None:
-        """Has `save` ask for the ranges that belong to the weights, which may be restored yet."""
+        """Makes `save` use the ranges that belong to the weights, which may still be restored."""
         model = session.model
         before_save(model, lambda: attach_record(model, settled_record(model)))
 
@@ -295,7 +294,7 @@ def _drift(
 ) -> float:
     """Returns the largest change of a range's end as a share of its width.
 
-    A range that had not seen data before counts as 1.
+    A range without earlier data counts as 1.
     """
     largest = 0.0
     for tap, (low, high) in after.items():

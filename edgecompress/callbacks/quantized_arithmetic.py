@@ -66,7 +66,7 @@ class ActivationRange(keras.layers.Layer):
 
 
 class QuantizedArithmetic:
-    """Has a model's layers compute as the quantized file will.
+    """Makes a model's layers compute as the quantized file will.
 
     Args:
         model: The model being trained.
@@ -119,14 +119,14 @@ class QuantizedArithmetic:
 
     @property
     def one_scale(self) -> list[str]:
-        """The layers of which a kernel has one scale, as its weights share few values."""
+        """The layers with a kernel that has a single scale because its weights share few values."""
         return [name for name, axes in self._axes.items() if () in axes.values()]
 
     def choose_scales(self) -> bool:
-        """Gives kernels that share values now one scale each, all others one for each channel.
+        """Gives kernels that now share values a single scale, all others per-channel scales.
 
         Returns:
-            Whether a kernel's scales are others than before: the train function must be rebuilt.
+            Whether a kernel's scales have changed: the train function must be rebuilt.
         """
         before = self._axes
         self._axes = {
@@ -290,7 +290,7 @@ class QuantizedArithmetic:
 
 
 def _input_keys(model: keras.Model) -> dict[str, int]:
-    """Returns the keys under which data for a model's inputs may come -> the input's position."""
+    """Returns every key under which data for a model input may be given -> its position."""
     inputs = functional_of(model).inputs
     keys = {tensor.name: position for position, tensor in enumerate(inputs)}
     if isinstance(functional_of(model).input, Mapping):

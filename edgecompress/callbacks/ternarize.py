@@ -37,14 +37,14 @@ METHODS: Registry[float] = Registry("method")
 METHODS.register("twn")(0.7)
 METHODS.register("ttq")(0.05)
 
-# A trained value that became zero would have no weights left to be read back from.
+# A trained value that became zero could not be read back from any weight.
 _SMALLEST_VALUE = 1e-6
 
 
 class Ternarize(LatentWeights):
     """Trains kernels whose weights are a negative value, zero or a positive value: two bits.
 
-    The kernel always holds the ternary values; float latent weights W lie behind it. With
+    The kernel always holds the ternary values, backed by float latent weights W. With
     `method="twn"` (Li, Zhang and Liu, Ternary Weight Networks, 2016,
     https://arxiv.org/abs/1605.04711, section 2) both follow from W, and the gradient passes to W
     unchanged:
@@ -56,23 +56,23 @@ class Ternarize(LatentWeights):
 
         threshold = t max |W|,   W_t = W_p where w > threshold, -W_n where w < -threshold, else 0
         dL/dW_p = sum of g over the first,   dL/dW_n = -sum of g over the second,   g = dL/dW_t
-        dL/dW = g W_p,  g  or  g W_n,  by where the weight lies
+        dL/dW = g W_p,  g  or  g W_n,  depending on the weight's region
 
     W_p and W_n are moved by an optimizer with the settings and the learning rate of the model's,
-    without weight decay. They start at the mean |w| of their side. The paper divides W by its
-    largest weight before; here W keeps its size, which leaves the assignment the same.
+    without weight decay. They start at the mean |w| of their side. The paper first divides W by its
+    largest weight; here W keeps its size, which does not change the assignment.
 
-    In an int8 file the codes of a TWN kernel are -127, 0 and 127, also where a BatchNormalization
-    is folded in. W_p and W_n differ, so a TTQ kernel has three to five codes. Layers stay plain
-    Keras layers; activations are not touched.
+    In an int8 file the codes of a TWN kernel are -127, 0 and 127, even with a BatchNormalization
+    folded in. W_p and W_n differ, so a TTQ kernel has three to five codes. Layers stay plain Keras
+    layers; activations are not affected.
 
-    **Keep the callback in every later `fit`**, or freeze the layers (`trainable=False`): without
-    it the weights part again. A later fit on the same model object goes on with the latent weights.
-    A saved model holds the ternary values alone; after `load_model` or BackupAndRestore the latent
-    weights start from them, unless `latent_file` names where they are kept.
+    **Keep the callback in every later `fit`**, or freeze the layers (`trainable=False`): otherwise
+    the weights drift apart again. A later fit on the same model object resumes from the latent
+    weights. A saved model holds only the ternary values; after `load_model` or BackupAndRestore
+    the latent weights start from them, unless `latent_file` says where they are stored.
 
-    History: `ternary_flips`, the share of weights that have another of the three values than when
-    the epoch began, and `ternary_flips/<layer>`; `ternary_sparsity`, the share of zeros. The
+    History: `ternary_flips`, the share of weights that changed to another of the three values
+    during the epoch, and `ternary_flips/<layer>`; `ternary_sparsity`, the share of zeros. The
     record's step `ternary_weights` holds the layers, their values and sparsity.
 
     Args:
@@ -84,17 +84,18 @@ class Ternarize(LatentWeights):
             the float weights than the paper's one for a layer; False for TTQ.
         layers: Names of the layers, or a predicate `layer -> bool`. Defaults to None: all Dense,
             Conv1D, Conv2D, Conv2DTranspose and SeparableConv (pointwise part) layers but the first
-            and the last with weights; depthwise layers only where named.
-        begin_epoch: Epoch, as Keras numbers them, in which it begins. Defaults to 0.
+            and the last with weights; depthwise layers only if named.
+        begin_epoch: Epoch, as Keras counts them, in which it begins. Defaults to 0.
         first_and_last: Whether `layers=None` includes the layers next to the model's inputs and
             outputs. Defaults to False.
-        latent_file: A .npz file that is written after every epoch with the latent weights, and
-            read when training begins if it belongs to the weights of the model. Defaults to None.
+        latent_file: A .npz file to which the latent weights are written after every epoch, and from
+            which they are read when training begins if they match the model's weights. Defaults to
+            None.
 
     Raises:
         ArgumentError: an argument breaks its rule; when training begins also if no layer is left,
-            another callback of the fit sets the same weights, or TTQ runs on another backend than
-            TensorFlow.
+            another callback of the fit sets the same weights, or TTQ is used with a backend other
+            than TensorFlow.
         UnknownNameError: `method` or a layer is unknown.
         UnsupportedModelError: when training begins, the model is subclassed.
         ModelFileError: `latent_file` cannot be read.
@@ -148,7 +149,7 @@ class Ternarize(LatentWeights):
     def attach(self) -> None:
         """Chooses the kernels and hooks them; nothing is ternary before `begin_epoch`."""
         if self.method == "ttq" and keras.backend.backend() != "tensorflow":
-            # The optimizer of W_p and W_n lies beside the model's; JAX would drop its updates.
+            # The optimizer of W_p and W_n is separate from the model's; JAX would drop its updates.
             raise ArgumentError(
                 "KERAS_BACKEND",
                 'be tensorflow for Ternarize(method="ttq")',
@@ -157,7 +158,7 @@ class Ternarize(LatentWeights):
         super().attach()
 
     def prepare(self, hook: UpdateHook) -> None:
-        """Adds W_p and W_n, and what moves them."""
+        """Adds W_p and W_n, and their optimizer."""
         self._values, self._value_optimizer = {}, None
         if self.method != "ttq":
             return
@@ -214,7 +215,7 @@ class Ternarize(LatentWeights):
             return
         threshold = as_numpy(ttq_threshold(values, self.threshold))
         if self.is_quantized(values, kernel.axes):
-            # One of the values may lie below the threshold that follows from the other.
+            # One of the values may be below the threshold implied by the other.
             threshold = np.zeros((), "float32")
         for variable, start in zip(
             self._values[kernel.name], ttq_start(values, threshold), strict=True

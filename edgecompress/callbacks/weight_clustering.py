@@ -1,4 +1,4 @@
-"""Weight clustering: the weights of a layer share few values, and training moves the values."""
+"""Weight clustering: the weights of a layer share few values, and training adjusts the values."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _Clustered:
         return ops.convert_to_numpy(ops.cast(self.kernel, "float32"))
 
     def distinct(self, preserve_zeros: bool) -> np.ndarray:
-        """Returns the different values, without a preserved zero."""
+        """Returns the distinct values, without a preserved zero."""
         found = np.unique(self.numpy())
         return found[found != 0] if preserve_zeros else found
 
@@ -46,11 +46,11 @@ class _Clustered:
         return ops.cast(ops.reshape(ops.take(sums, labels), self.kernel.shape), dense.dtype)
 
     def share(self, preserve_zeros: bool) -> None:
-        """Gives the members of each cluster one value again: the mean of what they became."""
+        """Restores one common value per cluster: the mean of its updated members."""
         weights = ops.reshape(ops.cast(ops.convert_to_tensor(self.kernel), "float32"), (-1,))
         labels, values = ops.convert_to_tensor(self.labels), ops.convert_to_tensor(self.values)
         if preserve_zeros:
-            # What another callback has set to zero since leaves its cluster for good.
+            # A weight that another callback has since set to zero leaves its cluster for good.
             labels = ops.where(ops.equal(weights, 0.0), 0, labels)
             self.labels.assign(labels)  # type: ignore[union-attr]
         # The mean of the changes: exact to the last bit where all members changed alike.
@@ -74,39 +74,39 @@ class WeightClustering(CompressionCallback):
 
     (Han, Mao and Dally, Deep Compression, 2016, https://arxiv.org/abs/1510.00149, section 3.3,
     equation 3). The exact rule: before the optimizer's update, the gradient of every weight is
-    replaced by the sum over its cluster; after it, each cluster takes the mean of what its members
-    became. With plain SGD this is `C_k - learning_rate * dL/dC_k`; the mean matters only where
-    members have different optimizer states from the time before they were clustered. Both happen
-    inside the compiled step, so `steps_per_execution` and `jit_compile` do not change the result.
+    replaced by the sum over its cluster; after it, each cluster takes the mean of its updated
+    members. With plain SGD this is `C_k - learning_rate * dL/dC_k`; the mean matters only if
+    members have different optimizer states from before they were clustered. Both happen inside the
+    compiled step, so `steps_per_execution` and `jit_compile` do not change the result.
 
-    Summed gradients grow with the clusters: with SGD, use a learning rate smaller by about the
-    number of weights of a cluster; Adam divides the scale out. Gradient clipping sees the sums.
+    Summed gradients grow with the clusters: with SGD, lower the learning rate by about the number
+    of weights per cluster; Adam normalizes the scale away. Gradient clipping sees the sums.
 
-    A kernel that already holds no more than k values is read as clustered, from the first epoch
-    on: so a second `fit`, one after `load_model`, and BackupAndRestore go on with the values and
-    the assignment they find. Without the callback a later `fit` pulls the values apart again.
+    A kernel that already holds at most k values counts as clustered from the first epoch on, so a
+    second `fit`, one after `load_model`, and BackupAndRestore resume with the values and the
+    assignment they find. Without the callback, a later `fit` pulls the values apart again.
 
-    The history gets `clusters`, the most different values in one of the kernels (a preserved zero
-    not counted), `clusters/<layer>`, and `clustering_error`, the root of
-    `sum (w - c(w))**2 / sum w**2` over all clustered weights at the moment they were assigned.
+    The history gains `clusters`, the largest number of distinct values in any kernel (not counting
+    a preserved zero), `clusters/<layer>`, and `clustering_error`, the root of `sum (w - c(w))**2 /
+    sum w**2` over all clustered weights at the time they were assigned.
 
     Args:
         clusters: k, 2 or more, for all layers, or a mapping layer name -> k that also chooses the
-            layers. A preserved zero comes on top: 15 and zero fill 4 bits. Defaults to 16.
+            layers. A preserved zero is extra: 15 plus zero fill 4 bits. Defaults to 16.
         initialization: Where k-means starts: `"linear"`, `"density"` or `"k-means++"`. Defaults to
             `"linear"`, the paper's most accurate.
         preserve_zeros: Whether zeros, from pruning, stay zeros. Defaults to True.
         layers: Names of the layers to cluster, or a predicate `layer -> bool`. Defaults to None:
             all Dense, EinsumDense, Conv, Conv transpose, SeparableConv (pointwise part) and
-            Embedding layers; depthwise layers only where named.
-        begin_epoch: Epoch, as Keras numbers them, in which weights are assigned. Defaults to 0,
+            Embedding layers; depthwise layers only if named.
+        begin_epoch: Epoch, as Keras counts them, in which weights are assigned. Defaults to 0,
             for a trained model.
         seed: Of `"k-means++"`. Defaults to 0.
 
     Raises:
-        ArgumentError: an argument breaks its rule, or Keras runs on another backend than
-            TensorFlow; when training begins also if no layer is left to cluster or another
-            callback clusters the same layer.
+        ArgumentError: an argument breaks its rule, or the Keras backend is not TensorFlow; when
+            training begins also if no layer is left to cluster or another callback clusters the
+            same layer.
         UnknownNameError: `initialization` or a layer is unknown.
         UnsupportedModelError: when training begins, the model is subclassed.
 
@@ -173,7 +173,7 @@ class WeightClustering(CompressionCallback):
         self._clustered = self._choose()
 
     def start_epoch(self, epoch: int) -> None:
-        """Assigns the weights when their epoch has come, or where they share values already."""
+        """Assigns the weights at the chosen epoch, or at once if they already share values."""
         if not self._active and (epoch >= self.begin_epoch or self._shared_already()):
             self._activate()
 
@@ -184,7 +184,7 @@ class WeightClustering(CompressionCallback):
         self.log(epoch, logs, values, {f"clusters/{name}": float(n) for name, n in counts.items()})
 
     def settle(self) -> None:
-        """Clusters what was put in the place of the weights at the end: restored, averaged."""
+        """Clusters weights that were replaced at the end: restored or averaged ones."""
         if not self._active:
             self.note(
                 f"WeightClustering was never active: begin_epoch is {self.begin_epoch}, training "
@@ -197,7 +197,7 @@ class WeightClustering(CompressionCallback):
             start = ops.convert_to_numpy(clustered.values)[1:].astype("float64")
             self._assign(clustered, start)
             self.note(
-                f"{clustered.layer} was assigned anew at the end of training: its weights were "
+                f"{clustered.layer} was assigned again at the end of training: its weights were "
                 "replaced by restored or averaged ones with more values."
             )
 
@@ -215,7 +215,7 @@ class WeightClustering(CompressionCallback):
         }
 
     def detach(self) -> None:
-        """Gives the model back; see `HookedCallback.detach`."""
+        """Releases the model; see `HookedCallback.detach`."""
         super().detach()
         self._clustered = []
 
@@ -270,7 +270,7 @@ class WeightClustering(CompressionCallback):
         self._active = True
 
     def _assign(self, clustered: _Clustered, start: np.ndarray | None = None) -> None:
-        """Runs k-means on a kernel as it is now and puts the centroids in its place."""
+        """Runs k-means on the current kernel and replaces its weights by the centroids."""
         weights = clustered.numpy()
         if not np.isfinite(weights).all():
             raise ArgumentError(
@@ -285,7 +285,7 @@ class WeightClustering(CompressionCallback):
                 f"{clustered.clusters} clusters."
             )
         if not len(found.centroids):
-            self.note(f"{clustered.layer} holds zeros alone, which stay as they are.")
+            self.note(f"{clustered.layer} holds only zeros, which stay as they are.")
         values = np.zeros(clustered.clusters + 1, "float32")
         values[1 : len(found.centroids) + 1] = found.centroids
         labels = (found.labels + 1).astype("int32")
@@ -306,7 +306,7 @@ class WeightClustering(CompressionCallback):
         ]
 
     def _share(self) -> None:
-        """Lets clusters share one value again after an update; part of the compiled step."""
+        """Restores one shared value per cluster after an update; part of the compiled step."""
         for clustered in self._clustered:
             clustered.share(self.preserve_zeros)
 

@@ -118,7 +118,7 @@ class DeepCompression:
     )
     clusters: int | Mapping[str, int] | None = option(
         None,
-        "Number of values that the weights of a layer share, not counting zero. 0 clusters nothing.",
+        "Number of values that a layer's weights share, not counting zero. 0 clusters nothing.",
         by_name(whole(), "LAYER"),
         unset="15, for convolutions 31",
     )

@@ -129,7 +129,7 @@ class TestEveryWay:
         model = _model(optimizers[name])
         _fit(model, *_all(begin_epoch=1))
         assert _values(model) == VALUES
-        assert _notes(model).count("anew at the end") == (4 if name == "averaged" else 0)
+        assert _notes(model).count("again at the end") == (4 if name == "averaged" else 0)
 
     def test_validation_and_checkpoints_see_the_quantized_values(self, tmp_path: Path) -> None:
         model = _model()
@@ -231,7 +231,7 @@ class TestSeveralFits:
         restore.on_train_end = lambda logs=None: model.set_weights(dense)
         _fit(model, restore, *_all(), At(0, lambda m: kept.append(m.get_weights())))
         assert _values(model) == VALUES
-        assert _notes(model).count("anew at the end") == 4
+        assert _notes(model).count("again at the end") == 4
         # Quantized ones, as of EarlyStopping, stay as they are.
         restore.on_train_end = lambda logs=None: model.set_weights(kept[0])
         _fit(model, restore, *_all())

@@ -218,7 +218,7 @@ class TestZeros:
         model.get_layer("second").kernel.assign(np.zeros((20, 3)))
         _fit(model, [WeightClustering(4)])
         assert not _kernel(model, "second").any()
-        assert "second holds zeros alone, which stay as they are." in record_of(model).notes
+        assert "second holds only zeros, which stay as they are." in record_of(model).notes
 
 
 class TestSeveralFits:
@@ -266,7 +266,7 @@ class TestSeveralFits:
         _fit(model, [restore, WeightClustering(5)])
         assert _values(_kernel(model)) == 5
         assert np.abs(_kernel(model) - dense).max() < 0.3
-        assert "first was assigned anew" in " ".join(record_of(model).notes)
+        assert "first was assigned again" in " ".join(record_of(model).notes)
 
     def test_never_active_is_named(self) -> None:
         model = _model()

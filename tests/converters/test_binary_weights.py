@@ -338,7 +338,7 @@ def test_runtimes(compared: Comparison) -> None:
 
 def test_notes(compared: Comparison) -> None:
     int4, smallest = compared["int4"].notes, compared["smallest"].notes
-    assert int4[0].startswith("6 of 7 filters are stored anew: ")
+    assert int4[0].startswith("6 of 7 filters are stored in a new form: ")
     assert any("2 operators leave LiteRT's fast kernels" in note for note in int4)
     assert any("tensor 18 were roundings" in note for note in int4)
     assert (

@@ -1,4 +1,4 @@
-"""The base of the criteria: weights, and what training has shown of them, to scores."""
+"""Base class of criteria, which turn weights and training statistics into scores."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Criterion(ABC):
 
     A criterion is a frozen dataclass; its fields are its options (`core.options.option`). All
     methods are pure functions over `keras.ops` and run inside the compiled train step. A criterion
-    that only reads the weights defines `score`. One that watches training also names its
-    `statistics`, float32 tensors of the kernel's shape that begin as zeros, and defines `observe`.
+    that only reads the weights defines `score`. One that observes training also lists its
+    `statistics`, float32 tensors of the kernel's shape that start at zero, and defines `observe`.
 
     Example:
         >>> import dataclasses
@@ -34,8 +34,8 @@ class Criterion(ABC):
 
     # Names of the tensors that the criterion keeps for each kernel.
     statistics: ClassVar[tuple[str, ...]] = ()
-    # Whether scores grow with the weights, so that a BatchNormalization that follows, which takes
-    # their scale out, has to be folded in before filters are compared.
+    # Whether scores grow with the weights, so that a following BatchNormalization, which cancels
+    # their scale, must be folded in before filters are compared.
     grows_with_weights: ClassVar[bool] = False
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Magnitude: small weights matter least."""
+"""Magnitude: the smallest weights matter least."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgecompress.criteria.base import CRITERIA, Criterion
 class Magnitude(Criterion):
     """Scores a weight by |w|: Han et al., "Learning both weights and connections" (2015).
 
-    Of a group of weights the score is its L2 norm.
+    The score of a group of weights is its L2 norm.
 
     Example:
         >>> from keras import ops

@@ -21,8 +21,8 @@ class Taylor(Criterion):
 
         s <- momentum * s + (1 - momentum) * (w * dL/dw)^2,
 
-    which begins with the first step's value. Of a group of weights the score is the root of the
-    sum of squares. Before the first step of a fit the masks stay as they are.
+    starting at the first step's value. The score of a group of weights is the root of the sum of
+    squares. Before the first step of a fit the masks stay as they are.
 
     Args:
         momentum: Weight of the past in the moving average, 0 to 1. The default looks back about

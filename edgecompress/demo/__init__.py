@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SAMPLE = Path(__file__).with_name("fashion_mnist_sample.npz")
 MICROCONTROLLER = "nucleo-l4r5zi"
 PHONE = "pixel-4"
-# Of one inference: for all targets, and what a phone is judged by where it is measured.
+# Latency budget of one inference, for all targets and for phone measurements.
 MAX_LATENCY = "100ms"
 LABELS = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
@@ -62,7 +62,7 @@ class Result:
         keras_accuracy: Top-1 of the dense Keras model on the test images.
         qat_accuracy: Top-1 of the compressed Keras model under simulated quantization.
         agreement: Share of test images on which the int8 file in the microcontroller's engine
-            says the same as the latter.
+            agrees with the latter.
         lines: The table.
     """
 
@@ -84,7 +84,7 @@ def load_sample() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 
 def build_model() -> Any:
-    """Returns the model to compress: a small convolution network of 30,000 parameters."""
+    """Returns the model to compress: a small convolutional network with 30,000 parameters."""
     import keras
     from keras import layers
 
@@ -122,7 +122,7 @@ def run(output: Path, epochs: int = 8, say: Callable[[str], None] = print) -> Re
     """
     from edgecompress.core.suppress_output import suppress_output
 
-    # TensorFlow greets on standard error when it is loaded.
+    # TensorFlow prints to standard error when it is loaded.
     with suppress_output():
         import keras
 
@@ -277,7 +277,7 @@ def _table(
 
 
 def print_result(result: Result, console: Console) -> None:
-    """Prints the table and what the int8 file lost against the Keras model."""
+    """Prints the table and how much worse the int8 file is than the Keras model."""
     from edgecompress.core.tables import Column, print_table
     from edgecompress.reports.text import render
 

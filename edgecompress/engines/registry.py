@@ -1,4 +1,4 @@
-"""The inference engines: what each is called, and which package brings it."""
+"""The inference engines: their names, and the packages that provide them."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Engine:
         package: What pip installs.
         module: The importable package.
         interpreter: Which interface of the worker drives it: `lite`, `micro` or `larq`.
-        wheels: Where the package exists, one sentence for who lacks it.
+        wheels: Where the package is available, one sentence for users without it.
         worker: The program that is started for it.
-        extra: The extra of this package that brings it; "" where every installation has it.
+        extra: The extra of this package that installs it; "" if every installation has it.
         intermediates: Whether it can return tensors that are not outputs.
     """
 
@@ -41,7 +41,7 @@ class Engine:
 
     @property
     def install(self) -> str:
-        """What to type to get it."""
+        """The command that installs it."""
         what = f"'edgecompress[{self.extra}]'" if self.extra else self.package
         return f"pip install {what}"
 
@@ -92,7 +92,7 @@ ENGINES.register("lce")(
 
 
 def folder_of(module: str) -> str | None:
-    """Returns the folder a package is imported from, the current folder left out."""
+    """Returns the folder a package is imported from, ignoring the current folder."""
     here = os.path.realpath(os.getcwd())
     folders = [path for path in sys.path if path and os.path.realpath(path) != here]
     spec = importlib.machinery.PathFinder.find_spec(module, folders)

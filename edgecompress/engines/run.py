@@ -2,7 +2,7 @@
 
 Two TFLite builds in one process corrupt each other's memory, and a damaged file can take the
 process down, so an engine never runs in the caller's process. A crash, an abort, a hang or a
-refusal ends in EngineError with the engine's own reason in one line.
+refusal raises EngineError with the engine's own reason in one line.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from edgecompress.engines.registry import ENGINES, WORKER, Engine, folder_of
 from edgecompress.flatbuffers.reading import read_tflite
 
 _SANDBOX = Path(__file__).parents[1] / "core" / "sandbox.py"
-# Longest reason that is passed on; engines repeat themselves beyond it.
+# Maximum length of a reason; beyond it engines only repeat themselves.
 _REASON_LENGTH = 500
 
 
@@ -53,8 +53,8 @@ class EngineRun:
         version: Version of its package.
         kernels: `XNNPACK`, `built-in`, `TFLM reference` or `LCE`. Results of one engine differ
             between kernel sets, so a golden output needs all three of engine, version and kernels.
-        outputs: One array for each output of the model, first axis = samples; a leading axis of
-            1 that the model's own output has is replaced by it.
+        outputs: One array for each output of the model, first axis = samples; it replaces a leading
+            axis of 1 in the model's own output.
         tensors: Tensor index -> values, stacked in the same way.
     """
 
@@ -65,7 +65,7 @@ class EngineRun:
     tensors: Mapping[int, np.ndarray] = field(default_factory=dict, repr=False)
 
 
-# Seconds that all engines of one command may pass without a finished inference.
+# Seconds that all engines of one command together may spend without a finished inference.
 PATIENCE_S = 120.0
 
 
@@ -74,8 +74,8 @@ class Session:
     """What the engine runs of one command share.
 
     Attributes:
-        patience_s: Seconds that are left for inferences that do not finish.
-        gaps: Protections that the engines' processes could not have here, one sentence each.
+        patience_s: Seconds left for unfinished inferences.
+        gaps: Protections that are unavailable here, one sentence each.
     """
 
     patience_s: float
@@ -87,9 +87,9 @@ _SESSION: ContextVar[Session | None] = ContextVar("session", default=None)
 
 @contextlib.contextmanager
 def session() -> Iterator[Session]:
-    """Bounds the time of a model that does not finish once for all engines of the block.
+    """Bounds the time for unfinished inferences jointly for all engines of the block.
 
-    Inside another session it is that one.
+    Inside another session, it joins that one.
 
     Example:
         >>> with session() as shared:
@@ -126,18 +126,18 @@ def run_engine(
         model: The .tflite file's bytes.
         inputs: One array for each input of the model, by position, in the type of that input;
             shape (samples, *shape), where a leading 1 of the model's shape may be left out.
-        tensors: Indices of further tensors to return. The engine then runs without a delegate
-            and keeps every intermediate result, so its outputs come from other kernels. `lce`
-            returns none.
+        tensors: Indices of further tensors to return. The engine then runs without a delegate and
+            keeps every intermediate result, so its outputs come from different kernels. `lce` does
+            not support it.
         timeout_s: Seconds without a sign of life (a finished sample) after which the engine is
-            stopped; a long run over many samples is none.
+            stopped; a long run over many samples is not stopped.
         progress: Called with (finished samples, all samples) a few times a second.
 
     Returns:
         Outputs and tensors, stacked over the samples.
 
     Raises:
-        UnknownNameError: there is no engine of that name.
+        UnknownNameError: no engine has that name.
         MissingDependencyError: the engine is not installed.
         ArgumentError: the inputs do not fit the model, or the engine returns no `tensors`.
         EngineError: the engine refused the file or a tensor index, crashed or hung.
@@ -192,7 +192,7 @@ def run_engine(
 
 
 def _loaded(folder: str, kind: str, key: int) -> np.ndarray:
-    """Returns an array that a worker has left; its answer, which may lie, has no say in where."""
+    """Returns an array written by a worker, whose untrusted answer does not choose the path."""
     no_links = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)
     path = os.path.join(folder, f"{kind}_{int(key)}.npy")
     try:
@@ -212,7 +212,7 @@ def load_failure(name: str, model: bytes, *, timeout_s: float = 120.0) -> str | 
         timeout_s: Seconds after which a hanging engine is stopped.
 
     Raises:
-        UnknownNameError: there is no engine of that name.
+        UnknownNameError: no engine has that name.
         MissingDependencyError: the engine is not installed, so nothing is known about the model.
         EngineNotRunError: other engines have used up the session's time.
     """
@@ -245,8 +245,8 @@ def time_engine(
         model: The .tflite file's bytes.
         threads: Threads of the engine.
         warmup: Inferences before the timed ones.
-        min_seconds: Least duration of the timed part.
-        min_samples: Least number of timed samples.
+        min_seconds: Minimum duration of the timed part.
+        min_samples: Minimum number of timed samples.
         seed: Seed of the random inputs.
         timeout_s: Seconds without a sign of life after which the engine is stopped.
 
@@ -276,13 +276,13 @@ def engine_available(name: str) -> str | None:
     """Returns why an engine cannot be used here, or None if it can.
 
     The engine's package is imported once, in a separate process: an installed package may still
-    not load, e.g. because it wants another NumPy.
+    fail to load, e.g. because it needs another NumPy.
 
     Args:
         name: An engine's name.
 
     Raises:
-        UnknownNameError: there is no engine of that name.
+        UnknownNameError: no engine has that name.
 
     Example:
         >>> engine_available("litert") is None
@@ -366,13 +366,13 @@ def _start(
             stdout=subprocess.PIPE,
             stderr=log,
             cwd=folder,
-            # numpy's threads only cost time at the start; the worker computes nothing with it.
+            # numpy's threads only cost start-up time; the worker computes nothing with them.
             env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
         )
         try:
             answer = _listen(process, timeout_s, report)
         finally:
-            # Also after Ctrl-C: no engine outlives the call.
+            # Even after Ctrl-C: no engine outlives the call.
             process.kill()
             process.wait()
             if process.stdout:
@@ -401,7 +401,7 @@ def _size_of(job: Mapping[str, Any]) -> int:
 
 
 def _is_stateful(model: bytes) -> bool:
-    """Returns whether a model remembers something from one inference to the next."""
+    """Returns whether a model keeps state from one inference to the next."""
     with contextlib.suppress(ModelFileError):
         flat = read_tflite(model)
         return any(tensor.is_variable for tensor in flat.tensors) or any(
@@ -415,11 +415,11 @@ def _listen(
     timeout_s: float,
     report: Callable[[int], None] | None,
 ) -> dict[str, Any] | None:
-    """Returns the last answer; None if the worker ended without one, {} where it hung."""
+    """Returns the last answer; None if the worker ended without one, {} if it hung."""
     lines: queue.Queue[bytes | None] = queue.Queue()
 
     def read() -> None:
-        # A closed pipe ends the thread as the end of the file does.
+        # A closed pipe ends the thread like the end of the file.
         with contextlib.suppress(OSError, ValueError):
             for line in process.stdout or ():
                 lines.put(line)
@@ -432,15 +432,15 @@ def _listen(
         except queue.Empty:
             return {}
         if line is None:
-            # The worker has closed its answers; leave it a moment to end by itself, because its
-            # exit status tells a crash from an exit.
+            # The worker has closed its answers; give it a moment to exit on its own, because its
+            # exit status distinguishes a crash from an exit.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=5)
             return None
         try:
             answer = json.loads(line)
         except ValueError:
-            continue  # Something that native code printed before the worker took over.
+            continue  # Printed by native code before the worker took over.
         if not isinstance(answer, dict):
             continue
         if "done" not in answer:
@@ -461,17 +461,17 @@ def _printed(log: Path) -> str:
 
 
 def _one_line(text: str) -> str:
-    """Joins the lines of a text and drops what engines add without saying anything."""
+    """Joins the lines of a text and drops the engines' boilerplate."""
     text = re.sub(r"\s*Registration failed\.\s*", " ", text)
     text = re.sub(r"An older version of this builtin might be supported\..*?\?", "", text)
-    # Runtimes glue their messages together without a space.
+    # Runtimes concatenate their messages without a space.
     text = re.sub(r"(?<=[a-z)])(?=(Node number|Tensor) \d)", ". ", text)
     text = " ".join(text.split())
     return text if len(text) <= _REASON_LENGTH else f"{text[: _REASON_LENGTH - 3]}..."
 
 
 def _ending(engine: Engine, status: int, printed: str) -> str:
-    """Says how a worker ended that gave no answer."""
+    """Describes how a worker ended without an answer."""
     if status < 0:
         try:
             how = f"crashed ({signal.Signals(-status).name})"
@@ -494,7 +494,7 @@ def _refusal(
     error = str(answer["error"])
     if answer.get("kind") == "input":
         rule, _, got = error.partition("||")
-        # The values come as text already; the error would put quotation marks around it.
+        # The values are text already; the error would put quotation marks around them.
         return ArgumentError("inputs", rule, _Verbatim(got))
     if answer.get("kind") == "import":
         return MissingDependencyError(
@@ -504,7 +504,7 @@ def _refusal(
     kind, _, message = error.partition(": ")
     message = _one_line(message)
     if kind not in ("RuntimeError", "ValueError"):
-        # The types of these two say nothing; of others they often say all ("MemoryError").
+        # The type says nothing for these two; for others it often says everything ("MemoryError").
         message = f"{kind}: {message}".rstrip(": ")
     # The interpreter for microcontrollers prints its reasons and raises only that it failed.
     reason = _named(model, f"{printed} ({message})" if printed else message)
@@ -513,7 +513,7 @@ def _refusal(
 
 
 def _with_damage(text: str, model: bytes) -> str:
-    """Adds what is wrong with a file that no reader understands; engines say little about it."""
+    """Adds what is wrong with an unreadable file, about which engines say little."""
     try:
         read_tflite(model)
     except ModelFileError as error:
@@ -522,14 +522,14 @@ def _with_damage(text: str, model: bytes) -> str:
 
 
 class _Verbatim(str):
-    """Text that is shown without quotation marks."""
+    """Text shown without quotation marks."""
 
     def __repr__(self) -> str:
         return str(self)
 
 
 def _named(model: bytes, reason: str) -> str:
-    """Adds operator names that an engine gives as numbers or not at all."""
+    """Adds operator names that an engine reports as numbers or not at all."""
     if number := re.search(r"builtin_code out of range: (\d+)", reason):
         from ai_edge_litert import schema_py_generated as schema
 

@@ -1,4 +1,4 @@
-"""Runs one flatbuffer in one inference engine; started by `engines.run` as a program of its own.
+"""Runs one flatbuffer in one inference engine; started by `engines.run` as a separate program.
 
 Usage: `python -I worker.py JOB`, where JOB is a JSON file. The answers are JSON lines on
 standard output: `{"done": n}` after every now and then, at the end `{"result": ...}` or
@@ -29,14 +29,14 @@ import numpy as np
 Job = dict[str, Any]
 Tell = Callable[..., None]
 
-# TFLM wants the size of its arena beforehand; memory it does not touch costs nothing, so the
-# first try is generous.
+# TFLM needs the size of its arena in advance; untouched memory costs nothing, so the first try is
+# generous.
 _ARENA_BYTES = (16 << 20, 128 << 20, 1 << 30)
 _ARENA_TOO_SMALL = re.compile(r"Requested: \d+.*missing: \d+|Arena size is too small")
 
-# Seconds between two signs of life.
+# Seconds between two progress reports.
 _HEARTBEAT = 0.25
-# A timed sample lasts at least this long, so that reading the clocks (about 1 us) does not count.
+# A timed sample lasts at least this long, so that reading the clocks (about 1 us) is negligible.
 _SAMPLE_NS = 200_000
 
 
@@ -52,8 +52,8 @@ class LiteInterpreter:
         module = importlib.import_module(f"{job['module']}.interpreter")
         plain = bool(job["tensors"])
         resolver = module.OpResolverType
-        # Intermediate results exist only where no delegate has swallowed the operators. Asking
-        # for them warns about memory on every start.
+        # Intermediate results exist only if no delegate has absorbed the operators. Requesting them
+        # prints a memory warning on every start.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._engine = module.Interpreter(
@@ -71,8 +71,8 @@ class LiteInterpreter:
         self.output_count = len(self._outputs)
 
     def kernels(self) -> str:
-        """Names the kernels that compute."""
-        # The list of operators is the only place where Python can see a delegate.
+        """Names the kernels that run."""
+        # Only the list of operators reveals a delegate to Python.
         details: list[dict[str, Any]] = getattr(self._engine, "_get_ops_details", list)()
         delegated = any(entry.get("op_name") == "DELEGATE" for entry in details)
         return "XNNPACK" if delegated else "built-in"
@@ -94,7 +94,7 @@ class LiteInterpreter:
         return self._engine.get_tensor(index)
 
     def reset(self) -> None:
-        """Forgets the state of recurrent models."""
+        """Resets the state of recurrent models."""
         self._engine.reset_all_variables()
 
 
@@ -124,8 +124,8 @@ class MicroInterpreter:
                 os.truncate(job["log"], start)
         self.inputs: list[tuple[tuple[int, ...], np.dtype[Any]]] = []
         self.output_count = 0
-        # There is no count of inputs or outputs to ask for, only an error behind the last one,
-        # which is printed too and says nothing to the user.
+        # The interface has no count of inputs or outputs, only an error after the last one, which
+        # is also printed and means nothing to the user.
         start = os.path.getsize(job["log"])
         with contextlib.suppress(Exception):
             while True:
@@ -138,7 +138,7 @@ class MicroInterpreter:
         os.truncate(job["log"], start)
 
     def kernels(self) -> str:
-        """Names the kernels that compute."""
+        """Names the kernels that run."""
         return "TFLM reference"
 
     def set_input(self, position: int, value: np.ndarray) -> None:
@@ -158,7 +158,7 @@ class MicroInterpreter:
         return self._engine.GetTensor(index, 0)["tensor_data"]
 
     def reset(self) -> None:
-        """Forgets the state of recurrent models."""
+        """Resets the state of recurrent models."""
         self._engine.reset()
 
 
@@ -170,7 +170,7 @@ class LarqInterpreter:
         self._load = lambda: _larq_wrapper(job["module"]).LiteInterpreter(
             data,
             job["threads"],
-            # Not the reference kernels, not the indirect ones, no delegate: the engine's defaults.
+            # The engine's defaults: no reference kernels, no indirect ones, no delegate.
             False,
             False,
             False,
@@ -188,7 +188,7 @@ class LarqInterpreter:
         self._results: list[np.ndarray] = []
 
     def kernels(self) -> str:
-        """Names the kernels that compute."""
+        """Names the kernels that run."""
         return "LCE"
 
     def set_input(self, position: int, value: np.ndarray) -> None:
@@ -204,7 +204,7 @@ class LarqInterpreter:
         return self._results[position]
 
     def reset(self) -> None:
-        """Forgets the state of recurrent models; the interface has nothing but a new start."""
+        """Resets the state of recurrent models; the interface only offers a restart."""
         if self._stateful:
             self._engine = self._load()
 
@@ -219,10 +219,10 @@ INTERPRETERS: dict[str, Callable[[Job, bytes], Any]] = {
 def _larq_wrapper(package: str) -> Any:
     """Returns Larq Compute Engine's interpreter.
 
-    It is loaded by itself: the package's own import brings TensorFlow, another TFLite build.
+    It is loaded directly: the package's own import would load TensorFlow, another TFLite build.
     """
     if int(np.__version__.split(".")[0]) > 1:
-        # Built with NumPy 1, it takes every array of a later one for empty.
+        # Built with NumPy 1, it treats every array of a later version as empty.
         raise ImportError(f"it needs NumPy 1, and NumPy {np.__version__} is installed")
     spec = importlib.util.find_spec(package)
     folders = list(spec.submodule_search_locations or ()) if spec else []
@@ -245,7 +245,7 @@ def _imported_version(package: str) -> str:
     return str(getattr(importlib.import_module(package), "__version__", "unknown"))
 
 
-# How a package is imported and asked for its version, where it is not as for all others.
+# How a package is imported and its version read, where it differs from the others.
 VERSIONS: dict[str, Callable[[str], str]] = {"larq": _larq_version}
 
 
@@ -269,7 +269,7 @@ def _samples(job: Job, interpreter: Any) -> list[np.ndarray]:
         if array.dtype != dtype:
             raise InputError(f"have the type of {label}, {dtype}||{array.dtype}")
         sample = array.shape[1:]
-        # A leading 1 is the batch, which a sample of its own does not have.
+        # A leading 1 is the batch, which a single sample does not have.
         if sample != shape and (1, *sample) != shape:
             raise InputError(
                 f"hold samples of the shape of {label}, "
@@ -314,7 +314,7 @@ def run(job: Job, interpreter: Any, tell: Tell) -> dict[str, Any]:
             _store(outputs, position, interpreter.output(position), at, total)
         for index in job["tensors"]:
             _store(tensors, index, interpreter.tensor(index), at, total)
-        # Samples are independent: what a recurrent model remembers ends here.
+        # Samples are independent: a recurrent model's state ends here.
         interpreter.reset()
         if time.monotonic() - last > _HEARTBEAT:
             last = time.monotonic()
@@ -336,7 +336,7 @@ def load(job: Job, interpreter: Any, tell: Tell) -> dict[str, Any]:
 
 
 def _peak_kib() -> int | None:
-    """Returns the largest memory this process has held so far; None on systems without it."""
+    """Returns the peak memory of this process so far; None on systems without it."""
     try:
         import resource
     except ImportError:
@@ -354,7 +354,7 @@ def _random_inputs(job: Job, interpreter: Any) -> None:
         elif np.issubdtype(dtype, np.floating):
             value = generator.standard_normal(shape).astype(dtype)
         else:
-            # Wide integers are mostly indices, where a random number may lie outside the table.
+            # Wide integers are mostly indices, where a random number may be out of range.
             value = np.zeros(shape, dtype)
         interpreter.set_input(position, value)
 
@@ -362,7 +362,7 @@ def _random_inputs(job: Job, interpreter: Any) -> None:
 def bench(job: Job, interpreter: Any, tell: Tell) -> dict[str, Any]:
     """Times inferences; returns wall and thread-CPU nanoseconds of one inference per sample.
 
-    A sample is the mean over `group` inferences that follow each other, 1 for slow models.
+    A sample is the mean over `group` consecutive inferences, 1 for slow models.
     """
     _random_inputs(job, interpreter)
     start = time.perf_counter_ns()
@@ -399,7 +399,7 @@ MODES: dict[str, Callable[[Job, Any, Tell], dict[str, Any]]] = {
 
 
 def _confine(job: Job) -> list[str]:
-    """Gives up the rights that an engine needs none of; returns what could not be given up."""
+    """Drops the privileges that an engine does not need; returns what could not be dropped."""
     spec = importlib.util.spec_from_file_location("sandbox", job["sandbox"])
     if spec is None or spec.loader is None:
         raise RuntimeError(f"{job['sandbox']} is missing")
@@ -415,12 +415,12 @@ def main(path: str) -> int:
     """Does the job described in the file `path`; returns the exit code."""
     with open(path, encoding="utf-8") as text:
         job = json.load(text)
-    # Answers keep the standard output; whatever native code prints goes to the log.
+    # Answers use standard output; whatever native code prints goes to the log.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     log = os.open(job["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    # Behind the interpreter's own folders: where the caller found the packages.
+    # After the interpreter's own folders: where the caller found the packages.
     sys.path.extend(folder for folder in job["paths"] if folder not in sys.path)
     gaps = _confine(job)
 
@@ -451,7 +451,7 @@ def main(path: str) -> int:
     except InputError as error:
         tell(error=str(error), kind="input", version=version)
         return 1
-    # Engines and damaged files raise anything; the caller makes one line of it.
+    # Engines and damaged files may raise anything; the caller turns it into one line.
     except Exception as error:
         kind = "import" if version is None else "engine"
         tell(error=f"{type(error).__name__}: {error}", kind=kind, version=version)
@@ -461,5 +461,5 @@ def main(path: str) -> int:
 
 if __name__ == "__main__":
     code = main(sys.argv[1])
-    # Skips the destructors: some engines crash while a process takes them down.
+    # Skips the destructors: some engines crash during process shutdown.
     os._exit(code)

@@ -1,4 +1,4 @@
-"""A .tflite file in memory: its bytes, what they were made from, and the file read once."""
+"""A .tflite file in memory: its bytes, its source, and the file parsed once."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Artifact:
         kind: `float32`, `int8`, ...: the converter's registered name.
         data: The file's bytes.
         source: What it was made from: a path or a model's name.
-        record: What was done to the model in training; None if nothing is known.
-        notes: What the converter could not do or did differently than asked, one sentence each.
+        record: What training did to the model; None if nothing is known.
+        notes: What the converter could not do or did differently, one sentence each.
     """
 
     kind: str
@@ -34,7 +34,7 @@ class Artifact:
 
     @functools.cached_property
     def flat(self) -> FlatModel:
-        """The file as read, once; with the names of `read_as` where it was given some.
+        """The parsed file, cached; with the names of `read_as` if it was used.
 
         Raises:
             ModelFileError: the bytes are not a .tflite file.
@@ -42,18 +42,18 @@ class Artifact:
         return read_tflite(self.data)
 
     def read_as(self, flat: FlatModel) -> Artifact:
-        """Returns the artifact with a reading that exists already.
+        """Returns the artifact with an existing parse result.
 
         Args:
-            flat: This file, read: from its own bytes, or from a variant of it that differs in the
-                names of inner tensors alone.
+            flat: This file, read: from its own bytes, or from a variant of it that differs only in
+                the names of inner tensors.
         """
         copy = dataclasses.replace(self)
         copy.__dict__["flat"] = dataclasses.replace(flat, data=self.data)
         return copy
 
     def having(self, **changes: Any) -> Artifact:
-        """Returns the artifact with other attributes; it is not read again for the same bytes."""
+        """Returns the artifact with other attributes; the same bytes are not parsed again."""
         copy = dataclasses.replace(self, **changes)
         if "flat" in self.__dict__ and copy.data is self.data:
             copy.__dict__["flat"] = self.flat
@@ -66,7 +66,7 @@ class Artifact:
 
     @functools.cached_property
     def compressed_bytes(self) -> int:
-        """Size after zlib at level 9: what a download or an APK holds."""
+        """Size after zlib at level 9, as in a download or an APK."""
         return len(zlib.compress(self.data, 9))
 
     def file_name(self, model_name: str) -> str:

@@ -28,7 +28,7 @@ MAX_INDEX_BITS = 7
 MAX_ROOT_BITS = 15
 # Byte 5 of a LUT header: the axis of the channels; 15 stands for one table for all channels.
 _ONE_TABLE = 15
-# Weights whose bits are spread out at a time: bounds the memory for models of many megabytes.
+# Weights whose bits are unpacked at a time: bounds the memory for large models.
 _CHUNK = 1 << 16
 # Bits of a table's value field and of its count field, by width of an entry.
 _VALUE_BITS = {16: 11, 32: 27}
@@ -36,7 +36,7 @@ _VALUE_BITS = {16: 11, 32: 27}
 
 @dataclass(frozen=True)
 class DecodingOptions:
-    """What the firmware provides for decoding, for those who make or check coded files."""
+    """What the firmware provides for decoding, for making and checking coded files."""
 
     decompression_memory: int | None = option(
         None,
@@ -68,7 +68,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Layout:
-    """What a decoder takes from the tensor that it writes.
+    """What a decoder takes over from the tensor that it writes.
 
     Attributes:
         zero_points: None, one, or one for each channel.
@@ -88,7 +88,7 @@ class Layout:
         return np.broadcast_to(points.reshape(spread), tuple(shape)).reshape(-1)
 
     def has_readable_channels(self, shape: Sequence[int]) -> bool:
-        """Whether the table and bitmap decoders accept the axis: the first, or the last of many."""
+        """Whether the table and bitmap decoders accept the axis: the first or the last."""
         channels = len(self.zero_points)
         if channels <= 1:
             return self.axis == 0
@@ -130,11 +130,11 @@ def encode_lut(values: np.ndarray) -> Encoded | None:
     """Encodes int8 values as indices of 1 to 7 bits into one table of the values that occur.
 
     The channel stride is 0 and the axis 15: the decoder takes the number of channels from the
-    tensor's scales and steps to the next table after each, whatever the header says of the axis.
-    Only a stride of 0 gives all channels the same table.
+    tensor's scales and advances to the next table after each, whatever axis the header states. Only
+    a stride of 0 gives all channels the same table.
 
     Returns:
-        The code; None for more than 128 different values.
+        The code; None for more than 128 distinct values.
     """
     table, indices = np.unique(np.asarray(values, np.int8), return_inverse=True)
     if table.size > 1 << MAX_INDEX_BITS:
@@ -150,7 +150,7 @@ def _decode_lut(code: Encoded, shape: Sequence[int], layout: Layout, dtype: np.d
     count = int(np.prod(shape))
     indices = unpack_bits(code.data, width, count)
     channels = max(1, len(layout.zero_points))
-    # As the engine does it: the channel comes from the scales, not from the header.
+    # As in the engine, the channel comes from the scales, not from the header.
     if channels > 1 and layout.axis == len(shape) - 1:
         channel = np.arange(count) % channels
     else:
@@ -166,7 +166,7 @@ def _decode_lut(code: Encoded, shape: Sequence[int], layout: Layout, dtype: np.d
 
 
 def encode_prune(values: np.ndarray, layout: Layout) -> Encoded:
-    """Encodes values as one bit for each (is it other than the zero point?) and those that are.
+    """Encodes values as one bit each (does it differ from the zero point?) plus those that differ.
 
     Args:
         values: int8 array.
@@ -203,7 +203,7 @@ class Codebook:
         codes: Symbol -> (bits of its code, code).
         root_bits: Bits of the first look-up.
         entry_bits: Width of a table entry, 16 or 32.
-        entries: The tables, one behind the other, the first look-up's first.
+        entries: The tables, one after another, starting with the first look-up's.
     """
 
     codes: Mapping[int, tuple[int, int]]
@@ -219,7 +219,7 @@ class Codebook:
         return header + np.array(self.entries, dtype).tobytes()
 
     def payload_bits(self, counts: Mapping[int, int]) -> int:
-        """Returns the bits of a code in which each symbol occurs so often."""
+        """Returns the total bits of a code, given how often each symbol occurs."""
         return sum(count * self.codes[symbol][0] for symbol, count in counts.items())
 
 
@@ -230,14 +230,14 @@ def count_symbols(values: np.ndarray) -> dict[int, int]:
 
 
 def code_lengths(counts: Mapping[int, int]) -> dict[int, int]:
-    """Returns the bits of each symbol's Huffman code (Huffman 1952); one symbol alone gets 1 bit.
+    """Returns the bits of each symbol's Huffman code (Huffman 1952); a single symbol gets 1 bit.
 
     Args:
         counts: Symbol -> how often it occurs; at least one symbol.
     """
     if len(counts) == 1:
         return dict.fromkeys(counts, 1)
-    # The running number makes equal counts compare: equal input, equal code.
+    # The running number breaks ties, so that equal input gives equal code.
     heap = [(count, i, [symbol]) for i, (symbol, count) in enumerate(sorted(counts.items()))]
     heapq.heapify(heap)
     lengths = dict.fromkeys(counts, 0)
@@ -268,10 +268,10 @@ def build_codebook(
 
     Args:
         counts: Symbol -> how often it occurs; at least one symbol.
-        root_bits: Bits of the first look-up, 1 to 15, or the longest code's where that has fewer.
-            More bits take fewer steps to decode and larger tables. Defaults to None: the smallest
+        root_bits: Bits of the first look-up, 1 to 15, or the longest code's if that is shorter.
+            More bits mean fewer decoding steps but larger tables. Defaults to None: the smallest
             tables.
-        entry_bits: 16 (int8 only) or 32. Defaults to None: 16 where the tables' offsets fit.
+        entry_bits: 16 (int8 only) or 32. Defaults to None: 16 if the tables' offsets fit.
 
     Raises:
         ArgumentError: `root_bits` or `entry_bits` is out of range, or 16 bits are too few.
@@ -320,7 +320,7 @@ def _level(nodes: Sequence[_Node]) -> list[_Node]:
 
 
 def _smallest(tree: _Node, sizes: dict[int, tuple[int, int]]) -> int:
-    """Fills in, for each inner node, the bits of its table that make all tables smallest."""
+    """Computes, for each inner node, the table bits that minimize the total table size."""
     if not isinstance(tree, tuple):
         return 0
     best: tuple[int, int] | None = None
@@ -343,7 +343,7 @@ def _known(node: _Node, sizes: dict[int, tuple[int, int]]) -> int:
 
 
 def _spread(node: _Node, bits: int, used: int = 0) -> list[tuple[_Node, int]]:
-    """Returns a table of `bits` bits: for each index the node it leads to, and the bits used."""
+    """Returns a table of `bits` bits: for each index, the node it leads to and the bits used."""
     if bits == 0 or not isinstance(node, tuple):
         return [(node, used)] * (1 << bits)
     return _spread(node[0], bits - 1, used + 1) + _spread(node[1], bits - 1, used + 1)
@@ -354,7 +354,7 @@ def _tables(
 ) -> tuple[int, ...] | None:
     """Lays the tables out; None if an offset does not fit an entry.
 
-    An entry has its top bit set where a symbol is found; the next four bits are the bits that its
+    An entry has its top bit set if a symbol is found; the next four bits are the bits that its
     code has in this table. Otherwise they are one less than the bits of the next look-up, and the
     rest is the distance from this entry to the next table.
     """
@@ -379,7 +379,7 @@ def _tables(
 
 
 def encode_huffman(values: np.ndarray, book: Codebook) -> Encoded:
-    """Encodes values with a code book that has all of them.
+    """Encodes values with a code book that covers all of them.
 
     The bits fill 32-bit words from the top, stored with the most significant byte first, and one
     more word follows: the decoder's last look-up may read beyond the last code.
@@ -391,7 +391,7 @@ def encode_huffman(values: np.ndarray, book: Codebook) -> Encoded:
     for start in range(0, lengths.size, _CHUNK):
         length, code = lengths[start : start + _CHUNK], codes[start : start + _CHUNK]
         ends = np.cumsum(length)
-        # Of every bit: how many bits of its code follow it.
+        # For every bit: how many bits of its code follow it.
         behind = np.repeat(ends, length) - np.arange(ends[-1]) - 1
         parts.append(((np.repeat(code, length) >> behind) & 1).astype(np.uint8))
     stream = np.packbits(np.concatenate(parts)).tobytes()

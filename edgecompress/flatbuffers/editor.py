@@ -20,12 +20,12 @@ Names = Literal["interface", "computed", "all"]
 class ModelEditor:
     """Adds, replaces, retypes, removes and orders the tensors and operators of a file.
 
-    All but `rename` and `strip` change the first subgraph. Tensors have numbers, which stay as they
-    are until `drop_unused`; operators are handles: those of the file are in `operators`, new ones
-    come from `new_operator`. Equal edits of equal files give equal bytes.
+    All methods except `rename` and `strip` change the first subgraph. Tensors have indices, which
+    are stable until `drop_unused`; operators are handles: those of the file are in `operators`, new
+    ones come from `new_operator`. Equal edits of equal files give equal bytes.
 
     Args:
-        model: The file: bytes, or as read; it is left as it was.
+        model: The file: bytes, or parsed; it is not modified.
 
     Attributes:
         original: The file before any change, read.
@@ -60,7 +60,7 @@ class ModelEditor:
         """Adds a tensor.
 
         Args:
-            shape: An array is stored once in the file where several are equal, a list each time.
+            shape: Equal arrays are stored once in the file, a list each time.
             kind: `INT8`, ... as in the schema.
             values: Of a constant. Defaults to None: the tensor is computed.
             has_rank: The flag that the rank is known, which tells scalars from unknown shapes.
@@ -85,11 +85,11 @@ class ModelEditor:
         return len(self._graph.tensors) - 1
 
     def replace(self, tensor: int, values: bytes | np.ndarray | None) -> None:
-        """Gives a tensor values of its own; with None it is computed from now on."""
+        """Gives a tensor its own values; with None it becomes a computed tensor."""
         self._graph.tensors[tensor].buffer = 0 if values is None else self._buffer(values)
 
     def retype(self, tensor: int, kind: str, shape: np.ndarray | None = None) -> None:
-        """Gives a tensor another type, and another fixed shape where one is given."""
+        """Gives a tensor another type and, if given, another fixed shape."""
         entry = self._graph.tensors[tensor]
         entry.type = getattr(self._schema.TensorType, kind)
         if shape is not None:
@@ -121,12 +121,12 @@ class ModelEditor:
         self._graph.tensors[tensor].quantization.zeroPoint = np.asarray(points, np.int64)
 
     def type_as(self, tensor: int, model: int) -> None:
-        """Gives a tensor the type and scales of another one."""
+        """Copies the type and scales of another tensor."""
         entry, other = self._graph.tensors[tensor], self._graph.tensors[model]
         entry.type, entry.quantization = other.type, copy.copy(other.quantization)
 
     def set_sparsity(self, tensor: int, sparsity: Sparsity) -> None:
-        """Says where the values of a tensor belong that are not all that its shape has."""
+        """Sets the sparsity of a tensor that stores only some of its values."""
         table = self._schema.SparsityParametersT()
         table.traversalOrder = np.array(sparsity.traversal_order, np.int32)
         table.blockMap = np.array(sparsity.block_map, np.int32)
@@ -150,7 +150,7 @@ class ModelEditor:
         return getattr(self._schema.SparseIndexVector, name), vector
 
     def clear_rank_flags(self) -> None:
-        """Takes the flag of a known rank from all tensors with dimensions, which do not need it."""
+        """Clears the known-rank flag of all tensors with dimensions, which do not need it."""
         for tensor in self._graph.tensors:
             if tensor.shape is not None and len(tensor.shape):
                 tensor.hasRank = False
@@ -169,7 +169,7 @@ class ModelEditor:
     # --- Operators --------------------------------------------------------------------------------
 
     def operator_code(self, name: str, version: int = 1) -> int:
-        """Returns the number of a built-in operator's code, which is added where it is missing."""
+        """Returns the index of a built-in operator's code, adding it if missing."""
         wanted = getattr(self._schema.BuiltinOperator, name)
         for number, known in enumerate(self._tree.operatorCodes):
             found = max(known.builtinCode, known.deprecatedBuiltinCode)
@@ -193,7 +193,7 @@ class ModelEditor:
         return len(self._tree.operatorCodes) - 1
 
     def complete_operator_codes(self) -> None:
-        """Fills the field of operator codes that files older than schema 3a leave empty."""
+        """Fills the operator code field that files older than schema 3a leave empty."""
         for entry in self._tree.operatorCodes:
             entry.builtinCode = max(entry.builtinCode, entry.deprecatedBuiltinCode)
 
@@ -223,12 +223,12 @@ class ModelEditor:
         operator.builtinOptions = getattr(self._schema, f"{kind}T")(**fields)
 
     def copy_options(self, operator: Any, other: Any) -> None:
-        """Gives an operator the options of another one, maybe of another file."""
+        """Copies the options of another operator, possibly from another file."""
         operator.builtinOptionsType = other.builtinOptionsType
         operator.builtinOptions = other.builtinOptions
 
     def set_code(self, operator: Any, name: str, version: int, shared: bool = True) -> None:
-        """Makes an operator another one, or of another version; inputs and options stay.
+        """Changes an operator's kind or version; inputs and options stay.
 
         Args:
             operator: One of the file's operators.
@@ -249,7 +249,7 @@ class ModelEditor:
     def own_input(self, operator: Any, position: int) -> int:
         """Returns the tensor at an input, after making sure that no other operator reads it.
 
-        Where others do, they keep it and this operator gets a copy.
+        If others do, they keep it and this operator gets a copy.
         """
         tensor = int(operator.inputs[position])
         if self._readers[tensor] > 1:
@@ -259,18 +259,18 @@ class ModelEditor:
         return tensor
 
     def place_before(self, operator: Any, new: Iterable[Any]) -> None:
-        """Puts new operators before one of the file's."""
+        """Inserts new operators before one of the file's."""
         place = self._places[id(operator)]
         place[place.index(operator) : place.index(operator)] = new
 
     def place_instead(self, operator: Any, new: Iterable[Any]) -> None:
-        """Puts new operators, maybe none, in place of one of the file's."""
+        """Replaces one of the file's operators by new ones, possibly none."""
         self._places[id(operator)] = list(new)
 
     # --- The whole file ---------------------------------------------------------------------------
 
     def set_signatures(self) -> None:
-        """Gives a file without signatures an empty list of them, which some readers ask for."""
+        """Gives a file without signatures an empty list of them, which some readers require."""
         self._tree.signatureDefs = self._tree.signatureDefs or []
 
     def strip(self, keep_names: Names = "interface") -> None:
@@ -294,7 +294,7 @@ class ModelEditor:
                 if quantization.scale is None or len(quantization.scale) == 0:
                     tensor.quantization = None
             for operator in graph.operators:
-                # Arrays, unlike lists, are stored once where they are equal.
+                # Equal arrays, unlike equal lists, are stored once.
                 operator.inputs, operator.outputs = (
                     None if numbers is None else np.asarray(numbers, np.int32)
                     for numbers in (operator.inputs, operator.outputs)
@@ -307,11 +307,12 @@ class ModelEditor:
     def drop_unused(self) -> tuple[int, ...]:
         """Removes what nothing reads: operators, tensors, operator codes, buffers.
 
-        Tensors get new numbers. Signatures are removed with them: they count tensors. For files of
+        Tensors are renumbered. Signatures, which refer to tensor indices, are removed too. For
+            files of
         one subgraph.
 
         Returns:
-            The former numbers of the tensors that are left.
+            The former indices of the remaining tensors.
         """
         self._order()
         graph, tree = self._graph, self._tree
@@ -331,7 +332,7 @@ class ModelEditor:
         for operator in graph.operators:
             operator.intermediates = [number[i] for i in _listed(operator.intermediates)] or None
         for holder in (graph, *graph.operators):
-            # Arrays, unlike lists, are stored once where they are equal.
+            # Equal arrays, unlike equal lists, are stored once.
             holder.inputs = np.array([number[index] for index in holder.inputs], np.int32)
             holder.outputs = np.array([number[index] for index in holder.outputs], np.int32)
         codes = sorted({operator.opcodeIndex for operator in graph.operators})
@@ -347,7 +348,7 @@ class ModelEditor:
         return tuple(int(index) for index in used)
 
     def drop_unused_buffers(self) -> None:
-        """Empties the buffers that no tensor and no metadata hold any more."""
+        """Empties the buffers that no tensor or metadata entry refers to any more."""
         tensors = [tensor for graph in self._tree.subgraphs for tensor in graph.tensors]
         used = {holder.buffer for holder in (*tensors, *(self._tree.metadata or ()))}
         for number, buffer in enumerate(self._tree.buffers):
@@ -355,16 +356,16 @@ class ModelEditor:
                 buffer.data = None
 
     def pack(self) -> bytes:
-        """Returns the file as it is now."""
+        """Returns the file in its current state."""
         self._order()
         return pack(self._tree)
 
     def _order(self) -> None:
-        """Puts the operators in order: those of the file with what was placed around them."""
+        """Orders the operators: those of the file with the inserted ones around them."""
         self._graph.operators = [new for old in self.operators for new in self._places[id(old)]]
 
     def _restart(self) -> None:
-        """Takes the operators as they are now for the file's."""
+        """Makes the current operators the file's own."""
         self.operators = tuple(self._graph.operators)
         self._places = {id(operator): [operator] for operator in self.operators}
         self._readers = Counter(int(i) for o in self.operators for i in _listed(o.inputs))
@@ -375,10 +376,10 @@ def _listed(values: Any) -> list[int]:
 
 
 def strip(model: FlatModel | bytes, keep_names: Names = "interface") -> bytes:
-    """Returns the file without what no interpreter reads while it runs the model.
+    """Returns the file without the parts that no interpreter reads while running the model.
 
     Removed: tensor names, signatures, metadata, the description, recorded minimum and maximum of
-    quantized tensors, doubled and empty buffers. Tensor and operator numbers stay as they are.
+    quantized tensors, duplicate and empty buffers. Tensor and operator indices do not change.
 
     Args:
         model: A .tflite file: bytes, or as read.

@@ -1,4 +1,4 @@
-"""A .tflite file as frozen types; `reading.read_tflite` makes it."""
+"""A .tflite file as frozen types, made by `reading.read_tflite`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from edgecompress.flatbuffers.tensors import Tensor
 
 @dataclass(frozen=True)
 class FlatModel:
-    """A .tflite file, read.
+    """A parsed .tflite file.
 
     Attributes:
         data: The file's bytes.
@@ -31,7 +31,7 @@ class FlatModel:
         subgraphs: Number of subgraphs.
         metadata: Names of metadata entries -> bytes.
         description: The file's own description.
-        others: The subgraphs behind the first, each as a model of its own, without metadata.
+        others: The subgraphs after the first, each as a separate model, without metadata.
     """
 
     data: bytes = field(repr=False)
@@ -70,7 +70,7 @@ class FlatModel:
         )
 
     def weight_tensors(self) -> list[Tensor]:
-        """Returns the constants that carry learnt values, each once.
+        """Returns the constants that hold learnt values, each once.
 
         These are the constant inputs from position 1 of weighted operators (filters, biases) and
         floating or quantized constants of any other operator.
@@ -97,7 +97,7 @@ class FlatModel:
         return list(found.values())
 
     def macs(self) -> int:
-        """Returns the multiply-accumulates of one inference, binary ones left out."""
+        """Returns the multiply-accumulates of one inference, except binary ones."""
         return sum(operator_macs(self, operator) for operator in self.operators)
 
     def binary_macs(self) -> int:

@@ -65,7 +65,7 @@ class Operator:
 
 
 class Graph(Protocol):
-    """What knows the tensors of an operator; `FlatModel` does."""
+    """Provides the tensors of an operator, as `FlatModel` does."""
 
     @property
     def tensors(self) -> Sequence[Tensor]:
@@ -131,7 +131,7 @@ def operator_binary_macs(model: Graph, operator: Operator) -> int:
     """Returns an operator's multiply-accumulates of bits; 0 for all but binary convolutions."""
     if operator.name != BINARY_CONV:
         return 0
-    # The output may be packed, its last dimension words; the filter knows the channels.
+    # The output may be packed, with words as its last dimension; the filter has the channels.
     positions = math.prod(model.output(operator).shape[:-1])
     return positions * math.prod(binary_kernel_shape(model, operator))
 

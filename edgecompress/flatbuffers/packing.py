@@ -1,4 +1,4 @@
-"""Bytes of .tflite files to objects and back, with aligned buffers.
+"""Converts .tflite bytes to objects and back, with aligned buffers.
 
 The objects are the generated `ModelT` tree of ai-edge-litert's schema module; `editor.ModelEditor`
 changes it.
@@ -17,7 +17,7 @@ import numpy as np
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.reading import read_tflite
 
-# The schema's force_align for buffers; kernels and TFLM read tables in place and rely on it.
+# The schema's force_align for buffers; kernels and TFLM read data in place and rely on it.
 _ALIGNMENT = 16
 
 
@@ -34,7 +34,7 @@ class _Builder(flatbuffers.Builder):
         self.tables: dict[tuple[Any, ...], int] = {}
 
     def CreateNumpyVector(self, x: np.ndarray) -> int:
-        if x.dtype == np.uint8:  # Buffers, already unique: pack() shares them.
+        if x.dtype == np.uint8:  # Buffers are already unique: pack() shares them.
             self.Prep(_ALIGNMENT, x.size)
             return super().CreateNumpyVector(x)
         key = (x.dtype.str, x.tobytes())
@@ -79,7 +79,7 @@ def _key(content: Any) -> tuple[Any, ...]:
 
 @contextlib.contextmanager
 def _shared_tables(model: Any) -> Iterator[None]:
-    """Lets equal scales and options be packed once; the tree is as before afterwards."""
+    """Packs equal scales and options once; the tree is restored afterwards."""
     places = [(t, "quantization") for graph in model.subgraphs for t in graph.tensors]
     places += [(o, "builtinOptions") for graph in model.subgraphs for o in graph.operators]
     contents = [getattr(holder, name) for holder, name in places]
@@ -96,14 +96,14 @@ def _shared_tables(model: Any) -> Iterator[None]:
 def unpack(source: bytes | FlatModel) -> Any:
     """Returns the `ModelT` tree of a .tflite file; its buffers are read-only views of its bytes.
 
-    Buffers behind the flatbuffer (as litert-quantizer writes them) become ordinary ones.
+    Buffers after the flatbuffer (as litert-quantizer writes them) become ordinary ones.
 
     Raises:
         ModelFileError: the file is not a .tflite file, or damaged.
     """
     from ai_edge_litert import schema_py_generated as schema
 
-    # The generated code trusts the file; what was read has been checked.
+    # The generated code trusts the file, which has already been checked.
     data = read_tflite(source).data
     model = schema.ModelT.InitFromPackedBuf(data)
     for buffer in model.buffers:
@@ -134,7 +134,7 @@ def _share_buffers(model: Any) -> None:
     known = {hashlib.sha256(b"").digest(): 0}
     renumbered = {}
     for index, buffer in enumerate(model.buffers):
-        # A sequence of integers (built by hand) packs far slower than an array.
+        # A plain sequence of integers packs far slower than an array.
         values = np.asarray([] if buffer.data is None else buffer.data, np.uint8)
         content = hashlib.sha256(values.tobytes()).digest()
         if content not in known:

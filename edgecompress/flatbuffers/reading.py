@@ -1,7 +1,7 @@
 """Reading .tflite files into frozen types.
 
-The schema classes come from ai-edge-litert (pure Python, no TensorFlow). A file from anywhere may
-be read: damage ends in ModelFileError, never in another exception.
+The schema classes come from ai-edge-litert (pure Python, no TensorFlow). Untrusted files may be
+read: damage raises ModelFileError, never another exception.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from edgecompress.flatbuffers.operators import BINARY_CONV, WEIGHTED, Operator, 
 from edgecompress.flatbuffers.sparse_tensors import Level, Sparsity
 from edgecompress.flatbuffers.tensors import Tensor
 
-# Dimensions of the weights; no runtime takes others.
+# Dimensions of the weights; no runtime accepts others.
 _WEIGHT_RANKS = {
     "CONV_2D": 4,
     "DEPTHWISE_CONV_2D": 4,
@@ -32,11 +32,11 @@ _WEIGHT_RANKS = {
     "CONV_3D": 5,
     "SVDF": 2,
 }
-# More than any of its operators has; a damaged count stays small.
+# More than any of its operators has; bounds a damaged count.
 _MOST_OPTIONS = 64
-# No device has memory for a larger tensor, and sums of such sizes stay within 64 bits.
+# No device has memory for a larger tensor, and sums of such sizes fit 64 bits.
 _LARGEST_TENSOR = 1 << 40
-# More dimensions than any runtime has, blocks included.
+# More dimensions than any runtime supports, blocks included.
 _MOST_LEVELS = 16
 
 
@@ -44,10 +44,10 @@ def read_tflite(source: Path | str | bytes | FlatModel) -> FlatModel:
     """Reads a .tflite file.
 
     Args:
-        source: Path, or the file's bytes; a model that was read already is passed on.
+        source: Path, or the file's bytes; a parsed model is returned unchanged.
 
     Raises:
-        ModelFileError: the file is missing, no .tflite, or damaged.
+        ModelFileError: the file is missing, damaged or not a .tflite file.
 
     Example:
         >>> read_tflite("kws_int8.tflite").histogram()  # doctest: +SKIP
@@ -69,7 +69,7 @@ def _parse(data: bytes, label: str) -> FlatModel:
         return _read(data)
     except ModelFileError as error:
         raise ModelFileError(f"{label} is damaged: {error}") from error
-    # The generated reader trusts offsets; wild ones surface as any of many exceptions.
+    # The generated reader trusts offsets; wild ones surface as one of many exceptions.
     except Exception as error:
         raise ModelFileError(
             f"{label} is damaged or truncated ({type(error).__name__} while reading its tables). "
@@ -112,7 +112,7 @@ def _sparsity(table: Any) -> Sparsity | None:
         else:
             vectors = (entry.arraySegments, entry.arrayIndices)
             segments, indices = (_integers(None if v is None else v.values) for v in vectors)
-            # Without segments it would read as a dense level.
+            # Without segments it would be read as a dense level.
             levels.append(Level(0, segments or (0,), indices))
     return Sparsity(
         _integers(table.TraversalOrderAsNumpy() if table.TraversalOrderLength() else None),
@@ -157,7 +157,7 @@ def _check_operator(operator: Operator, tensors: Sequence[Tensor]) -> None:
 
 
 def _check_factors(operator: Operator, tensors: Sequence[Tensor]) -> None:
-    """Refuses products of what is not a matrix, as the runtimes do."""
+    """Refuses products of non-matrices, as the runtimes do."""
     for index in operator.inputs[:2]:
         if index >= 0 and len(tensors[index].shape) < 2:
             raise ModelFileError(
@@ -198,8 +198,8 @@ def _read(data: bytes) -> FlatModel:
     root = schema.Model.GetRootAs(data, 0)
     if root.SubgraphsLength() < 1:
         raise ModelFileError("it holds no subgraph")
-    # Bounds are checked before any loop so that a wild length cannot keep the reader busy. Several
-    # subgraphs may share one table, so their lengths count together.
+    # Bounds are checked before any loop, so that a wild length cannot keep the reader busy. Several
+    # subgraphs may share one table, so their lengths are added up.
     limit = len(data)
     lengths = [root.BuffersLength(), root.SubgraphsLength(), root.MetadataLength()]
     graphs = [root.Subgraphs(number) for number in range(min(root.SubgraphsLength(), limit))]
@@ -207,7 +207,7 @@ def _read(data: bytes) -> FlatModel:
     if max(lengths) > limit:
         raise ModelFileError("a table is longer than the file")
 
-    # Each buffer is copied once, however many tensors name it.
+    # Each buffer is copied once, however many tensors refer to it.
     @functools.cache
     def raw(index: int) -> bytes | None:
         if index == 0:
@@ -216,7 +216,7 @@ def _read(data: bytes) -> FlatModel:
             raise ModelFileError(f"a tensor names buffer {index} of {root.BuffersLength()}")
         buffer = root.Buffers(index)
         if buffer.Offset() > 1:
-            # Files above 2 GiB keep their buffers behind the flatbuffer.
+            # Files above 2 GiB store their buffers after the flatbuffer.
             start, size = buffer.Offset(), buffer.Size()
             if start + size > limit:
                 raise ModelFileError("a buffer lies outside the file")
@@ -298,7 +298,7 @@ def _read_graph(
         if table.OpcodeIndex() >= root.OperatorCodesLength():
             raise ModelFileError(f"operator {index} names an operator code that is not there")
         code = root.OperatorCodes(table.OpcodeIndex())
-        # Files older than schema 3a keep the number in a field of one byte.
+        # Files older than schema 3a store the code in a one-byte field.
         number = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
         name = codes.get(number, f"UNKNOWN_{number}")
         options = {}

@@ -1,8 +1,8 @@
-"""How a .tflite file stores a sparse tensor: which blocks are there, and their values.
+"""How a .tflite file stores a sparse tensor: which blocks are present, and their values.
 
 The format is TensorFlow Lite's `SparsityParameters`: a tree with one level for each dimension, in
-the order of traversal, those of the blocks last. A dense level holds all its positions, a
-compressed one (compressed sparse rows) names those that are there.
+the order of traversal, block dimensions last. A dense level holds all its positions, a compressed
+one (compressed sparse rows) lists those that are present.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Level:
 
     @property
     def is_dense(self) -> bool:
-        """Whether every position is there."""
+        """Whether every position is present."""
         return not self.segments
 
 
@@ -43,8 +43,8 @@ class Sparsity:
     """Where the stored values of a sparse tensor belong.
 
     Attributes:
-        traversal_order: For each level the dimension it runs over; numbers from the tensor's rank
-            on are block dimensions.
+        traversal_order: For each level the dimension it traverses; numbers from the tensor's rank
+            up are block dimensions.
         block_map: For each block dimension the tensor's dimension that it divides.
         levels: As many as `traversal_order` has entries.
 
@@ -62,7 +62,7 @@ class Sparsity:
 
     @property
     def bytes(self) -> int:
-        """Bytes of segments and indices, each vector in the smallest type that the format has."""
+        """Bytes of segments and indices, each vector in the smallest type of the format."""
         vectors = [v for level in self.levels for v in (level.segments, level.indices) if v]
         return sum(len(vector) * index_bytes(max(vector)) for vector in vectors)
 
@@ -151,7 +151,7 @@ def index_bytes(largest: int) -> int:
 
 
 def block_sparsity(matrix: np.ndarray, width: int = 4) -> float:
-    """Returns the share of 1 x `width` blocks of a matrix that are zero throughout, 0 to 1.
+    """Returns the share of 1 x `width` blocks of a matrix that are entirely zero, 0 to 1.
 
     Args:
         matrix: Shape (rows, columns). Of a Keras Dense kernel (inputs, units) give the transpose:

@@ -28,7 +28,7 @@ def pack_codes(codes: np.ndarray, bits: int) -> bytes:
     """Returns integers packed as the schema stores them: the first in the lowest bits of a byte.
 
     Args:
-        codes: Any shape; of each code the lowest `bits` are kept.
+        codes: Any shape; the lowest `bits` of each code are kept.
         bits: 1, 2, 4 or 8. The last byte is filled with zeros.
 
     Example:
@@ -43,7 +43,7 @@ def pack_codes(codes: np.ndarray, bits: int) -> bytes:
 
 
 def unpack_codes(data: bytes, bits: int) -> np.ndarray:
-    """Returns the signed integers (int8) that `pack_codes` packed, those of the filling included.
+    """Returns the signed integers (int8) that `pack_codes` packed, padding included.
 
     Example:
         >>> unpack_codes(bytes.fromhex("f107"), 4)
@@ -67,14 +67,14 @@ class Tensor:
         scales: Quantization scales: none, one, or one for each channel.
         zero_points: As many as scales.
         shared_zero_point: Whether the file holds one zero point for all channels; TensorFlow Lite
-            Micro takes that, LiteRT does not.
+            Micro accepts that, LiteRT does not.
         quantized_dimension: The channel axis of per-channel scales.
-        is_variable: A state that lives between inferences.
-        dynamic: Some dimension is only known when the model runs.
-        sparsity: Where the values of `raw` belong, for a tensor that is stored sparse; else None.
+        is_variable: State that persists between inferences.
+        dynamic: Whether some dimension is only known when the model runs.
+        sparsity: Where the values of `raw` belong, for a sparse tensor; else None.
         stray_axis: Whether the file gives a vector's scales a channel axis that it does not have,
             as old converters did with biases (`quantized_dimension` is 0 then); TensorFlow Lite
-            Micro takes that, LiteRT does not.
+            Micro accepts that, LiteRT does not.
     """
 
     index: int
@@ -108,7 +108,7 @@ class Tensor:
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes that a constant takes in the file, indices of a sparse one included."""
+        """Bytes of a constant in the file, including the indices of a sparse one."""
         return len(self.raw or b"") + (0 if self.sparsity is None else self.sparsity.bytes)
 
     @property
@@ -147,5 +147,5 @@ class Tensor:
             )
         try:
             return flat.reshape(self.shape)
-        except ValueError as error:  # No elements, but dimensions beyond all bounds.
+        except ValueError as error:  # No elements, but out-of-range dimensions.
             raise ModelFileError(f"Tensor {self.index} has the shape {self.shape}.") from error

@@ -1,4 +1,4 @@
-"""What a model is made of: one row for each layer or operator, totals, inputs and outputs.
+"""What a model consists of: one row per layer or operator, totals, inputs and outputs.
 
 `inspect_file` reads any model file, `inspect_tflite` a flatbuffer and `inspect_keras` a Keras 3 or
 tf-keras model. Counts agree between a Keras model and its flatbuffer: weights are filters and
@@ -50,12 +50,12 @@ def inspect_file(
     """Inspects a model file: .tflite, .keras or .h5.
 
     Args:
-        path: The file. Files of Keras are read in a separate process.
-        import_modules: Modules that register the layers of your own that the file names.
+        path: The file. Keras files are read in a separate process.
+        import_modules: Modules that register custom layers used by the file.
         verbose: Let the log of libraries through.
 
     Raises:
-        ModelFileError: the file is missing, damaged, or no model.
+        ModelFileError: the file is missing, damaged, or not a model.
         UnsupportedModelError: it is a SavedModel.
 
     Example:
@@ -83,7 +83,7 @@ def inspect_file(
 def inspect_isolated(
     path: str, verbose: bool, tell: Any = None, gaps: Sequence[str] = ()
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Inspects a file of Keras in the process that was started for it."""
+    """Inspects a Keras file in the process that was started for it."""
     with suppress_output(verbose):
         found = _inspect_keras_file(Path(path))
     return isolation.encode(dataclasses.replace(found, notes=(*found.notes, *gaps))), {}

@@ -36,7 +36,7 @@ def _elements(shape: Shape) -> int:
     """Returns the elements of one sample: the batch axis counts as 1.
 
     Raises:
-        TypeError: another size is not known.
+        TypeError: another dimension is unknown.
     """
     return math.prod(shape[1:])  # type: ignore[arg-type]
 
@@ -63,7 +63,7 @@ def _conv_macs(layer: Any, call: LayerCall) -> int:
 
 @MACS.register("binary")
 def _binary_macs(layer: Any, call: LayerCall) -> int:
-    """As a convolution or dense layer; binary ones where the input is reduced to signs, too."""
+    """As a convolution or dense layer; binary ones if the input is reduced to signs, too."""
     return _conv_macs(layer, call)
 
 
@@ -108,12 +108,12 @@ def _kernel(layer: Any) -> Any:
 
 
 def _filters(layer: Any, kind: LayerKind | None) -> np.ndarray:
-    """Returns a layer's weights as (output channels, rest); (0, 1) where none stand alone."""
+    """Returns a layer's weights as (output channels, rest); (0, 1) without separate channels."""
     axes = None if kind is None else kind.kernel
     if axes is None or axes.inputs is None:
         return np.empty((0, 1))
     filters = channels_first(_array(axes.of(layer)), axes.outputs)
-    # A weight of zero is a +1 if only signs count: no such filter is zero.
+    # If only signs count, a zero weight is a +1, so no such filter is zero.
     return np.where(filters >= 0, 1, -1) if kind is not None and kind.one_bit else filters
 
 
@@ -141,7 +141,7 @@ def inspect_keras(model: Any, *, name: str | None = None) -> Inspection:
         )
     layers = [layer for layer in walk_layers(model) if type(layer).__name__ != "InputLayer"]
     known = {id(layer) for layer in layers}
-    # Operations of keras.ops are part of the graph but no layers.
+    # keras.ops operations are part of the graph, but not layers.
     for call in graph:
         if id(call.layer) not in known:
             layers.append(call.layer)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def _shape_text(shape: Shape | None) -> str:
-    # The batch axis is 1 or unknown everywhere and only takes room.
+    # The batch axis is always 1 or unknown and only takes up space.
     if shape is None:
         return "?"
     return "x".join("?" if size is None else str(size) for size in shape[1:]) or "1"
@@ -63,8 +63,8 @@ _COLUMNS: tuple[tuple[Column, Callable[[Row], str], Callable[[Inspection], str]]
 def render(inspection: Inspection, console: Console) -> None:
     """Prints an inspection as tables.
 
-    On a terminal the table leaves columns out until it fits, and says which; elsewhere (a file, a
-    pipe) every column is printed at full width.
+    On a terminal, the table drops columns until it fits, and says which; elsewhere (a file, a pipe)
+    every column is printed at full width.
 
     Args:
         inspection: What to print.
@@ -81,7 +81,7 @@ def render(inspection: Inspection, console: Console) -> None:
             line(f"{title}: {_endpoint_text(end)}")
     line(_operators_text(inspection))
 
-    # Columns that most models would leave empty.
+    # Columns that are empty for most models.
     shown = {"Zero filters": inspection.zero_filters, "Binary MACs": inspection.binary_macs}
     columns = [column for column in _COLUMNS if shown.get(column[0].title, True)]
     left_out = print_table(

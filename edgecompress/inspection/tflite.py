@@ -29,9 +29,9 @@ from edgecompress.inspection.types import (
     zero_filter_notes,
 )
 
-# Operators that only turn stored weights into plain ones; what they hold belongs to their reader.
+# Operators that only expand stored weights, which belong to their reader.
 _UNPACKERS = ("DEQUANTIZE", "DENSIFY", DECODE)
-# Input positions of an operator's filters and matrices, where it is not position 1 alone.
+# Input positions of an operator's filters and matrices, if not just position 1.
 _MATRICES: dict[str, Sequence[int]] = {
     "UNIDIRECTIONAL_SEQUENCE_LSTM": range(1, 9),
     "SVDF": (1, 2),
@@ -50,7 +50,7 @@ _CHANNEL_AXIS = {
 }
 # Custom operators without weights and MACs.
 _BINARY_MOVES = ("LceQuantize", "LceDequantize", "LceBMaxPool2d")
-# A tensor's name joins all layers that were fused into it; these endings name the one that counts.
+# A tensor's name joins all layers fused into it; these endings identify the relevant one.
 _TELLING = ("conv", "matmul", "depthwise", "dense", "tensordot", "einsum")
 
 
@@ -76,7 +76,7 @@ class _Part:
 
     @property
     def dense_bytes(self) -> int:
-        # A DEQUANTIZE widens values in memory, which says nothing about storage.
+        # DEQUANTIZE widens values in memory, which says nothing about storage.
         return self.tensor.bytes if self.encoded else self.constants[0].bytes
 
 
@@ -134,7 +134,7 @@ def _assign(model: FlatModel, notes: list[str]) -> list[list[_Part]]:
             part = _part(model, operator, position, producers) if index >= 0 else None
             if part is None or not (part.encoded or part.constants[0].index in learnt):
                 continue
-            # Only the ancillary data of encoded weights may be shared without being the same.
+            # Only the ancillary data of encoded weights may be shared by different weights.
             if part.constants[0].index in owned:
                 if position in _matrix_positions(operator):
                     notes.append(
@@ -188,7 +188,7 @@ def _looked_up(
 
 def _row(model: FlatModel, operator: Operator, parts: list[_Part], notes: list[str]) -> Row:
     matrices = [part for part in parts if part.position in _matrix_positions(operator)]
-    # A binary convolution's weights lie 32 to an element.
+    # A binary convolution packs 32 weights per element.
     packed = operator.name == BINARY_CONV
     stored = sum(part.tensor.elements for part in matrices)
     weights = math.prod(binary_kernel_shape(model, operator)) if packed and stored else stored
@@ -216,7 +216,7 @@ def _row(model: FlatModel, operator: Operator, parts: list[_Part], notes: list[s
             "weights are not counted."
         )
     output = model.output(operator) if operator.outputs else None
-    # Filters name the layer best; files that ship may have kept only the names of results.
+    # Filter names describe the layer best; shipped files may only have names of outputs.
     named = matrices[0].tensor if filters and matrices[0].tensor.name else output
     return Row(
         index=operator.index,
@@ -257,7 +257,7 @@ def _zero_mask(part: _Part) -> np.ndarray:
 
 
 def _short_name(name: str) -> str:
-    """Returns the part of a tensor's name that tells most about the layer behind it."""
+    """Returns the most informative part of a tensor's name."""
     parts = [part for part in name.split(";") if part]
     telling = [part for part in parts if part.rsplit("/", 1)[-1].lower().startswith(_TELLING)]
     return (telling or parts or [""])[0]
@@ -275,7 +275,7 @@ def _endpoint(tensor: Tensor) -> Endpoint:
 
 
 def _peak_activations(model: FlatModel) -> tuple[int, int | None]:
-    """Returns the most activation bytes alive at once and the operator where that is."""
+    """Returns the peak of live activation bytes and the operator at which it occurs."""
     last = len(model.operators) - 1
     first_use = dict.fromkeys(model.inputs, 0)
     last_use: dict[int, int] = dict.fromkeys(model.outputs, last)
@@ -287,6 +287,6 @@ def _peak_activations(model: FlatModel) -> tuple[int, int | None]:
     alive = np.zeros(len(model.operators), np.int64)
     for index, first in first_use.items():
         if not model.tensors[index].is_constant:
-            # An input nobody reads still has its place throughout.
+            # An unread input still occupies its memory throughout.
             alive[first : last_use.get(index, last) + 1] += model.tensors[index].bytes
     return (int(alive.max()), int(alive.argmax())) if alive.size else (0, None)

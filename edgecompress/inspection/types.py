@@ -19,20 +19,19 @@ class Row:
 
     Attributes:
         index: Position, from 0.
-        name: The layer's name; for an operator the part of its tensor names that tells most.
+        name: The layer's name; for an operator, the most informative part of its tensor names.
         type: `Conv2D`, ... for Keras, `CONV_2D`, ... for a flatbuffer.
-        output_shape: With the batch axis; None for a size that is not known, and no shape at all
-            (None) where the graph is hidden.
+        output_shape: With the batch axis; None for an unknown size, and no shape at all (None) if
+            the graph is hidden.
         parameters: Everything learnt: weights, biases, batch normalization.
         weights: Elements of filters and matrices.
         zeros: How many of `weights` are zero; None if they cannot be read.
         filters: Output channels of the layer's weights; 0 for a layer without filters.
         zero_filters: Output channels whose weights are all zero; None if unreadable.
         bits: Bits of one stored weight, encoded ones on average; None without weights.
-        macs: Multiply-accumulates of one inference, without the next; None if they cannot be
-            told.
-        binary_macs: Those whose factors are both of one bit: XNOR and popcount where an engine
-            computes so. None if they cannot be told.
+        macs: Multiply-accumulates of one inference, except binary ones; None if unknown.
+        binary_macs: Those with one-bit factors: XNOR and popcount in a suitable engine. None if
+            unknown.
         weight_bytes: Bytes that hold the parameters, as stored.
         dense_bytes: Bytes the same parameters take without sparse or encoded storage.
     """
@@ -68,7 +67,7 @@ class Endpoint:
 
     Attributes:
         name: As stored.
-        shape: With the batch axis; None for a size that is not known.
+        shape: With the batch axis; None for an unknown size.
         dtype: `int8`, `float32`, ...
         scale: Quantization scale; None for a float tensor.
         zero_point: Quantization zero point; None for a float tensor.
@@ -112,7 +111,7 @@ class Inspection:
         peak_activation_bytes: Most bytes of activations alive at once, before any planner rounds
             them (a lower bound of the tensor arena); None for Keras models.
         peak_operator: Index of the operator at which that happens.
-        notes: What could not be counted, and what to look at, one sentence each.
+        notes: What could not be counted, and what to watch, one sentence each.
     """
 
     name: str
@@ -150,12 +149,12 @@ class Inspection:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of one inference, over the rows where they are known."""
+        """Multiply-accumulates of one inference, over the rows with a known count."""
         return sum(row.macs or 0 for row in self.rows)
 
     @property
     def binary_macs(self) -> int:
-        """Those of one-bit factors, not among `macs`."""
+        """Those with one-bit factors, not included in `macs`."""
         return sum(row.binary_macs or 0 for row in self.rows)
 
     @property
@@ -216,7 +215,7 @@ def count_operators(entries: Iterable[tuple[str, int | None]]) -> tuple[Operator
 
 
 def zero_filter_notes(rows: Sequence[Row]) -> list[str]:
-    """Returns the note on filters that are zero throughout; none if there are none."""
+    """Returns the note on all-zero filters, if there are any."""
     dead = sum(row.zero_filters or 0 for row in rows)
     if not dead:
         return []

@@ -24,16 +24,16 @@ from edgecompress.precisions.sign import SIGNS
 
 _PACKAGE = "edgecompress"
 PADDINGS = ("same_one", "same", "valid")
-# Set while a model is traced for export: kernels are constants then, not computed from variables.
+# Set while a model is traced for export: kernels are then constants, not computed from variables.
 _FROZEN: contextvars.ContextVar[bool] = contextvars.ContextVar("frozen_kernels", default=False)
 
 
 @contextlib.contextmanager
 def frozen_kernels() -> Iterator[None]:
-    """Makes binary layers that are called inside the block use their kernels of now as constants.
+    """Makes binary layers called inside the block use their current kernels as constants.
 
     A converter that traces a model inside it sees plain constants of -1 and +1 (times the scale);
-    otherwise the file would hold the float values and take their signs at every inference.
+    otherwise the file would hold the float values and compute their signs at every inference.
     TensorFlow backend only.
     """
     token = _FROZEN.set(True)
@@ -71,7 +71,7 @@ def same_padding(size: int | None, kernel: int, stride: int, dilation: int) -> t
 class WeightClip(keras.constraints.Constraint):
     """Keeps every weight within -clip_value and +clip_value.
 
-    The gradient of a sign is zero beyond 1, so a weight that grew past it would never come back.
+    The gradient of sign is zero beyond 1, so a weight that grew past it would never return.
 
     Args:
         clip_value: The limit. Defaults to 1.
@@ -141,7 +141,7 @@ class _BinaryLayer(keras.layers.Layer):
             )
 
     def _add_weights(self, kernel_shape: tuple[int, ...]) -> None:
-        # Not cast to half precision: there, small negative weights would become zero, and +1.
+        # Not cast to half precision, in which small negative weights would become zero, i.e. +1.
         self.kernel = self.add_weight(
             name="kernel",
             shape=kernel_shape,
@@ -165,7 +165,7 @@ class _BinaryLayer(keras.layers.Layer):
         return (ops.convert_to_numpy(self.kernel) >= 0).astype(np.uint8)
 
     def kernel_scale(self) -> np.ndarray:
-        """Returns what each output's signs are multiplied with: mean|W|, or 1 without `scale`."""
+        """Returns the factor of each output's signs: mean|W|, or 1 without `scale`."""
         self._check_built()
         if not self.scale:
             return np.ones(self._outputs, np.float32)
@@ -187,8 +187,8 @@ class _BinaryLayer(keras.layers.Layer):
             return ops.convert_to_tensor(values.astype(np.float32), dtype=self.compute_dtype)
         weights = self._kernel_sign(self.kernel)
         if self.scale:
-            # Bi-Real Net's magnitude-aware sign: the scale takes part in the gradient of the
-            # signs, but gets none of its own.
+            # Bi-Real Net's magnitude-aware sign: the scale enters the gradient of the signs, but
+            # has no gradient itself.
             weights = weights * ops.stop_gradient(_magnitude(self.kernel))
         return ops.cast(weights, self.compute_dtype)
 
@@ -231,9 +231,9 @@ def _pair(argument: str, value: int | Sequence[int]) -> tuple[int, int]:
 class BinaryConv2D(_BinaryLayer):
     """Convolution of +1/-1 inputs with +1/-1 weights.
 
-    `y = activation(scale * sum sign(x) * sign(w) + bias)`, zero counting as +1. The kernel's float
-    values are what training moves; the gradient passes the signs as the quantizers say. Every
-    multiplication is an XNOR of bits and every sum a popcount, where an engine computes so: see
+    `y = activation(scale * sum sign(x) * sign(w) + bias)`, zero counting as +1. Training updates
+    the kernel's float values; the quantizers define the gradient of the signs. In a suitable
+    engine, every multiplication is an XNOR of bits and every sum a popcount: see
     `edgecompress.converters.xnor`. Put BatchNormalization after the layer, and a shortcut around
     both (Bi-Real Net): that is what keeps binary networks accurate.
 
@@ -242,29 +242,29 @@ class BinaryConv2D(_BinaryLayer):
         kernel_size: Height and width of the kernel, an integer or a pair.
         strides: Of the convolution, an integer or a pair. Defaults to 1.
         padding: `"same_one"` pads the signs with +1, which stays binary and so runs fastest;
-            `"same"` pads with 0, for which engines correct the border afterwards; `"valid"` pads
-            nothing. Defaults to `"same_one"`.
+            `"same"` pads with 0, for which engines correct the border afterwards; `"valid"` does
+            not pad. Defaults to `"same_one"`.
         dilation_rate: Distance between kernel elements, an integer or a pair. Defaults to 1.
         activation: After scale and bias. Defaults to None.
         use_bias: Whether to add a bias; BatchNormalization after the layer has one already.
             Defaults to False.
         input_quantizer: `"ste_sign"`, `"approx_sign"` or `"swish_sign"`
-            (`edgecompress.precisions.sign`), or None: the input is used as it is, so that only
-            the weights are binary and no engine can use XNOR unless the input is +1/-1 already.
+            (`edgecompress.precisions.sign`), or None: the input is used unchanged, so that only the
+            weights are binary and no engine can use XNOR unless the input is already +1/-1.
             Defaults to `"ste_sign"`.
         kernel_quantizer: As `input_quantizer`, but not None. Defaults to `"ste_sign"`.
         scale: Multiply each filter with its mean|W| (XNOR-Net; larq's `magnitude_aware_sign`).
             Defaults to False: BatchNormalization scales, too.
         kernel_initializer, bias_initializer, kernel_regularizer, bias_regularizer,
             bias_constraint: As in `keras.layers.Conv2D`.
-        kernel_constraint: `"weight_clip"` keeps the float values within -1 and +1. None warns:
-            weights starve. Defaults to `"weight_clip"`.
+        kernel_constraint: `"weight_clip"` keeps the float values within -1 and +1. None produces a
+            warning: weights starve. Defaults to `"weight_clip"`.
 
     Input shape: (batch, height, width, channels). Output shape: (batch, height', width', filters).
 
     Raises:
         ArgumentError: an argument breaks its rule, or the input has no known height and width
-            where padding `"same_one"` needs them (strides above 1).
+            although padding `"same_one"` needs them (strides above 1).
         UnknownNameError: a quantizer is unknown.
 
     Example:
@@ -384,8 +384,8 @@ class BinaryDense(_BinaryLayer):
     """Matrix product of +1/-1 inputs with +1/-1 weights.
 
     `y = activation(scale * sum sign(x) * sign(w) + bias)`, as BinaryConv2D and with its arguments.
-    It computes as a 1x1 convolution, which engines have in binary form; a matrix product they
-    have not.
+    It is computed as a 1x1 convolution, which engines support in binary form, unlike a matrix
+    product.
 
     Args:
         units: Number of outputs.
@@ -443,7 +443,7 @@ class BinaryDense(_BinaryLayer):
     def call(self, inputs: Any) -> Any:
         """Returns the binary matrix product."""
         features = self.kernel.shape[0]
-        # The sign comes after the reshape: Larq Compute Engine's converter does not look through.
+        # The sign comes after the reshape: Larq Compute Engine's converter does not see through it.
         pixels = ops.reshape(inputs, (-1, 1, 1, features))
         if self._input_sign is not None:
             pixels = self._input_sign(pixels)

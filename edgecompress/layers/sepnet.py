@@ -4,15 +4,15 @@ Li, Wang, Lv and Yang, SEP-Nets: Small and Effective Pattern Networks, 2017
 (https://arxiv.org/abs/1706.03912). `PatternBinarization` then fixes the k x k filters to one bit.
 
 These are not Keras layers: called on a tensor of the functional API, they add Conv2D,
-BatchNormalization, Add and ReLU layers with readable names. The model that comes out holds no
-custom object, so it is saved, trained under int8 arithmetic, pruned, finalized and converted like
-any other.
+BatchNormalization, Add and ReLU layers with readable names. The resulting model contains no custom
+objects, so it is saved, trained under int8 arithmetic, pruned, finalized and converted like any
+other.
 
-BatchNormalization stands behind every convolution, before the sum, not after it: there it folds
-into the convolution of an int8 file, and takes in whatever scale a pattern has. The paper's
-networks group the convolutions of the pattern residual blocks; `Conv2D(groups=...)` becomes one
-CONV_2D operator with a filter of fewer input channels, which LiteRT, TensorFlow Lite Micro and
-tflite-runtime run in int8 alike, so no splitting is needed.
+BatchNormalization follows every convolution, before the sum rather than after it: there it folds
+into the convolution of an int8 file, and absorbs the scale of a pattern. The paper's networks group
+the convolutions of the pattern residual blocks; `Conv2D(groups=...)` becomes one CONV_2D operator
+with a filter of fewer input channels, which LiteRT, TensorFlow Lite Micro and tflite-runtime all
+run in int8, so no splitting is needed.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from edgecompress.core.errors import ArgumentError
 
 @dataclass(frozen=True)
 class PatternResidualBlock:
-    """Adds what a k x k and a 1x1 convolution make of the same input (section 3 of the paper).
+    """Adds a k x k and a 1x1 convolution of the same input (section 3 of the paper).
 
-    `y = relu(norm(k x k (x)) + norm(1 x 1 (x)))`: the k x k filters find spatial patterns and can
-    be binary, the 1x1 filters transform channels and make up for it. Layers, in a block named
+    `y = relu(norm(k x k (x)) + norm(1 x 1 (x)))`: the k x k filters detect spatial patterns and can
+    be binary, the 1x1 filters transform channels and compensate for it. Layers, in a block named
     `prb`: `prb_pattern`, `prb_pattern_norm`, `prb_pointwise`, `prb_pointwise_norm`, `prb_add`,
     `prb_relu`.
 
@@ -41,11 +41,11 @@ class PatternResidualBlock:
         kernel_size: k, 2 or more. Defaults to 3.
         strides: Of both convolutions. Defaults to 1.
         groups: Groups of both convolutions. Defaults to 1.
-        name: What the layers' names begin with. Defaults to `"prb"`.
+        name: Prefix of the layers' names. Defaults to `"prb"`.
 
     Raises:
-        ArgumentError: an argument breaks its rule; when called, also if the input is no
-            (batch, height, width, channels) tensor of the functional API, or its channels are no
+        ArgumentError: an argument breaks its rule; when called, also if the input is not a (batch,
+            height, width, channels) tensor of the functional API, or its channels are not a
             multiple of `groups`.
 
     Example:
@@ -92,14 +92,14 @@ class PatternResidualBlock:
 
 @dataclass(frozen=True)
 class SEPNetModule:
-    """Reduces the channels, finds patterns in two blocks, restores the channels, adds the input.
+    """Reduces the channels, detects patterns in two blocks, restores the channels, adds the input.
 
     `y = relu(x + norm(1 x 1 (prb2(prb1(relu(norm(1 x 1 (x))))))))`: a 1x1 convolution reduces the
-    dimension, two pattern residual blocks with group-wise convolutions and different output
-    channels follow one another, a 1x1 convolution recovers the dimension, and the skip connection
-    adds the input (section 3 of the paper, and its table: half and a quarter of the channels,
-    4 groups). Layers, in a module named `sep`: `sep_reduce`, `sep_reduce_norm`, `sep_reduce_relu`,
-    the blocks `sep_prb1` and `sep_prb2`, `sep_recover`, `sep_recover_norm`, `sep_add`, `sep_relu`.
+    dimension, two consecutive pattern residual blocks use grouped convolutions and different output
+    channels, a 1x1 convolution recovers the dimension, and the skip connection adds the input
+    (section 3 of the paper, and its table: half and a quarter of the channels, 4 groups). Layers,
+    in a module named `sep`: `sep_reduce`, `sep_reduce_norm`, `sep_reduce_relu`, the blocks
+    `sep_prb1` and `sep_prb2`, `sep_recover`, `sep_recover_norm`, `sep_add`, `sep_relu`.
 
     Args:
         filters: Channels of input and output; 2 or more.
@@ -107,11 +107,11 @@ class SEPNetModule:
         widths: Output channels of the two blocks, multiples of `groups`. Defaults to None: a half
             and a quarter of `filters`.
         kernel_size: k of the blocks, 2 or more. Defaults to 3.
-        name: What the layers' names begin with. Defaults to `"sep"`.
+        name: Prefix of the layers' names. Defaults to `"sep"`.
 
     Raises:
-        ArgumentError: an argument breaks its rule; when called, also if the input is no
-            (batch, height, width, filters) tensor of the functional API.
+        ArgumentError: an argument breaks its rule; when called, also if the input is not a (batch,
+            height, width, filters) tensor of the functional API.
 
     Example:
         >>> x = keras.Input((8, 8, 64))
@@ -191,8 +191,8 @@ def sepnet(
     Stage i begins with a convolution to `filters[i]` channels, named `conv1`, `conv2`, ...: the
     first with `stem_kernel_size` and `stem_strides`, the others 3x3 with strides 2 and, from the
     third on, in groups, as in the paper's table. BatchNormalization, ReLU and `modules[i]` modules
-    follow, named `module1`, `module2`, ... throughout. Global average pooling and a Dense layer
-    end the net. The paper's own nets for ImageNet have 1.3 and 1.7 million parameters.
+    follow, named `module1`, `module2`, ... throughout. Global average pooling and a Dense layer end
+    the network. The paper's own networks for ImageNet have 1.3 and 1.7 million parameters.
 
     Args:
         input_shape: (height, width, channels).
@@ -277,7 +277,7 @@ def _multiple(argument: str, value: int, groups: int) -> None:
 
 
 def _name(name: Any) -> None:
-    # Keras refuses a slash in names, but only when the first layer is made.
+    # Keras rejects a slash in names, but only when the first layer is created.
     if not isinstance(name, str) or not name or "/" in name:
         raise ArgumentError("name", "be a text without '/'", name)
 

@@ -1,4 +1,4 @@
-"""The base of the patterns: scores of weights to masks."""
+"""Base class of patterns, which turn weight scores into masks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PATTERNS: Registry[type[Pattern]] = Registry("pattern")
 
 @dataclass(frozen=True)
 class KernelShape:
-    """What a pattern knows of a kernel.
+    """What a pattern knows about a kernel.
 
     Attributes:
         shape: Its shape.
@@ -27,12 +27,12 @@ class KernelShape:
 
 
 class Pattern(ABC):
-    """Decides which weights are pruned together, and which of these units stay.
+    """Decides which weights are pruned as a unit, and which units stay.
 
     A pattern is a frozen dataclass; its fields are its options (`core.options.option`). All methods
-    are pure functions over `keras.ops` and run inside the compiled train step. Where units compete
-    by their scores, a pattern defines `units` and `expand`; one with a rule of its own (so many of
-    each group) defines `masks`.
+    are pure functions over `keras.ops` and run inside the compiled train step. If units compete by
+    score, a pattern defines `units` and `expand`; one with its own selection rule (n of each group)
+    defines `masks`.
 
     Example:
         >>> from keras import ops
@@ -49,7 +49,7 @@ class Pattern(ABC):
 
     @property
     def title(self) -> str:
-        """What the units are called in a note, e.g. `blocks of 4 x 1`."""
+        """The units' name in a note, e.g. `blocks of 4 x 1`."""
         return type(self).__name__.lower()
 
     def fits(self, kernel: KernelShape) -> bool:
@@ -58,7 +58,7 @@ class Pattern(ABC):
 
     @abstractmethod
     def units(self, scores: Any, kernel: KernelShape) -> Any:
-        """Returns one score for each unit, from those of its weights.
+        """Returns one score per unit, from those of its weights.
 
         Args:
             scores: Scores of the weights, float32, of the kernel's shape.
@@ -67,12 +67,12 @@ class Pattern(ABC):
 
     @abstractmethod
     def expand(self, kept: Any, kernel: KernelShape) -> Any:
-        """Returns a mask of the kernel's shape (True stays) from one of the units."""
+        """Returns a mask of the kernel's shape (True stays) from a mask over units."""
 
     def masks(
         self, scores: Sequence[Any], sparsity: Any, kernels: Sequence[KernelShape]
     ) -> list[Any]:
-        """Returns which weights stay when the weakest units of all kernels together go.
+        """Returns which weights stay when the weakest units across all kernels are pruned.
 
         Args:
             scores: Scores of the weights of each kernel, float32, 0 or more.
@@ -98,11 +98,10 @@ def kept_units(size: int, sparsity: Any) -> Any:
 
 
 def keep_largest(scores: Sequence[Any], sparsity: Any) -> list[Any]:
-    """Returns which units stay when those with the smallest scores of all tensors together go.
+    """Returns which units stay when those with the smallest scores across all tensors are pruned.
 
-    A unit stays if its score is at least the k-th largest, k = `kept_units`; of equal scores all
-    stay. The largest of each tensor stays in any case, so that no layer goes dead where a threshold
-    is shared.
+    A unit stays if its score is at least the k-th largest, k = `kept_units`; ties all stay. The
+    largest of each tensor always stays, so that no layer dies when a threshold is shared.
 
     Args:
         scores: Tensors of any shapes, numbers of 0 or more.
@@ -118,8 +117,8 @@ def keep_largest(scores: Sequence[Any], sparsity: Any) -> list[Any]:
     """
     from keras import ops
 
-    # Numbers of 0 or more order like their bit patterns read as integers, so the exact k-th
-    # largest is found bit by bit with 31 counts: several times faster than a sort, and kind to XLA.
+    # Non-negative floats order like their bit patterns read as integers, so the exact k-th largest
+    # is found bit by bit with 31 counts: several times faster than a sort, and XLA-friendly.
     bits = [ops.view(ops.cast(score, "float32"), "int32") for score in scores]
     size = sum(math.prod(score.shape) for score in scores)
     kept = ops.cast(kept_units(size, sparsity), "int32")

@@ -1,4 +1,4 @@
-"""Blocks: rectangles of a matrix, as the sparse kernels of phones read them."""
+"""Blocks: rectangles of a matrix, as read by the sparse kernels on phones."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from edgecompress.patterns.base import PATTERNS, KernelShape, Pattern
 @PATTERNS.register("blocks")
 @dataclass(frozen=True)
 class Blocks(Pattern):
-    """Blocks of a matrix (Dense, Embedding) stay or go by the mean score of their weights.
+    """Blocks of a matrix (Dense, Embedding), ranked by the mean score of their weights.
 
-    4 x 1 is four inputs of one unit: what the sparse kernels of LiteRT work with.
+    4 x 1 is four inputs of one unit, as required by LiteRT's sparse kernels.
 
     Args:
         rows: Rows of a block, in the direction of a Dense layer's inputs.
@@ -29,7 +29,7 @@ class Blocks(Pattern):
     columns: int = option(1, "Columns of a block (units of a Dense layer).", whole(1))
 
     def __post_init__(self) -> None:
-        """Refuses what is not a size."""
+        """Refuses invalid sizes."""
         for size in (self.rows, self.columns):
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise ArgumentError(

@@ -11,9 +11,9 @@ from edgecompress.patterns.base import PATTERNS, KernelShape, Pattern
 @PATTERNS.register("filters")
 @dataclass(frozen=True)
 class Filters(Pattern):
-    """All weights that make one output channel or neuron stay or go by the L2 norm of their scores.
+    """All weights of one output channel or unit, ranked by the L2 norm of their scores.
 
-    The biases stay, so a channel of zeros still has an output; `finalize` removes what it can.
+    Biases stay, so an all-zero channel still has an output; `finalize` removes what it can.
     """
 
     def fits(self, kernel: KernelShape) -> bool:

@@ -1,4 +1,4 @@
-"""N:M sparsity: n of every m neighbours stay."""
+"""N:M sparsity: n of every m neighbours are kept."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _LARGEST_GROUP = 64
 @PATTERNS.register("n-of-m")
 @dataclass(frozen=True)
 class NOfM(Pattern):
-    """At most n of every m neighbouring weights stay, those with the highest scores.
+    """Keeps the n highest-scoring of every m neighbouring weights.
 
-    Neighbours lie along the input channels of one output channel (the rows of a Dense kernel), the
-    direction in which a kernel adds up products, as in the sparse tensor cores of GPUs and in the
+    Neighbours run along the input channels of one output channel (the rows of a Dense kernel), the
+    direction in which products are accumulated, as in the sparse tensor cores of GPUs and in the
     N:M kernels of microcontrollers: Zhou et al., "Learning N:M fine-grained structured sparse
     neural networks from scratch" (2021, https://arxiv.org/abs/2102.04010). On the way to a
     schedule's sparsity s, m - round(m * s) of each group stay, and never fewer than n. All groups
-    lose the same, so the scope of the pruning does not matter. Of equal scores the first stay.
+    lose the same number, so the scope of the pruning does not matter. On ties, the first stay.
 
     Args:
         n: Weights that stay of each group.
@@ -38,7 +38,7 @@ class NOfM(Pattern):
     m: int = option(4, "Weights of a group, 2 to 64.", whole(2, _LARGEST_GROUP))
 
     def __post_init__(self) -> None:
-        """Refuses groups that lose nothing, or everything."""
+        """Refuses groups that would lose nothing or everything."""
         for name, value, least, most in (
             ("m", self.m, 2, _LARGEST_GROUP),
             ("n", self.n, 1, self.m - 1),
@@ -62,7 +62,7 @@ class NOfM(Pattern):
         return axis is not None and not kernel.shape[axis] % self.m
 
     def units(self, scores: Any, kernel: KernelShape) -> Any:
-        """Returns the scores in groups: input channels / m, all else, m."""
+        """Returns the scores in groups, of shape (input channels / m, everything else, m)."""
         from keras import ops
 
         moved = ops.moveaxis(scores, _input_axis(kernel) or 0, -1)
@@ -98,7 +98,7 @@ def _input_axis(kernel: KernelShape) -> int | None:
 
 
 def _ranks(groups: Any) -> Any:
-    """Returns how many members of its group stand before each: higher scores, or equal and first.
+    """Returns each member's rank in its group: how many score higher, or equally but earlier.
 
     Args:
         groups: Shape (..., m).

@@ -1,4 +1,4 @@
-"""Single weights: each for itself."""
+"""Individual weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgecompress.patterns.base import PATTERNS, KernelShape, Pattern
 @PATTERNS.register("weights")
 @dataclass(frozen=True)
 class Weights(Pattern):
-    """Every weight stays or goes for itself: smallest files, no faster kernels."""
+    """Individual weights are pruned: smallest files, no faster kernels."""
 
     def units(self, scores: Any, kernel: KernelShape) -> Any:
         """Returns the scores themselves."""

@@ -1,4 +1,4 @@
-"""Precisions: what training and conversion have to know of a number format."""
+"""Precisions: what training and conversion need to know about a number format."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from edgecompress.core.registry import Registry
 
 PRECISIONS: Registry[type[Precision]] = Registry("precision")
 
-# What records call quantization-aware training.
+# The name of quantization-aware training in records.
 QAT = "quantization_aware_training"
 
 
 class Precision(ABC):
-    """A number format of weights and activations: how training simulates it, how files get it.
+    """A number format for weights and activations: how training simulates it and how files get it.
 
     A precision is a frozen dataclass; its fields are its options (`core.options.option`). The
     arithmetic is pure functions over `keras.ops` that run inside the compiled train step: the
@@ -24,10 +24,10 @@ class Precision(ABC):
     the files' kernels compute.
 
     Attributes:
-        name: What `PRECISIONS` calls it; files and records are named by it.
+        name: Its name in `PRECISIONS`, used in files and records.
         weight_bits: Bits of a weight.
         activation_bits: Bits of an activation.
-        fixed_ranges: Operator of a .tflite file -> range of its output, where the kernels prescribe
+        fixed_ranges: Operator of a .tflite file -> range of its output, if the kernels prescribe
             it.
         engines: The engines (`engines.run.ENGINES`) that run such files.
 
@@ -49,7 +49,7 @@ class Precision(ABC):
 
         Args:
             weights: A kernel of any shape.
-            channel_axes: Axes whose indices have a scale of their own; () for one scale.
+            channel_axes: Axes whose indices have separate scales; () for a single scale.
         """
 
     @abstractmethod
@@ -71,13 +71,13 @@ class Precision(ABC):
         """Returns a range after one more batch.
 
         Args:
-            old: [minimum, maximum]; [inf, -inf] where nothing was seen yet.
+            old: [minimum, maximum]; [inf, -inf] if nothing has been seen yet.
             values: The batch's activations.
         """
 
     @abstractmethod
     def recipe(self) -> list[dict[str, Any]]:
-        """Returns the recipe that litert-quantizer makes the file by."""
+        """Returns litert-quantizer's recipe for the file."""
 
 
 def trained_precision(record: CompressionRecord | None) -> Precision | None:

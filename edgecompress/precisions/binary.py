@@ -1,8 +1,8 @@
 """Binary weights as pure functions over keras.ops: signs times a scale for each output channel.
 
 Rastegari et al., XNOR-Net, 2016 (https://arxiv.org/abs/1603.05279), section 3.1, and Courbariaux et
-al., BinaryConnect, 2015 (https://arxiv.org/abs/1511.00363). Activations stay what they are. Codes
-in an int8 file are -127 and 127 in every channel, as its scale is `max(|w_c|) / 127`.
+al., BinaryConnect, 2015 (https://arxiv.org/abs/1511.00363). Activations are not affected. Codes in
+an int8 file are -127 and 127 in every channel, as its scale is `max(|w_c|) / 127`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from edgecompress.core.registry import Registry
 from edgecompress.precisions.fake_quantization import reduced_axes
 from edgecompress.precisions.sign import hard_sign
 
-# Sums of float32 numbers in another order differ by less, relative to the largest weight.
+# Reordered float32 sums differ by less than this, relative to the largest weight.
 SAME = 1e-5
 
 
@@ -63,7 +63,7 @@ def binary_scale(weights: Any, channel_axes: Sequence[int], scale: str = "mean")
 
     Args:
         weights: Float kernel of any shape.
-        channel_axes: Axes whose indices have a scale of their own, e.g. (-1,) for Dense and
+        channel_axes: Axes whose indices have separate scales, e.g. (-1,) for Dense and
             Conv2D, (-2, -1) for a depthwise kernel; () for one scale.
         scale: `"mean"` or `"one"`. Defaults to `"mean"`.
 
@@ -117,7 +117,7 @@ def binary_gradient(
         weights: The float weights W.
         channel_axes: As in `binary_scale`.
         scale: `"mean"` or `"one"`. Defaults to `"mean"`.
-        clip: Where the straight-through estimator ends. Defaults to 1.
+        clip: Clipping limit of the straight-through estimator. Defaults to 1.
     """
     upstream_grad = ops.convert_to_tensor(upstream_grad)
     gradients, weights = ops.cast(upstream_grad, "float32"), ops.cast(weights, "float32")
@@ -131,7 +131,7 @@ def binary_gradient(
 def is_binary(weights: np.ndarray, channel_axes: Sequence[int]) -> bool:
     """Returns whether all weights of each channel have one magnitude, and some are not zero.
 
-    A kernel with one weight for each channel says nothing: False.
+    A kernel with one weight per channel is inconclusive: False.
 
     Example:
         >>> kernel = np.array([[0.5, -2.0], [-0.5, 2.0]])

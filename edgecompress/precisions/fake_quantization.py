@@ -1,10 +1,10 @@
 """Integer quantization as pure functions over keras.ops, with straight-through gradients.
 
-The arithmetic is that of LiteRT's int8 kernels and of litert-quantizer: weights symmetric for each
-channel with codes -127..127, activations asymmetric for the whole tensor with codes -128..127 and
-an exact zero. Jacob et al., Quantization and Training of Neural Networks for Efficient
-Integer-Arithmetic-Only Inference, https://arxiv.org/abs/1712.05877, equations 1 and 12; we differ
-in the weights, which get a scale for each channel and no offset.
+The arithmetic is that of LiteRT's int8 kernels and of litert-quantizer: per-channel symmetric
+weights with codes -127..127, per-tensor asymmetric activations with codes -128..127 and an exact
+zero. Jacob et al., Quantization and Training of Neural Networks for Efficient
+Integer-Arithmetic-Only Inference, https://arxiv.org/abs/1712.05877, equations 1 and 12; unlike in
+the paper, weights have per-channel scales and no offset.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SMALLEST_RANGE = 1e-9
 
 
 def reduced_axes(rank: int, channel_axes: Sequence[int]) -> tuple[int, ...]:
-    """Returns the axes along which a channel's weights lie: all but `channel_axes`.
+    """Returns the axes of the weights within a channel: all but `channel_axes`.
 
     Example:
         >>> reduced_axes(4, (-1,)), reduced_axes(4, (-2, -1)), reduced_axes(2, ())
@@ -35,14 +35,14 @@ def weight_scales(weights: Any, channel_axes: Sequence[int], bits: int = 8) -> A
 
     Args:
         weights: A kernel of any shape.
-        channel_axes: Axes whose indices have a scale of their own, e.g. (-1,) for Dense and
+        channel_axes: Axes whose indices have separate scales, e.g. (-1,) for Dense and
             Conv2D, (-2, -1) for a depthwise kernel.
         bits: Width of the codes. Defaults to 8.
 
     Returns:
         A float32 tensor that broadcasts against `weights`.
     """
-    # In half precision the smallest range would be 0, and a channel of zeros 0 / 0.
+    # In half precision the smallest range would be 0, and an all-zero channel 0 / 0.
     weights = ops.cast(weights, "float32")
     others = reduced_axes(len(weights.shape), channel_axes)
     largest = ops.max(ops.abs(weights), axis=others, keepdims=True)
@@ -86,7 +86,7 @@ def fake_quantize_weights(weights: Any, channel_axes: Sequence[int], bits: int =
 
 
 def nudged_range(low: Any, high: Any, bits: int = 8) -> tuple[Any, Any, Any]:
-    """Returns the range that int codes really cover: zero included and exact.
+    """Returns the range that int codes actually cover, with an exact zero.
 
     `scale = (high - low) / (2 ** bits - 1)`, `zero_point = round(-low / scale)` counted from the
     lowest code; the range becomes `-zero_point * scale` to `(2 ** bits - 1 - zero_point) * scale`.
@@ -107,7 +107,7 @@ def nudged_range(low: Any, high: Any, bits: int = 8) -> tuple[Any, Any, Any]:
 
 
 def fake_quantize(values: Any, low: Any, high: Any, bits: int = 8) -> Any:
-    """Rounds activations to the values of an asymmetric int type; outside the range it clips.
+    """Rounds activations to the values of an asymmetric int type; saturates outside the range.
 
     The gradient is 1 inside the nudged range and 0 outside (clipped straight-through estimator);
     the range gets no gradient.
@@ -124,7 +124,7 @@ def fake_quantize(values: Any, low: Any, high: Any, bits: int = 8) -> Any:
 
 
 def portable_fake_quantize(values: Any, low: Any, high: Any, bits: int = 8) -> Any:
-    """Does what `fake_quantize` does, in keras.ops alone; half as fast on TensorFlow."""
+    """Does what `fake_quantize` does, using only keras.ops; half as fast on TensorFlow."""
     low, high, scale = (
         ops.stop_gradient(ops.cast(v, "float32"))
         for v in nudged_range(ops.cast(low, "float32"), ops.cast(high, "float32"), bits)
@@ -159,7 +159,7 @@ def moving_range(old: Any, new: Any, momentum: float) -> Any:
     """Returns the exponential moving average of a range, `old + (1 - momentum) * (new - old)`.
 
     Args:
-        old: [minimum, maximum]; [inf, -inf] where nothing was seen yet, then `new` is returned.
+        old: [minimum, maximum]; [inf, -inf] if nothing has been seen yet; `new` is then returned.
         new: [minimum, maximum] of the batch.
         momentum: Share of the old range, 0 to 1.
     """

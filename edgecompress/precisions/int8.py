@@ -1,4 +1,4 @@
-"""int8: weights and activations as LiteRT's int8 kernels hold them."""
+"""int8: weights and activations as in LiteRT's int8 kernels."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from edgecompress.precisions.base import PRECISIONS, Precision
 @PRECISIONS.register("int8")
 @dataclass(frozen=True)
 class Int8(Precision):
-    """Settings of int8 training: weights and activations as LiteRT's int8 kernels hold them.
+    """Settings of int8 training: weights and activations as in LiteRT's int8 kernels.
 
-    Weights: symmetric for each output channel, codes -127..127, `scale = max(|w_c|) / 127`.
-    Activations: asymmetric for the whole tensor, codes -128..127, range = moving average of each
-    batch's minimum and maximum, starting at the first batch's.
+    Weights: symmetric, per output channel, codes -127..127, `scale = max(|w_c|) / 127`.
+    Activations: asymmetric, per-tensor, codes -128..127, range = moving average of each batch's
+    minimum and maximum, starting at the first batch's.
 
     Args:
         momentum: Share of the old range in the moving average, from 0 up to but not including 1.

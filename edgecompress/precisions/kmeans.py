@@ -1,4 +1,4 @@
-"""k-means on the weights of a layer: few values that many weights share, in plain numpy.
+"""k-means on the weights of a layer: a few values shared by many weights, in plain numpy.
 
 Han, Mao and Dally, Deep Compression, 2016, https://arxiv.org/abs/1510.00149, section 3. Weights
 are numbers on a line, so Lloyd's iterations need no distances: a cluster is a run of the sorted
@@ -15,7 +15,7 @@ import numpy as np
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.registry import Registry
 
-# Lloyd's iterations always end; this bounds the time on kernels that creep.
+# Lloyd's iterations always end; this bounds the time on slowly converging kernels.
 MAX_ITERATIONS = 1000
 
 # Name -> function (distinct values ascending, how often each occurs, k, random) -> k centroids.
@@ -30,7 +30,7 @@ class Clusters:
 
     Attributes:
         centroids: The shared values, ascending, float64; a preserved zero is not among them.
-        labels: For each value the position of its centroid, in the shape of the values; -1 for a
+        labels: For each value the index of its centroid, in the shape of the values; -1 for a
             preserved zero.
         error: Root of `sum (w - c(w))**2 / sum w**2`; 0 if no value changes.
     """
@@ -83,7 +83,7 @@ def k_means_plus_plus(
 
 
 def nearest(values: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """Returns for each value the position of the nearest centroid, of two the smaller one.
+    """Returns the index of the nearest centroid for each value; on a tie, the smaller one.
 
     Args:
         values: Numbers in any shape.
@@ -93,7 +93,7 @@ def nearest(values: np.ndarray, centroids: np.ndarray) -> np.ndarray:
 
 
 def lloyd(values: np.ndarray, counts: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """Returns centroids after Lloyd's iterations, which end where no value changes its cluster.
+    """Returns centroids after Lloyd's iterations, which end once no value changes its cluster.
 
     Each iteration assigns every value to its nearest centroid and moves each centroid to its
     members' mean, so that `sum_k sum_{w in cluster k} (w - c_k)**2` (equation 2 of the paper)
@@ -126,7 +126,7 @@ def _refilled(
     values: np.ndarray, counts: np.ndarray, centroids: np.ndarray, clusters: int
 ) -> np.ndarray:
     """Returns k centroids that all have members."""
-    # Every round lowers the error; the bound is for values that rounding cannot tell apart.
+    # Every round lowers the error; the bound is for values that rounding cannot distinguish.
     for _ in range(2 * clusters):
         centroids = centroids[np.unique(nearest(values, centroids))]
         if len(centroids) == clusters:
@@ -148,15 +148,15 @@ def cluster(
     """Assigns values to at most k shared ones by k-means.
 
     If there are at most k distinct values, they become the centroids unchanged, so a
-    kernel that was clustered before is read back exactly. Otherwise a centroid that ends without
+    kernel that was clustered before is read back exactly. Otherwise a centroid that ends up without
     members, as in the gap that pruning leaves around zero, moves to the value whose occurrences add
-    most to the error, and Lloyd's iterations go on; the paper leaves this case open.
+    most to the error, and Lloyd's iterations continue; the paper leaves this case open.
 
     Args:
         values: Finite numbers in any shape, at least one.
-        clusters: k, the most centroids, 1 or more; a preserved zero comes on top.
+        clusters: k, the maximum number of centroids, 1 or more; a preserved zero is extra.
         initialization: `"linear"`, `"density"` or `"k-means++"`. Defaults to `"linear"`.
-        preserve_zeros: Whether zeros stay zeros and take no part. Defaults to True.
+        preserve_zeros: Whether zeros stay zeros and are not clustered. Defaults to True.
         seed: Of `"k-means++"`; the other two draw nothing. Defaults to 0.
         start: Centroids to start from instead of an initialization. Defaults to None.
 

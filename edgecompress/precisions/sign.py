@@ -2,8 +2,8 @@
 
 Every function returns -1 where x < 0 and +1 elsewhere, zero included. The sign's own gradient is
 zero, so training replaces it by the one each function states (straight-through estimators). The
-sign is written as `where(x >= 0, 1, -1)`, the form that the converter of Larq Compute Engine turns
-into bits; `ops.sign` is none of it.
+sign is written as `where(x >= 0, 1, -1)`, the form that Larq Compute Engine's converter turns into
+bits, unlike `ops.sign`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _with_gradient(derivative: Callable[[Any], Any]) -> Quantizer:
 
         return hard_sign(x), gradient
 
-    # The copy reads variables, for which the decorator wants other functions.
+    # The copy reads variables, for which the decorator requires other functions.
     return lambda x: quantize(ops.copy(x))
 
 

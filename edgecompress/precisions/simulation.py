@@ -20,7 +20,7 @@ from edgecompress.precisions.int8 import Int8
 
 @keras.saving.register_keras_serializable(package="edgecompress")
 class FakeQuantize(keras.layers.Layer):
-    """Rounds its input as a tensor of a fixed range in a precision holds it.
+    """Rounds its input to what a tensor with a fixed range holds in a precision.
 
     Args:
         low: Minimum of the range.
@@ -30,7 +30,7 @@ class FakeQuantize(keras.layers.Layer):
 
     def __init__(self, low: float, high: float, precision: str = "int8", **kwargs: Any) -> None:
         """Keeps the range."""
-        # Files of earlier versions name the bits: 8, those of int8.
+        # Files of earlier versions store the bits: 8, for int8.
         kwargs.pop("bits", None)
         super().__init__(**kwargs)
         self.low, self.high, self.precision = float(low), float(high), precision
@@ -56,18 +56,18 @@ def simulate(
 ) -> keras.Model:
     """Returns a Keras model that computes what the quantized file will compute.
 
-    Kernels hold the rounded weights, every tap rounds with its learnt range. Predictions differ
-    from those of the exported file only where a float and an integer rounding fall on different
-    sides of a tie, and where the record's notes say "not simulated".
+    Kernels hold the rounded weights, and every tap rounds with its learnt range. Predictions differ
+    from those of the exported file only where float and integer rounding break a tie differently,
+    and where the record's notes say "not simulated".
 
     Args:
         model: A trained Sequential or Functional model; not changed.
-        record: Holds the ranges. Defaults to the record attached to `model`, where its weights are
-            still those that the ranges were learnt with.
+        record: Holds the ranges. Defaults to the record attached to `model`, if its weights are
+            still those with which the ranges were learnt.
         quantizer: The precision. Defaults to the one the record says it was trained in, else int8.
 
     Returns:
-        A model of new layers with the weights of now; it can be saved and loaded.
+        A model of new layers with the current weights; it can be saved and loaded.
 
     Raises:
         ArgumentError: the record has no range for a tap of the model.

@@ -2,8 +2,8 @@
 
 TWN computes both values from the float weights: Li, Zhang and Liu, Ternary Weight Networks, 2016
 (https://arxiv.org/abs/1605.04711), section 2. TTQ trains them: Zhu, Han, Mao and Dally, Trained
-Ternary Quantization, 2017 (https://arxiv.org/abs/1612.01064), section 3. Activations stay what they
-are.
+Ternary Quantization, 2017 (https://arxiv.org/abs/1612.01064), section 3. Activations are not
+affected.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ def twn_threshold(weights: Any, channel_axes: Sequence[int], factor: float = 0.7
 
     Args:
         weights: Float kernel of any shape.
-        channel_axes: Axes whose indices have a threshold of their own; () for one threshold.
-        factor: 0.7 in the paper, between what uniform and normal weights ask for. Defaults to 0.7.
+        channel_axes: Axes whose indices have separate thresholds; () for a single threshold.
+        factor: 0.7 in the paper, between the optima for uniform and normal weights. Defaults to
+            0.7.
 
     Returns:
         A tensor that broadcasts against `weights`.
@@ -60,12 +61,12 @@ def twn_threshold(weights: Any, channel_axes: Sequence[int], factor: float = 0.7
 def mean_beyond(weights: Any, threshold: Any, channel_axes: Sequence[int]) -> Any:
     """Returns the mean of |w| over the weights with |w| > threshold; 0 if there are none.
 
-    Beyond the threshold of TWN it is the scale for which the ternary weights are closest to W.
+    With the TWN threshold, it is the scale for which the ternary weights are closest to W.
 
     Args:
         weights: Float kernel of any shape.
         threshold: Broadcasts against the weights.
-        channel_axes: Axes whose indices have a mean of their own; () for one mean.
+        channel_axes: Axes whose indices have separate means; () for a single mean.
     """
     # Half precision counts to 2,048 only.
     weights = ops.cast(weights, "float32")
@@ -83,8 +84,8 @@ def twn(weights: Any, channel_axes: Sequence[int], factor: float = 0.7) -> Any:
 
     Args:
         weights: Float kernel of any shape.
-        channel_axes: Axes whose indices have a threshold and a scale of their own, as the codes of
-            an int8 file have them; () for the paper's one of each for a layer.
+        channel_axes: Axes whose indices have separate thresholds and scales, as in an int8 file; ()
+            for one of each per layer, as in the paper.
         factor: See `twn_threshold`. Defaults to 0.7.
 
     Example:
@@ -139,7 +140,7 @@ def ttq_value_gradients(upstream_grad: Any, weights: Any, threshold: Any) -> tup
 def ttq_gradient(
     upstream_grad: Any, weights: Any, threshold: Any, positive: Any, negative: Any
 ) -> Any:
-    """Returns dL/dW: g times W_p, 1 or W_n by where the weight lies.
+    """Returns dL/dW: g times W_p, 1 or W_n, depending on the weight's region.
 
     Args:
         upstream_grad: g = dL/dW_t, the shape of `weights`.
@@ -161,11 +162,11 @@ def ttq_gradient(
 def is_ternary(weights: np.ndarray, channel_axes: Sequence[int]) -> bool:
     """Returns whether each channel holds zeros, one positive and one negative value at most.
 
-    A kernel of zeros, or with no more than two weights for each channel, says nothing: False.
+    An all-zero kernel, or one with at most two weights per channel, is inconclusive: False.
 
     Args:
         weights: Kernel of any shape.
-        channel_axes: Axes whose indices have values of their own; () for one pair.
+        channel_axes: Axes whose indices have separate values; () for a single pair.
 
     Example:
         >>> is_ternary(np.array([0.5, 0.0, -2.0, 0.5]), ()), is_ternary(np.arange(4.0), ())

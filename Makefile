@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test quick quick-all lint style types fuzz lock sbom apk android-test android-checksums clean
+.PHONY: demo test quick quick-all lint style types fuzz lock schemas sbom apk android-test android-checksums clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python -P -m edgecompress.demo --output build/demo
@@ -76,6 +76,10 @@ lock:
 	build/lock/bin/uv pip compile pyproject.toml --extra dev --generate-hashes --no-annotate --quiet \
 	    --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-emit-index-url \
 	    --custom-compile-command "make lock" $(UPGRADE) --output-file requirements.lock
+
+# The JSON schemas of docs/, from the forms that files are read with.
+schemas: $(INSTALLED)
+	$(VENV)/bin/python scripts/schemas.py
 
 sbom: $(INSTALLED)
 	$(VENV)/bin/python scripts/sbom.py

@@ -6,6 +6,7 @@ is taken on trust: its form, the model's SHA-256 and the target are checked befo
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from edgecompress.core.errors import ModelFileError, UnreadableFileError
+from edgecompress.core.forms import read
 from edgecompress.core.reading import JSON_LIMIT, read_bytes
 from edgecompress.core.structured import parse_json
-from edgecompress.targets.measurement_form import FILE, check_form
+from edgecompress.targets.measurement_form import MEASUREMENT_SCHEMA, MeasurementForm, wrong_form
 
-MEASUREMENT_SCHEMA = "edgecompress.measurement/1"
 # MLPerf Mobile's rule for repeats of a run (v4.0): further apart, they allow no verdict.
 MOST_SPREAD_PCT = 5.0
 # Android's thermal status: 1 is light, where a device may already slow down a little; from 2 on
@@ -145,7 +146,7 @@ def parse_measurement(content: bytes, label: str) -> MeasurementFile:
             f"{label} must have the schema {MEASUREMENT_SCHEMA}. Got {str(schema)[:60]!r}. Measure "
             "again with the app and the edgecompress of one version."
         )
-    check_form(root, FILE, label, "")
+    read(MeasurementForm, root, functools.partial(wrong_form, label))
     return MeasurementFile(label, root, tuple(Measurement(m) for m in root["measurements"]))
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from edgecompress.core import isolation
@@ -102,6 +103,35 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return folder
+
+
+@pytest.fixture(scope="session")
+def check_whole() -> Callable[[Any, str], None]:
+    """Checks a file against a schema of docs/, by which readers may miss fields: writers may not.
+
+    Only fields whose description begins with "Optional" may be missing.
+    """
+    docs = Path(__file__).parents[1] / "docs"
+
+    def whole(node: Any) -> Any:
+        if isinstance(node, list):
+            return [whole(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        node = {key: whole(value) for key, value in node.items()}
+        if "properties" in node:
+            node["required"] = [
+                name
+                for name, field in node["properties"].items()
+                if not field.get("description", "").startswith("Optional")
+            ]
+        return node
+
+    def check(data: Any, name: str) -> None:
+        schema = whole(json.loads((docs / f"{name}.schema.json").read_text()))
+        jsonschema.validate(data, schema)
+
+    return check
 
 
 @pytest.fixture

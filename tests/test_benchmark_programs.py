@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import keras
 import numpy as np
 import pytest
@@ -37,7 +36,6 @@ from edgecompress.targets.phones.runners import PhonePlan
 from edgecompress.targets.phones.state import read_device, read_state
 
 _HERE = Path(__file__).parent
-_SCHEMA = json.loads((_HERE.parent / "docs" / "measurement.schema.json").read_text())
 _LINKER = b"/system/bin/linker64\0"
 Bench = Callable[..., BenchResult]
 
@@ -73,7 +71,13 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(phone: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+def run(
+    phone: Path,
+    bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    check_whole: Callable[[Any, str], None],
+) -> Bench:
     """Runs `bench --adb` with a benchmark program; capitals are the fake phone's environment."""
     binary = tmp_path / "android_aarch64_benchmark_model"
     binary.write_bytes(elf(183))
@@ -86,7 +90,7 @@ def run(phone: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
                    "runner": "benchmark_model", "min_seconds": 0.1, **options}  # fmt: skip
         result = bench(bundle, output=tmp_path / "result.json", **options)
         assert json.loads((tmp_path / "result.json").read_text()) == json.loads(result.to_json())
-        jsonschema.validate(json.loads(result.to_json()), _SCHEMA)
+        check_whole(json.loads(result.to_json()), "measurement")
         return result
 
     return call

@@ -6,18 +6,39 @@ inside the bundle's folder, and every file is compared with its SHA-256.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from edgecompress.core.errors import ModelFileError, UnreadableFileError
 from edgecompress.core.files import sha256
+from edgecompress.core.forms import (
+    AboveZero,
+    Count,
+    Fault,
+    Items,
+    NotNegative,
+    Number,
+    Object,
+    Positive,
+    Rule,
+    Sha256,
+    Share,
+    Text,
+    Whole,
+    filled,
+    is_sha256,
+    one_of,
+    read,
+    this_schema,
+)
 from edgecompress.core.reading import JSON_LIMIT, file_size, inside, is_inside, read_bytes
 from edgecompress.core.structured import parse_json
 
@@ -25,7 +46,28 @@ BUNDLE_SCHEMA = "edgecompress.bundle/1"
 BUNDLE_FILE = "bundle.json"
 RUNTIMES = ("litert", "lce", "tflm")
 _DTYPES = ("float32", "int8", "uint8", "int16", "int32", "int64", "bool")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+# NumPy's arrays have 32 dimensions at most.
+_SHAPE = Rule("a list of sizes", lambda shape: len(shape) <= 32, {"maxItems": 32}, whole=True)
+# Relative, with /, inside the folder: no leading /, no drive, no backslash, no empty, . or .. part.
+_PART = r"(?!\.{1,2}(?:/|(?![\s\S])))[^/\\\u0000]+"
+Inside = Annotated[
+    Text,
+    Rule(
+        "a path inside the bundle's folder",
+        is_inside,
+        {"pattern": rf"^(?![A-Za-z]:){_PART}(?:/{_PART})*(?![\s\S])"},
+        whole=True,
+    ),
+]
+Digests = Annotated[
+    Object,
+    Rule(
+        "the SHA-256 of each file",
+        lambda digests: all(map(is_sha256, digests.values())),
+        {"additionalProperties": {"type": "string", "pattern": "^[0-9a-f]{64}$"}},
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -36,73 +78,51 @@ class BundleTensor:
         name: As the file has it.
         shape: With the leading 1 of the batch.
         dtype: numpy's name of the type.
-        scale: real = scale * (stored - zero_point); None for a tensor that is not quantized.
-        zero_point: None for a tensor that is not quantized.
+        scale: real = scale * (stored - zero_point); null for a tensor that is not quantized.
+        zero_point: Null for a tensor that is not quantized.
     """
 
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    scale: float | None = None
-    zero_point: int | None = None
+    name: Text
+    shape: Annotated[Items[Positive], _SHAPE]
+    dtype: Annotated[Text, one_of(*_DTYPES)]
+    scale: Number | None = None
+    zero_point: Whole | None = None
 
     @property
     def bytes(self) -> int:
         """Bytes of one sample."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the JSON form."""
-        return {
-            "name": self.name,
-            "shape": list(self.shape),
-            "dtype": self.dtype,
-            "scale": self.scale,
-            "zero_point": self.zero_point,
-        }
-
 
 @dataclass(frozen=True)
 class Golden:
     """Inputs of a model, and the outputs that an engine gave for them.
 
-    The files are flat little-endian arrays in the tensors' own types, sample after sample.
+    The files are flat little-endian arrays in the tensors' own dtype, sample after sample.
 
     Attributes:
-        samples: How many.
-        inputs: One path for each input.
-        outputs: One path for each output.
-        sha256: Path -> SHA-256, for all of them.
+        samples: How many samples.
+        inputs: One file for each input of the model, in its order.
+        outputs: One file for each output of the model, in its order.
+        sha256: File -> its SHA-256, for all of them.
         engine: Which engine computed.
         engine_version: Version of its package.
-        kernels: Its kernel set.
+        kernels: Its kernel set: XNNPACK, built-in, LCE, TFLM reference. Quantized outputs are equal
+            to the bit only between equal kernels.
         tolerance_steps: How many steps quantized outputs of other kernels may differ.
-        tolerance: |got - want| <= tolerance * max(1, |want|) of float outputs; None without one.
+        tolerance: |got - want| <= tolerance * max(1, |want|) of float outputs; null if no output
+            is float.
     """
 
-    samples: int
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    sha256: Mapping[str, str] = field(repr=False)
-    engine: str
-    engine_version: str
-    kernels: str
-    tolerance_steps: int
-    tolerance: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the JSON form."""
-        return {
-            "samples": self.samples,
-            "inputs": list(self.inputs),
-            "outputs": list(self.outputs),
-            "sha256": dict(self.sha256),
-            "engine": self.engine,
-            "engine_version": self.engine_version,
-            "kernels": self.kernels,
-            "tolerance_steps": self.tolerance_steps,
-            "tolerance": self.tolerance,
-        }
+    samples: Positive
+    inputs: Items[Inside]
+    outputs: Items[Inside]
+    sha256: Digests = field(repr=False)
+    engine: Text
+    engine_version: Text
+    kernels: Text
+    tolerance_steps: Count
+    tolerance: NotNegative | None = None
 
 
 @dataclass(frozen=True)
@@ -111,36 +131,83 @@ class BundleModel:
 
     Attributes:
         file: Path in the bundle's folder.
-        kind: The artifact's kind.
+        kind: The artifact's kind: float32, int8, binary-weights, xnor, compressed, ...
         sha256: Of the file.
-        bytes: Its size.
-        runtime: `litert`, `lce` or `tflm`.
+        bytes: Size of the file.
+        runtime: The runtime that the file needs: LiteRT, Larq Compute Engine or TensorFlow Lite
+            Micro.
         inputs: The model's inputs.
         outputs: The model's outputs.
-        golden: None if there are no samples, or the engine is missing.
+        golden: Null if there are no samples, or the engine is missing.
     """
 
-    file: str
-    kind: str
-    sha256: str
-    bytes: int
-    runtime: str
-    inputs: tuple[BundleTensor, ...]
-    outputs: tuple[BundleTensor, ...]
+    file: Inside
+    kind: Text
+    sha256: Sha256
+    bytes: Count
+    runtime: Annotated[Text, one_of(*RUNTIMES)]
+    inputs: Items[BundleTensor]
+    outputs: Items[BundleTensor]
     golden: Golden | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the JSON form."""
-        return {
-            "file": self.file,
-            "kind": self.kind,
-            "sha256": self.sha256,
-            "bytes": self.bytes,
-            "runtime": self.runtime,
-            "inputs": [tensor.to_dict() for tensor in self.inputs],
-            "outputs": [tensor.to_dict() for tensor in self.outputs],
-            "golden": None if self.golden is None else self.golden.to_dict(),
-        }
+
+@dataclass(frozen=True)
+class BundleTool:
+    """What made the bundle.
+
+    Attributes:
+        name: Its name: edgecompress.
+        version: Its version.
+    """
+
+    name: Text = "edgecompress"
+    version: Text = field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class BundleBudgets:
+    """The limits that the export was asked to keep; null if there is none.
+
+    Attributes:
+        max_latency_us: Microseconds of one inference.
+        max_file_size: Bytes of the file.
+        max_ram: Bytes that loading and running the model may add to the process.
+        min_accuracy: Share, 0 to 1.
+    """
+
+    max_latency_us: AboveZero | None = None
+    max_file_size: AboveZero | None = None
+    max_ram: AboveZero | None = None
+    min_accuracy: Share | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleFile:
+    """What `edgecompress export` writes beside its files: bundle.json.
+
+    The demo app and `edgecompress bench` run and check the files by it. Every path is relative to
+    the folder of bundle.json and stays inside it. Fields may be added; those listed here stay as
+    they are while the schema's number stays. What may be null may also be left out.
+
+    Attributes:
+        schema: Name and number of this schema.
+        name: What a person calls it; any text in one line.
+        target: Name of the target profile, e.g. pixel-8; null if the export had none.
+        tool: What made the bundle.
+        models: The file that ships first, then those to compare it with.
+        labels: Names of the classes, in the order of the first output.
+        budgets: The limits that the export was asked to keep.
+        record: The compression record, as export stores it.
+    """
+
+    schema: Annotated[Text, this_schema(BUNDLE_SCHEMA)]
+    name: Text
+    target: Text | None = None
+    tool: BundleTool
+    models: Annotated[Items[BundleModel], filled("a list of at least one model")]
+    labels: Items[Text] | None = None
+    budgets: BundleBudgets
+    record: Object | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -171,17 +238,17 @@ class Bundle:
 
     def to_json(self) -> str:
         """Returns the text of bundle.json."""
-        content = {
-            "schema": BUNDLE_SCHEMA,
-            "name": self.name,
-            "target": self.target,
-            "tool": {"name": "edgecompress", "version": self.version},
-            "models": [model.to_dict() for model in self.models],
-            "labels": None if self.labels is None else list(self.labels),
-            "budgets": dict(self.budgets),
-            "record": self.record,
-        }
-        return json.dumps(content, indent=1, allow_nan=False) + "\n"
+        content = BundleFile(
+            schema=BUNDLE_SCHEMA,
+            name=self.name,
+            target=self.target,
+            tool=BundleTool(version=self.version),
+            models=self.models,
+            labels=self.labels,
+            budgets=BundleBudgets(**self.budgets),
+            record=None if self.record is None else dict(self.record),
+        )
+        return json.dumps(dataclasses.asdict(content), indent=1, allow_nan=False) + "\n"
 
     def files(self) -> tuple[str, ...]:
         """Returns the paths of all files of the bundle, bundle.json last."""
@@ -241,17 +308,30 @@ def read_bundle(path: Path | str) -> Bundle:
             f"{error} Give the folder of an export with a phone or the host among its targets."
         ) from error
     root = parse_json(data, file)
-    reader = _Reader(file)
-    bundle = reader.bundle(root, sha256(data))
-    for model in bundle.models:
-        reader.check_file(model.file, model.sha256, model.bytes)
+    found = read(
+        BundleFile, root if isinstance(root, dict) else {}, functools.partial(_wrong, file)
+    )
+    for position, model in enumerate(found.models):
+        _check_golden(file, model, f"models[{position}].golden")
+        _check_file(file.parent, model.file, model.sha256, model.bytes)
         golden = model.golden
         if golden is not None:
             pairs = [*zip(golden.inputs, model.inputs, strict=True),
                      *zip(golden.outputs, model.outputs, strict=True)]  # fmt: skip
             for name, tensor in pairs:
-                reader.check_file(name, golden.sha256[name], tensor.bytes * golden.samples)
-    return bundle
+                size = tensor.bytes * golden.samples
+                _check_file(file.parent, name, golden.sha256[name], size)
+    return Bundle(
+        name=found.name,
+        target=found.target,
+        models=found.models,
+        budgets=dataclasses.asdict(found.budgets),
+        version=found.tool.version,
+        labels=found.labels,
+        record=found.record,
+        folder=file.parent,
+        sha256=sha256(data),
+    )
 
 
 def _content(folder: Path, path: str, size: int | None = None) -> bytes:
@@ -266,143 +346,34 @@ def _content(folder: Path, path: str, size: int | None = None) -> bytes:
         raise ModelFileError(f"{error} Export again.") from error
 
 
-class _Reader:
-    """Checks the parts of a bundle; whatever is wrong is one line that names the place."""
+def _wrong(file: Path, fault: Fault) -> ModelFileError:
+    shown = repr(fault.got)
+    return ModelFileError(
+        f"{file}: {fault.place} must be {fault.rule}. Got {shown[:80]}. Export again."
+    )
 
-    def __init__(self, file: Path) -> None:
-        self._file = file
 
-    def _wrong(self, place: str, rule: str, got: object) -> ModelFileError:
-        shown = repr(got)
-        return ModelFileError(
-            f"{self._file}: {place} must be {rule}. Got {shown[:80]}. Export again."
+def _check_golden(file: Path, model: BundleModel, place: str) -> None:
+    """Refuses golden files that are not one for each tensor, or that have no SHA-256."""
+    golden = model.golden
+    if golden is None:
+        return
+    for key, paths, tensors in (
+        ("inputs", golden.inputs, model.inputs),
+        ("outputs", golden.outputs, model.outputs),
+    ):
+        if len(paths) != len(tensors):
+            rule = f"{len(tensors)} files, one a tensor"
+            raise _wrong(file, Fault(f"{place}.{key}", rule, list(paths)))
+        for path in paths:
+            if path not in golden.sha256:
+                rule = f"one of each file; {path} has none"
+                raise _wrong(file, Fault(f"{place}.sha256", rule, None))
+
+
+def _check_file(folder: Path, path: str, digest: str, size: int) -> None:
+    """Refuses a file that is not the one the bundle names."""
+    if sha256(_content(folder, path, size)) != digest:
+        raise ModelFileError(
+            f"{folder / path} is another file than {BUNDLE_FILE} names (SHA-256): export again."
         )
-
-    def _get(self, value: Any, key: str, kinds: type | tuple[type, ...], place: str) -> Any:
-        found = value.get(key) if isinstance(value, Mapping) else None
-        kinds = kinds if isinstance(kinds, tuple) else (kinds,)
-        if not isinstance(found, kinds) or (isinstance(found, bool) and bool not in kinds):
-            names = " or ".join(_KINDS[kind] for kind in kinds)
-            raise self._wrong(f"{place}{key}", names, found)
-        return found
-
-    def _path(self, value: Any, place: str) -> str:
-        if not isinstance(value, str) or not is_inside(value):
-            raise self._wrong(place, "a path inside the bundle's folder", value)
-        return value
-
-    def bundle(self, root: Any, digest: str) -> Bundle:
-        schema = root.get("schema") if isinstance(root, Mapping) else None
-        if schema != BUNDLE_SCHEMA:
-            raise self._wrong("schema", f"{BUNDLE_SCHEMA}, which this version reads", schema)
-        models = self._get(root, "models", list, "")
-        if not models:
-            raise self._wrong("models", "a list of at least one model", models)
-        budgets = self._get(root, "budgets", Mapping, "")
-        numbers = (int, float, type(None))
-        labels = self._get(root, "labels", (list, type(None)), "")
-        return Bundle(
-            name=self._get(root, "name", str, ""),
-            target=self._get(root, "target", (str, type(None)), ""),
-            models=tuple(self._model(m, f"models[{i}].") for i, m in enumerate(models)),
-            budgets={name: self._get(budgets, name, numbers, "budgets.") for name in BUDGETS},
-            version=str(self._get(self._get(root, "tool", Mapping, ""), "version", str, "tool.")),
-            labels=None if labels is None else tuple(map(str, labels)),
-            record=self._get(root, "record", (Mapping, type(None)), ""),
-            folder=self._file.parent,
-            sha256=digest,
-        )
-
-    def _model(self, entry: Any, place: str) -> BundleModel:
-        runtime = self._get(entry, "runtime", str, place)
-        if runtime not in RUNTIMES:
-            raise self._wrong(f"{place}runtime", f"one of {', '.join(RUNTIMES)}", runtime)
-        digest = self._get(entry, "sha256", str, place)
-        if not _SHA256.fullmatch(digest):
-            raise self._wrong(f"{place}sha256", "64 hexadecimal digits", digest)
-        inputs, outputs = (
-            tuple(
-                self._tensor(t, f"{place}{key}[{i}].")
-                for i, t in enumerate(self._get(entry, key, list, place))
-            )
-            for key in ("inputs", "outputs")
-        )
-        golden = self._get(entry, "golden", (Mapping, type(None)), place)
-        return BundleModel(
-            self._path(entry.get("file"), f"{place}file"),
-            self._get(entry, "kind", str, place),
-            digest,
-            self._get(entry, "bytes", int, place),
-            runtime,
-            inputs,
-            outputs,
-            None if golden is None else self._golden(golden, inputs, outputs, f"{place}golden."),
-        )
-
-    def _tensor(self, entry: Any, place: str) -> BundleTensor:
-        shape = self._get(entry, "shape", list, place)
-        if not all(type(size) is int and size > 0 for size in shape):
-            raise self._wrong(f"{place}shape", "a list of sizes", shape)
-        dtype = self._get(entry, "dtype", str, place)
-        if dtype not in _DTYPES:
-            raise self._wrong(f"{place}dtype", f"one of {', '.join(_DTYPES)}", dtype)
-        return BundleTensor(
-            self._get(entry, "name", str, place),
-            tuple(shape),
-            dtype,
-            self._get(entry, "scale", (int, float, type(None)), place),
-            self._get(entry, "zero_point", (int, type(None)), place),
-        )
-
-    def _golden(
-        self,
-        entry: Mapping[str, Any],
-        inputs: tuple[BundleTensor, ...],
-        outputs: tuple[BundleTensor, ...],
-        place: str,
-    ) -> Golden:
-        digests = self._get(entry, "sha256", Mapping, place)
-        files = []
-        for key, tensors in (("inputs", inputs), ("outputs", outputs)):
-            paths = self._get(entry, key, list, place)
-            if len(paths) != len(tensors):
-                raise self._wrong(f"{place}{key}", f"{len(tensors)} files, one a tensor", paths)
-            for path in paths:
-                self._path(path, f"{place}{key}")
-                if not _SHA256.fullmatch(str(digests.get(path))):
-                    raise self._wrong(f"{place}sha256", f"one of each file; {path} has none", None)
-            files.append(tuple(paths))
-        samples = self._get(entry, "samples", int, place)
-        if samples < 1:
-            raise self._wrong(f"{place}samples", "at least 1", samples)
-        return Golden(
-            samples,
-            files[0],
-            files[1],
-            dict(digests),
-            self._get(entry, "engine", str, place),
-            self._get(entry, "engine_version", str, place),
-            self._get(entry, "kernels", str, place),
-            self._get(entry, "tolerance_steps", int, place),
-            self._get(entry, "tolerance", (int, float, type(None)), place),
-        )
-
-    def check_file(self, path: str, digest: str, size: int) -> None:
-        """Refuses a file that is not the one the bundle names."""
-        folder = self._file.parent
-        data = _content(folder, path, size)
-        if sha256(data) != digest:
-            raise ModelFileError(
-                f"{folder / path} is another file than {BUNDLE_FILE} names (SHA-256): export again."
-            )
-
-
-BUDGETS = ("max_latency_us", "max_file_size", "max_ram", "min_accuracy")
-_KINDS: dict[type, str] = {
-    str: "text",
-    int: "a whole number",
-    float: "a number",
-    list: "a list",
-    Mapping: "an object",
-    type(None): "null",
-}

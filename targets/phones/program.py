@@ -24,11 +24,8 @@ from edgecompress.core.bundle import Bundle, BundleModel
 from edgecompress.core.clock import utc_now
 from edgecompress.core.errors import ArgumentError, DeviceError, ModelFileError
 from edgecompress.core.options import Path, option
-from edgecompress.targets.measurement import (
-    MEASUREMENT_SCHEMA,
-    MeasurementFile,
-    parse_measurement,
-)
+from edgecompress.targets.measurement import MeasurementFile, parse_measurement
+from edgecompress.targets.measurement_form import MEASUREMENT_SCHEMA
 from edgecompress.targets.measurement_merge import merge
 from edgecompress.targets.phones.adb import NoAnswerError, Phone, one_line
 from edgecompress.targets.phones.elf import Program

@@ -1,0 +1,124 @@
+"""Writes the JSON schemas of docs/ from the forms that files are read with.
+
+    make schemas
+
+A description comes from the docstring of its class: the text before `Attributes:` describes the
+object, the lines after it the fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema
+
+from edgecompress.core.bundle import BUNDLE_SCHEMA, BundleFile
+from edgecompress.targets.measurement_form import MEASUREMENT_SCHEMA, MeasurementForm
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+FORMS: dict[str, type] = {
+    BUNDLE_SCHEMA: BundleFile,
+    MEASUREMENT_SCHEMA: MeasurementForm,
+}
+
+_WIDTH = 100
+# In this order, then the others.
+_FIRST = ("description", "type", "required", "properties")
+_FIELD = re.compile(r"^(\w+): (.*)$")
+
+
+class _Described(GenerateJsonSchema):
+    """Adds the docstrings."""
+
+    def dataclass_schema(self, schema: Any) -> dict[str, Any]:
+        found = super().dataclass_schema(schema)
+        what, fields = described(schema["cls"])
+        found.pop("description", None)
+        if what:
+            found = {"description": what, **found}
+        for name, meaning in fields.items():
+            found["properties"][name] = {"description": meaning, **found["properties"][name]}
+        return found
+
+
+def described(form: type) -> tuple[str, dict[str, str]]:
+    """Returns what a docstring says of a class, and of each of its fields."""
+    docstring = inspect.getdoc(form) or ""
+    what, _, attributes = docstring.partition("Attributes:\n")
+    fields: dict[str, str] = {}
+    for line in inspect.cleandoc(attributes).splitlines():
+        match = _FIELD.match(line)
+        if match:
+            name, fields[name] = match[1], match[2]
+        else:
+            fields[name] += " " + line.strip()
+    unknown = set(fields) - {field.name for field in dataclasses.fields(form)}
+    if unknown:
+        raise ValueError(f"{form.__name__} describes fields that it does not have: {unknown}")
+    return " ".join(what.split()), fields
+
+
+def _tidy(node: Any) -> Any:
+    """Leaves out titles and defaults, and writes a type that may be null as one line."""
+    if isinstance(node, list):
+        return [_tidy(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    found = {}
+    for key, value in node.items():
+        if key == "properties":
+            found[key] = {name: _tidy(item) for name, item in value.items()}
+        # An object may have any other fields unless something is said of them.
+        elif key not in ("title", "default") and (key, value) != ("additionalProperties", True):
+            found[key] = _tidy(value)
+    match found.get("anyOf"):
+        case [{"type": str(kind), **rest}, {"type": "null"}] if "enum" not in rest:
+            del found["anyOf"]
+            found |= {"type": [kind, "null"], **rest}
+    return {**{key: found[key] for key in _FIRST if key in found}, **found}
+
+
+def schema(name: str, form: type) -> dict[str, Any]:
+    """Returns the JSON schema of a form; its name ends in the version: `edgecompress.bundle/1`."""
+    content = TypeAdapter(form).json_schema(schema_generator=_Described)
+    inner = _tidy(content.pop("$defs", {}))
+    root = inner.pop(content["$ref"].rpartition("/")[2]) if "$ref" in content else _tidy(content)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": "urn:" + name.replace(".", ":").replace("/", ":"),
+        "title": name,
+        **root,
+        **({"$defs": inner} if inner else {}),
+    }
+
+
+def text(node: Any, indent: int = 0) -> str:
+    """Returns the JSON text of a schema: what fits into a line stands in one."""
+    short = json.dumps(node)
+    if len(short) + indent < _WIDTH or not isinstance(node, (dict, list)):
+        return short
+    pad = " " * (indent + 2)
+    if isinstance(node, list):
+        return "[\n" + ",\n".join(pad + text(n, indent + 2) for n in node) + f"\n{' ' * indent}]"
+    lines = [f"{pad}{json.dumps(k)}: {text(v, indent + 2)}" for k, v in node.items()]
+    return "{\n" + ",\n".join(lines) + f"\n{' ' * indent}}}"
+
+
+def files() -> dict[Path, str]:
+    """Returns the files of docs/ and what they must hold."""
+    return {
+        DOCS / f"{name.partition('.')[2].partition('/')[0]}.schema.json": text(schema(name, form))
+        + "\n"
+        for name, form in FORMS.items()
+    }
+
+
+if __name__ == "__main__":
+    for path, content in files().items():
+        path.write_text(content)

@@ -1,0 +1,142 @@
+"""The schemas of docs/ are those of the forms that files are read with, and say what these say."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jsonschema
+import pytest
+
+from edgecompress.core.forms import Fault, read
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+def _script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("schemas", _ROOT / "scripts" / "schemas.py")
+    if spec is None or spec.loader is None:
+        raise AssertionError("scripts/schemas.py cannot be loaded")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["schemas"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+_SCRIPT = _script()
+_FORMS: dict[str, type] = _SCRIPT.FORMS
+
+
+def test_the_files_are_what_make_schemas_writes() -> None:
+    written = _SCRIPT.files()
+    assert set(written) <= set((_ROOT / "docs").glob("*.schema.json"))
+    for path, text in written.items():
+        assert path.read_text() == text, f"{path.name} is old: run `make schemas`"
+
+
+def test_fields_without_a_meaning_are_refused() -> None:
+    class Other:
+        """Something.
+
+        Attributes:
+            none: There is no such field.
+        """
+
+    Other.__dataclass_fields__ = {}  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="describes fields that it does not have"):
+        _SCRIPT.described(Other)
+
+
+def _sample(node: dict[str, Any], definitions: dict[str, Any]) -> Any:
+    """Returns a value with every field that a schema names."""
+    if "$ref" in node:
+        return _sample(definitions[node["$ref"].rpartition("/")[2]], definitions)
+    if "anyOf" in node:
+        return _sample(node["anyOf"][0], definitions)
+    if "const" in node:
+        return node["const"]
+    if "enum" in node:
+        return node["enum"][0]
+    kind = node.get("type", "object")
+    kind = kind[0] if isinstance(kind, list) else kind
+    if kind == "object":
+        return {k: _sample(v, definitions) for k, v in node.get("properties", {}).items()}
+    if kind == "array":
+        return [_sample(node["items"], definitions) for _ in range(node.get("minItems", 1))]
+    if kind == "string":
+        return "a" * 64
+    return {"integer": 1, "number": 0.5, "boolean": True}[kind]
+
+
+def _places(node: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    if place:
+        yield place
+    if isinstance(node, (dict, list)):
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from _places(value, (*place, key))
+
+
+_GONE = object()
+_VALUES: tuple[Any, ...] = (
+    _GONE, None, True, 0, 1, -1, 7, 0.5, -0.5, 1.5, (1 << 64) - 1, "", "a", "b" * 64, "B" * 64,
+    "../a", "/a", "a/b", "C:/a", "a\\b", "a/./b", "a//b", "a\n", "line\nline", [], ["a"], [1],
+    [0.5], [-1.0, 2], [None], [[]], {}, {"a": 1}, [1] * 33, "int8", "litert",
+    "measured_host",
+)  # fmt: skip
+
+
+def _mutants(whole: Any) -> Iterator[tuple[tuple[Any, ...], Any, Any]]:
+    for place in _places(whole):
+        for value in _VALUES:
+            mutant = copy.deepcopy(whole)
+            node = mutant
+            for key in place[:-1]:
+                node = node[key]
+            if value is not _GONE:
+                node[place[-1]] = value
+            else:
+                del node[place[-1]]
+            yield place, value, mutant
+
+
+def _accepts(form: type, content: Any) -> bool:
+    try:
+        read(form, content, lambda fault: ValueError(fault))
+    except ValueError as error:
+        assert isinstance(error.args[0], Fault)
+        return False
+    return True
+
+
+@pytest.mark.parametrize("name", list(_FORMS))
+def test_the_schema_refuses_what_the_reader_refuses_and_nothing_else(name: str) -> None:
+    schema = _SCRIPT.schema(name, _FORMS[name])
+    jsonschema.Draft202012Validator.check_schema(schema)
+    whole = _sample(schema, schema.get("$defs", {}))
+    validator = jsonschema.Draft202012Validator(schema)
+    assert _accepts(_FORMS[name], whole)
+    assert validator.is_valid(whole)
+    # Other fields may be there.
+    assert _accepts(_FORMS[name], {**whole, "more": 1})
+    assert validator.is_valid({**whole, "more": 1})
+    refused = 0
+    for place, value, mutant in _mutants(whole):
+        accepted = _accepts(_FORMS[name], mutant)
+        refused += not accepted
+        assert validator.is_valid(mutant) == accepted, (place, value)
+    assert refused > 100
+
+
+@pytest.mark.parametrize("name", ["bundle", "measurement"])
+def test_files_that_are_read_keep_to_the_schema(name: str) -> None:
+    path = _ROOT / "benchmarks" / "fuzz" / "corpus" / "json" / f"{name}.json"
+    content = json.loads(path.read_text())
+    schema = json.loads((_ROOT / "docs" / f"{name}.schema.json").read_text())
+    jsonschema.validate(content, schema)
+    assert _accepts(_FORMS[schema["title"]], content)

@@ -1,7 +1,7 @@
 """Recipes: from a trained model to a small file in one call.
 
-`compress` is the way in; `RECIPES` lists the recipes. To add one: a module that registers it, its
-test, and one import line here.
+`compress` is the entry point; `RECIPES` lists the recipes. To add one: a module that registers it,
+its test, and one import line here.
 """
 
 from __future__ import annotations
@@ -56,22 +56,22 @@ def compress(
     argv: Sequence[str] = (),
     **settings: Any,
 ) -> CompressionResult:
-    """Trains a model small and writes the file that ships, with the tables of the papers.
+    """Shrinks a trained model, and writes the file that ships with the tables of the paper.
 
-    `deep-compression` removes channels (where `remove_channels` asks for it), prunes, clusters,
-    converts to int8 and codes the weights for TensorFlow Lite Micro: see
+    `deep-compression` removes channels (if `remove_channels` is set), prunes, clusters, converts to
+    int8 and codes the weights for TensorFlow Lite Micro: see
     `edgecompress.recipes.deep_compression.DeepCompression` for its settings. Every finished stage
-    is kept in `<output>/stages`, and the same call goes on behind the last one.
+    is stored in `<output>/stages`, and the same call resumes after the last one.
 
     Writes what `export` writes for `file_format="compressed"`, `<model>_compressed.keras`,
     `compression.json` and `compression.html` into `output`.
 
     Args:
         model: A trained Keras model, which is not changed, or the path of a .keras or .h5 file.
-        data: Training data: (x, y), the path of an .npz file with `x` and `y`, or `x` alone for a
-            model that gives its input back. Labels are class numbers, one-hot rows or values.
+        data: Training data: (x, y), the path of an .npz file with `x` and `y`, or only `x` for a
+            model that reconstructs its input. Labels are class numbers, one-hot rows or values.
         recipe: Its name. Defaults to `"deep-compression"`.
-        validation: Data like `data` that are not trained on. Defaults to None: a share of `data`.
+        validation: Data like `data`, but not trained on. Defaults to None: a share of `data`.
         output: Folder of the files; created if it is missing.
         targets: Microcontrollers: names, paths of .toml profiles, or profiles.
         max_flash: Budget for the model and the runtime's code, as in `export`.
@@ -81,7 +81,7 @@ def compress(
         min_accuracy: Floor for its accuracy on the validation data, 0 to 1.
         min_agreement: Floor for its agreement with the final Keras model, 0 to 1.
         kernels: Kernel set instead of the profiles'.
-        fresh: Start over instead of going on behind the last finished stage.
+        fresh: Start over instead of resuming after the last finished stage.
         import_modules: As in `export`.
         progress: Called with a short text as each stage begins.
         on_epoch: Called with an `Epoch` after each epoch.
@@ -90,7 +90,7 @@ def compress(
         settings: The recipe's settings, e.g. `sparsity=0.9` or `clusters={"*": 15, "conv": 31}`.
 
     Returns:
-        Stages, tables, totals and the report; `result.exit_code` is 0 if every limit is kept.
+        Stages, tables, totals and the report; `result.exit_code` is 0 if every limit is met.
 
     Raises:
         UnknownNameError: the recipe or a setting is unknown.
@@ -129,7 +129,7 @@ def compress(
     }
     if not isinstance(model, (str, Path)):
         return chosen.run(Request(**asked, progress=progress, on_epoch=on_epoch))
-    # Files of profiles and the output are this process's; the model's file is nobody's.
+    # This process reads profiles and writes the output, but does not read the model file.
     asked["targets"] = tuple(load_profiles(asked["targets"]))
     with _made(usable_folder(output)) as folder:
         answer = isolation.call(
@@ -147,7 +147,7 @@ def compress(
 
 
 def _refuse(name: str, recipe: str, known: Iterable[str]) -> None:
-    """Refuses a setting that the recipe does not have; one of another recipe by that one's name."""
+    """Refuses a setting that the recipe does not have, naming the recipe that has it."""
     for other in RECIPES:
         for option in options_of(RECIPES[other].settings):
             if option.name == name:
@@ -180,7 +180,7 @@ def _paths(*sources: Any) -> list[Path]:
 
 @contextlib.contextmanager
 def _made(folder: Path) -> Iterator[Path]:
-    """Makes a folder; where the block fails and nothing was put into it, it goes again."""
+    """Makes a folder, and removes it again if the block fails and leaves it empty."""
     missing = []
     place = folder
     while not place.exists():

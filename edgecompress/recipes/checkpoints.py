@@ -1,4 +1,4 @@
-"""Finished stages on the disk: a run that was interrupted goes on behind the last of them."""
+"""Finished stages on disk: an interrupted run resumes after the last of them."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Finished:
 
     Attributes:
         name: The stage's name.
-        key: Hash of all that its result depends on.
+        key: Hash of everything its result depends on.
         sha256: Of its model file.
         metric: On the validation data.
         epochs: It was trained for.
         seconds: It took.
         history: Training curves, one value an epoch.
-        notes: What was skipped or done otherwise.
+        notes: What was skipped or done differently.
     """
 
     name: str
@@ -67,13 +67,13 @@ def chain_key(before: str, settings: Mapping[str, Any]) -> str:
 class Checkpoints:
     """The stages in `<output>/stages`: one model file each, and `state.json`.
 
-    A stage is read back where its key is the one wanted and its file has the stored hash; with the
-    first that is not, all later ones are done again. Model file and state take their places
-    together, so that an interruption leaves the stage before as the last one.
+    A stage is reused if its key matches and its file has the stored hash; from the first mismatch
+    on, all later stages are repeated. Model file and state are replaced together, so an
+    interruption leaves the previous stage as the last one.
 
     Args:
         folder: The output folder.
-        fresh: Take nothing that is there.
+        fresh: Ignore existing stages.
     """
 
     def __init__(self, folder: Path, fresh: bool = False) -> None:
@@ -88,7 +88,7 @@ class Checkpoints:
         return self._folder / f"{name}.keras"
 
     def find(self, name: str, key: str) -> Finished | None:
-        """Returns a finished stage; None if it has to be done."""
+        """Returns a finished stage; None if it has to be run."""
         found = self._stored.get(name)
         if found is None or found.key != key:
             self._stored = {}
@@ -127,14 +127,14 @@ class Checkpoints:
             if state["schema"] != STATE_SCHEMA:
                 return {}
             return {entry["name"]: Finished.from_dict(entry) for entry in state["stages"]}
-        # Missing, damaged or of another version: then there is nothing to go on with.
+        # Missing, damaged or of another version: there is nothing to resume from.
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {}
 
 
 def saved_model(model: Any, name: str) -> dict[str, bytes]:
     """Returns the files of a saved Keras model: name -> bytes, its record beside it."""
-    # Keras writes in pieces; elsewhere first, so that no piece is ever seen.
+    # Keras writes in pieces, so it writes elsewhere first and no partial file is ever visible.
     with temporary_folder() as folder:
         place = folder / name
         model.save(place)

@@ -1,4 +1,4 @@
-"""Training and validation data of a recipe: loaded, checked, split by a seed."""
+"""Training and validation data of a recipe: loaded, checked, split with a seed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgecompress.converters import calibration
 from edgecompress.converters.loaders import LoadedModel
 from edgecompress.core.errors import ArgumentError
 
-# Fewer samples than this on either side train nothing and measure nothing.
+# Fewer samples than this on either side are too few to train or to measure.
 _FEWEST = 2
 
 
@@ -55,7 +55,7 @@ class Data:
     Attributes:
         train: Training samples.
         validation: Samples that are never trained on.
-        split: How the two came about, for people.
+        split: How the two were obtained, for people.
     """
 
     train: Samples
@@ -67,16 +67,16 @@ def load(source: Any, validation: Any, loaded: LoadedModel, share: float, seed: 
     """Loads training and validation data.
 
     Args:
-        source: Training data: path of an .npz file with `x` and `y`, (x, y), a mapping, or inputs
-            alone for a model that gives its input back.
+        source: Training data: path of an .npz file with `x` and `y`, (x, y), a mapping, or only
+            inputs for a model that reconstructs its input.
         validation: The same for validation; None takes a random share of the training data.
         loaded: The model that the data are for.
-        share: Of the training data, for validation.
+        share: Share of the training data held out for validation.
         seed: Of the random split.
 
     Raises:
-        ArgumentError: data are missing, damaged or too few, have no finite numbers, or their
-            shapes are not the model's.
+        ArgumentError: data are missing, damaged, too few or not finite, or their shapes do not
+            match the model's.
     """
     samples = _samples(source, loaded, "--data")
     if validation is not None:
@@ -94,7 +94,7 @@ def load(source: Any, validation: Any, loaded: LoadedModel, share: float, seed: 
             "Give more data, or --validation FILE.npz.",
         )
     order = np.random.default_rng(seed).permutation(len(samples))
-    # Sorted: whoever reads the split sees the data in their order.
+    # Sorted, so that the split preserves the order of the data.
     held, rest = np.sort(order[:count]), np.sort(order[count:])
     return Data(
         samples.at(rest),

@@ -1,10 +1,10 @@
 """Deep Compression as one recipe: remove channels, prune, cluster, int8, encode.
 
 Han, Mao and Dally, Deep Compression: Compressing Deep Neural Networks with Pruning, Trained
-Quantization and Huffman Coding, 2016, https://arxiv.org/abs/1510.00149. We differ: magnitudes are
-compared over all layers, masks follow a schedule instead of one cut, centroids are trained with
-Adam, weights end as int8 codes, the code that runs is TensorFlow Lite Micro's, and the original
-model teaches the one that shrinks.
+Quantization and Huffman Coding, 2016, https://arxiv.org/abs/1510.00149. Differences: magnitudes are
+compared over all layers, masks follow a schedule instead of a single cut, centroids are trained
+with Adam, weights end up as int8 codes, the coding is TensorFlow Lite Micro's, and the original
+model teaches the shrinking one.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def run(request: Request) -> CompressionResult:
 
     loaded, data, task, notes = _load(request)
     _check_kinds(request, task)
-    # Names of layers, before hours of training.
+    # Check layer names before hours of training.
     if prunes_at_all(settings):
         pruning_groups(loaded.model, settings)
     if clusters_at_all(settings):
@@ -106,7 +106,7 @@ def run(request: Request) -> CompressionResult:
 
     made = _build(request, loaded, model, data, task)
     request.progress("Writing the files")
-    # Curves of stages that others lack have gaps.
+    # Curves that exist only in some stages have gaps.
     curves: Any = join_curves([stage.history for stage, _ in finished])
     report = write(made, request.output, argv=request.argv, history=curves)
     return _finish(
@@ -115,7 +115,7 @@ def run(request: Request) -> CompressionResult:
 
 
 def _check_request(request: Request) -> None:
-    """Refuses what the export would refuse, before hours of training."""
+    """Refuses what the export would refuse, but before hours of training."""
     from edgecompress.converters.formats import FORMATS
     from edgecompress.pipeline.request import (
         check_kernels,
@@ -150,7 +150,7 @@ def _check_kinds(request: Request, task: Task) -> None:
 
 
 def _load(request: Request) -> tuple[LoadedModel, Data, Task, list[str]]:
-    """Loads model and data, and finds out what the model is trained for."""
+    """Loads model and data, and infers what the model is trained for."""
     from edgecompress.converters import loaders
     from edgecompress.core.record import CompressionRecord
     from edgecompress.core.suppress_output import suppress_output
@@ -177,7 +177,7 @@ def _load(request: Request) -> tuple[LoadedModel, Data, Task, list[str]]:
         )
     record = loaded.record or CompressionRecord()
     if record.ranges:
-        # They describe activations that training now moves.
+        # They describe activations that training is about to change.
         record = dataclasses.replace(record, ranges={})
         notes.append("Learnt ranges of the model are not used: the weights change.")
     loaded = dataclasses.replace(loaded, record=record)
@@ -247,7 +247,7 @@ def _file_metric(flat: FlatModel, task: Task, data: Data) -> float:
     return task.metric.measure(task.labels(data.validation, values.shape[1:]), values)
 
 
-# A finished stage as it is stored, and as the result lists it.
+# A finished stage as stored, and as listed in the result.
 _Done = tuple["Finished", "StageResult"]
 
 
@@ -260,7 +260,7 @@ def _run_stages(
     trainer: Trainer,
     checkpoints: Checkpoints,
 ) -> tuple[Any, list[_Done]]:
-    """Trains stage by stage, from the last one that an earlier run has finished."""
+    """Trains stage by stage, resuming after the last one that an earlier run finished."""
     import keras
 
     from edgecompress.converters.loaders import load_model
@@ -288,7 +288,7 @@ def _run_stages(
             attach_record(model, found.record or CompressionRecord())
         else:
             request.progress(f"Stage {number} of {len(active)}: {stage.name}")
-            # Whatever an earlier run has spared, a stage draws the same numbers.
+            # A stage draws the same random numbers whether or not earlier stages were skipped.
             keras.utils.set_random_seed(settings.seed + number)
             start = time.monotonic()
             model, curves, notes = stage.run(settings, trainer, model)
@@ -323,7 +323,7 @@ def _first_key(
     from edgecompress.core.results import tool_version
     from edgecompress.recipes.checkpoints import chain_key
 
-    # Keras counts unnamed inputs over the whole process; such a name says nothing and differs.
+    # Keras numbers unnamed inputs process-wide; such a name is meaningless and varies.
     layers = re.sub(r'"(input_layer|keras_tensor)(_\d+)?"', '"input"', loaded.model.to_json())
     model = hashlib.sha256(layers.encode())
     for weight in loaded.model.get_weights():
@@ -364,7 +364,7 @@ def _build(
     evaluate = None
     if task.has_classes_for_export and validation.y is not None:
         evaluate = (*validation.x, class_numbers(validation.y))
-    # The name is that of the original model, and so are the files'.
+    # The name is that of the original model, and so are the file names.
     record = valid_record(model, settled_record(model))
     asked = build_request(
         dataclasses.replace(loaded, model=model, record=record, notes=()),

@@ -32,10 +32,11 @@ if TYPE_CHECKING:
     from edgecompress.training.base import TeacherLoss
 
 NAME = "deep-compression"
-# Stage -> epochs where the user gives none.
+# Stage -> default epochs.
 EPOCHS = {"remove": 10, "prune": 10, "cluster": 5}
-# Values that weights of a layer share, zero not counted: with it 4 bits for matrices and 5 for
-# convolutions, which bear less (figure 7 of the paper; there 5 and 8 bits for ImageNet).
+# Number of values that a layer's weights share, not counting zero: with zero, 4 bits for matrices
+# and 5 for convolutions, which tolerate less (figure 7 of the paper; there 5 and 8 bits for
+# ImageNet).
 CLUSTERS = 15
 CONVOLUTION_CLUSTERS = 31
 
@@ -65,31 +66,33 @@ class DeepCompression:
     Attributes:
         sparsity: Share of weights to prune, or a mapping layer -> share, in which `"*"` stands for
             all layers not named (without it they are not pruned). 0 prunes nothing.
-        scope: `global`: the smallest of all layers' weights go, so that robust layers lose more;
-            `layer`: every layer loses the same share. Layers that a mapping names have their own.
-        first_last: What becomes of the first and the last layer: `prune` like the others, `half`
-            their sparsity, or `keep`. Layers that `sparsity` names go by what it says.
-        clusters: Values that the weights of a layer share, a zero not counted, or a mapping layer
-            -> number with `"*"`; 0 clusters nothing. None: 15 for matrices and 31 for convolutions.
-        remove_channels: Share of every layer's filters to remove physically before all else.
+        scope: `global`: the smallest weights of all layers are pruned, so that robust layers lose
+            more; `layer`: every layer loses the same share. Layers named in a mapping have their
+            own.
+        first_last: What happens to the first and last layers: `prune` like the others, `half` their
+            sparsity, or `keep`. For layers named in `sparsity`, that value applies.
+        clusters: Number of values that the weights of a layer share, not counting zero, or a
+            mapping layer -> number with `"*"`; 0 clusters nothing. None: 15 for matrices and 31 for
+            convolutions.
+        remove_channels: Share of every layer's filters to remove physically before anything else.
         epochs: Of every stage, or a mapping stage (`remove`, `prune`, `cluster`) -> epochs with
             `"*"`. None: 10, 10 and 5.
-        batch_size: Samples of a batch.
-        learning_rate: Of Adam at the start of each stage; it falls to 0 along a cosine.
+        batch_size: Samples per batch.
+        learning_rate: Initial Adam learning rate of each stage; cosine decay to 0.
         distill: Whether the original model teaches with soft labels. None: classifiers do.
         temperature: Of the soft labels.
         soft_weight: Share of the soft labels in the loss.
         index_bits: Bits of a relative index in the paper's tables.
-        validation_split: Share of the data for validation, where no other data are given for it.
+        validation_split: Share of the data for validation, if no validation data are given.
         seed: Of the split, the order of the batches and dropout.
         max_drop: How far the metric of the file may fall below that of the original model.
             None: as far as it does.
         surgery: Rewrites of the model before anything is trained, in this order: names of
             `surgery.REWRITES`, or `NAME:OPTION=VALUE`.
-        criterion: What weights are pruned by: a name of `criteria.CRITERIA`, `NAME:OPTION=VALUE`,
+        criterion: The pruning criterion: a name in `criteria.CRITERIA`, `NAME:OPTION=VALUE`,
             or a criterion.
-        pattern: Which weights are pruned together: a name of `patterns.PATTERNS`, and so on.
-        distillation: How the original model teaches: a name of `training.LOSSES`, and so on. None:
+        pattern: Which weights are pruned as a unit: a name in `patterns.PATTERNS`, and so on.
+        distillation: How the original model teaches: a name in `training.LOSSES`, and so on. None:
             soft labels at `temperature`, with `soft_weight`.
 
     Raises:
@@ -180,7 +183,7 @@ class DeepCompression:
 
     def __post_init__(self) -> None:
         """Refuses values that break their rule."""
-        # As JSON values, which cross processes and stand in the report.
+        # As JSON values, which cross processes and appear in the report.
         rewrites = chosen_rewrites(self.surgery, "--surgery")
         configs = tuple(named_config(REWRITES, rewrite) for rewrite in rewrites)
         object.__setattr__(self, "surgery", configs)
@@ -245,7 +248,7 @@ class DeepCompression:
 
     @property
     def prunes_by_magnitude(self) -> bool:
-        """Whether single weights are pruned by their magnitude, as in the paper."""
+        """Whether individual weights are pruned by magnitude, as in the paper."""
         return (self.criterion["name"], self.pattern["name"]) == ("magnitude", "weights")
 
     @property
@@ -259,7 +262,7 @@ class DeepCompression:
         return chosen
 
     def epochs_of(self, stage: str) -> int:
-        """Returns the epochs of a stage; 0 for one that does not train."""
+        """Returns the epochs of a stage; 0 if it does not train."""
         if stage not in EPOCHS:
             return 0
         given = by_layer(self.epochs)
@@ -285,6 +288,6 @@ def _is_number(value: Any) -> bool:
 
 
 def check_rule(argument: str, rule: str, value: Any, holds: bool) -> None:
-    """Refuses a value for which a rule does not hold."""
+    """Refuses a value that breaks a rule."""
     if not holds:
         raise ArgumentError(argument, rule, value)

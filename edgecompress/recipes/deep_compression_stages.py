@@ -24,7 +24,7 @@ from edgecompress.recipes.deep_compression_settings import (
 
 if TYPE_CHECKING:
     from edgecompress.recipes.training import Trainer
-# The share of a pruning stage during which masks change; the rest tunes what is left.
+# The share of a pruning stage during which masks change; the rest is fine-tuning.
 _PRUNING_SHARE = 0.6
 _MASK_UPDATES = 50
 _LASSO_STRENGTH = 1e-4
@@ -40,8 +40,8 @@ class Stage:
     Attributes:
         name: Its name.
         title: What the model is after it.
-        active: Whether the settings ask for it.
-        identity: Its own settings, as JSON values: with other ones it is done again.
+        active: Whether the settings enable it.
+        identity: Its own settings, as JSON values: if they change, it is repeated.
         run: (settings, trainer, model) -> the model after it, its curves, and notes.
     """
 
@@ -67,7 +67,7 @@ def _rewrite(
 def _remove_channels(
     settings: DeepCompression, trainer: Trainer, model: Any
 ) -> tuple[Any, Sequence[Mapping[str, list[float]]], tuple[str, ...]]:
-    """Group lasso, then the weakest filters go physically, then training without them."""
+    """Group lasso, then physical removal of the weakest filters, then training without them."""
     from edgecompress.callbacks.group_lasso import GroupLasso
     from edgecompress.surgery.finalize import finalize
 
@@ -89,7 +89,7 @@ def _remove_channels(
 def _prune(
     settings: DeepCompression, trainer: Trainer, model: Any
 ) -> tuple[Any, Sequence[Mapping[str, list[float]]], tuple[str, ...]]:
-    """Masks grow over the first part of the stage, then the weights that are left are tuned."""
+    """Masks grow over the first part of the stage, then the remaining weights are fine-tuned."""
     from edgecompress.callbacks.magnitude_pruning import MagnitudePruning
     from edgecompress.callbacks.pruning import Pruning
     from edgecompress.schedules.polynomial import PolynomialDecay
@@ -111,7 +111,7 @@ def _prune(
             PolynomialDecay(
                 group.sparsity,
                 begin_step=0,
-                # The last update has to fall on the end, or the target would be missed.
+                # The last update must fall on the end, or the target would be missed.
                 end_step=last // frequency * frequency,
                 frequency=frequency,
             ),
@@ -122,7 +122,7 @@ def _prune(
     ]
     curves = trainer.fit(model, "prune", epochs, callbacks)
     if not settings.prunes_by_magnitude:
-        # What a pattern leaves out, it names.
+        # A pattern notes what it skips.
         notes = (*notes, *(note for callback in callbacks for note in callback.notes))
     return finalize(model), [curves], notes
 
@@ -177,7 +177,7 @@ STAGES = (
             "scope": s.scope,
             "first_last": s.first_last,
             "epochs": s.epochs_of("prune"),
-            # Left out where it is what it always was, so that finished stages stay valid.
+            # Omitted if it is the default, so that finished stages stay valid.
             **({} if s.prunes_by_magnitude else {"criterion": s.criterion, "pattern": s.pattern}),
         },
         _prune,
@@ -193,14 +193,14 @@ STAGES = (
 
 
 def _one_of(layers: Sequence[Any]) -> Callable[[Any], bool]:
-    """Returns a choice of exactly these layers, whatever others are called."""
+    """Returns a predicate for exactly these layers, regardless of names."""
     known = {id(layer) for layer in layers}
     return lambda layer: id(layer) in known
 
 
 @dataclass(frozen=True, eq=False)
 class PruningGroup:
-    """Layers that are pruned together.
+    """Layers that share one pruning target.
 
     Attributes:
         layers: Keras layers.

@@ -1,4 +1,4 @@
-"""The paper's tables of a model: its kernels before, after, and in the file that ships."""
+"""The paper's tables for a model: its kernels before, after, and in the file that ships."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from edgecompress.recipes.results import LayerResult
 from edgecompress.recipes.storage import Storage, storage
 
 _CODINGS = {LUT: "lut", PRUNE: "prune", HUFFMAN: "huffman"}
-# int8 rounding turns a channel's weights by far less.
+# int8 rounding changes the direction of a channel's weights by far less.
 _LEAST_COSINE = 0.9
 
 
@@ -31,7 +31,7 @@ class TableKernel:
     """A layer's filter or matrix.
 
     Attributes:
-        key: The layer's name, which one of that name, and the variable's name.
+        key: The layer's name, its index among layers of that name, and the variable's name.
         name: For people.
         layer: The Keras layer.
         values: The weights.
@@ -48,8 +48,8 @@ class TableKernel:
 def kernels(model: Any) -> list[TableKernel]:
     """Returns the kernels of a model in its order; shared ones once.
 
-    The multiply-accumulates of a layer with several kernels (separable, recurrent) go to each by
-    its size, which is exact where every weight is used equally often.
+    The multiply-accumulates of a layer with several kernels (separable, recurrent) are split by
+    size, which is exact if every weight is used equally often.
     """
     macs: dict[tuple[str, int], int | None] = {}
     for row in inspect_keras(model).rows:
@@ -84,10 +84,11 @@ def _count(name: str, known: Iterable[tuple[str, int]]) -> int:
 
 
 def input_densities(model: Any, inputs: Any) -> dict[int, float]:
-    """Returns the share of inputs other than zero: id of a layer -> share.
+    """Returns the share of non-zero inputs: id of a layer -> share.
 
-    What comes from the model's inputs through layers without weights counts as 1, as in the paper.
-    Layers inside nested models are left out: their inputs are not part of the model's own graph.
+    Inputs that come from the model's inputs through layers without weights count as 1, as in the
+    paper. Layers inside nested models are skipped: their inputs are not part of the model's own
+    graph.
 
     Args:
         model: A Sequential or Functional model.
@@ -178,9 +179,9 @@ def match_file(
 ) -> dict[tuple[str, int, str], FileTensor]:
     """Returns the file's tensor of each kernel, found by value: key of the kernel -> tensor.
 
-    Of the kernels of the same shape that whose channels point the same way counts, up to the sign
-    that folded BatchNormalization may turn; kernels that the file does not hold as filters, e.g. of
-    recurrent layers, are left out.
+    Among kernels of the same shape, the match is the one whose channels point the same way, up to a
+    sign that folded BatchNormalization may flip; kernels that the file does not store as filters,
+    e.g. of recurrent layers, are omitted.
     """
     rows = {}
     for kernel in layers:
@@ -201,7 +202,7 @@ def match_file(
 
 
 def _cosine(first: np.ndarray, second: np.ndarray) -> float:
-    """Returns the mean cosine of the channels, without regard to signs; 1 if all are zero."""
+    """Returns the mean cosine of the channels, ignoring signs; 1 if all are zero."""
     a, b = first.astype(np.float64), second.astype(np.float64)
     norms = np.sqrt((a**2).sum(1) * (b**2).sum(1))
     live = norms > 0
@@ -217,7 +218,7 @@ def table(
     densities: dict[int, float],
     flat: FlatModel,
 ) -> tuple[tuple[LayerResult, ...], tuple[str, ...]]:
-    """Returns the paper's table of a model, and notes on what is not known.
+    """Returns the paper's table for a model, and notes on what is unknown.
 
     Args:
         original: Kernels of the original model.

@@ -1,4 +1,4 @@
-"""The recipes by name, and what each of them gets."""
+"""The registry of recipes, and their inputs."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ if TYPE_CHECKING:
     from edgecompress.recipes.results import CompressionResult
 
 
-# What a line of progress shows of all that `fit` logs.
+# What a progress line shows of the values that `fit` logs.
 _TOLD = ("loss", "val_accuracy", "val_mean_squared_error", "sparsity", "clusters",
          "group_lasso_zero_share")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """How far a stage has come.
+    """The progress of a stage.
 
     Attributes:
         stage: The stage's name.
-        epoch: Epochs that are done, from 1.
+        epoch: Finished epochs, from 1.
         epochs: Epochs of the stage.
         values: What `fit` logged: losses, metrics, sparsity.
     """
@@ -48,7 +48,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Request:
-    """What a recipe works from.
+    """The input of a recipe.
 
     Attributes:
         model: A Keras model, or the path of its file.
@@ -81,7 +81,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A way from a trained model to a small file.
+    """A procedure from a trained model to a small file.
 
     Attributes:
         name: What `--recipe` takes.

@@ -1,4 +1,4 @@
-"""Showing what a recipe did: as text for the terminal, and as one HTML page."""
+"""Presents the result of a recipe, as text for the terminal and as an HTML page."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ACCOUNTING = (
 
 
 def metric_text(name: str, value: float) -> str:
-    """Returns a metric as people read it.
+    """Returns a metric as human-readable text.
 
     Example:
         >>> metric_text("accuracy", 0.8725), metric_text("mean_squared_error", 0.0123)
@@ -283,7 +283,7 @@ def render(result: CompressionResult, console: Console) -> None:
 
 
 def render_html(result: CompressionResult) -> str:
-    """Returns a result as one HTML page: no script, no network, light and dark.
+    """Returns a result as a single HTML page: no scripts, no network, light and dark.
 
     The same result gives the same bytes.
 
@@ -335,7 +335,7 @@ def _stage_sizes(result: CompressionResult) -> list[tuple[str, int, float]]:
 
 
 def _bars(layer: LayerResult) -> list[tuple[str, dict[str, int]]]:
-    """Returns a layer's bars: what the paper's format spends on what, and the file."""
+    """Returns a layer's bars: the bytes of each part in the paper's format, and in the file."""
     stored = layer.storage
     book = stored.codebook_bits // 8
     bars = [

@@ -21,19 +21,19 @@ COMPRESSION_SCHEMA = "edgecompress.compression/1"
 
 @dataclass(frozen=True)
 class StageResult:
-    """One line of the way from the original model to the file that ships.
+    """One step from the original model to the file that ships.
 
     Attributes:
         name: `original`, `int8`, the recipe's stages, `file`.
         title: What it is, a few words.
         metric: On the validation data.
-        engine: What computed the metric: `keras` or `tflm`.
+        engine: What measured the metric: `keras` or `tflm`.
         weights: Elements of all kernels.
         kept: Elements other than zero.
         stored_bytes: Bytes of the kernels, by the paper's accounting; for a file's stage None.
         file_bytes: Bytes of the file; None if the stage makes none.
-        epochs: It was trained for.
-        seconds: It took.
+        epochs: How many epochs it trained.
+        seconds: How long it took.
         resumed: Whether an earlier run had finished it.
     """
 
@@ -59,16 +59,16 @@ class LayerResult:
     """A kernel's line in the tables of Deep Compression (tables 2 to 5 of the paper).
 
     Attributes:
-        name: The layer; `<layer>/<variable>` where a layer has several kernels.
+        name: The layer; `<layer>/<variable>` if a layer has several kernels.
         type: Class of the layer.
         weights: Elements of the kernel in the original model.
-        storage: What the kernel that is left takes in the paper's format.
+        storage: What the remaining kernel takes in the paper's format.
         macs: Multiply-accumulates of the kernel in the original model; None if unknown.
-        macs_left: Those in the final model, zeros counted: what devices compute.
-        input_density: Share of the layer's inputs other than zero, 1 for inputs of the model;
-            None if unknown. The paper's Act% of the layer before.
-        coding: How the .tflite file stores it: `lut`, `prune`, `huffman`, `raw`; None if it is
-            not found in the file.
+        macs_left: Those in the final model, including zeros: what devices compute.
+        input_density: Share of non-zero inputs of the layer, 1 for inputs of the model; None if
+            unknown. The paper's Act% of the preceding layer.
+        coding: How the .tflite file stores it: `lut`, `prune`, `huffman`, `raw`; None if it was not
+            found in the file.
         file_bytes: Bytes that it takes in the file, tables included.
     """
 
@@ -84,7 +84,7 @@ class LayerResult:
 
     @property
     def kept_share(self) -> float:
-        """Weights other than zero over the original weights (the paper's Weights%)."""
+        """Non-zero weights over the original weights (the paper's Weights%)."""
         return self.storage.kept / self.weights
 
     @property
@@ -104,14 +104,14 @@ class LayerResult:
 
     @property
     def macs_kept(self) -> int | None:
-        """Multiply-accumulates with a weight other than zero."""
+        """Multiply-accumulates with a non-zero weight."""
         if self.macs_left is None or not self.storage.weights:
             return None
         return round(self.macs_left * self.storage.kept / self.storage.weights)
 
     @property
     def flop_share(self) -> float | None:
-        """Share of the operations with weight and input other than zero (the paper's FLOP%).
+        """Share of the operations with non-zero weight and input (the paper's FLOP%).
 
         Han, Pool, Tran and Dally, Learning both Weights and Connections for Efficient Neural
         Networks, 2015, https://arxiv.org/abs/1506.02626, table 2: Weights% times Act% before.
@@ -169,7 +169,7 @@ def mean_bits(rows: Sequence[Storage], name: str) -> float:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one inference costs on the target; None if it cannot be told.
+    """The cost of one inference on the target; None if unknown.
 
     Attributes:
         before: The int8 file of the original model.
@@ -183,12 +183,12 @@ class Cost:
 
     @property
     def uncoded_rate(self) -> float | None:
-        """Speed-up rate without decoding: what removed channels bring."""
+        """Speed-up rate without decoding: the effect of removed channels."""
         return _ratio(self.before, self.uncoded)
 
     @property
     def rate(self) -> float | None:
-        """Speed-up rate of the file that ships; under 1 if decoding costs more."""
+        """Speed-up rate of the file that ships; below 1 if decoding costs more."""
         return _ratio(self.before, self.after)
 
     def to_dict(self) -> dict[str, Any]:
@@ -205,7 +205,7 @@ class Totals:
     """All kernels together, and the files.
 
     Attributes:
-        layers: The lines that are added up.
+        layers: The lines that are summed.
         float_bytes: Bytes of the float32 .tflite file of the original model.
         int8_bytes: Bytes of its int8 file, without training.
         file_bytes: Bytes of the file that ships.
@@ -215,7 +215,7 @@ class Totals:
         instructions: Instructions of one inference.
         arena: Bytes of the tensor arena, decoded weights included.
         parameters_before: Weights, biases and normalization of the original model.
-        parameters_after: Those of the final model, zeros counted.
+        parameters_after: Those of the final model, including zeros.
     """
 
     layers: tuple[LayerResult, ...] = field(repr=False)
@@ -241,7 +241,7 @@ class Totals:
 
     @property
     def kept(self) -> int:
-        """Elements other than zero in the final model."""
+        """Non-zero elements in the final model."""
         return self.sum(lambda layer: layer.storage.kept)
 
     @property
@@ -266,12 +266,12 @@ class Totals:
 
     @property
     def macs_left(self) -> int:
-        """Multiply-accumulates of the final model, zeros counted."""
+        """Multiply-accumulates of the final model, including zeros."""
         return self.sum(lambda layer: layer.macs_left)
 
     @property
     def macs_kept(self) -> int:
-        """Multiply-accumulates with a weight other than zero."""
+        """Multiply-accumulates with a non-zero weight."""
         return self.sum(lambda layer: layer.macs_kept)
 
     @property
@@ -284,7 +284,7 @@ class Totals:
 
     @property
     def parameter_rate(self) -> float | None:
-        """Weights before over weights other than zero after; None if none is left."""
+        """Weights before over non-zero weights after; None if none is left."""
         return _ratio(self.weights, self.kept)
 
     @property
@@ -299,7 +299,7 @@ class Totals:
 
     @property
     def macs_rate(self) -> float | None:
-        """Multiply-accumulates before over those after, zeros counted."""
+        """Multiply-accumulates before over those after, including zeros."""
         return _ratio(self.macs, self.macs_left)
 
     def to_dict(self) -> dict[str, Any]:
@@ -347,14 +347,14 @@ def _ratio(before: float | None, after: float | None) -> float | None:
 
 @dataclass(frozen=True)
 class Drop:
-    """How much the metric fell from the original model to the file that ships.
+    """How much worse the metric is for the file that ships than for the original model.
 
     Attributes:
         metric: `accuracy` or `mean_squared_error`.
         before: The original Keras model.
         after: The file in its engine.
-        drop: How much worse; negative where better.
-        limit: The most that was allowed; None for no limit.
+        drop: How much worse; negative if better.
+        limit: The maximum allowed; None for no limit.
         samples: Validation samples.
     """
 
@@ -370,7 +370,7 @@ class Drop:
         """`pass`, `fail`, or `not_applicable` without a limit."""
         if self.limit is None:
             return "not_applicable"
-        # 0.90 - 0.89 is not more than 0.01, whatever binary fractions say.
+        # 0.90 - 0.89 is not more than 0.01, despite binary fractions.
         return "pass" if self.drop <= self.limit + 1e-9 else "fail"
 
     def to_dict(self) -> dict[str, Any]:
@@ -380,21 +380,21 @@ class Drop:
 
 @dataclass(frozen=True)
 class CompressionResult:
-    """What a recipe did to a model.
+    """The result of a recipe.
 
     Attributes:
         recipe: The recipe's name.
         name: The model's name.
-        path: Where it came from; None for a model in memory.
+        path: The model's file; None for a model in memory.
         settings: The recipe's settings, as JSON values.
-        data: What was trained on and measured on, as JSON values.
-        stages: The way, in order.
+        data: The training and validation data, as JSON values.
+        stages: The steps, in order.
         layers: The paper's tables.
         totals: All layers together, files, latency.
-        drop: What the metric lost.
+        drop: The loss in the metric.
         report: The verdict on the file that ships, as `edgecompress.export` gives it.
         files: Files of the recipe itself, relative to the output folder.
-        notes: What was skipped or done otherwise, one sentence each; those of the report too.
+        notes: What was skipped or done differently, one sentence each, including the report's.
         version: Version of edgecompress.
         argv: The command.
     """
@@ -416,12 +416,12 @@ class CompressionResult:
 
     @property
     def verdict(self) -> Verdict:
-        """The worst of the report's verdict and that on the drop."""
+        """The worse of the report's verdict and the verdict on the drop."""
         return worst_verdict([self.report.verdict, self.drop.verdict])
 
     @property
     def exit_code(self) -> int:
-        """The report's; 4 where nothing else failed and the metric fell more than allowed."""
+        """The report's; 4 if nothing else failed and the metric dropped more than allowed."""
         code = self.report.exit_code
         if accept_undecided(code) == errors.OK and self.drop.verdict == "fail":
             return errors.BELOW_ACCURACY
@@ -429,7 +429,7 @@ class CompressionResult:
 
     @property
     def undecided_limits(self) -> tuple[str, ...]:
-        """The limits of which nobody knows whether they are kept, by name."""
+        """The undecided limits, by name."""
         return self.report.undecided_limits
 
     def exit_code_for(self, allow_undecided: bool) -> int:

@@ -1,11 +1,11 @@
-"""What Deep Compression's format spends on a layer: weights, relative indices, codebook.
+"""The size of a layer in Deep Compression's format: weights, relative indices, codebook.
 
 Han, Mao and Dally, Deep Compression, 2016, https://arxiv.org/abs/1510.00149. A pruned layer stores
-its weights other than zero, each with the distance from the one before (section 2, figure 2); after
-clustering a weight is an index into a codebook of shared values (section 3, equation 1); at last
-both kinds of indices get Huffman codes of their own (section 4). The numbers are those of the
-paper's tables 2 to 5: codebooks count, the tables that a Huffman decoder needs and biases do not.
-No device runs this format; what a file for TensorFlow Lite Micro spends is another number.
+its non-zero weights, each with the distance from the previous one (section 2, figure 2); after
+clustering, a weight is an index into a codebook of shared values (section 3, equation 1); finally,
+both kinds of indices are Huffman-coded separately (section 4). The numbers are those of the paper's
+tables 2 to 5: codebooks count, biases and the tables of a Huffman decoder do not. No device runs
+this format; the size of a TensorFlow Lite Micro file is a different number.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class RelativeIndex:
     """An array as values with distances.
 
     Attributes:
-        gaps: Distance of each stored value from the one before, 1 to `2 ** bits`; the first counts
-            from the position before the array.
-        values: The stored values: those other than zero, and zeros that fill gaps too long.
+        gaps: Distance of each stored value from the previous one, 1 to `2 ** bits`; the first
+            counts from the position before the array.
+        values: The stored values: non-zero ones, and filler zeros for gaps that are too long.
         bits: Width of a gap, which is stored less 1.
-        size: Elements of the array; the zeros behind the last stored value cost nothing.
+        size: Elements of the array; zeros after the last stored value cost nothing.
     """
 
     gaps: np.ndarray
@@ -52,10 +52,10 @@ class RelativeIndex:
 
 
 def relative_index(values: np.ndarray, bits: int) -> RelativeIndex:
-    """Returns an array as its values other than zero with distances of `bits` bits.
+    """Returns an array as its non-zero values with distances of `bits` bits.
 
-    Where a distance is larger than `2 ** bits`, zeros are stored in between, each at the largest
-    distance: section 2 and figure 2 of the paper, whose example has 3 bits and distances up to 8.
+    If a distance is larger than `2 ** bits`, filler zeros are stored, each at the largest distance:
+    section 2 and figure 2 of the paper, whose example has 3 bits and distances up to 8.
 
     Args:
         values: Array of any shape, read in the order in which it is stored.
@@ -89,14 +89,13 @@ def relative_index(values: np.ndarray, bits: int) -> RelativeIndex:
 
 @dataclass(frozen=True)
 class Storage:
-    """What a layer takes in Deep Compression's format.
+    """The size of a layer in Deep Compression's format.
 
     Attributes:
         weights: Elements of the layer's kernel.
         kept: Elements other than zero.
-        entries: Stored weights: `kept`, and zeros that fill gaps too long; all elements where
-            nothing is pruned.
-        values: Different values among the entries.
+        entries: Stored weights: `kept` plus filler zeros; all elements if nothing is pruned.
+        values: Number of distinct values among the entries.
         weight_bits: Bits of a weight: of its index into the codebook, or 32 without one.
         index_bits: Bits of a distance; 0 if nothing is pruned.
         codebook_bits: 32 for each value; 0 without a codebook.
@@ -116,7 +115,7 @@ class Storage:
 
     @property
     def fillers(self) -> int:
-        """Stored zeros that fill gaps; 0 if nothing is pruned."""
+        """Stored filler zeros; 0 if nothing is pruned."""
         return self.entries - self.kept if self.index_bits else 0
 
     @property
@@ -137,9 +136,9 @@ class Storage:
 
 
 def storage(kernel: np.ndarray, index_bits: int = 5, codebook: bool | None = None) -> Storage:
-    """Returns what a kernel takes in Deep Compression's format.
+    """Returns the size of a kernel in Deep Compression's format.
 
-    With n entries of k different values, weights take `n * ceil(log2(k))` bits and the codebook
+    With n entries of k distinct values, weights take `n * ceil(log2(k))` bits and the codebook
     `k * 32` (equation 1). A kernel with zeros has n entries with a distance each, as in
     `relative_index`; one without has no distances.
 
@@ -148,7 +147,7 @@ def storage(kernel: np.ndarray, index_bits: int = 5, codebook: bool | None = Non
         index_bits: Bits of a distance. The paper uses 5 for LeNet and VGG-16 and 4 for AlexNet
             (tables 2 to 5), and names 8 for convolutions in section 2. Defaults to 5.
         codebook: Whether weights are indices into a codebook, else 32-bit floats. Defaults to None:
-            where that is smaller. The paper has one for every layer, however small.
+            if that is smaller. The paper has one for every layer, however small.
 
     Raises:
         ArgumentError: `index_bits` is out of range, or the kernel has no elements.
@@ -165,7 +164,7 @@ def storage(kernel: np.ndarray, index_bits: int = 5, codebook: bool | None = Non
     kept = int(np.count_nonzero(flat))
     pruned = kept < flat.size
     entries = index.values if pruned else flat
-    # Ranks in the place of the values: what counts is how often each occurs.
+    # Ranks instead of values: all that matters is how often each occurs.
     counts = dict(enumerate(np.unique(entries, return_counts=True)[1].tolist()))
     values = len(counts)
     weight_bits = max(1, (values - 1).bit_length())

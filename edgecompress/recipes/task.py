@@ -24,7 +24,7 @@ _SAMPLES = 256
 
 @dataclass(frozen=True)
 class Metric:
-    """What the stages are judged by.
+    """The metric by which the stages are judged.
 
     Attributes:
         name: `accuracy` or `mean_squared_error`.
@@ -37,7 +37,7 @@ class Metric:
     measure: Callable[[np.ndarray, np.ndarray], float] = field(repr=False)
 
     def drop(self, before: float, after: float) -> float:
-        """Returns how much worse `after` is than `before`; negative where it is better."""
+        """Returns how much worse `after` is than `before`; negative if it is better."""
         return before - after if self.higher_is_better else after - before
 
 
@@ -47,8 +47,8 @@ class Task:
 
     Attributes:
         kind: `classes` (one of several), `binary` (one output, yes or no) or `values`.
-        output: What the model gives: `probabilities`, `logits` or `values`.
-        metric: What the stages are judged by.
+        output: The kind of its outputs: `probabilities`, `logits` or `values`.
+        metric: The metric by which the stages are judged.
         loss: The Keras loss, (y_true, y_pred) -> loss.
         loss_text: The loss and where it comes from, for people.
         sparse: Whether the loss takes class numbers instead of one-hot rows.
@@ -63,12 +63,12 @@ class Task:
 
     @property
     def is_classifier(self) -> bool:
-        """Whether there are classes to be right about."""
+        """Whether the model is a classifier."""
         return self.kind != "values"
 
     @property
     def has_classes_for_export(self) -> bool:
-        """Whether `export` can measure the accuracy: it takes one output for a probability."""
+        """Whether `export` can measure the accuracy: it treats a single output as a probability."""
         return self.kind == "classes" or (self.kind == "binary" and self.output != "logits")
 
     def labels(self, samples: Samples, outputs: tuple[int, ...]) -> np.ndarray:
@@ -91,7 +91,7 @@ class Task:
 
 
 def class_numbers(y: np.ndarray) -> np.ndarray:
-    """Returns class numbers of class numbers, one-hot rows or probabilities."""
+    """Returns class numbers from class numbers, one-hot rows or probabilities."""
     if y.ndim == 2 and y.shape[1] > 1:
         return y.argmax(1)
     return y.reshape(-1).astype(np.int64)
@@ -113,12 +113,12 @@ def _squares(labels: np.ndarray, outputs: np.ndarray) -> float:
 
 
 def find_task(loaded: LoadedModel, data: Data, outputs: np.ndarray, given_loss: Any) -> Task:
-    """Returns what a model is trained for, from its outputs, its labels and its own loss.
+    """Infers what a model is trained for from its outputs, its labels and its own loss.
 
     Args:
         loaded: The model.
         data: Training and validation data.
-        outputs: What the model says to the first training samples.
+        outputs: The model's outputs for the first training samples.
         given_loss: The loss it was compiled with, as `own_loss` returns it; None for none.
 
     Raises:
@@ -180,8 +180,8 @@ def _kind(samples: Samples, outputs: np.ndarray, argument: str) -> str:
 def output_kind(model: Any, outputs: np.ndarray) -> str:
     """Returns whether a classifier gives `probabilities` or `logits`.
 
-    The activation of the layer that makes the output tells; if there is none to look at, the
-    outputs do: probabilities lie between 0 and 1 and sum to 1.
+    This follows from the activation of the output layer or, if there is none to inspect, from the
+    outputs: probabilities are between 0 and 1 and sum to 1.
     """
     activation = _last_activation(model)
     if activation is not None:
@@ -305,7 +305,7 @@ def check_model(loaded: LoadedModel) -> None:
 
 
 def first_outputs(loaded: LoadedModel, samples: Samples) -> np.ndarray:
-    """Returns what the model says to some samples; refuses outputs that are not finite."""
+    """Returns the model's outputs for some samples; refuses outputs that are not finite."""
     outputs = loaded.predict([array[:_SAMPLES] for array in samples.x])[0]
     if not np.isfinite(outputs).all():
         raise UnsupportedModelError(

@@ -1,4 +1,4 @@
-"""Training a student on labels and on what the original model says."""
+"""Trains a student on labels and on the original model's outputs."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Trainer:
 
     Args:
         task: Loss, metric and labels.
-        data: What to train on and to validate on.
+        data: Training and validation data.
         teacher: The original model.
-        teacher_loss: Compares its outputs with the student's; None: nothing does.
-        batch_size: Samples of a batch.
-        learning_rate: Of Adam at the start of each fit; it falls to 0 along a cosine.
+        teacher_loss: Compares its outputs with the student's; None for no teacher.
+        batch_size: Samples per batch.
+        learning_rate: Initial Adam learning rate of each fit; cosine decay to 0.
         on_epoch: Called after each epoch.
     """
 
@@ -67,7 +67,7 @@ class Trainer:
         self, model: Any, stage: str, epochs: int, callbacks: Sequence[Any], done: int = 0,
         of: int | None = None,
     ) -> dict[str, list[float]]:  # fmt: skip
-        """Trains a model in place and returns the curves, one value an epoch.
+        """Trains a model in place and returns the curves, one value per epoch.
 
         Args:
             model: A Keras model.
@@ -101,7 +101,7 @@ class Trainer:
         return measure(model, self._task, self._data.validation)
 
     def _packed(self, samples: Samples, teacher: Any) -> np.ndarray:
-        """Returns labels and, behind them in each row, the teacher's logits."""
+        """Returns labels followed by the teacher's logits in each row."""
         labels = self._task.labels(samples, self._shape)
         if self._taught is None:
             return labels
@@ -111,7 +111,7 @@ class Trainer:
         return packed if self._taught is None else self._taught.labels(packed)
 
     def _loss(self, packed: Any, outputs: Any) -> Any:
-        """Returns the loss of the labels alone, or with the teacher's share."""
+        """Returns the loss on the labels, with or without the teacher's share."""
         loss = self._task.loss if self._taught is None else self._taught
         return loss(packed, outputs)
 
@@ -134,7 +134,7 @@ class Trainer:
 
 
 class _Reporter(keras.callbacks.Callback):
-    """Tells the epochs, and ends a training that has diverged."""
+    """Reports the epochs, and stops a diverged training."""
 
     def __init__(
         self, stage: str, done: int, epochs: int, on_epoch: Callable[[Epoch], None]

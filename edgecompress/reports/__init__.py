@@ -1,1 +1,1 @@
-"""What users read of a result: text, HTML, plots."""
+"""How results are presented to users: text, HTML, plots."""

@@ -1,4 +1,4 @@
-"""What the HTML page draws: memory maps, comparisons and bars, as numbers."""
+"""The numbers behind the HTML page's drawings: memory maps, comparisons and bars."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Rectangle:
         name: Tensor or scratch.
         first_op: Operator that writes it first; -1 for a model input.
         last_op: Operator that reads it last.
-        offset: Where it lies in the arena, in bytes.
+        offset: Its position in the arena, in bytes.
         bytes: Its size.
-        label: What a chart calls it; the name if there is none.
+        label: Its label in a chart; the name if there is none.
     """
 
     name: str
@@ -40,10 +40,10 @@ class Rectangle:
 
 @dataclass(frozen=True)
 class MemoryMap:
-    """What lies where in a tensor arena while the operators run.
+    """The layout of a tensor arena while the operators run.
 
     Attributes:
-        title: Which core and kernels it holds for.
+        title: The core and kernels it applies to.
         rectangles: The buffers.
         operators: Names of the operators, in order.
         used: Bytes of the whole arena; None if only the plan is known.
@@ -73,8 +73,8 @@ class Comparison:
 
     Attributes:
         name: What is compared, e.g. `File size`.
-        before: Earlier value, in `unit`; None if it was not known.
-        after: Present value; None if it is not known.
+        before: Earlier value, in `unit`; None if unknown.
+        after: Present value; None if unknown.
         unit: As in CheckResult.
     """
 
@@ -137,7 +137,7 @@ def compare(before: Report, after: Report) -> tuple[Comparison, ...]:
             # The file is compared above.
             if check.rule == "file_size" or known is None or known.unit != check.unit:
                 continue
-            # Neither unknown nor zero on both sides: that no operator lacks is in the checks.
+            # Neither unknown nor zero on both sides; missing operators are covered by the checks.
             if known.measured or check.measured:
                 name = f"{check.title} on {target.name}"
                 rows.append(Comparison(name, known.measured, check.measured, check.unit))
@@ -180,7 +180,7 @@ def memory_map(arena: Arena, operators: Sequence[str] = ()) -> MemoryMap:
 
     return MemoryMap(
         title=f"{arena.core}, {arena.kernels}",
-        # Buffers that no operator uses have no place in time.
+        # Buffers that no operator uses have no lifetime.
         rectangles=tuple(
             Rectangle(_short(b.name), b.first, b.last, b.offset, b.bytes, label(b))
             for b in arena.buffers
@@ -193,7 +193,7 @@ def memory_map(arena: Arena, operators: Sequence[str] = ()) -> MemoryMap:
 
 
 def _short(name: str) -> str:
-    """Returns the first of the names that a fused operator's tensor carries."""
+    """Returns the first name of a fused operator's tensor."""
     return name.split(";")[0]
 
 
@@ -211,18 +211,18 @@ def gauge(check: CheckResult) -> Gauge | None:
     """Returns the bar of a check; None if there is no limit, or nothing below it."""
     if check.measured is None or not check.limit:
         return None
-    if min(check.measured, check.limit) < 0:  # An R2 below 0 has no place on the bar.
+    if min(check.measured, check.limit) < 0:  # An R2 below 0 cannot be shown on the bar.
         return None
     low = check.measured if check.low is None else check.low
     high = check.measured if check.high is None else check.high
     top = max(check.limit, high, check.measured)
-    # Room behind the larger one, so that both ends of the bar are seen.
+    # Space after the larger one, so that both ends of the bar are visible.
     full = max(top, 1.0) if check.is_floor and check.unit == "share" else top * 1.04
     return Gauge(*(round(100 * x / full, 2) for x in (check.measured, low, high, check.limit)))
 
 
 def sizes(report: Report, baseline: Report | None) -> list[tuple[str, int, int | None]]:
-    """Returns (name, bytes, compressed bytes) of every file that the report knows."""
+    """Returns (name, bytes, compressed bytes) of every file in the report."""
     sizes: list[tuple[str, int, int | None]] = []
     if baseline is not None:
         old = baseline.model
@@ -314,7 +314,7 @@ def operator_latency(
         try:
             estimate = predict(flat, profile, kernels)
         except EdgeCompressError:
-            continue  # The latency check of the same target has said why.
+            continue  # The latency check of the same target explains why.
         counted = sum(cost.instructions or 0 for cost in estimate.operators)
         if estimate.microseconds is not None and counted:
             scale = estimate.microseconds / counted

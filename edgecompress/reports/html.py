@@ -1,4 +1,4 @@
-"""A report as one HTML page that needs no script and no network."""
+"""A report as a single HTML page without scripts or network access."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def render_html(
     layers: Sequence[tuple[str, float | None]] = (),
     title: str | None = None,
 ) -> str:
-    """Returns a report as one HTML page: no script, no network, light and dark, screen and print.
+    """Returns a report as a single HTML page: no scripts, no network, light and dark, print styles.
 
     The same arguments give the same bytes.
 
@@ -66,8 +66,8 @@ def render_html(
         baseline: An earlier report to compare with.
         comparison: Further lines of the before/after table.
         history: Training curves, name -> values by epoch or logged step.
-        memory: Memory maps beside those made from `flat`.
-        latency: Target -> (operator, microseconds) beside those made from `flat`.
+        memory: Memory maps in addition to those made from `flat`.
+        latency: Target -> (operator, microseconds) in addition to those made from `flat`.
         layers: Layer -> signal-to-quantization-noise ratio against the Keras model, in dB; None
             or infinite where the layer agrees exactly.
         title: The page's title. Defaults to the model's file name.
@@ -118,9 +118,9 @@ def render_html(
 
 
 def page_environment() -> jinja2.Environment:
-    """Returns what fills a page: everything is escaped, and what is missing is an error.
+    """Returns the page's template environment: everything is escaped, undefined names are errors.
 
-    What is not printable stands as in `core.terminal.shown`.
+    Unprintable characters are shown as by `core.terminal.shown`.
 
     Filters: `value` (a number and its unit as text), `percent` and `number`.
     """
@@ -128,7 +128,7 @@ def page_environment() -> jinja2.Environment:
 
     environment = jinja2.Environment(
         autoescape=True,
-        # Markup is what this package drew; all else may be a name from a file.
+        # Only what this package drew is markup; everything else may be a name from a file.
         finalize=lambda value: shown(value) if type(value) is str else value,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -143,7 +143,7 @@ def page_environment() -> jinja2.Environment:
 
 
 def page_style() -> str:
-    """Returns the style sheet of all pages, as it stands inside `<style>`."""
+    """Returns the style sheet of all pages, for the inside of `<style>`."""
     import jinja2
 
     text = (resources.files("edgecompress.reports") / "page.css").read_text("utf-8")

@@ -1,7 +1,7 @@
-"""The report's charts, drawn by matplotlib as SVG that goes into the page as it is.
+"""The report's charts, drawn by matplotlib as SVG that is inlined in the page.
 
-Colours are written as CSS variables, so that the page's light and dark schemes hold for the charts
-too, and text stays text. The same data give the same bytes.
+Colours are CSS variables, so that the page's light and dark schemes also apply to the charts, and
+text stays text. The same data give the same bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from edgecompress.reports.figures import MemoryMap
 
-# matplotlib knows no CSS variables: it draws with stand-ins that are replaced in the SVG.
+# matplotlib does not support CSS variables: it draws with placeholders that are replaced in the
+# SVG.
 _COLOURS = {
     "ink": "#010203",
     "muted": "#020304",
@@ -35,16 +36,16 @@ _COLOURS = {
 }
 _SERIES = ("c1", "c2", "c3", "c4", "c5", "c6")
 _DASHES = ("-", "--", ":", "-.")
-# Inches; at a phone's width text of 9 points is still read.
+# Inches; 9-point text is still legible at a phone's width.
 _WIDTH = 5.6
-# More curves than this in one chart cannot be told apart.
+# More curves than this in one chart cannot be distinguished.
 _MOST_CURVES = 8
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 9,
     "text.color": _COLOURS["ink"],
-    # Names of layers may hold dollar signs.
+    # Layer names may contain dollar signs.
     "text.parse_math": False,
     "axes.edgecolor": _COLOURS["grid"],
     "axes.labelcolor": _COLOURS["muted"],
@@ -71,7 +72,7 @@ def _svg(figure: Figure, name: str) -> str:
 
     out = io.StringIO()
     with warnings.catch_warnings():
-        # The browser draws the text with fonts of its own.
+        # The browser draws the text with its own fonts.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue()
@@ -81,10 +82,10 @@ def _svg(figure: Figure, name: str) -> str:
         text = text.replace(stand_in, f"var(--{variable})")
     # Ids of several charts share one page.
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
-    # The page says how wide; what the chart shows is said in words beside it.
+    # The page sets the width; text next to the chart describes it.
     text = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", text, count=1)
-    # Fonts are the page's business, sizes are not.
+    # The page sets fonts, but not sizes.
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
     return text.replace("<svg", '<svg aria-hidden="true" focusable="false"', 1).strip()
 
@@ -94,7 +95,7 @@ def _drawing(height: float, salt: str) -> Iterator[Figure]:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    # Without a fixed salt every run would name its ids again.
+    # Without a fixed salt, ids would differ in every run.
     with rc_context({**_STYLE, "svg.hashsalt": salt}):
         yield Figure(figsize=(_WIDTH, height), layout="constrained")
 
@@ -136,10 +137,10 @@ def _beside(axes: Any, x: float, y: float, text: str, colour: str) -> None:
 
 
 def curves(history: Mapping[str, Sequence[float | None]]) -> str:
-    """Returns training curves: one chart each for sparsity, losses, and what else there is.
+    """Returns training curves: one chart each for sparsity, losses, and everything else.
 
     Args:
-        history: Name -> values; None and what is not finite leave a gap.
+        history: Name -> values; None and non-finite values leave a gap.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -204,7 +205,7 @@ def _curve_groups(history: Mapping[str, Sequence[Any]]) -> dict[str, list[str]]:
 
 
 def memory_chart(memory: MemoryMap) -> str:
-    """Returns the memory map: operators to the right, addresses upwards, one box a buffer.
+    """Returns the memory map: operators to the right, addresses upwards, one box per buffer.
 
     Args:
         memory: What lies where.
@@ -230,7 +231,7 @@ def memory_chart(memory: MemoryMap) -> str:
                     alpha=0.85,
                 )
             )
-            # A label that would not fit is left to the table below the chart.
+            # A label that does not fit is left to the table below the chart.
             room = int(width / length * 75)
             label = box.label or box.name
             if box.bytes > 0.05 * height and room >= min(len(label), 5):
@@ -264,7 +265,7 @@ def _cut(text: str, length: int) -> str:
 
 
 def stacked_chart(rows: Sequence[tuple[str, Sequence[tuple[str, Mapping[str, int]]]]]) -> str:
-    """Returns stacked bars of bytes: for each layer a group of bars, for each bar its parts.
+    """Returns stacked bars of bytes: a group of bars per layer, and each bar's parts.
 
     Args:
         rows: (layer, bars), each bar (label, part -> bytes).
@@ -304,7 +305,7 @@ def stacked_chart(rows: Sequence[tuple[str, Sequence[tuple[str, Mapping[str, int
 
 
 def stage_chart(stages: Sequence[tuple[str, int, float]], metric: str) -> str:
-    """Returns sizes stage by stage as bars, and the metric beside them as a line.
+    """Returns the size of each stage as bars, and the metric as a line.
 
     Args:
         stages: (title, bytes, metric) of each stage, in order.

@@ -33,7 +33,7 @@ _CHECK_COLUMNS = (
     Column("Band", drop=2),
     Column("Limit"),
     Column("Used", drop=3),
-    # Without it a prediction looks like a measurement.
+    # Without it, a prediction looks like a measurement.
     Column("How known", drop=1, left=True),
 )
 

@@ -1,4 +1,4 @@
-"""How values, bands, limits and verdicts read, and the remarks that explain them."""
+"""The wording of values, bands, limits and verdicts, and of the remarks that explain them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _UNITS: Mapping[str, Callable[[float], str]] = {
 
 
 def format_value(value: float | None, unit: str) -> str:
-    """Returns a value as people read it; "" for none.
+    """Returns a value as human-readable text; "" for none.
 
     Example:
         >>> format_value(54996, "bytes"), format_value(60000.0, "microseconds")
@@ -63,27 +63,27 @@ def format_value(value: float | None, unit: str) -> str:
 
 
 def used_share(check: CheckResult) -> float | None:
-    """Returns measured / limit; None if there is no ceiling to use up."""
+    """Returns measured / limit; None without a ceiling."""
     if check.measured is None or not check.limit or check.is_floor:
         return None
     return check.measured / check.limit
 
 
 def band_text(check: CheckResult) -> str:
-    """Returns the band of a value; "" where the value is exact."""
+    """Returns the band of a value; "" if the value is exact."""
     if check.low == check.high:
         return ""
     low, high = format_value(check.low, check.unit), format_value(check.high, check.unit)
     if not (low and high):
         return f"at least {low}" if low else f"at most {high}"
-    # A unit that both ends share is stated once.
+    # A unit shared by both ends is stated once.
     return f"{low.removesuffix(' ' + high.partition(' ')[2])} to {high}"
 
 
 def limit_text(check: CheckResult) -> str:
     """Returns the limit of a check, a floor or a ceiling; "" for none."""
     if check.measured is None and check.detail.get("floor", check.limit) is None:
-        # Only a drop from a value that is not known.
+        # Only a drop from an unknown value.
         drop = check.detail.get("max_drop")
         return "" if drop is None else f"drop {format_value(drop, check.unit)}"
     text = format_value(check.limit, check.unit)
@@ -96,7 +96,7 @@ def percent_text(share: float | None) -> str:
 
 
 def remarks(check: CheckResult) -> list[str]:
-    """Returns what a value stands on, one sentence each: class and runtime, range, comparison."""
+    """Returns the basis of a value, one sentence each: class and runtime, range, comparison."""
     return _REMARKS[check.rule](check) if check.rule in _REMARKS else []
 
 
@@ -123,7 +123,7 @@ def _latency_remarks(check: CheckResult) -> list[str]:
 def _parity_remarks(check: CheckResult) -> list[str]:
     """Returns what a parity check found, in one line: engines, error, worst layers."""
     detail = check.detail
-    # Where it has a reason, that says it.
+    # If there is a reason, it says this already.
     if "engines" not in detail or check.reason:
         return []
     engines = ", ".join(f"{format_share(v)} in {name}" for name, v in detail["engines"].items())
@@ -147,7 +147,7 @@ def _parity_remarks(check: CheckResult) -> list[str]:
 
 
 def _accuracy_remarks(check: CheckResult) -> list[str]:
-    """Returns the value beside the Keras model's, and what told the metric."""
+    """Returns the value next to the Keras model's, and how the metric was chosen."""
     detail = check.detail
     if check.measured is None or "found" not in detail:
         return []

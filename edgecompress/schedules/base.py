@@ -1,4 +1,4 @@
-"""The base of the sparsity schedules: a pure function of the training step."""
+"""Base class of sparsity schedules: pure functions of the training step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgecompress.core.registry import Registry
 
 SCHEDULES: Registry[type[Schedule]] = Registry("schedule")
 
-# What a formula needs beyond operators, for plain Python numbers; keras.ops has the same names.
+# Functions a formula needs besides operators, for plain Python numbers, named as in keras.ops.
 PYTHON_OPS = SimpleNamespace(
     cast=lambda x, dtype: float(x),
     clip=lambda x, low, high: min(max(x, low), high),
@@ -24,7 +24,7 @@ S = TypeVar("S", bound="Schedule")
 
 
 class Schedule(ABC):
-    """Says how sparse the weights should be at a training step, and when masks are recomputed.
+    """Defines how sparse the weights should be at a training step, and when masks are recomputed.
 
     A schedule is a frozen dataclass with at least the fields `begin_step`, `end_step` and
     `frequency`. Its formula is written once, in `value`, and serves plain numbers as well as
@@ -71,7 +71,7 @@ class Schedule(ABC):
     def due(self, step: Any) -> Any:
         """Returns whether masks are recomputed at a step: every `frequency` steps in the range.
 
-        Both ends are inside the range; an `end_step` of -1 never ends it. Works on an int and on
+        Both ends are inclusive; an `end_step` of -1 never ends it. Works on an int and on
         an integer tensor of shape ().
         """
         inside = step >= self.begin_step
@@ -157,7 +157,7 @@ def check_steps(begin_step: Any, end_step: Any, frequency: Any, endless: bool) -
 
     Args:
         begin_step: First step at which masks are computed.
-        end_step: Last one; -1 for never ending where `endless`.
+        end_step: Last one; -1 for never ending if `endless`.
         frequency: Steps between two computations.
         endless: Whether the formula works without an end.
     """

@@ -19,10 +19,10 @@ from edgecompress.schedules.base import (
 class ConstantSparsity(Schedule):
     """The same sparsity at every update.
 
-    The arguments mean what they mean in tensorflow-model-optimization. So with the defaults nothing
-    is pruned in the first 99 steps: masks are computed every `frequency` steps from `begin_step`
-    on, and the first step after 0 is step 100. `ConstantSparsity(0.5, begin_step=1)` prunes from
-    the first step on.
+    The arguments have the same meaning as in tensorflow-model-optimization. So with the defaults
+    nothing is pruned in the first 99 steps: masks are computed every `frequency` steps from
+    `begin_step` on, and the first step after 0 is step 100. `ConstantSparsity(0.5, begin_step=1)`
+    prunes from the first step on.
 
     Args:
         target_sparsity: Share of zero weights, at least 0 and below 1.

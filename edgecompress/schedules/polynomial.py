@@ -1,4 +1,4 @@
-"""Polynomial decay of the density: sparsity rises fast at first and levels off at its target."""
+"""Polynomial decay of density: sparsity rises fast at first and levels off at its target."""
 
 from __future__ import annotations
 
@@ -27,12 +27,11 @@ class PolynomialDecay(Schedule):
 
     held at `initial_sparsity` before t0 and at `final_sparsity` after t1: equation 1 of Zhu and
     Gupta, "To prune, or not to prune", 2017, https://arxiv.org/abs/1710.01878, with `power` = 3.
-    The arguments mean what they mean in tensorflow-model-optimization, except that
+    The arguments have the same meaning as in tensorflow-model-optimization, except that
     `initial_sparsity` has a default and therefore comes after the steps.
 
-    Masks change only every `frequency` steps. Where `frequency` does not divide
-    `end_step - begin_step`, the last update comes before `end_step`, slightly below
-    `final_sparsity`.
+    Masks change only every `frequency` steps. If `frequency` does not divide `end_step -
+    begin_step`, the last update comes before `end_step`, slightly below `final_sparsity`.
 
     Args:
         final_sparsity: Share of zero weights at the end, at least 0 and below 1.

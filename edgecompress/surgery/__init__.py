@@ -1,4 +1,4 @@
-"""Surgery: a Keras model in, a smaller one out. To add one: a module, its test, one import line."""
+"""Surgery: Keras model in, smaller model out. To add a rewrite: a module, its test, one import."""
 
 # Importing a rewrite registers it.
 from edgecompress.surgery import remove_channels as remove_channels

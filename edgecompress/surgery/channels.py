@@ -1,15 +1,15 @@
-"""Which channels of a model carry nothing: labels, constants and readers of every tensor.
+"""Which channels of a model are redundant: labels, constants and readers of every tensor.
 
 Each channel of each tensor gets a label, the filter that made it. A layer that keeps channels
-apart (BatchNormalization, ReLU, pooling, a depthwise convolution) passes the labels on, Flatten
-and Concatenate move them, Add and Multiply make two labels one. Beside its label, a channel has
-the constant that it holds at inference whatever the input is, or NaN where it depends on the
-input: a filter of zeros makes a channel that holds its bias, and what BatchNormalization and the
-activation make of it, which is not zero in general.
+separate (BatchNormalization, ReLU, pooling, a depthwise convolution) passes the labels on, Flatten
+and Concatenate move them, Add and Multiply merge two labels into one. Besides its label, a channel
+has the constant that it holds at inference whatever the input, or NaN if it depends on the input:
+an all-zero filter produces a channel that equals its bias, transformed by BatchNormalization and
+the activation, which is not zero in general.
 
-A channel can go where no reader needs it: the reader's weights for it are all zero, or it is a
-constant that the reader's bias can take over. Everything here is numpy on a copy of the weights;
-the model is not touched.
+A channel can be removed if no reader needs it: the reader's weights for it are all zero, or it is a
+constant that the reader's bias can absorb. Everything here is numpy on a copy of the weights; the
+model is not modified.
 """
 
 from __future__ import annotations
@@ -38,8 +38,7 @@ class Channels:
 
     Attributes:
         labels: Which filter made each channel, (channels,).
-        constant: What each channel holds for every input, (channels,), NaN where that depends on
-            the input.
+        constant: The constant of each channel, (channels,), NaN if it depends on the input.
     """
 
     labels: np.ndarray
@@ -57,7 +56,7 @@ class Reader:
         sums: Weight sums over the kernel's positions, (inputs, outputs).
         reads: Whether any of these weights is not zero, (inputs, outputs).
         exact: Whether every output position sees all of the kernel's weights, so that a constant
-            input is the same as a bias; false where the border is padded with zeros.
+            input is equivalent to a bias; false if the border is padded with zeros.
     """
 
     labels: np.ndarray
@@ -69,18 +68,18 @@ class Reader:
 
     @property
     def foldable(self) -> np.ndarray:
-        """Which inputs a bias can take over, (inputs,)."""
+        """Which inputs a bias can absorb, (inputs,)."""
         return ~np.isnan(self.constant) & (self.exact | (self.constant == 0))
 
     def respond(self, values: np.ndarray) -> np.ndarray:
         """Returns what constant inputs add to the outputs, (outputs,) in float64."""
-        some = np.flatnonzero(values)  # Few: a copy of all weights in float64 can be large.
+        some = np.flatnonzero(values)  # Only a few: a copy of all weights in float64 can be large.
         return values[some] @ self.sums[some].astype(np.float64)
 
 
 @dataclass(frozen=True)
 class Use:
-    """How a layer that can be cut to fewer channels stands in the graph.
+    """How a layer that can be cut to fewer channels is used in the graph.
 
     Attributes:
         call: The layer and its first call.
@@ -115,27 +114,28 @@ class Call:
 
     @property
     def title(self) -> str:
-        """The layer as messages name it: `'conv' (Conv2D)`."""
+        """The layer's name in messages: `'conv' (Conv2D)`."""
         return f"{self.path!r} ({type(self.layer).__name__})"
 
 
 class NotUnderstood(Exception):
-    """Raised by a rule whose layer is set up in a way that it cannot follow; says which."""
+    """Raised by a rule that cannot follow its layer's configuration; says why."""
 
 
 @dataclass
 class Analysis:
-    """Labels, readers and producers of one graph; nested models have an analysis of their own.
+    """Labels, readers and producers of one graph; nested models have separate analyses.
 
     Attributes:
         producers: Layer -> labels of the filters it makes.
-        filters: Layer -> which of its filters are zero throughout.
+        filters: Layer -> which of its filters are entirely zero.
         readers: Layer -> what it reads.
-        uses: Layer -> how it stands in the graph, for every layer that follows channels.
-        following_norm: Layer -> the BatchNormalization that alone reads its linear output.
+        uses: Layer -> how it is used in the graph, for every layer that follows channels.
+        following_norm: Layer -> the BatchNormalization that is the only reader of its linear
+            output.
         frozen: Label -> why it must stay.
-        borders: Whether zeros padded around a border count; without them a constant is what it is
-            in the middle of an image.
+        borders: Whether zero padding at the border counts; if not, a constant is its value in the
+            interior of an image.
     """
 
     producers: dict[str, np.ndarray] = field(default_factory=dict)
@@ -148,7 +148,7 @@ class Analysis:
     _parents: list[int] = field(default_factory=list)
 
     def fresh(self, count: int) -> np.ndarray:
-        """Returns `count` labels that nothing else has."""
+        """Returns `count` unused labels."""
         start = len(self._parents)
         self._parents.extend(range(start, start + count))
         return np.arange(start, start + count)
@@ -165,7 +165,7 @@ class Analysis:
         return np.array([self.root(int(label)) for label in labels], dtype=np.int64)
 
     def unite(self, first: np.ndarray, second: np.ndarray) -> None:
-        """Makes channels stand and fall together, pair by pair."""
+        """Ties channels together pair by pair: they are kept or removed together."""
         for a, b in zip(first, second, strict=True):
             root_a, root_b = self.root(int(a)), self.root(int(b))
             if root_a == root_b:
@@ -180,7 +180,7 @@ class Analysis:
             self.frozen.setdefault(int(root), reason)
 
     def opaque(self, count: int, reason: str) -> Channels:
-        """Returns channels of unknown content that must stay."""
+        """Returns channels with unknown values that must stay."""
         labels = self.fresh(count)
         self.freeze(labels, reason)
         return Channels(labels, np.full(count, np.nan))
@@ -205,8 +205,8 @@ class Analysis:
     def removable(self) -> set[int]:
         """Returns the roots of all channels that no reader needs.
 
-        A reader's weights count for its kept outputs only, so removing a channel can free others:
-        the search goes on until nothing changes. Each layer keeps at least one channel.
+        A reader's weights count only for its kept outputs, so removing a channel can free others:
+        the search repeats until nothing changes. Each layer keeps at least one channel.
         """
         made = {path: self.roots(labels) for path, labels in self.producers.items() if len(labels)}
         readers = [(self.roots(r.labels), self.roots(r.outputs), r) for r in self.readers.values()]
@@ -265,7 +265,7 @@ class Analysis:
 
 
 def read_weights(model: Any) -> Weights:
-    """Returns a copy of the weights that rules know: layer -> attribute -> array."""
+    """Returns a copy of the weights that rules use: layer -> attribute -> array."""
     from edgecompress.surgery.rules import rule_of
 
     weights: Weights = {}
@@ -287,8 +287,8 @@ def analyse(model: Any, weights: Weights | None = None, borders: bool = True) ->
 
     Args:
         model: A built Sequential or Functional model.
-        weights: What `read_weights` returned, possibly changed, to ask what would be if the model
-            had these weights. Defaults to the model's own.
+        weights: The result of `read_weights`, possibly modified, to analyse hypothetical weights.
+            Defaults to the model's own.
         borders: See `Analysis.borders`. Defaults to True, the exact answer.
 
     Returns:
@@ -373,7 +373,7 @@ def _analyse(
 
 
 def _freeze_layer(analysis: Analysis, path: str, reason: str) -> None:
-    """Keeps a shared layer whole where one of its other calls was understood."""
+    """Keeps a shared layer intact even if another of its calls was understood."""
     use = analysis.uses.get(path)
     if use is not None:
         analysis.freeze(use.inputs, reason)

@@ -1,4 +1,4 @@
-"""`finalize`: a trained, masked model in; a smaller plain Keras model out."""
+"""`finalize`: trained, masked model in; smaller plain Keras model out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from edgecompress.surgery.rewrites import Rewrite, Rewritten, chosen_rewrites, s
 
 # Axes of unknown size (time, height, width) get this many positions in the check.
 _UNKNOWN_AXIS = 32
-# Models that compute in half precision differ by rounding alone, by about 2**-10 each.
+# Half-precision models differ by rounding alone, by about 2**-10 per operation.
 _HALF_TOLERANCE = 2e-2
 
 
@@ -28,15 +28,15 @@ def finalize(
     tolerance: float = 1e-5,
     rewrites: str | Rewrite | Iterable[str | Rewrite] = ("remove-channels",),
 ) -> keras.Model:
-    """Returns a plain copy of a trained model without the channels that carry nothing.
+    """Returns a plain copy of a trained model without its redundant channels.
 
-    Masks are burnt in: pruned weights are zeros in the copy. A filter of zeros still makes a
-    channel that holds a constant, its bias and what BatchNormalization and the activation make of
-    it; where the next layer's bias can take that constant over, the channel is removed from every
-    layer it passes: `b' = b + c * sum(W[..., channel, :])`. This is exact for Dense layers, 1x1
-    convolutions and convolutions without padding, and for padded convolutions where the constant
-    is 0. Filters whose output nobody reads go as well. What has to stay masked is named in the
-    record's notes.
+    Masks are baked in: pruned weights are zeros in the copy. An all-zero filter still produces a
+    constant channel: its bias, transformed by BatchNormalization and the activation. If the next
+    layer's bias can absorb that constant, the channel is removed from every layer it passes
+    through: `b' = b + c * sum(W[..., channel, :])`. This is exact for Dense layers, 1x1
+    convolutions and convolutions without padding, and for padded convolutions if the constant is 0.
+    Filters whose output is never read are removed as well. The record's notes list what has to stay
+    masked.
 
     The result keeps the class (Sequential or Functional), layer names, dtype policies, trainable
     flags, inputs and outputs; it is not compiled, loads without this package, and is compared
@@ -47,10 +47,10 @@ def finalize(
         model: A built Sequential or Functional model; nested models are entered. It is not
             changed.
         tolerance: Largest allowed difference between the outputs of both models on random
-            inputs, relative to the largest output where that is over 1. Defaults to 1e-5. Where
-            a rewrite makes the model differ more, it is left out and a note says so.
-        rewrites: What is done, in this order: names of `surgery.REWRITES`, `NAME:OPTION=VALUE`, or
-            rewrites. Defaults to `"remove-channels"`, which is what is said above.
+            inputs, relative to the largest output if that exceeds 1. Defaults to 1e-5. A rewrite
+            that makes the model differ more is skipped, and a note says so.
+        rewrites: What to do, in this order: names in `surgery.REWRITES`, `NAME:OPTION=VALUE`, or
+            rewrites. Defaults to `"remove-channels"`, as described above.
 
     Raises:
         ArgumentError: `tolerance` is not positive, or an option of a rewrite breaks its rule.
@@ -104,7 +104,7 @@ def _rewritten(
     inputs: list[np.ndarray] | None,
     tolerance: float,
 ) -> tuple[keras.Model, list[_Change], list[str]]:
-    """Returns the model after all rewrites that keep their word, what they did, and notes."""
+    """Returns the model after all rewrites that passed the comparison, what they did, and notes."""
     result, changes, notes = model, [], []
     for rewrite in rewrites:
         done = rewrite.apply(result)
@@ -129,7 +129,7 @@ def _attach(
 ) -> None:
     record = settled_record(model)
     if record.ranges and all(change.rewrite.exact for change in changes):
-        # The new model computes the same: its ranges fit where those of the model did.
+        # The new model computes the same, so the ranges remain valid.
         changed = {*changed_layers(model, record)}
         weights = {
             name: "" if name in changed else found for name, found in weight_hashes(result).items()
@@ -194,7 +194,7 @@ def _difference(
     error = max((float(np.max(np.abs(a - b), initial=0.0)) for a, b in pairs), default=0.0)
     largest = max((float(np.max(np.abs(a), initial=0.0)) for a, _ in pairs), default=0.0)
     limit = max(tolerance, _HALF_TOLERANCE if half else 0.0) * max(1.0, largest)
-    # Infinite or undefined outputs prove nothing; count them as far off.
+    # Infinite or undefined outputs prove nothing; treat them as a large difference.
     return (error if math.isfinite(error) else math.inf), limit
 
 

@@ -11,13 +11,13 @@ from keras import ops
 
 from edgecompress.core.layer_kinds import exact_kind_of
 
-# What `groups=` may name: all weights that make one output channel or neuron.
+# Valid values of `groups=`: all weights of one output channel or unit.
 GROUPS = ("filters",)
 
 
 @dataclass(frozen=True)
 class FilterAxis:
-    """The weight that makes a layer's filters.
+    """The weight that contains a layer's filters.
 
     Attributes:
         attribute: Its name.
@@ -29,7 +29,7 @@ class FilterAxis:
 
 
 def filter_axis(layer: Any) -> FilterAxis | None:
-    """Returns where a layer keeps its filters; None if they do not stand alone."""
+    """Returns which weight holds a layer's filters; None if it has no separate filters."""
     kind = exact_kind_of(layer)
     if kind is None or kind.kernel is None or kind.filter_axis is None:
         return None
@@ -43,9 +43,9 @@ def _others(rank: int, axis: int) -> tuple[int, ...]:
 def group_squares(kernel: Any, axis: int, gamma: Any = None) -> Any:
     """Returns the squared norm of each filter's group of weights.
 
-    Where BatchNormalization follows, its gamma belongs to the group: the kernel's own length has
-    no effect there (normalization takes it out), so a penalty on the kernel alone would shrink
-    numbers without making any channel weaker.
+    If BatchNormalization follows, its gamma belongs to the group: normalization cancels the
+    kernel's own length, so a penalty on the kernel alone would shrink numbers without weakening any
+    channel.
 
     Args:
         kernel: Weights, any shape; tensor or array.
@@ -79,7 +79,7 @@ def group_lasso_penalty(squares: Any, size: int, strength: float) -> Any:
         1.0
     """
     zero = squares <= 0
-    # The square root's slope at 0 is infinite and would turn into NaN behind `where`.
+    # The square root's slope at 0 is infinite and would become NaN after `where`.
     norms = ops.where(zero, 0.0, ops.sqrt(ops.where(zero, 1.0, squares)))
     return strength * size**0.5 * ops.sum(norms)
 
@@ -113,12 +113,12 @@ def group_lasso_gradient(weights: Any, squares: Any, axis: int, size: int, stren
 
 
 def norm_scale(norm: Mapping[str, np.ndarray], epsilon: float) -> np.ndarray:
-    """Returns what a BatchNormalization multiplies each channel by as inference sees it.
+    """Returns the factor by which a BatchNormalization multiplies each channel at inference.
 
     |gamma_c| / sqrt(variance_c + epsilon)
 
     Args:
-        norm: Its weights, `gamma` (where it has one) and `moving_variance`.
+        norm: Its weights, `gamma` (if any) and `moving_variance`.
         epsilon: Its epsilon.
 
     Returns:
@@ -129,7 +129,7 @@ def norm_scale(norm: Mapping[str, np.ndarray], epsilon: float) -> np.ndarray:
 
 
 def find_zero_filters(kernel: np.ndarray, axis: int) -> np.ndarray:
-    """Returns which filters of a kernel are zero throughout, (filters,) booleans."""
+    """Returns which filters of a kernel are entirely zero, (filters,) booleans."""
     return ~np.moveaxis(kernel != 0, axis, -1).reshape(-1, kernel.shape[axis]).any(axis=0)
 
 
@@ -140,7 +140,7 @@ def smallest(scores: np.ndarray, share: float) -> np.ndarray:
         >>> smallest(np.array([3.0, 1.0, 2.0, 4.0]), 0.5)
         array([False,  True,  True, False])
     """
-    # Rounded first: 0.29 * 100 is 28.999999999999996 in floating point.
+    # Round first: 0.29 * 100 is 28.999999999999996 in floating point.
     count = min(int(np.floor(round(share * len(scores), 6))), len(scores) - 1)
     chosen = np.zeros(len(scores), dtype=bool)
     chosen[np.argsort(scores, kind="stable")[:count]] = True

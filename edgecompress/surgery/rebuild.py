@@ -1,6 +1,6 @@
-"""Makes a new Keras model from an old one with some channels left out.
+"""Rebuilds a Keras model without some of its channels.
 
-The plan says, layer by layer, what the new weights and the changed config entries are.
+The plan lists the new weights and the changed config entries, layer by layer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Plan:
         weights: New weights: layer -> attribute -> array.
         changes: New config entries: layer -> entry -> value.
         removed: Layer -> (channels before, after) of layers that lose some.
-        notes: What stays although it is zero, with the reason.
+        notes: What stays despite being zero, with the reason.
     """
 
     weights: Weights
@@ -35,7 +35,7 @@ class Plan:
 
 
 def plan_removal(model: keras.Model) -> Plan:
-    """Returns the plan that leaves out every channel that nothing needs.
+    """Returns the plan that drops every unneeded channel.
 
     Raises:
         UnsupportedModelError: the model is subclassed or not built.
@@ -65,7 +65,7 @@ def plan_removal(model: keras.Model) -> Plan:
 
 
 def folded_bias(analysis: Analysis, path: str, gone: set[int]) -> np.ndarray:
-    """Returns what removed channels gave to a reader's kept outputs: sum of constant x weights."""
+    """Returns the removed channels' contribution to a reader's kept outputs: constant x weights."""
     reader = analysis.readers[path]
     left_out = ~analysis.kept(reader.labels, gone) & reader.foldable
     kept = analysis.kept(reader.outputs, gone)
@@ -78,7 +78,7 @@ def _fold(
     weights: Weights,
     changes: dict[str, dict[str, Any]],
 ) -> None:
-    """Gives the constants of removed channels to the bias, or the norm's mean, of each reader."""
+    """Folds the constants of removed channels into the bias, or the norm's mean, of each reader."""
     for path in analysis.readers:
         added = folded_bias(analysis, path, gone)
         if not added.any():

@@ -1,4 +1,4 @@
-"""Removes channels that carry nothing: the rewrite `remove-channels`."""
+"""Removes redundant channels: the rewrite `remove-channels`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from edgecompress.surgery.rewrites import REWRITES, Rewrite, Rewritten
 @REWRITES.register("remove-channels")
 @dataclass(frozen=True)
 class RemoveChannels(Rewrite):
-    """Takes filters of zeros, and filters that nobody reads, out of every layer they pass.
+    """Removes all-zero filters, and filters that nothing reads, from every layer they pass through.
 
-    Their constant goes into the bias of the layers that read it: `surgery.channels`.
+    Their constant is folded into the bias of the layers that read it: `surgery.channels`.
     """
 
     left_out: ClassVar[str] = "left masked: all layers, because without their zero filters"
@@ -28,7 +28,7 @@ class RemoveChannels(Rewrite):
         return Rewritten(result, plan.removed, notes=plan.notes)
 
     def missed(self, model: Any, record: CompressionRecord) -> tuple[str, ...]:
-        """Returns notes on zeros that training made and something undid."""
+        """Returns notes on zeros that training made and something else undid."""
         from edgecompress.surgery.undone import undone_zeros
 
         return undone_zeros(model, record)

@@ -1,7 +1,7 @@
-"""The base of surgery: rewrites of a trained model into a smaller or cheaper one, by name.
+"""Base class of surgery: named rewrites of a trained model into a smaller or cheaper one.
 
 A rewrite is a frozen dataclass; its fields are its options (`core.options.option`). `finalize`
-applies it, compares the outputs where the rewrite claims that they stay, and records what it did.
+applies it, compares the outputs if the rewrite claims to preserve them, and records what it did.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from edgecompress.core.registry import Registry
 
 @dataclass(frozen=True)
 class Rewritten:
-    """What a rewrite made of a model.
+    """The result of a rewrite.
 
     Attributes:
-        model: The new model; the model that was given where there was nothing to do.
+        model: The new model, or the given one if there was nothing to do.
         removed_channels: Layer -> (channels before, after) of layers that lost some.
         details: What the record's step says besides the rewrite's name and options; None if it
-            needs no step of its own.
-        notes: What stays as it was although it could be cheaper, with the reason.
+            needs no separate step.
+        notes: What was left unchanged although it could be cheaper, with the reason.
     """
 
     model: Any
@@ -38,9 +38,9 @@ class Rewrite(ABC):
     """Makes a smaller or cheaper Keras model from a trained one; see the module.
 
     Attributes:
-        exact: Whether the new model computes the same up to rounding. `finalize` checks that on
-            random inputs, and leaves out a rewrite that breaks its word.
-        left_out: How the note begins that says so.
+        exact: Whether the new model computes the same up to rounding. `finalize` checks this on
+            random inputs, and skips a rewrite that fails.
+        left_out: How the note about that begins.
     """
 
     exact: ClassVar[bool] = True
@@ -48,7 +48,7 @@ class Rewrite(ABC):
 
     @abstractmethod
     def apply(self, model: Any) -> Rewritten:
-        """Returns the new model; the given one stays as it is.
+        """Returns the new model; the given one is not modified.
 
         Args:
             model: A built, plain Sequential or Functional model of Keras 3.
@@ -58,7 +58,7 @@ class Rewrite(ABC):
         """
 
     def missed(self, model: Any, record: CompressionRecord) -> tuple[str, ...]:
-        """Returns notes on what training prepared for this rewrite and something undid since."""
+        """Returns notes on work of training for this rewrite that has since been undone."""
         return ()
 
 
@@ -68,11 +68,11 @@ REWRITES: Registry[type[Rewrite]] = Registry("surgery")
 def chosen_rewrites(
     rewrites: str | Rewrite | Iterable[Any], argument: str = "surgery"
 ) -> tuple[Rewrite, ...]:
-    """Returns rewrites by name, by `NAME:OPTION=VALUE`, by configuration, or as they are given.
+    """Returns rewrites from names, `NAME:OPTION=VALUE`, configurations, or rewrites.
 
     Args:
         rewrites: One, or several.
-        argument: What the user calls them.
+        argument: The user's name for them.
 
     Raises:
         UnknownNameError: a name is unknown.

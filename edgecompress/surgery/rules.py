@@ -1,7 +1,7 @@
-"""How each family of layers moves channels, and how it is cut to fewer: one small class each.
+"""How each family of layers moves channels, and how it is cut: one small class each.
 
-A layer without a rule, a subclass of a Keras layer, or a layer set up in a way its rule does not
-know keeps all channels that it touches: less is removed, nothing is wrong.
+A layer without a rule, a subclass of a Keras layer, or a layer whose configuration its rule does
+not support keeps all channels that it touches: less is removed, but the result is correct.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from edgecompress.core.layer_kinds import exact_kind_of
 from edgecompress.core.registry import Registry
 from edgecompress.surgery.channels import Analysis, Call, Channels, NotUnderstood, Reader
 
-# Activations that work on each value alone; softmax and the like mix channels.
+# Elementwise activations; softmax and the like mix channels.
 _ELEMENTWISE = {
     "celu", "elu", "exponential", "gelu", "hard_shrink", "hard_sigmoid", "hard_silu",
     "hard_swish", "hard_tanh", "leaky_relu", "linear", "log_sigmoid", "mish", "relu", "relu6",
@@ -35,7 +35,7 @@ class Rule:
         """Returns the channels of the output and notes in `analysis` what the layer needs.
 
         Raises:
-            NotUnderstood: the layer is set up in a way that this rule does not know.
+            NotUnderstood: this rule does not support the layer's configuration.
         """
         raise NotImplementedError
 
@@ -173,7 +173,7 @@ class ConvTransposeRule(Rule):
         """See Rule."""
         _channels_last(call.layer)
         kernel = np.swapaxes(call.weights["kernel"], -1, -2)
-        # A constant input gives a pattern, as the positions see different taps of the kernel.
+        # A constant input gives a pattern, as positions see different elements of the kernel.
         return _mix(analysis, call, kernel.reshape(-1, *kernel.shape[-2:]), exact=False)
 
     def cut(self, call: Call, keep_in: np.ndarray, keep_out: np.ndarray) -> Cut:
@@ -209,7 +209,7 @@ class SeparableConvRule(Rule):
 
 @_register("depthwise")
 class DepthwiseConvRule(Rule):
-    """A convolution of each channel alone; its output channels go with their input channel."""
+    """A separate convolution per channel; output channels are removed with their input channel."""
 
     def follow(self, analysis: Analysis, call: Call) -> Channels:
         """See Rule."""
@@ -274,7 +274,7 @@ class PReLURule(Rule):
 
 @_register("activation")
 class ActivationRule(Rule):
-    """An activation as a layer of its own."""
+    """An activation as a separate layer."""
 
     def follow(self, analysis: Analysis, call: Call) -> Channels:
         """See Rule."""
@@ -287,7 +287,7 @@ class ActivationRule(Rule):
 
 @_register("pooling")
 class PoolingRule(Rule):
-    """Works on each channel alone and keeps a constant; padding does not count into an average."""
+    """Works per channel and keeps a constant; averages exclude padding."""
 
     def follow(self, analysis: Analysis, call: Call) -> Channels:
         """See Rule."""
@@ -306,7 +306,7 @@ class IdentityRule(Rule):
 
 @_register("padding")
 class ZeroPaddingRule(Rule):
-    """Adds zeros around each channel, so that only the constant 0 stays one."""
+    """Adds zeros around each channel, so that only the constant 0 remains constant."""
 
     def follow(self, analysis: Analysis, call: Call) -> Channels:
         """See Rule."""
@@ -380,7 +380,7 @@ def _merge_constants(name: str, constants: list[np.ndarray]) -> np.ndarray:
 
 @_register("merge")
 class MergeRule(Rule):
-    """Combines tensors channel by channel; a single channel is spread over all of the others'."""
+    """Combines tensors channel by channel; a single channel is broadcast over the others'."""
 
     def follow(self, analysis: Analysis, call: Call) -> Channels:
         """See Rule."""
@@ -401,7 +401,7 @@ class MergeRule(Rule):
 
 @_register("concatenate")
 class ConcatenateRule(Rule):
-    """Lays channels side by side, or joins positions of the same channels."""
+    """Concatenates channels, or positions of the same channels."""
 
     def follow(self, analysis: Analysis, call: Call) -> Channels:
         """See Rule."""

@@ -12,7 +12,7 @@ from edgecompress.core.record import CompressionRecord
 from edgecompress.surgery.channels import read_weights
 from edgecompress.surgery.groups import filter_axis, find_zero_filters
 
-# A sparsity is recorded as a share; less than this is a rounding, not a loss.
+# A sparsity is recorded as a share; a smaller difference is rounding, not a loss.
 _TOLERANCE = 0.01
 _CAUSE = (
     "The weights were changed after the callback set them to zero: by "
@@ -31,7 +31,7 @@ def undone_zeros(model: Any, record: CompressionRecord) -> tuple[str, ...]:
         >>> undone_zeros(model, record_of(model))  # doctest: +SKIP
         ('group lasso set 4 filters to zero, of which 0 still are. The weights were changed ...
     """
-    # A finalized model has other filters than the steps before it counted.
+    # A finalized model has different filters from those counted by earlier steps.
     steps: dict[str, Mapping[str, Any]] = {}
     for step in record.steps:
         if step.get("technique") == "finalize":

@@ -1,7 +1,7 @@
-"""Sets filters of a live model to zero so that `finalize` can remove them without a trace.
+"""Sets filters of a live model to zero so that `finalize` can remove them exactly.
 
-Setting a kernel to zero is not enough: its channel goes on to hold a constant. Here the constant
-moves into the biases of the layers that read it, and the channel's own bias and BatchNormalization
+Setting a kernel to zero is not enough: its channel still holds a constant. Here the constant is
+folded into the biases of the layers that read it, and the channel's own bias and BatchNormalization
 are set to zero.
 """
 
@@ -28,7 +28,7 @@ class ZeroedFilters:
 
     Attributes:
         filters: Layer -> which filters are zero now, (filters,) booleans.
-        notes: What was left as it is, or was approximated, with the reason.
+        notes: What was left unchanged, or was approximated, with the reason.
     """
 
     filters: Mapping[str, np.ndarray]
@@ -49,13 +49,12 @@ class FrozenZeros:
 
 
 def zero_filters(model: Any, filters: Mapping[str, np.ndarray]) -> ZeroedFilters:
-    """Sets filters to zero, in place, and lets the layers that read them take over their mean.
+    """Sets filters to zero, in place, and folds their mean into the layers that read them.
 
-    A filter followed by BatchNormalization is replaced by beta, which is its mean output; another
-    one by its bias. What activation and pooling make of that constant goes into the reader's bias,
-    `b' = b + c * sum(W)`, or its BatchNormalization's mean. Behind a border that is padded with
-    zeros this is an approximation. A filter that `finalize` could not remove afterwards is left
-    as it is and named.
+    A filter followed by BatchNormalization is replaced by beta, which is its mean output; any other
+    by its bias. That constant, after activation and pooling, is folded into the reader's bias, `b'
+    = b + c * sum(W)`, or its BatchNormalization's mean. With zero padding this is an approximation.
+    A filter that `finalize` could not remove afterwards is left unchanged and noted.
 
     Args:
         model: A built Sequential or Functional model.
@@ -94,7 +93,7 @@ def zero_filters(model: Any, filters: Mapping[str, np.ndarray]) -> ZeroedFilters
 
 
 def frozen_zeros(model: Any, layers: Iterable[str]) -> list[FrozenZeros]:
-    """Returns what has to stay zero so that the zero filters of `layers` stay removable."""
+    """Returns what must stay zero so that the zero filters of `layers` stay removable."""
     weights, live = read_weights(model), dict(named_layers(model))
     norms = {k: v for a in analyse(model, weights) for k, v in a.following_norm.items()}
     frozen = []
@@ -139,7 +138,7 @@ def _with_zeros(
 ) -> Weights:
     """Returns the weights with the chosen filters zero.
 
-    Their channels hold their mean, or zero where it has moved to the readers: everywhere but in
+    Their channels hold their mean, or zero if it has moved to the readers: everywhere except in
     `kept_constant`, if `constants_moved`.
     """
     weights = {
@@ -150,14 +149,14 @@ def _with_zeros(
         own, norm = weights[path], weights.get(norms.get(path, ""), {})
         zeroed = mask & ~kept_constant[path] if constants_moved else np.zeros_like(mask)
         kernel = own[kernels[path].attribute]
-        np.moveaxis(kernel, kernels[path].axis, -1)[..., mask] = 0  # A view: changes `kernel`.
+        np.moveaxis(kernel, kernels[path].axis, -1)[..., mask] = 0  # A view: modifies `kernel`.
         if "bias" in own:
             own["bias"][zeroed] = 0
         for entry in ("gamma", "beta"):
             if entry in norm:
                 norm[entry][mask if entry == "gamma" else zeroed] = 0
         if norm:
-            # A channel that holds its bias has that bias for a mean.
+            # The mean of a channel that holds its bias is that bias.
             norm["moving_mean"][mask] = own["bias"][mask] if "bias" in own else 0
     return weights
 
@@ -165,7 +164,7 @@ def _with_zeros(
 def _drop_kept(
     now: Analysis, gone: set[int], chosen: Masks, left: dict[tuple[str, str], int]
 ) -> bool:
-    """Takes back the filters that could not be removed; returns whether there were any."""
+    """Restores the filters that could not be removed; returns whether there were any."""
     changed = False
     for path, labels in now.producers.items():
         if path not in chosen:
@@ -182,7 +181,7 @@ def _drop_kept(
 def _keep_constants(
     then: Analysis, now: Analysis, gone: set[int], chosen: Masks, kept_constant: Masks
 ) -> bool:
-    """Lets channels keep their constant where a reader has neither a bias nor a norm."""
+    """Lets channels keep their constant if a reader has neither a bias nor a norm."""
     stuck: set[int] = set()
     for path, reader in then.readers.items():
         if _has_slot(then, path):

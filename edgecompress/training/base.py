@@ -1,4 +1,4 @@
-"""The base of the losses that compare a student with its teacher, and their use in `fit`."""
+"""Base class of losses that compare a student with its teacher, and their use in `fit`."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _SMALLEST = 1e-7
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the outputs of a model mean.
+    """The kind of a model's outputs.
 
     Attributes:
-        binary: One output, yes or no, instead of one for each class.
+        binary: A single binary output instead of one per class.
         logits: Logits instead of probabilities.
     """
 
@@ -30,7 +30,7 @@ class Outputs:
     logits: bool = True
 
     def to_logits(self, outputs: Any) -> Any:
-        """Returns logits; those of a softmax up to a constant, which no softmax sees."""
+        """Returns logits; for a softmax up to a constant, to which softmax is invariant."""
         from keras import ops
 
         if self.logits:
@@ -42,39 +42,39 @@ class Outputs:
 
 
 class TeacherLoss(ABC):
-    """Compares what a student and its teacher say to the same samples.
+    """Compares the outputs of a student and its teacher for the same samples.
 
     A loss is a frozen dataclass; its fields are its options (`core.options.option`). It runs inside
     the compiled train step.
 
     Attributes:
-        weight: Its share of the whole loss, 0 to 1; the labels have the rest.
+        weight: Its share of the total loss, 0 to 1; the rest is the loss on the labels.
     """
 
     weight: float
 
     @abstractmethod
     def compare(self, teacher: Any, student: Any, outputs: Outputs) -> Any:
-        """Returns a loss for each sample, (samples,); 0 if both say the same.
+        """Returns a loss for each sample, (samples,); 0 if both agree.
 
         Args:
             teacher: The teacher's logits, (samples, classes).
-            student: The student's, of the same shape; gradients flow to it alone.
-            outputs: What the outputs mean.
+            student: The student's, of the same shape; gradients flow only to it.
+            outputs: The kind of the outputs.
         """
 
 
 class TaughtLabels:
-    """Labels with the teacher's logits behind them, for `fit`, and the loss that reads both.
+    """Labels followed by the teacher's logits, for `fit`, and the loss that reads both.
 
-    Keras gives a loss the labels and the outputs alone; so what the teacher says travels in the
-    labels' rows. Nothing is computed twice, however many epochs there are.
+    Keras passes a loss only labels and outputs, so the teacher's outputs travel in the rows of the
+    labels. They are computed once, however many epochs there are.
 
     Args:
         loss: Compares teacher and student.
         label_loss: (labels, outputs) -> loss, as a Keras loss.
-        columns: Numbers of a row that are labels.
-        outputs: What the outputs mean.
+        columns: Number of label columns in a row.
+        outputs: The kind of the outputs.
 
     Example:
         >>> taught = TaughtLabels(LOSSES["distillation"](), label_loss, 1, Outputs())
@@ -94,7 +94,7 @@ class TaughtLabels:
         self._columns, self._outputs = columns, outputs
 
     def pack(self, labels: np.ndarray, taught: np.ndarray) -> np.ndarray:
-        """Returns labels and, behind them in each row, logits: (samples, columns + outputs).
+        """Returns labels followed by logits in each row: (samples, columns + outputs).
 
         Args:
             labels: Shape (samples, ...).

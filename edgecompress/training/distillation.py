@@ -18,7 +18,7 @@ class Distillation(TeacherLoss):
     Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015,
     https://arxiv.org/abs/1503.02531, section 2: the factor keeps the gradients of soft and true
     labels in proportion when T changes. The paper's cross-entropy is larger by the entropy of p,
-    which training cannot change; without it 0 means that both agree.
+    which training cannot change; without it, 0 means that both agree.
 
     Args:
         temperature: T, greater than 0.

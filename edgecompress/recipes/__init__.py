@@ -116,6 +116,7 @@ def compress(
         "kernels": kernels,
     }
     asked = {
+        "recipe": recipe,
         "model": model,
         "data": data,
         "validation": validation,
@@ -134,7 +135,7 @@ def compress(
     with _made(usable_folder(output)) as folder:
         answer = isolation.call(
             f"{__name__}:compress_isolated",
-            {"recipe": recipe, "asked": asked},
+            {"asked": asked},
             readable=[model, sidecar_path(Path(model)), *_paths(data, validation)],
             writable=[folder],
             modules=import_modules,
@@ -156,7 +157,6 @@ def _refuse(name: str, recipe: str, known: Iterable[str]) -> None:
 
 
 def compress_isolated(
-    recipe: str,
     asked: dict[str, Any],
     tell: Callable[[str, Any], None],
     gaps: Sequence[str] = (),
@@ -164,7 +164,7 @@ def compress_isolated(
     """Compresses in the process that was started for it; returns the result."""
     with session() as shared:
         shared.gaps.update(dict.fromkeys(gaps))
-        result = RECIPES[recipe].run(
+        result = RECIPES[asked["recipe"]].run(
             Request(
                 **asked,
                 progress=lambda text: tell("progress", text),

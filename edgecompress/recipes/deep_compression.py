@@ -418,7 +418,7 @@ def _finish(
     keras_path = _model_path(request, loaded)
     files = ("compression.json", "compression.html", keras_path.name)
     result = CompressionResult(
-        recipe=NAME,
+        recipe=request.recipe,
         name=loaded.name,
         path=None if loaded.path is None else str(loaded.path),
         settings=jsonable(

@@ -51,6 +51,7 @@ class Request:
     """The input of a recipe.
 
     Attributes:
+        recipe: The recipe's name, as it was asked for.
         model: A Keras model, or the path of its file.
         data: Training data: path or arrays.
         validation: Validation data; None: a part of `data`.
@@ -65,6 +66,7 @@ class Request:
         argv: The command for the report.
     """
 
+    recipe: str
     model: Any
     data: Any
     validation: Any

@@ -21,7 +21,7 @@ model = keras.Sequential(
     [keras.Input((6,)), keras.layers.Dense(8, name="hidden", activation="relu"),
      keras.layers.Dense(2, name="head", activation="softmax")]
 )
-small = ec.finalize(model, rewrites=["drop-bias:layer=hidden"])
+small = ec.finalize(model, rewrites=["drop-zero-biases:tolerance=0.5"])
 said = {"steps": record_of(small).steps, "parameters": small.count_params()}
 x = np.random.default_rng(0).normal(size=(80, 6)).astype("f4")
 given = dict(targets=["cortex-m4"], sparsity=0, clusters=0, output="out")
@@ -29,7 +29,7 @@ try:
     ec.compress(model, (x, (x[:, 0] > 0).astype("i4")), surgery=["no-such"], **given)
 except Exception as error:
     said["refused"] = f"{type(error).__name__}: {error}"
-result = ec.compress(model, (x, (x[:, 0] > 0).astype("i4")), surgery="drop-bias", **given)
+result = ec.compress(model, (x, (x[:, 0] > 0).astype("i4")), surgery="drop-zero-biases", **given)
 said["stages"] = [(stage.name, stage.epochs) for stage in result.stages]
 print(json.dumps(said))
 """
@@ -38,12 +38,13 @@ print(json.dumps(said))
 def test_it_is_used_by_name_and_recorded(installed: Callable[..., Any]) -> None:
     toy = installed("rewrite")
     said = toy.python(_PROGRAM)
-    assert said["steps"][0] == {"technique": "drop-bias", "layer": "hidden", "biases": 8}
+    assert said["steps"][0] == {"technique": "drop-zero-biases", "tolerance": 0.5, "biases": 10}
     assert said["parameters"] == 6 * 8 + 8 * 2 + 2
-    assert "no-such" in said["refused"] and "drop-bias" in said["refused"]
+    assert "no-such" in said["refused"] and "drop-zero-biases" in said["refused"]
     assert ["surgery", 0] in said["stages"]
     output = toy.folder / "out"
     report = json.loads((output / "compression.json").read_text())
-    assert report["settings"]["surgery"] == [{"name": "drop-bias", "config": {"layer": "head"}}]
+    config = {"name": "drop-zero-biases", "config": {"tolerance": 0.0}}
+    assert report["settings"]["surgery"] == [config]
     record = json.loads(next(output.glob("*.keras.edgecompress.json")).read_text())
-    assert "drop-bias" in [step["technique"] for step in record["record"]["steps"]]
+    assert "drop-zero-biases" in [step["technique"] for step in record["record"]["steps"]]

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgecompress.core.options import Number, option
-from edgecompress.criteria import CRITERIA
-from edgecompress.criteria.base import Criterion
+from edgecompress.criteria.base import CRITERIA, Criterion
 
 
 @CRITERIA.register("position")

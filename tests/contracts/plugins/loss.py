@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgecompress.core.options import option, share
-from edgecompress.training import LOSSES
-from edgecompress.training.base import Outputs, TeacherLoss
+from edgecompress.training.base import LOSSES, Outputs, TeacherLoss
 
 
 @LOSSES.register("logit-distance")

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from edgecompress.patterns import PATTERNS
-from edgecompress.patterns.base import KernelShape, Pattern
+from edgecompress.patterns.base import PATTERNS, KernelShape, Pattern
 
 
 @PATTERNS.register("rows")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from edgecompress.precisions import PRECISIONS
+from edgecompress.precisions.base import PRECISIONS
 from edgecompress.precisions.int8 import Int8
 
 

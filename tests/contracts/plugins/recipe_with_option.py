@@ -11,17 +11,17 @@ from edgecompress.recipes.results import CompressionResult
 
 
 @dataclass(frozen=True)
-class Thinning:
-    """The settings of the recipe."""
+class Thinning(DeepCompression):
+    """The settings of Deep Compression, and how much goes."""
 
     thinness: float = option(0.5, "Share of weights that goes.", share())
 
 
 def thin(request: Request) -> CompressionResult:
     """Prunes, and converts."""
-    settings = DeepCompression(sparsity=request.settings.thinness, clusters=0, epochs=1)
-    result = run(dataclasses.replace(request, settings=settings))
-    return dataclasses.replace(result, notes=(*result.notes, "Thinned by a toy."))
+    asked = request.settings
+    settings = dataclasses.replace(asked, sparsity=asked.thinness, clusters=0, epochs=1)
+    return run(dataclasses.replace(request, settings=settings))
 
 
 RECIPES.register("thinning")(Recipe("thinning", Thinning, thin))

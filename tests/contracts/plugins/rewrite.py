@@ -1,30 +1,36 @@
-"""A toy plugin: a rewrite that takes the bias of one layer away."""
+"""A toy plugin: a rewrite that takes away the biases of Dense layers that are zero."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from edgecompress.core.model_copy import copy_model
-from edgecompress.core.options import Text, option
-from edgecompress.surgery import REWRITES
-from edgecompress.surgery.rewrites import Rewrite, Rewritten
+from edgecompress.core.options import Number, option
+from edgecompress.surgery.rewrites import REWRITES, Rewrite, Rewritten
 
 
-@REWRITES.register("drop-bias")
+@REWRITES.register("drop-zero-biases")
 @dataclass(frozen=True)
-class DropBias(Rewrite):
-    """Takes the bias of one layer away."""
+class DropZeroBiases(Rewrite):
+    """Takes away the biases of Dense layers that are zero."""
 
-    exact: ClassVar[bool] = False
-    layer: str = option("head", "Layer that loses its bias.", Text("LAYER"))
+    tolerance: float = option(0.0, "Largest magnitude that counts as zero.", Number(low=0.0))
 
     def apply(self, model: Any) -> Rewritten:
-        """Returns a copy with a kernel alone in the layer."""
-        found = model.get_layer(self.layer)
+        """Returns a copy in which these layers have a kernel alone."""
+        import keras
+
+        kernels, dropped = {}, 0
+        for layer in model.layers:
+            if isinstance(layer, keras.layers.Dense) and layer.use_bias:
+                if np.abs(layer.bias).max() <= self.tolerance:
+                    kernels[layer.name] = {"kernel": np.array(layer.kernel)}
+                    dropped += layer.units
+        if not kernels:
+            return Rewritten(model)
 
         def edit(path: str, config: dict[str, Any]) -> dict[str, Any]:
-            return {**config, "use_bias": False} if path == self.layer else config
+            return {**config, "use_bias": False} if path in kernels else config
 
-        small = copy_model(model, edit, {self.layer: {"kernel": np.array(found.kernel)}})
-        return Rewritten(small, details={"biases": int(np.size(found.bias))})
+        return Rewritten(copy_model(model, edit, kernels), details={"biases": dropped})

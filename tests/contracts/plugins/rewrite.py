@@ -23,10 +23,10 @@ class DropZeroBiases(Rewrite):
 
         kernels, dropped = {}, 0
         for layer in model.layers:
-            if isinstance(layer, keras.layers.Dense) and layer.use_bias:
-                if np.abs(layer.bias).max() <= self.tolerance:
-                    kernels[layer.name] = {"kernel": np.array(layer.kernel)}
-                    dropped += layer.units
+            biased = isinstance(layer, keras.layers.Dense) and layer.use_bias
+            if biased and np.abs(layer.bias).max() <= self.tolerance:
+                kernels[layer.name] = {"kernel": np.array(layer.kernel)}
+                dropped += layer.units
         if not kernels:
             return Rewritten(model)
 

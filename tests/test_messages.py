@@ -21,8 +21,12 @@ _SOURCES = sorted(
 )
 _PAGES = sorted([*(_ROOT / "docs").glob("*.md"), _ROOT / "README.md"])
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
-# Options of pip, of the app's build, and of the programs in benchmarks/ that pages tell how to run.
-_OTHERS = {"--bundle", "--force-reinstall", "--mnist", "--models", "--published", "--rounds"}
+# Options of pip, of the app's build, of the programs in benchmarks/ that pages tell how to run, and
+# of the examples of plugins.
+_OTHERS = {
+    "--bundle", "--force-reinstall", "--mnist", "--models", "--published", "--rounds", "--tag",
+    "--thinness",
+}  # fmt: skip
 
 
 @functools.cache

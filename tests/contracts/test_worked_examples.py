@@ -1,0 +1,84 @@
+"""The worked examples of docs/adding_a_*.md: their code runs, and is that of the toys."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).resolve().parents[2]
+_PAGES = sorted((_ROOT / "docs").glob("adding_a_*.md"))
+# Page -> the toy that it shows, which other tests drive by Python and by the command line.
+_TOYS = {
+    "precision": "precision",
+    "loss": "loss",
+    "rewrite": "rewrite",
+    "format": "format_with_option",
+    "recipe": "recipe_with_option",
+}
+# Page -> what its program prints last.
+_PRINTS = {
+    "schedule": "0.4 False",
+    "criterion": "Drift(momentum=0.5)",
+    "pattern": "Rows()",
+    "precision": "['float32', 'coarse']",
+    "loss": "['The original model teaches by LogitDistance(weight=0.25).']",
+    "rewrite": "74 -> 64 {'technique': 'drop-zero-biases', 'tolerance': 1e-06, 'biases': 10}",
+    "format": "The tag is red.",
+    "recipe": "thinning 0.25 ['original', 'int8', 'prune', 'file']",
+}
+_LONGEST = 75
+
+
+def _name(page: Path) -> str:
+    return page.stem.removeprefix("adding_a_")
+
+
+def _blocks(page: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.docs
+@pytest.mark.parametrize("page", _PAGES, ids=_name)
+def test_it_runs_as_it_stands(page: Path, tmp_path: Path) -> None:
+    # In a process of its own: it registers something.
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", "\n".join(_blocks(page))],
+        cwd=tmp_path,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == _PRINTS[_name(page)]
+
+
+@pytest.mark.parametrize("name", _TOYS)
+def test_it_shows_a_toy_that_is_driven_by_tests(name: str) -> None:
+    toy = (Path(__file__).parent / "plugins" / f"{_TOYS[name]}.py").read_text()
+    code = re.sub(r'\A""".*?"""\n\n', "", toy, flags=re.DOTALL)
+    assert _blocks(_ROOT / "docs" / f"adding_a_{name}.md")[0] == code
+
+
+@pytest.mark.parametrize("page", _PAGES, ids=_name)
+def test_it_is_a_page_and_names_three_files(page: Path) -> None:
+    text = page.read_text()
+    assert len(text.splitlines()) <= _LONGEST
+    thing, imported, test = re.findall(
+        r"^\d\. (.*?)(?=^\d\. |\n\n)", text, re.DOTALL | re.MULTILINE
+    )
+    for part in (thing, imported):
+        (path, *_) = re.findall(r"`((?:edgecompress|converters|targets)/[\w/<>]+\.py)`", part)
+        assert (_ROOT / path).parent.is_dir(), path
+    contracts = re.findall(r"`(tests/contracts/\w+\.py)`", test)
+    assert contracts and all((_ROOT / path).is_file() for path in contracts)
+    assert f"docs/{page.name}" in (_ROOT / "CONTRIBUTING.md").read_text()
+
+
+def test_every_page_is_known_here() -> None:
+    assert {_name(page) for page in _PAGES} == set(_PRINTS) and set(_TOYS) <= set(_PRINTS)

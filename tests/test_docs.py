@@ -171,6 +171,48 @@ def test_a_dead_link_would_be_seen(tmp_path: Path) -> None:
         test_links_lead_somewhere(page)
 
 
+# --- names of the code ---------------------------------------------------------------------------
+
+_PACKAGES = {path.name: path for path in (_ROOT / "edgecompress").iterdir() if path.is_dir()}
+_PACKAGES |= {name: _ROOT / name for name in ("converters", "targets")}
+
+
+def _unknown_names(text: str) -> set[str]:
+    """Returns the dotted names, paths and registries that a page mentions and the code lacks."""
+    unknown = set()
+    for name in re.findall(r"`([a-z_0-9]+(?:\.\w+)+)`", text):
+        package, *rest = name.split(".")
+        if package == "edgecompress":
+            package, *rest = rest or [""]
+        if package not in _PACKAGES:
+            continue
+        path = _PACKAGES[package]
+        while rest and (path / rest[0]).is_dir():
+            path /= rest.pop(0)
+        source = path / (f"{rest.pop(0)}.py" if rest and (path / f"{rest[0]}.py").is_file()
+                         else "__init__.py")  # fmt: skip
+        if rest and not re.search(rf"\b{rest[0]}\b", source.read_text()):
+            unknown.add(name)
+    for name in re.findall(r"`((?:[\w.-]+/)+[\w.-]*)`", text):
+        if name.split("/")[0] in ("edgecompress", "converters", "targets", "tests", "benchmarks",
+                                  "scripts") and not (_ROOT / name).exists():  # fmt: skip
+            unknown.add(name)
+    code = "".join(p.read_text() for folder in _PACKAGES.values() for p in folder.rglob("*.py"))
+    registries = set(re.findall(r"^([A-Z_]+): Registry\[", code, re.MULTILINE))
+    words = set(re.findall(r"\b[A-Z]{4,}S\b|\bCRITERIA\b", text))
+    return unknown | {word for word in words - registries if word.title() not in ("Macs",)}
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
+def test_the_pages_about_the_code_name_what_is_there(page: str) -> None:
+    assert _unknown_names((_ROOT / page).read_text()) == set()
+
+
+def test_a_name_that_is_gone_would_be_seen() -> None:
+    text = "`core.nowhere`, `targets/nowhere.py`, `pipeline.build`, `FORMATS`, NOWHERES"
+    assert _unknown_names(text) == {"core.nowhere", "targets/nowhere.py", "NOWHERES"}
+
+
 # --- tables of options ----------------------------------------------------------------------------
 
 _TABLES = runpy.run_path(str(_ROOT / "scripts" / "option_tables.py"))

@@ -20,6 +20,7 @@ import argparse
 import csv
 import functools
 import json
+import math
 import statistics
 import sys
 from collections import defaultdict
@@ -384,6 +385,20 @@ def print_extrapolation(data: Mapping[str, Any], rows: Sequence[Counted]) -> Non
         print(f"| {kernels} | {len(far)} | {quantiles(far)} | {quantiles(near)} |")
 
 
+def agree(held: Any, found: Any) -> bool:
+    """Whether two files of domains hold the same, but for the last digit of a rounded number.
+
+    Another version of NumPy may round it the other way.
+    """
+    if isinstance(held, dict) and isinstance(found, dict):
+        return held.keys() == found.keys() and all(agree(held[k], found[k]) for k in held)
+    if isinstance(held, list) and isinstance(found, list):
+        return len(held) == len(found) and all(map(agree, held, found))
+    if isinstance(held, float) and isinstance(found, float):
+        return math.isclose(held, found, rel_tol=0, abs_tol=1.5e-4)
+    return bool(held == found)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the comparison; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -404,9 +419,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     beyond, _ = print_errors(data, rows)
     print_held_out(data, rows)
     print_extrapolation(data, rows)
-    if held != data:
+    if not agree(held, data):
         print(f"\n{FILE.name} does not hold what the counts say: run with --write.")
-    return int(bool(beyond) or held != data)
+    return int(bool(beyond) or not agree(held, data))
 
 
 if __name__ == "__main__":

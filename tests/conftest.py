@@ -18,6 +18,7 @@ import jsonschema
 import pytest
 
 from edgecompress.core import isolation
+from edgecompress.engines.run import engine_available
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
@@ -132,6 +133,14 @@ def check_whole() -> Callable[[Any, str], None]:
         jsonschema.validate(data, schema)
 
     return check
+
+
+@pytest.fixture
+def engine(request: pytest.FixtureRequest) -> str:
+    """The name of the engine that a test is parametrized with; skips where it is not installed."""
+    if missing := engine_available(request.param):
+        pytest.skip(missing)
+    return str(request.param)
 
 
 @pytest.fixture

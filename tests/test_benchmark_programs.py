@@ -35,6 +35,8 @@ from edgecompress.targets.phones.program import decode_result
 from edgecompress.targets.phones.runners import PhonePlan
 from edgecompress.targets.phones.state import read_device, read_state
 
+pytestmark = pytest.mark.slow
+
 _HERE = Path(__file__).parent
 _LINKER = b"/system/bin/linker64\0"
 Bench = Callable[..., BenchResult]

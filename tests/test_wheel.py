@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 _ROOT = Path(__file__).resolve().parents[1]
 _DATA = (".py", ".toml", ".json", ".jinja", ".css", ".csv", ".npz", ".typed")
 

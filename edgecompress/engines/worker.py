@@ -268,7 +268,8 @@ def _samples(job: Job, interpreter: Any) -> list[np.ndarray]:
         label = f"input {position}" if len(wanted) > 1 else "the input"
         if array.dtype != dtype:
             raise InputError(f"have the type of {label}, {dtype}||{array.dtype}")
-        sample = array.shape[1:]
+        # NumPy 2 would print `np.int32(8)`.
+        sample, shape = array.shape[1:], tuple(map(int, shape))
         # A leading 1 is the batch, which a single sample does not have.
         if sample != shape and (1, *sample) != shape:
             raise InputError(

@@ -22,6 +22,8 @@ from edgecompress.callbacks.layer_choice import select_layers
 from edgecompress.core.errors import ArgumentError, UnknownNameError, UnsupportedModelError
 from edgecompress.core.record import CompressionRecord, attach_record, record_of
 
+pytestmark = pytest.mark.slow
+
 KINDS = (keras.layers.Dense, keras.layers.Conv2D)
 X, Y = np.ones((8, 4), "f4"), np.ones((8, 2), "f4")
 

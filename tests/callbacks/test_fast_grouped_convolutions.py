@@ -12,6 +12,8 @@ from keras import layers as kl
 from edgecompress.callbacks.fast_grouped_convolutions import FastGroupedConvolutions
 from edgecompress.callbacks.quantization_aware_training import QuantizationAwareTraining
 
+pytestmark = pytest.mark.slow
+
 _RNG = np.random.default_rng(0)
 X = _RNG.normal(size=(32, 6, 6, 4)).astype("f4")
 Y = _RNG.integers(0, 3, 32)

@@ -19,6 +19,8 @@ from edgecompress.precisions.int8 import Int8
 from edgecompress.schedules.constant import ConstantSparsity
 from edgecompress.surgery.finalize import finalize
 
+pytestmark = pytest.mark.slow
+
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(64, 8, 8, 1)).astype("float32")
 # Two features of the image decide, so that most filters are not needed.

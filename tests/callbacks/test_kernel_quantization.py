@@ -26,6 +26,8 @@ from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.schedules import ConstantSparsity
 from edgecompress.surgery.finalize import finalize
 
+pytestmark = pytest.mark.slow
+
 _RNG = np.random.default_rng(0)
 X = _RNG.normal(size=(64, 5, 5, 2)).astype("f4")
 Y = _RNG.integers(0, 3, 64)

@@ -27,6 +27,8 @@ from edgecompress.patterns.weights import Weights
 from edgecompress.precisions.int8 import Int8
 from edgecompress.schedules import ConstantSparsity, PolynomialDecay
 
+pytestmark = pytest.mark.slow
+
 _RNG = np.random.default_rng(0)
 X = _RNG.normal(size=(128, 12)).astype("f4")
 Y = _RNG.integers(0, 3, 128)

@@ -14,6 +14,8 @@ from edgecompress.core.record import read_record, record_of
 from edgecompress.precisions.int8 import Int8
 from edgecompress.precisions.simulation import simulate
 
+pytestmark = pytest.mark.slow
+
 SAMPLES, BATCH = 96, 16
 
 

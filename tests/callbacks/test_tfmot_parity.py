@@ -18,6 +18,8 @@ import pytest
 from edgecompress.callbacks.magnitude_pruning import MagnitudePruning
 from edgecompress.schedules import ConstantSparsity, PolynomialDecay, Schedule
 
+pytestmark = pytest.mark.slow
+
 STEPS = 1000
 SCHEDULES: list[Schedule] = [
     PolynomialDecay(0.8, begin_step=0, end_step=STEPS, frequency=100),

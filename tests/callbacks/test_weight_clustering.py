@@ -21,6 +21,8 @@ from edgecompress.precisions.kmeans import cluster
 from edgecompress.schedules import ConstantSparsity
 from edgecompress.surgery.finalize import finalize
 
+pytestmark = pytest.mark.slow
+
 _RNG = np.random.default_rng(0)
 X = _RNG.normal(size=(64, 12)).astype("f4")
 Y = _RNG.integers(0, 3, 64)

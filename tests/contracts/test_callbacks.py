@@ -17,6 +17,8 @@ from edgecompress.core.record import read_record, record_of
 
 keras = pytest.importorskip("keras")
 
+pytestmark = pytest.mark.slow
+
 # A new callback: one line here.
 CALLBACKS: dict[str, Callable[..., Any]] = {
     "magnitude_pruning": lambda **more: ec.MagnitudePruning(

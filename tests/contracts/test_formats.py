@@ -20,7 +20,7 @@ from edgecompress.layers.binary import BinaryConv2D
 from edgecompress.pipeline import Build, build, build_request
 from edgecompress.targets.profile import load_target
 
-pytestmark = pytest.mark.usefixtures("in_process")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_process")]
 
 # A target of each kind.
 _TARGETS = {"board": "nucleo-l4r5zi", "core": "cortex-m4", "phone": "pixel-4", "host": "host"}

@@ -13,6 +13,8 @@ from edgecompress.callbacks.base import HookedCallback
 
 keras = pytest.importorskip("keras")
 
+pytestmark = pytest.mark.slow
+
 # A new callback: one line here.
 CALLBACKS: dict[type, Callable[[], Any]] = {
     ec.MagnitudePruning: lambda: ec.MagnitudePruning(ec.ConstantSparsity(0.5, frequency=1)),

@@ -15,6 +15,8 @@ from edgecompress.patterns import PATTERNS
 from edgecompress.patterns.base import KernelShape, Pattern
 
 keras = pytest.importorskip("keras")
+
+pytestmark = pytest.mark.slow
 ops = keras.ops
 
 _RNG = np.random.default_rng(4)

@@ -11,6 +11,8 @@ import pytest
 
 keras = pytest.importorskip("keras")
 
+pytestmark = pytest.mark.slow
+
 
 def _place(installed: Any) -> Any:
     """Puts a model and its data where the commands run."""

@@ -9,6 +9,8 @@ import pytest
 
 pytest.importorskip("keras")
 
+pytestmark = pytest.mark.slow
+
 _PROGRAM = """
 import json
 import keras, numpy as np

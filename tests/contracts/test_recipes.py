@@ -22,6 +22,8 @@ from edgecompress.recipes.results import CompressionResult
 
 keras = pytest.importorskip("keras")
 
+pytestmark = pytest.mark.slow
+
 _SCHEMA = Path(__file__).resolve().parents[2] / "docs" / "compression.schema.json"
 _X = np.random.default_rng(0).normal(size=(96, 8)).astype("f4")
 _Y = np.argmax(_X[:, :3], axis=1)

@@ -10,6 +10,8 @@ import pytest
 
 pytest.importorskip("keras")
 
+pytestmark = pytest.mark.slow
+
 _PROGRAM = """
 import json
 import keras, numpy as np

@@ -43,6 +43,8 @@ from edgecompress.inspection.tflite import inspect_tflite
 from edgecompress.targets.operators import unsupported
 from edgecompress.targets.profile import load_target
 
+pytestmark = pytest.mark.slow
+
 OLD = "tflite-runtime"
 LITERT = ("litert",)
 _MOST = {"CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 4}  # int8 versions

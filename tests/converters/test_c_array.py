@@ -29,6 +29,8 @@ from edgecompress.core.errors import (
 from edgecompress.flatbuffers.packing import pack
 from edgecompress.flatbuffers.reading import read_tflite
 
+pytestmark = pytest.mark.slow
+
 _FLAGS = ("-std=c++17", "-Wall", "-Wextra", "-Werror")
 # Methods of MicroMutableOpResolver that take no name, as tflite-micro's all-operators programs call
 # them.

@@ -43,6 +43,8 @@ from edgecompress.targets.checks import Budgets, check
 from edgecompress.targets.profile import load_target
 from edgecompress.targets.tflm.arena import compute_arena
 
+pytestmark = pytest.mark.slow
+
 FILTERS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
 MODELS = {
     "ad01_int8.tflite": 185_920,

@@ -18,6 +18,8 @@ from edgecompress.engines.run import run_engine
 from edgecompress.flatbuffers.reading import read_tflite
 
 keras = pytest.importorskip("keras")
+
+pytestmark = pytest.mark.slow
 layers = keras.layers
 
 

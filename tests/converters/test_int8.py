@@ -21,6 +21,8 @@ from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.flatbuffers.tensors import Tensor
 
 keras = pytest.importorskip("keras")
+
+pytestmark = pytest.mark.slow
 layers = keras.layers
 
 

@@ -25,6 +25,8 @@ from edgecompress.flatbuffers.reading import read_tflite
 
 keras = pytest.importorskip("keras")
 
+pytestmark = pytest.mark.slow
+
 
 def tiny(name: str = "tiny") -> Any:
     return keras.Sequential(

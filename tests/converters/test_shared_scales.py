@@ -26,6 +26,8 @@ from edgecompress.flatbuffers.tensors import Tensor
 from edgecompress.precisions.simulation import simulate
 
 keras = pytest.importorskip("keras")
+
+pytestmark = pytest.mark.slow
 layers = keras.layers
 
 VALUES = np.array([-0.9, -0.4, -0.25, -0.12, 0.0, 0.07, 0.2, 0.33, 0.5, 1.0], np.float32)

@@ -28,6 +28,8 @@ from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.flatbuffers.tensors import Tensor
 from edgecompress.pipeline.parity import LEGACY_RUNTIME
 
+pytestmark = pytest.mark.slow
+
 
 def tensor(type_: str = "INT8", scales: Any = (0.5,), zero_points: Any = (10,)) -> Tensor:
     return Tensor(0, "x", (1, 3), type_, None, scales, zero_points)

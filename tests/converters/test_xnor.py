@@ -34,6 +34,8 @@ from edgecompress.precisions.sign import SIGNS
 from edgecompress.targets.operators import unsupported
 from edgecompress.targets.profile import load_target
 
+pytestmark = pytest.mark.slow
+
 MISSING = engine_available("lce")
 needs_engine = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 OTHER = np.random.default_rng(4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -337,7 +338,8 @@ _CLAIM = "{'descr': '<f8', 'fortran_order': False, 'shape': (%s,), }"
         (_headed(_CLAIM.replace("<f8", "|O") % "1", b"\x80\x04K\x01."), "Python objects"),
         (_headed(_CLAIM.replace("'<f8'", "[('a', '<f8')]") % "1", bytes(8)), "not of numbers"),
         (_headed(_CLAIM.replace("<f8", "<U0") % "1000000000000"), "not of numbers"),
-        (_headed(_CLAIM.replace("<f8", "<U999999999") % "1"), "not of numbers"),
+        # Newer versions of NumPy do not read this type at all.
+        (_headed(_CLAIM.replace("<f8", "<U999999999") % "1"), "not of numbers|readable header"),
         (b"\x93NUMPY\x03\x00", "header"),
         (b"\x93NUM", "header"),
         (b"", "neither"),
@@ -348,7 +350,7 @@ _CLAIM = "{'descr': '<f8', 'fortran_order': False, 'shape': (%s,), }"
 )
 def test_arrays_that_are_refused(data: bytes, wrong: str) -> None:
     tracemalloc.start()
-    assert wrong in _refusal(reading.read_arrays, data, "x.npz")
+    assert re.search(wrong, _refusal(reading.read_arrays, data, "x.npz"))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 5 << 20

@@ -172,7 +172,7 @@ def test_stripped_reference_models_shrink_and_hold_the_same(shared: Path, name: 
         assert (now.scales, now.zero_points) == (then.scales, then.zero_points)
 
 
-@pytest.mark.parametrize("engine", ["litert", "tflm", "tflite-runtime"])
+@pytest.mark.parametrize("engine", ["litert", "tflm", "tflite-runtime"], indirect=True)
 def test_stripped_model_computes_the_same(shared: Path, engine: str) -> None:
     data = (shared / "models" / "mlperf_tiny" / "pretrainedResnet_quant.tflite").read_bytes()
     x = np.random.default_rng(0).integers(-128, 128, (3, 32, 32, 3), np.int8)

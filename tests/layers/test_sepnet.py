@@ -157,7 +157,7 @@ def test_groups_stay_one_operator(converted: tuple[Any, np.ndarray, bytes]) -> N
     assert codes == [{-127, 127}] * 7
 
 
-@pytest.mark.parametrize("engine", ["litert", "tflm", "tflite-runtime"])
+@pytest.mark.parametrize("engine", ["litert", "tflm", "tflite-runtime"], indirect=True)
 def test_grouped_int8_convolutions_run_everywhere(
     converted: tuple[Any, np.ndarray, bytes], engine: str
 ) -> None:

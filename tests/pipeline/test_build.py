@@ -24,6 +24,8 @@ from edgecompress.core.record import CompressionRecord, attach_record
 from edgecompress.pipeline import Build, build, build_request, builder, write
 from edgecompress.pipeline.writer import report_of
 
+pytestmark = pytest.mark.slow
+
 _X = np.random.default_rng(0).normal(size=(40, 8, 8, 1)).astype(np.float32)
 _Y = np.arange(40) % 4
 

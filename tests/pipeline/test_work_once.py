@@ -22,6 +22,8 @@ from edgecompress.core.isolation import Answer
 from edgecompress.flatbuffers import reading
 from edgecompress.pipeline import BuildRequest, build, build_request, builder, write
 
+pytestmark = pytest.mark.slow
+
 _X = np.random.default_rng(0).normal(size=(40, 8, 8, 1)).astype(np.float32)
 
 

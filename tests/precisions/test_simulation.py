@@ -17,6 +17,8 @@ from edgecompress.engines.run import run_engine
 from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.precisions.simulation import simulate
 
+pytestmark = pytest.mark.slow
+
 
 def conv(x, **options):
     return layers.Conv2D(4, 3, **options)(x)

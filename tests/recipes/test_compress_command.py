@@ -22,6 +22,8 @@ from edgecompress.recipes.results import CompressionResult
 
 from .conftest import Case, Run, labelled
 
+pytestmark = pytest.mark.slow
+
 _SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "compression.schema.json").read_text())
 
 

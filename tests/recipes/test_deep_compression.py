@@ -31,6 +31,8 @@ from edgecompress.recipes.deep_compression_stages import cluster_counts, pruning
 
 from .conftest import Case, Run, classifier, labelled
 
+pytestmark = pytest.mark.slow
+
 _SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "compression.schema.json").read_text())
 
 

@@ -20,6 +20,8 @@ from edgecompress.recipes.training import (
 from edgecompress.training.base import Outputs
 from edgecompress.training.distillation import Distillation
 
+pytestmark = pytest.mark.slow
+
 _RNG = np.random.default_rng(0)
 _X = _RNG.normal(size=(48, 6)).astype("float32")
 _Y = np.arange(48) % 3

@@ -18,6 +18,8 @@ from edgecompress.surgery import rebuild as module
 from edgecompress.surgery.finalize import finalize
 from edgecompress.surgery.rebuild import Plan, plan_removal
 
+pytestmark = pytest.mark.slow
+
 
 def randomize(model: keras.Model) -> keras.Model:
     """Gives biases and BatchNormalization values that hide nothing."""

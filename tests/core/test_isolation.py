@@ -208,7 +208,7 @@ def test_values_of_the_wrong_kind_are_not_believed() -> None:
     assert isolation.decode(_Value, {"size": 3, "names": ["a"]}) == value
     assert isolation.encode(value) == {"size": 3, "names": ("a",)}
     for wrong in ({"size": "many", "names": []}, {"size": 3}, {"size": 3, "names": 7}, [], None):
-        with pytest.raises(ProcessError, match="no _Value"):
+        with pytest.raises(ProcessError, match="not a _Value"):
             isolation.decode(_Value, wrong)
 
 

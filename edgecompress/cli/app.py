@@ -1,4 +1,4 @@
-"""The program: its commands, and how every way a command can end becomes a line and a code."""
+"""The program: its commands, and how every outcome becomes a line and an exit code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgecompress.cli import signals
 from edgecompress.cli.console import fail, leave_pipe, tell
 from edgecompress.core.errors import FAILURE, OK, USAGE, EdgeCompressError
 
-# Command -> what it does, in one line. Its module is loaded when the command is asked for.
+# Command -> what it does, in one line. Its module is loaded on first use.
 _COMMANDS = {
     "export": "Convert a Keras model, run it in the targets' engines and check its budgets.",
     "check": "Check a .tflite file against targets and budgets; the exit code is the verdict.",
@@ -28,7 +28,7 @@ _COMMANDS = {
 
 
 class _Commands(click.Group):
-    """The commands by name; asking for help of all loads none of them."""
+    """The commands by name; the overall help loads none of them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code.
 
     Args:
-        argv: Arguments without the program's name; those of the process by default.
+        argv: Arguments without the program's name; by default those of the process.
 
     Example:
         >>> main(["targets", "no-such-board"])
@@ -91,23 +91,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _prepare(verbose: bool) -> None:
-    """Sets what the process needs before any framework is loaded."""
+    """Configures the process before any framework is loaded."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if verbose else "3")
     if "keras" not in sys.modules:
-        # Conversion is TensorFlow's; a training that runs meanwhile keeps the accelerator.
+        # Conversion uses TensorFlow; a concurrent training job keeps the accelerator.
         os.environ["KERAS_BACKEND"] = "tensorflow"
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
-    # Closed by the caller (`>&-`): what is printed goes nowhere, in the same descriptor's place.
+    # Closed by the caller (`>&-`): output is discarded, through the same descriptor.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
-        # File names may hold what the terminal cannot show.
+        # File names may contain characters that the terminal cannot show.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
 
 def _run(arguments: list[str], verbose: bool) -> int:
-    """Runs a command; every way it can end becomes one line and an exit code."""
+    """Runs a command; every outcome becomes one line and an exit code."""
     try:
         result: Any = app.main(arguments, prog_name="edgecompress", standalone_mode=False)
         sys.stdout.flush()
@@ -117,13 +117,13 @@ def _run(arguments: list[str], verbose: bool) -> int:
         fail(f"{error.format_message().rstrip('.')}. `{command} --help` shows the usage.")
         return USAGE
     except (BrokenPipeError, SystemExit):
-        # The reader of a pipe went away (`| head`): not an error, and nothing more to print.
+        # The reader closed the pipe (`| head`): not an error, and nothing more to print.
         # The command line's own pages (--help) report it as SystemExit.
         leave_pipe()
         return OK
     except (Exception, KeyboardInterrupt, signals.Interrupted) as error:
         if verbose:
-            # Marked: the error's own text may have lines, and none of them is ours.
+            # Marked as such: the error's own text may have several lines, none of them ours.
             for line in traceback.format_exc().splitlines():
                 tell(f"| {line}")
         if signals.came() or isinstance(error, (KeyboardInterrupt, click.Abort)):
@@ -133,12 +133,12 @@ def _run(arguments: list[str], verbose: bool) -> int:
 
 
 def _failed(error: BaseException, arguments: list[str]) -> int:
-    """Tells what went wrong in one line; returns the exit code."""
+    """Prints what went wrong in one line; returns the exit code."""
     if isinstance(error, EdgeCompressError):
         fail(str(error))
         return error.exit_code
     if isinstance(error, OSError):
-        # A full disk, no more processes, ...: the machine's trouble and no defect.
+        # A full disk, no more processes, ...: a problem of the machine, not a bug.
         fail(f"cannot continue: {error}.")
         return FAILURE
     if isinstance(error, MemoryError):

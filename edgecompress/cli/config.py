@@ -1,4 +1,4 @@
-"""`--config FILE.toml`: the values of a file as the defaults of the commands' options."""
+"""`--config FILE.toml`: the values of a file become defaults of the commands' options."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edgecompress.cli.parameters import (
 from edgecompress.core.errors import ArgumentError, UnknownNameError, UnreadableFileError
 from edgecompress.core.options import Option
 
-# Options that a file cannot set: a module is code, and a configuration is data.
+# Options that a file cannot set: a module is code, a configuration is data.
 _NEVER = ("help", "import", "config")
 
 
@@ -38,7 +38,7 @@ def config_option() -> click.Option:
 
 
 def verdict_switches() -> list[click.Option]:
-    """Returns what every command has that ends with a verdict: a configuration, and its output."""
+    """Returns the options of every command with a verdict: a configuration, and its output."""
     return [config_option(), undecided_switch(), json_switch(), quiet_switch(), verbose_switch()]
 
 
@@ -55,7 +55,7 @@ def _read(ctx: click.Context, param: click.Parameter, path: Path | None) -> None
             "--config", "be a readable TOML file", str(path), f"It {error.problem}."
         ) from error
     commands = _configurable(ctx)
-    # A key's meaning is that of the first command that has it; elsewhere it may be another thing.
+    # A key's meaning is that of the first command that has it; elsewhere it may differ.
     common: dict[str, click.Option] = {}
     for options in commands.values():
         common = options | common
@@ -76,9 +76,9 @@ def _read(ctx: click.Context, param: click.Parameter, path: Path | None) -> None
             if mine.metavar == option.metavar:
                 defaults[mine.name or ""] = checked
             elif not _is_path(mine):
-                # A limit must hold in every command that knows it, in the form it knows.
+                # A limit must apply in every command that has it, in that command's form.
                 defaults[mine.name or ""] = _value(mine, value, origin, path)
-            # A folder to one command is a file to another: such a key needs its table.
+            # A folder for one command is a file for another: such a key needs a table.
     ctx.default_map = defaults
 
 
@@ -107,7 +107,7 @@ def _options(command: click.Command, ctx: click.Context) -> dict[str, click.Opti
 def _keys(
     values: dict[str, Any], table: str | None, commands: dict[str, Any], path: Path
 ) -> dict[str, Any]:
-    """Returns the keys of a command's table, or with None those outside of all tables."""
+    """Returns the keys of a command's table, or with None the top-level keys."""
     if table is None:
         return {key: value for key, value in values.items() if key not in commands}
     keys = values.get(table, {})
@@ -117,7 +117,7 @@ def _keys(
 
 
 def _value(option: click.Option, value: Any, origin: str, file: Path) -> Any:
-    """Returns the value of a key as the option takes it; paths count from the file's folder."""
+    """Returns the value of a key in the option's form; paths are relative to the file's folder."""
     if not isinstance(option, OwnedOption):
         if not isinstance(value, bool):
             raise ArgumentError(origin, "be true or false", value)

@@ -1,4 +1,4 @@
-"""What a command prints: results on standard output, progress and remarks on standard error."""
+"""Printing: results on standard output, progress and remarks on standard error."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from edgecompress.core.terminal import SafeConsole, plain, shown
 
 
 class Console(SafeConsole):
-    """Standard output whose reader may leave early (`| head`) without changing the verdict."""
+    """Standard output whose reader may close early (`| head`) without changing the verdict."""
 
     def on_broken_pipe(self) -> None:
-        """Sends what is still to be printed nowhere."""
+        """Discards all further output."""
         leave_pipe()
 
 
 def leave_pipe() -> None:
-    """Sends what is still to be printed on standard output nowhere."""
+    """Discards all further standard output."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -47,7 +47,7 @@ def print_report(report: Any, as_json: bool) -> None:
 
 def tell(line: str) -> None:
     """Prints a line on standard error."""
-    # Whether anybody listens there has no say in the verdict.
+    # Whether anybody reads it does not affect the verdict.
     with suppress(OSError):
         print(shown(line), file=sys.stderr, flush=True)
 
@@ -70,11 +70,11 @@ def exit_code(result: Any, allow_undecided: bool) -> int:
 
 @contextmanager
 def progress_of(quiet: bool) -> Iterator[Callable[[str], None]]:
-    """Yields a function that tells what is going on: a spinner on a terminal, else lines."""
+    """Yields a function that shows progress: a spinner on a terminal, else lines."""
     if quiet:
         yield signals.or_end(lambda text: None)
     elif sys.stderr.isatty():
-        # A descriptor of its own: standard error is redirected while libraries are silenced.
+        # A separate descriptor: standard error is redirected while library output is suppressed.
         with (
             os.fdopen(os.dup(sys.stderr.fileno()), "w") as terminal,
             SafeConsole(file=terminal).status("Starting") as status,
@@ -101,7 +101,7 @@ def training_progress(
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    # A descriptor of its own: standard error is redirected while libraries are silenced.
+    # A separate descriptor: standard error is redirected while library output is suppressed.
     with (
         os.fdopen(os.dup(sys.stderr.fileno()), "w") as terminal,
         Progress(*columns, console=SafeConsole(file=terminal), transient=True) as bars,

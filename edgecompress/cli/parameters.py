@@ -1,4 +1,4 @@
-"""Commands whose options are read off dataclasses (`core.options`)."""
+"""Commands whose options come from dataclasses (`core.options`)."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import click
 
 from edgecompress.core.options import Kind, Many, Option, options_of
 
-# Heading of a section of --help -> the dataclasses whose options stand there.
+# Heading of a --help section -> the dataclasses whose options it lists.
 Sections = Sequence[tuple[str, Sequence[type]]]
 
 
 class KindType(click.ParamType):
-    """A kind of value as a parameter type of click: sizes, times, shares, names, paths.
+    """A kind of value as a click parameter type: sizes, times, shares, names, paths.
 
     Args:
         kind: How the value is written.
-        flag: What errors call it.
+        flag: Its name in errors.
     """
 
     def __init__(self, kind: Kind, flag: str) -> None:
@@ -27,7 +27,7 @@ class KindType(click.ParamType):
         self.name = kind.metavar
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Returns the value as its owner takes it; an ArgumentError says what is wrong."""
+        """Returns the value in its owner's form; an ArgumentError says what is wrong."""
         return self.kind.parse(value, self.flag)
 
 
@@ -41,7 +41,7 @@ class _Raw(click.ParamType):
 
 
 class OwnedOption(click.Option):
-    """An option of click that knows the declaration it was made from; `owned` holds it."""
+    """A click option that knows its declaration, in `owned`."""
 
     def __init__(self, owned: Option) -> None:
         self.owned = owned
@@ -61,7 +61,7 @@ class OwnedOption(click.Option):
         super().__init__(names, **details)
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        """Returns flags and text; the text may read registries, so only here."""
+        """Returns flags and text; the text may read registries, so it is only made here."""
         self.help = self.owned.text
         return super().get_help_record(ctx)
 
@@ -81,8 +81,8 @@ class Command(click.Command):
         name: Its name.
         run: Called with the values of the options that were given, by name, and the arguments.
         arguments: Positional arguments.
-        sections: Returns the headings of `--help` and the owners below them. It is called when the
-            command is, so that owners are not imported before.
+        sections: Returns the headings of `--help` and the owners below them. It is called together
+            with the command, so that owners are not imported earlier.
         switches: Options that belong to no owner: `--json`, `--quiet`, ...
         notes: Help of the arguments, name -> text.
     """
@@ -102,7 +102,7 @@ class Command(click.Command):
 
     @functools.cached_property
     def grouped(self) -> list[tuple[str, list[OwnedOption]]]:
-        """Heading -> options; a flag that several owners have stands below the first."""
+        """Heading -> options; a flag of several owners is listed under the first."""
         seen: set[str] = set()
         found = []
         for heading, owners in self._sections():
@@ -122,7 +122,7 @@ class Command(click.Command):
         return [*arguments, *(o for _, group in self.grouped for o in group), *switches]
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Runs the command with what was given; the owners' defaults hold for all else."""
+        """Runs the command with the given values; the owners' defaults apply otherwise."""
         owned = {option.name for _, group in self.grouped for option in group}
         values = {
             name: value
@@ -147,7 +147,7 @@ class Command(click.Command):
 
 
 def switch(flags: Sequence[str], name: str, help: str) -> click.Option:
-    """Returns an option that is on or off."""
+    """Returns an on/off option."""
     return click.Option([name, *flags], is_flag=True, default=False, help=help)
 
 

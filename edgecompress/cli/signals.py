@@ -1,4 +1,4 @@
-"""Ctrl-C and requests to end: a command leaves no process and no half-written file behind."""
+"""Ctrl-C and termination: a command leaves no process and no half-written file behind."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# Exit codes of a program that a signal has ended: 128 and the signal's number, as shells have it.
+# Exit codes of a program ended by a signal: 128 plus the signal number, as in shells.
 _BASE = 128
 
 
 class Interrupted(BaseException):
-    """Ctrl-C or a request to end; a KeyboardInterrupt would make click print a line of its own."""
+    """Ctrl-C or termination; on a KeyboardInterrupt, click would print its own line."""
 
 
-# Signals that came while a command ran. What their handler raises, native code may turn into an
-# exception of its own, and code that catches everything may lose it.
+# Signals received while a command ran. Native code may turn what the handler raises into its own
+# exception, and code that catches everything may lose it.
 _CAME: list[int] = []
 
 
 def came() -> bool:
-    """Returns whether a signal has asked the command to end."""
+    """Returns whether a signal has requested the command to end."""
     return bool(_CAME)
 
 
@@ -32,10 +32,10 @@ def code() -> int:
 
 
 def or_end(tell: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Returns a function that ends the command first, where a signal has asked for it in vain.
+    """Returns a function that first ends the command if an earlier signal was lost.
 
-    What the signal's handler raises is lost in code that catches everything, as some libraries do
-    while they are imported.
+    The exception raised by the signal handler is lost in code that catches everything, as some
+    libraries do during import.
     """
 
     def told(what: Any) -> None:

@@ -1,1 +1,1 @@
-"""What all parts share: errors, registry, results, files, flatbuffer and Keras graph reading."""
+"""Shared by all parts: errors, registry, results, files, options, Keras graph reading."""

@@ -18,15 +18,15 @@ from collections.abc import Iterable
 
 OK, FAILURE, USAGE, OVER_BUDGET, BELOW_ACCURACY, UNSUPPORTED_OPERATOR, UNDECIDED = range(7)
 
-# Characters of a value that came; a file may hold any number of them.
+# Maximum characters shown of a received value; a file may hold any number of them.
 _LONGEST = 500
 
 
 def shown(text: object) -> str:
-    r"""Returns a text for one line: what is not printable stands as its escape sequence.
+    r"""Returns a text for one line, with unprintable characters as escape sequences.
 
-    That is control characters, newlines included, signs that turn the direction of text, invisible
-    ones, halves of surrogate pairs, and spaces other than the ordinary one.
+    These are control characters, newlines included, bidirectional controls, invisible characters,
+    halves of surrogate pairs, and all spaces but the ordinary one.
 
     Example:
         >>> shown("a\nb\x1b[2J\u202ec")
@@ -48,9 +48,9 @@ def one_line(error: BaseException | str, limit: int = 240) -> str:
 
 
 class EdgeCompressError(Exception):
-    """Base of every error this package raises on purpose; its text is one line for the user.
+    """Base class of all errors raised on purpose; its text is one line for the user.
 
-    What files bring into it (names with line ends, control characters) is made harmless.
+    Text from files (names with line breaks, control characters) is made harmless.
     """
 
     exit_code = FAILURE
@@ -67,7 +67,7 @@ class ArgumentError(EdgeCompressError, ValueError):
     Args:
         argument: Name of the argument as the user wrote it, e.g. `end_step` or `--max-ram`.
         rule: What the argument must be, e.g. "be greater than `begin_step`".
-        got: The value that came; shown with `repr`.
+        got: The value received; shown with `repr`.
         hint: What to do about it. Optional.
 
     Example:
@@ -86,13 +86,13 @@ class ArgumentError(EdgeCompressError, ValueError):
 def _short(got: object) -> str:
     try:
         text = repr(got)
-    except ValueError:  # Python writes no number of more than 4,300 digits.
+    except ValueError:  # Python cannot print a number of more than 4,300 digits.
         return "a number of thousands of digits"
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
 class UnknownNameError(ArgumentError):
-    """A name is in no registry; the nearest known names are offered.
+    """A name is not in the registry; the nearest known names are suggested.
 
     Args:
         argument: Name of the argument.
@@ -112,10 +112,10 @@ class ModelFileError(EdgeCompressError):
 
 
 class UnreadableFileError(ModelFileError):
-    """A file cannot be read, or not within the bounds for files from anywhere.
+    """A file cannot be read, or exceeds the bounds for untrusted files.
 
     Args:
-        label: The file, or what else the content is called.
+        label: The file, or another name for the content.
         problem: What is wrong, as the rest of a sentence: "does not exist".
 
     Example:
@@ -138,11 +138,11 @@ class NotFiniteError(EdgeCompressError):
 
 
 class ProcessError(EdgeCompressError):
-    """The process that reads a model file died, or gave back no result."""
+    """The process that reads a model file died, or returned no result."""
 
 
 class IsolatedDefect(Exception):
-    """A defect that showed in the process that reads a model file; its class has its name."""
+    """A bug that surfaced in the process that reads a model file, under its own class name."""
 
 
 class ConversionError(EdgeCompressError):
@@ -172,4 +172,4 @@ class UnsupportedOperatorError(EdgeCompressError):
 
 
 class MissingDependencyError(EdgeCompressError):
-    """An optional package is not installed; the text names the extra that brings it."""
+    """An optional package is not installed; the text names the extra that installs it."""

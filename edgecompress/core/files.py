@@ -1,4 +1,4 @@
-"""What goes into files: whole or not at all, and only what JSON can hold."""
+"""Writing files: whole or not at all, and only what JSON can hold."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def sha256(data: bytes) -> str:
 
 
 def jsonable(value: Any) -> Any:
-    """Returns `value` with tuples, numpy values and mappings as what JSON holds without loss.
+    """Returns `value` with tuples, numpy values and mappings as lossless JSON values.
 
     JSON has no NaN and no infinity: they become None.
 
@@ -55,11 +55,11 @@ def write_together(folder: Path | str, files: Mapping[str, bytes | str]) -> None
     """Writes several files of a folder at once, creating the folder if it is missing.
 
     Whoever opens the folder finds either all old or all new files, even if this process is killed;
-    other files stay. Linux can swap two folders: the new files are stored in a copy of the
-    folder beside it, whose other files are links to the same data, and the two change places. A
-    folder that cannot be swapped (a mount point, a parent that is read-only, links or very many
-    files in it) gets its files one by one, each whole; what a killed run has left undone there, the
-    next one that writes there does first.
+    other files stay. Linux can swap two folders: the new files are prepared in a sibling copy of
+    the folder, in which the other files are links to the same data, and the two are swapped. A
+    folder that cannot be swapped (a mount point, a read-only parent, links or very many files in
+    it) gets its files one by one, each of them whole; the next run that writes there first
+    completes what a killed run left undone.
 
     Args:
         folder: The folder.
@@ -69,7 +69,7 @@ def write_together(folder: Path | str, files: Mapping[str, bytes | str]) -> None
         ArgumentError: the folder cannot be made or written, or a path is a folder; nothing was
             written.
     """
-    # A file name that is not valid text still is one on the disk.
+    # A file name that is not valid text may still exist on disk.
     contents = {
         name: data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data
         for name, data in files.items()
@@ -117,7 +117,7 @@ def write_atomic(path: Path | str, data: bytes | str) -> Path:
 
 
 def sweep(place: Path) -> None:
-    """Removes what killed runs have left in a folder, and does what they have left undone."""
+    """Removes what killed runs left in a folder, and completes what they left undone."""
     for dead in dead_folders(place):
         if (dead / _JOURNAL).is_file():
             with suppress(OSError), locked(place):
@@ -150,7 +150,7 @@ def _make_with(folder: Path, files: Mapping[str, bytes]) -> bool:
 
 
 def _store(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Writes new files into a folder that nobody else knows."""
+    """Writes new files into a private folder."""
     for name, data in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         with open(folder / name, "xb") as file:
@@ -161,7 +161,7 @@ def _store(folder: Path, files: Mapping[str, bytes]) -> None:
 
 # --- two folders change places --------------------------------------------------------------------
 
-# Each file that stays gets a link; with more of them that takes longer than the writing.
+# Each file that stays gets a link; with more files, linking takes longer than writing.
 _MOST_LINKS = 10_000
 
 
@@ -182,11 +182,11 @@ def _swap(folder: Path, files: Mapping[str, bytes]) -> bool:
             stack.enter_context(locked(copy))
             exchange(folder, copy)
         except OSError:
-            # What keeps files from being written at all, the other way tells.
+            # The other method reports what prevents files from being written at all.
             return False
-        # From here on the copy has the folder's name, and who looks for it finds the new files. Now
-        # the folder itself gets them, and its name back: who stands in it, or has it mounted
-        # elsewhere, sees them, too.
+        # From here on the copy has the folder's name, so a lookup finds the new files. Now the
+        # original folder gets them, and its name back: processes inside it, or with it mounted
+        # elsewhere, see them, too.
         try:
             for name in files:
                 (copy / name).parent.mkdir(parents=True, exist_ok=True)
@@ -194,7 +194,7 @@ def _swap(folder: Path, files: Mapping[str, bytes]) -> bool:
                 os.replace(scratch / "link", copy / name)
             exchange(folder, copy)
         except OSError:
-            # Then the copy stays: it holds all that the folder does.
+            # Then the copy stays: it holds everything the folder does.
             pass
         finally:
             _move_late(copy, folder, files, others)
@@ -202,7 +202,7 @@ def _swap(folder: Path, files: Mapping[str, bytes]) -> bool:
 
 
 def _copy_folder(source: Path, copy: Path) -> None:
-    """Makes a folder with the owner, the mode and the attributes of another one."""
+    """Makes a folder with the owner, mode and attributes of another one."""
     info = source.lstat()
     if not stat.S_ISDIR(info.st_mode):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(source))
@@ -216,7 +216,7 @@ def _copy_folder(source: Path, copy: Path) -> None:
 
 
 def _copy_parents(folder: Path, copy: Path, files: Iterable[str]) -> None:
-    """Makes those folders of new files in a copy that the folder has."""
+    """Creates in a copy the subfolders that the original has for the new files."""
     for name in files:
         for parent in reversed(PurePosixPath(name).parents):
             if os.path.lexists(folder / parent):
@@ -227,7 +227,7 @@ def _copy_parents(folder: Path, copy: Path, files: Iterable[str]) -> None:
 
 
 def _link_others(folder: Path, copy: Path, files: Container[str]) -> dict[str, int]:
-    """Fills a copy with all that stays in a folder; returns the inodes of its content."""
+    """Fills a copy with everything that stays in a folder; returns the inodes of its content."""
     device = folder.lstat().st_dev
     inodes: dict[str, int] = {}
     folders = [""]
@@ -257,7 +257,7 @@ def _link_others(folder: Path, copy: Path, files: Container[str]) -> dict[str, i
 
 
 def _move_late(source: Path, target: Path, files: Iterable[str], inodes: Mapping[str, int]) -> None:
-    """Moves what others have written meanwhile out of a folder that is going to be removed."""
+    """Rescues what others have meanwhile written into a folder that is about to be removed."""
     ours = {
         str(path) for name in files for path in (PurePosixPath(name), *PurePosixPath(name).parents)
     }
@@ -284,7 +284,7 @@ _Identity = list[int] | None
 def _replace(folder: Path, files: Mapping[str, bytes]) -> None:
     """Writes files inside a folder, then lets each take its place.
 
-    A journal says which of them belong together: a run that is killed in between leaves it.
+    A journal records which of them belong together: a run killed in between leaves it behind.
     """
     with ExitStack() as stack:
         scratch = stack.enter_context(scratch_folder(folder))
@@ -300,14 +300,14 @@ def _replace(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _take_places(stored: Path, folder: Path, files: Iterable[str], scratch: Path) -> None:
-    """Renames files one by one; where one cannot take its place, all get their old content back."""
+    """Renames files one by one; if one fails, all get their old content back."""
     done: list[tuple[Path, Path, bool]] = []
     try:
         for number, name in enumerate(files):
             place, old = folder / name, scratch / f"old-{number}"
             place.parent.mkdir(parents=True, exist_ok=True)
             done.append((place, old, os.path.lexists(place)))
-            # Without links there is no way back.
+            # Without links there is no rollback.
             with suppress(OSError, NotImplementedError):
                 os.link(place, old, follow_symlinks=False)
             try:
@@ -315,7 +315,7 @@ def _take_places(stored: Path, folder: Path, files: Iterable[str], scratch: Path
             except OSError as error:
                 if error.errno != errno.EXDEV:
                     raise
-                # The file's folder is a link to another disk, or another one's mount point.
+                # The file's folder is a link to another disk, or a mount point.
                 with scratch_folder(place.parent) as beside:
                     shutil.copyfile(stored / name, beside / "file")
                     os.replace(beside / "file", place)
@@ -330,9 +330,9 @@ def _take_places(stored: Path, folder: Path, files: Iterable[str], scratch: Path
 
 
 def _finish(folder: Path, dead: Path) -> None:
-    """Lets the rest of the files of a killed run take their places, if it had begun with that.
+    """Completes the renames of a killed run, if it had begun them.
 
-    Nothing is done where one of them has become another file since.
+    Does nothing if one of the files has changed since.
     """
     journal = _read_journal(dead / _JOURNAL)
     waiting = [name for name in journal if os.path.lexists(dead / "files" / name)]

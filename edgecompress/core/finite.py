@@ -66,12 +66,12 @@ def check_outputs(model: Any, outputs: Sequence[np.ndarray], inputs: Sequence[np
     """Refuses outputs of a model that are NaN or infinite.
 
     Args:
-        model: The Keras model that computed them; another kind of model is not looked into.
+        model: The Keras model that computed them; other kinds of model are not inspected.
         outputs: One array for each output, first axis samples.
         inputs: What it computed them from, one array for each input.
 
     Raises:
-        NotFiniteError: an output is not finite; the text names the first layer that is not.
+        NotFiniteError: an output is not finite; the text names the first such layer.
     """
     for position, output in enumerate(outputs):
         bad = [i for i, sample in enumerate(output) if not np.isfinite(sample).all()]

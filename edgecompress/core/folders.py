@@ -125,7 +125,7 @@ def locked(folder: Path) -> Iterator[None]:
             closing = stack.enter_context(ExitStack())
             closing.callback(os.close, handle)
             _wait(handle, folder)
-            # Meanwhile another folder may have got its name.
+            # Meanwhile another folder may have taken its name.
             if _is_at(handle, folder):
                 break
             closing.close()
@@ -144,7 +144,7 @@ def _wait(handle: int, folder: Path) -> None:
 
 
 def _open(folder: Path) -> int | None:
-    """Opens a folder, not what a link leads to; None if that cannot be done."""
+    """Opens a folder without following links; None if that cannot be done."""
     if fcntl is None:
         return None
     try:
@@ -172,11 +172,11 @@ def _is_at(handle: int, folder: Path) -> bool:
 
 
 def remove_folder(folder: Path) -> None:
-    """Removes a folder and all that is in it, as far as that can be done."""
+    """Removes a folder and everything in it, as far as possible."""
     shutil.rmtree(folder, ignore_errors=True)
     if not os.path.lexists(folder):
         return
-    # A folder that nobody may write to keeps its files.
+    # A folder without write permission keeps its files.
     with suppress(OSError):
         os.chmod(folder, 0o700)
     for path, names, _ in os.walk(folder):
@@ -189,10 +189,10 @@ def remove_folder(folder: Path) -> None:
 
 
 def exchange(one: Path, other: Path) -> None:
-    """Swaps two folders in one step: at no moment is one of the names missing.
+    """Swaps two folders atomically: neither name is ever missing.
 
     Raises:
-        OSError: the system, the file system or the place has no such step.
+        OSError: the system, the file system or the place does not support it.
     """
     if sys.platform != "linux":
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), str(one))

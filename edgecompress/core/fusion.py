@@ -2,8 +2,8 @@
 
 The converter folds BatchNormalization into the convolution before it and fuses ReLU and ReLU6 into
 the operator before them, so Conv+BN+ReLU rounds once, after the ReLU. Training and conversion must
-agree on these points, called taps, or the trained ranges belong to other tensors than the file's.
-This module finds them in a Keras model; `core.fusion_rules` says what each layer turns into.
+agree on these points, called taps, or the trained ranges would not match the file's tensors. This
+module finds them in a Keras model; `core.fusion_rules` defines what each layer becomes.
 
 A tap is named after its layer (`conv_relu`), `<layer>/pre_activation` for the linear output of a
 layer whose own activation cannot be fused (softmax, sigmoid, ...), `<layer>/sigmoid` for the gate
@@ -45,10 +45,10 @@ class Tap:
     Attributes:
         name: The tap's name, unique in the model.
         layer: Name of the layer it belongs to; "" for a model input.
-        fixed: (minimum, maximum) where the operator prescribes its range, else None.
+        fixed: (minimum, maximum) if the operator prescribes its range, else None.
         same_as: Tap whose range this one must have, else None. An earlier tap for average
-            pooling, which rounds to its input's range; a later one for what only a concatenation
-            or maximum reads, where that tap does the rounding.
+            pooling, which rounds to its input's range; a later one for a tensor read only by a
+            concatenation or maximum, where that tap does the rounding.
         is_output: Whether its values are an output of the model.
     """
 
@@ -65,7 +65,7 @@ class FusedGraph:
 
     Attributes:
         taps: In the order of the graph, inputs first.
-        weights: Layer name -> its kernels: each output channel has a scale of its own.
+        weights: Layer name -> its kernels: each output channel has its own scale.
         batch_norms: Names of BatchNormalization layers that fold into the layer before.
         notes: What training cannot simulate, one sentence each with the layer and the reason.
     """
@@ -78,7 +78,7 @@ class FusedGraph:
 
 @dataclass
 class _Operator:
-    """One operator with the values it reads and writes (numbers), and what became of it."""
+    """One operator with the values it reads and writes (numbers), and how it is fused."""
 
     layer: Any
     step: Step
@@ -89,7 +89,7 @@ class _Operator:
     rank: int
     dtype: str
     absorbed: bool = False  # fused into the operator before it
-    folded_forward: bool = False  # Rescaling that the next convolution's weights take in
+    folded_forward: bool = False  # Rescaling that the next convolution's weights absorb
 
     @property
     def name(self) -> str:
@@ -97,7 +97,7 @@ class _Operator:
 
 
 class _Graph:
-    """The operators of a model, nested models entered, in the order of execution."""
+    """The operators of a model, including nested models, in execution order."""
 
     def __init__(self, model: Any) -> None:
         self.operators: list[_Operator] = []
@@ -188,7 +188,7 @@ class _Graph:
         return None
 
     def root(self, operator: _Operator) -> _Operator:
-        """Returns the operator that this one is fused into; itself where it is not."""
+        """Returns the operator that this one is fused into, or itself."""
         while operator.absorbed and (before := self.before(operator, (VIEW, IDENTITY))):
             operator = before
         return operator
@@ -231,7 +231,7 @@ def _last_axis(layer: Any) -> bool:
 
 
 def _fold_forward(graph: _Graph, operator: _Operator) -> None:
-    """Folds Rescaling into the weights of the convolution after it, else notes what is lost."""
+    """Folds Rescaling into the weights of the following convolution, or notes what is lost."""
     layer, after = operator.layer, graph.after(operator)
     rescaling = type(layer).__name__ == "Rescaling"
     if rescaling and after is not None and after.step.kind == WEIGHTED:
@@ -360,7 +360,7 @@ def find_taps(model: Any) -> tuple[Tap, ...]:
 
 
 def source_of(tap: Tap, taps: Mapping[str, Tap]) -> Tap:
-    """Returns the tap whose range a tap has: itself, or where its chain of `same_as` ends.
+    """Returns the tap whose range a tap uses: itself, or the end of its chain of `same_as`.
 
     Args:
         tap: A tap of a model.

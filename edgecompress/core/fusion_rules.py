@@ -1,7 +1,7 @@
-"""Which operators of an int8 file a layer turns into: one rule for each kind of operator.
+"""Which operators of an int8 file a layer becomes: one rule per kind of operator.
 
 Rules and operator lists follow the LiteRT converter of TensorFlow and the `static_wi8_ai8` recipe
-of litert-quantizer. A class of layers names its rule in the table of `core.layer_kinds`.
+of litert-quantizer. A layer class names its rule in the table of `core.layer_kinds`.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Any
 from edgecompress.core.layer_kinds import WEIGHTED, exact_kind_of, int8_kernels
 from edgecompress.core.registry import Registry
 
-# What a step does to scales. Rounding kinds get a tap, the others keep their input's.
-# WEIGHTED: convolution or matrix product: own range, takes in BN and ReLU
+# What a step does to scales. Rounding kinds get a tap, the others keep their input's scale.
+# WEIGHTED: convolution or matrix product: own range, absorbs BN and ReLU
 AFFINE = "affine"  # BatchNormalization, Rescaling: folded where possible
 RELU, RELU6 = "relu", "relu6"  # fused where possible
-BINARY = "binary"  # add, subtract, multiply: own range, takes in ReLU
-FREE = "free"  # own range, takes in nothing: mean, hard swish, leaky ReLU, ...
+BINARY = "binary"  # add, subtract, multiply: own range, absorbs ReLU
+FREE = "free"  # own range, absorbs nothing: mean, hard swish, leaky ReLU, ...
 FIXED = "fixed"  # range set by the operator: softmax, sigmoid, tanh
 JOIN = "join"  # own range, which its inputs take over: concatenate, maximum
 AVERAGE = "average"  # rounds, with its input's range: average pooling, bilinear resizing
-MAXPOOL = "maxpool"  # keeps values and range, takes in ReLU
+MAXPOOL = "maxpool"  # keeps values and range, absorbs ReLU
 VIEW = "view"  # keeps values and range; ReLU and BN are moved in front of it
 MOVE = "move"  # keeps values and range: padding, cropping, global maximum
 IDENTITY = "identity"  # does nothing in inference: dropout
@@ -33,7 +33,7 @@ KEEPS_RANGE = (MAXPOOL, VIEW, MOVE, IDENTITY)
 
 @dataclass(frozen=True)
 class Step:
-    """One operator a layer turns into; reads the values at `reads`, counted from the last one."""
+    """One operator a layer becomes; reads the values at `reads`, counted from the last one."""
 
     kind: str
     suffix: str = ""
@@ -64,7 +64,7 @@ _ACTIVATIONS: dict[str, tuple[Step, ...]] = {
 
 
 def _always(*steps: Step) -> _Lowering:
-    """Returns a rule for layers that turn into the same operators whatever their settings."""
+    """Returns a rule for layers that become the same operators whatever their settings."""
     return lambda layer: steps
 
 
@@ -136,7 +136,7 @@ def _lower_weighted(layer: Any) -> tuple[Step, ...]:
 
 
 def lower(layer: Any, inputs: int, plain: bool) -> tuple[Step, ...]:
-    """Returns the operators that a layer or operation turns into."""
+    """Returns the operators that a layer or operation becomes."""
     kind = exact_kind_of(layer)
     if kind is None or not kind.operator:
         return _unsupported("int8 quantization does not know this class")
@@ -151,7 +151,7 @@ def lower(layer: Any, inputs: int, plain: bool) -> tuple[Step, ...]:
 
 
 def split_activation(layer: Any) -> str | None:
-    """Returns the name of a weighted layer's activation where it is an operator of its own.
+    """Returns the name of a weighted layer's activation if it is a separate operator.
 
     None for linear, ReLU and ReLU6, which fuse, and for layers without weights.
     """

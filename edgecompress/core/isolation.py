@@ -1,8 +1,8 @@
-"""Runs a function on foreign files in a separate process, confined, and takes back its results.
+"""Runs a function on untrusted files in a separate, confined process, and returns its results.
 
 Whatever a model file does to the libraries that read it happens there: the process has no network,
-writes into one temporary folder, reads what it was given, and has limits of memory and time. What
-comes back is JSON and bytes, never objects: the process may be in other hands by then.
+writes into one temporary folder, reads only what it was given, and has memory and time limits. It
+returns JSON and bytes, never objects: by then, it may have been taken over.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _CHILD = Path(__file__).with_name("isolation_child.py")
 _LONGEST_LINE = 1 << 20
 _LARGEST_RESULT = 256 << 20
 _MOST_FILES = 10_000
-# Seconds without a word: longer than the processor time of any step.
+# Seconds without output: longer than the processor time of any step.
 _SILENCE_S = 7200.0
 _PLAIN_NAME = re.compile(r"[^/\\\x00-\x1f\x7f]{1,255}")
 _DEEPEST = 4
@@ -55,10 +55,10 @@ _HINT = (
 
 @dataclass(frozen=True)
 class Answer:
-    """What an isolated function gave back.
+    """The result of an isolated function.
 
     Attributes:
-        value: Made of what JSON knows.
+        value: A JSON value.
         files: Name -> bytes; names are relative and stay inside a folder.
     """
 
@@ -81,17 +81,17 @@ def call(
     """Runs `function(**arguments, tell=..., gaps=...)` in a confined process.
 
     Args:
-        function: `module:function`. It returns (value, files): what JSON knows, and name -> bytes
-            or text. It may call `tell("progress", text)` and `tell("event", value)`; `gaps` are the
-            protections that the process could not have, one sentence each.
+        function: `module:function`. It returns (value, files): a JSON value, and name -> bytes or
+            text. It may call `tell("progress", text)` and `tell("event", value)`; `gaps` are the
+            missing protections, one sentence each.
         arguments: Anything that can be pickled.
-        readable: Files and folders that it works from.
+        readable: Files and folders that it may read.
         writable: Further folders that it may write into.
         modules: Modules that are imported first, from the current folder, too.
-        training: It trains: as long as it takes, with the machine's memory and its accelerator.
+        training: Whether it trains: no time limit, all of the machine's memory and its accelerator.
         progress: Called with each text of progress.
         on_event: Called with each event.
-        verbose: Let through what it prints to standard error.
+        verbose: Let its standard error through.
 
     Returns:
         Its value and files.
@@ -156,15 +156,15 @@ def call(
 
 
 def encode(value: Any) -> dict[str, Any]:
-    """Returns a frozen dataclass as what `decode` reads; the JSON of it holds all."""
+    """Returns a frozen dataclass in a lossless JSON form for `decode`."""
     return dataclasses.asdict(value)
 
 
 def decode(kind: type[T], value: Any) -> T:
-    """Returns the dataclass that an isolated function gave back, after checking all its fields.
+    """Returns the dataclass that an isolated function returned, after checking all its fields.
 
     Raises:
-        ProcessError: the value is none.
+        ProcessError: the value is invalid.
     """
     from pydantic import TypeAdapter, ValidationError
 
@@ -192,11 +192,11 @@ def _environment(folder: Path) -> dict[str, str]:
     }
     own = ("HOME", "USERPROFILE", "TMPDIR", "TEMP", "TMP", "XDG_CACHE_HOME", "XDG_CONFIG_HOME",
            "MPLCONFIGDIR", "KERAS_HOME")  # fmt: skip
-    # Filters of HDF5 files are code; none is loaded from elsewhere.
+    # HDF5 filters are code; none is loaded from elsewhere.
     return kept | dict.fromkeys(own, str(folder)) | {"HDF5_PLUGIN_PRELOAD": "::"}
 
 
-# A confined process has no network to use a secret on, and no business to know it.
+# A confined process has no network to use a secret on, and no need to know it.
 _SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|PRIVATE", re.IGNORECASE)
 
 
@@ -208,7 +208,7 @@ def _here() -> str:
 
 
 def _import_folders() -> list[str]:
-    """Returns the folders that this process imports from, the current one left out."""
+    """Returns the folders that this process imports from, except the current one."""
     here = os.path.realpath(_here())
     found = []
     for path in sys.path:
@@ -218,7 +218,7 @@ def _import_folders() -> list[str]:
 
 
 def _package_folders() -> list[str]:
-    """Returns the folders of this package: those of an editable installation lie anywhere."""
+    """Returns the folders of this package: in an editable installation, they may be anywhere."""
     found = []
     for name in ("edgecompress", "edgecompress.converters", "edgecompress.targets"):
         spec = importlib.util.find_spec(name)
@@ -245,7 +245,7 @@ def _bytes_of(path: Path) -> int:
 def _pickled(arguments: Mapping[str, Any]) -> bytes:
     try:
         return pickle.dumps(dict(arguments), protocol=5)
-    # What cannot be pickled says so in many ways.
+    # Pickling can fail in many ways.
     except Exception as error:
         raise ArgumentError(
             "model", "be a loaded model for such arguments", "a path",
@@ -260,9 +260,9 @@ def _listen(
     progress: Callable[[str], None] | None,
     on_event: Callable[[Any], None] | None,
 ) -> BaseException | None:
-    """Passes on what the process tells; returns what it raised.
+    """Forwards the messages of the process; returns what it raised.
 
-    A process that waits for nothing takes no processor time, so its silence is bounded, too.
+    A process that waits forever uses no processor time, so its silence is bounded, too.
     """
     stream = process.stdout
     if stream is None:
@@ -310,7 +310,7 @@ def _listen(
 
 
 def _let_through(stream: IO[bytes] | None) -> None:
-    """Prints what the process prints; its names come from the file, and are shown as such."""
+    """Prints what the process prints, escaped, since names may come from the file."""
     if stream is None:
         return
     with contextlib.suppress(OSError, ValueError), stream:
@@ -329,7 +329,7 @@ def _raised(told: Mapping[str, Any]) -> BaseException:
     name, text = str(told.get("type", "")), _one_line(str(told.get("text", "")), 4000)
     kind = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, EdgeCompressError):
-        # Its text is whole already; the constructors make texts of parts.
+        # Its text is already complete; the constructors build texts from parts.
         made = kind.__new__(kind)
         Exception.__init__(made, text)
         for attribute in ("argument", "label", "problem"):
@@ -340,12 +340,12 @@ def _raised(told: Mapping[str, Any]) -> BaseException:
         return OSError(text)
     if name == "MemoryError":
         return ProcessError(f"The model needs more memory than its process may take. {_HINT}")
-    # A class of the defect's own name, which is all that the caller shows of it.
+    # A class with the defect's own name, which is all the caller shows of it.
     return type(name if name.isidentifier() else "Exception", (IsolatedDefect,), {})(text)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends a process and all that it has started, also after Ctrl-C."""
+    """Ends a process and everything it started, even after Ctrl-C."""
     _kill(process)
     process.wait()
     if process.stdout is not None:
@@ -361,7 +361,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def _death(status: int, log: Path, limits: Limits) -> ProcessError:
-    """Says how a process ended that gave no result."""
+    """Describes how a process ended without a result."""
     lines: list[str] = []
     with contextlib.suppress(OSError):
         text = log.read_bytes()[-20_000:].decode(errors="replace")
@@ -392,7 +392,7 @@ def _death(status: int, log: Path, limits: Limits) -> ProcessError:
 
 
 def _result(folder: Path) -> Answer:
-    """Reads what the process has left; believes nothing of it."""
+    """Reads what the process left behind, trusting none of it."""
     try:
         told = json.loads(_read(folder / "result.json", _LARGEST_RESULT))
         names, value = told["files"], told["value"]

@@ -1,8 +1,9 @@
-"""Reads a foreign file for `core.isolation`; started as a program of its own.
+"""Reads an untrusted file for `core.isolation`; started as a separate program.
 
 Usage: `python -I isolation_child.py JOB`, where JOB is a JSON file in the one folder that this
-process may write into. It gives up its rights first, and imports everything else only then. Answers
-are JSON lines on standard output; the result goes to `result.json` and `file_0`, `file_1`, ...
+process may write into. It drops its privileges first, and only then imports everything else.
+Answers are JSON lines on standard output; the result goes to `result.json` and `file_0`, `file_1`,
+...
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 
 def _sandbox() -> Any:
-    """Returns the module beside this one, without the package and all that it imports."""
+    """Returns the module next to this one, without importing the whole package."""
     place = os.path.join(os.path.dirname(os.path.abspath(__file__)), "sandbox.py")
     spec = importlib.util.spec_from_file_location("sandbox", place)
     if spec is None or spec.loader is None:
@@ -69,10 +70,10 @@ def main(path: str) -> int:
     with open(path, encoding="utf-8") as text:
         job = json.load(text)
     folder = job["folder"]
-    # Answers keep the standard output; whatever libraries print goes to standard error.
+    # Answers use standard output; whatever libraries print goes to standard error.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    # Behind the interpreter's own folders: where the caller found the packages.
+    # After the interpreter's own folders: where the caller found the packages.
     sys.path.extend(place for place in job["paths"] if place not in sys.path)
     sandbox = _sandbox()
     sandbox.die_with(job["parent"])
@@ -100,9 +101,9 @@ def main(path: str) -> int:
             with open(os.path.join(folder, f"file_{at}"), "wb") as out:
                 out.write(data)
         with open(os.path.join(folder, "result.json"), "w", encoding="utf-8") as result:
-            # Numbers of numpy are numbers.
+            # Accept numpy numbers as numbers.
             json.dump({"value": value, "files": list(files)}, result, default=lambda v: v.tolist())
-    # Everything is told to the caller, who raises it there.
+    # Everything is reported to the caller, which raises it there.
     except BaseException as error:
         if job["verbose"]:
             traceback.print_exc()
@@ -120,5 +121,5 @@ def main(path: str) -> int:
 if __name__ == "__main__":
     code = main(sys.argv[1])
     sys.stderr.flush()
-    # Skips the destructors: libraries that were not made for each other crash in them.
+    # Skips the destructors: libraries not made for each other crash in them.
     os._exit(code)

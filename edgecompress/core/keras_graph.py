@@ -48,7 +48,7 @@ def functional_of(model: Any) -> Any:
 def output_names(model: Any) -> list[str]:
     """Returns the names of a Keras 3 or tf-keras model's outputs by position: those of the layers.
 
-    A model whose graph is hidden has the numbers of its outputs.
+    For a model with a hidden graph, these are the indices of its outputs.
     """
     graph = getattr(model, "_functional", None) or model
     names = list(getattr(graph, "output_names", None) or ())
@@ -92,7 +92,7 @@ def layer_calls(model: Any) -> list[LayerCall]:
     """Returns every use of a layer in a Keras 3 or tf-keras model, in the order of the graph.
 
     Nested models are entered as often as they are called; one whose graph is hidden (subclassed)
-    stands for itself. The list is empty where the model itself has no graph.
+    counts as a layer. The list is empty if the model itself has no graph.
     """
     graph = getattr(model, "_functional", None) or model
     calls: list[LayerCall] = []
@@ -123,7 +123,7 @@ class GraphNode(NamedTuple):
         operation: The layer, nested model or `keras.ops` operation.
         inputs: The graph tensors it reads; compare them by identity.
         outputs: The graph tensors it writes.
-        plain: Whether it was called with tensors alone, not with further arguments such as
+        plain: Whether it was called with tensors only, without further arguments such as
             `training=True` or arrays.
     """
 
@@ -136,7 +136,7 @@ class GraphNode(NamedTuple):
 def graph_nodes(model: Any) -> list[GraphNode]:
     """Returns the nodes of a built Sequential or Functional model from its inputs to its outputs.
 
-    Nested models stand for themselves.
+    Nested models are not entered.
 
     Raises:
         UnsupportedModelError: the model is subclassed, not built, or not a Keras 3 model.
@@ -247,7 +247,7 @@ def layers_before(model: Any) -> dict[str, frozenset[str]]:
 
 
 def remove_optimizer_variables(optimizer: Any, variables: list[Any]) -> None:
-    """Takes variables that `optimizer.add_variable` made out of the optimizer again."""
+    """Removes variables created by `optimizer.add_variable` from the optimizer."""
     for variable in variables:
         optimizer._untrack_variable(variable)
 
@@ -261,13 +261,13 @@ def run_graph(model: Any, inputs: Any, call: Callable[..., Any]) -> Any:
         call: Called for every layer, nested model or operation in order; returns its outputs.
 
     Returns:
-        What the model's outputs became, in their structure.
+        The new outputs, in the structure of the model's outputs.
     """
     return functional_of(model)._run_through_graph(inputs, call_fn=call)
 
 
 def outer_layers(model: Any, weighted: Callable[[Any], bool]) -> tuple[list[Any], list[Any]]:
-    """Returns the weighted layers next to the model's inputs, and those next to its outputs.
+    """Returns the weighted layers closest to the model's inputs, and those closest to its outputs.
 
     Parallel branches have several; nested models are entered.
 
@@ -276,8 +276,8 @@ def outer_layers(model: Any, weighted: Callable[[Any], bool]) -> tuple[list[Any]
         weighted: Returns whether a layer counts.
 
     Returns:
-        (layers that no other weighted layer comes before, layers that none comes after), in the
-        order of the graph.
+        (layers not preceded by another weighted layer, layers not followed by one), in the order of
+        the graph.
 
     Raises:
         UnsupportedModelError: the model is subclassed, not built, or not a Keras 3 model.
@@ -286,7 +286,7 @@ def outer_layers(model: Any, weighted: Callable[[Any], bool]) -> tuple[list[Any]
     found: dict[int, Any] = {}
     followed: set[int] = set()
 
-    # Values: the weighted layers whose output reaches a tensor past unweighted ones alone.
+    # Values: the weighted layers whose output reaches a tensor through unweighted layers only.
     def visit(node: GraphNode, read: list[frozenset[int]]) -> list[frozenset[int]]:
         layer, before = node.operation, frozenset[int]().union(*read)
         if weighted(layer):

@@ -19,7 +19,7 @@ class Labelled:
         x: Inputs as the model takes them, one array per input; the first axis counts samples.
         y: Labels as given: one array, or a mapping from `y_<output>` or `y0`, `y1`, ... to arrays;
             None for inputs alone.
-        argument: Where they came from, for error messages.
+        argument: The argument they came from, for error messages.
 
     Example:
         >>> data = Labelled((np.zeros((3, 8)),), np.array([0, 1, 2]))

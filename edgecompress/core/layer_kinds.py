@@ -1,10 +1,10 @@
-"""What the product knows of each class of layer: its kernels, its channels, what it turns into.
+"""What is known about each layer class: its kernels, its channels, what it becomes in int8.
 
 One table, class name -> `LayerKind`. Pruning, clustering, quantization, surgery, int8 simulation
-and inspection all ask here, so that a class is described once; how a family of classes is cut,
-counted or lowered is code of those modules. Nothing here imports Keras.
+and inspection all look it up here, so that a class is described once; how a family is cut, counted
+or lowered is up to those modules. Nothing here imports Keras.
 
-A package outside adds its own class by registering a kind under the class's name:
+An external package adds its own class by registering a kind under the class's name:
 
     LAYER_KINDS.register("GatedDense")(
         LayerKind(
@@ -29,7 +29,7 @@ class Channels(enum.Enum):
 
     MIXED = "mixed"  # each output channel is computed from all input channels
     KEPT = "kept"  # each output channel is computed from the same channel of each input
-    MOVED = "moved"  # output channels are copies of input channels, in other places
+    MOVED = "moved"  # output channels are copies of input channels, at other positions
     UNKNOWN = "unknown"
 
 
@@ -37,7 +37,7 @@ class Use(enum.Enum):
     """Whether callbacks that change weights (pruning, clustering, quantization) work on a layer."""
 
     NEVER = "never"
-    ON_REQUEST = "on request"  # only where it is named
+    ON_REQUEST = "on request"  # only if it is named
     BY_DEFAULT = "by default"
 
 
@@ -47,10 +47,10 @@ class KernelAxes:
 
     Attributes:
         attribute: The layer's attribute that holds it.
-        outputs: Axes that count output channels, negative; each index along them has an int8 scale
-            of its own. Empty where the layer's settings decide.
+        outputs: Axes that count output channels, negative; each index along them has its own int8
+            scale. Empty if it depends on the layer's settings.
         inputs: The axis that counts input channels, negative; None if there is none.
-        legacy: The attribute's name in tf-keras where it differs, else "".
+        legacy: The attribute's name in tf-keras if it differs, else "".
     """
 
     attribute: str
@@ -74,10 +74,10 @@ class LayerKind:
             (`inspection.keras_models.MACS`). A family without a rule there keeps all channels, or
             is counted as zero.
         channels: What it does to channels, unless its settings say otherwise: an activation layer
-            keeps channels apart, softmax as its activation does not.
+            keeps channels separate, but not with softmax as its activation.
         kernels: Its filters and matrices, the one that callbacks work on last.
         vectors: Its other weights, one number for each channel.
-        operator: What it turns into in an int8 file: a key of `core.fusion_rules.LOWERINGS`; "" for
+        operator: What it becomes in an int8 file: a key of `core.fusion_rules.LOWERINGS`; "" for
             classes that int8 simulation does not know.
         use: Whether callbacks change its kernel.
         sign_patterns: Whether its k x k filters may become fixed sign patterns.
@@ -102,14 +102,14 @@ class LayerKind:
 
     @property
     def filter_axis(self) -> int | None:
-        """The axis of `kernel` that counts filters; None if filters do not stand alone."""
+        """The axis of `kernel` that counts filters; None if there are no separate filters."""
         if self.channels is not Channels.MIXED or self.kernel is None:
             return None
         return self.kernel.outputs[0] if len(self.kernel.outputs) == 1 else None
 
     @property
     def int8_kernels(self) -> tuple[KernelAxes, ...]:
-        """The kernels that an int8 file holds with a scale for each output channel."""
+        """The kernels with per-channel scales in an int8 file."""
         return self.kernels if self.operator == WEIGHTED else ()
 
     @property
@@ -118,15 +118,15 @@ class LayerKind:
         return (*(kernel.attribute for kernel in self.kernels), *self.vectors)
 
 
-# The operators of layers with kernels; the others have their names in `core.fusion_rules` alone.
+# The operators of layers with kernels; other names exist only in `core.fusion_rules`.
 WEIGHTED = "weighted"
 
-# By the name of the class: Keras 3 and tf-keras layers are found alike and neither is imported.
+# Keyed by class name: works for Keras 3 and tf-keras layers without importing either.
 LAYER_KINDS: Registry[LayerKind] = Registry("layer class")
 
 
 def kind_of(layer: Any) -> LayerKind | None:
-    """Returns the kind of a layer's class, or of its nearest base class that has one.
+    """Returns the kind of a layer's class, or of its nearest base class with one.
 
     Args:
         layer: A layer of Keras 3 or tf-keras, or an operation of `keras.ops` in a model's graph.
@@ -186,7 +186,7 @@ _MIXED, _KEPT, _MOVED = Channels.MIXED, Channels.KEPT, Channels.MOVED
 _BIAS = ("bias",)
 _LAST = (KernelAxes("kernel", (-1,), -2),)
 _BEFORE_LAST = (KernelAxes("kernel", (-2,), -1),)
-# Kernels (..., inputs, multiplier): input channel i makes the outputs i * multiplier onwards.
+# Kernels (..., inputs, multiplier): input channel i produces the outputs from i * multiplier on.
 _DEPTHWISE = (KernelAxes("kernel", (-2, -1), -2, legacy="depthwise_kernel"),)
 _SEPARABLE = (
     KernelAxes("depthwise_kernel", (-2, -1), -2),

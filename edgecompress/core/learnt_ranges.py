@@ -1,9 +1,9 @@
 """Learnt ranges and the weights they belong to.
 
-An activation range is right for the weights it was learnt with, and for no others: it may clip, or
-waste codes, where the weights have changed since. So a record holds a hash of the weights of every
-layer beside its ranges, and a range counts only while the layers it depends on, its own and those
-before it, still have these weights.
+An activation range is valid only for the weights it was learnt with: it may clip, or waste codes,
+if the weights have changed since. So a record stores a hash of every layer's weights next to its
+ranges, and a range is used only while the layers it depends on, its own and those before it, still
+have these weights.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from edgecompress.core.keras_graph import layers_before, walk_layers
 from edgecompress.core.record import CompressionRecord, attach_record, record_of
 
 _EPOCHS = "_edgecompress_ranges_of_epochs"
-# Ranges of so many epochs are kept: as far back as patience of early stopping usually goes.
+# Number of epochs whose ranges are kept: the usual patience of early stopping.
 _KEPT = 64
 
 Ranges = Mapping[str, tuple[float, float]]
@@ -32,7 +32,7 @@ Ranges = Mapping[str, tuple[float, float]]
 def weight_hashes(model: Any) -> dict[str, str]:
     """Returns a hash of the weights of each layer, in float32: layer -> 16 hexadecimal digits.
 
-    Saving, loading and mixed precision leave it as it is. Layers of one name share a hash.
+    Saving, loading and mixed precision do not change it. Layers with the same name share a hash.
 
     Args:
         model: A Keras model; nested models are entered.
@@ -50,7 +50,7 @@ def weight_hashes(model: Any) -> dict[str, str]:
 
 
 def tied(record: CompressionRecord, model: Any) -> CompressionRecord:
-    """Returns a record whose ranges belong to the weights that a model has now."""
+    """Returns a record whose ranges belong to the model's current weights."""
     return dataclasses.replace(record, weights=weight_hashes(model), outdated=())
 
 
@@ -67,7 +67,7 @@ def forget(model: Any) -> None:
 
 
 def ranges_of_epoch(model: Any) -> Ranges | None:
-    """Returns the ranges of the epoch that ended with the weights of now; None for none."""
+    """Returns the ranges of the epoch that ended with the current weights; None if none did."""
     epochs = getattr(model, _EPOCHS, [])
     if not epochs:
         return None
@@ -94,11 +94,11 @@ def changed_layers(model: Any, record: CompressionRecord) -> tuple[str, ...]:
 def valid_record(model: Any, record: CompressionRecord) -> CompressionRecord:
     """Returns a record without the ranges that no longer fit; `outdated` names their taps.
 
-    Ranges that operators prescribe, and those of inputs, depend on no weights and stay. A record
-    that names no weights, written before they were kept, can vouch for no other range.
+    Ranges prescribed by operators, and those of inputs, do not depend on weights and stay. A record
+    without hashes, from an earlier version, cannot vouch for any other range.
 
     Args:
-        model: The model as it is now.
+        model: The current model.
         record: Its record.
     """
     changed = frozenset(changed_layers(model, record)) if record.ranges else frozenset()
@@ -126,9 +126,9 @@ def valid_record(model: Any, record: CompressionRecord) -> CompressionRecord:
 
 @contextmanager
 def keeping_ranges(model: Any) -> Iterator[None]:
-    """Lets the ranges follow weights that the end of their own training still changes.
+    """Updates the ranges for weights that the end of their own training still changes.
 
-    Ranges that did not fit before do not fit afterwards either.
+    Ranges that were invalid before stay invalid.
     """
     record = record_of(model)
     fitted = bool(record.ranges) and not changed_layers(model, record)

@@ -1,7 +1,7 @@
 """The one way to rebuild a Keras model with other settings or other weights in some layers.
 
 It goes through Keras's public serialization, so that the result is a plain model. (`operator_copy`
-takes a model apart into operators instead; its result has other layers.)
+instead splits a model into operators; its result has different layers.)
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Edit = Callable[[str, dict[str, Any]], dict[str, Any]]
 def copy_model(model: Any, edit: Edit | None = None, weights: Weights | None = None) -> Any:
     """Returns a new model of the same class, layer names, dtype policies and trainable flags.
 
-    The copy has weights of its own and is not compiled.
+    The copy has its own weights and is not compiled.
 
     Args:
         model: A built Sequential or Functional model of Keras 3.
@@ -31,7 +31,7 @@ def copy_model(model: Any, edit: Edit | None = None, weights: Weights | None = N
             each of its layers, `<nested model>/<layer>` inside nested models. Defaults to no
             change.
         weights: Weights of layers whose shapes or values change: path -> attribute -> array. All
-            others keep the values they have. Defaults to none.
+            others keep their values. Defaults to none.
 
     Raises:
         ConversionError: Keras cannot make the model from its own config, or the weights do not fit.
@@ -49,7 +49,7 @@ def copy_model(model: Any, edit: Edit | None = None, weights: Weights | None = N
     custom_objects = _custom_objects(model)
     config["config"] = _edited(config["config"], edit, custom_objects, "")
     try:
-        # Lambda layers come from the live model, not from a file, so they are as safe as it is.
+        # Lambda layers come from the live model, not from a file, so they are as safe as the model.
         result = keras.saving.deserialize_keras_object(
             config, custom_objects=custom_objects, safe_mode=False
         )
@@ -90,9 +90,9 @@ def _edited(
 
 
 def _custom_objects(model: Any) -> dict[str, Any]:
-    """Returns what the config names and Keras does not know: classes, and the code of Lambdas.
+    """Returns what the config names and Keras does not know: classes and Lambda functions.
 
-    A Lambda's serialized code has lost the global names it uses, so the live function is taken.
+    A Lambda's serialized code has lost its global names, so the live function is used.
     """
     import keras
 
@@ -120,7 +120,7 @@ def _copy_weights(source: Any, result: Any, weights: Weights) -> None:
 
 
 def _copy_trainable(source: Any, result: Any) -> None:
-    """Sets the flags from outside to inside, as a model's flag overwrites those of its layers."""
+    """Sets the flags from the outside in, as a model's flag overwrites those of its layers."""
     flags = [layer.trainable for layer in source.layers]
     result.trainable = source.trainable
     for old, new, flag in zip(source.layers, result.layers, flags, strict=True):
@@ -130,10 +130,10 @@ def _copy_trainable(source: Any, result: Any) -> None:
 
 
 def in_float32(model: Any) -> Any:
-    """Returns a copy of a Keras 3 model that computes in float32; the model itself if it does so.
+    """Returns a float32 copy of a Keras 3 model, or the model itself if it is float32.
 
     Mixed precision keeps its variables in float32, so nothing is lost. A subclassed model is
-    returned as it is.
+    returned unchanged.
     """
     half = any(
         "float16" in str(getattr(layer, "compute_dtype", "")) for layer in walk_layers(model)
@@ -147,7 +147,7 @@ def in_float32(model: Any) -> Any:
 
 
 def _float32_config(config: Any) -> Any:
-    """Replaces the dtype policies of a layer's configuration, those of inner layers too."""
+    """Replaces the dtype policies of a layer's configuration, including inner layers."""
     if isinstance(config, dict):
         return {
             key: "float32" if key == "dtype" and "16" in str(value) else _float32_config(value)

@@ -37,14 +37,14 @@ def rebuild(
 ) -> Any:
     """Rebuilds the model from copies of its layers, operator by operator.
 
-    The copies hold the weights of now; the model itself is left alone. Nested models are
+    The copies hold the current weights; the model itself is not modified. Nested models are
     dissolved, separable convolutions become a depthwise and a pointwise one, and activations that
     do not fuse become layers, so that every tap is a tensor of the new model.
 
     Args:
         model: A built Sequential or Functional model.
         insert: `(name, tensor) -> tensor`, called on the model's inputs (`input:0`, ...), on each
-            layer's output and on the parts inside a layer; returns what is read from then on.
+            layer's output and on the parts inside a layer; returns what is read instead.
         weights: `(array, channel axes) -> array` for each quantized kernel. Defaults to none.
 
     Returns:
@@ -167,7 +167,7 @@ def tap_model(model: Any) -> Any:
         model: A built Sequential or Functional model; not changed.
 
     Returns:
-        A keras.Model of independent layers with the weights of now. Its output is a dict: tap
+        A keras.Model of independent layers with the current weights. Its output is a dict: tap
         name -> tensor for every tap but the inputs (an input's tensor is the model's input
         itself), and `output:0`, `output:1`, ... for the model's outputs. Values are those of
         `model` in inference.

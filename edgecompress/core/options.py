@@ -1,8 +1,8 @@
-"""Options that live with their owner: one field of a frozen dataclass is a flag, a keyword, a key.
+"""Options that live with their owner: one dataclass field is a flag, a keyword and a key.
 
-A format, a recipe, a runner or a family of targets declares what it takes as a dataclass whose
-fields are made by `option`. The command line, the keywords in Python, the keys of a TOML file and
-the `--help` pages are read off that class; no other file knows its options.
+A format, recipe, runner or target family declares its options as a dataclass whose fields are made
+by `option`. The command line, the Python keywords, the TOML keys and the `--help` pages are
+generated from that class; no other file knows its options.
 
     @dataclass(frozen=True)
     class Compressed:
@@ -24,7 +24,7 @@ from edgecompress.core.units import parse_size, parse_time
 T = TypeVar("T")
 
 _KEY = "option"
-# The key of a value that holds for every name without one of its own.
+# The key of the value for all names without their own.
 ALL_OTHERS = "*"
 
 
@@ -34,7 +34,7 @@ class Kind:
 
     Attributes:
         metavar: What `--help` shows for the value.
-        rule: What a value from Python or TOML must be, in the words of an error.
+        rule: What a value from Python or TOML must be, as worded in an error.
     """
 
     metavar: str = "TEXT"
@@ -52,11 +52,11 @@ class Kind:
         return ()
 
     def parse(self, value: Any, argument: str) -> Any:
-        """Returns the value of an option as its owner takes it.
+        """Returns the value of an option in the owner's form.
 
         Args:
             value: A flag's text, or a value from Python or TOML.
-            argument: What the user calls it, for the error.
+            argument: The user's name for it, for the error.
 
         Raises:
             ArgumentError: the value breaks the rule.
@@ -66,15 +66,15 @@ class Kind:
         return value
 
     def from_toml(self, value: Any, argument: str) -> Any:
-        """Returns the value of a key of a TOML file as the command line would have it.
+        """Returns the value of a TOML key in the command line's form.
 
         Args:
             value: What the file holds: text, number, true or false, list, table.
-            argument: What the user calls it, for the error.
+            argument: The user's name for it, for the error.
 
         Raises:
-            ArgumentError: the value is of another type, such as a number in quotation marks. What
-                else is wrong with it shows when it is parsed.
+            ArgumentError: the value is of another type, such as a number in quotation marks. Other
+                problems surface when it is parsed.
         """
         if not isinstance(value, str):
             raise ArgumentError(argument, "be text in quotation marks", value)
@@ -107,7 +107,7 @@ class Flag(Kind):
 
 @dataclass(frozen=True)
 class Number(Kind):
-    """A number, within bounds where they are given.
+    """A number, optionally within bounds.
 
     Attributes:
         low: Smallest value.
@@ -131,7 +131,7 @@ class Number(Kind):
         return number
 
     def from_toml(self, value: Any, argument: str) -> Any:
-        """As `Kind.from_toml`; a number stands without quotation marks."""
+        """As `Kind.from_toml`; a number is written without quotation marks."""
         kind = "a whole number" if self.whole else "a number"
         if (self.low, self.high) == (0, 1):
             kind = "a number between 0 and 1"
@@ -181,7 +181,7 @@ class Size(Kind):
         return parse_size(value, argument)
 
     def from_toml(self, value: Any, argument: str) -> Any:
-        """As `Kind.from_toml`; what is wrong with a text the command line says."""
+        """As `Kind.from_toml`; the command line reports what is wrong with a text."""
         if isinstance(value, bool) or not isinstance(value, (str, int)):
             raise ArgumentError(argument, self.rule, value)
         return str(value)
@@ -189,7 +189,7 @@ class Size(Kind):
 
 @dataclass(frozen=True)
 class Time(Kind):
-    """A time, written as `60ms`; a plain number is microseconds where it comes from Python."""
+    """A time, written as `60ms`; a plain number from Python is in microseconds."""
 
     metavar: str = "TIME"
     rule: str = 'be a time such as "60ms"'
@@ -212,7 +212,7 @@ class Choice(Kind):
     """One of several names.
 
     Attributes:
-        names: The names, a registry for example: they are read when a value is.
+        names: The names, e.g. a registry: read when a value is parsed.
     """
 
     metavar: str = "NAME"
@@ -244,13 +244,13 @@ class Path(Kind):
     path = True
 
     def parse(self, value: Any, argument: str) -> Any:
-        """Returns the path; arrays, lists and the like, which Python may give, as they are."""
+        """Returns the path; arrays, lists and the like, from Python, are returned unchanged."""
         return pathlib.Path(value) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
 class Many(Kind):
-    """An option that may be repeated, or a list; one value stands for a list of one.
+    """An option that may be repeated, or a list; a single value is a list of one.
 
     Attributes:
         inner: Kind of each value.
@@ -296,7 +296,7 @@ def many(inner: Kind) -> Many:
 
 @dataclass(frozen=True)
 class ByName(Kind):
-    """A value for all, and values for single names: `0.8`, `head=0.5`, or a mapping.
+    """A value for all, and values by name: `0.8`, `head=0.5`, or a mapping.
 
     Attributes:
         inner: Kind of each value.
@@ -329,12 +329,12 @@ class ByName(Kind):
 
 @dataclass(frozen=True)
 class ByNameText(Kind):
-    """Values by name that their owner reads itself: texts `NAME=NUMBER`, a mapping, or a number."""
+    """Values by name that the owner parses itself: texts `NAME=NUMBER`, a mapping, or a number."""
 
     multiple = True
 
     def parse(self, value: Any, argument: str) -> Any:
-        """Returns a tuple of texts; a mapping and a number as they are."""
+        """Returns a tuple of texts; a mapping or a number unchanged."""
         if isinstance(value, (Mapping, int, float)):
             return value
         return (value,) if isinstance(value, str) else tuple(value)
@@ -365,7 +365,7 @@ def by_name(inner: Kind, what: str) -> ByName:
 
 @dataclass(frozen=True)
 class Named(Kind):
-    """One of a registry's classes, with options of its own: `blocks` or `blocks:rows=4,columns=1`.
+    """One of a registry's classes, with its options: `blocks` or `blocks:rows=4,columns=1`.
 
     Attributes:
         names: Name -> dataclass.
@@ -381,7 +381,7 @@ class Named(Kind):
         return tuple(self.names)
 
     def parse(self, value: Any, argument: str) -> Any:
-        """Returns an object of the class; one that comes in is returned as it is."""
+        """Returns an object of the class; an object is returned unchanged."""
         return named(self.names, value, argument)
 
 
@@ -392,10 +392,10 @@ def named(registry: Mapping[str, type[T]], given: Any, argument: str) -> T:
         registry: Name -> dataclass.
         given: A name, `NAME:OPTION=VALUE,...`, a mapping as `named_config` returns it, or an object
             of a registered class.
-        argument: What the user calls it.
+        argument: The user's name for it.
 
     Raises:
-        UnknownNameError: no class, or no option of the class, has the name.
+        UnknownNameError: no class, or no option of the class, has this name.
         ArgumentError: a value breaks its rule.
 
     Example:
@@ -418,7 +418,7 @@ def named(registry: Mapping[str, type[T]], given: Any, argument: str) -> T:
 
 
 def named_config(registry: Mapping[str, type], thing: Any) -> dict[str, Any]:
-    """Returns an object of a registered class as JSON values, as `named` reads them back."""
+    """Returns an object of a registered class as JSON values that `named` reads back."""
     for name, owner in registry.items():
         if owner is type(thing):
             config = {item.name: getattr(thing, item.name) for item in options_of(owner)}
@@ -434,8 +434,8 @@ class Option:
         name: The field's name, which is the keyword in Python and the key in TOML.
         help: What it means, in one or two sentences.
         kind: How its value is written.
-        default: What holds where it is not given.
-        flag: What the command line calls it, e.g. `--max-ram`.
+        default: The value if it is not given.
+        flag: Its name on the command line, e.g. `--max-ram`.
         off: The flag that switches it off, for switches that are undecided without one; "" for
             none.
         short: Its short flag, e.g. `-o`; "" for none.
@@ -497,7 +497,7 @@ def option(
     """Returns a dataclass field that is an option.
 
     Args:
-        default: What holds where it is not given.
+        default: The value if it is not given.
         help: What it means, in one or two sentences. `Option.text` adds which names there are,
             that it may be repeated, and the default.
         kind: How its value is written. Defaults to a switch for a bool, else text.
@@ -529,13 +529,13 @@ def parse_options(
 
     Args:
         owner: The dataclass.
-        given: Name -> value as given; None stands for not given.
+        given: Name -> value as given; None means not given.
         what: The owner in an error, e.g. `--format compressed`.
-        others: What stands in `what`'s place -> dataclass, of all owners of that axis: an option of
-            another owner is refused with the owner's name. Defaults to none.
+        others: Name like `what` -> dataclass, for all owners of the same kind: an option of another
+            owner is refused, naming that owner. Defaults to none.
 
     Raises:
-        UnknownNameError: nobody has an option of that name.
+        UnknownNameError: no owner has an option of that name.
         ArgumentError: the option is another owner's, or a value breaks its rule.
 
     Example:
@@ -557,7 +557,7 @@ def parse_options(
 def _refuse(
     name: str, what: str, known: Mapping[str, Option], others: Mapping[str, type], value: Any
 ) -> None:
-    """Refuses an option that the owner does not have; what is off anyway does not matter."""
+    """Refuses an option that the owner does not have, unless it is off anyway."""
     owners = {
         other: found
         for other, owner in others.items()

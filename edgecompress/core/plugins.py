@@ -1,12 +1,12 @@
-"""Packages outside that add to the registries: entry points of the group `edgecompress.plugins`.
+"""External packages that add to the registries: entry points in `edgecompress.plugins`.
 
 A package names a module in its `pyproject.toml`:
 
     [project.entry-points."edgecompress.plugins"]
     my-criterion = "my_package.my_criterion"
 
-The module is imported when a registry is first read, and registers what it brings. It is code of an
-installed package, as much trusted as any other.
+The module is imported when a registry is first read, and registers its entries. It is code of an
+installed package, and as trusted as any other.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ class PluginError(EdgeCompressError):
 
 
 def load_plugins() -> tuple[str, ...]:
-    """Imports every installed plugin, once for the process.
+    """Imports every installed plugin, once per process.
 
     Returns:
         The names of the entry points.
 
     Raises:
         PluginError: a plugin cannot be imported, or registers a name that is taken. Every later
-            call raises it again: a build must not go on without what it was set up with.
+            call raises it again: a build must not continue without its plugins.
     """
     with _lock:
         if _state["begun"]:
             return tuple(_loaded)
-        # Set first: a plugin reads the registries itself while it is imported.
+        # Set first, as a plugin itself reads the registries while it is imported.
         _state["begun"] = True
         try:
             _load_all()
@@ -58,7 +58,7 @@ def _load_all() -> None:
             continue
         try:
             importlib.import_module(point.module)
-        # A foreign module may raise anything.
+        # An external module may raise anything.
         except Exception as error:
             package = point.dist.name if point.dist is not None else "a package"
             raise PluginError(

@@ -1,7 +1,7 @@
-"""Reading files that come from anywhere, each within bounds that are checked before it is read.
+"""Reads untrusted files, each within bounds that are checked before it is read.
 
-Everything here ends in what was asked for or in `UnreadableFileError`: no pipe is waited for, no
-archive inflates beyond its bound, no text nests deeper than its readers recurse.
+Every function returns the result or raises `UnreadableFileError`: it never waits for a pipe, no
+archive inflates beyond its bound, and no text nests deeper than its readers recurse.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from edgecompress.core.errors import UnreadableFileError
 from edgecompress.core.structured import DEPTH_LIMIT, TOML_LIMIT, decoded, parse_json, parse_toml
 from edgecompress.core.units import format_size
 
-# Bounds in bytes. Flatbuffers and Keras files cannot be larger than 2 GiB, data may be.
+# Bounds in bytes. Flatbuffers and Keras files cannot exceed 2 GiB, data can.
 MODEL_LIMIT = 2 << 30
 DATA_LIMIT = 64 << 30
 # Parsed JSON takes up to 24 times its text: [[],[],...].
 JSON_LIMIT = 16 << 20
 TEXT_LIMIT = 16 << 20
-# What an archive may inflate to: this much, or so many times its own size.
+# What an archive may inflate to: this much, or this multiple of its own size.
 INFLATED_LIMIT = 512 << 20
 INFLATED_RATIO = 16
 MEMBERS_LIMIT = 10_000
 _DIRECTORY_LIMIT = 8 << 20
 _CHUNK = 1 << 20
 _HEADER_LIMIT = 16 << 10
-# Characters of an .npy header: 32 dimensions take half of it. Damaged ones of some thousand take
-# numpy's reader of Python 2's literals minutes.
+# Characters of an .npy header: 32 dimensions take half of it. Damaged ones with thousands keep
+# numpy's parser for Python 2 literals busy for minutes.
 _HEADER_TEXT = 1 << 10
 _LONGEST_ITEM = 1 << 20
 
@@ -59,7 +59,7 @@ _KINDS = (
 
 @contextlib.contextmanager
 def open_file(path: Path | str, *, links: bool = True) -> Iterator[IO[bytes]]:
-    """Opens a regular file for reading; nothing else is opened, and nothing is waited for.
+    """Opens a regular file for reading; opens nothing else, and never blocks.
 
     Args:
         path: The file.
@@ -70,7 +70,7 @@ def open_file(path: Path | str, *, links: bool = True) -> Iterator[IO[bytes]]:
             read.
     """
     with _translated(path):
-        # Before it is opened: opening a device may already do something.
+        # Checked before opening: opening a device may already have side effects.
         _check_kind(path, (os.stat if links else os.lstat)(path).st_mode)
         flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
         flags |= getattr(os, "O_NONBLOCK", 0) | (0 if links else getattr(os, "O_NOFOLLOW", 0))
@@ -88,7 +88,7 @@ def _translated(path: Path | str) -> Iterator[None]:
         raise UnreadableFileError(path, "does not exist") from error
     except OSError as error:
         raise UnreadableFileError(path, f"cannot be read: {error.strerror or error}") from error
-    except ValueError as error:  # A NUL, or what the file system's encoding does not have.
+    except ValueError as error:  # A NUL, or a character unknown to the file system's encoding.
         raise UnreadableFileError(path, "has a name that no file can have") from error
     except MemoryError as error:
         raise UnreadableFileError(path, "does not fit the memory") from error
@@ -120,7 +120,7 @@ def read_bytes(path: Path | str, limit: int = MODEL_LIMIT, *, links: bool = True
 
     Args:
         path: The file.
-        limit: The most bytes it may have. Defaults to 2 GiB.
+        limit: Its maximum size in bytes. Defaults to 2 GiB.
         links: Whether the path itself may be a symbolic link. Defaults to True.
 
     Raises:
@@ -139,7 +139,7 @@ def read_bytes(path: Path | str, limit: int = MODEL_LIMIT, *, links: bool = True
                 path, f"has {format_size(size)}; at most {format_size(limit)} are read"
             )
         with _translated(path):
-            # Not a byte more than it had: it may grow without end.
+            # Not a byte more than its size: it may grow endlessly.
             return file.read(size)
 
 
@@ -153,7 +153,7 @@ def read_text(path: Path | str, limit: int = TEXT_LIMIT) -> str:
 
 
 def read_inside(folder: Path, path: str, limit: int = MODEL_LIMIT) -> bytes:
-    """Returns the content of a file in a folder that came from elsewhere, links refused.
+    """Returns the content of a file in an untrusted folder; links are refused.
 
     Args:
         folder: The folder.
@@ -167,7 +167,7 @@ def read_inside(folder: Path, path: str, limit: int = MODEL_LIMIT) -> bytes:
 
 
 def inside(folder: Path, path: str) -> Path:
-    """Returns the place of a file in a folder that came from elsewhere.
+    """Returns the path of a file in an untrusted folder.
 
     Raises:
         UnreadableFileError: the path leads outside, or a part of it is a link.
@@ -221,9 +221,9 @@ def check_inflated(total: int, size: int, label: Path | str) -> None:
     """Refuses a file that inflates to more than 512 MiB and 16 times its size.
 
     Args:
-        total: The bytes that it says it inflates to.
-        size: The bytes that it has.
-        label: What errors call it.
+        total: The size in bytes that it claims to inflate to.
+        size: Its size in bytes.
+        label: Its name in errors.
 
     Raises:
         UnreadableFileError: it inflates to more.
@@ -238,7 +238,7 @@ def check_inflated(total: int, size: int, label: Path | str) -> None:
 
 
 class _Bounded:
-    """A file for zipfile that reads no directory beyond its bound."""
+    """A file for zipfile with a bounded directory."""
 
     def __init__(self, file: IO[bytes], limit: int) -> None:
         self._file, self.limit = file, limit
@@ -254,7 +254,7 @@ class _Bounded:
 
 
 class Archive:
-    """A zip archive whose members are known to be sound: made by `open_archive`.
+    """A zip archive with validated members, made by `open_archive`.
 
     Attributes:
         names: Of its members, folders left out.
@@ -302,7 +302,7 @@ class Archive:
             return file.read(size)
 
     def verify(self) -> None:
-        """Reads all members, and keeps none of it.
+        """Reads all members, and discards the content.
 
         Raises:
             UnreadableFileError: one is cut off, damaged, or not what its checksum says.
@@ -314,7 +314,7 @@ class Archive:
     def _chunks(self, name: str) -> Iterator[bytes]:
         done = 0
         with _sound(self._label, name), self._archive.open(self._members[name]) as file:
-            # In pieces: asked for all, zipfile inflates all that there is, whatever is declared.
+            # In pieces: otherwise zipfile inflates everything, whatever size is declared.
             while chunk := file.read(_CHUNK):
                 done += len(chunk)
                 yield chunk
@@ -336,14 +336,14 @@ def _sound(label: Path | str, name: str = "") -> Iterator[None]:
 
 @contextlib.contextmanager
 def open_archive(source: Path | str | bytes, label: Path | str | None = None) -> Iterator[Archive]:
-    """Opens a zip archive after all of its members' names, kinds and sizes are found sound.
+    """Opens a zip archive after validating all of its members' names, kinds and sizes.
 
-    Members are stored or deflated, have relative names without `..`, each its own, are not links
-    and not encrypted, and inflate to at most 512 MiB or 16 times the archive in all.
+    Members must be stored or deflated, have unique relative names without `..`, must not be links
+    or encrypted, and may inflate to at most 512 MiB or 16 times the archive in total.
 
     Args:
         source: The file, or its bytes.
-        label: What errors call it; by default the path.
+        label: Its name in errors; by default the path.
 
     Raises:
         UnreadableFileError: it cannot be read, is not an archive, or breaks one of these rules.
@@ -365,7 +365,7 @@ def _opened(file: IO[bytes], size: int, label: Path | str) -> Iterator[Archive]:
     with _sound(label):
         archive = zipfile.ZipFile(bounded)
     with archive:
-        # The members are read in pieces that zipfile chooses.
+        # zipfile chooses the size of the pieces that are read.
         bounded.limit = sys.maxsize
         _check_members(archive.infolist(), size, label)
         yield Archive(archive, label)
@@ -397,7 +397,7 @@ def _check_members(members: list[zipfile.ZipInfo], size: int, label: Path | str)
 
 
 def check_keras_archive(path: Path | str) -> tuple[Any, Any]:
-    """Returns config.json and metadata.json of a .keras file whose members are all sound.
+    """Returns config.json and metadata.json of a .keras file after validating its members.
 
     Args:
         path: The file.
@@ -429,11 +429,11 @@ def check_keras_archive(path: Path | str) -> tuple[Any, Any]:
 def read_arrays(source: Path | str | bytes, label: Path | str | None = None) -> Any:
     """Returns the array of an .npy file, or the arrays of an .npz file by name.
 
-    What a header says is compared with the bytes that are there before memory is taken.
+    Header sizes are compared with the actual bytes before memory is allocated.
 
     Args:
         source: The file, or its bytes.
-        label: What errors call it; by default the path.
+        label: Its name in errors; by default the path.
 
     Raises:
         UnreadableFileError: it cannot be read, is neither, is damaged, holds Python objects, or
@@ -478,7 +478,7 @@ def _array(data: bytes | bytearray, label: Path | str, key: str) -> np.ndarray:
 def _header(
     head: bytes, size: int, label: Path | str, key: str
 ) -> tuple[int, tuple[int, ...], bool, np.dtype]:
-    """Returns where the values of an .npy content of `size` bytes start, and what they are."""
+    """Returns where the values of an .npy content of `size` bytes start, type and shape."""
     where = f"holds an array {key!r} that" if key else "is an .npy file that"
     stream = io.BytesIO(head)
     try:
@@ -502,7 +502,7 @@ def _header(
         raise UnreadableFileError(label, f"{where} has no readable header: {what}") from error
     if dtype.hasobject:
         raise UnreadableFileError(label, f"{where} holds Python objects, which could run code")
-    # numpy's own size of a long text may overflow to less than nothing.
+    # numpy's size of a long text type may overflow to a negative number.
     if not 0 < dtype.itemsize <= _LONGEST_ITEM or dtype.kind not in "biufcSUmM":
         raise UnreadableFileError(label, f"{where} is of type {dtype}, not of numbers")
     if any(length < 0 for length in shape) or len(shape) > 32:

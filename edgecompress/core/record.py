@@ -1,9 +1,9 @@
-"""The compression record: what was done to a model in training, kept beside its file.
+"""The compression record: what training did to a model, stored beside its file.
 
-A `.keras` file holds weights and layers, but not which ranges training simulated or what was
+A `.keras` file stores weights and layers, but not the ranges that training simulated or what was
 pruned. Callbacks and `finalize` attach a record to the model; `model.save` then writes it into a
-sidecar, `<model file>.edgecompress.json`, and `export` reads it back. The sidecar names the
-SHA-256 of the model file it belongs to, so that a record is never applied to other weights.
+sidecar, `<model file>.edgecompress.json`, and `export` reads it back. The sidecar names the SHA-256
+of the model file it belongs to, so that a record is never applied to other weights.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ class CompressionRecord:
     outdated: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuses ranges that no quantizer could use."""
+        """Refuses unusable ranges."""
         for tap, (low, high) in self.ranges.items():
             if not (math.isfinite(low) and math.isfinite(high) and low <= high):
                 raise ValueError(f"range of {tap!r} must be finite and ordered. Got {(low, high)}.")
 
     def merged(self, other: CompressionRecord) -> CompressionRecord:
-        """Returns both records as one; where both know a range or a layer, `other` holds."""
+        """Merges two records; if both have a range or a layer, `other` wins."""
         return CompressionRecord(
             steps=(*self.steps, *other.steps),
             ranges={**self.ranges, **other.ranges},
@@ -101,7 +101,7 @@ class CompressionRecord:
 
 
 def sidecar_path(model_path: Path | str) -> Path:
-    """Returns where the record of a model file lies: `<model file>.edgecompress.json`."""
+    """Returns the path of a model file's record: `<model file>.edgecompress.json`."""
     return Path(f"{model_path}.edgecompress.json")
 
 
@@ -122,12 +122,12 @@ def sidecar_text(record: CompressionRecord, model: bytes) -> str:
 
 
 def read_record(model_path: Path | str) -> tuple[CompressionRecord | None, str | None]:
-    """Returns the record beside a model file and, where it cannot be used, why.
+    """Returns the record beside a model file and, if it cannot be used, why.
 
     Returns:
-        (record, None) where a sidecar belongs to the file, (None, None) if there is none. Where
-        a sidecar was written for other bytes: a record that holds nothing but the taps of the
-        ranges that are not used, in `outdated`, and the reason.
+        (record, None) if a sidecar belongs to the file, (None, None) if there is none. If a sidecar
+        was written for different bytes: a record that contains only the taps of the unused ranges,
+        in `outdated`, and the reason.
 
     Raises:
         ModelFileError: the sidecar is damaged, or the model file cannot be read.
@@ -167,11 +167,11 @@ def record_of(model: Any) -> CompressionRecord:
 def attach_record(model: Any, record: CompressionRecord) -> None:
     """Replaces the model's record and makes `model.save` write it beside the file.
 
-    `save` is replaced on this instance only: the class, its config and the saved file stay plain
+    `save` is overridden on this instance only: the class, its config and the saved file stay plain
     Keras.
     """
     first = getattr(model, _ATTRIBUTE, None) is None
-    # Keras tracks attributes: a plain dataclass is left alone by its tracker.
+    # Keras tracks attributes, but ignores a plain dataclass.
     object.__setattr__(model, _ATTRIBUTE, record)
     if not first:
         return
@@ -191,5 +191,5 @@ def attach_record(model: Any, record: CompressionRecord) -> None:
 
 
 def before_save(model: Any, update: Callable[[], None] | None) -> None:
-    """Sets what brings the record up to date before `model.save` writes it; None for nothing."""
+    """Sets a function that updates the record before `model.save` writes it; None for none."""
     object.__setattr__(model, _BEFORE_SAVE, update)

@@ -1,4 +1,4 @@
-"""One registry class for everything that can be added by name, by packages outside, too."""
+"""The registry class for everything that can be added by name, also by external packages."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ T = TypeVar("T")
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """Maps names to objects; a double name is refused, an unknown one names its neighbours.
+    """Maps names to objects; refuses duplicate names, and suggests neighbours of unknown ones.
 
     Reading it loads the installed plugins (`core.plugins`), which may register more.
 
     Args:
-        argument: What users call the name, used in error messages, e.g. `--target`.
+        argument: The argument that takes the name, for error messages, e.g. `--target`.
 
     Example:
         >>> schedules = Registry("schedule")

@@ -23,15 +23,15 @@ HowKnown = Literal[
 Rule = Literal[
     "file_size", "flash", "arena", "latency", "operators", "accuracy", "parity", "energy"
 ]
-# Rules that only a measurement file has.
+# Rules that occur only in measurement files.
 BenchRule = Literal["ram", "golden"]
 Unit = Literal["bytes", "microseconds", "share", "number", "operators", "microjoules"]
-# The unit that only a measurement file has.
+# The unit that occurs only in measurement files.
 BenchUnit = Literal["steps"]
 _RULES = (*get_args(Rule), *get_args(BenchRule))
 _UNITS = (*get_args(Unit), *get_args(BenchUnit))
 
-# The exit code of a failed rule. Where several fail, the first of this order decides.
+# The exit code of a failed rule. If several fail, the first in this order decides.
 _EXIT_CODES: tuple[tuple[str, int], ...] = (
     ("operators", errors.UNSUPPORTED_OPERATOR),
     ("file_size", errors.OVER_BUDGET),
@@ -58,8 +58,8 @@ def worst_verdict(verdicts: list[Verdict]) -> Verdict:
 def judge(low: float, high: float, limit: float | None, at_least: bool = False) -> Verdict:
     """Returns the verdict on a value known to lie in [low, high] against a limit.
 
-    A verdict is given only when the whole band lies on one side of the limit; without a limit the
-    rule is not applicable.
+    A verdict is given only if the whole band is on one side of the limit; without a limit the rule
+    is not applicable.
 
     Args:
         low: Lower end of the band, in the limit's unit.
@@ -81,7 +81,7 @@ def judge(low: float, high: float, limit: float | None, at_least: bool = False) 
 
 
 def accept_undecided(code: int) -> int:
-    """Returns an exit code where undecided limits are accepted: 0 in place of 6."""
+    """Returns an exit code with undecided limits accepted: 0 instead of 6."""
     return errors.OK if code == errors.UNDECIDED else code
 
 
@@ -93,20 +93,20 @@ class CheckResult:
         rule: Which rule, e.g. `arena`.
         verdict: `pass`, `fail`, `uncertain`, `not_measured` or `not_applicable`.
         measured: The value, in `unit`; None if there is none.
-        low: Lower end of the band the true value lies in; equal to `measured` where exact.
+        low: Lower end of the band that contains the true value; equal to `measured` if exact.
         high: Upper end of that band.
-        limit: What decides, in `unit`: the user's budget, the profile's own, or a floor that is
-            always in force; None for none.
+        limit: The limit, in `unit`: the user's budget, the profile's own, or a floor that always
+            applies; None for none.
         unit: `bytes`, `microseconds`, `share` (0 to 1), `number` (as the labels), `operators`,
             `microjoules` or `steps` (of quantized outputs).
-        how_known: How the value came about; None if there is none.
+        how_known: How the value was obtained; None if there is none.
         detail: What explains the value (peak operator, kernel set, worst layers, ...).
-        reason: One sentence wherever the verdict is not a plain pass.
+        reason: One sentence unless the verdict is a plain pass.
     """
 
     rule: Rule | BenchRule
     verdict: Verdict
-    # Whole numbers stay whole where a result is read back from another process.
+    # Integers stay integers when a result is read back from another process.
     measured: int | float | None = None
     low: int | float | None = None
     high: int | float | None = None
@@ -135,22 +135,22 @@ class CheckResult:
 
     @property
     def undecided(self) -> bool:
-        """Whether there is a limit, and nobody knows whether it is kept."""
+        """Whether there is a limit, and it is unknown whether it is met."""
         return self.limit is not None and self.verdict in OPEN_VERDICTS
 
     @property
     def is_floor(self) -> bool:
-        """Whether the limit is a floor: more is better."""
+        """Whether the limit is a floor: higher is better."""
         if self.rule == "accuracy":
             return bool(self.detail.get("higher_is_better", True))
         return self.rule == "parity"
 
     @property
     def title(self) -> str:
-        """What a table calls the check, unique on a target: the rule.
+        """The check's name in tables, unique per target: the rule.
 
-        An accuracy by another metric, or of one of several outputs, has the name that `--metric`
-        takes: `mae`, `accuracy:label`.
+        An accuracy with another metric, or of one of several outputs, is named as for `--metric`:
+        `mae`, `accuracy:label`.
         """
         if self.rule != "accuracy":
             return self.rule
@@ -164,7 +164,7 @@ class CheckResult:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> CheckResult:
-        """Returns the result that `to_dict` described; fields of later versions are left out."""
+        """Returns the result that `to_dict` described, ignoring fields of later versions."""
         known = {f.name for f in dataclasses.fields(cls)}
         return cls(**{name: value for name, value in data.items() if name in known})
 
@@ -221,11 +221,10 @@ class ModelInfo:
     """The checked file in numbers.
 
     Attributes:
-        path: Where it lies.
-        sha256: Of its bytes.
+        path: Where it lies. sha256: Of its bytes.
         file_bytes: Size in flash.
         compressed_bytes: Size after zlib at level 9 (download).
-        macs: Multiply-accumulates of one inference, those of bits not counted.
+        macs: Multiply-accumulates of one inference, except binary ones.
         parameters: Number of weights and biases.
         operators: How often each operator occurs.
         binary_macs: Multiply-accumulates of bits: XNOR and popcount.
@@ -254,8 +253,8 @@ class ArtifactInfo:
         kind: The converter's registered name.
         bytes: Size of the file.
         sha256: Of its bytes.
-        notes: What the converter did differently than asked.
-        compressed_bytes: Size in a download; None if it was not looked at.
+        notes: What the converter did differently from the request.
+        compressed_bytes: Download size; None if it was not determined.
         host_latency_us: Microseconds of one inference on the computer of the export; None if it
             was not measured.
     """
@@ -280,10 +279,10 @@ class Report:
     Attributes:
         model: The checked file.
         targets: One result for each target.
-        argv: The command that made the report.
+        argv: The command that produced the report.
         version: Version of edgecompress.
         artifacts: Files that an export wrote; None for a plain check.
-        notes: What was skipped or done otherwise, one sentence each.
+        notes: What was skipped or done differently, one sentence each.
     """
 
     model: ModelInfo
@@ -300,12 +299,12 @@ class Report:
 
     @property
     def undecided(self) -> tuple[tuple[str, CheckResult], ...]:
-        """The limits of which nobody knows whether they are kept: (target, check) of each."""
+        """The undecided limits: (target, check) of each."""
         return tuple((t.name, c) for t in self.targets for c in t.checks if c.undecided)
 
     @property
     def undecided_limits(self) -> tuple[str, ...]:
-        """Those limits by name, e.g. `arena on nucleo-l4r5zi`."""
+        """The undecided limits by name, e.g. `arena on nucleo-l4r5zi`."""
         return tuple(f"{check.rule} on {target}" for target, check in self.undecided)
 
     @property

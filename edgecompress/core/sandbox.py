@@ -1,12 +1,12 @@
-"""Gives up rights that reading a foreign file needs none of; for a process of its own.
+"""Drops privileges not needed to read an untrusted file; to be run in a separate process.
 
-A process that calls `confine` can afterwards read and write only the places it names, has no
-network, and dies where it takes more memory or processor time than it was given. Linux offers all
-of it to any user: resource limits, Landlock for files, a seccomp filter for sockets. Other systems
-offer less; what is missing is returned, to be said in the report.
+A process that calls `confine` can afterwards read and write only the named places, has no network,
+and dies if it exceeds its memory or processor time. Linux offers all of this to any user: resource
+limits, Landlock for files, a seccomp filter for sockets. Other systems offer less; what is missing
+is returned, to be stated in the report.
 
-Standard library only, and nothing of edgecompress: programs that import nothing of it load this
-file by its path.
+Standard library only, and no edgecompress imports: programs that do not import the package load
+this file by its path.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 _REFER, _TRUNCATE, _IOCTL_DEV = 1 << 13, 1 << 14, 1 << 15
 _READ = _EXECUTE | _READ_FILE | _READ_DIR
-# Rights that a rule on a single file may give.
+# Rights that a rule on a single file may grant.
 _OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEV
 _RULE_PATH_BENEATH = 1
 # Size of the structure that describes a set of rules, by the first ABI that knows it.
 _RULESET_SIZES = ((6, 24), (4, 16), (1, 8))
 
-# What Python, numpy and TensorFlow read of a system, beside their own folders. Of /etc only what
-# the loader and the C library need: it holds keys and passwords, too. Under Landlock a process
-# reads no memory and no environment of others in /proc.
+# What Python, numpy and TensorFlow read from a system, besides their own folders. From /etc only
+# what the loader and the C library need: it also holds keys and passwords. Under Landlock a process
+# cannot read the memory or environment of others in /proc.
 _SYSTEM = (
     "/usr", "/lib", "/lib32", "/lib64", "/bin", "/nix/store", "/proc", "/sys", "/etc/ld.so.cache",
     "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/ld.so.preload", "/etc/alternatives",
@@ -52,7 +52,7 @@ _CALLS = {
     "aarch64": (0xC00000B7, (198, 425, 117, 271, 280, 217, 218, 219, 282, 241, 265, 40)),
 }
 _X32 = 0x40000000
-# <linux/capability.h>: what root needs to read files of others; nothing else is kept.
+# <linux/capability.h>: what root needs to read others' files; nothing else is kept.
 _CAPABILITY_VERSION = 0x20080522
 _KEPT = 1 << 1 | 1 << 2 | 1 << 3  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER
 # <linux/seccomp.h>, <linux/bpf_common.h>
@@ -62,7 +62,7 @@ _LOAD, _JUMP_EQUAL, _JUMP_AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
 
 @dataclass(frozen=True)
 class Limits:
-    """What a process may take; None for no limit.
+    """Resource limits of a process; None for no limit.
 
     Attributes:
         memory: Bytes of private memory.
@@ -76,10 +76,10 @@ class Limits:
 
 
 def limits_for(size: int) -> Limits:
-    """Returns what reading, converting or running a model may take.
+    """Returns the limits for reading, converting or running a model.
 
     Args:
-        size: Bytes that it works from: the model's file and the data. Conversion holds many copies
+        size: Bytes of input: the model file and the data. Conversion holds many copies
             of both: ResNet50, 103 MB, and 12 MB of data took 5.6 GB.
 
     Example:
@@ -97,7 +97,7 @@ def limits_for(size: int) -> Limits:
 
 @dataclass(frozen=True)
 class Confinement:
-    """Why a process is not confined: one clause for each protection, "" where it holds.
+    """Why a process is not confined: one clause per protection, "" if it is in force.
 
     Attributes:
         memory: Memory, processor time and the size of files are not limited.
@@ -111,7 +111,7 @@ class Confinement:
 
     @property
     def gaps(self) -> tuple[str, ...]:
-        """What is missing, one sentence each; empty where everything holds."""
+        """What is missing, one sentence each; empty if everything is in force."""
         named = (
             ("limits of memory and time", self.memory),
             ("limits on the files that it reads and writes", self.files),
@@ -125,12 +125,12 @@ class Confinement:
 def confine(
     limits: Limits, readable: Sequence[str] = (), writable: Sequence[str] = ()
 ) -> Confinement:
-    """Confines this process for good, with everything it starts; call it before any thread starts.
+    """Confines this process and its children permanently; call it before any thread starts.
 
     Args:
-        limits: What it may take.
-        readable: Files and folders that it may read, beside the system's libraries and the folders
-            that Python imports from.
+        limits: Its resource limits.
+        readable: Files and folders that it may read, besides system libraries and Python's import
+            folders.
         writable: Files and folders that it may read and change.
 
     Returns:
@@ -144,7 +144,7 @@ def confine(
 
 
 def die_with(parent: int) -> None:
-    """Lets the kernel end this process when the process `parent`, which started it, ends."""
+    """Has the kernel end this process when its parent, `parent`, ends."""
     if sys.platform != "linux":
         return
     _libc().prctl(_PR_SET_PDEATHSIG, 9, 0, 0, 0)
@@ -179,7 +179,7 @@ def _limit(limits: Limits) -> str:
         if value is None:
             continue
         _, hard = resource.getrlimit(kind)
-        # At the soft limit of time comes SIGXCPU, which tells why; at the hard one SIGKILL.
+        # The soft time limit sends SIGXCPU, which tells why; the hard one SIGKILL.
         most = value + _GRACE_S if kind == resource.RLIMIT_CPU else value
         if hard != resource.RLIM_INFINITY:
             value, most = min(value, hard), min(most, hard)
@@ -191,7 +191,7 @@ def _limit(limits: Limits) -> str:
 
 
 def _python_folders() -> Iterable[str]:
-    """Yields the folders that Python and its packages lie in, also where they are linked to."""
+    """Yields the folders of Python and its packages, including the targets of links."""
     places = {sys.prefix, sys.base_prefix, sys.exec_prefix, *filter(None, sys.path)}
     places |= {*filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep))}
     yield os.path.realpath(sys.executable)
@@ -240,7 +240,7 @@ def _lock_files(readable: Iterable[str], writable: Iterable[str]) -> str:
 
 
 def _drop_capabilities(libc: ctypes.CDLL) -> None:
-    """Leaves root hardly more than its files; with CAP_PERFMON it reads other processes' memory."""
+    """Leaves root little more than its files; with CAP_PERFMON it could read others' memory."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
     # Two halves of effective, permitted, inheritable.
     sets = (ctypes.c_uint32 * 6)()
@@ -253,7 +253,7 @@ def _allow(libc: ctypes.CDLL, rules: int, path: str, rights: int) -> bool:
     try:
         place = os.open(path, os.O_PATH | os.O_CLOEXEC)  # type: ignore[attr-defined,unused-ignore]
     except OSError:
-        return True  # What is not there needs no rule.
+        return True  # Missing paths need no rule.
     try:
         if not os.path.isdir(path):
             rights &= _OF_FILES

@@ -1,9 +1,9 @@
-"""Kernels whose weights share few values: whether one int8 scale keeps them few codes.
+"""Kernels whose weights share few values: whether a single int8 scale keeps the codes few.
 
-With a scale for each output channel, one value becomes another code in every channel, and the k
-values of a clustered kernel many more codes. With one scale for the whole kernel they stay at most
-k, which is what tables and Huffman codes live from. Training, simulation and conversion all ask
-here, so that they agree.
+With per-channel scales, one value becomes a different code in every channel, so the k values of a
+clustered kernel become many more codes. With a per-tensor scale there are at most k codes, which is
+what makes tables and Huffman codes effective. Training, simulation and conversion all use this
+module, so that they agree.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# The most values that a table of the compressed file holds (7 bits).
+# The maximum number of values in a table of the compressed file (7 bits).
 MOST_VALUES = 128
-# So many weights of an ordinary kernel hold more than MOST_VALUES values, which spares sorting it.
+# This many weights of an ordinary kernel have more than MOST_VALUES values: no need to sort it.
 _PROBE = 4096
 # Folding multiplies float32 numbers, at most twice.
 _FOLDING = 1e-5
 
 
 def shares_values(kernel: np.ndarray) -> bool:
-    """Returns whether the weights other than zero share few values, as clustering leaves them.
+    """Returns whether the non-zero weights share few values, as after clustering.
 
-    Few means at most 128, and at most half as many as there are weights: a small or a heavily
-    pruned kernel holds few values without sharing any.
+    Few means at most 128, and at most half the number of weights: a small or heavily pruned kernel
+    has few values without sharing any.
 
     Args:
         kernel: Float weights of any shape.
@@ -47,7 +47,7 @@ def codes(kernel: np.ndarray, channel_axes: Sequence[int], bits: int = 8) -> np.
 
     Args:
         kernel: Float weights of any shape.
-        channel_axes: Axes whose indices have a scale of their own; none for one scale.
+        channel_axes: Axes whose indices have separate scales; none for a single scale.
         bits: Width of the codes. Defaults to 8: -127 to 127.
 
     Example:
@@ -65,14 +65,14 @@ def codes(kernel: np.ndarray, channel_axes: Sequence[int], bits: int = 8) -> np.
 
 
 def per_tensor(kernel: np.ndarray, channel_axes: Sequence[int], bits: int = 8) -> bool:
-    """Returns whether a kernel shares values and has fewer codes with one scale than with many.
+    """Returns whether a kernel shares values and has fewer codes with one scale than per channel.
 
     Binary and ternary kernels with a factor for each channel, `a_c * {-1, 0, 1}`, have at most
-    three codes with a scale for each channel: they keep those.
+    three codes with per-channel scales, which they keep.
 
     Args:
         kernel: Float weights of any shape, without BatchNormalization folded in.
-        channel_axes: Axes whose indices have a scale of their own otherwise.
+        channel_axes: Axes whose indices have separate scales otherwise.
         bits: Width of the codes. Defaults to 8.
 
     Example:
@@ -96,7 +96,7 @@ def channels_first(kernel: np.ndarray, axes: Sequence[int]) -> np.ndarray:
 
 
 def fold_factors(kernel: np.ndarray, folded: np.ndarray) -> np.ndarray | None:
-    """Returns the factor of each channel that turns one kernel into the other, or None.
+    """Returns the per-channel factors that turn one kernel into the other, or None.
 
     Args:
         kernel: (channels, weights).

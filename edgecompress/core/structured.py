@@ -1,4 +1,4 @@
-"""JSON and TOML from anywhere: bounded in depth, finite, printable."""
+"""Untrusted JSON and TOML: bounded in depth, finite, printable."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def decoded(data: bytes | bytearray, label: Path | str) -> str:
 
 
 class _Refused(ValueError):
-    """What a hook of a parser refuses."""
+    """A value refused by a parser hook."""
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -47,19 +47,19 @@ def _real(text: str) -> float:
 
 
 def _whole(text: str) -> int:
-    # Python refuses some thousand digits itself; what is larger than a float fails later.
+    # Python itself refuses thousands of digits; anything larger than a float fails later.
     if len(text) > 20 or int(text) not in _WHOLE:
         raise _Refused(f"the number {text[:20]}... has more than 64 bits")
     return int(text)
 
 
 def parse_json(data: bytes | bytearray | str, label: Path | str, depth: int = DEPTH_LIMIT) -> Any:
-    """Returns the value of a JSON text, as RFC 8259 has it.
+    """Returns the value of a JSON text, as defined by RFC 8259.
 
     Args:
         data: UTF-8, or text.
         label: What errors call it.
-        depth: The most levels of lists and objects. Defaults to 100.
+        depth: Maximum nesting of lists and objects. Defaults to 100.
 
     Raises:
         UnreadableFileError: it is not valid JSON, nests deeper, or holds NaN, an infinity, a number
@@ -97,7 +97,7 @@ def parse_toml(text: str, label: Path | str, depth: int = DEPTH_LIMIT) -> dict[s
     Args:
         text: The text.
         label: What errors call it.
-        depth: The most levels of tables and lists. Defaults to 100.
+        depth: Maximum nesting of tables and lists. Defaults to 100.
 
     Raises:
         UnreadableFileError: it is not TOML, nests deeper, or holds NaN, an infinity or a number of
@@ -127,7 +127,7 @@ def _too_deep(depth: int) -> str:
 
 
 def _check_tree(root: Any, depth: int) -> None:
-    """Refuses what later readers of a parsed text would stumble over."""
+    """Refuses values that later readers of a parsed text cannot handle."""
     level = [root]
     for _ in range(depth + 1):
         nested = [node for node in level if isinstance(node, (dict, list))]

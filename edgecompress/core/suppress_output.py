@@ -1,4 +1,4 @@
-"""Keeping third-party libraries quiet, C++ ones included, without losing what they said."""
+"""Suppresses third-party output, even from C++, without losing it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class CapturedOutput:
 
 @contextlib.contextmanager
 def suppress_output(verbose: bool = False) -> Iterator[CapturedOutput]:
-    """Keeps everything printed, logged or warned inside the block off stdout and stderr.
+    """Keeps everything printed, logged or warned inside the block from stdout and stderr.
 
     File descriptors 1 and 2 are redirected for the whole process, since TensorFlow and LiteRT log
-    from C++; so do not print from another thread meanwhile.
+    from C++; so do not print from another thread at the same time.
 
     Args:
         verbose: Let the output through instead. Defaults to False.
@@ -41,7 +41,7 @@ def suppress_output(verbose: bool = False) -> Iterator[CapturedOutput]:
     if verbose:
         yield captured
         return
-    # TensorFlow reads this once, when it is loaded; it is left alone where the user set it.
+    # TensorFlow reads this once, when it is loaded; it is left alone if the user set it.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     disabled = logging.root.manager.disable
     usual = {"stdout": sys.stdout, "stderr": sys.stderr}
@@ -52,7 +52,7 @@ def suppress_output(verbose: bool = False) -> Iterator[CapturedOutput]:
         try:
             os.dup2(sink.fileno(), 1)
             os.dup2(sink.fileno(), 2)
-            # Python-level streams may be no file descriptors at all (notebooks, test runners).
+            # Python-level streams may not be file descriptors at all (notebooks, test runners).
             writer = open(os.dup(sink.fileno()), "w", encoding="utf-8", errors="replace")  # noqa: SIM115
             logging.disable(logging.WARNING)
             with (
@@ -76,9 +76,9 @@ def suppress_output(verbose: bool = False) -> Iterator[CapturedOutput]:
 
 
 def _give_back(writer: IO[str], stream: IO[str]) -> None:
-    """Lets handlers that loggers made inside the block log to `stream` from now on.
+    """Redirects handlers created by loggers inside the block to `stream`.
 
-    TensorFlow makes its handler with its first message, and keeps whatever stderr was then.
+    TensorFlow creates its handler with its first message, and keeps the stderr of that time.
     """
     for name in [None, *logging.root.manager.loggerDict]:
         for handler in logging.getLogger(name).handlers:
@@ -88,9 +88,9 @@ def _give_back(writer: IO[str], stream: IO[str]) -> None:
 
 @contextlib.contextmanager
 def no_warnings() -> Iterator[None]:
-    """Keeps logged and raised warnings of the block away, and lets everything else through.
+    """Suppresses logged and raised warnings of the block, and lets everything else through.
 
-    For long work that reports progress meanwhile, which `quiet` would swallow.
+    For long work that reports progress, which `suppress_output` would swallow.
 
     Example:
         >>> with no_warnings():

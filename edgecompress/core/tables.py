@@ -1,4 +1,4 @@
-"""Tables that fit the terminal: columns are left out rather than cut, and named."""
+"""Tables that fit the terminal: columns are dropped rather than cut, and listed."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Column:
 
     Attributes:
         title: Its heading.
-        drop: Where the terminal is too narrow the highest goes first; 0 stays.
-        left: Whether the text starts at the left.
+        drop: On a narrow terminal the highest is dropped first; 0 is always kept.
+        left: Whether the text is left-aligned.
         widest: Longer texts are cut to this many characters; None for no limit.
     """
 
@@ -86,7 +86,7 @@ def print_table(
     for line in cells[: len(rows)]:
         table.add_row(*(line[position] for position in kept))
     terminal_width = console.width
-    # rich never prints wider than its console, and that of a pipe is 80 columns wide.
+    # rich never prints wider than its console, which for a pipe is 80 columns.
     if not console.is_terminal:
         console.width = max(terminal_width, sum(widths) + _GAP * len(widths))
     try:

@@ -1,4 +1,4 @@
-"""What is printed: names from files can move no cursor, forge no line and turn no text round."""
+"""Printing: names from files cannot move the cursor, forge lines or reverse text."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from edgecompress.core.errors import shown
 
 
 def plain(text: object) -> str:
-    """Returns a text after `shown` for what reads markup, which means nothing then."""
+    """Returns a text after `shown`, with markup escaped."""
     return escape(shown(text))
 
 
 class SafeConsole(Console):
-    """A console that prints every text on a line of its own, as `shown` gives it.
+    """A console that prints every text on its own line, after `shown`.
 
-    Texts are printed as they are: markup in brackets and emoji codes mean nothing.
+    Texts are printed literally: markup in brackets and emoji codes have no effect.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -34,7 +34,7 @@ class SafeConsole(Console):
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterator[Segment]:
-        """Renders as Console does; also where a text is a part of something else."""
+        """Renders as Console does, even if a text is part of something else."""
         for segment in super().render(renderable, options):
             text = segment.text
             if segment.control or text.isprintable() or text == "\n":
@@ -56,7 +56,7 @@ def safe_text(text: Text) -> Text:
     """Returns a text with styles after `shown`."""
     if text.plain.isprintable():
         return text
-    # Escapes are longer than what they stand for: each piece takes its style along.
+    # Escapes are longer than the original: each piece keeps its style.
     parts = Text(style=text.style, justify=text.justify, no_wrap=text.no_wrap)
     cuts = sorted({0, len(text), *(p for span in text.spans for p in (span.start, span.end))})
     for piece in text.divide(cuts[1:-1]):

@@ -1,4 +1,4 @@
-"""Sizes and times as people write them."""
+"""Parses and formats sizes and times."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _TIMES = {"us": 1.0, "\u00b5s": 1.0, "\u03bcs": 1.0, "ms": 1e3, "s": 1e6}
 _NUMBER = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-z\u00b5\u03bc]*)\s*", re.IGNORECASE)
 
 
-# 64 bits: no memory is larger, and no budget longer (292,000 years).
+# 64 bits: no memory is larger and no budget longer (292,000 years).
 _LARGEST = 2.0**63
 
 
 def _text(value: object) -> str:
     try:
         return str(value)
-    except ValueError:  # Python writes no number of more than 4,300 digits.
+    except ValueError:  # Python cannot print a number of more than 4,300 digits.
         return ""
 
 
@@ -75,7 +75,7 @@ def format_size(size: float) -> str:
         return f"{size / 1024:.1f} KiB"
     if size < 1024**3:
         return f"{size / 1024**2:.2f} MiB"
-    if size >= _LARGEST:  # Python divides no whole number beyond a float's range.
+    if size >= _LARGEST:  # Python cannot divide an integer beyond a float's range.
         return "more than 8 EiB"
     return f"{size / 1024**3:.2f} GiB"
 

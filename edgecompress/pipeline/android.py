@@ -1,7 +1,7 @@
-"""`android build` and `android install`: the demo app for phones, with an export in it if wanted.
+"""`android build` and `android install`: the demo app for phones, optionally with an export.
 
-The app's sources come along with this package. They are built in a folder of the user's cache,
-since the package's own may be read-only; what the build fetches stays there.
+The app's sources ship with this package. They are built in the user's cache folder, since the
+package's own may be read-only; downloads stay there.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from edgecompress.pipeline.options import AppOptions
 from edgecompress.pipeline.request import silent
 
 _SCRIPT = "scripts/build_apk.sh"
-# What the build needs of the sources.
+# The source files that the build needs.
 _PARTS = ("pom.xml", ".mvn", "scripts", "app/src/main")
-# Fetching may be slow; nothing else takes minutes.
+# Downloads may be slow; nothing else takes minutes.
 _LONGEST_S = 3600.0
 _POLL_S = 0.1
 _WIDTH = 100
@@ -69,7 +69,7 @@ class AppFile:
         path: Where it is.
         bytes: Its size.
         sha256: Of its content.
-        bundle: The export that it ships; None for the demo's own models, or where nobody knows.
+        bundle: The export that it ships; None for the demo's own models, or if unknown.
     """
 
     path: Path
@@ -94,7 +94,7 @@ class AppFile:
         return json.dumps(self.to_dict(), indent=1) + "\n"
 
     def text(self) -> str:
-        """Returns the result for people."""
+        """Returns the result as human-readable text."""
         ships = "the demo's models" if self.bundle is None else self.bundle.name
         return f"{self.path}\n{format_size(self.bytes)}, ships {ships}\nSHA-256 {self.sha256}"
 
@@ -123,7 +123,7 @@ class InstalledApp:
         return json.dumps(data, indent=1) + "\n"
 
     def text(self) -> str:
-        """Returns the result for people."""
+        """Returns the result as human-readable text."""
         return f"{self.package} is on the phone {self.serial}: {self.path}"
 
 
@@ -134,17 +134,17 @@ def build_app(
     source: Path | str | None = None,
     progress: Callable[[str], None] = silent,
 ) -> AppFile:
-    """Builds the demo app for phones as an APK that is signed with a debug key.
+    """Builds the demo app for phones as an APK signed with a debug key.
 
-    Needs bash, a JDK and Debian's Android tools; what is missing is named. The first build fetches
-    190 MB from Maven Central, and Maven itself if there is none or an older one than 3.9; all of
-    it is compared with the checksums that come with the sources.
+    Needs bash, a JDK and Debian's Android tools; the error names what is missing. The first build
+    downloads 190 MB from Maven Central, and Maven itself unless 3.9 or later is installed;
+    everything is verified against the checksums that ship with the sources.
 
     Args:
-        bundle: Folder of an export with a phone among its targets, which the app ships then
-            instead of its own models.
+        bundle: Folder of an export with a phone among its targets, which the app then ships instead
+            of its own models.
         output: The APK; its folder must exist.
-        source: Folder of the app's sources. Defaults to those that come with this package.
+        source: Folder of the app's sources. Defaults to those that ship with this package.
         progress: Called with a short text.
 
     Raises:
@@ -183,16 +183,16 @@ def install_app(
     serial: str | None = None,
     progress: Callable[[str], None] = silent,
 ) -> InstalledApp:
-    """Installs the demo app on a phone through adb; an older one is replaced, its data stay.
+    """Installs the demo app on a phone through adb; an older one is replaced and keeps its data.
 
     Args:
         file: An APK that `build_app` made.
-        serial: Which phone; needed where several are connected.
+        serial: Which phone; needed if several are connected.
         progress: Called with a short text.
 
     Raises:
-        EdgeCompressError: the file is no APK of the app, adb or the phone is missing, or the phone
-            refuses the app; the text says why.
+        EdgeCompressError: the file is not an APK of the app, adb or the phone is missing, or the
+            phone rejects the app; the text says why.
 
     Example:
         >>> install_app("mine.apk").serial  # doctest: +SKIP
@@ -210,7 +210,7 @@ def install_app(
     phone = connect(serial)
     progress(f"Installing {place.name} on {phone.serial}")
     with temporary_folder() as folder:
-        # What was checked, under a name that adb takes for an APK.
+        # The checked file, under a name that adb accepts as an APK.
         local = folder / "app.apk"
         local.write_bytes(content)
         answer = phone.install(local)
@@ -239,7 +239,7 @@ def _abis(content: bytes) -> list[str]:
 
 
 def _check_apk(content: bytes, name: str) -> None:
-    """Refuses what is no APK of the demo app."""
+    """Refuses anything but an APK of the demo app."""
     from edgecompress.targets.phones.runners import PACKAGE
 
     try:
@@ -249,7 +249,7 @@ def _check_apk(content: bytes, name: str) -> None:
         raise ModelFileError(
             f"{name} is no APK, or cut off: `edgecompress android build` makes one."
         ) from error
-    # A compiled manifest holds its texts as UTF-16 or UTF-8.
+    # A compiled manifest stores its texts as UTF-16 or UTF-8.
     if PACKAGE.encode("utf-16-le") not in manifest and PACKAGE.encode() not in manifest:
         raise ModelFileError(f"{name} is the APK of another app than {PACKAGE}.")
 
@@ -282,7 +282,7 @@ def _cache() -> Path:
 
 
 def _license(app: Path) -> bytes:
-    """Returns the license, which the app shows."""
+    """Returns the license text, which the app shows."""
     beside = app.parent / "LICENSE"
     if beside.is_file():
         return beside.read_bytes()
@@ -293,7 +293,7 @@ def _license(app: Path) -> bytes:
 
 @contextmanager
 def _copy(app: Path, progress: Callable[[str], None]) -> Iterator[Path]:
-    """Yields a copy of the sources that can be written, and that no other build uses meanwhile."""
+    """Yields a writable copy of the sources that no other build uses at the same time."""
     import fcntl
 
     paths = [path for part in _PARTS for path in (app / part, *(app / part).rglob("*"))]
@@ -316,7 +316,7 @@ def _copy(app: Path, progress: Callable[[str], None]) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX)
         for name, content in {**files, Path("../LICENSE"): _license(app)}.items():
             _write_if_other(copy / name, content)
-        # What a checkout has fetched is not fetched again.
+        # Downloads of a checkout are reused.
         fetched, link = app / "target" / "artifacts", copy / "target" / "artifacts"
         if fetched.is_dir() and not os.path.lexists(link):
             link.parent.mkdir(exist_ok=True)
@@ -343,7 +343,7 @@ def _build(bash: str, app: Path, bundle: Bundle | None, progress: Callable[[str]
     told: list[str] = []
 
     def tell(line: str) -> None:
-        # From its path on the script describes an APK that gets another place.
+        # From its path on, the script describes an APK that will be moved.
         told.append(line)
         if str(made) not in told:
             progress(line[:_WIDTH])
@@ -373,7 +373,7 @@ def _last_words(text: str, code: int) -> str:
 
 
 def _run(command: list[str], folder: Path, said: IO[bytes], progress: Callable[[str], None]) -> int:
-    """Runs a command to its end and tells its lines as they come; returns its exit status."""
+    """Runs a command to its end, forwarding its lines as they arrive; returns its exit status."""
     process = subprocess.Popen(
         command, cwd=folder, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT,
         start_new_session=True,
@@ -382,7 +382,7 @@ def _run(command: list[str], folder: Path, said: IO[bytes], progress: Callable[[
     try:
         while True:
             code = process.poll()
-            # The process writes at the place where the file stands: it is read beside that.
+            # The process shares the file's write position, so it is read through a second handle.
             new = os.pread(said.fileno(), 1 << 20, seen)
             whole = new if code is not None else new[: new.rfind(b"\n") + 1]
             seen += len(whole)
@@ -395,7 +395,7 @@ def _run(command: list[str], folder: Path, said: IO[bytes], progress: Callable[[
                 raise BuildError(f"The build did not end within {_LONGEST_S:g} s.")
             time.sleep(_POLL_S)
     finally:
-        # Also after Ctrl-C; what it has started itself ends with it.
+        # Even after Ctrl-C; its own child processes end with it.
         for number in (signal.SIGTERM, signal.SIGKILL):
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, number)

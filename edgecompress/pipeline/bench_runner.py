@@ -1,4 +1,4 @@
-"""`bench`: a bundle on a phone or on this computer, with a verdict by its budgets."""
+"""`bench`: runs a bundle on a phone or on this computer, and judges it by its budgets."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _STATES = ("thermal_before", "thermal_after", "thermal_headroom_before", "therma
 
 @dataclass(frozen=True)
 class BenchResult:
-    """What was measured, as a measurement file holds it.
+    """What was measured, as in a measurement file.
 
     Attributes:
         data: The object that docs/measurement.schema.json describes.
@@ -54,7 +54,7 @@ class BenchResult:
 
     @property
     def checks(self) -> list[dict[str, Any]]:
-        """The checks of all measurements, as the file holds them."""
+        """The checks of all measurements, as in the file."""
         return [check for entry in self.data["measurements"] for check in entry["checks"]]
 
     @property
@@ -74,14 +74,14 @@ class BenchResult:
 
     @property
     def verdict(self) -> Verdict:
-        """The worst verdict of the checks; `fail` where something could not run."""
+        """The worst verdict of the checks; `fail` if something could not run."""
         if self.failures:
             return "fail"
         return worst_verdict([check.verdict for _, check in self.results])
 
     @property
     def undecided_limits(self) -> tuple[str, ...]:
-        """The limits of which nobody knows whether they are kept, by name."""
+        """The undecided limits, by name."""
         return tuple(
             f"{check.rule} of {setting}" for setting, check in self.results if check.undecided
         )
@@ -96,7 +96,7 @@ class BenchResult:
         if "operator" in codes:
             return errors.UNSUPPORTED_OPERATOR
         code = exit_code(check for _, check in self.results)
-        # An error says more than an undecided limit, and less than a broken one.
+        # An error outranks an undecided limit, but not a broken one.
         return errors.FAILURE if codes and code in (errors.OK, errors.UNDECIDED) else code
 
     def exit_code_for(self, allow_undecided: bool) -> int:
@@ -108,7 +108,7 @@ class BenchResult:
         return json.dumps(jsonable(self.data), indent=1, allow_nan=False) + "\n"
 
     def text(self) -> str:
-        """Returns the result for people."""
+        """Returns the result as human-readable text."""
         from edgecompress.targets.measurement import Measurement
 
         device = self.data["device"]
@@ -168,19 +168,20 @@ def bench(
         bundle: Folder of an export with a phone or the host among its targets.
         host: Measure on this computer.
         adb: Measure on a phone, through adb.
-        serial: Which phone; needed where several are connected.
+        serial: Which phone; needed if several are connected.
         runner: What runs on the phone; `app`: the demo app, which also checks outputs;
             `benchmark_model` and `litert`: Google's benchmark programs, which do not.
         models: Kinds of the files to run, e.g. `["int8", "float32"]`. Defaults to the one that
             ships.
-        threads: Numbers of threads, each measured.
-        processes: Fresh processes one after the other; they are the band of the result.
-        min_seconds: Least duration of the timed part of a process.
+        threads: Numbers of threads to measure.
+        processes: Number of fresh processes, run one after another; they form the band of the
+            result.
+        min_seconds: Minimum duration of the timed part of a process.
         timeout_s: Seconds that a process may take.
         max_latency: Budget instead of the bundle's, e.g. `"10ms"`, or microseconds.
         output: The file. Defaults to `measurement.json` in the bundle's folder.
-        poll_s: Seconds between two looks at the phone.
-        cooldown_s: Longest pause for a phone that got hotter.
+        poll_s: Seconds between two polls of the phone.
+        cooldown_s: Longest pause for a phone that has heated up.
         progress: Called with a short text.
         options: Options of the runner: `binary`, the program of `benchmark_model` and `litert`,
             built for the phone.
@@ -250,7 +251,7 @@ def bench(
         {**entry, "checks": [*map(to_record, budget_checks(Measurement(entry), budgets))]}
         for entry in file.data["measurements"]
     ]
-    # A run that could not even read the bundle names none.
+    # A run that could not even read the bundle does not name one.
     named = file.data["bundle"] or _bundle_entry(read)
     result = BenchResult({**file.data, "bundle": named, "measurements": entries})
     write_atomic(place, result.to_json())
@@ -417,7 +418,7 @@ def _host_latency(entry: Mapping[str, Any], latency: HostLatency) -> dict[str, A
             "inferences_per_sample": latency.inferences_per_sample,
             "repeat_medians": list(wall),
             "histogram": dict(latency.histogram),
-            # Of the computing thread: other programs disturb them little, so they are what counts.
+            # CPU times of the computing thread: hardly disturbed by other programs, so they count.
             **({"cpu_medians": list(latency.cpu_medians)} if latency.threads == 1 else {}),
         },
         "memory_kb": {**latency.memory_kib, "peak": None},
@@ -474,7 +475,7 @@ def compare_golden(
         result["equal"] += int((have == want).sum())
         if want.dtype.kind == "f":
             error = np.abs(have.astype(np.float64) - want)
-            # What is not a number agrees with what is not a number.
+            # NaN agrees with NaN.
             error = np.where((have == want) | (np.isnan(have) & np.isnan(want)), 0.0, error)
             passed &= bool((error <= tolerance * np.maximum(1, np.abs(want))).all())
             largest = float(error.max(initial=0.0))

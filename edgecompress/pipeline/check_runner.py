@@ -41,13 +41,13 @@ def check(
         model: Path of a .tflite file, or its bytes.
         targets: Names, paths of .toml profiles, or profiles.
         evaluate: Labelled data for the accuracy check: (x, y), or the path of an .npz file.
-        max_flash: As in `export`, and so the other budgets.
+        max_flash: As in `export`, like the other budgets.
         max_ram: Budget for the tensor arena.
         max_latency: Budget for one inference.
         max_file_size: Budget for the file.
-        min_accuracy: Floor for the accuracy of every output that classifies, 0 to 1.
-        metric: As in `export`, and so the limits of metrics.
-        min_metric: Floors of metrics of which more is better.
+        min_accuracy: Floor for the accuracy of every classifying output, 0 to 1.
+        metric: As in `export`, like the limits of metrics.
+        min_metric: Floors of metrics where higher is better.
         max_metric: Ceilings of errors.
         kernels: Kernel set of microcontrollers instead of the profile's.
         decompression_memory: As in `export`, for a file that decodes its weights.
@@ -56,7 +56,7 @@ def check(
         argv: The command for the report.
 
     Returns:
-        The report; `report.exit_code` is 0 if every limit of every target is kept.
+        The report; `report.exit_code` is 0 if every limit of every target is met.
 
     Raises:
         EdgeCompressError: an argument or the file is wrong.

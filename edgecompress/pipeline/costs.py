@@ -24,9 +24,9 @@ def costs_on(
 
     Args:
         profiles: The targets.
-        budgets: The user's limits, which go before the profiles' own.
+        budgets: The user's limits, which take precedence over the profiles' own.
         kernels: Kernel set of microcontrollers instead of the profiles'.
-        progress: Told when a file is measured on this computer, which takes a while.
+        progress: Called when a file is measured on this computer, which takes a while.
     """
     ram = [b for p in profiles if (b := budgets.over(p.limits).max_ram) is not None]
 

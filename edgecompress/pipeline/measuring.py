@@ -1,4 +1,4 @@
-"""What has to be run, each at most once however many targets ask for it."""
+"""Runs of the file, each done at most once however many targets need it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 class Measurements:
-    """What has to be run, each at most once however many targets ask for it.
+    """Runs of the file, each done at most once however many targets need it.
 
     Attributes:
         refusals: Engine -> why it cannot run the file, for those found not to.
-        not_run: Engine -> why it is not known whether it can.
+        not_run: Engine -> why it is unknown whether it can.
         ran: Engines that loaded the file and ran zeros.
     """
 
@@ -36,16 +36,16 @@ class Measurements:
         outputs: Sequence[Output] = (),
         loaded: LoadedModel | None = None,
     ) -> None:
-        """Takes what there is to run and what is asked.
+        """Stores what there is to run and what is requested.
 
         Args:
             file: The file.
             progress: Called with a short text as each stage begins.
             labelled: Data for the accuracy; None for none.
-            asked: What is asked about accuracy.
+            asked: What is requested about accuracy.
             outputs: The outputs of the model that the file was made from, in the file's order.
-                Defaults to those that the file names.
-            loaded: That model, where it is one of Keras: its accuracy stands beside the file's.
+                Defaults to those named in the file.
+            loaded: That model, if it is a Keras model: its accuracy is reported next to the file's.
         """
         self._file = file
         self._progress = progress
@@ -74,7 +74,7 @@ class Measurements:
             self.refusals[engine] = problem
 
     def note_refusal(self, engine: str, error: EngineError) -> None:
-        """Takes an engine's error as a property of the file, where it cannot even run zeros."""
+        """Attributes an engine's error to the file if it cannot even run zeros."""
         if self.why_not(engine) is None:
             self.try_loading(engine)
         if self.why_not(engine) is None:
@@ -97,7 +97,7 @@ class Measurements:
         return self._latency
 
     def accuracy(self, engine: str, floor: float | None = None) -> tuple[CheckResult, ...]:
-        """Returns what each output is worth in an engine, against its limits.
+        """Returns the score of each output in an engine, judged against its limits.
 
         Args:
             engine: The engine's name.
@@ -123,7 +123,7 @@ class Measurements:
         except ArgumentError as error:
             if labelled.argument == "--evaluate" or self._scoring != Scoring():
                 raise
-            # The labels came with the samples, and nothing was asked that needs them.
+            # The labels came with the samples, and nothing that was requested needs them.
             note = f"The y beside the calibration data is not used: {error}"
             return scores.unmeasured(Scoring(floor), note)
         run = self._run(engine, labelled)
@@ -132,7 +132,7 @@ class Measurements:
         return tuple(scores.result(item, run, self._keras_outputs()) for item in items)
 
     def _run(self, engine: str, labelled: Labelled) -> scores.Run | str:
-        """Returns what an engine gives for the labelled samples, or why it gives nothing."""
+        """Returns an engine's outputs for the labelled samples, or why there are none."""
         if engine not in self._runs:
             why = self.why_not(engine) or engine_available(engine)
             if why is None:

@@ -1,4 +1,4 @@
-"""The options of the commands: flags, keywords in Python and keys of a TOML file at once.
+"""The options of the commands: flags, Python keywords and TOML keys at once.
 
 What belongs to a format, a recipe, a runner or a family of targets is declared there.
 """
@@ -58,7 +58,7 @@ class BudgetOptions:
 
 @dataclass(frozen=True)
 class ScoringOptions:
-    """What is measured on labelled data, and its limits."""
+    """What to measure on labelled data, and its limits."""
 
     metric: Sequence[str] | None = option(
         None,
@@ -87,7 +87,7 @@ _DROP = "[NAME[:OUTPUT]=]NUMBER"
 
 @dataclass(frozen=True)
 class MicrocontrollerOptions:
-    """What holds for microcontrollers instead of the profile's own."""
+    """Overrides of the profile for microcontrollers."""
 
     kernels: str | None = option(
         None, "Microcontroller kernels: cmsis-nn or reference.", Text("SET")
@@ -96,7 +96,7 @@ class MicrocontrollerOptions:
 
 @dataclass(frozen=True)
 class MeasuredOptions:
-    """Measurements that were made before."""
+    """Earlier measurements."""
 
     measured: str | None = option(
         None,
@@ -107,7 +107,7 @@ class MeasuredOptions:
 
 @dataclass(frozen=True)
 class FormatOptions:
-    """Which kind of file is made."""
+    """Which kind of file to make."""
 
     file_format: str = option(
         "int8",
@@ -135,7 +135,7 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What `export` alone takes."""
+    """Options of `export` only."""
 
     output: str = option("build", "Output folder.", Path("DIR"), short="-o")
     max_drop: Any = option(
@@ -163,16 +163,16 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """What `check` alone takes."""
+    """Options of `check` only."""
 
     evaluate: Any = option(None, _EVALUATE, Path("FILE.npz"))
-    # Known, so that it can say why it is not here.
+    # Accepted, to explain why it is not available here.
     max_drop: Any = option(None, "", ByNameText(_DROP), hidden=True)
 
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What `bench` takes."""
+    """Options of `bench`."""
 
     host: bool = option(False, "Measure on this computer.")
     adb: bool = option(False, "Measure on the phone that adb is connected to.")
@@ -214,7 +214,7 @@ class BenchOptions:
 
 @dataclass(frozen=True)
 class CompressOptions:
-    """What `compress` takes, whatever the recipe."""
+    """Options of `compress`, whatever the recipe."""
 
     recipe: str = option(
         "deep-compression",
@@ -239,7 +239,7 @@ class CompressOptions:
 
 @dataclass(frozen=True)
 class AppOptions:
-    """What `android build` takes."""
+    """Options of `android build`."""
 
     output: str = option("edgecompress-demo.apk", "The app.", Path("FILE.apk"), short="-o")
     source: str | None = option(
@@ -258,7 +258,7 @@ class PhoneOptions:
 
 @dataclass(frozen=True)
 class ModuleOptions:
-    """Code of the user's own that a model file may need."""
+    """User code that a model file may need."""
 
     import_modules: Sequence[str] = option(
         (),

@@ -23,23 +23,23 @@ if TYPE_CHECKING:
     from edgecompress.converters.verify import Parity
     from edgecompress.targets.profile import TargetProfile
 
-# How many of the given samples the engines run for parity, and for the per-layer comparison.
+# Maximum number of samples for parity and for the per-layer comparison.
 PARITY_SAMPLES = 200
 LAYER_SAMPLES = 16
-# The runtime of devices in the field: not run for numbers, only asked whether it loads the file.
+# The legacy runtime of deployed devices: only used to check whether it loads the file.
 LEGACY_RUNTIME = "tflite-runtime"
 REFERENCE = "Keras model"
-# Calibration may leave single values out; more change what the model sees.
+# Calibration may miss single values; more of them change what the model sees.
 MUCH_CLIPPED = 0.001
 
 
 def reference_outputs(
     loaded: LoadedModel, samples: tuple[np.ndarray, ...]
 ) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
-    """Returns the outputs of the Keras model on the samples, plainly and under simulated rounding.
+    """Returns the outputs of the Keras model on the samples, plain and with simulated rounding.
 
-    The plain model alone judges the file. The simulation, which only a model with learnt ranges
-    has, tells the error of rounding apart from that of converting; None if there is none.
+    The file is judged only by the plain model. The simulation, which needs learnt ranges, separates
+    the error of rounding from that of converting; None if there is none.
 
     Raises:
         NotFiniteError: an output is NaN or infinite.
@@ -53,7 +53,7 @@ def reference_outputs(
     try:
         model = simulate(loaded.model, loaded.record)
     except (ArgumentError, UnsupportedModelError):
-        # A range is not the learnt one, or the graph cannot be rebuilt.
+        # A range was not learnt, or the graph cannot be rebuilt.
         return plain, None
     return plain, dataclasses.replace(loaded, model=model).predict(samples)
 
@@ -73,11 +73,11 @@ def verify_in(
     Args:
         file: The file.
         floats: The float file that it was made from, to compare layer by layer; None for none.
-        reference: The right outputs.
+        reference: The correct outputs.
         samples: The inputs.
         engine: The engine's name.
         simulated: The reference's outputs under simulated rounding; None for none.
-        kind: What the outputs mean, as `verify` takes it.
+        kind: The kind of the outputs, as in `verify`.
         min_r2: Floor of R2 of each column of values; None for the default one.
     """
     from edgecompress.converters.agreement import MIN_R2
@@ -108,7 +108,7 @@ def parity_check(
     """Returns how well the file agrees with its reference in the target's engine.
 
     Every output is judged separately; the worst verdict is the check's. The value shown is the
-    lowest agreement of the outputs that answer, and the lowest R2 where all are values.
+    lowest agreement of the classifying outputs, or the lowest R2 if all are values.
 
     Args:
         profile: The target.
@@ -144,7 +144,7 @@ def parity_check(
         )
         reason += "".join(f" {text}" for text in input_losses(parity))
         worst = ", ".join(f"{layer.name} {layer.sqnr_db:.1f} dB" for layer in layers[:3])
-        # Errors add up on the way; where they arise is what has to be mended.
+        # Errors accumulate on the way; what needs fixing is where they arise.
         suspect = layered.suspect if layered else None
         reason += f" Lowest signal-to-noise: {worst or 'not known'}."
         reason += f" The largest error arises in {suspect.name}." if suspect else ""
@@ -187,7 +187,7 @@ def parity_check(
 
 
 def input_losses(parity: Parity) -> list[str]:
-    """Returns a sentence on each input of which the file's codes lose columns or clip values."""
+    """Returns a sentence for each input whose codes lose columns or clip values."""
     from edgecompress.converters.agreement import listed
 
     found = []
@@ -253,7 +253,7 @@ class Agreement:
 
         Args:
             loaded: The reference.
-            samples: Its inputs. None lets the engines load the file, no more.
+            samples: Its inputs. With None, the engines only load the file.
             engines: Where it runs.
             progress: Called with a short text as each run begins.
         """
@@ -299,7 +299,7 @@ class Agreement:
         product, shown = self._product, None
         runs: list[tuple[str, Artifact, Artifact | None]] = []
         if product.layers is not None:
-            # LiteRT alone shows the inner tensors of an int8 file.
+            # Only LiteRT exposes the inner tensors of an int8 file.
             shown = ("litert", product.layers[0].kind)
             runs.append(("litert", *product.layers))
         for engine in dict.fromkeys(engines):
@@ -323,7 +323,7 @@ class Agreement:
 
 
 def legacy_runtime_note(data: bytes) -> list[str]:
-    """Returns a note where the runtime of devices in the field cannot load the file."""
+    """Returns a note if the legacy runtime cannot load the file."""
     missing = engine_available(LEGACY_RUNTIME)
     if missing:
         return [f"Not tried in {LEGACY_RUNTIME}: {missing}"]

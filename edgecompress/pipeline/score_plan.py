@@ -1,4 +1,4 @@
-"""Which metric of which output is measured: what is asked, the outputs and their labels."""
+"""Decides which metric of which output to measure, from the request, outputs and labels."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Item:
 
     Attributes:
         position: The output's position.
-        output: What messages call it; None for the only output.
-        task: What the output is for; a reason where that is not known.
+        output: Its name in messages; None for the only output.
+        task: What the output predicts; a reason if that is unknown.
         wanted: The metric; None if the task is not known.
         labels: The labels; None if there are none.
         floor: The limit that the user gave; None for none.
@@ -40,7 +40,7 @@ class Item:
 
     @property
     def ignored(self) -> float | None:
-        """A label beyond the classes that may occur all the same."""
+        """A label beyond the classes that is allowed nevertheless."""
         if self.wanted is None or self.wanted.metric.name != "mean_iou":
             return None
         return self.wanted.parameter
@@ -57,10 +57,10 @@ def check_labels(
     shapes: Sequence[tuple[int | None, ...]],
     labelled: Labelled,
 ) -> None:
-    """Refuses, before any long work, labels and names that fit no output.
+    """Refuses, before any long work, labels and names that do not fit any output.
 
     Args:
-        scoring: What the user asks.
+        scoring: The user's request.
         outputs: The model's outputs.
         shapes: Their shapes, samples first.
         labelled: The data.
@@ -91,11 +91,11 @@ def plan(
     """Returns which metric of which output is measured.
 
     Args:
-        scoring: What the user asks.
+        scoring: The user's request.
         outputs: The model's outputs, by the position they have in the file.
         flat: The file.
         labelled: The data.
-        floor: The target's own floor for accuracy, where the user gave none.
+        floor: The target's own floor for accuracy, if the user gave none.
 
     Raises:
         ArgumentError: the labels do not fit, or a metric names no output.
@@ -124,7 +124,7 @@ def plan(
         if array is None:
             mine = [_named_item(nothing, item) for item in named]
             if may_be_classifier(operator, output.loss):
-                # Without labels it is not known whether the output has an accuracy.
+                # Without labels it is unknown whether the output has an accuracy.
                 nothing = replace(nothing, floor=scoring.min_accuracy)
             else:
                 told = f"the compiled loss is {output.loss.text if output.loss else ''}"
@@ -178,7 +178,7 @@ def _is_accuracy(wanted: Wanted | None) -> bool:
 
 
 def _place(asked: Asked, outputs: Sequence[Output]) -> tuple[int, Asked]:
-    """Returns the position of the output that a metric is asked of."""
+    """Returns the position of the output that a metric refers to."""
     names = ", ".join(output.name for output in outputs)
     if asked.output is None:
         if len(outputs) > 1:
@@ -196,7 +196,7 @@ def _place(asked: Asked, outputs: Sequence[Output]) -> tuple[int, Asked]:
 
 
 def _refuse_idle_floor(scoring: Scoring, items: Sequence[Item], outputs: Sequence[Output]) -> None:
-    """Refuses a floor for accuracy where no output can have one."""
+    """Refuses a floor for accuracy if no output can have one."""
     from edgecompress.converters.tasks import Task
 
     if any(
@@ -213,7 +213,7 @@ def _refuse_idle_floor(scoring: Scoring, items: Sequence[Item], outputs: Sequenc
 
 
 def with_drop(item: Item, scoring: Scoring) -> Item:
-    """Returns the item with the drop that is allowed for it: one by name, else one for all."""
+    """Returns the item with its allowed drop: one by name, else one for all."""
     best: Drop | None = None
     for drop in scoring.drops:
         named = drop.wanted is not None
@@ -227,7 +227,7 @@ def with_drop(item: Item, scoring: Scoring) -> Item:
                 or drop.output == str(item.position)
             )
         )
-        # A drop by name goes before one for all.
+        # A drop by name takes precedence over one for all.
         if fits and (best is None or named):
             best = drop
     return item if best is None else replace(item, max_drop=best.limit)

@@ -1,4 +1,4 @@
-"""Accuracy: what each output is worth in an engine, judged against its limits."""
+"""Accuracy: the score of each output in an engine, judged against its limits."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class Reference:
 
 @dataclass(frozen=True)
 class Run:
-    """What an engine gave for the labelled samples.
+    """An engine's outputs for the labelled samples.
 
     Attributes:
         engine: The engine's name.
         version: Version of its package.
-        samples: How many.
+        samples: Number of samples.
         outputs: Real numbers, one array for each output.
     """
 
@@ -49,7 +49,7 @@ class Run:
 
 
 def result(item: Item, run: Run, reference: Reference) -> CheckResult:
-    """Returns what a metric of an output is in an engine, judged against its limits."""
+    """Returns a metric of an output in an engine, judged against its limits."""
     from edgecompress.converters.metrics import NotMeasurable
     from edgecompress.converters.tasks import Task
 
@@ -108,7 +108,7 @@ def result(item: Item, run: Run, reference: Reference) -> CheckResult:
 
 def _judge(value: float, limit: float | None, max_drop: float | None, floor: bool) -> Any:
     if limit is not None and max_drop is not None:
-        # What the Keras model's value minus the drop is, rounds; equal is allowed.
+        # The Keras model's value minus the drop is rounded; equality is allowed.
         slack = 1e-9 * max(1.0, abs(limit))
         limit += -slack if floor else slack
     return judge(value, value, limit, at_least=floor)
@@ -196,7 +196,7 @@ def missing(item: Item, reason: str = "") -> CheckResult:
 def _not_measured(item: Item, reason: str, detail: Mapping[str, Any]) -> CheckResult:
     unit = item.wanted.metric.unit if item.wanted else "share"
     detail = {**detail, "floor": item.floor, "max_drop": item.max_drop}
-    # The value that a drop is counted from may be unknown; that there is a limit is not.
+    # The value that a drop refers to may be unknown, but there is a limit.
     limit = item.max_drop if item.floor is None else item.floor
     return CheckResult(
         "accuracy", "not_measured", limit=limit, unit=unit, detail=detail, reason=reason
@@ -204,11 +204,11 @@ def _not_measured(item: Item, reason: str, detail: Mapping[str, Any]) -> CheckRe
 
 
 def unmeasured(scoring: Scoring, reason: str) -> tuple[CheckResult, ...]:
-    """Returns the results where there are no labels at all: one for each thing that is asked.
+    """Returns the results if there are no labels at all: one per requested item.
 
     Args:
-        scoring: What is asked.
-        reason: Why nothing is measured; `{}` stands for the argument that asked.
+        scoring: The request.
+        reason: Why nothing is measured; `{}` stands for the requesting argument.
     """
     results = []
     if scoring.min_accuracy is not None:

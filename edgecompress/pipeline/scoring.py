@@ -1,6 +1,6 @@
-"""What is asked about accuracy: metrics by name, floors, ceilings, drops against the Keras model.
+"""Requests about accuracy: metrics, floors, ceilings, drops against the Keras model.
 
-`parse_scoring` makes a `Scoring` of it; with labels, `score_plan` decides which metric of which
+`parse_scoring` turns them into a `Scoring`; with labels, `score_plan` decides which metric of which
 output is measured, and `scores` measures and judges them.
 """
 
@@ -25,7 +25,7 @@ class Asked:
         wanted: The metric.
         output: Name or position of the output; None for the only one.
         limit: Its floor, or its ceiling; None for none.
-        argument: Where it was asked for, for messages.
+        argument: The requesting argument, for messages.
     """
 
     wanted: Wanted
@@ -41,7 +41,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Drop:
-    """How far a metric of the file may be worse than the Keras model's.
+    """How much worse a metric of the file may be than the Keras model's.
 
     Attributes:
         limit: In the metric's own unit.
@@ -56,12 +56,12 @@ class Drop:
 
 @dataclass(frozen=True)
 class Scoring:
-    """What is asked about accuracy.
+    """What is requested about accuracy.
 
     Attributes:
-        min_accuracy: Floor for the accuracy of every output that classifies.
+        min_accuracy: Floor for the accuracy of every classifying output.
         asked: Metrics by name.
-        drops: How far the file may be worse than the Keras model.
+        drops: How much worse the file may be than the Keras model.
     """
 
     min_accuracy: float | None = None
@@ -92,17 +92,17 @@ def parse_scoring(
     max_metric: Any = None,
     max_drop: Any = None,
 ) -> Scoring:
-    """Returns what a user asks about accuracy.
+    """Returns what a user requests about accuracy.
 
     Args:
         min_accuracy: A share.
         metric: A name or names: `NAME[:OUTPUT]`.
         min_metric: Floors: a mapping from these names to numbers, or texts `NAME[:OUTPUT]=NUMBER`.
         max_metric: Ceilings of errors, in the same forms.
-        max_drop: A number for all metrics, or as the floors.
+        max_drop: A number for all metrics, or in the forms of the floors.
 
     Raises:
-        ArgumentError: a name, a number or a direction is wrong, or something is asked for twice.
+        ArgumentError: a name, a number or a direction is wrong, or something is requested twice.
 
     Example:
         >>> parse_scoring(None, min_metric={"R2:bbox": 0.9}).asked[0].text

@@ -351,7 +351,7 @@ def judge_output(output: OutputAgreement, floor: float | None) -> tuple[Verdict,
         verdict: Verdict = "fail" if high < limit else "uncertain"
         text = f"{output.agreement:.1%} of {output.samples} samples agree, the floor is {limit:.1%}"
         if verdict == "uncertain":
-            text += "; so few samples cannot tell: give more, or set --min-agreement"
+            text += "; too few samples to decide: give more, or set --min-agreement"
         found.append((verdict, text))
     if output.failing:
         named = listed(output.failing)
@@ -359,22 +359,22 @@ def judge_output(output: OutputAgreement, floor: float | None) -> tuple[Verdict,
         erased = [c for c in output.failing if c in output.erased]
         if erased:
             text += (
-                f"; column {listed(erased)} varies by less than the output's scale can hold beside "
-                "the larger columns. Ways round: scale the targets to like ranges in training, "
-                "give each scale an output of its own, or ship the float32 file"
+                f"; column {listed(erased)} varies by less than the output's scale can resolve "
+                "next to the larger columns. Workarounds: scale the targets to similar ranges for "
+                "training, give each scale a separate output, or ship the float32 file"
             )
         found.append(("fail", text))
     elif output.r2 is not None and output.r2 < output.floor and output.columns <= _VECTOR:
         # Some of a vector's many columns hardly ever vary; single samples decide nothing there.
         text = (
             f"R2 of column {output.column} is {_r2(output)}, below {output.floor:g}, but "
-            f"{output.samples} samples cannot tell: give more, or set --min-r2"
+            f"{output.samples} samples cannot decide: give more, or set --min-r2"
         )
         found.append(("uncertain", text))
     if not output.decided and output.floor > 0:
         text = (
-            f"in {output.samples} samples it varies by less than a step of its scale, so nothing "
-            "is known of how it follows: give more and unlike samples"
+            f"in {output.samples} samples it varies by less than a step of its scale, so it is "
+            "unknown how well it agrees: give more varied samples"
         )
         found.append(("uncertain", text))
     if not found:
@@ -386,7 +386,7 @@ def judge_output(output: OutputAgreement, floor: float | None) -> tuple[Verdict,
 
 def _r2(output: OutputAgreement) -> str:
     if output.r2 is None or math.isinf(output.r2):
-        return "none: a constant became another one"
+        return "none: a constant became a different one"
     return f"{output.r2:.3f}"
 
 

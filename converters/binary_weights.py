@@ -181,7 +181,7 @@ class BinaryWeightsOptions:
     options=BinaryWeightsOptions,
     from_tflite=True,
     targets=("phone", "host"),
-    why="For microcontrollers take --format compressed.",
+    why="For microcontrollers use --format compressed.",
 )
 def make(request: FormatRequest) -> FormatResult:
     """Makes every weight format; the requested one, int8 by default, is checked."""
@@ -343,7 +343,7 @@ def _convert(
         for a in (before, after)
     ]
     if plan and sizes[1] > (1 - _WORTH) * sizes[0]:
-        reasons |= dict.fromkeys(plan, "the file would be hardly smaller, if at all")
+        reasons |= dict.fromkeys(plan, "the file would hardly get smaller, if at all")
         plan, data = {}, flat.data
     difference = verify_stored(reference, data, plan)
     problems = {
@@ -410,7 +410,7 @@ def run_reference(
     if original.subgraphs > 1:
         raise UnsupportedModelError(
             f"The model has {original.subgraphs} subgraphs; weights of one with control flow "
-            "cannot be stored otherwise. Build recurrent layers with unroll=True."
+            "cannot be converted. Build recurrent layers with unroll=True."
         )
     flat = read_tflite(strip(original))
     filters_of(flat)
@@ -462,7 +462,7 @@ def verify_stored(reference: Reference, data: bytes, plan: Mapping[int, Stored])
         share = _distance(want, have)[1]
         if share:
             raise ConversionError(
-                f"The weights are not stored right: {share:.2%} of the outputs differ from those "
+                f"The weights are stored incorrectly: {share:.2%} of the outputs differ from those "
                 "of the same weights in int8, in LiteRT's built-in kernels on random inputs."
             )
     run = run_engine(ENGINE, data, reference.inputs)
@@ -488,7 +488,8 @@ def _problem(engine: str, reference: Reference, data: bytes, plan: Mapping[int, 
     steps = _distance(want.outputs, have.outputs)[0]
     if steps > reference.allowed:
         return (
-            f"{engine} {have.version} loads it but computes other outputs ({steps:g} steps apart)."
+            f"{engine} {have.version} loads it but computes different outputs "
+            f"({steps:g} steps apart)."
         )
     return ""
 
@@ -527,7 +528,7 @@ def _notes(
     problems: Mapping[str, str],
 ) -> list[str]:
     if not plan:
-        notes = ["No filter is stored otherwise than before: the file is only stripped."]
+        notes = ["No filter changes: the file is only stripped."]
     else:
         sizes = " -> ".join(
             f"{format_size(len(a.data))} ({format_size(a.compressed_bytes)} compressed)"

@@ -371,7 +371,7 @@ def _notes(
     tensors: Sequence[CompressedTensor], plan: Plan, data: bytes, stripped: bytes
 ) -> list[str]:
     if not plan.codes:
-        notes = ["No weight tensor is smaller coded; what the engine does not read is gone."]
+        notes = ["No weight tensor gets smaller by coding; unread parts of the file are stripped."]
     else:
         notes = [
             f"{len(plan.codes)} of {len(tensors)} weight tensors are coded: "

@@ -155,7 +155,7 @@ def _check_class(node: Mapping[str, Any], layer: str, path: Path, legacy: bool) 
         f"Layer {layer!r} of {path} needs the class or function {what!r}{origin}, which is none of "
         "Keras's that files may name and not registered here. Name the module that registers it "
         "(keras.saving.register_keras_serializable): --import MODULE, or import_modules=[...] in "
-        "Python; or hand over the loaded model in Python."
+        "Python; or pass the loaded model in Python."
     )
 
 
@@ -244,7 +244,7 @@ def _check_call(node: Mapping[str, Any], layer: str, path: Path) -> None:
         return
     raise UnsupportedModelError(
         f"Layer {layer!r} of {path} calls the TensorFlow function {function!r}, which is none of "
-        "those that compute on tensors alone. Build the model without it, or hand over the loaded "
+        "those that compute on tensors alone. Build the model without it, or pass the loaded "
         "model in Python."
     )
 

@@ -377,7 +377,7 @@ def _folded_kernels(loaded: LoadedModel, raw: FlatModel, notes: list[str]) -> di
     if lost:
         notes.append(
             f"The weights of {', '.join(sorted(lost))} share few values, but the converter merged "
-            "them with a layer that is no activation away: the file holds more values."
+            "them with an adjacent layer (no activation in between): the file holds more values."
         )
     return found
 

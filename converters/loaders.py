@@ -214,7 +214,7 @@ def _refuse_wrappers(model: Any) -> None:
                 strip = "clustering.keras.strip_clustering"
             raise UnsupportedModelError(
                 f"Layer {layer.name!r} of model {model.name!r} is a {kind} wrapper of "
-                f"tensorflow-model-optimization. Hand over tfmot.{strip}(model)."
+                f"tensorflow-model-optimization. Pass tfmot.{strip}(model)."
             )
 
 
@@ -295,8 +295,8 @@ def load_model(path: Path | str) -> LoadedModel:
         read, suffixes = _load_hdf5, [".h5", ".hdf5"]
     else:
         raise ModelFileError(
-            f"{path} is no Keras model: a .keras file is a zip archive and a .h5 file is HDF5, but "
-            f"this one starts with {head!r}."
+            f"{path} is not a Keras model: a .keras file is a zip archive and a .h5 file is HDF5, "
+            f"but this one starts with {head!r}."
         )
     if path.suffix not in suffixes:
         raise ModelFileError(
@@ -470,7 +470,7 @@ def _refuse_difference(model: Any, legacy: Any) -> None:
     inputs = example_inputs(rebuilt.inputs)
     pairs = zip(rebuilt.predict(inputs), original.predict(inputs), strict=True)
     if not all(np.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True) for a, b in pairs):
-        raise UnsupportedModelError("rebuilt in Keras 3 it computes other outputs.")
+        raise UnsupportedModelError("rebuilt in Keras 3 it computes different outputs.")
 
 
 def example_inputs(

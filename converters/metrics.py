@@ -174,11 +174,11 @@ def parse_metric(text: str, argument: str = "--metric") -> Wanted:
     except ValueError:
         number = np.nan
     if not metric.parameter or not np.isfinite(number):
-        rule = f"have {metric.parameter} behind @" if metric.parameter else "stand without @"
+        rule = f"have {metric.parameter} after @" if metric.parameter else "be given without @"
         raise ArgumentError(argument, rule, text)
     if name in ("top", "mean_iou") and (number != int(number) or (name == "top" and number < 1)):
         raise ArgumentError(argument, "have a whole number, 1 or more" if name == "top" else
-                            "have a class number behind @", text)  # fmt: skip
+                            "have a class number after @", text)  # fmt: skip
     return Wanted(metric, number)
 
 

@@ -32,7 +32,7 @@ def check(folder: Path) -> None:
     graph = folder / "saved_model.pb"
     if not graph.is_file():
         raise ModelFileError(
-            f"{folder} is a folder without saved_model.pb, so no SavedModel. Write one with "
+            f"{folder} is a folder without saved_model.pb, so not a SavedModel. Write one with "
             "model.export(), or give a .keras or .h5 file."
         )
     for path in folder.rglob("*"):

@@ -98,7 +98,7 @@ class SparseResult:
 @register(
     "sparse",
     targets=("phone", "host"),
-    why="TensorFlow Lite Micro knows no sparse tensors; take --format compressed.",
+    why="TensorFlow Lite Micro does not support sparse tensors; use --format compressed.",
 )
 def make(request: FormatRequest) -> FormatResult:
     """Makes the float32 file, dense and sparse."""
@@ -246,9 +246,9 @@ def _judge(flat: FlatModel, operator: Operator, tensor: Tensor) -> tuple[float |
     if tensor.sparsity is not None:
         return None, "it is sparse already"
     if operator.code != "FULLY_CONNECTED":
-        return None, f"sparse weights bring no speed in {operator.code}"
+        return None, f"sparse weights do not speed up {operator.code}"
     if tensor.type != "FLOAT32" or source is None or source.type != "FLOAT32":
-        return None, f"{tensor.type} is faster dense (float32 weights and activations alone gain)"
+        return None, f"{tensor.type} is faster dense (only float32 weights and activations benefit)"
     if tensor.shape[1] % BLOCK:
         return None, f"its {tensor.shape[1]} inputs are not a multiple of {BLOCK}"
     share = block_sparsity(tensor.values(), BLOCK)
@@ -309,8 +309,8 @@ def verify_sparse(before: bytes, after: bytes, samples: int = 8, seed: int = 0) 
     error = _error(ENGINE, before, after, random_inputs(dense, samples, seed))
     if error > TOLERANCE:
         raise ConversionError(
-            f"The sparse file computes other outputs in LiteRT: they differ by {error:.2g} of the "
-            f"largest output, more than {TOLERANCE:g}."
+            f"The sparse file computes different outputs in LiteRT: they differ by {error:.2g} of "
+            f"the largest output, more than {TOLERANCE:g}."
         )
     return error
 
@@ -334,7 +334,7 @@ def _problem(engine: str, before: bytes, after: bytes, samples: int, seed: int) 
         error = _error(engine, before, after, inputs)
     except EdgeCompressError as problem:
         return str(problem)
-    return "" if error <= TOLERANCE else f"{engine} computes other outputs ({error:.2g} apart)."
+    return "" if error <= TOLERANCE else f"{engine} computes different outputs ({error:.2g} apart)."
 
 
 def _notes(
@@ -343,7 +343,7 @@ def _notes(
     chosen = [tensor for tensor in tensors if not tensor.reason]
     notes = [
         f"{len(chosen)} of {len(tensors)} filters are stored sparse: {format_size(len(base))} -> "
-        f"{format_size(len(data))}. That this is faster was measured on x86 alone. On an emulated "
+        f"{format_size(len(data))}. The speed-up was measured on x86 only. On an emulated "
         "Arm core one of two models with sparse weights failed to load: try it on the phone.",
         "TensorFlow Lite Micro reads sparse weights as if they were dense: not for "
         "microcontrollers.",

@@ -318,7 +318,7 @@ def find_task(operator: str, loss: Loss | None, labels: Labels) -> Task | Unclea
             return _classes(labels, told, operator, False)
         if loss.from_logits and operator == "LOGISTIC":
             return Unclear(
-                f"{told}, but {made}: it is a logit to the one and a probability to the other"
+                f"{told}, but {made}: it is a logit for the former and a probability for the latter"
             )
         return _sides(labels, LOGIT if loss.from_logits else PROBABILITY, told)
     fits_classes = labels.has_number_shape or labels.one_hot
@@ -355,8 +355,8 @@ def _by_operator(operator: str, labels: Labels, made: str) -> Task | Unclear:
         return _sides(labels, LOGIT, "the labels are -1 and 1")
     if labels.two_valued:
         return Unclear(
-            "no loss is known and the labels are 0 and 1: the output may be a logit (a yes from 0 "
-            "on) or a value (a yes from 0.5 on)"
+            "no loss is known and the labels are 0 and 1: the output may be a logit (positive "
+            "from 0 up) or a value (positive from 0.5 up)"
         )
     labels.values()
     return Task("values", "values", "r2", "the labels are numbers in the shape of the output")

@@ -214,7 +214,7 @@ def _register(name: str, summary: str, compressed: bool = False) -> Callable[[St
 
 
 _MANY = "its weights are not 15 evenly spaced levels or fewer"
-_BEST = "its codes are the best already"
+_BEST = "its codes are already the best"
 TABLE_TOO_LARGE = "a table and its operators would take more bytes than the weights"
 
 
@@ -256,7 +256,7 @@ def _int4_dense(filter_: Filter) -> Stored | str:
 @_register("int2", "2 bits a weight in fully-connected layers and 1x1 convolutions.")
 def _int2(filter_: Filter) -> Stored | str:
     if not filter_.is_dense and not filter_.is_pointwise:
-        return "there are int2 kernels for fully-connected layers alone"
+        return "int2 kernels exist only for fully-connected layers"
     grid = filter_.grid
     if grid is None or grid.most.max(initial=1) > 1:
         return "it is neither binary nor ternary"

@@ -52,7 +52,7 @@ KIND = "xnor"
 ENGINE = "lce"
 RUNTIME_NOTE = (
     "Only Larq Compute Engine runs this file: LiteRT, TensorFlow Lite and TensorFlow Lite Micro "
-    "end with 'unresolved custom op: LceQuantize'. The app must carry a build of that engine."
+    "fail with 'unresolved custom op: LceQuantize'. The app must carry a build of that engine."
 )
 _WORKER = Path(__file__).with_name("xnor_worker.py")
 # Number of samples a new file is run on.
@@ -142,7 +142,7 @@ def make(request: FormatRequest) -> FormatResult:
     result = convert(trace, samples=request.samples, verbose=request.verbose)
     engine = (
         "Targets are checked as if their app ran Larq Compute Engine. On this computer that engine "
-        "shows that the file is right, not how fast a phone runs it."
+        "shows that the file is correct, not how fast a phone runs it."
     )
     price = (
         f"{len(result.layers)} binary layers: file {format_size(len(floats.artifact.data))} as "

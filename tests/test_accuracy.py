@@ -149,7 +149,7 @@ def test_a_floor_that_a_constant_answer_reaches_is_named(tmp_path: Path) -> None
     model.compile(loss="binary_crossentropy")
     (check,) = _accuracies(_export(model, tmp_path, labels, min_accuracy=0.9))
     assert (check.verdict, check.measured, check.detail["constant"]) == ("pass", 0.98, 0.98)
-    assert check.reason is not None and "always the same reaches 98.00 %" in check.reason
+    assert check.reason is not None and "A constant answer scores 98.00 %" in check.reason
 
 
 # --- several outputs ----------------------------------------------------------------------------

@@ -129,11 +129,11 @@ def test_json(source: Source, tmp_path: Path, capfd: pytest.CaptureFixture[str])
     [
         ("echo working; echo 'android_demo: aapt2 is missing.' >&2; exit 1",
          "The app cannot be built: working; android_demo: aapt2 is missing."),
-        ("exit 3", "The app cannot be built: It ended with status 3 and said nothing."),
+        ("exit 3", "The app cannot be built: It ended with status 3 and no output."),
         ("kill -9 $$", "The app cannot be built: It ended with status -9"),
         ("echo done", "The build wrote no APK. done"),
-        ("echo text > \"$out\"", "What the build wrote is no APK, or cut off"),
-        ("head -c 150 TMP/good.apk > \"$out\"", "What the build wrote is no APK, or cut"),
+        ("echo text > \"$out\"", "What the build wrote is not an APK, or is cut off"),
+        ("head -c 150 TMP/good.apk > \"$out\"", "What the build wrote is not an APK, or is cut"),
     ],
 )  # fmt: skip
 def test_a_build_that_fails_is_one_line_and_writes_nothing(
@@ -326,7 +326,7 @@ _INCOMPATIBLE = (
         ({"INSTALL": "INSTALL_FAILED_VERSION_DOWNGRADE"}, DeviceError, "a newer version"),
         ({"INSTALL": "INSTALL_FAILED_OLDER_SDK"}, DeviceError, "older than Android 7"),
         ({"INSTALL": "INSTALL_FAILED_VERIFICATION_FAILURE: a\nb"}, DeviceError,
-         "does not take the app: Performing Streamed Install adb: failed"),
+         "rejects the app: Performing Streamed Install adb: failed"),
         ({"FAULTS": "no_app"}, DeviceError, "but the phone PHONE1 does not have it"),
         ({"DEVICES": ""}, DeviceError, "No phone is connected"),
         ({"DEVICES": "A\tdevice\nB\tdevice"}, ArgumentError, "Connected: A, B."),
@@ -354,9 +354,9 @@ def test_what_the_phone_refuses_is_one_line(
     ("content", "text"),
     [
         (None, "`edgecompress android build` makes it."),
-        (b"", "is no APK, or cut off"),
-        (_apk()[:-30], "is no APK, or cut off"),
-        (_apk("com.example.other"), "is the APK of another app than io.edgecompress.demo."),
+        (b"", "is not an APK, or is cut off"),
+        (_apk()[:-30], "is not an APK, or is cut off"),
+        (_apk("com.example.other"), "is the APK of an app other than io.edgecompress.demo."),
     ],
 )
 def test_what_is_no_app_is_not_installed(

@@ -613,7 +613,7 @@ def test_layers_of_ones_own_need_their_module_by_name(tmp_path: Path) -> None:
     code, out, err = _run(tmp_path, "inspect", "custom.keras", "-q")
     assert (code, out, err.count("\n")) == (1, "", 1)
     for part in ("Layer 'twice' of custom.keras", "'Doubling' of 'own_layers'", "--import MODULE",
-                 "import_modules=", "hand over the loaded model"):  # fmt: skip
+                 "import_modules=", "pass the loaded model"):  # fmt: skip
         assert part in err
     code, out, err = _run(tmp_path, "inspect", "custom.keras", "-q", "--import", "own_layers")
     assert (code, err) == (0, "") and "twice" in out

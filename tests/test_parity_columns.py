@@ -40,7 +40,7 @@ def test_a_small_column_beside_a_large_one_fails_and_is_named() -> None:
     found = compare("y", "scores", rounded(y, step), y, step)
     assert found.agreement > 0.99 and found.failing == found.erased == (0,)
     verdict, text = judge_output(found, None)
-    assert verdict == "fail" and "Ways round" in text
+    assert verdict == "fail" and "Workarounds" in text
     assert judged(rounded(y, 0.001), y, "scores", step=0.001) == "pass"
 
 

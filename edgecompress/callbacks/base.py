@@ -80,7 +80,7 @@ class HookedCallback(Keras3Callback):
     def session(self) -> HookSession:
         """The hooks of the running fit, those of other callbacks too."""
         if self._session is None:
-            raise RuntimeError(f"{type(self).__name__} has hooks in a running fit only.")
+            raise RuntimeError(f"{type(self).__name__} has hooks only during a fit.")
         return self._session
 
     def hook(self, hook: H) -> H:

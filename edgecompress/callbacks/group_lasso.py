@@ -349,7 +349,7 @@ class GroupLasso(CompressionCallback):
             weak = {path: smallest(score, self.final_sparsity) for path, score in scores.items()}
         if not any(mask.any() for mask in weak.values()):
             self.note(
-                f"group lasso set no filter to zero: none is under {self.threshold} times the "
+                f"group lasso set no filter to zero: none is below {self.threshold} times the "
                 "largest norm of its layer. Train longer with it, or use final_sparsity."
             )
         for text in zero_filters(self.model, weak).notes:

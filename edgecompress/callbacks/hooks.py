@@ -151,9 +151,9 @@ class UpdateHook(Hook):
             if taken and (self.exclusive or other.exclusive):
                 raise ArgumentError(
                     "layers",
-                    "name no layer whose weights another callback of this fit sets, too",
+                    "not name a layer whose weights another callback of this fit sets, too",
                     taken[0],
-                    "Give each its own layers, or a fit of its own.",
+                    "Give each its own layers, or a separate fit.",
                 )
         self._optimizer = session.watch_optimizer().add(self)
 

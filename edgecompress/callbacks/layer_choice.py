@@ -142,7 +142,7 @@ def choose_kernels(
             has_kernel = any(len(w.shape) > 1 for w in layer.trainable_weights)
             if layer not in selected and has_kernel:
                 known = isinstance(layer, tuple(supported))
-                rule = f"are {done} only where named" if known else f"cannot be {done}"
+                rule = f"are {done} only if named" if known else f"cannot be {done}"
                 kind = type(layer).__name__
                 left_out.append(f"{layer.name} is not {done}: {kind} layers {rule}.")
     for text in left_out:

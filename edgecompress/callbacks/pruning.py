@@ -154,7 +154,9 @@ class Pruning(CompressionCallback):
         for kernel in kernels:
             if id(kernel.variable) in taken:
                 raise ArgumentError(
-                    "layers", "name no layer that another callback of this fit prunes", kernel.name
+                    "layers",
+                    "not name a layer that another callback of this fit prunes",
+                    kernel.name,
                 )
         hook = self.hook(UpdateHook(self._prune, assigns=[kernel.variable for kernel in kernels]))
         self._pruned = [
@@ -228,7 +230,7 @@ class Pruning(CompressionCallback):
                 continue
             self.note(
                 f"{kernel.name} is not pruned: its kernel of shape {shape.shape} has no "
-                f"{self.pattern.title}. Prune it with a {type(self).__name__} of its own."
+                f"{self.pattern.title}. Prune it with a separate {type(self).__name__}."
             )
         if not chosen:
             raise ArgumentError(*self._pattern_argument(), " ".join(self.notes))

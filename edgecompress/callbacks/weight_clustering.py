@@ -248,7 +248,9 @@ class WeightClustering(CompressionCallback):
             taken = [own[id(v)].layer for v in other.assigns if id(v) in own]
             if taken and isinstance(other.owner, WeightClustering):
                 raise ArgumentError(
-                    "layers", "name no layer that another callback of this fit clusters", taken[0]
+                    "layers",
+                    "not name a layer that another callback of this fit clusters",
+                    taken[0],
                 )
             if taken and not self.preserve_zeros:
                 raise ArgumentError(

@@ -144,7 +144,7 @@ class _Graph:
             if uses[key] > 1:
                 raise UnsupportedModelError(
                     f"Layer {layer.name!r} is used {uses[key]} times in the model's graph: each "
-                    "use would need an activation range of its own. Create one layer per use."
+                    "use would need its own activation range. Create one layer per use."
                 )
         names = Counter(layer.name for layer in layers.values())
         for name, count in names.items():
@@ -254,8 +254,8 @@ def _fold_forward(graph: _Graph, operator: _Operator) -> None:
     graph.notes.append(
         _not_simulated(
             layer,
-            "it folds into no convolution before it and becomes a multiplication and an addition; "
-            "the product between them is rounded in the int8 model only",
+            "it does not fold into a preceding convolution, but becomes a multiplication and an "
+            "addition; the product between them is rounded in the int8 model only",
         )
     )
 

@@ -107,7 +107,7 @@ def _lower_relu(layer: Any) -> tuple[Step, ...]:
     if layer.negative_slope and layer.max_value is None and not layer.threshold:
         return (Step(FREE),)
     if layer.negative_slope or layer.threshold or layer.max_value not in (None, 6):
-        return _unsupported("int8 knows ReLU, ReLU6 and leaky ReLU only")
+        return _unsupported("int8 supports only ReLU, ReLU6 and leaky ReLU")
     return (Step(RELU if layer.max_value is None else RELU6),)
 
 
@@ -139,9 +139,9 @@ def lower(layer: Any, inputs: int, plain: bool) -> tuple[Step, ...]:
     """Returns the operators that a layer or operation becomes."""
     kind = exact_kind_of(layer)
     if kind is None or not kind.operator:
-        return _unsupported("int8 quantization does not know this class")
+        return _unsupported("int8 quantization does not support this class")
     if not plain:
-        return _unsupported("it is called with further arguments or constants")
+        return _unsupported("it is called with additional arguments or constants")
     if type(layer).__name__ == "SeparableConv1D" and layer.padding == "causal":
         return _unsupported("causal padding inside a separable convolution")
     steps = LOWERINGS[kind.operator](layer)

@@ -397,7 +397,7 @@ def _result(folder: Path) -> Answer:
         told = json.loads(_read(folder / "result.json", _LARGEST_RESULT))
         names, value = told["files"], told["value"]
         if not isinstance(names, list) or len(names) > _MOST_FILES:
-            raise ValueError("its list of files is none")
+            raise ValueError("its file list is invalid")
         files: dict[str, bytes] = {}
         for at, name in enumerate(names):
             files[_inside(name)] = _read(folder / f"file_{at}", 2 << 30)

@@ -55,8 +55,7 @@ def copy_model(model: Any, edit: Edit | None = None, weights: Weights | None = N
         )
     except (TypeError, ValueError) as error:
         raise ConversionError(
-            f"Model {model.name!r} cannot be made again from its config: "
-            f"{str(error).splitlines()[0]}"
+            f"Model {model.name!r} cannot be rebuilt from its config: {str(error).splitlines()[0]}"
         ) from error
     _copy_weights(model, result, weights or {})
     _copy_trainable(model, result)

@@ -278,7 +278,7 @@ class Archive:
             UnreadableFileError: there is no such member, it is larger, or it is damaged.
         """
         if name not in self._members:
-            raise UnreadableFileError(self._label, f"holds no {name}")
+            raise UnreadableFileError(self._label, f"does not contain {name}")
         size = self.sizes[name]
         if limit is not None and size > limit:
             raise UnreadableFileError(
@@ -373,7 +373,7 @@ def _opened(file: IO[bytes], size: int, label: Path | str) -> Iterator[Archive]:
 
 def _check_members(members: list[zipfile.ZipInfo], size: int, label: Path | str) -> None:
     if len(members) > MEMBERS_LIMIT:
-        raise UnreadableFileError(label, f"holds {len(members):,} files, more than are read")
+        raise UnreadableFileError(label, f"contains {len(members):,} files, more than allowed")
     seen: set[str] = set()
     for member in members:
         # zipfile cuts names at a NUL; other readers may not.
@@ -383,7 +383,7 @@ def _check_members(members: list[zipfile.ZipInfo], size: int, label: Path | str)
         if "\0" in member.orig_filename or not is_inside(name.removesuffix("/")):
             problem = "leads outside its folder"
         elif name in seen:
-            problem = "is there twice"
+            problem = "occurs twice"
         elif member.flag_bits & 0x41:
             problem = "is encrypted"
         elif stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
@@ -511,7 +511,7 @@ def _header(
     if wanted > size - stream.tell() and (0 not in shape or wanted > sys.maxsize):
         raise UnreadableFileError(
             label,
-            f"{where} says it has {format_size(wanted)}, but {format_size(size - stream.tell())} "
-            "are there",
+            f"{where} claims {format_size(wanted)}, but only {format_size(size - stream.tell())} "
+            "are present",
         )
     return stream.tell(), shape, fortran, dtype

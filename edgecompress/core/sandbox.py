@@ -113,9 +113,9 @@ class Confinement:
     def gaps(self) -> tuple[str, ...]:
         """What is missing, one sentence each; empty if everything is in force."""
         named = (
-            ("limits of memory and time", self.memory),
+            ("memory and time limits", self.memory),
             ("limits on the files that it reads and writes", self.files),
-            ("being cut off from the network", self.network),
+            ("network isolation", self.network),
         )
         return tuple(
             f"The model file was read without {what}: {why}." for what, why in named if why
@@ -187,7 +187,7 @@ def _limit(limits: Limits) -> str:
             resource.setrlimit(kind, (value, most))
         except (OSError, ValueError) as error:
             return f"they cannot be set ({error})"
-    return "" if sys.platform == "linux" else "this system does not enforce a limit of memory"
+    return "" if sys.platform == "linux" else "this system does not enforce memory limits"
 
 
 def _python_folders() -> Iterable[str]:
@@ -213,7 +213,7 @@ def _lock_files(readable: Iterable[str], writable: Iterable[str]) -> str:
     if version < 1:
         return "this Linux kernel has no Landlock"
     if _threads() > 1:
-        return "other threads run already"
+        return "other threads are already running"
     all_rights = (1 << 13) - 1
     for first, right in ((2, _REFER), (3, _TRUNCATE), (5, _IOCTL_DEV)):
         if version >= first:

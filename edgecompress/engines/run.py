@@ -156,7 +156,7 @@ def run_engine(
     engine = ENGINES[name]
     if tensors and not engine.intermediates:
         raise ArgumentError(
-            "tensors", f"be left out: {engine.title} gives back outputs only", tuple(tensors)
+            "tensors", f"be left out: {engine.title} returns outputs only", tuple(tensors)
         )
     if arrays and not len(arrays[0]):
         raise ArgumentError("inputs", "hold at least one sample", arrays[0].shape)
@@ -328,7 +328,7 @@ def _start(
         timeout_s = min(timeout_s, shared.patience_s)
     if not sys.executable:
         raise EngineError(
-            f"{engine.title} needs a Python interpreter of its own, but this program does not "
+            f"{engine.title} needs a separate Python interpreter, but this program does not "
             "know where Python is (sys.executable is empty)."
         )
     place = folder_of(engine.module)

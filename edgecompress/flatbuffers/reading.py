@@ -63,7 +63,7 @@ def read_tflite(source: Path | str | bytes | FlatModel) -> FlatModel:
 def _parse(data: bytes, label: str) -> FlatModel:
     if len(data) < 8 or data[4:8] != b"TFL3":
         raise ModelFileError(
-            f"{label} is no .tflite file: bytes 4 to 8 must be 'TFL3', got {data[4:8]!r}."
+            f"{label} is not a .tflite file: bytes 4 to 8 must be 'TFL3', got {data[4:8]!r}."
         )
     try:
         return _read(data)
@@ -197,7 +197,7 @@ def _read(data: bytes) -> FlatModel:
 
     root = schema.Model.GetRootAs(data, 0)
     if root.SubgraphsLength() < 1:
-        raise ModelFileError("it holds no subgraph")
+        raise ModelFileError("it contains no subgraph")
     # Bounds are checked before any loop, so that a wild length cannot keep the reader busy. Several
     # subgraphs may share one table, so their lengths are added up.
     limit = len(data)
@@ -296,7 +296,7 @@ def _read_graph(
     for index in range(graph.OperatorsLength()):
         table = graph.Operators(index)
         if table.OpcodeIndex() >= root.OperatorCodesLength():
-            raise ModelFileError(f"operator {index} names an operator code that is not there")
+            raise ModelFileError(f"operator {index} names an operator code that does not exist")
         code = root.OperatorCodes(table.OpcodeIndex())
         # Files older than schema 3a store the code in a one-byte field.
         number = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())

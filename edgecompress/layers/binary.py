@@ -136,7 +136,7 @@ class _BinaryLayer(keras.layers.Layer):
         if self.kernel_constraint is None:
             warnings.warn(
                 f"{type(self).__name__} {self.name!r} has no kernel_constraint: weights beyond 1 "
-                'get no gradient any more (they starve); use kernel_constraint="weight_clip".',
+                'no longer get a gradient (they starve); use kernel_constraint="weight_clip".',
                 stacklevel=3,
             )
 

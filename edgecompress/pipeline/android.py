@@ -221,7 +221,7 @@ def install_app(
         if code is not None:
             size, abis = format_size(len(content)), ", ".join(_abis(content)) or "none"
             reason = f"{_HINTS[code].format(package=PACKAGE, size=size, abis=abis)} ({code})."
-        raise DeviceError(f"The phone {phone.serial} does not take the app: {reason}")
+        raise DeviceError(f"The phone {phone.serial} rejects the app: {reason}")
     found = phone.shell("pm", "path", PACKAGE).out.split()
     if not found:
         raise DeviceError(
@@ -247,11 +247,11 @@ def _check_apk(content: bytes, name: str) -> None:
             manifest = archive.read("AndroidManifest.xml")
     except UnreadableFileError as error:
         raise ModelFileError(
-            f"{name} is no APK, or cut off: `edgecompress android build` makes one."
+            f"{name} is not an APK, or is cut off: `edgecompress android build` makes one."
         ) from error
     # A compiled manifest stores its texts as UTF-16 or UTF-8.
     if PACKAGE.encode("utf-16-le") not in manifest and PACKAGE.encode() not in manifest:
-        raise ModelFileError(f"{name} is the APK of another app than {PACKAGE}.")
+        raise ModelFileError(f"{name} is the APK of an app other than {PACKAGE}.")
 
 
 # --- the build ----------------------------------------------------------------------------------
@@ -369,7 +369,7 @@ def _last_words(text: str, code: int) -> str:
     from edgecompress.targets.phones.adb import one_line
 
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return one_line("; ".join(lines[-3:])) or f"It ended with status {code} and said nothing."
+    return one_line("; ".join(lines[-3:])) or f"It ended with status {code} and no output."
 
 
 def _run(command: list[str], folder: Path, said: IO[bytes], progress: Callable[[str], None]) -> int:

@@ -195,14 +195,14 @@ def input_losses(parity: Parity) -> list[str]:
         if loss.erased:
             found.append(
                 f"Input {loss.name}: column {listed(loss.erased)} varies by about a step of the "
-                f"input's scale ({loss.step:.3g}) or less: int8 erases it. Ways round: scale the "
-                "features in the application to like ranges, with Normalization folded into the "
-                "first layer; an input of its own for each scale; or the float32 file."
+                f"input's scale ({loss.step:.3g}) or less: int8 erases it. Workarounds: scale "
+                "the features to similar ranges in the application, with Normalization folded into "
+                "the first layer; use a separate input for each scale; or ship the float32 file."
             )
         if loss.clipped > MUCH_CLIPPED:
             found.append(
-                f"Input {loss.name}: {loss.clipped:.1%} of the values lie beyond its range and are "
-                "clipped."
+                f"Input {loss.name}: {loss.clipped:.1%} of the values are outside its range and "
+                "saturate."
             )
     return found
 
@@ -328,4 +328,4 @@ def legacy_runtime_note(data: bytes) -> list[str]:
     if missing:
         return [f"Not tried in {LEGACY_RUNTIME}: {missing}"]
     problem = load_failure(LEGACY_RUNTIME, data)
-    return [] if problem is None else [f"Devices in the field: {problem}"]
+    return [] if problem is None else [f"Deployed devices: {problem}"]

@@ -159,8 +159,8 @@ def _reason(
         return text
     if item.floor is not None and constant is not None and item.floor <= constant:
         return (
-            f"An answer that is always the same reaches {_text(constant, unit)} on these labels: "
-            f"a limit of {_text(item.floor, unit)} cannot tell it from a model."
+            f"A constant answer scores {_text(constant, unit)} on these labels: "
+            f"a limit of {_text(item.floor, unit)} cannot distinguish it from a model."
         )
     return None
 
@@ -189,7 +189,7 @@ def missing(item: Item, reason: str = "") -> CheckResult:
             )
     elif not reason and isinstance(item.task, Unclear):
         output = "the output" if item.output is None else f"output {item.output!r}"
-        reason = f"What {output} is for is not clear: {item.task.reason}. {_SAY}"
+        reason = f"What {output} predicts is unclear: {item.task.reason}. {_SAY}"
     return _not_measured(item, reason, _named(item))
 
 

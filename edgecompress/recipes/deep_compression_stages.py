@@ -249,7 +249,7 @@ def _kernel_layers(model: Any, named: Mapping[str, Any], doing: str) -> tuple[li
             why = "it is frozen (trainable=False)"
             if trainable:
                 known = isinstance(layer, tuple(supported))
-                rule = f"are {doing} only where named" if known else f"cannot be {doing}"
+                rule = f"are {doing} only if named" if known else f"cannot be {doing}"
                 why = f"{type(layer).__name__} layers {rule}"
             notes.append(f"{layer.name} is not {doing}: {why}.")
     return chosen, notes

@@ -413,7 +413,7 @@ class TestLayers:
         assert self._sparsity(model, "separable", "depthwise_kernel") == 0
         assert self._sparsity(model, "depthwise") == 0
         assert record_of(model).notes == (
-            "depthwise is not pruned: DepthwiseConv2D layers are pruned only where named.",
+            "depthwise is not pruned: DepthwiseConv2D layers are pruned only if named.",
         )
 
     def test_depthwise_is_pruned_where_named(self) -> None:
@@ -492,7 +492,7 @@ class TestLayers:
         assert len(record_of(model).steps) == 2
 
     def test_two_prunings_of_one_layer_are_refused(self) -> None:
-        with pytest.raises(ArgumentError, match="another callback of this fit prunes.*'second'"):
+        with pytest.raises(ArgumentError, match="another callback of this fit.*'second'"):
             _fit(
                 _model(),
                 [MagnitudePruning(TO_80, layers=["second"]), MagnitudePruning(TO_80, ["second"])],

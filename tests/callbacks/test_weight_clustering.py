@@ -310,7 +310,7 @@ class TestOthers:
         assert len(kernels[0].scales) == 1
 
     def test_two_on_one_layer_are_refused_and_on_two_layers_allowed(self) -> None:
-        with pytest.raises(ArgumentError, match="another callback of this fit clusters.*first"):
+        with pytest.raises(ArgumentError, match="another callback of this fit.*first"):
             _fit(_model(), [WeightClustering(4), WeightClustering({"first": 4})])
         model = _model()
         _fit(model, [WeightClustering({"second": 3}), WeightClustering({"first": 6})])

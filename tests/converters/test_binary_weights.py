@@ -552,14 +552,14 @@ def test_small_filters_get_no_table() -> None:
     result = convert(data, "smallest", samples=2, engines=LITERT)
     assert "more bytes than the weights" in result.tensors[0].reason
     assert result.artifact.data == strip(data)
-    assert result.notes[0].startswith("No filter is stored otherwise")
+    assert result.notes[0].startswith("No filter changes")
     assert (result.steps, result.changed) == (0, 0)
 
 
 def test_a_file_that_would_not_be_smaller_stays() -> None:
     data = Net((1, 4)).layer("FULLY_CONNECTED", binary, (2, 4), per_channel=False).data()
     result = convert(data, "int2", samples=2, engines=LITERT)
-    assert result.tensors[0].reason == "the file would be hardly smaller, if at all"
+    assert result.tensors[0].reason == "the file would hardly get smaller, if at all"
     assert result.artifact.data == strip(data)
 
 
@@ -604,7 +604,7 @@ def test_wrong_codes_tables_and_biases_are_caught(
     plan, _ = plan_weights(reference.flat, name)
     data = store_weights(reference.flat.data, plan)
     wrong = damaged(data, find, lambda values: values[::-1].copy())
-    with pytest.raises(ConversionError, match="not stored right"):
+    with pytest.raises(ConversionError, match="stored incorrectly"):
         verify_stored(reference, wrong, plan)
 
 
@@ -638,7 +638,7 @@ def test_an_engine_that_computes_something_else_is_named(
 
     monkeypatch.setattr(binary_weights, "run_engine", other)
     result = convert(dense, "smallest", samples=2)
-    assert "loads it but computes other outputs" in result.engines[OLD]
+    assert "loads it but computes different outputs" in result.engines[OLD]
 
 
 def test_an_engine_that_is_missing_is_named(dense: bytes, monkeypatch: pytest.MonkeyPatch) -> None:

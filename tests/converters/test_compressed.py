@@ -541,7 +541,7 @@ def test_what_does_not_pay_stays_raw_and_is_named(classifier: bytes) -> None:
     strip_for_tflm(editor)
     editor.strip()
     assert result.artifact.data == editor.pack()
-    assert "No weight tensor is smaller coded" in result.notes[0]
+    assert "No weight tensor gets smaller by coding" in result.notes[0]
     assert "no code makes the file smaller" in result.notes[1]
     assert result.decompression_memory == 0
 

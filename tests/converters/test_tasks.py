@@ -101,7 +101,7 @@ def test_task(
         ("FULLY_CONNECTED", None, _YES, 1, "a logit .* or a value"),
         ("FULLY_CONNECTED", _OWN, _YES, 1, "mine is not known here, and no loss"),
         ("FULLY_CONNECTED", None, _MULTI, 4, "a logit .* or a value"),
-        ("LOGISTIC", _LOGITS, _YES, 1, "a logit to the one and a probability to the other"),
+        ("LOGISTIC", _LOGITS, _YES, 1, "a logit for the former and a probability for the latter"),
         ("SOFTMAX", None, _MULTI, 4, "no classes"),
         ("SOFTMAX", _CE, _MULTI, 4, "several 1 or none"),
         ("SOFTMAX", None, _YES, 1, "always 1"),

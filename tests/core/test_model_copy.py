@@ -89,7 +89,7 @@ def test_what_does_not_fit_is_refused() -> None:
     model = keras.Sequential([keras.Input((4,)), kl.Dense(3, name="a")])
     with pytest.raises(ConversionError, match="'a' has 2 weights, not kernel"):
         copy_model(model, weights={"a": {"kernel": np.zeros((4, 3))}})
-    with pytest.raises(ConversionError, match="cannot be made again from its config"):
+    with pytest.raises(ConversionError, match="cannot be rebuilt from its config"):
         copy_model(model, lambda path, config: {**config, "units": -1} if path else config)
 
 

@@ -324,7 +324,7 @@ _CLAIM = "{'descr': '<f8', 'fortran_order': False, 'shape': (%s,), }"
     "data, wrong",
     [
         (_headed(_CLAIM % "805306368"), "6.00 GiB"),
-        (_headed(_CLAIM % ("9" * 30)), "are there"),
+        (_headed(_CLAIM % ("9" * 30)), "are present"),
         (_headed(_CLAIM % ("9" * 5000)), "header"),
         (_headed(_CLAIM % ", ".join(["9" * 19] * 20)), "more than 8 EiB"),
         (_headed(_CLAIM % "-1"), "shape"),
@@ -345,7 +345,7 @@ _CLAIM = "{'descr': '<f8', 'fortran_order': False, 'shape': (%s,), }"
         (b"", "neither"),
         (b"GIF89a", "neither"),
         (_zip({"a.txt": b"1"}), "no .npy"),
-        (_zip({"a.npy": _headed(_CLAIM % "805306368")}), "'a' that says it has 6.00 GiB"),
+        (_zip({"a.npy": _headed(_CLAIM % "805306368")}), "'a' that claims 6.00 GiB"),
     ],
 )
 def test_arrays_that_are_refused(data: bytes, wrong: str) -> None:

@@ -156,7 +156,7 @@ class TestWholeRun:
     def test_notes_name_what_was_left(self, whole: Run) -> None:
         text = " ".join(whole.result.notes)
         assert "sparse_categorical_crossentropy(from_logits=True), the model's own" in text
-        assert "depth is not pruned: DepthwiseConv2D layers are pruned only where named." in text
+        assert "depth is not pruned: DepthwiseConv2D layers are pruned only if named." in text
         assert "depth is not clustered" in text
         assert "First and last layer (stem, head): pruned like the others." in text
         assert "soft labels at temperature 4 are 90% of the loss" in text

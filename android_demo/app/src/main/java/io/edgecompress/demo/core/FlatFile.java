@@ -30,7 +30,7 @@ final class FlatFile {
         ByteBuffer data = content.duplicate().order(ByteOrder.LITTLE_ENDIAN);
         Buffers.rewind(data);
         if (data.remaining() < HEADER || !identifier(data).equals(IDENTIFIER)) {
-            throw bad(file, "it is no .tflite flatbuffer");
+            throw bad(file, "it is not a .tflite flatbuffer");
         }
         try {
             int root = indirect(data, 0);

@@ -209,7 +209,7 @@ public class BenchmarkRunTest {
     @Test
     public void whatIsNoModelIsRefusedBeforeTheEngineSeesIt() throws Exception {
         TestBundles.replaceModel(folder, 1, "no flatbuffer at all".getBytes("UTF-8"));
-        fails(measurement(run(), 1), "bundle", "it is no .tflite flatbuffer");
+        fails(measurement(run(), 1), "bundle", "it is not a .tflite flatbuffer");
     }
 
     @Test

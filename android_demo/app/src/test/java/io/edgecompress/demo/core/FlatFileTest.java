@@ -32,8 +32,8 @@ public class FlatFileTest {
 
     @Test
     public void refusesWhatIsNoFlatbuffer() throws Exception {
-        refuses(new byte[0], "no .tflite flatbuffer");
-        refuses("<html>404</html>".getBytes("UTF-8"), "no .tflite flatbuffer");
+        refuses(new byte[0], "not a .tflite flatbuffer");
+        refuses("<html>404</html>".getBytes("UTF-8"), "not a .tflite flatbuffer");
         byte[] pointer = Arrays.copyOf(int8(), 8);
         refuses(pointer, "damaged");
         byte[] root = int8();

@@ -129,8 +129,8 @@ def _refuse_operators(folder: Path, nodes: Iterable[Any], allowed: frozenset[str
 def _refuse_wrappers(folder: Path, data: bytes) -> None:
     """Refuses models with training wrappers, which can no longer be stripped."""
     metadata = folder / "keras_metadata.pb"
-    told = data + (read_bytes(metadata) if metadata.is_file() else b"")
-    if _QUANTIZED.search(told):
+    content = data + (read_bytes(metadata) if metadata.is_file() else b"")
+    if _QUANTIZED.search(content):
         raise UnsupportedModelError(
             f"{folder} holds quantization wrappers of tensorflow-model-optimization. {UNDO_QAT}"
         )
@@ -138,7 +138,7 @@ def _refuse_wrappers(folder: Path, data: bytes) -> None:
         (_PRUNED, "pruning", "tfmot.sparsity.keras.strip_pruning(model)"),
         (_CLUSTERED, "clustering", "tfmot.clustering.keras.strip_clustering(model)"),
     ):
-        if pattern.search(told):
+        if pattern.search(content):
             raise UnsupportedModelError(
                 f"{folder} holds {what} wrappers of tensorflow-model-optimization. Save {how} "
                 "instead, or save the wrapped model as .h5 or .keras."

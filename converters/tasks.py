@@ -308,28 +308,29 @@ def find_task(operator: str, loss: Loss | None, labels: Labels) -> Task | Unclea
     if loss is None or not loss.kind:
         task = _by_operator(operator, labels, made)
         return task if loss is None else _with_unknown_loss(task, loss)
-    told = f"the compiled loss is {loss.text}"
+    basis = f"the compiled loss is {loss.text}"
     if loss.kind == "classes":
-        return _classes(labels, told, operator, loss.from_logits)
+        return _classes(labels, basis, operator, loss.from_logits)
     if loss.kind == "hinge":
-        return _sides(labels, LOGIT, told)
+        return _sides(labels, LOGIT, basis)
     if loss.kind in ("sides", "overlap"):
         if loss.kind == "overlap" and labels.classes > 1:
-            return _classes(labels, told, operator, False)
+            return _classes(labels, basis, operator, False)
         if loss.from_logits and operator == "LOGISTIC":
             return Unclear(
-                f"{told}, but {made}: it is a logit for the former and a probability for the latter"
+                f"{basis}, but {made}: it is a logit for the former and a probability for "
+                "the latter"
             )
-        return _sides(labels, LOGIT if loss.from_logits else PROBABILITY, told)
+        return _sides(labels, LOGIT if loss.from_logits else PROBABILITY, basis)
     fits_classes = labels.has_number_shape or labels.one_hot
     if operator in _SOFTMAX and fits_classes:
-        return _classes(labels, f"{told}, {made}", operator, False)
+        return _classes(labels, f"{basis}, {made}", operator, False)
     if operator == "LOGISTIC" and (labels.two_valued or fits_classes):
-        return _sides(labels, PROBABILITY, f"{told}, {made} and the labels are 0 and 1")
+        return _sides(labels, PROBABILITY, f"{basis}, {made} and the labels are 0 and 1")
     if labels.has_number_shape and not labels.same_shape:
-        return _classes(labels, f"{told}, the labels are class numbers", operator, False)
+        return _classes(labels, f"{basis}, the labels are class numbers", operator, False)
     labels.values()
-    return Task("values", "values", loss.kind, told)
+    return Task("values", "values", loss.kind, basis)
 
 
 def _with_unknown_loss(task: Task | Unclear, loss: Loss) -> Task | Unclear:
@@ -362,29 +363,31 @@ def _by_operator(operator: str, labels: Labels, made: str) -> Task | Unclear:
     return Task("values", "values", "r2", "the labels are numbers in the shape of the output")
 
 
-def _classes(labels: Labels, told: str, operator: str, logits: bool) -> Task | Unclear:
+def _classes(labels: Labels, basis: str, operator: str, logits: bool) -> Task | Unclear:
     if labels.classes < 2:
-        return Unclear(f"{told}, but the output has one value for each sample and no classes")
+        return Unclear(f"{basis}, but the output has one value for each sample and no classes")
     if not labels.has_number_shape and not labels.distributions:
         if labels.two_valued:
-            return Unclear(f"{told}, but rows of the labels hold several 1 or none")
+            return Unclear(f"{basis}, but rows of the labels hold several 1 or none")
         labels.class_numbers()
-    return Task("classes", "classes", "accuracy", told, normal=operator == "SOFTMAX" and not logits)
+    return Task(
+        "classes", "classes", "accuracy", basis, normal=operator == "SOFTMAX" and not logits
+    )
 
 
-def _sides(labels: Labels, cut: float, told: str) -> Task | Unclear:
+def _sides(labels: Labels, cut: float, basis: str) -> Task | Unclear:
     if labels.classes > 1 and (labels.has_number_shape or labels.one_hot):
         what = "class numbers" if labels.has_number_shape else "one-hot rows"
         return Task(
-            "classes", "classes", "accuracy", f"{told}, the labels are {what}", normal=False
+            "classes", "classes", "accuracy", f"{basis}, the labels are {what}", normal=False
         )
     if labels.two_valued or labels.signs:
         kind = "multilabel" if labels.classes > 1 else "binary"
         metric = "binary_accuracy" if labels.classes > 1 else "accuracy"
-        return Task(kind, "sides", metric, told, cut)
+        return Task(kind, "sides", metric, basis, cut)
     # Reconstructed images, soft labels: no answer is right or wrong.
     labels.values()
-    return Task("values", "values", "mae", f"{told}, but the labels are not only 0 and 1")
+    return Task("values", "values", "mae", f"{basis}, but the labels are not only 0 and 1")
 
 
 def may_be_classifier(operator: str, loss: Loss | None) -> bool:
@@ -401,14 +404,14 @@ def task_for(wanted: Wanted, operator: str, loss: Loss | None, labels: Labels) -
         ArgumentError: the labels do not have a form that the metric takes.
     """
     forms = wanted.metric.forms
-    told = "the metric was named"
+    basis = "the metric was named"
     if forms == ("values",):
         labels.values()
-        return Task("values", "values", wanted.name, told)
+        return Task("values", "values", wanted.name, basis)
     if wanted.metric.name == "binary_accuracy" and wanted.parameter is not None:
         labels.sides()
         kind = "multilabel" if labels.classes > 1 else "binary"
-        return Task(kind, "sides", wanted.name, told, wanted.parameter)
+        return Task(kind, "sides", wanted.name, basis, wanted.parameter)
     found: Task | Unclear
     try:
         found = find_task(operator, loss, labels)
@@ -424,7 +427,7 @@ def task_for(wanted: Wanted, operator: str, loss: Loss | None, labels: Labels) -
         labels.sides()
         if cut is not None:
             kind = "multilabel" if labels.classes > 1 else "binary"
-            return Task(kind, "sides", wanted.name, told, cut)
+            return Task(kind, "sides", wanted.name, basis, cut)
         reason = found.reason if isinstance(found, Unclear) else "no loss and no sigmoid tells"
         return Unclear(reason)
     if isinstance(found, Task) and found.form in forms:
@@ -433,11 +436,11 @@ def task_for(wanted: Wanted, operator: str, loss: Loss | None, labels: Labels) -
         labels.has_number_shape or labels.one_hot or wanted.metric.name == "mean_iou"
     ):  # fmt: skip
         labels.class_numbers(wanted.parameter if wanted.metric.name == "mean_iou" else None)
-        return Task("classes", "classes", wanted.name, told, normal=operator == "SOFTMAX")
+        return Task("classes", "classes", wanted.name, basis, normal=operator == "SOFTMAX")
     if wanted.metric.name == "auc":
         labels.sides()
         # Only the order of the outputs counts, so no threshold is needed.
-        return Task("binary", "sides", wanted.name, told)
+        return Task("binary", "sides", wanted.name, basis)
     if isinstance(found, Unclear):
         return found
     if "sides" in forms and (labels.two_valued or labels.signs):

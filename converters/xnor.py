@@ -206,11 +206,11 @@ def convert(
             f"No binary layer of model {loaded.name!r} becomes an XNOR operator: "
             f"{_listed(floats)}. Convert it as an ordinary model."
         )
-    silent = [x for x in floats if layers[x.name].layer.input_quantizer is not None]
-    if silent and not allow_float:
+    left_float = [x for x in floats if layers[x.name].layer.input_quantizer is not None]
+    if left_float and not allow_float:
         raise ConversionError(
             f"Binary layers of model {loaded.name!r} would be float convolutions: "
-            f"{_listed(silent)}. Change them, or allow it (allow_float)."
+            f"{_listed(left_float)}. Change them, or allow it (allow_float)."
         )
     flat = _named(data, loaded, found)
     small = strip(flat)

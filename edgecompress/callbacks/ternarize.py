@@ -168,7 +168,7 @@ class Ternarize(LatentWeights):
                 for index, side in enumerate(("positive", "negative"))
             )
             self._values[kernel.name] = (positive, negative)
-        self._value_optimizer = _alike(hook.optimizer)
+        self._value_optimizer = _clone_settings(hook.optimizer)
         self._value_optimizer.build([value for pair in self._values.values() for value in pair])
 
     def is_quantized(self, values: np.ndarray, axes: tuple[int, ...]) -> bool:
@@ -243,7 +243,7 @@ class Ternarize(LatentWeights):
         return [ops.cast(ops.convert_to_tensor(v), dtype) for v in self._values[kernel.name]]
 
 
-def _alike(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+def _clone_settings(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
     """Returns an optimizer with the same settings for other variables, without weight decay."""
     config = optimizer.get_config()
     changes = {

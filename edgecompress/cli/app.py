@@ -126,7 +126,7 @@ def _run(arguments: list[str], verbose: bool) -> int:
             # Marked as such: the error's own text may have several lines, none of them ours.
             for line in traceback.format_exc().splitlines():
                 tell(f"| {line}")
-        if signals.came() or isinstance(error, (KeyboardInterrupt, click.Abort)):
+        if signals.received() or isinstance(error, (KeyboardInterrupt, click.Abort)):
             fail("interrupted; no file was left half-written.")
             return signals.code()
         return _failed(error, arguments)

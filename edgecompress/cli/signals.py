@@ -21,7 +21,7 @@ class Interrupted(BaseException):
 _CAME: list[int] = []
 
 
-def came() -> bool:
+def received() -> bool:
     """Returns whether a signal has requested the command to end."""
     return bool(_CAME)
 

@@ -54,10 +54,10 @@ class Exact:
         from pydantic_core import core_schema
 
         strict: Any = {**handler(source), "strict": True}
-        return core_schema.no_info_wrap_validator_function(_as_it_came, strict)
+        return core_schema.no_info_wrap_validator_function(_unchanged, strict)
 
 
-def _as_it_came(value: Any, check: Callable[[Any], Any]) -> Any:
+def _unchanged(value: Any, check: Callable[[Any], Any]) -> Any:
     check(value)
     return value
 

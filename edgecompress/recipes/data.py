@@ -95,10 +95,10 @@ def load(source: Any, validation: Any, loaded: LoadedModel, share: float, seed: 
         )
     order = np.random.default_rng(seed).permutation(len(samples))
     # Sorted, so that the split preserves the order of the data.
-    held, rest = np.sort(order[:count]), np.sort(order[count:])
+    held_out, rest = np.sort(order[:count]), np.sort(order[count:])
     return Data(
         samples.at(rest),
-        samples.at(held),
+        samples.at(held_out),
         f"{count:,} of {len(samples):,} samples, drawn with seed {seed}",
     )
 

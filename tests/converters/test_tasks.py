@@ -102,7 +102,7 @@ def test_task(
         ("FULLY_CONNECTED", _OWN, _YES, 1, "mine is not known here, and no loss"),
         ("FULLY_CONNECTED", None, _MULTI, 4, "a logit .* or a value"),
         ("LOGISTIC", _LOGITS, _YES, 1, "a logit for the former and a probability for the latter"),
-        ("SOFTMAX", None, _MULTI, 4, "no classes"),
+        ("SOFTMAX", None, _MULTI, 4, "not classes"),
         ("SOFTMAX", _CE, _MULTI, 4, "several 1 or none"),
         ("SOFTMAX", None, _YES, 1, "always 1"),
         ("FULLY_CONNECTED", _CE, _YES, 1, "no classes"),

@@ -178,6 +178,7 @@ class BinaryWeightsOptions:
 
 @register(
     "binary-weights",
+    summary="low-bit weights for phones",
     options=BinaryWeightsOptions,
     from_tflite=True,
     targets=("phone", "host"),

@@ -130,6 +130,7 @@ class CompressedOptions(DecodingOptions):
 
 @register(
     "compressed",
+    summary="losslessly coded weights for microcontrollers",
     options=CompressedOptions,
     from_tflite=True,
     targets=("board", "core"),

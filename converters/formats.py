@@ -126,6 +126,7 @@ class Format:
         from_tflite: Whether it takes an int8 .tflite file in place of a Keras model.
         targets: Kinds of targets that run it.
         why: Why only those, one sentence.
+        summary: What it is, in a few words for `--help`.
     """
 
     name: str
@@ -134,6 +135,7 @@ class Format:
     from_tflite: bool = False
     targets: tuple[str, ...] = ("board", "core", "phone", "host")
     why: str = ""
+    summary: str = ""
 
 
 FORMATS: Registry[Format] = Registry("--format")

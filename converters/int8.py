@@ -180,7 +180,7 @@ class Int8Options:
     )
 
 
-@register("int8", options=Int8Options)
+@register("int8", summary="integer weights and activations", options=Int8Options)
 def make(request: FormatRequest) -> FormatResult:
     """Makes the float32 and the int8 file."""
     floats, named = make_int8(request, request.options.precision)

@@ -97,6 +97,7 @@ class SparseResult:
 
 @register(
     "sparse",
+    summary="a float file without its pruned blocks",
     targets=("phone", "host"),
     why="TensorFlow Lite Micro does not support sparse tensors; use --format compressed.",
 )

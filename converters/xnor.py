@@ -130,6 +130,7 @@ class XnorCheck:
 
 @register(
     "xnor",
+    summary="binary layers for Larq Compute Engine",
     targets=("phone", "host"),
     why="Larq Compute Engine runs on phones and computers.",
 )

@@ -15,9 +15,10 @@ from edgecompress.cli.parameters import Command, Sections
 def _sections() -> Sections:
     from edgecompress.pipeline import options
     from edgecompress.recipes import RECIPES
+    from edgecompress.recipes.registry import RecipeOptions
 
     return [
-        ("Data and recipe", [options.CompressOptions]),
+        ("Data and recipe", [RecipeOptions, options.CompressOptions]),
         *((f"With --recipe {name}", [RECIPES[name].settings]) for name in RECIPES),
         ("Targets and limits", [options.RecipeTargetOptions, options.BudgetOptions,
                                 options.MicrocontrollerOptions, options.ModuleOptions]),
@@ -39,6 +40,7 @@ def run(
     from edgecompress.core.errors import ArgumentError
     from edgecompress.pipeline.options import CompressOptions, RecipeTargetOptions
     from edgecompress.recipes import compress
+    from edgecompress.recipes.registry import RecipeOptions
     from edgecompress.recipes.rendering import render
 
     if data is None:
@@ -48,7 +50,7 @@ def run(
         result = compress(
             Path(model),
             Path(data),
-            options.pop("recipe", CompressOptions.recipe),
+            options.pop("recipe", RecipeOptions.recipe),
             output=output,
             targets=list(options.pop("targets", RecipeTargetOptions.targets)),
             progress=progress,

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -212,17 +212,25 @@ class Choice(Kind):
     """One of several names.
 
     Attributes:
-        names: The names, e.g. a registry: read when a value is parsed.
+        names: The names, e.g. a registry, or a function that returns them: read when a value is
+            parsed. For a mapping, `--help` also shows the `summary` of each value.
     """
 
     metavar: str = "NAME"
     rule: str = "be a known name"
-    names: Iterable[str] = ()
+    names: Iterable[str] | Callable[[], Iterable[str]] = ()
 
     @property
     def known(self) -> tuple[str, ...]:
         """As `Kind.known`."""
-        return tuple(self.names)
+        names = self._names()
+        if not isinstance(names, Mapping):
+            return tuple(names)
+        told = {name: getattr(value, "summary", "").rstrip(".") for name, value in names.items()}
+        return tuple(f"{name} ({text})" if text else name for name, text in told.items())
+
+    def _names(self) -> Iterable[str]:
+        return self.names() if callable(self.names) else self.names
 
     def parse(self, value: Any, argument: str) -> str:
         """Returns the name; see `Kind.parse`.
@@ -230,7 +238,7 @@ class Choice(Kind):
         Raises:
             UnknownNameError: the name is unknown; the error suggests the nearest or all.
         """
-        known = tuple(self.names)
+        known = tuple(self._names())
         if value not in known:
             raise UnknownNameError(argument, str(value), known)
         return str(value)

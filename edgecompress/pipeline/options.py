@@ -5,12 +5,13 @@ What belongs to a format, a recipe, a runner or a family of targets is declared 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from edgecompress.core.options import (
     ByNameText,
+    Choice,
     Number,
     Path,
     Size,
@@ -105,17 +106,20 @@ class MeasuredOptions:
     )
 
 
+def _formats() -> Mapping[str, Any]:
+    from edgecompress.converters.formats import FORMATS
+
+    return FORMATS
+
+
 @dataclass(frozen=True)
 class FormatOptions:
     """Which kind of file to make."""
 
     file_format: str = option(
         "int8",
-        "int8; compressed: losslessly coded weights for microcontrollers; binary-weights: low-bit "
-        "weights for phones; sparse: a float file without its pruned blocks; xnor: binary layers "
-        "for Larq Compute Engine; or a format from a plugin. For compressed and binary-weights, "
-        "MODEL may be an int8 .tflite file.",
-        Text("KIND"),
+        "Kind of file. For compressed and binary-weights, MODEL may be an int8 .tflite file.",
+        Choice("KIND", names=_formats),
         flag="--format",
     )
 
@@ -170,6 +174,12 @@ class CheckOptions:
     max_drop: Any = option(None, "", ByNameText(_DROP), hidden=True)
 
 
+def _runners() -> Mapping[str, Any]:
+    from edgecompress.targets.phones.runners import all_runners
+
+    return all_runners()
+
+
 @dataclass(frozen=True)
 class BenchOptions:
     """Options of `bench`."""
@@ -181,9 +191,8 @@ class BenchOptions:
     )
     runner: str = option(
         "app",
-        "What runs on the phone: app, the demo app; benchmark_model or litert, Google's benchmark "
-        "programs, which do not check outputs; or a runner from a plugin.",
-        Text("NAME"),
+        "What runs on the phone.",
+        Choice(names=_runners),
     )
     models: Sequence[str] = option(
         (),
@@ -216,11 +225,6 @@ class BenchOptions:
 class CompressOptions:
     """Options of `compress`, whatever the recipe."""
 
-    recipe: str = option(
-        "deep-compression",
-        "The recipe: deep-compression, or one from a plugin.",
-        Text("NAME"),
-    )
     data: Any = option(
         None,
         "Training data: inputs x, scaled as in training, and labels y (class numbers, one-hot rows "

@@ -23,7 +23,7 @@ from edgecompress.pipeline.request import load_profiles, usable_folder
 
 # Importing a recipe registers it.
 from edgecompress.recipes import deep_compression
-from edgecompress.recipes.registry import RECIPES, Epoch, Recipe, Request
+from edgecompress.recipes.registry import RECIPES, Epoch, Recipe, RecipeOptions, Request
 from edgecompress.recipes.results import CompressionResult
 
 __all__ = ["RECIPES", "Epoch", "Recipe", "Request", "compress", "deep_compression"]
@@ -36,7 +36,7 @@ def _silent(_: object) -> None:
 def compress(
     model: Any,
     data: Any,
-    recipe: str = CompressOptions.recipe,
+    recipe: str = RecipeOptions.recipe,
     *,
     validation: Any = None,
     output: Path | str = CompressOptions.output,

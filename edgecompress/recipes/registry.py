@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgecompress.core.options import Choice, option
 from edgecompress.core.registry import Registry
 
 if TYPE_CHECKING:
@@ -97,3 +98,10 @@ class Recipe:
 
 
 RECIPES: Registry[Recipe] = Registry("--recipe")
+
+
+@dataclass(frozen=True)
+class RecipeOptions:
+    """Which recipe `compress` follows."""
+
+    recipe: str = option("deep-compression", "How the model is compressed.", Choice(names=RECIPES))

@@ -97,5 +97,6 @@ RUNNERS.register("benchmark_model")(
         "the program benchmark_model for the phone's ABI, as the guide of LiteRT's performance "
         "tools offers it (native benchmark binary, e.g. android_aarch64_benchmark_model)",
         ProgramOptions,
+        "Google's benchmark program of LiteRT's interpreter; checks no outputs",
     )
 )

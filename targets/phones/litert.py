@@ -48,5 +48,6 @@ RUNNERS.register("litert")(
         "the program benchmark_litert_model for the phone's ABI, built from LiteRT's sources "
         "(litert/tools)",
         ProgramOptions,
+        "Google's benchmark program of LiteRT's CompiledModel; checks no outputs",
     )
 )

@@ -69,11 +69,13 @@ class Runner:
         run: Runs it there and returns the runs of all processes as one.
         program: The program that the user brings, and where it comes from; None for none.
         options: Its own options, a dataclass of `core.options`; `PhonePlan.options` holds them.
+        summary: What it is, in a few words for `--help`.
     """
 
     run: Callable[[Phone, Bundle, PhonePlan, Callable[[str], None]], MeasurementFile]
     program: str | None = None
     options: type = NoOptions
+    summary: str = ""
 
 
 RUNNERS: Registry[Runner] = Registry("--runner")
@@ -130,7 +132,7 @@ def run_app(
     return merge(results)
 
 
-RUNNERS.register("app")(Runner(run_app))
+RUNNERS.register("app")(Runner(run_app, summary="the demo app"))
 
 
 def _one(

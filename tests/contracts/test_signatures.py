@@ -23,6 +23,7 @@ from edgecompress.cli.app import app
 from edgecompress.cli.parameters import Command
 from edgecompress.core.options import (
     ByNameText,
+    Choice,
     Flag,
     Kind,
     Many,
@@ -87,6 +88,7 @@ def _samples(kind: Kind) -> list[Any]:
         Flag: [True],
         PathKind: [Path("a/b"), "a/b"],
         Text: ["text"],
+        Choice: ["text"],
     }
     return samples[type(kind)]
 

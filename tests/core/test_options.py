@@ -170,6 +170,20 @@ class Told:
     threads: tuple[int, ...] = option((1, 2), "Threads.", many(whole()))
 
 
+def test_the_text_tells_what_each_name_is() -> None:
+    @dataclass(frozen=True)
+    class Thing:
+        summary: str
+
+    things = {"one": Thing("The first."), "two": Thing("")}
+    for names in (things, lambda: things):
+        kind = Choice(names=names)
+        assert kind.known == ("one (The first)", "two")
+        assert kind.parse("two", "--thing") == "two"
+        with pytest.raises(UnknownNameError, match="one, two"):
+            kind.parse("three", "--thing")
+
+
 def test_the_text_tells_names_repetition_and_default() -> None:
     assert [item.text for item in options_of(Told)] == [
         "Memory.",

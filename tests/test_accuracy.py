@@ -22,6 +22,8 @@ from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.pipeline import score_plan, scores, scoring
 from edgecompress.targets.profile import Budgets, load_target
 
+pytestmark = pytest.mark.slow
+
 _SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "report.schema.json").read_text())
 _X = np.random.default_rng(0).normal(size=(200, 6)).astype(np.float32)
 _W = np.array([[1.0, -2, 0.5, 1, 0, 3], [0, 1, 1, -1, 2, 0], [2, 0, -1, 0, 1, 1]], np.float32).T

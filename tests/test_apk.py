@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 _ROOT = Path(__file__).resolve().parents[1]
 _APP = _ROOT / "android_demo"
 _ABIS = ("arm64-v8a", "armeabi-v7a", "x86_64")

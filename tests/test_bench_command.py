@@ -28,6 +28,8 @@ from edgecompress.core.errors import (
 from edgecompress.pipeline.bench_runner import BenchResult, bench, compare_golden
 from edgecompress.targets.phones import adb
 
+pytestmark = pytest.mark.slow
+
 _DOCS = Path(__file__).parents[1] / "docs"
 _FILES = "sdcard/Android/data/io.edgecompress.demo/files"
 

@@ -107,7 +107,9 @@ def test_the_bundle_is_what_its_schema_says(
 
 def test_golden_files_are_what_the_engine_says(exported: Path, x: np.ndarray) -> None:
     stored = np.load(exported / "golden.npz")
-    for model in _content(exported)["models"]:
+    models = _content(exported)["models"]
+    assert models
+    for model in models:
         golden, dtype = model["golden"], model["inputs"][0]["dtype"]
         assert golden["samples"] == 8
         for path, digest in golden["sha256"].items():

@@ -42,7 +42,9 @@ def test_all_plugins_and_dependencies_have_a_checksum() -> None:
 
 def test_the_lists_agree() -> None:
     listed = {Path(path).name: digest for path, digest in _checksums().items()}
-    for line in (_APP / "scripts" / "artifacts.sha256").read_text().splitlines():
+    lines = (_APP / "scripts" / "artifacts.sha256").read_text().splitlines()
+    assert lines
+    for line in lines:
         digest, name = line.split()
         assert listed[name] == digest
 

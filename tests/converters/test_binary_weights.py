@@ -255,6 +255,10 @@ def test_equal_inputs_give_equal_bytes(compared: Comparison, name: str) -> None:
 @pytest.mark.parametrize("name", ["int8", "int4", "int2"])
 def test_stored_weights_have_the_values_they_had(compared: Comparison, name: str) -> None:
     before, after = read_tflite(mixed()), read_tflite(compared[name].artifact.data)
+    assert len(before.operators) >= 4
+    if name != "int8":
+        wanted, types = name.upper(), [tensor.type for tensor in after.tensors]
+        assert wanted in types and wanted not in [tensor.type for tensor in before.tensors]
     for operator in before.operators:
         index, axis = operator.inputs[1], channel_axis(operator)
         old, new = before.tensors[index], after.tensors[index]

@@ -114,6 +114,7 @@ def test_every_binary_layer_is_an_xnor_operator(result: xnor.XnorResult) -> None
 def test_bits_in_the_file_are_the_kernels_signs(
     model: keras.Model, result: xnor.XnorResult
 ) -> None:
+    assert result.layers
     for layer in result.layers:
         operator = result.flat.operators[layer.operators[0]]
         kernel = np.asarray(model.get_layer(layer.name).kernel)

@@ -214,7 +214,9 @@ def test_timeout_must_be_positive(tiny: Path) -> None:
 
 def test_an_operator_version_too_new_is_named(tiny: Path) -> None:
     model = with_code((tiny / "classifier_int8.tflite").read_bytes(), "CONV_2D", "CONV_2D", 99)
-    for name in {"litert", "tflite-runtime"} & {*available()}:
+    names = {"litert", "tflite-runtime"} & {*available()}
+    assert names
+    for name in names:
         reason = load_failure(name, model)
         assert reason and "builtin opcode 'CONV_2D' version '99'" in reason
         assert "\n" not in reason and "Traceback" not in reason and "INFO" not in reason
@@ -384,9 +386,9 @@ def test_an_installed_engine_that_does_not_load_says_why(
 
 
 def test_all_engines_are_available_here_or_say_why() -> None:
-    for engine in ENGINES:
-        reason = engine_available(engine)
-        assert reason is None or "pip install" in reason
+    reasons = [engine_available(engine) for engine in ENGINES]
+    assert all("pip install" in reason for reason in reasons if reason is not None)
+    assert None in reasons
 
 
 # ---- isolation

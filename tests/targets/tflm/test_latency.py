@@ -477,9 +477,9 @@ def test_the_interpreters_own_instructions(shared: Path) -> None:
     for row in read_rows(shared / "facts" / "mcu_nets.csv"):
         key = (row["net"], KERNEL_SETS[row["core"], row["kernels"]], row["core"])
         ops[key].append((float(row["instr_op"]), float(row["instr_invoke"])))
-    for (_, kernels, core), rows in ops.items():
-        if core not in ("m4", "m55"):
-            continue
+    fitted = {key: rows for key, rows in ops.items() if key[2] in ("m4", "m55")}
+    assert {core for *_, core in fitted} == {"m4", "m55"}
+    for (_, kernels, _), rows in fitted.items():
         own = rows[0][1] - sum(instructions for instructions, _ in rows)
         expected = PER_INFERENCE + (PER_OPERATOR + profiler[kernels]) * len(rows)
         assert own == pytest.approx(expected, rel=0.02, abs=10)

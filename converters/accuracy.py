@@ -9,6 +9,7 @@ import numpy as np
 
 from edgecompress.converters.real_values import dequantize, listed, quantized_inputs
 from edgecompress.core.errors import ArgumentError
+from edgecompress.engines.registry import LITERT
 from edgecompress.engines.run import run_engine
 from edgecompress.flatbuffers.reading import read_tflite
 
@@ -40,7 +41,7 @@ def accuracy(
     model: bytes,
     x: np.ndarray | Sequence[np.ndarray],
     y: np.ndarray,
-    engine: str = "litert",
+    engine: str = LITERT,
     *,
     timeout_s: float = 120.0,
     progress: Progress | None = None,

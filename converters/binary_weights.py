@@ -17,6 +17,7 @@ import numpy as np
 
 from edgecompress.converters.comparison import random_inputs
 from edgecompress.converters.formats import (
+    PROCESSES,
     FormatRequest,
     FormatResult,
     int8_source,
@@ -34,6 +35,7 @@ from edgecompress.core.errors import (
 )
 from edgecompress.core.options import Choice, option
 from edgecompress.core.units import format_size, format_time
+from edgecompress.engines.registry import LEGACY, LITERT
 from edgecompress.engines.run import run_engine
 from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.flatbuffers.editor import strip
@@ -42,9 +44,8 @@ from edgecompress.flatbuffers.operators import FILTER_READERS
 from edgecompress.flatbuffers.reading import read_tflite
 
 KIND = "binary-weights"
-ENGINE = "litert"
 # The runtimes on phones: the current one, and a legacy one.
-PHONE_ENGINES = (ENGINE, "tflite-runtime")
+PHONE_ENGINES = (LITERT, LEGACY)
 # Steps by which outputs may differ: kernels round differently, and biases are rounded to scales.
 MAX_STEPS = 2
 # Saving less than this share is not worth different outputs.
@@ -181,7 +182,7 @@ class BinaryWeightsOptions:
     summary="low-bit weights for phones",
     options=BinaryWeightsOptions,
     from_tflite=True,
-    targets=("phone", "host"),
+    families=PROCESSES,
     why="For microcontrollers use --format compressed.",
 )
 def make(request: FormatRequest) -> FormatResult:
@@ -225,7 +226,7 @@ def make(request: FormatRequest) -> FormatResult:
         artifacts=(*source.artifacts, *(result.artifact for result in results.values())),
         main=main.artifact,
         layers=source.layers,
-        parity=proven_parity(request, "litert", main.samples, main.steps),
+        parity=proven_parity(request, LITERT, main.samples, main.steps),
         legacy_runtime=False,
         latencies={
             result.artifact.kind: result.latency_us
@@ -348,7 +349,7 @@ def _convert(
         plan, data = {}, flat.data
     difference = verify_stored(reference, data, plan)
     problems = {
-        engine: "" if engine == ENGINE else _problem(engine, reference, data, plan)
+        engine: "" if engine == LITERT else _problem(engine, reference, data, plan)
         for engine in engines
     }
     tensors = _report(reference.original, plan, reasons)
@@ -416,7 +417,7 @@ def run_reference(
     flat = read_tflite(strip(original))
     filters_of(flat)
     inputs = tuple(random_inputs(flat, samples, seed))
-    outputs = run_engine(ENGINE, flat.data, inputs).outputs
+    outputs = run_engine(LITERT, flat.data, inputs).outputs
     allowed = max_steps
     if allowed is None:
         # In a deep model small differences grow: those between kernels, which round differently,
@@ -428,7 +429,7 @@ def run_reference(
 def _built_in(data: bytes, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
     """Returns the outputs that LiteRT computes without its delegate."""
     indices = read_tflite(data).outputs
-    run = run_engine(ENGINE, data, inputs, tensors=indices)
+    run = run_engine(LITERT, data, inputs, tensors=indices)
     return tuple(run.tensors[index] for index in indices)
 
 
@@ -466,7 +467,7 @@ def verify_stored(reference: Reference, data: bytes, plan: Mapping[int, Stored])
                 f"The weights are stored incorrectly: {share:.2%} of the outputs differ from those "
                 "of the same weights in int8, in LiteRT's built-in kernels on random inputs."
             )
-    run = run_engine(ENGINE, data, reference.inputs)
+    run = run_engine(LITERT, data, reference.inputs)
     steps, changed = _distance(reference.outputs, run.outputs)
     if steps > reference.allowed:
         raise ConversionError(

@@ -24,12 +24,13 @@ from edgecompress.core.errors import (
     UnsupportedOperatorError,
 )
 from edgecompress.core.units import format_size
+from edgecompress.engines.registry import TFLM_KERNELS
+from edgecompress.flatbuffers.coding import DECODE
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.operators import Operator
 from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.flatbuffers.tensors import Tensor
 
-KERNELS = ("cmsis-nn", "reference")
 _ALIGNMENT = 16
 _BYTES_IN_A_LINE = 12
 
@@ -60,7 +61,7 @@ _IRREGULAR = {
     "UNIDIRECTIONAL_SEQUENCE_LSTM": "AddUnidirectionalSequenceLSTM",
 }
 _CUSTOM = {
-    "TFLM_DECODE": "AddDecode",
+    DECODE: "AddDecode",
     "TFLite_Detection_PostProcess": "AddDetectionPostprocess",
     "CIRCULAR_BUFFER": "AddCircularBuffer",
     "BasicClassifier": "AddBasicClassifier",
@@ -227,8 +228,8 @@ def generate(
         >>> list(sources)  # doctest: +SKIP
         ['kws_data.h', 'kws_data.cc', 'kws_resolver.h', 'kws_config.h', 'main.cc']
     """
-    if kernels not in KERNELS:
-        raise UnknownNameError("kernels", kernels, KERNELS)
+    if kernels not in TFLM_KERNELS:
+        raise UnknownNameError("kernels", kernels, TFLM_KERNELS)
     if arena_bytes is not None and arena_bytes < 1:
         raise ArgumentError("arena_bytes", "be a positive size in bytes, or None", arena_bytes)
     if decompression_memory is not None and decompression_memory < 1:

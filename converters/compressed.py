@@ -35,6 +35,7 @@ from edgecompress.converters.stripping import strip_for_tflm
 from edgecompress.core.errors import ArgumentError, ConversionError, UnsupportedModelError
 from edgecompress.core.options import Choice, Size, many, option
 from edgecompress.core.units import format_size, format_time
+from edgecompress.engines.registry import TFLM
 from edgecompress.engines.run import run_engine
 from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.flatbuffers.coding import (
@@ -133,7 +134,7 @@ class CompressedOptions(DecodingOptions):
     summary="losslessly coded weights for microcontrollers",
     options=CompressedOptions,
     from_tflite=True,
-    targets=("board", "core"),
+    families=(TFLM,),
     why="Only TensorFlow Lite Micro decodes such files.",
 )
 def make(request: FormatRequest) -> FormatResult:
@@ -174,7 +175,7 @@ def make(request: FormatRequest) -> FormatResult:
         artifacts=(*source.artifacts, result.artifact),
         main=result.artifact,
         layers=source.layers,
-        parity=proven_parity(request, "tflm", result.verified_samples, 0.0),
+        parity=proven_parity(request, TFLM, result.verified_samples, 0.0),
         legacy_runtime=False,
         # Weights behind a decoder still count as parameters.
         parameters=original.parameters(),
@@ -332,8 +333,8 @@ def verify_exact(before: bytes, after: bytes, samples: int = 8, seed: int = 0) -
         EngineError: the engine refuses a file.
     """
     inputs = random_inputs(read_tflite(before), samples, seed)
-    want = run_engine("tflm", before, inputs).outputs
-    have = run_engine("tflm", after, inputs).outputs
+    want = run_engine(TFLM, before, inputs).outputs
+    have = run_engine(TFLM, after, inputs).outputs
     for number, (expected, got) in enumerate(zip(want, have, strict=True)):
         if expected.tobytes() != got.tobytes():
             wrong = int(np.count_nonzero(expected != got))

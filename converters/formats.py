@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from edgecompress.flatbuffers.model import FlatModel
     from edgecompress.precisions.base import Precision
 
+# The families of targets on which a process loads the file.
+PROCESSES = ("litert", "host")
+
 # Returns what a file costs: bytes of tensor arena, or microseconds of one inference.
 Measure = Callable[["FlatModel"], float]
 
@@ -124,7 +127,7 @@ class Format:
         make: Makes the files.
         options: Its own options, a dataclass of `core.options`.
         from_tflite: Whether it takes an int8 .tflite file in place of a Keras model.
-        targets: Kinds of targets that run it.
+        families: Names of the families of targets that run it; empty for all.
         why: Why only those, one sentence.
         summary: What it is, in a few words for `--help`.
     """
@@ -133,7 +136,7 @@ class Format:
     make: Callable[[FormatRequest], FormatResult] = field(repr=False)
     options: type = NoOptions
     from_tflite: bool = False
-    targets: tuple[str, ...] = ("board", "core", "phone", "host")
+    families: tuple[str, ...] = ()
     why: str = ""
     summary: str = ""
 

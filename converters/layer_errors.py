@@ -9,6 +9,7 @@ import numpy as np
 
 from edgecompress.converters.agreement import sqnr_db
 from edgecompress.converters.real_values import dequantize, quantize, quantized_inputs
+from edgecompress.engines.registry import LITERT
 from edgecompress.engines.run import run_engine
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.tensors import Tensor
@@ -53,7 +54,7 @@ def layer_errors(
         part = [array[start : start + chunk] for array in samples]
         runs = [
             run_engine(
-                "litert", m.data, quantized_inputs(m, part), tensors=indices, timeout_s=timeout_s
+                LITERT, m.data, quantized_inputs(m, part), tensors=indices, timeout_s=timeout_s
             )
             for m, indices in ((floats, list(pairs)), (quantized, list(pairs.values())))
         ]

@@ -16,9 +16,10 @@ import numpy as np
 
 from edgecompress.converters import float32
 from edgecompress.converters.comparison import random_inputs
-from edgecompress.converters.formats import FormatRequest, FormatResult, register
+from edgecompress.converters.formats import PROCESSES, FormatRequest, FormatResult, register
 from edgecompress.core.errors import ConversionError, EdgeCompressError, UnsupportedModelError
 from edgecompress.core.units import format_size, format_time
+from edgecompress.engines.registry import LEGACY, LITERT
 from edgecompress.engines.run import run_engine
 from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.flatbuffers.editor import ModelEditor, strip
@@ -34,7 +35,6 @@ BLOCK = 4
 MIN_SPARSITY = 0.9
 # Relative to the largest output: kernels sum in different orders.
 TOLERANCE = 1e-4
-ENGINE = "litert"
 _VERSION = 8
 # The tables of a sparse tensor in the file: levels, vectors.
 _TABLE_BYTES = 160
@@ -98,7 +98,7 @@ class SparseResult:
 @register(
     "sparse",
     summary="a float file without its pruned blocks",
-    targets=("phone", "host"),
+    families=PROCESSES,
     why="TensorFlow Lite Micro does not support sparse tensors; use --format compressed.",
 )
 def make(request: FormatRequest) -> FormatResult:
@@ -144,7 +144,7 @@ def convert(
     *,
     samples: int = 8,
     seed: int = 0,
-    engines: Sequence[str] = (ENGINE, "tflite-runtime"),
+    engines: Sequence[str] = (LITERT, LEGACY),
     latency: Callable[[FlatModel], float] | None = None,
 ) -> SparseResult:
     """Stores pruned fully-connected weights sparse, and runs the file.
@@ -191,7 +191,7 @@ def convert(
         )
     error = verify_sparse(base, data, samples, seed)
     problems = {
-        name: "" if name == ENGINE else _problem(name, base, data, samples, seed)
+        name: "" if name == LITERT else _problem(name, base, data, samples, seed)
         for name in engines
     }
     source = model if isinstance(model, Artifact) else None
@@ -307,7 +307,7 @@ def verify_sparse(before: bytes, after: bytes, samples: int = 8, seed: int = 0) 
             raise ConversionError(
                 f"Tensor {tensor.index} does not give back its weights when it is expanded."
             )
-    error = _error(ENGINE, before, after, random_inputs(dense, samples, seed))
+    error = _error(LITERT, before, after, random_inputs(dense, samples, seed))
     if error > TOLERANCE:
         raise ConversionError(
             f"The sparse file computes different outputs in LiteRT: they differ by {error:.2g} of "

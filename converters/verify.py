@@ -27,6 +27,7 @@ from edgecompress.core.errors import (
     EngineError,
     NotFiniteError,
 )
+from edgecompress.engines.registry import LITERT
 from edgecompress.engines.run import run_engine
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.reading import read_tflite
@@ -106,7 +107,7 @@ def verify(
     *,
     reference: np.ndarray | Sequence[np.ndarray],
     samples: np.ndarray | Sequence[np.ndarray],
-    engine: str = "litert",
+    engine: str = LITERT,
     float_model: bytes | FlatModel | None = None,
     layer_samples: int = 32,
     kind: Kind | Sequence[Meaning] = "auto",

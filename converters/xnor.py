@@ -25,7 +25,7 @@ import numpy as np
 from edgecompress.converters import float32
 from edgecompress.converters.accuracy import Accuracy, accuracy, top1
 from edgecompress.converters.float32 import Trace, check_inputs, to_flatbuffer, traced
-from edgecompress.converters.formats import FormatRequest, FormatResult, register
+from edgecompress.converters.formats import PROCESSES, FormatRequest, FormatResult, register
 from edgecompress.converters.loaders import LoadedModel, example_inputs, wrap
 from edgecompress.converters.verify import Parity, verify
 from edgecompress.converters.xnor_rewriting import QUANTIZE, rewrite
@@ -40,7 +40,7 @@ from edgecompress.core.folders import temporary_folder
 from edgecompress.core.keras_graph import layer_calls, walk_layers
 from edgecompress.core.suppress_output import suppress_output
 from edgecompress.core.units import format_size
-from edgecompress.engines.registry import folder_of
+from edgecompress.engines.registry import LCE, folder_of
 from edgecompress.engines.run import engine_available
 from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.flatbuffers.editor import ModelEditor, strip
@@ -49,7 +49,6 @@ from edgecompress.flatbuffers.operators import BINARY_CONV, Operator, binary_ker
 from edgecompress.flatbuffers.reading import read_tflite
 
 KIND = "xnor"
-ENGINE = "lce"
 RUNTIME_NOTE = (
     "Only Larq Compute Engine runs this file: LiteRT, TensorFlow Lite and TensorFlow Lite Micro "
     "fail with 'unresolved custom op: LceQuantize'. The app must carry a build of that engine."
@@ -131,7 +130,7 @@ class XnorCheck:
 @register(
     "xnor",
     summary="binary layers for Larq Compute Engine",
-    targets=("phone", "host"),
+    families=PROCESSES,
     why="Larq Compute Engine runs on phones and computers.",
 )
 def make(request: FormatRequest) -> FormatResult:
@@ -154,7 +153,7 @@ def make(request: FormatRequest) -> FormatResult:
     return FormatResult(
         artifacts=(floats.artifact, file),
         main=file,
-        engine=ENGINE,
+        engine=LCE,
         legacy_runtime=False,
         notes=(*floats.artifact.notes, *result.notes, price, engine),
     )
@@ -198,7 +197,7 @@ def convert(
     loaded = trace.loaded
     layers = _binary_layers(loaded)
     check_inputs(loaded)
-    if (missing := engine_available(ENGINE)) is not None:
+    if (missing := engine_available(LCE)) is not None:
         raise MissingDependencyError(missing)
     data, found, route, notes = _best_route(trace, layers, verbose)
     floats = [layer for layer in found if not layer.is_binary]
@@ -254,12 +253,10 @@ def check(
         file = file.artifact
     data = file.data if isinstance(file, Artifact) else file
     reference = wrap(model).predict(samples)
-    parity = verify(data, reference=reference, samples=list(samples), engine=ENGINE)
+    parity = verify(data, reference=reference, samples=list(samples), engine=LCE)
     if labels is None:
         return XnorCheck(parity)
-    return XnorCheck(
-        parity, accuracy(data, list(samples), labels, ENGINE), top1(reference[0], labels)
-    )
+    return XnorCheck(parity, accuracy(data, list(samples), labels, LCE), top1(reference[0], labels))
 
 
 # --- The model's binary layers -------------------------------------------------------------------
@@ -527,7 +524,7 @@ def _run(data: bytes, loaded: LoadedModel, samples: Sequence[np.ndarray] | None)
     )
     try:
         parity = verify(
-            data, reference=loaded.predict(inputs), samples=inputs, engine=ENGINE, kind="values"
+            data, reference=loaded.predict(inputs), samples=inputs, engine=LCE, kind="values"
         )
     except EngineError as error:
         raise ConversionError(f"The file of model {loaded.name!r} does not run: {error}") from error

@@ -20,7 +20,7 @@ import numpy as np
 from edgecompress.core.clock import utc_now
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.files import sha256
-from edgecompress.engines.registry import ENGINES
+from edgecompress.engines.registry import ENGINES, LITERT
 from edgecompress.engines.run import time_engine
 
 LATENCY_SCHEMA = "edgecompress.latency/1"
@@ -154,7 +154,7 @@ def bench_host(
     warmup: int = 10,
     min_samples: int = 10,
     seed: int = 0,
-    engine: str = "litert",
+    engine: str = LITERT,
     timeout_s: float = 120.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> HostLatency:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.results import BenchRule, CheckResult, HowKnown, Rule, Verdict, judge
 from edgecompress.core.units import format_size, format_time
+from edgecompress.targets.family import family_of
 from edgecompress.targets.measurement import Measurement, MeasurementFile
-from edgecompress.targets.measurement_form import TIERS
 
 if TYPE_CHECKING:
     from edgecompress.targets.profile import Budgets, TargetProfile
@@ -103,7 +103,7 @@ def measured_checks(
             "--measured", f"be of this model (SHA-256 {sha256[:12]}...)", others,
             "It was measured on another file: measure this one.",
         )  # fmt: skip
-    tier = TIERS.get(profile.kind)
+    tier = family_of(profile).measured
     wrong = next((m.data["tier"] for m in found if m.data["tier"] != tier), None)
     if wrong is not None or any(m.data["target"] != profile.name for m in found):
         raise ArgumentError(

@@ -9,10 +9,14 @@ file where this computer has it, has the last word.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from edgecompress.core.registry import Registry
+from edgecompress.core.results import CheckResult, Verdict
+from edgecompress.engines.registry import LCE, LITERT, TFLM
+from edgecompress.flatbuffers.coding import DECODE
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.operators import WEIGHTED, Operator
 from edgecompress.targets.profile import TargetProfile
@@ -27,6 +31,11 @@ from edgecompress.targets.tflm.operator_support import (
     support,
 )
 
+if TYPE_CHECKING:
+    from edgecompress.targets.family import Subject
+
+# How many operators a check names; the rest is counted.
+_NAMED = 3
 _KERNELS = {"cmsis-nn": "CMSIS-NN's kernels", "reference": "the reference kernels"}
 
 
@@ -54,8 +63,8 @@ TFLM_BUILTINS = _names("""
     SQUARED_DIFFERENCE SQUEEZE STRIDED_SLICE SUB SUM SVDF TANH TRANSPOSE TRANSPOSE_CONV
     UNIDIRECTIONAL_SEQUENCE_LSTM UNPACK VAR_HANDLE WHILE ZEROS_LIKE
 """)
-TFLM_CUSTOM = _names("""
-    TFLM_DECODE TFLite_Detection_PostProcess CIRCULAR_BUFFER BasicClassifier SignalDelay
+TFLM_CUSTOM = _names(f"""
+    {DECODE} TFLite_Detection_PostProcess CIRCULAR_BUFFER BasicClassifier SignalDelay
     SignalEnergy SignalFftAutoScale SignalFilterBank SignalFilterBankLog
     SignalFilterBankSpectralSubtraction SignalFilterBankSquareRoot SignalFramer SignalIrfft
     SignalOverlapAdd SignalPCAN SignalRfft SignalStacker SignalWindow
@@ -122,7 +131,8 @@ class OperatorProblem:
 
 
 _Check = Callable[[FlatModel, Operator, str, str], "str | None"]
-_ENGINES: Registry[_Check] = Registry("engine")
+# Engine -> says why it cannot run an operator; None where it can.
+OPERATOR_RULES: Registry[_Check] = Registry("engine")
 
 
 def _custom(operator: Operator, runtime: str) -> str:
@@ -133,7 +143,7 @@ def _custom(operator: Operator, runtime: str) -> str:
             "operators of the Keras core or convert without SELECT_TF_OPS"
         )
     if name == "ethos-u":
-        return "it is compiled for an Ethos-U, which this target has not"
+        return "it is compiled for an Ethos-U, which this target does not have"
     if name.startswith("Lce"):
         return (
             f"{runtime} does not know it: only Larq Compute Engine runs it, for phones whose app "
@@ -142,7 +152,7 @@ def _custom(operator: Operator, runtime: str) -> str:
     return f"{runtime} has no custom operator {name!r}"
 
 
-@_ENGINES.register("tflm")
+@OPERATOR_RULES.register(TFLM)
 def _tflm(model: FlatModel, operator: Operator, kernels: str, family: str) -> str | None:
     runtime = "TensorFlow Lite Micro"
     if operator.code == "CUSTOM":
@@ -198,7 +208,7 @@ def _other_ways(wanted: Signature, kernels: str, family: str) -> str:
     return f"it runs with {' or '.join(types)}" if types else ""
 
 
-@_ENGINES.register("litert")
+@OPERATOR_RULES.register(LITERT)
 def _litert(model: FlatModel, operator: Operator, kernels: str, family: str) -> str | None:
     if operator.code == "CUSTOM":
         return None if operator.custom_name in LITERT_CUSTOM else _custom(operator, "LiteRT")
@@ -220,7 +230,7 @@ def _litert(model: FlatModel, operator: Operator, kernels: str, family: str) -> 
     return None
 
 
-@_ENGINES.register("lce")
+@OPERATOR_RULES.register(LCE)
 def _lce(model: FlatModel, operator: Operator, kernels: str, family: str) -> str | None:
     if operator.code == "CUSTOM" and operator.custom_name in LCE_CUSTOM:
         return None
@@ -253,7 +263,7 @@ def unsupported(
         >>> unsupported(read_tflite("yolo.tflite"), load_target("cortex-m4"))  # doctest: +SKIP
         (OperatorProblem(index=7, name='GELU', output='gelu/out', reason='TensorFlow Lite Micro ...
     """
-    check = _ENGINES[profile.engine]
+    check = OPERATOR_RULES[profile.engine]
     chosen = _kernels(profile, kernels)
     found = ((operator, check(model, operator, *chosen)) for operator in model.operators)
     return tuple(_problem(model, operator, reason) for operator, reason in found if reason)
@@ -275,7 +285,7 @@ def unmeasured(
         ran: Whether TensorFlow Lite Micro has run this very file here. It has the reference
             kernels, so that only operators with a kernel of CMSIS-NN's own stay unknown.
     """
-    if profile.engine != "tflm":
+    if profile.engine != TFLM:
         return ()
     chosen, family = _kernels(profile, kernels)
     found = []
@@ -400,7 +410,7 @@ def wrong_results(
         profile: The target; phones have no such list.
         kernels: `cmsis-nn` or `reference`. Defaults to the profile's.
     """
-    if profile.engine != "tflm":
+    if profile.engine != TFLM:
         return ()
     chosen, family = _kernels(profile, kernels)
     found = []
@@ -423,3 +433,56 @@ def _known_wrong(model: FlatModel, operator: Operator, family: str) -> str | Non
         if reason:
             return reason
     return None
+
+
+def judged(subject: Subject, kernels: str | None = None) -> CheckResult:
+    """Returns whether the target's runtime has every operator of a file, and none is wrong.
+
+    Args:
+        subject: The file and the target.
+        kernels: `cmsis-nn` or `reference`, for TensorFlow Lite Micro. Defaults to the profile's.
+    """
+    model, profile = subject.model, subject.profile
+    if profile.engine not in OPERATOR_RULES:
+        return CheckResult(
+            "operators",
+            "not_measured",
+            unit="operators",
+            reason=f"No table says which operators {profile.engine} runs: try it on the device.",
+        )
+    graphs = (model, *model.others)
+    missing = _in_all(graphs, lambda graph: unsupported(graph, profile, kernels))
+    wrong = _in_all(graphs, lambda graph: wrong_results(graph, profile, kernels))
+    unknown = _in_all(graphs, lambda graph: unmeasured(graph, profile, kernels, ran=subject.ran))
+    unread = model.subgraphs - len(graphs)
+    verdict: Verdict = "fail" if missing else "uncertain" if wrong or unknown or unread else "pass"
+    shown = missing or [*wrong, *unknown]
+    named = shown[:_NAMED]
+    more = len(shown) - len(named)
+    reason = None
+    if named:
+        texts = (f"subgraph {n}, {problem}" if n else str(problem) for n, problem in named)
+        also = f"; and {more} more" if more else ""
+        reason = f"{'; '.join(texts)}{also}."
+    elif unread:
+        reason = f"{unread} of {model.subgraphs} subgraphs could not be looked at."
+    detail = {
+        "engine": profile.engine,
+        "kernels": kernels,
+        "ran_here": subject.ran,
+        "unsupported": [{"subgraph": n, **vars(problem)} for n, problem in missing],
+        "wrong_results": [{"subgraph": n, **vars(problem)} for n, problem in wrong],
+        "not_measured": [{"subgraph": n, **vars(problem)} for n, problem in unknown],
+        "subgraphs": model.subgraphs,
+    }
+    count = len(missing)
+    return CheckResult(
+        "operators", verdict, count, count, count, 0, "operators", "computed", detail, reason
+    )
+
+
+def _in_all(
+    graphs: Sequence[FlatModel], find: Callable[[FlatModel], Sequence[OperatorProblem]]
+) -> list[tuple[int, OperatorProblem]]:
+    """Returns what a search finds in each subgraph, with the subgraph's number."""
+    return [(number, problem) for number, graph in enumerate(graphs) for problem in find(graph)]

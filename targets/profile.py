@@ -18,10 +18,8 @@ from edgecompress.core.errors import ArgumentError, UnknownNameError, Unreadable
 from edgecompress.core.reading import read_toml
 from edgecompress.core.structured import parse_toml
 from edgecompress.core.units import parse_size, parse_time
-from edgecompress.targets.tflm.arena import CORES, KERNELS
+from edgecompress.targets.family import FAMILIES, family_of, kinds
 
-KINDS = ("board", "core", "phone", "host")
-ENGINES = ("tflm", "litert", "lce")
 # Class of a predicted latency -> what its cycles per instruction are known from.
 CALIBRATION_CLASSES: Mapping[str, str] = {
     "A": "published results of this board",
@@ -215,6 +213,8 @@ class TargetProfile:
         budgets: Limits of its own; flash and SRAM are limits without being listed.
         latency: How instructions become time; None where nothing is known.
         calibration: One latency measured by the user; None for none.
+        family: What runs files there: a name of `FAMILIES`. None for the first family that knows
+            the kind.
 
     Raises:
         ArgumentError: a value breaks its rule.
@@ -242,24 +242,22 @@ class TargetProfile:
     budgets: Budgets = field(default_factory=Budgets)
     latency: LatencyModel | None = None
     calibration: Calibration | None = None
+    family: str | None = None
 
     def __post_init__(self) -> None:
         """Refuses profiles that contradict themselves."""
         _check("name", self.name, "be a name without spaces", self.name.split() == [self.name])
         _check("sources", self.sources, "name at least one source", bool(self.sources))
-        check_choice("kind", self.kind, KINDS)
-        check_choice("engine", self.engine, ENGINES)
-        if self.is_microcontroller:
-            _check("engine", self.engine, "be tflm for a microcontroller", self.engine == "tflm")
-            _check("core", self.core, "be given for a microcontroller", bool(self.core))
-            check_choice("core", self.core or "", CORES)
-            check_choice("kernels", self.kernels or "", KERNELS)
-        else:
-            rule = f"be litert or lce for a {self.kind}"
-            _check("engine", self.engine, rule, self.engine in ("litert", "lce"))
-            for name in ("core", "kernels", "latency", "calibration"):
-                value = getattr(self, name)
-                _check(name, value, f"be left out for a {self.kind}", value is None)
+        check_choice("kind", self.kind, kinds())
+        engines = dict.fromkeys(e for other in FAMILIES.values() for e in other.engines)
+        check_choice("engine", self.engine, engines)
+        family = family_of(self)
+        rule = f"be a kind of the family {family.name} ({', '.join(family.kinds)})"
+        _check("kind", self.kind, rule, self.kind in family.kinds)
+        what = family.title if family.has_arena else f"a {self.kind}"
+        rule = f"be {' or '.join(family.engines)} for {what}"
+        _check("engine", self.engine, rule, self.engine in family.engines)
+        family.check_profile(self)
         if self.kind == "board":
             for name in ("clock_mhz", "flash", "sram"):
                 value = getattr(self, name)
@@ -274,11 +272,6 @@ class TargetProfile:
             )
         if self.calibration is not None:
             _check("clock_mhz", clock, "be given beside a [calibration]", clock is not None)
-
-    @property
-    def is_microcontroller(self) -> bool:
-        """Whether a model runs from flash in a tensor arena here."""
-        return self.kind in ("board", "core")
 
     @property
     def limits(self) -> Budgets:

@@ -15,13 +15,14 @@ from edgecompress.cli.parameters import Command, Sections
 def _sections() -> Sections:
     from edgecompress.flatbuffers.coding import DecodingOptions
     from edgecompress.pipeline import options
+    from edgecompress.targets.checks import option_owners
 
     return [
         ("Data and targets", [options.TargetOptions, options.CheckOptions]),
         ("Limits", [options.BudgetOptions, options.ScoringOptions]),
         (
             "Targets' own",
-            [options.MicrocontrollerOptions, DecodingOptions, options.MeasuredOptions],
+            [*option_owners(), DecodingOptions, options.MeasuredOptions],
         ),
     ]
 

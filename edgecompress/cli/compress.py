@@ -16,12 +16,13 @@ def _sections() -> Sections:
     from edgecompress.pipeline import options
     from edgecompress.recipes import RECIPES
     from edgecompress.recipes.registry import RecipeOptions
+    from edgecompress.targets.checks import option_owners
 
     return [
         ("Data and recipe", [RecipeOptions, options.CompressOptions]),
         *((f"With --recipe {name}", [RECIPES[name].settings]) for name in RECIPES),
         ("Targets and limits", [options.RecipeTargetOptions, options.BudgetOptions,
-                                options.MicrocontrollerOptions, options.ModuleOptions]),
+                                *option_owners(), options.ModuleOptions]),
     ]  # fmt: skip
 
 

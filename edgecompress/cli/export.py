@@ -16,6 +16,7 @@ def _sections() -> Sections:
     from edgecompress import converters  # noqa: F401  Formats register as they are imported.
     from edgecompress.converters.formats import FORMATS
     from edgecompress.pipeline import options
+    from edgecompress.targets.checks import option_owners
 
     return [
         ("Data and targets", [options.TargetOptions, options.DataOptions, options.FormatOptions]),
@@ -25,7 +26,7 @@ def _sections() -> Sections:
         ),
         (
             "Targets' own",
-            [options.MicrocontrollerOptions, options.MeasuredOptions, options.ModuleOptions],
+            [*option_owners(), options.MeasuredOptions, options.ModuleOptions],
         ),
         *((f"With --format {name}", [FORMATS[name].options]) for name in FORMATS),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Generic, TypeVar
 
@@ -18,6 +19,8 @@ class Registry(Mapping[str, T], Generic[T]):
 
     Args:
         argument: The argument that takes the name, for error messages, e.g. `--target`.
+        home: Module whose import registers the built-in entries; imported when the registry is
+            first read. Defaults to none: they are there before anybody can read it.
 
     Example:
         >>> schedules = Registry("schedule")
@@ -27,8 +30,9 @@ class Registry(Mapping[str, T], Generic[T]):
         0.5
     """
 
-    def __init__(self, argument: str) -> None:
+    def __init__(self, argument: str, home: str = "") -> None:
         self._argument = argument
+        self._home = home
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -51,7 +55,7 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         """Returns the object stored under `name`; raises UnknownNameError for an unknown one."""
-        load_plugins()
+        self._load()
         try:
             return self._entries[name]
         except KeyError:
@@ -59,20 +63,26 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __contains__(self, name: object) -> bool:
         """Returns whether `name` is registered (Mapping's own version expects a KeyError)."""
-        load_plugins()
+        self._load()
         return name in self._entries
 
     def get(self, name: str, default: T | None = None) -> T | None:  # type: ignore[override]
         """Returns the object stored under `name`, or `default`."""
-        load_plugins()
+        self._load()
         return self._entries.get(name, default)
 
     def __iter__(self) -> Iterator[str]:
         """Iterates over the names in the order of registration."""
-        load_plugins()
+        self._load()
         return iter(self._entries)
 
     def __len__(self) -> int:
         """Returns the number of entries."""
-        load_plugins()
+        self._load()
         return len(self._entries)
+
+    def _load(self) -> None:
+        home, self._home = self._home, ""
+        if home:
+            importlib.import_module(home)
+        load_plugins()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgecompress.core.files import write_atomic
+from edgecompress.engines.registry import TFLM
 
 if TYPE_CHECKING:
     import numpy as np
@@ -220,7 +221,7 @@ def _agreement(path: Path, model: Any, x: np.ndarray) -> float:
     from edgecompress.converters.verify import verify
 
     reference = model.predict(x, verbose=0)
-    return verify(path.read_bytes(), reference=reference, samples=x, engine="tflm").agreement
+    return verify(path.read_bytes(), reference=reference, samples=x, engine=TFLM).agreement
 
 
 def _value(report: Report, target: str, rule: str) -> float | None:

@@ -10,6 +10,14 @@ from pathlib import Path
 
 from edgecompress.core.registry import Registry
 
+# Names of the engines, for code that needs a certain one.
+LITERT = "litert"
+TFLM = "tflm"
+LEGACY = "tflite-runtime"
+LCE = "lce"
+# The kernel sets that firmware with TensorFlow Lite Micro is built with.
+TFLM_KERNELS = ("cmsis-nn", "reference")
+
 WORKER = Path(__file__).with_name("worker.py")
 
 
@@ -47,9 +55,9 @@ class Engine:
 
 
 ENGINES: Registry[Engine] = Registry("engine")
-ENGINES.register("litert")(
+ENGINES.register(LITERT)(
     Engine(
-        "litert",
+        LITERT,
         "LiteRT",
         "ai-edge-litert",
         "ai_edge_litert",
@@ -57,9 +65,9 @@ ENGINES.register("litert")(
         "It has wheels for Linux, macOS and Windows.",
     )
 )
-ENGINES.register("tflm")(
+ENGINES.register(TFLM)(
     Engine(
-        "tflm",
+        TFLM,
         "TensorFlow Lite Micro",
         "tflite-micro",
         "tflite_micro",
@@ -67,9 +75,9 @@ ENGINES.register("tflm")(
         "It has wheels for Linux on x86-64 only, as pre-releases.",
     )
 )
-ENGINES.register("tflite-runtime")(
+ENGINES.register(LEGACY)(
     Engine(
-        "tflite-runtime",
+        LEGACY,
         "tflite-runtime",
         "tflite-runtime",
         "tflite_runtime",
@@ -77,9 +85,9 @@ ENGINES.register("tflite-runtime")(
         "It has wheels for Linux and Python up to 3.11 only.",
     )
 )
-ENGINES.register("lce")(
+ENGINES.register(LCE)(
     Engine(
-        "lce",
+        LCE,
         "Larq Compute Engine",
         "larq-compute-engine",
         "larq_compute_engine",

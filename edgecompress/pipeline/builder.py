@@ -22,6 +22,7 @@ from edgecompress.core.labelled import Labelled
 from edgecompress.core.record import sidecar_path
 from edgecompress.core.results import ModelInfo, TargetResult, Verdict, worst_verdict
 from edgecompress.core.suppress_output import suppress_output
+from edgecompress.engines.registry import LEGACY
 from edgecompress.engines.run import session
 from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.flatbuffers.model import FlatModel
@@ -29,10 +30,11 @@ from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.pipeline.bundle import Bundled, bundle_profile, make_bundle
 from edgecompress.pipeline.costs import costs_on
 from edgecompress.pipeline.measuring import Measurements
-from edgecompress.pipeline.parity import LEGACY_RUNTIME, Agreement, legacy_runtime_note
+from edgecompress.pipeline.parity import Agreement, legacy_runtime_note
 from edgecompress.pipeline.request import BuildRequest, labelled_data, silent
 from edgecompress.pipeline.score_plan import check_labels
 from edgecompress.pipeline.target_checks import model_info, run_checks
+from edgecompress.targets.family import family_of
 from edgecompress.targets.profile import TargetProfile
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ class Build:
         model: That file in numbers; its path is relative to the output folder, or the one given.
         targets: The checks of each target.
         profiles: The targets, with the engine that ran the file on each.
-        kernels: Kernel set of microcontrollers. None for that of each profile.
+        target_options: Name -> value of the options of families of targets and of rules.
         parities: Engine -> how well the file agrees with the Keras model there.
         layered: The comparison layer by layer. None where there was none.
         latencies: Kind of file -> microseconds of one inference on this computer, where measured.
@@ -75,7 +77,7 @@ class Build:
     model: ModelInfo
     targets: tuple[TargetResult, ...] = field(repr=False)
     profiles: tuple[TargetProfile, ...] = field(repr=False)
-    kernels: str | None = None
+    target_options: Mapping[str, Any] = field(default_factory=dict)
     parities: Mapping[str, Parity] = field(default_factory=dict, repr=False)
     layered: Parity | None = field(default=None, repr=False)
     latencies: Mapping[str, float] = field(default_factory=dict)
@@ -173,7 +175,7 @@ def _received(answer: isolation.Answer, request: BuildRequest) -> Build:
         value["main"] = next(a for a in value["artifacts"] if a["kind"] == shipped["kind"])
         if value["bundled"] is not None:
             value["bundled"]["files"] = {name: files[name] for name in value["bundled"]["files"]}
-        value["kernels"] = request.kernels
+        value["target_options"] = dict(request.target_options)
         value["profiles"] = tuple(
             dataclasses.replace(profile, engine=engine)
             for profile, engine in zip(request.profiles, engines, strict=True)
@@ -250,7 +252,7 @@ def _measured(request: BuildRequest, source: _Made, progress: Progress) -> Build
     profiles = request.profiles
     if made.engine is not None:
         profiles = tuple(
-            p if p.is_microcontroller else dataclasses.replace(p, engine=made.engine)
+            dataclasses.replace(p, engine=made.engine) if made.engine in family_of(p).engines else p
             for p in profiles
         )
     measurements = Measurements(
@@ -268,13 +270,13 @@ def _measured(request: BuildRequest, source: _Made, progress: Progress) -> Build
     else:
         notes += agreement.measure(source.loaded, source.samples, engines, progress)
     if made.legacy_runtime:
-        progress(f"Loading the {main.kind} file in {LEGACY_RUNTIME}")
+        progress(f"Loading the {main.kind} file in {LEGACY}")
         notes += legacy_runtime_note(main.data)
     targets = run_checks(
         main,
         profiles,
         request.budgets,
-        request.kernels,
+        request.target_options,
         measurements,
         lambda profile: [] if request.file_format is None else [agreement.check(profile)],
         progress,
@@ -292,7 +294,7 @@ def _measured(request: BuildRequest, source: _Made, progress: Progress) -> Build
         model=model_info(main, source.path, made.parameters),
         targets=targets,
         profiles=profiles,
-        kernels=request.kernels,
+        target_options=request.target_options,
         parities=agreement.parities,
         layered=agreement.layered,
         latencies=made.latencies,
@@ -315,7 +317,7 @@ def _bundled(
     if profile is None or not request.bundle or request.file_format is None:
         return None
     budgets = request.budgets
-    if any(profile.is_microcontroller for profile in profiles):
+    if any(family_of(profile).has_arena for profile in profiles):
         # Beside a microcontroller the limit is meant for its arena, not for a process.
         budgets = dataclasses.replace(budgets, max_ram=None)
     return make_bundle(
@@ -353,7 +355,7 @@ def _checked_file(request: BuildRequest) -> _Made:
 def _made_files(request: BuildRequest, progress: Progress) -> _Made:
     """Reads the model and the data, and makes the files of the format."""
     chosen = FORMATS[str(request.file_format)]
-    costs = costs_on(request.profiles, request.budgets, request.kernels, progress)
+    costs = costs_on(request.profiles, request.budgets, request.target_options, progress)
     job, labelled, notes = _inputs(request, chosen, costs, progress)
     if request.name is not None:
         job = dataclasses.replace(job, name=request.name)

@@ -15,7 +15,7 @@ from edgecompress.core.errors import ArgumentError, EngineError, UnreadableFileE
 from edgecompress.core.files import sha256
 from edgecompress.core.reading import read_text
 from edgecompress.core.results import tool_version
-from edgecompress.engines.registry import ENGINES
+from edgecompress.engines.registry import ENGINES, LCE, LITERT, TFLM
 from edgecompress.engines.run import engine_available, run_engine
 from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.flatbuffers.coding import DECODE
@@ -44,10 +44,15 @@ _DTYPES = {
 
 
 def bundle_profile(profiles: Sequence[TargetProfile]) -> TargetProfile | None:
-    """Returns the target that a bundle is for: the first phone, else the host, else None."""
-    phones = [profile for profile in profiles if profile.kind == "phone"]
-    hosts = [profile for profile in profiles if profile.kind == "host"]
-    return next(iter(phones + hosts), None)
+    """Returns the target that a bundle is for: the first phone, else the host, else None.
+
+    `bench` runs bundles on both; phones are registered first.
+    """
+    from edgecompress.targets.family import FAMILIES, family_of
+
+    measured = [family for family in FAMILIES.values() if family.measured is not None]
+    found = (p for family in measured for p in profiles if family_of(p) is family)
+    return next(found, None)
 
 
 def read_labels(labels: Path | str | Sequence[str] | None) -> tuple[str, ...] | None:
@@ -192,8 +197,8 @@ def runtime_of(flat: FlatModel) -> str:
     """Returns the runtime that a file needs: `litert`, `lce` or `tflm`."""
     custom = {operator.custom_name for operator in flat.operators if operator.custom_name}
     if any(name.startswith("Lce") for name in custom):
-        return "lce"
-    return "tflm" if DECODE in custom else "litert"
+        return LCE
+    return TFLM if DECODE in custom else LITERT
 
 
 def _model(artifact: Artifact, name: str, flat: FlatModel) -> BundleModel:

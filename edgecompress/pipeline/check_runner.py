@@ -34,6 +34,7 @@ def check(
     measured: Path | str | None = None,
     progress: Callable[[str], None] = silent,
     argv: Sequence[str] = (),
+    **options: Any,
 ) -> Report:
     """Checks a .tflite file against targets and budgets.
 
@@ -54,6 +55,7 @@ def check(
         measured: As in `export`.
         progress: Called with a short text as each stage begins.
         argv: The command for the report.
+        options: Those of plugins: families of targets and rules.
 
     Returns:
         The report; `report.exit_code` is 0 if every limit of every target is met.
@@ -78,7 +80,7 @@ def check(
         metric=metric,
         min_metric=min_metric,
         max_metric=max_metric,
-        kernels=kernels,
+        options={**options, "kernels": kernels},
         decompression_memory=decompression_memory,
         measured=measured,
     )

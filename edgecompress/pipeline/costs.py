@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from edgecompress.converters.formats import Costs, Measure
 from edgecompress.core.units import format_size
@@ -11,13 +11,14 @@ from edgecompress.flatbuffers.model import FlatModel
 
 if TYPE_CHECKING:
     from edgecompress.targets.checks import Budgets
+    from edgecompress.targets.family import Family
     from edgecompress.targets.profile import TargetProfile
 
 
 def costs_on(
     profiles: Sequence[TargetProfile],
     budgets: Budgets,
-    kernels: str | None,
+    options: Mapping[str, Any],
     progress: Callable[[str], None],
 ) -> Costs:
     """Returns what measures files on targets.
@@ -25,7 +26,7 @@ def costs_on(
     Args:
         profiles: The targets.
         budgets: The user's limits, which take precedence over the profiles' own.
-        kernels: Kernel set of microcontrollers instead of the profiles'.
+        options: Name -> value of the options of families of targets.
         progress: Called when a file is measured on this computer, which takes a while.
     """
     ram = [b for p in profiles if (b := budgets.over(p.limits).max_ram) is not None]
@@ -37,36 +38,44 @@ def costs_on(
         return bench_host(flat.data, processes=3).measured
 
     return Costs(
-        lambda flat, memory: _arena(flat, profiles, kernels, memory),
-        lambda flat: _latency(flat, profiles, kernels),
+        lambda flat, memory: _arena(flat, _settled(profiles, options), memory),
+        lambda flat: _latency(flat, _settled(profiles, options)),
         host_latency,
         min(ram, default=None),
         budgets.max_latency,
     )
 
 
-def _arena(
-    model: FlatModel, profiles: Sequence[TargetProfile], kernels: str | None, memory: int | None
-) -> Measure | None:
-    from edgecompress.targets.tflm.arena import compute_arena
+def _settled(
+    profiles: Sequence[TargetProfile], options: Mapping[str, Any]
+) -> list[tuple[Family, TargetProfile, Any]]:
+    """Returns each target with its family and that family's options."""
+    from edgecompress.targets.family import family_of
 
-    boards = [(str(p.core), kernels or str(p.kernels)) for p in profiles]
-    if not all(compute_arena(model, *board).is_known for board in boards):
-        return None
+    families = [(family_of(profile), profile) for profile in profiles]
+    return [(family, profile, family.settle(profile, options)) for family, profile in families]
+
+
+def _arena(
+    model: FlatModel, targets: Sequence[tuple[Family, TargetProfile, Any]], memory: int | None
+) -> Measure | None:
+    for family, profile, settings in targets:
+        plan = family.arena_of(model, profile, settings)
+        if plan is None or not plan.is_known:
+            return None
 
     def measure(flat: FlatModel) -> float:
-        found = [compute_arena(flat, *board, decompression_memory=memory) for board in boards]
-        return max(max(a.used or 0, a.smallest or 0) for a in found)
+        plans = (family.arena_of(flat, p, settings, memory) for family, p, settings in targets)
+        return max(max(plan.used or 0, plan.smallest or 0) for plan in plans if plan is not None)
 
     return measure
 
 
 def _latency(
-    model: FlatModel, profiles: Sequence[TargetProfile], kernels: str | None
+    model: FlatModel, targets: Sequence[tuple[Family, TargetProfile, Any]]
 ) -> Measure | None:
-    from edgecompress.targets.tflm.latency import predict
+    def microseconds(flat: FlatModel) -> list[float]:
+        found = [family.microseconds_of(flat, p, settings) for family, p, settings in targets]
+        return [time for time in found if time is not None]
 
-    timed = [p for p in profiles if predict(model, p, kernels).microseconds is not None]
-    if not timed:
-        return None
-    return lambda flat: max(predict(flat, p, kernels).microseconds or 0.0 for p in timed)
+    return (lambda flat: max(microseconds(flat), default=0.0)) if microseconds(model) else None

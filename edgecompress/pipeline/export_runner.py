@@ -16,6 +16,7 @@ from edgecompress.pipeline.builder import build
 from edgecompress.pipeline.options import ExportOptions, FormatOptions
 from edgecompress.pipeline.request import build_request, silent, usable_folder
 from edgecompress.pipeline.writer import write
+from edgecompress.targets.family import family_of
 
 if TYPE_CHECKING:
     from edgecompress.targets.profile import TargetProfile
@@ -138,7 +139,9 @@ def export(
         targets,
         file_format=file_format,
         # An empty list of codes asks for none in particular.
-        format_options={name: value for name, value in options.items() if value != ()},
+        options={
+            name: value for name, value in (options | {"kernels": kernels}).items() if value != ()
+        },
         calibration=calibration,
         evaluate=evaluate,
         name=name,
@@ -153,14 +156,13 @@ def export(
         max_drop=max_drop,
         min_agreement=min_agreement,
         min_r2=min_r2,
-        kernels=kernels,
         labels=labels,
         measured=measured,
         import_modules=import_modules,
         verbose=verbose,
     )
     folder = usable_folder(output)
-    if c_sources and not any(profile.is_microcontroller for profile in request.profiles):
+    if c_sources and not any(family_of(profile).c_sources for profile in request.profiles):
         raise ArgumentError(
             "--c-sources",
             "go with a microcontroller among the targets",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from edgecompress.core.errors import ArgumentError, EngineError, EngineNotRunError
 from edgecompress.core.labelled import Labelled
 from edgecompress.core.results import CheckResult
+from edgecompress.engines.registry import LITERT
 from edgecompress.engines.run import engine_available, load_failure
 from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.pipeline import score_plan, scores
@@ -84,7 +85,7 @@ class Measurements:
         """Returns why an engine gives no results for the file; None if it does, or may."""
         return self.refusals.get(engine) or self.not_run.get(engine)
 
-    def host_latency(self, engine: str = "litert") -> Any:
+    def host_latency(self, engine: str = LITERT) -> Any:
         """Returns the latency measured on this machine; None if its engine refuses the file."""
         if self._latency is None and self.why_not(engine) is None:
             from edgecompress.targets.bench import bench_host

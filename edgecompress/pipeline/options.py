@@ -87,15 +87,6 @@ _DROP = "[NAME[:OUTPUT]=]NUMBER"
 
 
 @dataclass(frozen=True)
-class MicrocontrollerOptions:
-    """Overrides of the profile for microcontrollers."""
-
-    kernels: str | None = option(
-        None, "Microcontroller kernels: cmsis-nn or reference.", Text("SET")
-    )
-
-
-@dataclass(frozen=True)
 class MeasuredOptions:
     """Earlier measurements."""
 

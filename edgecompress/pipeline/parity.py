@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from edgecompress.core.errors import ArgumentError, EngineError, UnsupportedModelError
 from edgecompress.core.finite import check_outputs
 from edgecompress.core.results import CheckResult, worst_verdict
+from edgecompress.engines.registry import LEGACY, LITERT
 from edgecompress.engines.run import engine_available, load_failure
 from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.pipeline.measuring import Measurements
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 # Maximum number of samples for parity and for the per-layer comparison.
 PARITY_SAMPLES = 200
 LAYER_SAMPLES = 16
-# The legacy runtime of deployed devices: only used to check whether it loads the file.
-LEGACY_RUNTIME = "tflite-runtime"
 REFERENCE = "Keras model"
 # Calibration may miss single values; more of them change what the model sees.
 MUCH_CLIPPED = 0.001
@@ -300,8 +299,8 @@ class Agreement:
         runs: list[tuple[str, Artifact, Artifact | None]] = []
         if product.layers is not None:
             # Only LiteRT exposes the inner tensors of an int8 file.
-            shown = ("litert", product.layers[0].kind)
-            runs.append(("litert", *product.layers))
+            shown = (LITERT, product.layers[0].kind)
+            runs.append((LITERT, *product.layers))
         for engine in dict.fromkeys(engines):
             if (engine, product.main.kind) != shown:
                 runs.append((engine, product.main, None))
@@ -324,8 +323,8 @@ class Agreement:
 
 def legacy_runtime_note(data: bytes) -> list[str]:
     """Returns a note if the legacy runtime cannot load the file."""
-    missing = engine_available(LEGACY_RUNTIME)
+    missing = engine_available(LEGACY)
     if missing:
-        return [f"Not tried in {LEGACY_RUNTIME}: {missing}"]
-    problem = load_failure(LEGACY_RUNTIME, data)
+        return [f"Not tried in {LEGACY}: {missing}"]
+    problem = load_failure(LEGACY, data)
     return [] if problem is None else [f"Deployed devices: {problem}"]

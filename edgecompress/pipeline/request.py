@@ -44,7 +44,8 @@ class BuildRequest:
         options: The format's own options, an instance of `Format.options`.
         name: Base name of the files. None for the model's own.
         budgets: The user's limits, which take precedence over those of the profiles.
-        kernels: Kernel set of microcontrollers. None for that of each profile.
+        target_options: Name -> value of the options of families of targets and of rules; what is
+            not there is as each profile says.
         scoring: What is asked about accuracy.
         min_agreement: Floor for the agreement with the Keras model. None for the default.
         min_r2: Floor for R2 of each column of values. None for the default.
@@ -67,7 +68,7 @@ class BuildRequest:
     options: Any = None
     name: str | None = None
     budgets: Budgets = Budgets()
-    kernels: str | None = None
+    target_options: Mapping[str, Any] = field(default_factory=dict)
     scoring: Scoring = Scoring()
     min_agreement: float | None = None
     min_r2: float | None = None
@@ -86,7 +87,7 @@ def build_request(
     targets: Sequence[str | Path | TargetProfile],
     *,
     file_format: str | None = FormatOptions.file_format,
-    format_options: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
     calibration: Any = None,
     evaluate: Any = None,
     name: str | None = None,
@@ -101,7 +102,6 @@ def build_request(
     max_drop: Any = None,
     min_agreement: float | None = None,
     min_r2: float | None = None,
-    kernels: str | None = None,
     decompression_memory: str | int | None = None,
     labels: Path | str | Sequence[str] | None = None,
     measured: Path | str | None = None,
@@ -109,13 +109,14 @@ def build_request(
     import_modules: Sequence[str] = (),
     verbose: bool = False,
 ) -> BuildRequest:
-    """Returns the request that these arguments make; all but `format_options` are as in `export`.
+    """Returns the request that these arguments make; all but `options` are as in `export`.
 
     Args:
         model: As in `BuildRequest`.
         targets: Names, paths of .toml profiles, or profiles.
         file_format: A name of `FORMATS`. None checks a .tflite file as it is.
-        format_options: The format's own options; None stands for an option that is not given.
+        options: Name -> value of the options of the format, of families of targets and of rules;
+            None stands for an option that is not given.
         calibration: Calibration data.
         evaluate: Labelled data.
         name: Base name of the files.
@@ -130,7 +131,6 @@ def build_request(
         max_drop: Against the Keras model.
         min_agreement: A share.
         min_r2: A share.
-        kernels: A kernel set.
         decompression_memory: Without a format: as in `BuildRequest`.
         labels: Names of the classes, or the path of a text file with one per line.
         measured: Path of a measurement file.
@@ -153,14 +153,14 @@ def build_request(
     budgets = parse_budgets(max_flash, max_ram, max_latency, max_file_size, min_accuracy)
     check_flash_budget(max_flash, profiles)
     scoring = parse_scoring(min_accuracy, metric, min_metric, max_metric, max_drop)
-    check_kernels(kernels)
+    target_options, others = split_options(options or {})
     check_share("--min-agreement", min_agreement)
     check_share("--min-r2", min_r2)
-    options = None
+    own = None
     if file_format is not None:
         chosen = FORMATS[file_format]
         check_targets(chosen, profiles)
-        options = parse_format(chosen, format_options or {})
+        own = parse_format(chosen, others)
     memory = parse_memory(decompression_memory)
     timed = read_measured(measured, profiles)
     class_names = read_labels(labels)
@@ -173,10 +173,10 @@ def build_request(
         model=model,
         profiles=tuple(profiles),
         file_format=file_format,
-        options=options,
+        options=own,
         name=name,
         budgets=budgets,
-        kernels=kernels,
+        target_options=target_options,
         scoring=scoring,
         min_agreement=min_agreement,
         min_r2=min_r2,
@@ -221,18 +221,22 @@ def check_targets(chosen: Format, profiles: Sequence[TargetProfile]) -> None:
     """Refuses targets that cannot run a format.
 
     Raises:
-        ArgumentError: a target is of another kind.
+        ArgumentError: a target is of another family.
     """
-    others = [profile.name for profile in profiles if profile.kind not in chosen.targets]
+    from edgecompress.targets.family import family_of, titles
+
+    families = chosen.families
+    others = [p.name for p in profiles if families and family_of(p).name not in families]
     if others:
-        boards = "board" in chosen.targets
-        kind = "a microcontroller" if boards else "a phone or this computer (host)"
-        raise ArgumentError("--target", f"be {kind} for --format {chosen.name}", others, chosen.why)
+        rule = f"be {titles(families)} for --format {chosen.name}"
+        raise ArgumentError("--target", rule, others, chosen.why)
 
 
 def check_flash_budget(max_flash: str | int | None, profiles: Sequence[TargetProfile]) -> None:
     """Refuses a limit of flash that nothing could be judged by."""
-    if max_flash is not None and not any(profile.is_microcontroller for profile in profiles):
+    from edgecompress.targets.family import family_of
+
+    if max_flash is not None and not any(family_of(profile).has_arena for profile in profiles):
         raise ArgumentError(
             "--max-flash",
             "go with a microcontroller among the targets",
@@ -241,13 +245,24 @@ def check_flash_budget(max_flash: str | int | None, profiles: Sequence[TargetPro
         )
 
 
-def check_kernels(kernels: str | None) -> None:
-    """Refuses unknown kernel sets."""
-    from edgecompress.targets.profile import check_choice
-    from edgecompress.targets.tflm.arena import KERNELS
+def split_options(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the options of families and rules, parsed, and those that are left.
 
-    if kernels is not None:
-        check_choice("--kernels", kernels, KERNELS)
+    Args:
+        given: Name -> value; None stands for an option that is not given.
+
+    Raises:
+        ArgumentError: a value breaks its rule.
+    """
+    from edgecompress.targets.checks import target_options
+
+    owned = target_options()
+    found = {
+        name: owned[name].kind.parse(value, owned[name].flag)
+        for name, value in given.items()
+        if name in owned and value is not None
+    }
+    return found, {name: value for name, value in given.items() if name not in owned}
 
 
 def check_name(name: str | None) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from edgecompress.core.results import CheckResult, ModelInfo, TargetResult
 from edgecompress.flatbuffers.artifact import Artifact
@@ -20,7 +20,7 @@ def run_checks(
     file: Artifact,
     profiles: Sequence[TargetProfile],
     budgets: Budgets,
-    kernels: str | None,
+    options: Mapping[str, Any],
     measurements: Measurements,
     more: Callable[[TargetProfile], list[CheckResult]],
     progress: Callable[[str], None],
@@ -33,7 +33,7 @@ def run_checks(
         file: The file that ships.
         profiles: The targets.
         budgets: The user's limits.
-        kernels: Kernel set of microcontrollers instead of the profiles'.
+        options: Name -> value of the options of families and rules.
         measurements: What has to be run.
         more: Further checks of a target.
         progress: Called with a short text as each target begins.
@@ -41,16 +41,18 @@ def run_checks(
         measured: What was measured on one of the targets.
     """
     from edgecompress.targets.checks import check as check_target
+    from edgecompress.targets.family import family_of
     from edgecompress.targets.measurement_checks import measured_checks
 
-    boards = any(profile.is_microcontroller for profile in profiles)
+    arenas = any(family_of(profile).has_arena for profile in profiles)
     results = []
     for profile in profiles:
         progress(f"Checking {profile.name}")
         floor = budgets.over(profile.limits).min_accuracy
         extra = [*measurements.accuracy(profile.engine, floor), *more(profile)]
         limits = budgets
-        if boards and not profile.is_microcontroller:
+        family = family_of(profile)
+        if arenas and not family.has_arena:
             # Beside a microcontroller the limit is meant for its arena, not for a process.
             limits = dataclasses.replace(budgets, max_ram=None)
         given: tuple[CheckResult, ...] = ()
@@ -58,16 +60,16 @@ def run_checks(
             given = measured_checks(measured, file.sha256, profile, limits.over(profile.limits))
         extra += given
         latency = None
-        if not given and profile.kind == "host":
+        if not given and family.measured == "measured_host":
             latency = measurements.host_latency(profile.engine)
         result = check_target(
             file.flat,
             profile,
             limits,
-            kernels=kernels,
+            options=options,
             host_latency=latency,
             extra=extra,
-            decompression_memory=decompression_memory if profile.is_microcontroller else None,
+            decompression_memory=decompression_memory if family.has_arena else None,
             ran=profile.engine in measurements.ran,
         )
         if refusal := measurements.refusals.get(profile.engine):

@@ -106,7 +106,7 @@ def html_page(
         inspection=inspect_tflite(build.main.flat),
         flat=build.main.flat,
         profiles=build.profiles,
-        kernels=build.kernels,
+        options=build.target_options,
         baseline=baseline,
         history=history,
         layers=[(layer.name, layer.sqnr_db) for layer in layers],
@@ -122,6 +122,7 @@ def c_source_files(build: Build) -> dict[str, str]:
         UnsupportedModelError: the model has no form in these sources.
     """
     from edgecompress.converters import c_array
+    from edgecompress.targets.family import family_of
 
     arenas: dict[int, TargetProfile] = {}
     for profile, result in zip(build.profiles, build.targets, strict=True):
@@ -129,14 +130,14 @@ def c_source_files(build: Build) -> dict[str, str]:
             if found.rule == "arena" and found.measured is not None:
                 size = max(int(found.measured), found.detail["smallest"] or 0)
                 arenas[size] = profile
-    microcontroller = next(p for p in build.profiles if p.is_microcontroller)
+    microcontroller = next(p for p in build.profiles if family_of(p).c_sources)
     largest = max(arenas, default=None)
     profile = microcontroller if largest is None else arenas[largest]
     files = c_array.generate(
         build.main.flat,
         name=build.name,
         arena_bytes=largest,
-        kernels=build.kernels or profile.kernels or "reference",
+        kernels=family_of(profile).settle(profile, build.target_options).kernels,
         core=profile.core,
         decompression_memory=build.decompression_memory,
     )

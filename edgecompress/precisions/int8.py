@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.options import Number, option
+from edgecompress.engines.registry import LCE, LEGACY, LITERT, TFLM
 from edgecompress.precisions.base import PRECISIONS, Precision
 
 
@@ -40,7 +41,7 @@ class Int8(Precision):
         "LOGISTIC": (0.0, 1.0),
         "TANH": (-1.0, 1.0),
     }
-    engines: ClassVar[tuple[str, ...]] = ("litert", "tflite-runtime", "tflm", "lce")
+    engines: ClassVar[tuple[str, ...]] = (LITERT, LEGACY, TFLM, LCE)
 
     momentum: float = option(
         0.99,

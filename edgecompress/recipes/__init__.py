@@ -101,10 +101,13 @@ def compress(
         >>> result.totals.paper_rate, result.totals.file_rate  # doctest: +SKIP
         (31.2, 14.8)
     """
+    from edgecompress.targets.checks import target_options
+
     chosen = RECIPES[recipe]
     known = {field.name for field in dataclasses.fields(chosen.settings)}
+    owned = target_options()
     for name in settings:
-        if name not in known:
+        if name not in known and name not in owned:
             _refuse(name, recipe, known)
     export = {
         "max_flash": max_flash,
@@ -113,14 +116,14 @@ def compress(
         "max_file_size": max_file_size,
         "min_accuracy": min_accuracy,
         "min_agreement": min_agreement,
-        "kernels": kernels,
+        "options": {"kernels": kernels, **{n: v for n, v in settings.items() if n in owned}},
     }
     asked = {
         "recipe": recipe,
         "model": model,
         "data": data,
         "validation": validation,
-        "settings": chosen.settings(**settings),
+        "settings": chosen.settings(**{n: v for n, v in settings.items() if n in known}),
         "output": Path(output),
         "targets": tuple(targets),
         "export": export,

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.files import jsonable, write_together
+from edgecompress.engines.registry import TFLM
 from edgecompress.recipes.deep_compression_settings import (
     EPOCHS,
     NAME,
@@ -118,10 +119,10 @@ def _check_request(request: Request) -> None:
     """Refuses what the export would refuse, but before hours of training."""
     from edgecompress.converters.formats import FORMATS
     from edgecompress.pipeline.request import (
-        check_kernels,
         check_targets,
         load_profiles,
         parse_budgets,
+        split_options,
         usable_folder,
     )
     from edgecompress.pipeline.scoring import check_share
@@ -131,7 +132,7 @@ def _check_request(request: Request) -> None:
     budgets = ("max_flash", "max_ram", "max_latency", "max_file_size", "min_accuracy")
     parse_budgets(*(export.get(name) for name in budgets))
     check_share("--min-agreement", export.get("min_agreement"))
-    check_kernels(export.get("kernels"))
+    split_options(export["options"])
     usable_folder(request.output)
 
 
@@ -241,7 +242,7 @@ def _file_metric(flat: FlatModel, task: Task, data: Data) -> float:
         quantize(array, flat.tensors[index])
         for array, index in zip(data.validation.x, flat.inputs, strict=True)
     ]
-    output = run_engine("tflm", flat.data, inputs).outputs[0]
+    output = run_engine(TFLM, flat.data, inputs).outputs[0]
     values = dequantize(output, flat.tensors[flat.outputs[0]])
     values = values.reshape(len(data.validation), *flat.tensors[flat.outputs[0]].shape[1:])
     return task.metric.measure(task.labels(data.validation, values.shape[1:]), values)
@@ -456,7 +457,7 @@ def _reported_accuracy(report: Report) -> float | None:
     """Returns the accuracy that the build measured in TensorFlow Lite Micro, if it did."""
     for target in report.targets:
         for check in target.checks:
-            if check.rule == "accuracy" and check.detail.get("engine") == "tflm":
+            if check.rule == "accuracy" and check.detail.get("engine") == TFLM:
                 return check.measured
     return None
 
@@ -469,19 +470,15 @@ def _totals(
     made: Build,
 ) -> Totals:
     from edgecompress.recipes.results import Cost, Totals
-    from edgecompress.targets.tflm.arena import compute_arena
+    from edgecompress.targets.family import family_of
     from edgecompress.targets.tflm.latency import predict
 
-    profile, kernels = made.profiles[0], made.kernels
+    profile, memory = made.profiles[0], made.decompression_memory
+    family = family_of(profile)
+    settings = family.settle(profile, made.target_options)
     files = (baseline.int8, made.artifact("int8").flat, made.main.flat)
-    estimates = [predict(file, profile, kernels) for file in files]
-    core, arena_kernels = profile.core, kernels or profile.kernels
-    arenas = [
-        None
-        if core is None or arena_kernels is None
-        else compute_arena(file, core, arena_kernels, made.decompression_memory).used
-        for file in files
-    ]
+    estimates = [predict(file, profile, settings.kernels) for file in files]
+    plans = [family.arena_of(file, profile, settings, memory) for file in files]
     return Totals(
         layers=tuple(layers),
         float_bytes=baseline.float_bytes,
@@ -491,7 +488,7 @@ def _totals(
         target=profile.name,
         latency=Cost(*(estimate.microseconds for estimate in estimates)),
         instructions=Cost(*(None if e.unknown else e.instructions for e in estimates)),
-        arena=Cost(*arenas),
+        arena=Cost(*(None if plan is None else plan.used for plan in plans)),
         parameters_before=int(loaded.model.count_params()),
         parameters_after=int(model.count_params()),
     )
@@ -510,12 +507,12 @@ def _stage_results(
             stored_bytes=totals.original_bytes, file_bytes=totals.float_bytes,
         ),
         StageResult(
-            "int8", "int8 file, untrained", baseline.int8_metric, "tflm", totals.weights, kept,
+            "int8", "int8 file, untrained", baseline.int8_metric, TFLM, totals.weights, kept,
             file_bytes=totals.int8_bytes,
         ),
         *(stage for _, stage in finished),
         StageResult(
-            "file", "int8 file, encoded", drop.after, "tflm",
+            "file", "int8 file, encoded", drop.after, TFLM,
             sum(layer.storage.weights for layer in totals.layers), totals.kept,
             stored_bytes=totals.huffman_bytes, file_bytes=totals.file_bytes,
         ),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from edgecompress.core.results import Verdict
 from edgecompress.core.tables import Column, print_table
 from edgecompress.core.units import format_size, format_time
+from edgecompress.engines.registry import TFLM
 from edgecompress.recipes.results import (
     CompressionResult,
     Drop,
@@ -143,7 +144,7 @@ _STAGE_COLUMNS = (
     Column("Epochs", 4),
     Column("Time", 5),
 )
-_ENGINES = {"keras": "Keras", "tflm": "TFLM"}
+_ENGINES = {"keras": "Keras", TFLM: "TFLM"}
 
 
 def _stage_cells(stage: StageResult, metric: str) -> list[str]:

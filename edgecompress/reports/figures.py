@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgecompress.core.errors import EdgeCompressError
 from edgecompress.core.results import CheckResult, Report
 from edgecompress.core.units import format_time
 from edgecompress.flatbuffers.model import FlatModel
@@ -283,43 +282,34 @@ def sqnr_bars(layers: Iterable[tuple[str, float | None]]) -> list[Bar]:
 
 
 def memory_maps(
-    flat: FlatModel | None, profiles: Sequence[TargetProfile], kernels: str | None
+    flat: FlatModel | None, profiles: Sequence[TargetProfile], options: Mapping[str, Any]
 ) -> list[MemoryMap]:
     """Returns the memory maps of a file on the microcontrollers among the profiles."""
-    from edgecompress.targets.tflm.arena import compute_arena
+    from edgecompress.targets.family import family_of
 
     maps = {}
     for profile in profiles if flat is not None else ():
-        if profile.is_microcontroller and profile.core and flat is not None:
-            arena = compute_arena(flat, profile.core, kernels or profile.kernels or "cmsis-nn")
-            if arena.is_known:
+        if flat is not None:
+            family = family_of(profile)
+            arena = family.arena_of(flat, profile, family.settle(profile, options))
+            if arena is not None and arena.is_known:
                 found = memory_map(arena, [o.name for o in flat.operators])
                 maps[(found.rectangles, found.used)] = found
     return list(maps.values())
 
 
 def operator_latency(
-    flat: FlatModel | None, profiles: Sequence[TargetProfile], kernels: str | None
+    flat: FlatModel | None, profiles: Sequence[TargetProfile], options: Mapping[str, Any]
 ) -> dict[str, list[tuple[str, float]]]:
-    """Returns target -> (operator, typical microseconds), for targets that are predicted.
-
-    The predicted time is divided in proportion to each operator's instructions.
-    """
-    from edgecompress.targets.tflm.latency import predict
+    """Returns target -> (operator, typical microseconds), for targets that are predicted."""
+    from edgecompress.targets.family import family_of
 
     times = {}
     for profile in profiles if flat is not None else ():
-        if flat is None or not profile.is_microcontroller:
+        if flat is None:
             continue
-        try:
-            estimate = predict(flat, profile, kernels)
-        except EdgeCompressError:
-            continue  # The latency check of the same target explains why.
-        counted = sum(cost.instructions or 0 for cost in estimate.operators)
-        if estimate.microseconds is not None and counted:
-            scale = estimate.microseconds / counted
-            times[profile.name] = [
-                (f"{cost.index} {cost.name}", scale * (cost.instructions or 0))
-                for cost in estimate.operators
-            ]
+        family = family_of(profile)
+        found = family.operator_times(flat, profile, family.settle(profile, options))
+        if found:
+            times[profile.name] = list(found)
     return times

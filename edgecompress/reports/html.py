@@ -44,7 +44,7 @@ def render_html(
     inspection: Any = None,
     flat: FlatModel | None = None,
     profiles: Sequence[TargetProfile] = (),
-    kernels: str | None = None,
+    options: Mapping[str, Any] | None = None,
     baseline: Report | None = None,
     comparison: Sequence[Comparison] = (),
     history: Mapping[str, Sequence[float | None]] | None = None,
@@ -62,7 +62,7 @@ def render_html(
         inspection: `edgecompress.inspection.Inspection` of the checked file: the layer table.
         flat: The checked file; with `profiles` it gives memory maps and latency per operator.
         profiles: Profiles of the targets.
-        kernels: Kernel set instead of the profiles' own.
+        options: Name -> value of the options of families of targets.
         baseline: An earlier report to compare with.
         comparison: Further lines of the before/after table.
         history: Training curves, name -> values by epoch or logged step.
@@ -79,8 +79,8 @@ def render_html(
 
     from edgecompress.reports import plots
 
-    maps = [*memory, *memory_maps(flat, profiles, kernels)]
-    times = {**(latency or {}), **operator_latency(flat, profiles, kernels)}
+    maps = [*memory, *memory_maps(flat, profiles, options or {})]
+    times = {**(latency or {}), **operator_latency(flat, profiles, options or {})}
     compared = [*(compare(baseline, report) if baseline else ()), *comparison]
     files = sizes(report, baseline)
     curves = {name: list(values) for name, values in (history or {}).items() if len(values)}

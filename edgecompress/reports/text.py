@@ -19,6 +19,7 @@ from edgecompress.reports.words import (
     remarks,
     used_share,
 )
+from edgecompress.targets.family import family_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -181,4 +182,4 @@ def _latency_source(profile: TargetProfile) -> str:
     if profile.cycles is not None:
         own = "" if profile.latency is not None else f", taken from {profile.core}"
         return f"predicted, class {profile.cycles.calibration}{own}"
-    return {"phone": "on device", "host": "on host"}.get(profile.kind, "unknown")
+    return family_of(profile).unpredicted

@@ -25,6 +25,8 @@ import numpy as np
 
 from edgecompress.core.errors import ArgumentError, UnknownNameError
 from edgecompress.core.units import format_size
+from edgecompress.engines.registry import TFLM_KERNELS
+from edgecompress.flatbuffers.coding import DECODE
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.operators import Operator
 from edgecompress.flatbuffers.tensors import Tensor
@@ -40,8 +42,6 @@ from edgecompress.targets.tflm.arena_rules import (
     round_up,
 )
 
-KERNELS = ("cmsis-nn", "reference")
-DECODE = "TFLM_DECODE"
 # Which instructions CMSIS-NN is compiled for; Cortex-M33 with its optional DSP extension.
 CORES = {
     "cortex-m0": "scalar",
@@ -478,8 +478,8 @@ def compute_arena(
     """
     if core not in CORES:
         raise UnknownNameError("core", core, CORES)
-    if kernels not in KERNELS:
-        raise UnknownNameError("kernels", kernels, KERNELS)
+    if kernels not in TFLM_KERNELS:
+        raise UnknownNameError("kernels", kernels, TFLM_KERNELS)
     region = decompression_memory is not None
     if decompression_memory is not None and decompression_memory < 1:
         raise ArgumentError(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from edgecompress.core.registry import Registry
+from edgecompress.flatbuffers.coding import DECODE
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.operators import Operator
 from edgecompress.flatbuffers.tensors import Tensor
@@ -426,7 +427,7 @@ def _lstm(model: FlatModel, operator: Operator, family: str) -> OperatorMemory:
     )
 
 
-@RULES.register("TFLM_DECODE")
+@RULES.register(DECODE)
 def _decode(model: FlatModel, operator: Operator, family: str) -> OperatorMemory:
     """A pointer for each output, then a decoder: table 36 bytes, Huffman 28, pruned 40.
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from edgecompress.core.registry import Registry
+from edgecompress.flatbuffers.coding import DECODE
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.operators import Operator
 from edgecompress.targets.tflm.geometry import (
@@ -456,11 +457,11 @@ def operator_instructions(
     Raises:
         Unmodelled: no formula covers this operator, type or shape; the text says what is missing.
     """
-    if operator.name == "TFLM_DECODE":
+    if operator.name == DECODE:
         try:
             return Count(decode_instructions(model, operator, kernels), DECODE_ERROR)
         except UnknownCode as error:
-            raise Unmodelled(f"TFLM_DECODE: {error}") from error
+            raise Unmodelled(f"{DECODE}: {error}") from error
     if operator.name not in _CASES:
         raise Unmodelled(f"{operator.name} has no instruction formula")
     return count(geometry(model, operator), kernels, core)

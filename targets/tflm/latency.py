@@ -16,9 +16,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from edgecompress.core.errors import ArgumentError
+from edgecompress.engines.registry import TFLM_KERNELS
+from edgecompress.flatbuffers.coding import DECODE
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.targets.profile import Calibration, TargetProfile, check_choice
-from edgecompress.targets.tflm.arena import CORES, KERNELS
+from edgecompress.targets.tflm.arena import CORES
 from edgecompress.targets.tflm.geometry import Unmodelled
 from edgecompress.targets.tflm.instructions import (
     PER_INFERENCE,
@@ -209,7 +211,7 @@ def _weight_bytes(model: FlatModel) -> int:
     encoded = {
         index: model.tensors[index]
         for operator in model.operators
-        if operator.name == "TFLM_DECODE"
+        if operator.name == DECODE
         for index in operator.inputs[::2]
     }
     plain = {tensor.index: tensor for tensor in model.weight_tensors()}
@@ -239,10 +241,10 @@ def predict(
         >>> estimate.low, estimate.microseconds, estimate.high  # doctest: +SKIP
         (75.1e3, 100.1e3, 125.2e3)
     """
-    if not profile.is_microcontroller or profile.core is None or profile.kernels is None:
+    if profile.core is None or profile.kernels is None:
         raise ArgumentError("target", "be a microcontroller to be predicted", profile.name)
     if kernels is not None:
-        check_choice("--kernels", kernels, KERNELS)
+        check_choice("--kernels", kernels, TFLM_KERNELS)
     kernels = kernels or profile.kernels
     costs = operator_costs(model, profile.core, kernels)
     known = sum(cost.instructions for cost in costs if cost.instructions is not None)

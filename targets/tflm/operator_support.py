@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from edgecompress.flatbuffers.coding import DECODE
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.operators import WEIGHTED, Operator
 from edgecompress.flatbuffers.tensors import Tensor
@@ -172,7 +173,7 @@ def signature(model: FlatModel, operator: Operator) -> Signature:
 
 
 def _decoded(model: FlatModel) -> frozenset[int]:
-    return frozenset(i for o in model.operators if o.name == "TFLM_DECODE" for i in o.outputs)
+    return frozenset(i for o in model.operators if o.name == DECODE for i in o.outputs)
 
 
 def _constant(tensor: Tensor, decoded: frozenset[int]) -> bool:

@@ -18,12 +18,13 @@ from edgecompress.engines.run import engine_available
 from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.layers.binary import BinaryConv2D
 from edgecompress.pipeline import Build, build, build_request
+from edgecompress.targets.family import FAMILIES, family_of
 from edgecompress.targets.profile import load_target
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_process")]
 
 # A target of each kind.
-_TARGETS = {"board": "nucleo-l4r5zi", "core": "cortex-m4", "phone": "pixel-4", "host": "host"}
+_TARGETS = {"tflm": "nucleo-l4r5zi", "litert": "pixel-4", "host": "host"}
 _X = np.random.default_rng(0).normal(size=(40, 8, 8, 4)).astype(np.float32)
 
 
@@ -70,7 +71,7 @@ def _names() -> list[str]:
 
 
 def _target(name: str) -> str:
-    return _TARGETS[FORMATS[name].targets[0]]
+    return _TARGETS[next(iter(FORMATS[name].families or _TARGETS))]
 
 
 @pytest.fixture(scope="module")
@@ -167,14 +168,15 @@ def test_others_refuse_a_tflite_file(name: str, tmp_path: Any) -> None:
 @pytest.mark.parametrize("name", _names())
 def test_other_targets_are_refused(name: str) -> None:
     chosen = FORMATS[name]
-    assert chosen.targets and all(kind in _TARGETS for kind in chosen.targets)
-    others = [target for kind, target in _TARGETS.items() if kind not in chosen.targets]
+    families = chosen.families or tuple(FAMILIES)
+    assert set(families) <= set(FAMILIES)
+    others = [target for family, target in _TARGETS.items() if family not in families]
     for target in others:
         assert chosen.why, "a format that not every target runs says why"
         with pytest.raises(ArgumentError, match=f"--format {name}"):
             build_request(object(), [target], file_format=name)
-    for kind in chosen.targets:
-        assert load_target(_TARGETS[kind]).kind == kind
+    for family in families:
+        assert family_of(load_target(_TARGETS[family])).name == family
 
 
 @pytest.mark.parametrize("name", _names())

@@ -140,3 +140,95 @@ def test_a_recipe_with_an_option(installed: Callable[..., Any]) -> None:
     found = _compression(toys)
     assert found["recipe"] == "thinning"
     assert (found["settings"]["thinness"], found["settings"]["sparsity"]) == (0.25, 0.25)
+
+
+_CHIP = """name = "chip-1"
+title = "Chip One"
+kind = "chip"
+engine = "litert"
+sources = ["none"]
+clock_mhz = 1.0
+"""
+
+
+def test_a_family_of_targets(installed: Callable[..., Any]) -> None:
+    toys = _place(installed("family"))
+    (toys.folder / "chip.toml").write_text(_CHIP)
+    (toys.folder / "other.toml").write_text(_CHIP + 'family = "lanez"\n')
+    for command in ("export", "check", "compress"):
+        assert "--lanes N" in toys.command(command, "--help")
+    export = [word if word != "host" else "chip.toml" for word in _EXPORT]
+    said = toys.command(*export, "--max-latency", "100us")
+    # 8 x 8 and 8 x 4 multiplications in 8 lanes at 1 MHz; RAM, flash without limits are open.
+    assert "12.0 us" in said and "NOT MEASURED" in said.upper()
+    slow = toys.command(*export, "--max-latency", "100us", "--lanes", "2", code=0)
+    assert "48.0 us" in slow
+    over = toys.command(*export, "--max-latency", "10us", code=3)
+    assert "8 lanes take 12 us." in over
+    report = json.loads((toys.folder / "out" / "report.json").read_text())
+    latency = next(c for c in report["targets"][0]["checks"] if c["rule"] == "latency")
+    assert latency["detail"] == {"lanes": 8}
+    refused = toys.command("check", "out/toy_int8.tflite", "-t", "other.toml", code=2)
+    assert all(name in refused for name in ("lanes", "tflm", "litert", "host"))
+    assert toys.command(*export, "--format", "compressed", code=2).count("a microcontroller") == 1
+    found = toys.python(
+        """
+import json, edgecompress as ec
+report = ec.check("out/toy_int8.tflite", ["chip.toml"], lanes=4)
+print(json.dumps(report.to_dict()["targets"][0]["checks"]))
+"""
+    )
+    assert next(c for c in found if c["rule"] == "latency")["measured"] == 24.0
+    # What the family does not say is unknown, and a limit on it is undecided.
+    assert {c["rule"] for c in found if c["verdict"] == "not_measured"} == {"flash", "arena"}
+    toys.command("check", "out/toy_int8.tflite", "-t", "chip.toml", "--max-ram", "1MiB", code=6)
+
+
+def test_a_rule(installed: Callable[..., Any]) -> None:
+    toys = _place(installed("rule"))
+    assert "--max-operators N" in toys.command("check", "--help")
+    toys.command(*_EXPORT)
+    report = json.loads((toys.folder / "out" / "report.json").read_text())
+    count = next(c for c in report["targets"][0]["checks"] if c["rule"] == "operator_count")
+    assert count["measured"] >= 2 and count["limit"] is None
+    check = ("check", "out/toy_int8.tflite", "-t", "host")
+    assert "operator_count" in toys.command(*check, "--max-operators", "99")
+    over = toys.command(*check, "--max-operators", "1", code=3)
+    assert "operators, the limit is 1." in over
+    assert "whole number" in toys.command(*check, "--max-operators", "none", code=2)
+    (toys.folder / "edge.toml").write_text("max_operatorz = 1\n")
+    assert "max-operators" in toys.command(*check, "--config", "edge.toml", code=2)
+    (toys.folder / "edge.toml").write_text("max_operators = 1\n")
+    toys.command(*check, "--config", "edge.toml", code=3)
+    code = toys.python(
+        """
+import json, edgecompress as ec
+print(json.dumps(ec.check("out/toy_int8.tflite", ["host"], max_operators=1).exit_code))
+"""
+    )
+    assert code == 3
+
+
+def test_a_runner(installed: Callable[..., Any], phone: Any) -> None:
+    toys = _place(installed("runner"))
+    toys.command(*[word if word != "host" else "pixel-8" for word in _EXPORT])
+    page = toys.command("bench", "--help")
+    assert "With --runner warm:" in page and "--warmups N" in page
+    bench = ("bench", "out", "--adb", "--processes", "1")
+    refused = toys.command(*bench, "--runner", "zzz", code=2)
+    assert all(name in refused for name in ("warm", "app", "benchmark_model"))
+    assert "--runner warm" in toys.command(*bench, "--warmups", "2", code=2)
+    said = toys.command(*bench, "--runner", "warm", "--warmups", "2")
+    assert "Warm-up 2 of 2" in said and "3 of 2" not in said
+    # A process of the app each, and what stops it before and at the end.
+    result = json.loads((toys.folder / "out" / "measurement.json").read_text())
+    assert result["measurements"][0]["config"]["processes"] == 1
+    said = toys.python(
+        """
+import json, edgecompress as ec
+said = []
+ec.bench("out", adb=True, processes=1, runner="warm", warmups=3, progress=said.append)
+print(json.dumps(said))
+"""
+    )
+    assert sum(text.startswith("Warm-up") for text in said) == 3

@@ -692,7 +692,7 @@ def test_the_option_reaches_the_format(tmp_path: Path) -> None:
     made = [
         build(
             build_request(
-                path, ["cortex-m4"], file_format="compressed", format_options={"min_saving": size}
+                path, ["cortex-m4"], file_format="compressed", options={"min_saving": size}
             )
         )
         for size in (None, "1MiB")

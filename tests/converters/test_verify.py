@@ -23,10 +23,10 @@ from edgecompress.core.errors import (
     NotFiniteError,
     UnsupportedModelError,
 )
+from edgecompress.engines.registry import LEGACY
 from edgecompress.engines.run import load_failure
 from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.flatbuffers.tensors import Tensor
-from edgecompress.pipeline.parity import LEGACY_RUNTIME
 
 pytestmark = pytest.mark.slow
 
@@ -383,13 +383,13 @@ def test_a_truncated_file_is_refused(classifier: Tiny) -> None:
 
 
 def test_the_legacy_runtime_says_what_it_lacks(classifier: Tiny) -> None:
-    assert load_failure(LEGACY_RUNTIME, classifier.int8) is None
+    assert load_failure(LEGACY, classifier.int8) is None
 
     def newer(model: Any) -> None:
         for code in model.operatorCodes:
             code.version = 77
 
-    problem = load_failure(LEGACY_RUNTIME, edited(classifier.int8, newer))
+    problem = load_failure(LEGACY, edited(classifier.int8, newer))
     assert problem and "tflite-runtime 2.14" in problem and "version '77'" in problem
 
 

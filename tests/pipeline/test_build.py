@@ -244,7 +244,7 @@ def test_a_build_crosses_the_processes_whole(
 ) -> None:
     request, got, _, _ = crossed
     here = build(request)
-    for name in ("name", "file_format", "artifacts", "main", "model", "profiles", "kernels",
+    for name in ("name", "file_format", "artifacts", "main", "model", "profiles", "target_options",
                  "parities", "layered", "decompression_memory", "notes"):  # fmt: skip
         assert getattr(got, name) == getattr(here, name), name
     assert got.targets[0].to_dict() == here.targets[0].to_dict()

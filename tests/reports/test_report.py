@@ -179,7 +179,7 @@ def test_what_a_value_stands_on_is_said(name: str, said: list[str]) -> None:
 
 def test_kernels_that_were_compared_on_one_core_alone_are_said_so() -> None:
     def said(name: str) -> str:
-        found = check(_convolution(), load_target(name), kernels="reference")
+        found = check(_convolution(), load_target(name), options={"kernels": "reference"})
         return _text(_report(found), width=300)
 
     assert "arena: The reference kernels are the same code on cortex-m7" in said("disco-f746ng")

@@ -13,7 +13,7 @@ class TaggedOptions:
     tag: str = option("none", "What the notes call the file.", Text("WORD"))
 
 
-@register("tagged", options=TaggedOptions, targets=("host",), why="It is a toy.")
+@register("tagged", options=TaggedOptions, families=("host",), why="It is a toy.")
 def make(request: FormatRequest) -> FormatResult:
     """Makes the int8 file under another name."""
     floats, int8 = make_int8(request)

@@ -1,0 +1,34 @@
+"""Phones: LiteRT, or a build of Larq Compute Engine, in an app; time is measured on the device."""
+
+from __future__ import annotations
+
+from edgecompress.core.results import CheckResult
+from edgecompress.engines.registry import LCE, LITERT
+from edgecompress.targets.families.process import ProcessFamily
+from edgecompress.targets.family import Subject, register
+
+
+@register
+class Phones(ProcessFamily):
+    """Phones whose app runs LiteRT."""
+
+    name = "litert"
+    title = "a phone"
+    kinds = ("phone",)
+    engines = (LITERT, LCE)
+    measured = "measured_device"
+    unpredicted = "on device"
+
+    def latency(self, subject: Subject) -> CheckResult:
+        """No phone's latency is known before a run on it: without a limit nobody asked."""
+        limit = subject.budgets.max_latency
+        return CheckResult(
+            "latency",
+            "not_applicable" if limit is None else "not_measured",
+            limit=limit,
+            unit="microseconds",
+            reason=(
+                f"Only a run on the {subject.profile.title} itself tells: no published result "
+                "covers today's LiteRT on it. `edgecompress bench --adb` measures it."
+            ),
+        )

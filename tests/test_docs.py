@@ -136,6 +136,15 @@ def test_the_readme_shows_a_report_and_the_two_commands() -> None:
     assert {"demo", "test"} <= rules
 
 
+def test_the_readme_has_every_format() -> None:
+    from edgecompress import converters  # noqa: F401  Formats register as they are imported.
+    from edgecompress.converters.formats import FORMATS
+
+    text = (_ROOT / "README.md").read_text()
+    table = text[text.index("| `--format` |") : text.index("## How small")]
+    assert set(re.findall(r"^\| \[?`([a-z0-9-]+)`", table, re.MULTILINE)) == set(FORMATS)
+
+
 def _size(picture: Path) -> tuple[int, ...]:
     """Returns width and height of a PNG in pixels."""
     head = picture.read_bytes()[:24]

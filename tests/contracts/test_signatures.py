@@ -45,7 +45,7 @@ _FUNCTIONS: dict[str, tuple[Callable[..., Any], set[str]]] = {
         ec.export,
         {"model", "name", "baseline", "history", "progress", "verbose", "argv", "options"},
     ),
-    "check": (ec.check, {"model", "progress", "argv"}),
+    "check": (ec.check, {"model", "progress", "argv", "options"}),
     "bench": (ec.bench, {"bundle", "poll_s", "cooldown_s", "progress", "options"}),
     "compress": (
         ec.compress,

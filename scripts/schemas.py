@@ -20,17 +20,23 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from edgecompress.core.bundle import BUNDLE_SCHEMA, BundleFile
 from edgecompress.targets.measurement_form import MEASUREMENT_SCHEMA, MeasurementForm
+from edgecompress.targets.profile import TargetProfile
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 FORMS: dict[str, type] = {
     BUNDLE_SCHEMA: BundleFile,
     MEASUREMENT_SCHEMA: MeasurementForm,
+    "edgecompress.target/1": TargetProfile,
 }
+
+# Those whose files are TOML.
+TOML = (TargetProfile,)
 
 _WIDTH = 100
 # In this order, then the others.
 _FIRST = ("description", "type", "required", "properties")
 _FIELD = re.compile(r"^(\w+): (.*)$")
+_SECTION = re.compile(r"^(Attributes|Args|Raises|Example):\n", re.MULTILINE)
 
 
 class _Described(GenerateJsonSchema):
@@ -49,8 +55,8 @@ class _Described(GenerateJsonSchema):
 
 def described(form: type) -> tuple[str, dict[str, str]]:
     """Returns what a docstring says of a class, and of each of its fields."""
-    docstring = inspect.getdoc(form) or ""
-    what, _, attributes = docstring.partition("Attributes:\n")
+    sections = _SECTION.split(inspect.getdoc(form) or "")
+    what, attributes = sections[0], sections[2] if len(sections) > 2 else ""
     fields: dict[str, str] = {}
     for line in inspect.cleandoc(attributes).splitlines():
         match = _FIELD.match(line)
@@ -58,10 +64,13 @@ def described(form: type) -> tuple[str, dict[str, str]]:
             name, fields[name] = match[1], match[2]
         else:
             fields[name] += " " + line.strip()
-    unknown = set(fields) - {field.name for field in dataclasses.fields(form)}
+    keys = {
+        field.name: field.metadata.get("alias", field.name) for field in dataclasses.fields(form)
+    }
+    unknown = set(fields) - set(keys)
     if unknown:
         raise ValueError(f"{form.__name__} describes fields that it does not have: {unknown}")
-    return " ".join(what.split()), fields
+    return " ".join(what.split()), {keys[name]: text.strip() for name, text in fields.items()}
 
 
 def _tidy(node: Any) -> Any:
@@ -84,11 +93,32 @@ def _tidy(node: Any) -> Any:
     return {**{key: found[key] for key in _FIRST if key in found}, **found}
 
 
+def _without_null(node: Any) -> Any:
+    """Returns the schema of a TOML file, where what is null in the program is left out."""
+    if isinstance(node, list):
+        return [_without_null(item) for item in node if item not in ({"type": "null"}, "null")]
+    if not isinstance(node, dict):
+        return node
+    found = {key: _without_null(value) for key, value in node.items()}
+    match found:
+        case {"anyOf": [only]}:
+            del found["anyOf"]
+            found |= only
+        case {"type": [only]}:
+            found["type"] = only
+    if isinstance(found.get("description"), str):
+        text = re.sub(r"\bNone\b", "left out", found["description"])
+        found["description"] = text.replace(". left", ". Left")
+    return found
+
+
 def schema(name: str, form: type) -> dict[str, Any]:
     """Returns the JSON schema of a form; its name ends in the version: `edgecompress.bundle/1`."""
-    content = TypeAdapter(form).json_schema(schema_generator=_Described)
-    inner = _tidy(content.pop("$defs", {}))
-    root = inner.pop(content["$ref"].rpartition("/")[2]) if "$ref" in content else _tidy(content)
+    content = _tidy(TypeAdapter(form).json_schema(schema_generator=_Described))
+    if form in TOML:
+        content = _without_null(content)
+    inner = content.pop("$defs", {})
+    root = inner.pop(content["$ref"].rpartition("/")[2]) if "$ref" in content else content
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": "urn:" + name.replace(".", ":").replace("/", ":"),

@@ -7,17 +7,29 @@ name them by path.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from edgecompress.core.errors import ArgumentError, UnknownNameError, UnreadableFileError
+from edgecompress.core.forms import (
+    CLOSED,
+    Fault,
+    Flag,
+    Items,
+    Number,
+    Rule,
+    Size,
+    Text,
+    Time,
+    read,
+)
 from edgecompress.core.reading import read_toml
 from edgecompress.core.structured import parse_toml
-from edgecompress.core.units import parse_size, parse_time
 from edgecompress.targets.family import FAMILIES, family_of, kinds
 
 # Class of a predicted latency -> what its cycles per instruction are known from.
@@ -29,6 +41,17 @@ CALIBRATION_CLASSES: Mapping[str, str] = {
     "C": "an estimate: no open runtime has published a result on this core",
 }
 OWN_MEASUREMENT = "one latency that you measured"
+# The models of MLPerf Tiny.
+BENCHMARKS = ("ad", "ic", "kws", "vww")
+
+
+def _told(**schema: Any) -> Rule:
+    """Returns what the JSON schema says of a value that its class checks itself."""
+    return Rule("", schema=schema)
+
+
+_POSITIVE = _told(exclusiveMinimum=0)
+_SOURCES = Rule("a list of texts", schema={"minItems": 1}, whole=True)
 
 
 def _check(name: str, value: Any, rule: str, holds: bool, hint: str = "") -> None:
@@ -53,7 +76,7 @@ class Budgets:
     Args:
         max_flash: Model file plus runtime code, in bytes.
         max_ram: Tensor arena, in bytes.
-        max_latency: One inference, in microseconds.
+        max_latency: One inference, in microseconds; files write a time such as "60ms".
         min_accuracy: Share of right predictions, 0 to 1.
         max_file_size: The .tflite file alone, in bytes.
 
@@ -65,11 +88,13 @@ class Budgets:
         2097152
     """
 
-    max_flash: int | None = None
-    max_ram: int | None = None
-    max_latency: float | None = None
-    min_accuracy: float | None = None
-    max_file_size: int | None = None
+    max_flash: Size | None = None
+    max_ram: Size | None = None
+    max_latency: Time | None = None
+    min_accuracy: Annotated[Number, _told(minimum=0, maximum=1)] | None = None
+    max_file_size: Size | None = None
+
+    __pydantic_config__ = CLOSED
 
     def __post_init__(self) -> None:
         """Refuses limits that no model could be judged by."""
@@ -103,14 +128,16 @@ class PublishedLatency:
         file: The results file inside the round's repository.
     """
 
-    round: str
-    benchmark: str
-    milliseconds: float
-    file: str
+    round: Text
+    benchmark: Annotated[Text, _told(enum=list(BENCHMARKS))]
+    milliseconds: Annotated[Number, _POSITIVE]
+    file: Text
+
+    __pydantic_config__ = CLOSED
 
     def __post_init__(self) -> None:
         """Refuses a row that names no measurement."""
-        check_choice("published benchmark", self.benchmark, ("ad", "ic", "kws", "vww"))
+        check_choice("published benchmark", self.benchmark, BENCHMARKS)
         _check(
             "published milliseconds",
             self.milliseconds,
@@ -132,10 +159,15 @@ class LatencyModel:
         published: The published rows that the profile claims; empty for B and C.
     """
 
-    calibration: str
-    cycles_per_instruction: float
-    runtime: str = ""
-    published: tuple[PublishedLatency, ...] = ()
+    # Files call it `class`, which Python cannot.
+    calibration: Annotated[Text, _told(enum=list(CALIBRATION_CLASSES))] = field(
+        metadata={"alias": "class"}
+    )
+    cycles_per_instruction: Annotated[Number, _told(minimum=0.1, maximum=20)]
+    runtime: Text = ""
+    published: Items[PublishedLatency] = ()
+
+    __pydantic_config__ = CLOSED
 
     def __post_init__(self) -> None:
         """Refuses classes and factors that give no time."""
@@ -166,9 +198,11 @@ class Calibration:
         milliseconds: The measured time of one inference.
     """
 
-    instructions: float
-    weight_bytes: int
-    milliseconds: float
+    instructions: Annotated[Number, _POSITIVE]
+    weight_bytes: Annotated[Number, _told(minimum=0)]
+    milliseconds: Annotated[Number, _POSITIVE]
+
+    __pydantic_config__ = CLOSED
 
     def __post_init__(self) -> None:
         """Refuses measurements that cannot be turned into cycles per instruction."""
@@ -224,25 +258,27 @@ class TargetProfile:
         'cortex-m4'
     """
 
-    name: str
-    title: str
-    kind: str
-    engine: str
-    sources: tuple[str, ...]
-    core: str | None = None
-    clock_mhz: float | None = None
-    kernels: str | None = None
-    flash: int | None = None
-    sram: int | None = None
-    external_ram: bool = False
-    soc: str | None = None
-    cpu: str | None = None
-    ram: int | None = None
-    device: str | None = None
+    name: Text
+    title: Text
+    kind: Text
+    engine: Text
+    sources: Annotated[Items[Text], _SOURCES]
+    core: Text | None = None
+    clock_mhz: Annotated[Number, _POSITIVE] | None = None
+    kernels: Text | None = None
+    flash: Size | None = None
+    sram: Size | None = None
+    external_ram: Flag = False
+    soc: Text | None = None
+    cpu: Text | None = None
+    ram: Size | None = None
+    device: Text | None = None
     budgets: Budgets = field(default_factory=Budgets)
     latency: LatencyModel | None = None
     calibration: Calibration | None = None
-    family: str | None = None
+    family: Text | None = None
+
+    __pydantic_config__ = CLOSED
 
     def __post_init__(self) -> None:
         """Refuses profiles that contradict themselves."""
@@ -297,7 +333,7 @@ class TargetProfile:
             data["budgets"]["max_latency"] = f"{self.budgets.max_latency}us"
         if self.latency is not None:
             table = dataclasses.asdict(self.latency)
-            data["latency"] = {_FILE_KEYS.get(key, key): value for key, value in table.items()}
+            data["latency"] = {"class": table.pop("calibration"), **table}
             data["latency"]["published"] = list(table["published"])
         return data
 
@@ -312,93 +348,25 @@ class TargetProfile:
         Raises:
             ArgumentError: a key is unknown or missing, or a value breaks its rule.
         """
-        values = _table(cls, data, origin)
-        values["sources"] = _strings(values["sources"], f"{origin}: sources")
-        for name in ("flash", "sram", "ram"):
-            if name in values:
-                values[name] = parse_size(values[name], f"{origin}: {name}")
-        if "budgets" in values:
-            values["budgets"] = _budgets(values["budgets"], f"{origin}: [budgets]")
-        if "latency" in values:
-            where = f"{origin}: [latency]"
-            table = _table(LatencyModel, values["latency"], where)
-            rows = table.get("published", [])
-            _check(f"{where} published", rows, "be a list of tables", isinstance(rows, list))
-            row_name = f"{where} published"
-            table["published"] = tuple(
-                _build(PublishedLatency, _table(PublishedLatency, row, row_name), row_name)
-                for row in rows
-            )
-            values["latency"] = _build(LatencyModel, table, where)
-        if "calibration" in values:
-            where = f"{origin}: [calibration]"
-            table = _table(Calibration, values["calibration"], where)
-            values["calibration"] = _build(Calibration, table, where)
-        return _build(cls, values, origin)
+        return read(cls, data, functools.partial(_wrong, origin))
 
 
-# The class is called `class` in the files, which Python cannot have as an attribute.
-_FILE_KEYS = {"calibration": "class"}
+def _wrong(origin: str, fault: Fault) -> ArgumentError:
+    """Returns the error on a file; its places are `key`, `[table]: key`, `[table] list[0]: key`."""
+    if isinstance(fault.error, ArgumentError):
+        fault.error.args = (f"{origin}: {_table(fault.place)}{fault.error}",)
+        return fault.error
+    table, _, key = fault.place.rpartition(".")
+    where = f"{origin}: {_table(table)}"
+    if fault.known:
+        return UnknownNameError(f"{where}key", key, fault.known)
+    rule = fault.rule.removesuffix(" or null").replace("an object", "a table of keys and values")
+    return ArgumentError(f"{where}{key}", "be given" if fault.missing else f"be {rule}", fault.got)
 
 
-def _table(cls: type, data: Any, origin: str) -> dict[str, Any]:
-    """Returns the constructor's arguments from a table, with every key and type checked."""
-    _check(origin, data, "be a table of keys and values", isinstance(data, Mapping))
-    renamed = _FILE_KEYS if cls is LatencyModel else {}
-    known = {renamed.get(f.name, f.name): f for f in dataclasses.fields(cls)}
-    for key in data:
-        if key not in known:
-            raise UnknownNameError(f"{origin}: key", key, known)
-    values = {}
-    for key, item in known.items():
-        if key not in data:
-            required = (
-                item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-            )
-            _check(f"{origin}: {key}", None, "be given", not required)
-            continue
-        value = data[key]
-        expected = str(item.type)
-        if expected.startswith("str"):
-            _check(f"{origin}: {key}", value, "be text", isinstance(value, str))
-        elif expected.startswith("bool"):
-            _check(f"{origin}: {key}", value, "be true or false", isinstance(value, bool))
-        elif expected.startswith("float"):
-            _check(f"{origin}: {key}", value, "be a number", _is_number(value))
-        values[item.name] = value
-    return values
-
-
-def _build(cls: Callable[..., Any], values: Mapping[str, Any], origin: str) -> Any:
-    """Builds a dataclass so that its complaint also names the file."""
-    try:
-        return cls(**values)
-    except ArgumentError as error:
-        error.args = (f"{origin}: {error}",)
-        raise
-
-
-def _strings(value: Any, origin: str) -> tuple[str, ...]:
-    right = isinstance(value, list) and all(isinstance(item, str) for item in value)
-    _check(origin, value, "be a list of texts", right)
-    return tuple(value)
-
-
-def _budgets(data: Any, origin: str) -> Budgets:
-    values = _table(Budgets, {} if data is None else _plain_budgets(data, origin), origin)
-    return _build(Budgets, values, origin)
-
-
-def _plain_budgets(data: Any, origin: str) -> dict[str, Any]:
-    """Turns `96KiB` and `60ms` into bytes and microseconds; other keys stay as they are."""
-    _check(origin, data, "be a table of keys and values", isinstance(data, Mapping))
-    values = dict(data)
-    for key in ("max_flash", "max_ram", "max_file_size"):
-        if key in values:
-            values[key] = parse_size(values[key], f"{origin} {key}")
-    if "max_latency" in values:
-        values["max_latency"] = parse_time(values["max_latency"], f"{origin} max_latency")
-    return values
+def _table(place: str) -> str:
+    name, _, inner = place.partition(".")
+    return f"[{name}] {inner}: ".replace(" :", ":") if name else ""
 
 
 def target_names() -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import json
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +16,7 @@ import jsonschema
 import pytest
 
 from edgecompress.core.forms import Fault, read
+from edgecompress.targets.profile import TargetProfile
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -114,7 +116,7 @@ def _accepts(form: type, content: Any) -> bool:
     return True
 
 
-@pytest.mark.parametrize("name", list(_FORMS))
+@pytest.mark.parametrize("name", ["edgecompress.bundle/1", "edgecompress.measurement/1"])
 def test_the_schema_refuses_what_the_reader_refuses_and_nothing_else(name: str) -> None:
     schema = _SCRIPT.schema(name, _FORMS[name])
     jsonschema.Draft202012Validator.check_schema(schema)
@@ -140,3 +142,37 @@ def test_files_that_are_read_keep_to_the_schema(name: str) -> None:
     schema = json.loads((_ROOT / "docs" / f"{name}.schema.json").read_text())
     jsonschema.validate(content, schema)
     assert _accepts(_FORMS[schema["title"]], content)
+
+
+_OWN_TARGET = {
+    "name": "mine", "title": "Mine", "kind": "board", "engine": "tflm", "core": "cortex-m4",
+    "clock_mhz": 80, "kernels": "cmsis-nn", "flash": "512KiB", "sram": 131072,
+    "external_ram": False, "soc": "x", "cpu": "y", "ram": "1MiB", "device": "z", "sources": ["s"],
+    "budgets": {"max_flash": "1MiB", "max_ram": "96 kB", "max_latency": "60ms", "min_accuracy": 0.5,
+                "max_file_size": "1.5k"},
+    "latency": {"class": "B", "cycles_per_instruction": 1.5, "runtime": "r", "published": [
+        {"round": "v1.1", "benchmark": "ad", "milliseconds": 3.5, "file": "f"}]},
+    "calibration": {"instructions": 1e6, "weight_bytes": 20000, "milliseconds": 15.0},
+}  # fmt: skip
+# Rules on several values, on names of registries and on text, which JSON schema cannot tell.
+_NOT_TOLD = {("name",), ("kind",), ("engine",), ("core",), ("kernels",), ("clock_mhz",),
+             ("flash",), ("sram",)}  # fmt: skip
+
+
+def test_the_schema_of_targets_refuses_what_it_can() -> None:
+    schema = _SCRIPT.schema("edgecompress.target/1", TargetProfile)
+    validator = jsonschema.Draft202012Validator(schema)
+    for file in (_ROOT / "targets").glob("*.toml"):
+        assert validator.is_valid(tomllib.loads(file.read_text())), file.name
+    assert _accepts(TargetProfile, _OWN_TARGET)
+    assert validator.is_valid(_OWN_TARGET)
+    refused = 0
+    for place, value, mutant in _mutants(_OWN_TARGET):
+        if value is None:  # TOML has no such value.
+            continue
+        accepted = _accepts(TargetProfile, mutant)
+        refused += not accepted
+        if accepted or place not in _NOT_TOLD:
+            assert validator.is_valid(mutant) == accepted, (place, value)
+    assert refused > 100
+    assert not validator.is_valid({**_OWN_TARGET, "more": 1})

@@ -79,6 +79,7 @@ class ArgumentError(EdgeCompressError, ValueError):
 
     def __init__(self, argument: str, rule: str, got: object, hint: str = "") -> None:
         self.argument = argument
+        self.rule = rule
         text = f"`{argument}` must {rule}. Got {_short(got)}."
         super().__init__(f"{text} {hint}".rstrip())
 

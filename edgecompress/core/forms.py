@@ -28,8 +28,16 @@ from typing import (
     get_type_hints,
 )
 
+from edgecompress.core.errors import ArgumentError
+from edgecompress.core.units import parse_size, parse_time
+
 if TYPE_CHECKING:
-    from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter
+    from pydantic import (
+        GetCoreSchemaHandler,
+        GetJsonSchemaHandler,
+        TypeAdapter,
+        ValidationInfo,
+    )
     from pydantic_core import CoreSchema
 
 T = TypeVar("T")
@@ -115,6 +123,42 @@ class Rule:
         return found
 
 
+@dataclass(frozen=True, eq=False)
+class Parsed:
+    """A value that a file writes otherwise than the program: 98304 bytes are `96KiB`.
+
+    Attributes:
+        parse: Returns the value; raises ArgumentError.
+        schema: JSON schema of how it is written.
+    """
+
+    parse: Callable[[Any], Any]
+    schema: Mapping[str, Any]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        """Returns pydantic's form of it."""
+        from pydantic_core import core_schema
+
+        return core_schema.with_info_wrap_validator_function(self._parsed, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, core: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Returns JSON schema's form of it."""
+        return dict(self.schema)
+
+    def _parsed(self, value: Any, check: Callable[[Any], Any], info: ValidationInfo[Any]) -> Any:
+        from pydantic_core import PydanticCustomError
+
+        if info.context is not _FILE:
+            return check(value)
+        try:
+            return self.parse(value)
+        except ArgumentError as error:
+            words = error.rule.removeprefix("be ")
+            raise PydanticCustomError("rule", "{words}", {"words": words}) from None
+
+
 def at_least(least: int) -> Rule:
     """Returns the rule of a smallest number."""
     return Rule(f"at least {least}", lambda value: value >= least, {"minimum": least})
@@ -145,6 +189,24 @@ def is_sha256(value: Any) -> bool:
     return isinstance(value, str) and len(value) == 64 and set(value) <= _HEX
 
 
+# As `parse_size` and `parse_time` take them; that a size is 1 byte at least only they can say.
+_UNIT = r"^\s*(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*"
+Size = Annotated[
+    int,
+    Parsed(
+        parse_size,
+        {
+            "type": ["integer", "string"],
+            "minimum": 1,
+            "exclusiveMaximum": 1 << 63,
+            "pattern": _UNIT + r"(?:[kKmMgG](?:[iI]?[bB])?|[bB])?\s*$",
+        },
+    ),
+]
+Time = Annotated[
+    float,
+    Parsed(parse_time, {"type": "string", "pattern": _UNIT + r"[uU\u00b5\u03bc\u039cmM]?[sS]\s*$"}),
+]
 Text = Annotated[str, Exact()]
 Flag = Annotated[bool, Exact()]
 Whole = Annotated[int, Exact()]
@@ -171,12 +233,16 @@ class Fault:
         rule: What must stand there.
         got: What stands there; None where nothing does.
         missing: Whether nothing does.
+        known: Where the form does not have the key: those that it has.
+        error: What the object's own `__post_init__` raised.
     """
 
     place: str
     rule: str
     got: Any
     missing: bool = False
+    known: tuple[str, ...] = ()
+    error: ValueError | None = None
 
 
 def read(kind: type[T], value: Any, wrong: Callable[[Fault], Exception]) -> T:
@@ -185,18 +251,26 @@ def read(kind: type[T], value: Any, wrong: Callable[[Fault], Exception]) -> T:
     Args:
         kind: The dataclass.
         value: What `parse_json` or `read_toml` returned; keys that the form does not have are left
-            out.
+            out, or refused where the class is `CLOSED`.
         wrong: Makes the error from the first fault.
     """
     from pydantic import ValidationError
 
     try:
         form: Any = kind
-        found: T = _adapter(form).validate_python(value)
+        found: T = _adapter(form).validate_python(value, context=_FILE)
         return found
     except ValidationError as error:
-        (first, *_) = error.errors(include_url=False, include_context=True)
-    raise wrong(_fault(kind, first))
+        faults = error.errors(include_url=False)
+    # A misspelt key explains why another one is missing.
+    raise wrong(_fault(kind, next((f for f in faults if f["type"] == _UNKNOWN), faults[0])))
+
+
+# Of a class whose files may hold no other keys: `__pydantic_config__ = CLOSED`.
+CLOSED: Any = {"extra": "forbid"}
+_UNKNOWN = "unexpected_keyword_argument"
+# What tells `Parsed` that a value is as a file has it, not as the program has it.
+_FILE = {"file": True}
 
 
 @functools.cache
@@ -208,25 +282,38 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def _fault(kind: Any, error: Mapping[str, Any]) -> Fault:
+    known: tuple[str, ...] = ()
     place, here = "", kind
     for part in error["loc"]:
-        here = _inside(here, part)
+        form = _form(here)
+        if dataclasses.is_dataclass(form):
+            fields = _fields(form)
+            here, known = fields.get(part), tuple(fields)
+        else:
+            here = get_args(form)[0]
         place += f"[{part}]" if isinstance(part, int) else f".{part}"
-    missing = error["type"] == "missing"
-    if error["type"] == "rule":
-        rule = error["ctx"]["words"]
-    else:
-        whole = next((m for m in _marks(here) if isinstance(m, Rule) and m.whole), None)
-        rule = whole.words if whole else " or ".join(_words(here))
-    return Fault(place.removeprefix("."), rule, None if missing else error["input"], missing)
+    place, what, got = place.removeprefix("."), error["type"], error["input"]
+    if what == _UNKNOWN:
+        return Fault(place, "left out", got, known=known)
+    if what == "value_error":
+        return Fault(place, "", got, error=error["ctx"]["error"])
+    if what == "rule":
+        return Fault(place, error["ctx"]["words"], got)
+    whole = next((m for m in _marks(here) if isinstance(m, Rule) and m.whole), None)
+    rule = whole.words if whole else " or ".join(_words(here))
+    return Fault(place, rule, None if what == "missing" else got, what == "missing")
 
 
-def _inside(kind: Any, part: str | int) -> Any:
-    """Returns the annotation of a field or an item."""
-    (here,) = (k for k in _plain(kind) if k is not type(None))
-    if dataclasses.is_dataclass(here):
-        return get_type_hints(here, include_extras=True)[str(part)]
-    return get_args(here)[0 if get_origin(here) is tuple else 1]
+def _form(kind: Any) -> Any:
+    """Returns the one type of an annotation that is not null."""
+    (found,) = (plain for plain in _plain(kind) if plain is not type(None))
+    return found
+
+
+def _fields(form: Any) -> dict[str, Any]:
+    """Returns key in the file -> annotation."""
+    hints = get_type_hints(form, include_extras=True)
+    return {f.metadata.get("alias", f.name): hints[f.name] for f in dataclasses.fields(form)}
 
 
 def _plain(kind: Any) -> list[Any]:

@@ -169,7 +169,7 @@ def decode(kind: type[T], value: Any) -> T:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(kind).validate_python(value)
+        return TypeAdapter(kind).validate_python(value, by_alias=False, by_name=True)
     except (ValidationError, RecursionError) as error:
         raise ProcessError(
             "The process that reads the model returned something that is not a "

@@ -25,6 +25,8 @@ from keras import layers
 from edgecompress.cli import main
 from edgecompress.targets.profile import target_names
 
+pytestmark = pytest.mark.slow
+
 _SCRIPT = Path(sys.executable).with_name("edgecompress")
 _SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "report.schema.json").read_text())
 _PROGRESS = re.compile(r"\[ *\d+\.\d s\] ")

@@ -34,7 +34,7 @@ from edgecompress.pipeline import measuring
 from edgecompress.pipeline import parity as agreeing
 from edgecompress.targets.profile import load_target
 
-pytestmark = pytest.mark.usefixtures("in_process")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_process")]
 
 _SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "report.schema.json").read_text())
 

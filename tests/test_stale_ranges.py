@@ -30,6 +30,8 @@ from edgecompress.core.record import (
 from edgecompress.core.results import Report
 from edgecompress.precisions.simulation import simulate
 
+pytestmark = pytest.mark.slow
+
 
 def network() -> keras.Model:
     keras.utils.set_random_seed(0)

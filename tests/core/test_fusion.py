@@ -14,6 +14,8 @@ from edgecompress.core.operator_copy import tap_model
 from edgecompress.core.suppress_output import suppress_output
 from edgecompress.flatbuffers.reading import read_tflite
 
+pytestmark = pytest.mark.slow
+
 UNIT = (0.0, 255 / 256)
 
 

@@ -30,6 +30,8 @@ from edgecompress.layers.binary import (
     same_padding,
 )
 
+pytestmark = pytest.mark.slow
+
 OTHER = np.random.default_rng(5)
 
 

@@ -12,13 +12,13 @@ from edgecompress.recipes.results import CompressionResult
 
 @dataclass(frozen=True)
 class Thinning(DeepCompression):
-    """The settings of Deep Compression, and how much goes."""
+    """The settings of Deep Compression, and the share to prune."""
 
-    thinness: float = option(0.5, "Share of weights that goes.", share())
+    thinness: float = option(0.5, "Share of weights to prune.", share())
 
 
 def thin(request: Request) -> CompressionResult:
-    """Prunes, and converts."""
+    """Prunes and converts."""
     asked = request.settings
     settings = dataclasses.replace(asked, sparsity=asked.thinness, clusters=0, epochs=1)
     return run(dataclasses.replace(request, settings=settings))

@@ -1,4 +1,4 @@
-"""A toy plugin: a rewrite that takes away the biases of Dense layers that are zero."""
+"""A toy plugin: a rewrite that removes zero biases of Dense layers."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +13,12 @@ from edgecompress.surgery.rewrites import REWRITES, Rewrite, Rewritten
 @REWRITES.register("drop-zero-biases")
 @dataclass(frozen=True)
 class DropZeroBiases(Rewrite):
-    """Takes away the biases of Dense layers that are zero."""
+    """Removes zero biases of Dense layers."""
 
     tolerance: float = option(0.0, "Largest magnitude that counts as zero.", Number(low=0.0))
 
     def apply(self, model: Any) -> Rewritten:
-        """Returns a copy in which these layers have a kernel alone."""
+        """Returns a copy in which these layers have only a kernel."""
         import keras
 
         kernels, dropped = {}, 0

@@ -44,6 +44,17 @@ def test_light(code: str) -> None:
     assert _loaded_by(code) == []
 
 
+@pytest.mark.parametrize("command", ["", "export", "check", "bench", "compress"])
+def test_help_needs_no_pydantic(command: str) -> None:
+    """Files are checked by pydantic, which is imported as the first one is read."""
+    code = (
+        "import sys\nfrom edgecompress.cli import main\n"
+        f"assert main([*{command!r}.split(), '--help']) == 0\nassert 'pydantic' not in sys.modules"
+    )
+    result = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
 def test_every_public_name_loads() -> None:
     code = (
         "import edgecompress as ec\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -10,12 +11,14 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import jsonschema
 import pytest
 
+from edgecompress.core import results
 from edgecompress.core.forms import Fault, read
+from edgecompress.recipes.results import Cost, Drop, StageResult
 from edgecompress.targets.profile import TargetProfile
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -176,3 +179,33 @@ def test_the_schema_of_targets_refuses_what_it_can() -> None:
             assert validator.is_valid(mutant) == accepted, (place, value)
     assert refused > 100
     assert not validator.is_valid({**_OWN_TARGET, "more": 1})
+
+
+def test_the_schema_of_reports_has_the_fields_and_the_names_of_the_results() -> None:
+    schema = json.loads((_ROOT / "docs" / "report.schema.json").read_text())
+    inner = schema["$defs"]
+    for form, node, more in (
+        (results.CheckResult, inner["check"], set()),
+        (results.TargetResult, inner["target"], {"verdict"}),
+        (results.ModelInfo, schema["properties"]["model"], set()),
+        (results.ArtifactInfo, schema["properties"]["artifacts"]["items"], set()),
+    ):
+        names = {field.name for field in dataclasses.fields(form)}
+        assert set(node["properties"]) == names | more, form
+    check = inner["check"]["properties"]
+    assert check["rule"]["examples"] == [*get_args(results.Rule)]
+    assert check["unit"]["enum"] == [*get_args(results.Unit)]
+    assert check["how_known"]["enum"] == [*get_args(results.HowKnown), None]
+    assert inner["verdict"]["enum"] == [*get_args(results.Verdict)]
+
+
+def test_the_schema_of_compressions_has_the_fields_of_the_results() -> None:
+    schema = json.loads((_ROOT / "docs" / "compression.schema.json").read_text())
+    fields = schema["properties"]
+    for form, node, more in (
+        (StageResult, fields["stages"]["items"], set()),
+        (Drop, fields["drop"], {"verdict"}),
+        (Cost, schema["$defs"]["cost"], {"uncoded_rate", "rate"}),
+    ):
+        names = {field.name for field in dataclasses.fields(form)}
+        assert set(node["required"]) == names | more, form

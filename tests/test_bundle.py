@@ -21,6 +21,8 @@ from edgecompress.engines.run import run_engine
 from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.pipeline.bundle import read_labels, runtime_of
 
+pytestmark = pytest.mark.slow
+
 _NAMES = ("one", "two", "three")
 
 

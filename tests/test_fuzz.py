@@ -24,6 +24,8 @@ from edgecompress.inspection.tflite import inspect_tflite
 from edgecompress.targets.checks import check
 from edgecompress.targets.profile import Budgets, load_target
 
+pytestmark = pytest.mark.slow
+
 _CASES = 16
 
 

@@ -13,6 +13,8 @@ from keras import layers
 import edgecompress as ec
 from edgecompress.converters.agreement import OutputAgreement, compare, judge_output
 
+pytestmark = pytest.mark.slow
+
 
 def judged(got: np.ndarray, expected: np.ndarray, kind: str = "values", **options: Any) -> str:
     return judge_output(compare("y", kind, got, expected, **options), None)[0]

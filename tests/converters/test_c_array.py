@@ -26,6 +26,7 @@ from edgecompress.core.errors import (
     UnsupportedModelError,
     UnsupportedOperatorError,
 )
+from edgecompress.engines.registry import TFLM_KERNELS
 from edgecompress.flatbuffers.packing import pack
 from edgecompress.flatbuffers.reading import read_tflite
 
@@ -632,7 +633,7 @@ _PUBLISHED = {
 
 
 @pytest.mark.parametrize("name", sorted(_PUBLISHED))
-@pytest.mark.parametrize("kernels", c_array.KERNELS)
+@pytest.mark.parametrize("kernels", TFLM_KERNELS)
 def test_mlperf_tiny(shared: Path, name: str, kernels: str, tmp_path: Path) -> None:
     model = (shared / "models" / "mlperf_tiny" / f"{name}.tflite").read_bytes()
     lines = _check_program(model, tmp_path, kernels)

@@ -141,7 +141,7 @@ class Format:
     summary: str = ""
 
 
-FORMATS: Registry[Format] = Registry("--format")
+FORMATS: Registry[Format] = Registry("--format", home="edgecompress.converters")
 
 
 def register(

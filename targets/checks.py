@@ -8,108 +8,20 @@ asked of the target's family.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from edgecompress.core.options import Option, options_of
-from edgecompress.core.registry import Registry
 from edgecompress.core.results import CheckResult, TargetResult, judge
-from edgecompress.core.units import format_size
 from edgecompress.flatbuffers.model import FlatModel
-from edgecompress.targets.family import FAMILIES, NoOptions, Subject, family_of, own_options
+from edgecompress.targets.family import Subject, family_of, own_options
 from edgecompress.targets.profile import Budgets, TargetProfile
+from edgecompress.targets.rule import RULES
 
 if TYPE_CHECKING:
     from edgecompress.targets.bench import HostLatency
 
-__all__ = [
-    "RULES",
-    "Budgets",
-    "Rule",
-    "Subject",
-    "check",
-    "option_owners",
-    "rule",
-    "target_options",
-]
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A rule that every target is judged by.
-
-    Attributes:
-        judge: Returns what the rule finds; its docstring says the rule.
-        options: Its own options, a dataclass of `core.options`: flags and keywords of `export` and
-            `check`. `Subject.rule` holds them.
-    """
-
-    judge: Callable[[Subject], CheckResult]
-    options: type = field(default=NoOptions)
-
-
-RULES: Registry[Rule] = Registry("rule")
-
-
-def option_owners() -> list[type]:
-    """Returns the dataclasses of the options of all families of targets and all rules."""
-    owners = [family.options for family in FAMILIES.values()]
-    return owners + [found.options for found in RULES.values()]
-
-
-def target_options() -> dict[str, Option]:
-    """Returns the options of all families of targets and all rules, by name."""
-    return {option.name: option for owner in option_owners() for option in options_of(owner)}
-
-
-def rule(
-    name: str, options: type = NoOptions
-) -> Callable[[Callable[[Subject], CheckResult]], Callable[[Subject], CheckResult]]:
-    """Returns a decorator that registers a function as the rule `name`; see `Rule`."""
-
-    def decorate(judge: Callable[[Subject], CheckResult]) -> Callable[[Subject], CheckResult]:
-        RULES.register(name)(Rule(judge, options))
-        return judge
-
-    return decorate
-
-
-@rule("file_size")
-def file_size(subject: Subject) -> CheckResult:
-    """The .tflite file is no larger than its budget."""
-    size, limit = len(subject.model.data), subject.budgets.max_file_size
-    verdict = judge(size, size, limit)
-    reason = None
-    if verdict == "fail" and limit is not None:
-        reason = f"The file has {format_size(size)}, the budget is {format_size(limit)}."
-    return CheckResult(
-        "file_size", verdict, size, size, size, limit, "bytes", "computed", {}, reason
-    )
-
-
-@rule("flash")
-def flash(subject: Subject) -> CheckResult:
-    """The file and the code that runs it fit into the flash."""
-    return subject.family.flash(subject)
-
-
-@rule("arena")
-def arena(subject: Subject) -> CheckResult:
-    """The tensor arena fits into the RAM."""
-    return subject.family.arena(subject)
-
-
-@rule("latency")
-def latency(subject: Subject) -> CheckResult:
-    """One inference takes no longer than its budget."""
-    return subject.family.latency(subject)
-
-
-@rule("operators")
-def operators(subject: Subject) -> CheckResult:
-    """The target's runtime has every operator of the model, and is not known to be wrong."""
-    return subject.family.operators(subject)
+__all__ = ["Budgets", "check"]
 
 
 def _with_floor(result: CheckResult, floor: float | None) -> CheckResult:

@@ -14,15 +14,14 @@ from edgecompress.cli.parameters import Command, Sections
 def _sections() -> Sections:
     from edgecompress.core.options import options_of
     from edgecompress.pipeline import options
-    from edgecompress.targets.phones.runners import all_runners
+    from edgecompress.targets.phones.runners import RUNNERS
 
-    runners = all_runners()
     return [
         ("Measurement", [options.BenchOptions]),
         *(
-            (f"With --runner {name}", [runners[name].options])
-            for name in runners
-            if options_of(runners[name].options)
+            (f"With --runner {name}", [RUNNERS[name].options])
+            for name in RUNNERS
+            if options_of(RUNNERS[name].options)
         ),
     ]
 

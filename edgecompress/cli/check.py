@@ -15,7 +15,7 @@ from edgecompress.cli.parameters import Command, Sections
 def _sections() -> Sections:
     from edgecompress.flatbuffers.coding import DecodingOptions
     from edgecompress.pipeline import options
-    from edgecompress.targets.checks import option_owners
+    from edgecompress.targets.rule import option_owners
 
     return [
         ("Data and targets", [options.TargetOptions, options.CheckOptions]),

@@ -16,7 +16,7 @@ def _sections() -> Sections:
     from edgecompress.pipeline import options
     from edgecompress.recipes import RECIPES
     from edgecompress.recipes.registry import RecipeOptions
-    from edgecompress.targets.checks import option_owners
+    from edgecompress.targets.rule import option_owners
 
     return [
         ("Data and recipe", [RecipeOptions, options.CompressOptions]),

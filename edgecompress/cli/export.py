@@ -13,10 +13,9 @@ from edgecompress.cli.parameters import Command, Sections
 
 
 def _sections() -> Sections:
-    from edgecompress import converters  # noqa: F401  Formats register as they are imported.
     from edgecompress.converters.formats import FORMATS
     from edgecompress.pipeline import options
-    from edgecompress.targets.checks import option_owners
+    from edgecompress.targets.rule import option_owners
 
     return [
         ("Data and targets", [options.TargetOptions, options.DataOptions, options.FormatOptions]),

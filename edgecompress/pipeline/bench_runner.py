@@ -197,7 +197,7 @@ def bench(
     from edgecompress.targets.measurement import Measurement
     from edgecompress.targets.measurement_checks import budget_checks, to_record
     from edgecompress.targets.phones.adb import connect
-    from edgecompress.targets.phones.runners import PhonePlan, all_runners
+    from edgecompress.targets.phones.runners import RUNNERS, PhonePlan
 
     if host and adb:
         raise ArgumentError("--host", "be left out with --adb", True, "Run it once for each.")
@@ -208,15 +208,14 @@ def bench(
         )  # fmt: skip
     if serial is not None and not adb:
         raise ArgumentError("--serial", "go with --adb", serial)
-    runners = all_runners()
-    chosen_runner = runners[runner]
+    chosen_runner = RUNNERS[runner]
     if runner != "app" and not adb:
         raise ArgumentError("--runner", "go with --adb", runner)
     of_runner: Any = parse_options(
         chosen_runner.options,
         options,
         f"--runner {runner}",
-        {f"--runner {name}": runners[name].options for name in runners},
+        {f"--runner {name}": RUNNERS[name].options for name in RUNNERS},
     )
     program = _program(chosen_runner.program, getattr(of_runner, "binary", None))
     for name, value in (("--processes", processes), *(("--threads", t) for t in threads)):

@@ -166,9 +166,9 @@ class CheckOptions:
 
 
 def _runners() -> Mapping[str, Any]:
-    from edgecompress.targets.phones.runners import all_runners
+    from edgecompress.targets.phones.runners import RUNNERS
 
-    return all_runners()
+    return RUNNERS
 
 
 @dataclass(frozen=True)

@@ -254,7 +254,7 @@ def split_options(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, A
     Raises:
         ArgumentError: a value breaks its rule.
     """
-    from edgecompress.targets.checks import target_options
+    from edgecompress.targets.rule import target_options
 
     owned = target_options()
     found = {

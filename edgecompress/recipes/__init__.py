@@ -101,7 +101,7 @@ def compress(
         >>> result.totals.paper_rate, result.totals.file_rate  # doctest: +SKIP
         (31.2, 14.8)
     """
-    from edgecompress.targets.checks import target_options
+    from edgecompress.targets.rule import target_options
 
     chosen = RECIPES[recipe]
     known = {field.name for field in dataclasses.fields(chosen.settings)}

@@ -78,15 +78,7 @@ class Runner:
     summary: str = ""
 
 
-RUNNERS: Registry[Runner] = Registry("--runner")
-
-
-def all_runners() -> Registry[Runner]:
-    """Returns the registry with every runner of this package in it."""
-    # Importing a runner registers it.
-    from edgecompress.targets.phones import benchmark_model, litert  # noqa: F401
-
-    return RUNNERS
+RUNNERS: Registry[Runner] = Registry("--runner", home="edgecompress.targets.phones.all_runners")
 
 
 def run_app(

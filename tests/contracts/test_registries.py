@@ -61,7 +61,7 @@ def test_every_axis_that_grows_is_found() -> None:
     names = {place.rpartition(".")[2] for place in REGISTRIES}
     assert names >= {
         "CRITERIA", "PATTERNS", "SCHEDULES", "PRECISIONS", "LOSSES", "REWRITES", "FORMATS",
-        "RECIPES", "RUNNERS", "ENGINES", "RULES", "LAYER_KINDS",
+        "RECIPES", "RUNNERS", "ENGINES", "FAMILIES", "OPERATOR_RULES", "RULES", "LAYER_KINDS",
     }  # fmt: skip
 
 

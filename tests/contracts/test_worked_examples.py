@@ -19,6 +19,9 @@ _TOYS = {
     "rewrite": "rewrite",
     "format": "format_with_option",
     "recipe": "recipe_with_option",
+    "target_family": "family",
+    "rule": "rule",
+    "runner": "runner",
 }
 # Page -> what its program prints last.
 _PRINTS = {
@@ -30,6 +33,9 @@ _PRINTS = {
     "rewrite": "74 -> 64 {'technique': 'drop-zero-biases', 'tolerance': 1e-06, 'biases': 10}",
     "format": "The tag is red.",
     "recipe": "thinning 0.25 ['original', 'int8', 'prune', 'file']",
+    "target_family": "['4 lanes take 16 us.']",
+    "rule": "3 It has 2 operators, the limit is 1.",
+    "runner": "['--warmups']",
 }
 _LONGEST = 75
 

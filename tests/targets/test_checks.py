@@ -19,7 +19,7 @@ from edgecompress.flatbuffers.packing import pack, unpack
 from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.flatbuffers.sparse_tensors import encode_blocks
 from edgecompress.flatbuffers.tensors import Tensor
-from edgecompress.targets.checks import RULES, Budgets, check
+from edgecompress.targets.checks import Budgets, check
 from edgecompress.targets.operators import (
     LITERT_BUILTINS,
     TFLM_BUILTINS,
@@ -27,6 +27,7 @@ from edgecompress.targets.operators import (
     wrong_results,
 )
 from edgecompress.targets.profile import load_target, target_names
+from edgecompress.targets.rule import RULES
 from edgecompress.targets.tflm.arena import compute_arena
 
 BOARD = load_target("nucleo-l4r5zi")

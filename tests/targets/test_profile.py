@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from edgecompress.core.errors import ArgumentError, UnknownNameError
-from edgecompress.targets.checks import RULES
 from edgecompress.targets.profile import (
     Budgets,
     Calibration,
@@ -18,6 +17,7 @@ from edgecompress.targets.profile import (
     load_target,
     target_names,
 )
+from edgecompress.targets.rule import RULES
 
 BOARDS = {
     # Flash and the largest block of SRAM, from the makers' data sheets.

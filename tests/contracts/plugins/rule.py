@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from edgecompress.core.options import option, whole
 from edgecompress.core.results import CheckResult, judge
-from edgecompress.targets.checks import Subject, rule
+from edgecompress.targets.family import Subject
+from edgecompress.targets.rule import rule
 
 
 @dataclass(frozen=True)

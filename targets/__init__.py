@@ -1,1 +1,1 @@
-"""Targets: what a device offers, and whether a flatbuffer fits it."""
+"""Targets: what a device offers, and whether a flatbuffer fits."""

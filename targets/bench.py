@@ -1,8 +1,8 @@
-"""Times a flatbuffer on the computer this runs on, in a way that other programs do not disturb.
+"""Times a flatbuffer on this computer, largely undisturbed by other programs.
 
 Wall-clock time of a shared machine says more about its other users than about the model: medians
-of fresh processes differ by tens of percent. The CPU time of the computing thread repeats within
-a few percent, so it is the measured value; wall-clock numbers are reported beside it.
+of fresh processes differ by tens of percent. The CPU time of the computing thread repeats within a
+few percent, so it is the measured value; wall-clock numbers are reported as well.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from edgecompress.engines.registry import ENGINES, LITERT
 from edgecompress.engines.run import time_engine
 
 LATENCY_SCHEMA = "edgecompress.latency/1"
-# Above this ratio of the medians the wall clock has measured the other programs.
+# Above this ratio of the medians, the wall clock has measured other programs.
 WALL_LIMIT = 1.2
 _BINS = 20
 
@@ -36,7 +36,7 @@ class HostLatency:
     Attributes:
         engine: The engine's registered name.
         version: Version of its package.
-        kernels: Which kernels computed, e.g. `XNNPACK`.
+        kernels: Which kernels ran, e.g. `XNNPACK`.
         threads: Threads of the engine.
         cpu_medians: Median CPU time of the computing thread, one for each process.
         wall_medians: Median wall-clock time, one for each process.
@@ -44,19 +44,19 @@ class HostLatency:
             medians over the processes; `min`, `p5`, `median`, `p90`, `p95`, `max`, `mean`, `std`:
             wall clock over the samples of all processes; `cpu_median`: median of `cpu_medians`.
         samples: Timed samples of all processes.
-        inferences_per_sample: A sample is the mean over so many inferences (1 for slow models);
-            the largest number of the processes.
+        inferences_per_sample: A sample is the mean over this many inferences (1 for slow models);
+            the largest number of all processes.
         config: How it was measured: `processes`, `warmup`, `min_seconds`, `min_samples`, `seed`.
         cpu: Model name of the CPU.
         cores: Logical CPUs that this process may use.
-        state: `load_before` and `load_after` (1-minute averages), `steal` (share of CPU time the
-            hypervisor kept, 0 to 1), `governor`; None where the system does not tell.
-        memory_kib: Growth of the process: `init` by loading the file, `overall` in all; medians.
+        state: `load_before` and `load_after` (1-minute averages), `steal` (share of CPU time taken
+            by the hypervisor, 0 to 1), `governor`; None if the system does not report it.
+        memory_kib: Growth of the process: `init` by loading the file, `overall` in total; medians.
         model_sha256: SHA-256 of the file.
         model_bytes: Size of the file.
-        time: When, in UTC.
-        histogram: `edges` in microseconds and `counts` of the wall clock over all samples; the
-            last bin also holds what is slower.
+        time: Time of the measurement, in UTC.
+        histogram: `edges` in microseconds and `counts` of the wall clock over all samples; the last
+            bin also counts slower ones.
 
     Example:
         >>> bench_host(Path("model_int8.tflite").read_bytes()).measured  # doctest: +SKIP
@@ -89,7 +89,7 @@ class HostLatency:
 
     @property
     def low(self) -> float:
-        """Lower end of the band: the fastest process (of several threads: also its CPU time)."""
+        """Lower end of the band: the fastest process (with several threads, also its CPU time)."""
         if self.threads == 1:
             return min(self.cpu_medians)
         return min(*self.wall_medians, *(self.cpu_medians if self.wall_refused else ()))
@@ -101,13 +101,13 @@ class HostLatency:
 
     @property
     def spread_pct(self) -> float:
-        """How far the processes lie apart: (slowest / fastest - 1) in percent."""
+        """Spread of the processes: (slowest / fastest - 1) in percent."""
         chosen = self.cpu_medians if self.threads == 1 else self.wall_medians
         return (max(chosen) / min(chosen) - 1) * 100
 
     @property
     def wall_refused(self) -> str | None:
-        """Why the wall-clock numbers allow no verdict; None where they do."""
+        """Why the wall-clock numbers allow no verdict; None if they do."""
         wall, cpu = self.latency_us["median"], self.latency_us["cpu_median"]
         if wall <= WALL_LIMIT * cpu:
             return None
@@ -158,16 +158,16 @@ def bench_host(
     timeout_s: float = 120.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> HostLatency:
-    """Times a model on this computer, in fresh processes one after the other.
+    """Times a model on this computer, in consecutive fresh processes.
 
     Args:
         model: The .tflite file's bytes.
         processes: Number of processes; their spread is the band of the result. Defaults to 5.
-        min_seconds: Least duration of the timed part of each process. Defaults to 0.3 seconds.
+        min_seconds: Minimum duration of the timed part of each process. Defaults to 0.3 seconds.
         threads: Threads of the engine. With more than 1 the CPU time of one thread is not a
             latency, so the wall clock counts.
         warmup: Inferences before the timed ones. Defaults to 10.
-        min_samples: Least number of timed samples of each process. Defaults to 10.
+        min_samples: Minimum number of timed samples of each process. Defaults to 10.
         seed: Seed of the random inputs.
         engine: Which engine runs the file. Defaults to `litert`.
         timeout_s: Seconds after which a process without a result is stopped.
@@ -237,14 +237,14 @@ def summarize(
     state: Mapping[str, float | str | None],
     model: bytes,
 ) -> HostLatency:
-    """Makes one result of the processes' timings.
+    """Merges the processes' timings into one result.
 
     Args:
         runs: What `engines.run.time_engine` returned, one for each process; nanoseconds.
         engine: The engine's name.
         threads: Threads of the engine.
         config: How it was measured.
-        state: What the computer did meanwhile.
+        state: The state of the computer during the run.
         model: The .tflite file's bytes.
     """
     wall = np.concatenate([run["wall"] for run in runs]) / 1e3
@@ -280,7 +280,7 @@ def summarize(
 
 
 def _histogram(wall: np.ndarray) -> dict[str, list[float] | list[int]]:
-    # A few samples that another program disturbed would leave one bin for all others.
+    # A few samples disturbed by another program would squeeze all others into one bin.
     low, high = float(wall.min()), float(np.percentile(wall, 95))
     edges = np.linspace(low, max(high, low * 1.01), _BINS + 1)
     counts, _ = np.histogram(np.minimum(wall, edges[-1]), edges)
@@ -313,7 +313,7 @@ def _read(path: str) -> str:
 
 
 def memory_kib() -> int | None:
-    """Returns the memory of this computer in KiB; None where the system does not tell."""
+    """Returns the memory of this computer in KiB; None if the system does not report it."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 1024
     except (AttributeError, OSError, ValueError):
@@ -351,7 +351,7 @@ def cores() -> int:
 
 
 def cpu_name() -> str:
-    """Returns the model name of the CPU, as far as the system tells."""
+    """Returns the model name of the CPU, as far as the system reports it."""
     for line in _read("/proc/cpuinfo").splitlines():
         key, _, value = line.partition(":")
         if key.strip() in ("model name", "Hardware") and value.strip():

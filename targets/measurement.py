@@ -1,7 +1,7 @@
 """Measurement files: what the demo app, or `bench`, measured on a bundle.
 
 docs/measurement.schema.json describes the file. A file comes from another machine, so nothing in it
-is taken on trust: its form, the model's SHA-256 and the target are checked before a number counts.
+is trusted: its form, the model's SHA-256 and the target are checked before a number counts.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from edgecompress.core.reading import JSON_LIMIT, read_bytes
 from edgecompress.core.structured import parse_json
 from edgecompress.targets.measurement_form import MEASUREMENT_SCHEMA, MeasurementForm, wrong_form
 
-# MLPerf Mobile's rule for repeats of a run (v4.0): further apart, they allow no verdict.
+# MLPerf Mobile's rule for repeats of a run (v4.0): if further apart, they allow no verdict.
 MOST_SPREAD_PCT = 5.0
-# Android's thermal status: 1 is light, where a device may already slow down a little; from 2 on
-# (moderate) it does so noticeably.
+# Android's thermal status: at 1 (light) a device may already slow down a little; from 2 (moderate)
+# on it does so noticeably.
 THERMAL_MODERATE = 2
 
 
@@ -38,12 +38,12 @@ class Measurement:
 
     @property
     def sha256(self) -> str:
-        """Of the model that was run."""
+        """SHA-256 of the model that was run."""
         return str(self.data["model"]["sha256"])
 
     @property
     def setting(self) -> str:
-        """Kind of the file, threads and kernels, for people."""
+        """Kind of the file, threads and kernels, human-readable."""
         config = self.data["config"]
         threads = "1 thread" if config["threads"] == 1 else f"{config['threads']} threads"
         return f"{self.data['model']['kind']}, {threads}, XNNPACK " + (
@@ -52,7 +52,7 @@ class Measurement:
 
     @property
     def median(self) -> float | None:
-        """Microseconds of one inference: CPU time where that was measured, else wall clock."""
+        """Microseconds of one inference: CPU time if it was measured, else wall clock."""
         latency = self.data["latency_us"]
         if latency is None:
             return None
@@ -61,7 +61,7 @@ class Measurement:
 
     @property
     def repeats(self) -> tuple[float, ...]:
-        """The medians of the repeats, which are the band of the result."""
+        """The medians of the repeats, which form the band of the result."""
         latency = self.data["latency_us"]
         if latency is None:
             return ()
@@ -69,12 +69,12 @@ class Measurement:
 
     @property
     def error(self) -> Mapping[str, Any] | None:
-        """Why there is no, or no whole, result: `code` and `message`."""
+        """Why there is no result, or only part of one: `code` and `message`."""
         found: Mapping[str, Any] | None = self.data["error"]
         return found
 
     def doubt(self) -> str | None:
-        """Returns why the times allow no verdict; None where they do."""
+        """Returns why the times allow no verdict; None if they do."""
         golden = self.data["golden"]
         if golden is not None and not golden["passed"]:
             return "The outputs differ from the golden ones, so something else was timed."
@@ -95,7 +95,7 @@ class MeasurementFile:
     """A measurement file.
 
     Attributes:
-        path: Where it was read.
+        path: The file it was read from.
         data: The whole object.
         measurements: One for each model and setting.
     """
@@ -115,7 +115,7 @@ def read_measurement(path: Path | str) -> MeasurementFile:
     """Reads a measurement file.
 
     Raises:
-        ModelFileError: it cannot be read, is no whole JSON, or is not of the form of
+        ModelFileError: it cannot be read, is not complete JSON, or does not conform to
             docs/measurement.schema.json.
 
     Example:
@@ -126,11 +126,11 @@ def read_measurement(path: Path | str) -> MeasurementFile:
 
 
 def parse_measurement(content: bytes, label: str) -> MeasurementFile:
-    """Returns the measurement file of a content.
+    """Parses the content of a measurement file.
 
     Args:
-        content: What the file holds.
-        label: What errors call it.
+        content: The file's content.
+        label: Its name in errors.
 
     Raises:
         ModelFileError: as in `read_measurement`.
@@ -139,7 +139,9 @@ def parse_measurement(content: bytes, label: str) -> MeasurementFile:
         root = parse_json(content, label)
     except UnreadableFileError as error:
         cut = "" if content.rstrip().endswith(b"}") else " The file is cut off."
-        raise ModelFileError(f"{label} is no measurement file: it {error.problem}.{cut}") from error
+        raise ModelFileError(
+            f"{label} is not a measurement file: it {error.problem}.{cut}"
+        ) from error
     schema = root.get("schema") if isinstance(root, dict) else None
     if schema != MEASUREMENT_SCHEMA:
         raise ModelFileError(
@@ -151,7 +153,7 @@ def parse_measurement(content: bytes, label: str) -> MeasurementFile:
 
 
 def spread_pct(medians: Sequence[float]) -> float:
-    """Returns how far repeats lie apart: (slowest / fastest - 1) in percent.
+    """Returns the spread of repeats: (slowest / fastest - 1) in percent.
 
     Example:
         >>> round(spread_pct([100.0, 104.0, 106.0]), 1)

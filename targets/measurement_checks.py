@@ -1,4 +1,4 @@
-"""What a measurement says about limits: `CheckResult`s, as every other rule gives them."""
+"""What a measurement says about limits: `CheckResult`s, as from every other rule."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 def latency_check(measurement: Measurement, limit: float | None) -> CheckResult:
     """Returns whether a measured inference takes no longer than its limit.
 
-    The band is that of the repeats. Where they lie more than 5 % apart, the device got hotter or
-    was throttled, or the golden outputs were not met, the verdict is `uncertain`, whatever the
-    numbers are and whether there is a limit or not.
+    The band is that of the repeats. If they are more than 5 % apart, the device got hotter or was
+    throttled, or the golden outputs did not match, the verdict is `uncertain`, whatever the numbers
+    and with or without a limit.
 
     Args:
         measurement: What was measured.
@@ -58,7 +58,7 @@ def latency_check(measurement: Measurement, limit: float | None) -> CheckResult:
 
 
 def check_target(file: MeasurementFile, profiles: Sequence[TargetProfile]) -> None:
-    """Refuses a file that was measured for none of the targets.
+    """Refuses a file that was not measured for any of the targets.
 
     Raises:
         ArgumentError: it names another target, or none.
@@ -76,13 +76,12 @@ def measured_checks(
 ) -> tuple[CheckResult, ...]:
     """Returns what a file says about a model on a target: latency, and memory if it has a limit.
 
-    Of several settings the one that LiteRT has without being told counts: XNNPACK on, and the
-    fewest threads.
+    Of several settings, LiteRT's default counts: XNNPACK on, and the fewest threads.
 
     Args:
         file: What was measured.
         sha256: Of the checked model.
-        profile: The target; nothing is returned where the file is of another one.
+        profile: The target; nothing is returned if the file is for another one.
         limits: The budgets.
 
     Raises:
@@ -119,10 +118,10 @@ def measured_checks(
 
 
 def memory_check(grown_kib: float | None, limit: int, how_known: HowKnown) -> CheckResult:
-    """Returns whether a process grew by no more than a limit, where there is no tensor arena.
+    """Returns whether a process grew by no more than a limit, if there is no tensor arena.
 
     Args:
-        grown_kib: KiB that it grew by; None where the system does not tell.
+        grown_kib: KiB by which it grew; None if the system does not report it.
         limit: Bytes.
         how_known: Where it ran.
     """
@@ -143,7 +142,7 @@ def budget_checks(
 
     Args:
         measurement: What was measured.
-        budgets: As a bundle has them: `max_latency_us`, `max_file_size`, `max_ram`.
+        budgets: As in a bundle: `max_latency_us`, `max_file_size`, `max_ram`.
     """
     data = measurement.data
     tier: HowKnown = data["tier"]
@@ -156,7 +155,7 @@ def budget_checks(
     )  # fmt: skip
 
 
-# Of a check, what a measurement file holds of it.
+# The fields of a check in a measurement file.
 _RECORDED = ("rule", "verdict", "measured", "low", "high", "limit", "unit", "reason")
 
 
@@ -182,7 +181,7 @@ def _how_known(entry: Mapping[str, Any], tier: HowKnown) -> HowKnown | None:
 def _golden_check(data: Mapping[str, Any], tier: HowKnown) -> CheckResult:
     golden = data["golden"]
     if golden is None:
-        # A runner that compares no outputs says so itself.
+        # A runner that does not compare outputs says so itself.
         reason = data.get("golden_reason") or (
             "The bundle has no golden outputs, or they were not reached."
         )
@@ -211,7 +210,7 @@ def _difference(golden: Mapping[str, Any]) -> str:
     steps, error = golden["max_steps"], golden["max_error"]
     parts = [] if steps is None else [f"{steps} steps"]
     parts += [] if error is None else [f"{error:g}"]
-    return " and ".join(parts) or "values that are no numbers"
+    return " and ".join(parts) or "NaN values"
 
 
 def _memory(
@@ -227,7 +226,9 @@ def _memory(
             "not_applicable" if limit is None else "not_measured",
             limit=limit,
             detail=detail or {},
-            reason=None if limit is None else "The system does not tell the memory of the process.",
+            reason=None
+            if limit is None
+            else "The system does not report the memory of the process.",
         )
     return _bytes_check(rule, grown_kib * 1024, limit, how_known, "It takes", detail)
 

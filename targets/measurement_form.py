@@ -1,6 +1,6 @@
-"""The form of a measurement file: what each value must be before it counts.
+"""The schema of a measurement file: what each value must be before it counts.
 
-What has a default here, a file may leave out: nothing is read from it.
+A file may omit fields with a default here: nothing is read from them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from edgecompress.core.forms import (
 from edgecompress.core.results import HowKnown
 
 MEASUREMENT_SCHEMA = "edgecompress.measurement/1"
-# Kind of a target -> how what is measured on it is known.
+# Kind of a target -> `how_known` of its measurements.
 TIERS: dict[str, HowKnown] = {"phone": "measured_device", "host": "measured_host"}
 
 Times = Annotated[
@@ -50,7 +50,7 @@ class MeasurementTool:
 
 @dataclass(frozen=True)
 class MeasuredBundle:
-    """The bundle that was asked for.
+    """The requested bundle.
 
     Attributes:
         name: Its name.
@@ -151,7 +151,7 @@ class MeasuredModel:
     """The model that was run.
 
     Attributes:
-        sha256: As in the bundle; where there is no error, the bytes that were run have it.
+        sha256: As in the bundle; if there is no error, the bytes that were run have it.
         bytes: Its size.
         kind: The artifact's kind.
         file: Its path in the bundle.
@@ -180,7 +180,7 @@ class Runtime:
         name: The runtime's name.
         version: Its version.
         api: The interface that was called.
-        delegate: The delegate that was asked for, e.g. XNNPACK; null for none.
+        delegate: The requested delegate, e.g. XNNPACK; null for none.
         kernels: XNNPACK or built-in: what computed, as far as the runtime tells; null where it does
             not.
         program: Optional.
@@ -358,7 +358,7 @@ class MeasurementEntry:
         checks: Against the bundle's budgets.
         output_sha256: Of the outputs for the golden inputs, sample after sample and output after
             output; null if there are none.
-        error: Null where there is none.
+        error: Null if there is none.
         time: UTC, e.g. 2026-01-02T03:04:05Z.
     """
 
@@ -391,7 +391,7 @@ class MeasurementForm:
         schema: Name and number of this schema.
         tool: What measured.
         time: UTC, e.g. 2026-01-02T03:04:05Z.
-        bundle: What was asked for; null where no bundle could be read.
+        bundle: The requested bundle; null if no bundle could be read.
         device: The machine.
         state: Of the whole run.
         measurements: One for each model, number of threads and setting of XNNPACK.
@@ -412,6 +412,6 @@ def wrong_form(label: str, fault: Fault) -> ModelFileError:
     """Returns the error on a file that is not of this form; `label` is what it is called."""
     rule, got = ("there", None) if fault.missing else (fault.rule, fault.got)
     return ModelFileError(
-        f"{label} is no whole measurement file: {fault.place} must be {rule}. "
+        f"{label} is not a complete measurement file: {fault.place} must be {rule}. "
         f"Got {str(got)[:60]!r}."
     )

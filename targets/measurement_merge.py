@@ -1,4 +1,4 @@
-"""The runs of several processes as one measurement file."""
+"""Merges the runs of several processes into one measurement file."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from edgecompress.targets.measurement import Measurement, MeasurementFile, sprea
 
 
 def merge(files: Sequence[MeasurementFile]) -> MeasurementFile:
-    """Puts the runs of several processes together; each process is one repeat.
+    """Merges the runs of several processes; each process is one repeat.
 
-    Times: `min` and `max` over all, `mean` and `std` of all samples, `median`, percentiles and what
-    happens once in a process as the median over the processes. The state is that before the first
-    and after the last; of the thermal status afterwards the highest counts.
+    Times: `min` and `max` over all, `mean` and `std` of all samples; `median`, percentiles and what
+    happens once per process are medians over the processes. The state is that before the first and
+    after the last; for the thermal status afterwards, the highest counts.
 
     Args:
         files: One for each process, in their order; at least one.
@@ -82,7 +82,7 @@ def _merged_latency(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None
     once = ("init", "first", "p5", "median", "p95")
     samples = sum(part["samples"] for part in parts)
     mean = sum(part["mean"] * part["samples"] for part in parts) / samples
-    # Variance of all: within the processes and between them.
+    # Total variance: within the processes and between them.
     squares = sum(
         part["samples"] * (part["std"] ** 2 + (part["mean"] - mean) ** 2) for part in parts
     )
@@ -103,7 +103,7 @@ def _merged_latency(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None
 
 
 def _merged_histogram(found: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
-    """Counts each bin where its middle lies in bins of equal width over all of them."""
+    """Adds each bin's count at its middle to bins of equal width over all of them."""
     parts = [part for part in found if part is not None]
     if len(parts) < len(found):
         return None

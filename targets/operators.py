@@ -1,9 +1,9 @@
-"""Which operators a target's runtime runs, and which it is known to compute wrongly.
+"""Which operators a target's runtime runs, and which it is known to compute incorrectly.
 
-The lists here are the runtimes' own: what is not in them cannot be loaded. What the kernels of
-TensorFlow Lite Micro take of the types, ranks and forms of an operator is measured
-(`operator_support`); a combination that was not is no pass. The real engine, which runs the very
-file where this computer has it, has the last word.
+The lists here are the runtimes' own: anything not listed cannot be loaded. Which types, ranks and
+forms of an operator the kernels of TensorFlow Lite Micro support is measured (`operator_support`);
+an unmeasured combination is not a pass. The real engine, which runs the file itself if this
+computer has it, has the last word.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _KERNELS = {"cmsis-nn": "CMSIS-NN's kernels", "reference": "the reference kernel
 
 
 def _title(code: str, kernels: str) -> str:
-    """Names the kernels that compute an operator; CMSIS-NN has some, and borrows the rest."""
+    """Names the kernels that run an operator; CMSIS-NN has some, and borrows the rest."""
     return _KERNELS[kernels if code in CMSIS_NN else "reference"]
 
 
@@ -48,8 +48,8 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Builtin operators that the tflite-micro wheel 0.dev20261023182759 loads, found by asking for each.
-# It takes every version.
+# Builtin operators that the tflite-micro wheel 0.dev20261023182759 loads, found by trying each. It
+# accepts every version.
 TFLM_BUILTINS = _names("""
     ABS ADD ADD_N ARG_MAX ARG_MIN ASSIGN_VARIABLE AVERAGE_POOL_2D BATCH_MATMUL BATCH_TO_SPACE_ND
     BROADCAST_ARGS BROADCAST_TO CALL_ONCE CAST CEIL CONCATENATION CONV_2D COS CUMSUM DEPTH_TO_SPACE
@@ -69,7 +69,7 @@ TFLM_CUSTOM = _names(f"""
     SignalFilterBankSpectralSubtraction SignalFilterBankSquareRoot SignalFramer SignalIrfft
     SignalOverlapAdd SignalPCAN SignalRfft SignalStacker SignalWindow
 """)
-# Builtin operators of ai-edge-litert 2.3.0 with the newest version that it loads (1 where none is
+# Builtin operators of ai-edge-litert 2.3.0 with the newest version that it loads (1 if none is
 # given), found by asking it for one operator and version at a time.
 _LITERT = """
     ABS:5 ADD:6 ADD_N ARG_MAX:3 ARG_MIN:3 ASSIGN_VARIABLE ATAN2 AVERAGE_POOL_2D:3 BATCH_MATMUL:4
@@ -103,19 +103,19 @@ LITERT_BUILTINS = {
 LITERT_CUSTOM = _names(
     "NumericVerify Mfcc AudioSpectrogram TFLite_Detection_PostProcess aeq.hadamard_rotation"
 )
-# What Larq Compute Engine 0.16 adds to the operators of TensorFlow Lite 2.16.
+# Operators that Larq Compute Engine 0.16 adds to those of TensorFlow Lite 2.16.
 LCE_CUSTOM = _names("LceQuantize LceDequantize LceBconv2d LceBMaxPool2d")
 
 
 @dataclass(frozen=True)
 class OperatorProblem:
-    """An operator that a target cannot run, or computes wrongly.
+    """An operator that a target cannot run, or computes incorrectly.
 
     Attributes:
         index: Position in the order of execution.
         name: The operator's name.
         output: Name of its first output tensor.
-        reason: What is wrong and, where there is a way, what to do.
+        reason: What is wrong and, if possible, what to do.
     """
 
     index: int
@@ -125,7 +125,7 @@ class OperatorProblem:
 
     def __str__(self) -> str:
         """One line for reports."""
-        # A fused operator carries the names of all it was made from, separated by semicolons.
+        # A fused operator has the names of all its parts, separated by semicolons.
         output = self.output.split(";")[0]
         return f"operator {self.index} {self.name} ({output!r}): {self.reason}"
 
@@ -146,8 +146,8 @@ def _custom(operator: Operator, runtime: str) -> str:
         return "it is compiled for an Ethos-U, which this target does not have"
     if name.startswith("Lce"):
         return (
-            f"{runtime} does not know it: only Larq Compute Engine runs it, for phones whose app "
-            "carries a build of that engine"
+            f"{runtime} does not support it: only Larq Compute Engine runs it, for phones whose "
+            "app carries a build of that engine"
         )
     return f"{runtime} has no custom operator {name!r}"
 
@@ -168,7 +168,7 @@ def _tflm(model: FlatModel, operator: Operator, kernels: str, family: str) -> st
 
 
 def _refused(model: FlatModel, operator: Operator, kernels: str, family: str) -> str | None:
-    """Says what a kernel refuses, where a model of this operator alone was refused."""
+    """Says what a kernel refuses, if a model of only this operator was refused."""
     wanted = signature(model, operator)
     found = support(wanted, kernels, family)
     if found is None or found.outcome != "refused":
@@ -183,7 +183,7 @@ def _refused(model: FlatModel, operator: Operator, kernels: str, family: str) ->
         types = (source.type, weights.type)
     if types[0] == "FLOAT32" and types[1].startswith("INT"):
         return (
-            f"TensorFlow Lite Micro runs no hybrid models (FLOAT32 activations, {types[1]} "
+            f"TensorFlow Lite Micro does not run hybrid models (FLOAT32 activations, {types[1]} "
             "weights); convert to int8 with calibration data"
         )
     advice = _other_ways(wanted, kernels, family)
@@ -191,7 +191,7 @@ def _refused(model: FlatModel, operator: Operator, kernels: str, family: str) ->
 
 
 def _other_ways(wanted: Signature, kernels: str, family: str) -> str:
-    """Names what was measured to run instead: another kernel set, or fewer dimensions."""
+    """Suggests what was measured to run instead: another kernel set, or fewer dimensions."""
     other = "reference" if kernels == "cmsis-nn" else "cmsis-nn"
     found = support(wanted, other, family)
     if found is not None and found.outcome == RUNS:
@@ -223,10 +223,10 @@ def _litert(model: FlatModel, operator: Operator, kernels: str, family: str) -> 
     if any(i >= 0 and model.tensors[i].stray_axis for i in operator.inputs):
         return (
             "its bias names a channel axis beyond its one dimension, which only TensorFlow Lite "
-            "Micro ignores; convert the model anew"
+            "Micro ignores; convert the model again"
         )
     if operator.version > newest:
-        return f"LiteRT knows it up to version {newest}, the file asks for {operator.version}"
+        return f"LiteRT supports it up to version {newest}, the file requires {operator.version}"
     return None
 
 
@@ -276,14 +276,15 @@ def unmeasured(
     *,
     ran: bool = False,
 ) -> tuple[OperatorProblem, ...]:
-    """Returns the operators of which nobody knows whether the target's kernels run them.
+    """Returns the operators for which it is unknown whether the target's kernels run them.
 
     Args:
         model: The file.
-        profile: The target. Only TensorFlow Lite Micro has a table of what its kernels run.
+        profile: The target. Only for TensorFlow Lite Micro is there a table of what its kernels
+            run.
         kernels: `cmsis-nn` or `reference`. Defaults to the profile's.
-        ran: Whether TensorFlow Lite Micro has run this very file here. It has the reference
-            kernels, so that only operators with a kernel of CMSIS-NN's own stay unknown.
+        ran: Whether TensorFlow Lite Micro has run this file here. It has the reference kernels, so
+            only operators with their own CMSIS-NN kernel stay unknown.
     """
     if profile.engine != TFLM:
         return ()
@@ -306,9 +307,9 @@ def unmeasured(
 
 
 def _transposed_wrong(model: FlatModel, operator: Operator, family: str) -> str | None:
-    """CMSIS-NN's column path of TRANSPOSE_CONV is wrong where its rows start inside the padding.
+    """CMSIS-NN's column path of TRANSPOSE_CONV is wrong if its rows start inside the padding.
 
-    It walks the rows from -pad in steps of the stride and loses its place where the padding is no
+    It walks the rows from -pad in steps of the stride, and goes wrong if the padding is not a
     multiple of the stride. `benchmarks/wrong_kernels.py` counts the cases.
     """
     if operator.code != "TRANSPOSE_CONV":
@@ -317,18 +318,18 @@ def _transposed_wrong(model: FlatModel, operator: Operator, family: str) -> str 
     column_path = g.ci <= 16 or g.sh > 2 or g.sw > 2
     if g.in_type == "INT8" and column_path and g.pad_h % g.sh != 0:
         return (
-            f"CMSIS-NN computes wrong values for this TRANSPOSE_CONV: its padding above "
-            f'({g.pad_h}) is no multiple of its stride ({g.sh}); use padding="valid", a kernel '
+            f"CMSIS-NN computes wrong values for this TRANSPOSE_CONV: its top padding "
+            f'({g.pad_h}) is not a multiple of its stride ({g.sh}); use padding="valid", a kernel '
             "whose padding is a multiple, or UpSampling2D and Conv2D"
         )
     return None
 
 
 def _one_row_wrong(model: FlatModel, operator: Operator, family: str) -> str | None:
-    """CMSIS-NN's vector path for one-row convolutions reads beside the row for some shapes.
+    """CMSIS-NN's vector path for one-row convolutions reads outside the row for some shapes.
 
     It copies the last `kernel - 1` columns before its padding for all outputs at the right edge.
-    That is right only where those columns end where the row does.
+    That is correct only if those columns end where the row does.
     """
     if operator.code != "CONV_2D" or family != "mve":
         return None
@@ -344,7 +345,7 @@ def _one_row_wrong(model: FlatModel, operator: Operator, family: str) -> str | N
     filled = g.kw - 1 + (right if odd else g.pad_w)
     columns = range((right - 1) * g.sw + g.kw if right else 0)
     misplaced = any((c < g.kw - 1) != (start + c < g.w) or c >= filled for c in columns)
-    # Where the outputs do not suffice it takes the general path.
+    # If there are too few outputs, it takes the general path.
     if right + left <= g.ow and (misplaced or 2 * g.pad_w + odd != total):
         return (
             "CMSIS-NN computes a few wrong values on this core for a one-row convolution of this "
@@ -355,7 +356,7 @@ def _one_row_wrong(model: FlatModel, operator: Operator, family: str) -> str | N
 
 
 def _narrow_depthwise_wrong(model: FlatModel, operator: Operator, family: str) -> str | None:
-    """CMSIS-NN's depthwise convolution with 4-bit filters is wrong in some shapes.
+    """CMSIS-NN's depthwise convolution with 4-bit filters is wrong for some shapes.
 
     `benchmarks/wrong_kernels.py` counts the cases.
     """
@@ -378,23 +379,23 @@ def _narrow_state_wrong(model: FlatModel, operator: Operator, family: str) -> st
     state = model.tensor(operator, 4)
     if operator.code == "SVDF" and state is not None and state.type == "INT8":
         return (
-            "CMSIS-NN computes other values than the reference kernels for an SVDF with an INT8 "
-            "state; convert it with an INT16 state"
+            "CMSIS-NN computes different values from the reference kernels for an SVDF with an "
+            "INT8 state; convert it with an INT16 state"
         )
     return None
 
 
 def _differs(model: FlatModel, operator: Operator, kernels: str, family: str) -> str | None:
-    """Operators whose models of one operator gave other values than another engine."""
+    """Operators whose single-operator models gave different values from another engine."""
     wanted = signature(model, operator)
     found = support(wanted, kernels, family)
     if found is None or found.outcome != "differs":
         return None
-    # Where shapes decide, the rules below know which.
+    # If it depends on shapes, the rules below decide.
     if kernels == "cmsis-nn" and operator.code == "DEPTHWISE_CONV_2D" and "INT4" in wanted.types:
         return None
     title = _title(operator.code, kernels)
-    return f"{title} compute other values for {wanted}: a model of it alone {found.message}"
+    return f"{title} compute different values for {wanted}: a model of only it {found.message}"
 
 
 _WRONG = (_transposed_wrong, _one_row_wrong, _narrow_depthwise_wrong, _narrow_state_wrong)
@@ -403,7 +404,7 @@ _WRONG = (_transposed_wrong, _one_row_wrong, _narrow_depthwise_wrong, _narrow_st
 def wrong_results(
     model: FlatModel, profile: TargetProfile, kernels: str | None = None
 ) -> tuple[OperatorProblem, ...]:
-    """Returns the operators that the target's kernels are known to compute wrongly.
+    """Returns the operators that the target's kernels are known to compute incorrectly.
 
     Args:
         model: The file.

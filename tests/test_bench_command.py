@@ -190,7 +190,7 @@ def test_a_phone_that_stays_hot_does_not_hang(run: Bench) -> None:
          "No result came within 0.3 s"),
         ({"FAULTS": "unplugged"}, DeviceError, "was it unplugged?"),
         ({"FAULTS": "pull"}, DeviceError, "Permission denied."),
-        ({"FAULTS": "truncated"}, ModelFileError, "The phone's result is no measurement file"),
+        ({"FAULTS": "truncated"}, ModelFileError, "The phone's result is not a measurement file"),
         ({"FAULTS": "nan"}, ModelFileError, "NaN is not a JSON number"),
         ({"FAULTS": "other_model"}, ModelFileError, "of another model (SHA-256 cccccccccccc"),
         ({"FAULTS": "other_bundle"}, ModelFileError, "is of another bundle"),

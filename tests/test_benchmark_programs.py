@@ -181,7 +181,7 @@ def test_what_a_phone_denies_is_null(run: Bench) -> None:
 def test_a_phone_that_is_gone_is_no_phone_without_facts() -> None:
     nobody = Phone("false", "PHONE1")
     for read in (read_device, read_state):
-        with pytest.raises(DeviceError, match="does not answer any more"):
+        with pytest.raises(DeviceError, match="no longer answers"):
             read(nobody)
 
 
@@ -247,9 +247,9 @@ def test_verdicts(
         ({"FAULTS": "garbage,old_build"}, ModelFileError, "there is no line of inference timings"),
         ({"FAULTS": "cut_result"}, ModelFileError, "it is cut off."),
         ({"FAULTS": "no_median,old_build"}, ModelFileError, "prints no median, use a newer build"),
-        ({"FAULTS": "no_runs"}, ModelFileError, "is worthless: it timed no inference."),
+        ({"FAULTS": "no_runs"}, ModelFileError, "is invalid: it timed no inference."),
         ({"FAULTS": "other_size"}, ModelFileError, "7.7e-05 MB, and not of the one that was"),
-        ({"FAULTS": "strange_build"}, DeviceError, "does not know num_threads, so it did not"),
+        ({"FAULTS": "strange_build"}, DeviceError, "does not support num_threads, so it did not"),
         ({"FAULTS": "unplugged"}, DeviceError, "was it unplugged? adb: device 'PHONE1' not found"),
         ({"FAULTS": "push"}, DeviceError, "No space left on device."),
         ({"FAULTS": "pull"}, DeviceError, "Permission denied."),
@@ -391,7 +391,7 @@ def test_damaged_results_are_refused_without_a_traceback() -> None:
         ({"samples": 0}, "it timed no inference"),
         ({"median": float("nan")}, "its times are not times"),
         ({"init": -1.0}, "its times are not times"),
-        ({"median": 9e9}, "its percentiles are in no order"),
+        ({"median": 9e9}, "its percentiles are out of order"),
         ({"model_mb": 3.26}, "it is of a file of 3.26 MB, and not of the one that was pushed"),
         ({"model_mb": None}, None),
         ({}, None),
@@ -489,7 +489,7 @@ def test_the_abi_of_a_program(content: bytes, abi: str, tmp_path: Path) -> None:
         (elf(20), "be built for one of x86, armeabi-v7a"),
         (
             elf(183, b"/lib/ld-linux-aarch64.so.1\0"),
-            "It is for Linux: it asks for /lib/ld-linux-aa",
+            "It is for Linux: it needs /lib/ld-linux-aa",
         ),
     ],
 )
@@ -501,7 +501,7 @@ def test_what_is_no_program_for_a_phone(content: bytes, text: str, tmp_path: Pat
 
 
 def test_this_computers_own_program_is_for_linux() -> None:
-    with pytest.raises(ArgumentError, match="It is for Linux: it asks for /lib"):
+    with pytest.raises(ArgumentError, match="It is for Linux: it needs /lib"):
         read_program(sys.executable, "--binary")
 
 

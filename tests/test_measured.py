@@ -325,7 +325,7 @@ _M = ("measurements", 0)
     [
         (lambda c: json.dumps(c)[:-40], "The file is cut off."),
         (lambda c: "", "The file is cut off."),
-        (lambda c: "[" * 100_000, "is no measurement file"),
+        (lambda c: "[" * 100_000, "is not a measurement file"),
         (lambda c: "[]", "must have the schema edgecompress.measurement/1. Got 'None'"),
         (_set("schema", value="edgecompress.measurement/2"), "Got 'edgecompress.measurement/2'"),
         (_set(*_M, "latency_us", "median", value=float("nan")), "NaN is not a JSON number"),

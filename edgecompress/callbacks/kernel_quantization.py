@@ -300,7 +300,9 @@ class LatentWeights(KernelQuantization):
                 )
             elif axes is None:
                 name = type(kernel.layer).__name__
-                self.note(f"{kernel.name} is not {self.done}: int8 does not know its class {name}.")
+                self.note(
+                    f"{kernel.name} is not {self.done}: int8 does not support its class {name}."
+                )
             else:
                 chosen.append((kernel, axes if self.per_channel else ()))
         if not chosen:

@@ -94,7 +94,9 @@ class PatternBinarization(KernelQuantization):
                 pointwise.append(kernel.name)
             elif axes is None:
                 name = type(kernel.layer).__name__
-                self.note(f"{kernel.name} is not {self.done}: int8 does not know its class {name}.")
+                self.note(
+                    f"{kernel.name} is not {self.done}: int8 does not support its class {name}."
+                )
             else:
                 chosen.append((kernel, axes))
         if pointwise and isinstance(self.layers, list):

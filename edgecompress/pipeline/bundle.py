@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from edgecompress.targets.profile import TargetProfile
 
 GOLDEN_SAMPLES = 8
-# Other kernels round sums in another order: int8 outputs of XNNPACK and of the built-in kernels
-# differ by a step at times, float outputs in their last digits, more the deeper the model.
+# Other kernels sum in a different order: int8 outputs of XNNPACK and of the built-in kernels
+# occasionally differ by a step, float outputs in their last digits, more so in deeper models.
 TOLERANCE_STEPS = 1
 TOLERANCE = 1e-3
 
@@ -56,7 +56,7 @@ def bundle_profile(profiles: Sequence[TargetProfile]) -> TargetProfile | None:
 
 
 def read_labels(labels: Path | str | Sequence[str] | None) -> tuple[str, ...] | None:
-    """Returns the names of the classes: given, or the lines of a UTF-8 text file.
+    """Returns the class names: as given, or the lines of a UTF-8 text file.
 
     Raises:
         ArgumentError: the file cannot be read, or holds no line or an empty one.
@@ -82,7 +82,7 @@ class Bundled:
     """A bundle and the files that are written for it.
 
     Attributes:
-        bundle: As bundle.json says it.
+        bundle: The content of bundle.json.
         files: Path in the output folder -> content; bundle.json last.
         notes: What is missing and why, one sentence each.
     """
@@ -102,15 +102,15 @@ def make_bundle(
     labels: tuple[str, ...] | None,
     progress: Callable[[str], None],
 ) -> Bundled:
-    """Runs the files of an export on a few samples and makes the bundle of it all.
+    """Runs the files of an export on a few samples and assembles the bundle.
 
     Args:
         artifacts: The files.
         main: The one that ships; it is the bundle's first.
         name: Name of the files.
         profile: The phone, or the host.
-        budgets: The user's limits; the profile's fill them up. `max_ram` is what the process may
-            grow by.
+        budgets: The user's limits, completed by the profile's. `max_ram` limits the growth of the
+            process.
         samples: Real inputs as the Keras model takes them; None for no golden outputs.
         labels: Names of the classes.
         progress: Called with a short text.
@@ -217,7 +217,7 @@ def _tensor(tensor: Tensor) -> BundleTensor:
     quantized = len(tensor.scales) == 1
     return BundleTensor(
         tensor.name,
-        # A dimension that is only known at run time is 1 for one sample.
+        # A dimension known only at run time is 1 for a single sample.
         tuple(max(1, size) for size in tensor.shape),
         _DTYPES[tensor.type],
         tensor.scales[0] if quantized else None,

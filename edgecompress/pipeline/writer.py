@@ -1,4 +1,4 @@
-"""`write`: a build to a folder: the files, their records, the bundle, C++ sources, the report."""
+"""`write`: a build into a folder: files, records, bundle, C++ sources, report."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def write(
     baseline: Report | None = None,
     history: Mapping[str, Sequence[float]] | None = None,
 ) -> Report:
-    """Writes a build into a folder, all files at one moment; returns its report.
+    """Writes a build into a folder, all files at once; returns its report.
 
-    These are the files of the format and their records, `report.json`, `report.html` and, where
-    there is one, the bundle.
+    These are the files of the format and their records, `report.json`, `report.html` and, if there
+    is one, the bundle.
 
     Args:
         build: What to write.
-        folder: Where to; it is made where it is missing.
+        folder: The folder; created if missing.
         argv: The command for the report.
         c_sources: Also write C++ sources for TensorFlow Lite Micro into `<folder>/c`.
         baseline: An earlier report; the HTML page compares against it.
@@ -176,9 +176,9 @@ def _files(
     for artifact in build.artifacts:
         file = artifact.file_name(build.name)
         files[file] = artifact.data
-        # A model in memory always has a record; an empty one says nothing.
+        # A model in memory always has a record; an empty one is omitted.
         if artifact.record is not None and artifact.record != CompressionRecord():
             files[sidecar_path(Path(file)).name] = sidecar_text(artifact.record, artifact.data)
     bundle = {} if build.bundled is None else build.bundled.files
-    # Where files take their places one by one, who finds a report.json finds all that it lists.
+    # If files are put in place one by one, a report.json implies all files that it lists.
     return files | {**sources, **bundle, "report.html": page, "report.json": report.to_json()}

@@ -1,1 +1,1 @@
-"""Phones: adb, and the programs that run a model there."""
+"""Phones: adb, and the programs that run a model on them."""

@@ -1,6 +1,6 @@
-"""Drives a phone through `adb`, the program of Android's platform tools.
+"""Drives a phone through `adb` from Android's platform tools.
 
-Every call has a time limit; whatever adb or the phone answers becomes one line.
+Every call has a timeout; whatever adb or the phone answers becomes one line.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from edgecompress.core.errors import ArgumentError, DeviceError, MissingDependen
 from edgecompress.core.files import sha256
 from edgecompress.core.folders import temporary_folder
 
-# Seconds: what answers at once, and least speed of a push or a pull over a bad cable.
+# Seconds for immediate answers, and the minimum speed of a push or pull over a bad cable.
 _ANSWER_S = 30.0
 _BYTES_PER_S = 200_000
 _LENGTH = 300
@@ -31,15 +31,15 @@ _STATES = {
 
 
 class NoAnswerError(DeviceError):
-    """A call of adb did not end in time."""
+    """An adb call timed out."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a call of adb gave.
+    """The result of an adb call.
 
     Attributes:
-        code: Its exit status; on the phone that of the command.
+        code: Its exit status; for shell commands, that of the command on the phone.
         out: Standard output.
         err: Standard error.
     """
@@ -50,7 +50,7 @@ class Answer:
 
     @property
     def line(self) -> str:
-        """What it said, as one line."""
+        """Its output, as one line."""
         return one_line(self.err if self.err.strip() else self.out) or f"exit status {self.code}"
 
 
@@ -61,7 +61,7 @@ def one_line(text: str) -> str:
 
 
 def thermal_status(text: str) -> int | None:
-    """Returns Android's thermal status in what `dumpsys thermalservice` printed; None for none.
+    """Returns Android's thermal status from the output of `dumpsys thermalservice`, or None.
 
     Example:
         >>> thermal_status("IsStatusOverride: false\\nThermal Status: 1")
@@ -75,7 +75,7 @@ def thermal_status(text: str) -> int | None:
 
 
 def _call(command: list[str], timeout_s: float) -> Answer:
-    # Files instead of pipes: the server that adb leaves behind would hold a pipe open for ever.
+    # Files instead of pipes: the server that adb leaves behind would hold a pipe open forever.
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         try:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
@@ -112,7 +112,7 @@ class Phone:
     serial: str
 
     def call(self, *arguments: str, timeout_s: float = _ANSWER_S) -> Answer:
-        """Runs adb for this phone and returns its answer, whatever the exit status is.
+        """Runs adb for this phone and returns its answer, whatever the exit status.
 
         Raises:
             DeviceError: it did not end in time.
@@ -124,7 +124,7 @@ class Phone:
         return self.script(shlex.join(words), timeout_s=timeout_s)
 
     def script(self, text: str, timeout_s: float = _ANSWER_S) -> Answer:
-        """Runs a text in the phone's shell as it is."""
+        """Runs a command line verbatim in the phone's shell."""
         return self.call("shell", text, timeout_s=timeout_s)
 
     def hashes(self, paths: list[str]) -> dict[str, str]:
@@ -147,16 +147,16 @@ class Phone:
         return found
 
     def push(self, files: dict[str, bytes]) -> int:
-        """Makes files on the phone equal to contents; equal ones are left as they are.
+        """Updates files on the phone; up-to-date ones are left alone.
 
         Args:
             files: Absolute path on the phone -> content.
 
         Returns:
-            How many were sent.
+            Number of files sent.
 
         Raises:
-            DeviceError: one cannot be sent, or is another one afterwards.
+            DeviceError: one cannot be sent, or differs afterwards.
         """
         wanted = {path: sha256(content) for path, content in files.items()}
         folders = sorted({path.rpartition("/")[0] for path in files})
@@ -202,21 +202,21 @@ class Phone:
             return local.read_bytes()
 
     def install(self, apk: Path) -> Answer:
-        """Installs an app, over an older one, and returns adb's answer, whatever it is.
+        """Installs an app, replacing an older one, and returns adb's answer, whatever it is.
 
         Raises:
             DeviceError: it did not end in time.
         """
-        # The phone also checks and optimizes what it got.
+        # The phone also verifies and optimizes the app.
         limit = 4 * _ANSWER_S + apk.stat().st_size / _BYTES_PER_S
         return self.call("install", "-r", str(apk), timeout_s=limit)
 
     def thermal_status(self) -> int | None:
-        """Returns Android's thermal status; None where the phone does not tell."""
+        """Returns Android's thermal status; None if the phone does not report it."""
         return thermal_status(self.shell("dumpsys", "thermalservice").out)
 
     def log(self, tag: str) -> str:
-        """Returns the last lines of the phone's log of a tag and of crashes, as one line."""
+        """Returns the last lines of the phone's log for a tag and for crashes, as one line."""
         try:
             answer = self.call("logcat", "-d", "-t", "20", "-s", f"{tag}:V", "AndroidRuntime:E")
         except DeviceError:
@@ -251,7 +251,7 @@ def connect(serial: str | None = None) -> Phone:
             states[name.strip()] = state.strip()
     if not states:
         raise DeviceError(
-            "No phone is connected: plug it in, and switch on USB debugging in its developer "
+            "No phone is connected: plug it in, and enable USB debugging in its developer "
             "options. `adb devices` lists it then."
         )
     if serial is None and len(states) > 1:

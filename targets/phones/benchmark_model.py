@@ -18,7 +18,7 @@ _TIMINGS = re.compile(
     rf"Warmup \(avg\): {_NUMBER}, Inference \(avg\): {_NUMBER}\s*$",
     re.MULTILINE,
 )
-# Where all are the same it leaves most out.
+# If all are the same, it omits most.
 _RUNS = re.compile(
     rf"count=(?P<samples>\d+)(?: first={_NUMBER})?(?: curr={_NUMBER}(?:\(all same\))?)?"
     rf"(?: min=(?P<min>\S+) max=(?P<max>\S+) avg=(?P<mean>\S+) std=(?P<std>\S+))?"
@@ -72,7 +72,7 @@ def read_log(log: str) -> Figures:
 def _kernels(log: str, xnnpack: bool) -> str | None:
     if not xnnpack:
         return "built-in"
-    # It breaks the sentence differently from version to version.
+    # The sentence is broken differently in each version.
     flat = " ".join(log.split())
     return next((kernels for said, kernels in _DELEGATED.items() if said in flat), None)
 

@@ -1,4 +1,4 @@
-"""Programs for Android: what the head of an ELF file says about where it runs."""
+"""Programs for Android: where they run, from the header of an ELF file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from edgecompress.core.errors import ArgumentError, UnreadableFileError
 from edgecompress.core.files import sha256
 from edgecompress.core.reading import read_bytes
 
-# Machine of the ELF head -> Android's name of the ABI.
+# Machine of the ELF header -> Android's name of the ABI.
 _ABIS = {3: "x86", 40: "armeabi-v7a", 62: "x86_64", 183: "arm64-v8a", 243: "riscv64"}
 _EXECUTABLE = (2, 3)
 _INTERPRETER = 3
@@ -24,7 +24,7 @@ class Program:
     Attributes:
         name: Of its file.
         data: Its content.
-        abi: What it is built for, as Android names it.
+        abi: The ABI it is built for, in Android's naming.
     """
 
     name: str
@@ -38,15 +38,15 @@ class Program:
 
 
 def read_program(path: Path | str, argument: str) -> Program:
-    """Reads a program, and refuses what no phone can run.
+    """Reads a program, and refuses one that no phone can run.
 
     Args:
         path: An ELF file.
-        argument: What errors call it, e.g. `--binary`.
+        argument: Its argument, for errors, e.g. `--binary`.
 
     Raises:
-        ArgumentError: the file cannot be read, is no ELF program, is built for a processor that
-            Android does not have, or is one for Linux: its interpreter is not Android's linker.
+        ArgumentError: the file cannot be read, is not an ELF program, is built for a processor that
+            Android does not support, or is one for Linux: its interpreter is not Android's linker.
 
     Example:
         >>> read_program("benchmark_model", "--binary").abi  # doctest: +SKIP
@@ -62,7 +62,7 @@ def read_program(path: Path | str, argument: str) -> Program:
         machine, interpreter = _head(data)
     except (struct.error, ValueError) as error:
         raise ArgumentError(
-            argument, "be a program for Android (ELF)", str(path), "It is none, or cut off."
+            argument, "be a program for Android (ELF)", str(path), "It is not, or it is cut off."
         ) from error
     abi = _ABIS.get(machine)
     if abi is None:
@@ -72,7 +72,7 @@ def read_program(path: Path | str, argument: str) -> Program:
     if interpreter and not interpreter.startswith(_ANDROID):
         raise ArgumentError(
             argument, "be built for Android", str(path),
-            f"It is for Linux: it asks for {interpreter[:80]}, which no phone has.",
+            f"It is for Linux: it needs {interpreter[:80]}, which no phone has.",
         )  # fmt: skip
     return Program(Path(path).name, data, abi)
 
@@ -80,7 +80,7 @@ def read_program(path: Path | str, argument: str) -> Program:
 def _head(data: bytes) -> tuple[int, str]:
     """Returns machine and interpreter ("" for none) of an ELF file."""
     if data[:4] != b"\x7fELF" or data[4:5] not in (b"\x01", b"\x02") or data[5:6] != b"\x01":
-        raise ValueError("no little-endian ELF file")
+        raise ValueError("not a little-endian ELF file")
     wide = data[4] == 2
     kind, machine = struct.unpack_from("<HH", data, 16)
     if kind not in _EXECUTABLE:

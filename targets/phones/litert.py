@@ -17,7 +17,7 @@ def _options(xnnpack: bool) -> Mapping[str, str]:
 
 
 def _kernels(log: str, xnnpack: bool) -> str | None:
-    # The accelerator of the CPU hands what it can to XNNPACK and does not say how much that is.
+    # The CPU accelerator delegates what it can to XNNPACK without reporting how much.
     return None
 
 

@@ -1,8 +1,8 @@
-"""Runs a benchmark program that the user brings on a phone: what Google's two have in common.
+"""Runs a user-supplied benchmark program on a phone: the common part of Google's two.
 
-Both read options and write results alike (tensorflow/lite/tools/benchmark: benchmark_model.cc,
-benchmark_result.proto), so they are driven alike: a fresh process for each result, started in the
-phone's shell, whose options, time limit, exit status and result are ours to check.
+Both read options and write results in the same way (tensorflow/lite/tools/benchmark:
+benchmark_model.cc, benchmark_result.proto), so they are driven in the same way: a fresh process per
+result, started in the phone's shell, with options, timeout, exit status and result checked here.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from edgecompress.targets.phones.state import between, read_device, read_state
 
 _FOLDER = "/data/local/tmp/edgecompress"
 _LOG_BYTES = 20_000
-# As the demo app and the host have it.
+# As in the demo app and on the host.
 _WARMUP = 10
-# What an older build may not know without measuring something else.
+# Options without which an older build would measure something else.
 _OPTIONAL = ("result_file_path", "enable_op_profiling")
 _OPERATOR = re.compile(
     r"Encountered unresolved custom op: ?(\S*?)\.?(?=\s|$|See )|"
@@ -46,7 +46,7 @@ _OPERATOR = re.compile(
 
 @dataclass(frozen=True)
 class ProgramOptions:
-    """Options of a runner that starts a program which the user brings."""
+    """Options of a runner that starts a user-supplied program."""
 
     binary: str | None = option(
         None, "The program of this runner, built for the phone.", Path("FILE")
@@ -69,9 +69,9 @@ class Figures:
         mean: Of the timed ones.
         std: Of the population.
         samples: How many were timed.
-        model_mb: Size of the file it read, in millions of bytes; None where it does not tell.
-        memory_init: Growth of the process by loading; None where it does not tell.
-        memory_overall: Growth by loading and running; None where it does not tell.
+        model_mb: Size of the file it read, in millions of bytes; None if not reported.
+        memory_init: Growth of the process by loading; None if not reported.
+        memory_overall: Growth by loading and running; None if not reported.
     """
 
     init: float
@@ -90,7 +90,7 @@ class Figures:
     memory_overall: float | None = None
 
     def problem(self, size: int) -> str | None:
-        """Returns what makes the figures worthless for a model of `size` bytes; None for nothing.
+        """Returns what invalidates the figures for a model of `size` bytes, or None.
 
         Example:
             >>> Figures(9, 9, 9, 1, 2, 3, 4, 5, 3, 1, samples=0).problem(1000)
@@ -103,7 +103,7 @@ class Figures:
         if not all(math.isfinite(value) and value >= 0 for value in times):
             return "its times are not times"
         if not self.min <= self.p5 <= self.median <= self.p95 <= self.max:
-            return "its percentiles are in no order"
+            return "its percentiles are out of order"
         # Both are written with 6 or 7 digits.
         if self.model_mb is not None and abs(self.model_mb * 1e6 - size) > size * 1e-4 + 1:
             return f"it is of a file of {self.model_mb:g} MB, and not of the one that was pushed"
@@ -115,13 +115,12 @@ class Tool:
     """A benchmark program.
 
     Attributes:
-        name: What people call it.
-        api: Which way of calling the runtime it measures.
-        options: Of its own, for whether XNNPACK is on.
-        kernels: What computed, by what it printed, for whether XNNPACK is on; None where it does
-            not tell.
-        from_log: Reads the figures from what it printed, where it wrote no result; raises
-            ValueError with the reason where that cannot be.
+        name: Its human-readable name.
+        api: The runtime interface it measures.
+        options: Its own options, depending on whether XNNPACK is on.
+        kernels: Which kernels ran, from its output and whether XNNPACK is on; None if not reported.
+        from_log: Reads the figures from its output if it wrote no result; raises ValueError with
+            the reason if that is impossible.
     """
 
     name: str
@@ -153,7 +152,7 @@ def decode_result(content: bytes) -> Figures:
     found: dict[str, Any] = {}
     for number, value in _message(parts.get(_LATENCY)):
         if number in _LATENCY_MS:
-            # A float of milliseconds holds whole microseconds up to a rest of its last bit.
+            # A float in milliseconds holds whole microseconds up to its last bit.
             found[_LATENCY_MS[number]] = round(_float(value) * 1000, 3)
     for number, value in _message(parts.get(_MEMORY)):
         if number in _MEMORY_KB:
@@ -187,12 +186,12 @@ def _float(value: bytes | int) -> float:
 def _whole(value: bytes | int) -> int:
     if not isinstance(value, int):
         raise ValueError("a count is not a number")
-    # Negative numbers are written as those of 64 bits.
+    # Negative numbers are written as 64-bit ones.
     return value - (1 << 64) if value >> 63 else value
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
-    """Yields number and value of the fields of a message: whole numbers, or bytes."""
+    """Yields the number and value of a message's fields: integers or bytes."""
     place = 0
 
     def varint() -> int:
@@ -229,14 +228,14 @@ def _fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
 
 @dataclass(frozen=True)
 class _Run:
-    """What is run in one place on the phone.
+    """What is run in one folder on the phone.
 
     Attributes:
         tool: The program's kind.
-        phone: Where.
+        phone: The phone.
         program: The program.
-        folder: Of the program on the phone.
-        plan: How.
+        folder: The program's folder on the phone.
+        plan: How to run it.
     """
 
     tool: Tool
@@ -254,8 +253,8 @@ class _Run:
         result = f"{self.folder}/result.pb"
         options = {**options, "result_file_path": result}
         words = [self.path, *(f"--{name}={value}" for name, value in options.items())]
-        # The exit status is printed: older phones do not hand it on. The number of the process is
-        # kept so that it can be ended when the time is up.
+        # The exit status is printed, as older phones do not pass it on. The process id is kept so
+        # that it can be killed on a timeout.
         text = (
             f"cd {self.folder} && rm -f result.pb log pid && {{ {shlex.join(words)} > log 2>&1 & "
             'echo $! > pid; wait $!; echo "exit=$?"; rm -f pid; [ -s result.pb ] && '
@@ -267,7 +266,7 @@ class _Run:
             status = re.search(r"^exit=(\d+)", head, re.MULTILINE)
             if status is None or not log_begins:
                 raise DeviceError(
-                    f"The phone {self.phone.serial} does not answer any more: was it unplugged? "
+                    f"The phone {self.phone.serial} no longer answers: was it unplugged? "
                     f"{answer.line}"
                 )
             content = self.phone.pull(result) if "result=yes" in head else None
@@ -277,7 +276,7 @@ class _Run:
                 f"stopped ({self.phone.serial})."
             ) from error
         finally:
-            # Also after Ctrl-C: nothing goes on measuring on the phone.
+            # Even after Ctrl-C: nothing keeps running on the phone.
             with suppress(DeviceError):
                 self.phone.script(
                     f"cd {self.folder} && {{ [ -f pid ] && kill -9 $(cat pid); "
@@ -293,19 +292,19 @@ def run_tool(
     plan: PhonePlan,
     progress: Callable[[str], None],
 ) -> MeasurementFile:
-    """Pushes a program and the models, runs them in fresh processes and returns all as one.
+    """Pushes a program and the models, runs them in fresh processes and merges the results.
 
     Args:
-        tool: What the program is.
-        phone: Where.
-        bundle: What.
-        plan: How; with the program.
+        tool: The kind of program.
+        phone: The phone.
+        bundle: The bundle to run.
+        plan: How to run it, including the program.
         progress: Called with a short text.
 
     Raises:
         ArgumentError: there is no program, or it is built for another phone.
-        DeviceError: adb failed, the time was up, or the program crashed or does not start.
-        ModelFileError: it ended well, but without a result, or with a damaged one.
+        DeviceError: adb failed, a timeout, or the program crashed or does not start.
+        ModelFileError: it ended normally, but without a result, or with a damaged one.
     """
     if plan.program is None:
         raise ArgumentError("--binary", f"be the program {tool.name}", None)
@@ -339,7 +338,7 @@ def run_tool(
             progress(f"Process {number + 1} of {plan.processes}: {model.kind}, threads: {threads}")
             entries.append(_entry(run, bundle, model, places[model.kind], threads, xnnpack))
         results.append(_file(bundle, {**device, "abi": program.abi}, entries))
-        # What cannot be run once cannot be run again.
+        # What cannot run once cannot run again.
         settings = [
             setting for setting, entry in zip(settings, entries, strict=True)
             if entry["error"] is None
@@ -354,7 +353,7 @@ def run_tool(
 def _file(
     bundle: Bundle, device: Mapping[str, Any], entries: list[dict[str, Any]]
 ) -> MeasurementFile:
-    """Returns the file of one round, of whose form no part is taken on trust."""
+    """Returns the file of one round, whose form is not trusted."""
     states = [entry["state"] for entry in entries]
     after = {key: value for key, value in states[-1].items() if key.endswith("_after")}
     data = {
@@ -382,7 +381,7 @@ def _entry(
         "num_runs": str(plan.runs),
         "warmup_runs": str(_WARMUP),
         "min_secs": f"{plan.min_seconds:g}",
-        # Theirs ends after 150 s, with fewer runs than were asked for.
+        # Their own limit is 150 s, with fewer runs than requested.
         "max_secs": f"{plan.timeout_s:g}",
     }
     before = read_state(run.phone)
@@ -445,13 +444,13 @@ def _refuse_unknown_options(run: _Run, options: Mapping[str, str], log: str) -> 
     lost = [name for name in names if name in options and name not in _OPTIONAL]
     if lost:
         raise DeviceError(
-            f"This build of {run.tool.name} does not know {' and '.join(lost)}, so it did not "
-            "measure what was asked for: use a newer one."
+            f"This build of {run.tool.name} does not support {' and '.join(lost)}, so it did not "
+            "measure what was requested: use a newer one."
         )
 
 
 def _error(run: _Run, status: int, log: str) -> dict[str, str] | None:
-    """Returns why the program could not run the model; raises where it does not run itself."""
+    """Returns why the program could not run the model; raises if it does not run itself."""
     name, serial = run.tool.name, run.phone.serial
     if status == 0:
         return None
@@ -477,7 +476,7 @@ def _error(run: _Run, status: int, log: str) -> dict[str, str] | None:
 
 
 def _figures(run: _Run, content: bytes | None, log: str, model: BundleModel) -> Figures:
-    """Returns what the program measured, from its result or else from its output."""
+    """Returns what the program measured, from its result or otherwise from its output."""
     name = run.tool.name
     try:
         figures = run.tool.from_log(log) if content is None else decode_result(content)
@@ -486,5 +485,5 @@ def _figures(run: _Run, content: bytes | None, log: str, model: BundleModel) -> 
         raise ModelFileError(f"{name} gave no result that can be read: {error}.{said}") from error
     problem = figures.problem(model.bytes)
     if problem is not None:
-        raise ModelFileError(f"The result of {name} is worthless: {problem}.")
+        raise ModelFileError(f"The result of {name} is invalid: {problem}.")
     return figures

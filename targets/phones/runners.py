@@ -1,4 +1,4 @@
-"""Runs a bundle on a phone, in fresh processes of the demo app, and fetches what it measured."""
+"""Runs a bundle on a phone, in fresh processes of the demo app, and fetches the results."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ PACKAGE = "io.edgecompress.demo"
 _ACTIVITY = f"{PACKAGE}/.HeadlessActivity"
 _FILES = f"/sdcard/Android/data/{PACKAGE}/files"
 _TAG = "edgecompress"
-# The process is gone before its result is visible only for a moment.
+# For a brief moment, the process is gone before its result is visible.
 _GONE = 3
 _LOST = 3
 
 
 @dataclass(frozen=True)
 class PhonePlan:
-    """How a bundle is run.
+    """How to run a bundle.
 
     Attributes:
         models: Kinds of the models.
         threads: Numbers of threads.
         xnnpack: `on`, `off` or `on,off`.
-        processes: Fresh processes, one after the other.
-        runs: Least number of timed samples of a process.
-        min_seconds: Least duration of the timed part of a process.
+        processes: Number of fresh processes, run one after another.
+        runs: Minimum number of timed samples of a process.
+        min_seconds: Minimum duration of the timed part of a process.
         timeout_s: Seconds a process may take.
-        poll_s: Seconds between two looks at it.
-        cooldown_s: Longest pause for a phone that got hotter.
-        program: What runs there, for the runners that need one.
+        poll_s: Seconds between two polls.
+        cooldown_s: Longest pause for a phone that has heated up.
+        program: The program to run, for runners that need one.
         options: The runner's own options.
     """
 
@@ -58,7 +58,7 @@ class PhonePlan:
 
 @dataclass(frozen=True)
 class NoOptions:
-    """The options of a runner that has none."""
+    """The options of a runner without any."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class Runner:
     """A way to run a bundle on a phone.
 
     Attributes:
-        run: Runs it there and returns the runs of all processes as one.
-        program: The program that the user brings, and where it comes from; None for none.
+        run: Runs it there and merges the runs of all processes.
+        program: The user-supplied program, and where to get it; None for none.
         options: Its own options, a dataclass of `core.options`; `PhonePlan.options` holds them.
         summary: What it is, in a few words for `--help`.
     """
@@ -84,17 +84,17 @@ RUNNERS: Registry[Runner] = Registry("--runner", home="edgecompress.targets.phon
 def run_app(
     phone: Phone, bundle: Bundle, plan: PhonePlan, progress: Callable[[str], None]
 ) -> MeasurementFile:
-    """Pushes a bundle, runs it in the demo app and returns the runs of all processes as one.
+    """Pushes a bundle, runs it in the demo app and merges the runs of all processes.
 
     Args:
-        phone: Where.
-        bundle: What; all of its files.
-        plan: How.
+        phone: The phone.
+        bundle: The bundle to run; all of its files.
+        plan: How to run it.
         progress: Called with a short text.
 
     Raises:
-        DeviceError: the app is missing or was killed, the time was up, adb failed.
-        ModelFileError: the result is damaged, or is of another bundle.
+        DeviceError: the app is missing or was killed, a timeout, or adb failed.
+        ModelFileError: the result is damaged, or belongs to another bundle.
     """
     if PACKAGE not in phone.shell("pm", "path", PACKAGE).out:
         raise DeviceError(
@@ -102,7 +102,7 @@ def run_app(
             "build` makes it, `edgecompress android install` installs it."
         )
     progress(f"Pushing the bundle to {phone.serial}")
-    # A name that no shell and no file system can misread.
+    # A name that is safe in every shell and file system.
     name = f"bench-{bundle.sha256[:16]}"
     sent = phone.push(
         {f"{_FILES}/bundles/{name}/{path}": bundle.content(path) for path in bundle.files()}
@@ -118,7 +118,7 @@ def run_app(
             if number + 1 < plan.processes:
                 cool_down(phone, results, plan, progress)
     finally:
-        # Also after Ctrl-C: nothing goes on measuring on the phone.
+        # Even after Ctrl-C: nothing keeps running on the phone.
         with suppress(DeviceError):
             phone.shell("am", "force-stop", PACKAGE)
     return merge(results)
@@ -203,7 +203,7 @@ def _wait(
         if gone >= _GONE:
             raise _failure(phone, "The app was killed before it had a result")
         if lost >= _LOST:
-            raise _failure(phone, "The phone does not answer any more: was it unplugged?")
+            raise _failure(phone, "The phone no longer answers: was it unplugged?")
         waited = time.monotonic() - begin
         if waited > plan.timeout_s:
             raise _failure(

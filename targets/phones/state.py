@@ -1,4 +1,4 @@
-"""What a phone is and what state it is in, read through adb; what it does not tell is None."""
+"""A phone's identity and state, read through adb; unreported values are None."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 _CPUS = "/sys/devices/system/cpu"
 _MARK = "== edgecompress"
-# Both run in one call: a call of adb takes longer than what it asks for.
+# Both run in one call: an adb call takes longer than the commands in it.
 _DEVICE = (
     "getprop",
     "cat /proc/cpuinfo",
@@ -33,12 +33,12 @@ _CHARGING = {"2": True, "5": True, "3": False, "4": False}
 
 
 def _ask(phone: Phone, commands: tuple[str, ...]) -> list[str]:
-    """Returns what each of the commands printed."""
+    """Returns the output of each command."""
     text = f"; echo '{_MARK}'; ".join(f"{command} 2>/dev/null" for command in commands)
     answer = phone.script(text)
     parts = answer.out.split(_MARK)
     if len(parts) != len(commands):
-        raise DeviceError(f"The phone {phone.serial} does not answer any more: {answer.line}")
+        raise DeviceError(f"The phone {phone.serial} no longer answers: {answer.line}")
     return parts
 
 
@@ -64,7 +64,7 @@ def _kibibytes(text: str | None) -> int | None:
 
 
 def properties(text: str) -> dict[str, str]:
-    """Returns the properties that `getprop` prints; empty ones are left out.
+    """Returns the properties that `getprop` prints, except empty ones.
 
     Example:
         >>> properties("[ro.product.model]: [Pixel 8]")
@@ -75,9 +75,9 @@ def properties(text: str) -> dict[str, str]:
 
 
 def read_device(phone: Phone) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Returns `device` of a measurement file, and the ABIs that the phone runs, the best first.
+    """Returns `device` of a measurement file, and the phone's ABIs, the best first.
 
-    The ABI of the device is None: it is that of the program which runs.
+    The ABI of the device is None: it depends on the program that runs.
 
     Raises:
         DeviceError: the phone does not answer.
@@ -118,7 +118,7 @@ def read_state(phone: Phone) -> dict[str, Any]:
     tenths = _number(int, power.get("temperature"))
     return {
         "thermal": thermal_status(thermal),
-        # Only an app is told it.
+        # Only reported to apps.
         "thermal_headroom": None,
         "battery": level / scale if level is not None and scale else None,
         "battery_temperature_c": None if tenths is None else tenths / 10,
@@ -134,7 +134,7 @@ _BOTH_ENDS = ("thermal", "thermal_headroom", "battery", "load")
 
 
 def between(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns `state` of a measurement file for what ran between two looks at the phone."""
+    """Returns `state` of a measurement file for a run between two readings of the phone."""
     ends = {f"{key}_{end}": state[key] for key in _BOTH_ENDS
             for end, state in (("before", before), ("after", after))}  # fmt: skip
     return {**ends, **{key: value for key, value in before.items() if key not in _BOTH_ENDS}}

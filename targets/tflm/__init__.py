@@ -1,1 +1,1 @@
-"""TensorFlow Lite Micro: arena, flash, latency and operators of microcontrollers."""
+"""TensorFlow Lite Micro: arena, flash, latency and operators on microcontrollers."""

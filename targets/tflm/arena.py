@@ -6,9 +6,9 @@ structures, each operator's parameters and data, variable tensors, handles of in
 
 The sizes hold for tflite-micro of August 2026 with CMSIS-NN 4ab83cc3, built by GCC 12.2 for 32-bit
 Arm; they were compared with that interpreter's `arena_used_bytes` on Cortex-M4, M7, M33 and M55.
-Two depend on the compiler: Arm Compiler 6 asks for more scratch in 1x1 convolutions, and has
-another threshold for depthwise convolutions with one input channel on MVE cores. An interpreter on
-a 64-bit host uses more (3 to 76 % on the MLPerf Tiny models): its number is of no use here.
+Two depend on the compiler: Arm Compiler 6 requests more scratch in 1x1 convolutions, and has a
+different threshold for depthwise convolutions with one input channel on MVE cores. An interpreter
+on a 64-bit host uses more (3 to 76 % on the MLPerf Tiny models), so its number is useless here.
 
 An operator without a rule in `arena_rules`, or used in a way its rule does not cover, makes the
 arena unknown. Nothing is guessed.
@@ -62,11 +62,11 @@ _MEASURED_REFERENCE = "cortex-m4"
 _INTERPRETER = (36, 44, 36)  # allocator, micro allocator, planner
 _MODEL = (8, 8)  # data allocator, subgraph
 _FIXED_TAIL = (*_INTERPRETER, *_MODEL)
-# What SetDecompressionMemory keeps for its region, between the two.
+# What SetDecompressionMemory stores for its region, between the two.
 _REGION = 4
 _EVAL_TENSOR, _NODE = 12, 32
 _SCRATCH_REQUEST, _SCRATCH_HANDLE, _ALLOCATION_INFO, _PLANNER_BUFFER = 12, 4, 24, 40
-# The interpreter keeps room for this many scratch requests beyond those already made.
+# The interpreter reserves room for this many scratch requests beyond those already made.
 _SCRATCH_SLACK = 12
 
 
@@ -78,8 +78,8 @@ class Buffer:
         index: The tensor's index; None for scratch.
         name: The tensor's name, or which operator's scratch it is.
         bytes: Its size; it occupies this rounded up to 16.
-        offset: Where it lies, from the start of the arena.
-        first: Operator that writes it first; -1 for a model input, which is there before.
+        offset: Its position, from the start of the arena.
+        first: Operator that writes it first; -1 for a model input, which exists before.
         last: Operator that reads it last. A tensor that no operator uses has first = last = -2.
     """
 
@@ -92,7 +92,7 @@ class Buffer:
 
     @property
     def end(self) -> int:
-        """First byte behind it."""
+        """First byte after it."""
         return self.offset + round_up(self.bytes)
 
 
@@ -101,7 +101,7 @@ class UnknownOperator:
     """Why the arena cannot be computed.
 
     Attributes:
-        index: The operator's position; None where the reason is the model as a whole.
+        index: The operator's position; None if the reason is the model as a whole.
         name: The operator's name, or `model`.
         reason: What is not covered.
     """
@@ -123,25 +123,25 @@ class Arena:
     Attributes:
         core: The core, e.g. `cortex-m4`.
         kernels: `cmsis-nn` or `reference`.
-        used: What `arena_used_bytes()` returns: head + tail. None where it is unknown.
-        head: Bytes of the plan: tensors and scratch. None where unknown.
-        tail: Bytes that live as long as the interpreter. None where unknown.
-        smallest: Smallest arena that allocates, a multiple of 16: planning needs memory of its own,
-            which rules in very small models. Equal to the searched value on 2,181 of 2,212 models
-            on Cortex-M4; 16 bytes too high on 31 whose fully connected layer has per-channel
+        used: What `arena_used_bytes()` returns: head + tail. None if unknown.
+        head: Bytes of the plan: tensors and scratch. None if unknown.
+        tail: Bytes that live as long as the interpreter. None if unknown.
+        smallest: Smallest arena that allocates, a multiple of 16: planning itself needs memory,
+            which dominates in very small models. Equal to the searched value on 2,181 of 2,212
+            models on Cortex-M4; 16 bytes too high on 31 whose fully connected layer has per-channel
             scales. A smaller one need not fail cleanly: some kernels use what they were given
-            unchecked. None where unknown.
-        peak_operator: Index of the operator at which the plan is highest; None where unknown.
+            unchecked. None if unknown.
+        peak_operator: Index of the operator at which the plan peaks; None if unknown.
         peak_operator_name: Its name.
         peak_tensors: The buffers alive there, largest first; scratch has no index.
         scratch: Scratch bytes of each operator.
         buffers: All of the head, in the order of tensors, then scratch: a memory map.
-        unknown: Operators without a rule, with reasons; empty where the arena is known.
-        at_least: A lower bound in bytes that holds even where the arena is unknown; None where not
-            even that is known. Equal to `used` where that is known.
+        unknown: Operators without a rule, with reasons; empty if the arena is known.
+        at_least: A lower bound in bytes that holds even if the arena is unknown; None if not even
+            that is known. Equal to `used` if that is known.
         decompression_memory: Bytes of memory outside the arena that hold decoded tensors.
-        verified: The rules were compared with this core and these kernels.
-        notes: What the number stands on where it is not verified, one sentence each.
+        verified: Whether the rules were verified on this core with these kernels.
+        notes: The basis of the number if it is not verified, one sentence each.
     """
 
     core: str
@@ -170,7 +170,7 @@ class Arena:
         """Returns one line: where the peak is and which tensors live there, or what is unknown.
 
         Args:
-            tensors: How many tensors to name; the rest is counted. Defaults to 3.
+            tensors: How many tensors to name; the rest are counted. Defaults to 3.
 
         Example:
             >>> compute_arena(model, "cortex-m4", "cmsis-nn").explain()  # doctest: +SKIP
@@ -187,7 +187,7 @@ class Arena:
         )
         if self.peak_operator is None:
             return f"The arena has no peak: no operator runs; {sizes}."
-        # A fused operator carries the names of all it was made from, separated by semicolons.
+        # A fused operator has the names of all its parts, separated by semicolons.
         named = [
             f"{b.name.split(';')[0]} {format_size(b.bytes)}" for b in self.peak_tensors[:tensors]
         ]
@@ -204,10 +204,10 @@ class Arena:
 
 
 def plan_offsets(sizes: Sequence[int], lifetimes: Sequence[tuple[int, int]]) -> tuple[int, ...]:
-    """Returns where the greedy planner of TensorFlow Lite Micro puts each buffer.
+    """Returns where TensorFlow Lite Micro's greedy planner places each buffer.
 
-    Largest first, of equal ones the last first; each into the first gap, in the order of offsets,
-    between buffers that live at the same time.
+    Largest first, on ties the last first; each goes into the first gap, in the order of offsets,
+    between buffers that are live at the same time.
 
     Args:
         sizes: Bytes of each buffer.
@@ -219,14 +219,15 @@ def plan_offsets(sizes: Sequence[int], lifetimes: Sequence[tuple[int, int]]) -> 
     """
     kind = np.int64 if sum(sizes) < 1 << 62 else object
     size_of = np.array(sizes, kind)
-    # The buffers placed so far, by offset; of equal ones the earlier placed first.
+    # The buffers placed so far, by offset; on ties the earlier one first.
     firsts, lasts = np.zeros((2, len(sizes)), np.int64)
     starts, ends = np.zeros((2, len(sizes)), kind)
     offsets = [0] * len(sizes)
     for count, buffer in enumerate(sorted(range(len(sizes)), key=lambda i: (-sizes[i], -i))):
         size, (first, last) = size_of[buffer], lifetimes[buffer]
         alive = np.flatnonzero((firsts[:count] <= last) & (lasts[:count] >= first))
-        # Where the space behind the first, second, ... of those begins; the first one is the arena.
+        # Where the space after the first, second, ... of those begins; the first entry is the
+        # arena.
         free = np.maximum.accumulate(np.concatenate([np.zeros(1, kind), ends[alive]]))
         fits = np.flatnonzero(starts[alive] - free[:-1] >= size)
         offset = free[fits[0] if fits.size else -1]
@@ -244,9 +245,9 @@ def plan_offsets(sizes: Sequence[int], lifetimes: Sequence[tuple[int, int]]) -> 
 
 
 def _outside(model: FlatModel, memory: int) -> tuple[dict[int, int], list[str]]:
-    """Returns the decoded tensors that lie in decompression memory, and what goes wrong there.
+    """Returns the decoded tensors in decompression memory, and what goes wrong there.
 
-    The outputs of one DECODE operator lie one behind the other at multiples of 16; the next
+    The outputs of one DECODE operator are placed consecutively at multiples of 16; the next
     operator starts at the beginning again. A tensor that does not fit stays in the arena.
 
     Returns:
@@ -302,7 +303,7 @@ class _Tail:
         self.bytes = round_up(self.bytes + size, alignment)
 
     def add_handles(self, tensors: Iterable[Tensor]) -> None:
-        """Allocates what describes the inputs or the outputs to the application."""
+        """Allocates the structures that describe inputs or outputs to the application."""
         tensors = list(tensors)
         self.add(4 * len(tensors))
         for tensor in tensors:
@@ -354,7 +355,7 @@ def _tail(
 
 
 def _model_reasons(model: FlatModel) -> list[UnknownOperator]:
-    """What no operator's rule can see."""
+    """Obstacles outside the operators' rules."""
     reasons = []
     if model.subgraphs != 1:
         reasons.append(f"it has {model.subgraphs} subgraphs; sizes are known for one")
@@ -386,7 +387,7 @@ def _needs(model: FlatModel, family: str) -> tuple[list[OperatorMemory], list[Un
 
 
 def _lower_bound(model: FlatModel, lifetimes: dict[int, tuple[int, int]]) -> int:
-    """What every plan needs: the tensors alive at one operator, and the known part of the tail."""
+    """What every plan needs: the tensors live at one operator, and the known part of the tail."""
     changes = [0] * (len(model.operators) + 4)
     for index, (first, last) in lifetimes.items():
         size = round_up(model.tensors[index].bytes)
@@ -418,9 +419,9 @@ def _head(
 
 
 def _peak(model: FlatModel, buffers: Sequence[Buffer]) -> tuple[Operator | None, list[Buffer]]:
-    """The operator at which the plan is highest, and the buffers alive there.
+    """The operator at which the plan peaks, and the buffers live there.
 
-    Of several such operators the one with most bytes alive, then the first.
+    Among several such operators, the one with the most live bytes, then the first.
     """
     waiting = sorted(buffers, key=lambda b: b.first, reverse=True)
     highest: list[tuple[int, int]] = []  # A heap of (-end, last) of what was alive at some step.
@@ -454,16 +455,16 @@ def compute_arena(
     """Returns the tensor arena that a model needs on a core, to the byte.
 
     Args:
-        model: The .tflite file, read.
-        core: `cortex-m4`, `cortex-m55`, ...; see `CORES`. CMSIS-NN needs other scratch on cores
+        model: The parsed .tflite file.
+        core: `cortex-m4`, `cortex-m55`, ...; see `CORES`. CMSIS-NN needs different scratch on cores
             with DSP instructions, with MVE, and with neither.
         kernels: `cmsis-nn` or `reference`. Defaults to `cmsis-nn`.
-        decompression_memory: Bytes of the one region, aligned to 16, that the firmware hands to
-            `MicroInterpreter::SetDecompressionMemory` for decoded weights. Those that fit lie
-            there, the others in the arena. Defaults to None: there is no such region.
+        decompression_memory: Bytes of the region, aligned to 16, that the firmware passes to
+            `MicroInterpreter::SetDecompressionMemory` for decoded weights. Those that fit go there,
+            the others into the arena. Defaults to None: no such region.
 
     Raises:
-        UnknownNameError: the core or the kernels are not known.
+        UnknownNameError: the core or the kernels are unknown.
         ArgumentError: `decompression_memory` is less than 1.
 
     Example:

@@ -1,7 +1,7 @@
-"""What each operator takes from the tensor arena: one rule for each, in bytes.
+"""What each operator takes from the tensor arena: one rule per operator, in bytes.
 
 The sizes hold for tflite-micro of August 2026 with CMSIS-NN 4ab83cc3, built by GCC 12.2 for 32-bit
-Arm. A rule covers the types and shapes that were compared with measurements; for anything else it
+Arm. A rule covers the types and shapes that were verified by measurements; for anything else it
 raises `Unmeasured`. To add an operator, register a rule here.
 """
 
@@ -29,10 +29,10 @@ class OperatorMemory:
     Attributes:
         params: Size and alignment of its parsed options.
         data: The kernel's own structure, 16-byte aligned; 0 for none.
-        persistent: Buffers in the tail that it asks for when it is prepared, each 16-byte aligned.
+        persistent: Buffers in the tail that it requests while being prepared, each 16-byte aligned.
         scratch: Buffers in the head that live while it runs.
         described: Bytes that describe tensors a second time while it is prepared; each of its
-            tensors is described once anyway. Matters to the smallest arena of tiny models alone.
+            tensors is described once anyway. Only matters to the smallest arena of tiny models.
     """
 
     params: tuple[int, int] = (0, 1)
@@ -43,7 +43,7 @@ class OperatorMemory:
 
 
 class Unmeasured(Exception):
-    """A rule meets a use of its operator that it does not cover; the text is the reason."""
+    """A rule does not cover this use of its operator; the text is the reason."""
 
 
 Rule = Callable[[FlatModel, Operator, str], OperatorMemory]
@@ -179,7 +179,7 @@ def _one_row_scratch(window: _Window) -> int:
         window.size, window.out, window.kernel, window.stride,
     )  # fmt: skip
     channels, pad = window.channels, window.pad[1]
-    # The C remainder has the sign of its left side, and C division truncates.
+    # C's remainder has the sign of its left operand, and C's division truncates.
     uneven = int(math.fmod((out - 1) * stride + kernel - width, 2))
     right = max(1, int((pad + uneven + stride - 1) / stride)) if pad + uneven else 0
     left = max(1, (pad + stride - 1) // stride) if pad else 0
@@ -194,7 +194,7 @@ def _one_row_scratch(window: _Window) -> int:
 def _conv_scratch(window: _Window, family: str, bits: int) -> int:
     """Scratch of CMSIS-NN's convolution: 0 for 1x1, else its im2col buffers."""
     if bits == 16:
-        # The scalar kernels of 16 bit were not measured and share no code with the others.
+        # The 16-bit scalar kernels were not measured and share no code with the others.
         if family == "scalar":
             raise Unmeasured("its input is INT16; sizes are not known on cores without DSP")
         return 8 * round_up(window.columns, 8) if family == "mve" else 4 * window.columns
@@ -210,7 +210,7 @@ def _conv_scratch(window: _Window, family: str, bits: int) -> int:
 
 @RULES.register("CONV_2D")
 def _conv_2d(model: FlatModel, operator: Operator, family: str) -> OperatorMemory:
-    """Two buffers of 4 bytes an output channel; scratch for im2col.
+    """Two buffers of 4 bytes per output channel; scratch for im2col.
 
     Scratch of CMSIS-NN, K = kernel height * width * input channels: int8 1x1 none; DSP 4*ceil4(K);
     MVE 4*ceil16(K) or the ends of one row for 1xN; int16 4*K (DSP), 8*ceil8(K) (MVE). The
@@ -250,7 +250,7 @@ def _depthwise_scratch(window: _Window, channels: int, family: str) -> int:
 
 @RULES.register("DEPTHWISE_CONV_2D")
 def _depthwise_conv_2d(model: FlatModel, operator: Operator, family: str) -> OperatorMemory:
-    """Two buffers of 4 bytes an output channel; scratch where CMSIS-NN has a fast path.
+    """Two buffers of 4 bytes per output channel; scratch if CMSIS-NN has a fast path.
 
     Scratch of CMSIS-NN for int8, multiplier 1 and dilation 1: DSP none for 3x3 with padding up to
     1, else 2*C*kh*kw; MVE 496*kh*kw. MVE with one input channel: a convolution's scratch and
@@ -276,9 +276,9 @@ def _depthwise_conv_2d(model: FlatModel, operator: Operator, family: str) -> Ope
 
 @RULES.register("TRANSPOSE_CONV")
 def _transpose_conv(model: FlatModel, operator: Operator, family: str) -> OperatorMemory:
-    """Two buffers of 4 bytes an output channel; scratch for 32-bit sums or a reversed filter.
+    """Two buffers of 4 bytes per output channel; scratch for 32-bit sums or a reversed filter.
 
-    The reference kernel sums in 4 bytes an output element. CMSIS-NN with strides up to 2 and more
+    The reference kernel sums in 4 bytes per output element. CMSIS-NN with strides up to 2 and more
     than 16 input channels runs a convolution: its im2col scratch and the filter reversed. Otherwise
     4*Cout*((W-1)*sw + max(kw, sh))*max(kh, sh), and a second buffer of 0 bytes.
     """
@@ -297,7 +297,7 @@ def _transpose_conv(model: FlatModel, operator: Operator, family: str) -> Operat
         im2col = 4 * round_up(columns, 16 if family == "mve" else 4)
         scratch = (im2col, columns * channels)
     else:
-        # The height's stride in the width is CMSIS-NN's own.
+        # Using the height's stride for the width is CMSIS-NN's own doing.
         row = (width - 1) * stride_w + max(kernel_w, stride_h)
         scratch = (4 * channels * row * max(kernel_h, stride_h), 0)
     return OperatorMemory(
@@ -311,12 +311,12 @@ def _transpose_conv(model: FlatModel, operator: Operator, family: str) -> Operat
 
 @RULES.register("FULLY_CONNECTED")
 def _fully_connected(model: FlatModel, operator: Operator, family: str) -> OperatorMemory:
-    """Per-channel: two buffers of 4 bytes an output; MVE: 4 bytes an output for weight sums.
+    """Per-channel: two buffers of 4 bytes per output; MVE: 4 bytes per output for weight sums.
 
-    Weight sums of int8 weights lie in the tail where the weights are constant, in scratch where
-    they are decoded at run time. With more than two output dimensions and inputs in multiples of 4
-    CMSIS-NN runs a 1x1 convolution: no sums, but per-tensor scales are spread over the outputs in
-    8 bytes of scratch each. The reference kernel unpacks int4 weights.
+    Sums of int8 weights are in the tail if the weights are constant, in scratch if they are decoded
+    at run time. With more than two output dimensions and inputs in multiples of 4 CMSIS-NN runs a
+    1x1 convolution: no sums, but per-tensor scales are spread over the outputs in 8 bytes of
+    scratch each. The reference kernel unpacks int4 weights.
     """
     source, weights = _conv_types(model, operator, int4=True)
     out = _output(model, operator)
@@ -351,7 +351,7 @@ def _pool(model: FlatModel, operator: Operator) -> Tensor:
 
 @RULES.register("AVERAGE_POOL_2D")
 def _average_pool(model: FlatModel, operator: Operator, family: str) -> OperatorMemory:
-    """CMSIS-NN with DSP instructions sums in scratch: 4 bytes a channel."""
+    """CMSIS-NN with DSP instructions sums in scratch: 4 bytes per channel."""
     channels = _pool(model, operator).shape[3]
     return OperatorMemory(
         params=(40, 4),
@@ -362,7 +362,7 @@ def _average_pool(model: FlatModel, operator: Operator, family: str) -> Operator
 
 @RULES.register("MAX_POOL_2D")
 def _max_pool(model: FlatModel, operator: Operator, family: str) -> OperatorMemory:
-    """No buffers of its own."""
+    """No own buffers."""
     _pool(model, operator)
     return OperatorMemory(params=(40, 4), data=32 if family == "reference" else 36)
 
@@ -394,7 +394,7 @@ def _reduce_max(model: FlatModel, operator: Operator, family: str) -> OperatorMe
 
 @RULES.register("SVDF")
 def _svdf(model: FlatModel, operator: Operator, family: str) -> OperatorMemory:
-    """Scratch of 4 bytes a filter and 4 bytes a unit; MVE keeps sums of 4 bytes a filter."""
+    """Scratch of 4 bytes per filter and per unit; MVE keeps sums of 4 bytes per filter."""
     source, weights = _input(model, operator, 0), _input(model, operator, 1, "feature weights")
     state = _input(model, operator, 4, "state")
     _require_type(source, ("INT8",))
@@ -429,7 +429,7 @@ def _lstm(model: FlatModel, operator: Operator, family: str) -> OperatorMemory:
 
 @RULES.register(DECODE)
 def _decode(model: FlatModel, operator: Operator, family: str) -> OperatorMemory:
-    """A pointer for each output, then a decoder: table 36 bytes, Huffman 28, pruned 40.
+    """A pointer per output, then a decoder: table 36 bytes, Huffman 28, pruned 40.
 
     The decoded tensor is an ordinary tensor of the head.
     """

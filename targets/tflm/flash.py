@@ -1,7 +1,7 @@
-"""Flash that a model needs on a microcontroller: the file plus the code that runs it.
+"""Flash footprint of a model on a microcontroller: the file plus the code that runs it.
 
 The file's size is exact. The code's is a range: kernels share code, so their sizes do not add up.
-The least is the interpreter with the largest single operator, the most is the plain sum.
+The low end is the interpreter with the largest single operator, the high end is the plain sum.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from edgecompress.flatbuffers.model import FlatModel
 # KB of text and read-only data, without a model: TensorFlow Lite Micro 90b983c2b for Cortex-M4, GCC
 # 12.2, kernels at -O2 and the rest at -Os, NDEBUG, newlib-nano, unused sections dropped.
 _INTERPRETER_KB = 18.3
-# What one operator adds to the interpreter: with the reference kernels, with CMSIS-NN.
+# What one operator adds to the interpreter: reference kernels, CMSIS-NN.
 _OPERATOR_KB = {
     "FULLY_CONNECTED": (10.2, 23.6),
     "CONV_2D": (13.1, 34.2),
@@ -26,18 +26,18 @@ _OPERATOR_KB = {
     "QUANTIZE": (6.8, 6.8),
     "MEAN": (9.8, 9.8),
 }
-# The sizes were noted in KB with one decimal: the low end counts 1,000 bytes, the high end 1,024.
+# Sizes were recorded in KB with one decimal: the low end uses 1,000 bytes, the high end 1,024.
 _KB_LOW, _KB_HIGH = 1000, 1024
 
 
 @dataclass(frozen=True)
 class FlashEstimate:
-    """Flash that a model and its runtime take.
+    """Flash footprint of a model and its runtime.
 
     Attributes:
         model_bytes: Size of the file; exact.
-        code_low: Least code: the interpreter and the largest operator, in bytes.
-        code_high: Most code: the interpreter and every operator, in bytes.
+        code_low: Minimum code: the interpreter and the largest operator, in bytes.
+        code_high: Maximum code: the interpreter and every operator, in bytes.
         unmeasured: Operators whose code size is not in the table; each counts as the largest
             measured one in `code_high` and as nothing in `code_low`.
     """
@@ -49,17 +49,17 @@ class FlashEstimate:
 
     @property
     def low(self) -> int:
-        """Least flash in bytes."""
+        """Minimum flash in bytes."""
         return self.model_bytes + self.code_low
 
     @property
     def high(self) -> int:
-        """Most flash in bytes."""
+        """Maximum flash in bytes."""
         return self.model_bytes + self.code_high
 
 
 def estimate_flash(model: FlatModel, kernels: str) -> FlashEstimate:
-    """Returns the flash that a model and the code for its operators take.
+    """Returns the flash footprint of a model and the code for its operators.
 
     Args:
         model: The file.

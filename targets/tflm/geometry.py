@@ -1,4 +1,4 @@
-"""The numbers that describe an operator (pixels, channels, strides, ...), read off the model."""
+"""The numbers that describe an operator (pixels, channels, strides, ...), from the model."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Unmodelled(EdgeCompressError):
 class Geometry:
     """One operator in numbers; everything a formula may depend on.
 
-    Shapes are padded with ones on the left to (n, h, w, c); what an operator does not have keeps
-    its default.
+    Shapes are padded with ones on the left to (n, h, w, c); attributes that do not apply keep their
+    default.
 
     Attributes:
         code: The operator's code, e.g. `CONV_2D`.
         in_type: Type of the first input, e.g. `INT8`.
-        weight_type: Type of the filter; `INT8` where there is none.
+        weight_type: Type of the filter; `INT8` if there is none.
         n: Batch, h: input rows, w: input columns, ci: input channels.
         oh: Output rows, ow: output columns, co: output channels.
         in_elements: Elements of all data inputs.
@@ -41,7 +41,7 @@ class Geometry:
         multiplier: Outputs of one input channel in a depthwise convolution.
         bias: Whether there is a bias.
         per_channel: Whether the filter has a scale for each channel.
-        constant_weights: Whether the filter is in the file as it is, not decoded while running.
+        constant_weights: Whether the filter is stored plainly in the file, not decoded at run time.
         batch: Rows of a fully connected operator, ni: its inputs, no: its outputs.
         rank: Dimensions of the output.
         broadcast: `""`, `"channel"` or `"scalar"`.
@@ -54,7 +54,7 @@ class Geometry:
         steps: Time steps of a recurrent operator.
         filters: Filters of an SVDF, memory: its memory, state_type: type of its state.
         out_type: Type of the first output.
-        same_scale: Whether input and output have one scale, and zero points of the same meaning.
+        same_scale: Whether input and output share one scale and equivalent zero points.
     """
 
     code: str
@@ -102,7 +102,7 @@ class Geometry:
 
 
 # ---------------------------------------------------------------------------------------------
-# What formulas may use. `pix` is output pixels, `out` output elements, `K` taps times input
+# Names available in formulas. `pix` is output pixels, `out` output elements, `K` taps times input
 # channels, `mac4` multiply-accumulates with K rounded down to whole groups of 4, `kr` the rest of
 # K, `taps` pairs of an output pixel and a filter tap inside the input, `g4` whole groups of 4
 # pixels and `r` the rest.
@@ -114,14 +114,14 @@ def round_up(value: int, group: int) -> int:
     return -(-value // group)
 
 
-# Of one dimension; no more than a damaged file names.
+# Per dimension; bounds what a damaged file may state.
 _MOST_TAPS = 1 << 14
 
 
 def taps_inside(outputs: int, inputs: int, taps: int, stride: int, dilation: int, pad: int) -> int:
-    """Counts the pairs of an output position and a filter tap that lie inside the input.
+    """Counts the pairs of an output position and a filter tap that are inside the input.
 
-    Of tap t the positions p with `0 <= p * stride - pad + t * dilation < inputs` lie inside.
+    For tap t, the positions p with `0 <= p * stride - pad + t * dilation < inputs` are inside.
     """
     if stride < 1 or taps > _MOST_TAPS:
         raise Unmodelled(f"A window of {taps} taps, stride {stride}, has no instruction formula")
@@ -170,7 +170,7 @@ def _padding(same: bool, outputs: int, inputs: int, taps: int, stride: int, dila
 
 
 def _spatial(operator: Operator, found: dict[str, Any]) -> dict[str, Any]:
-    """Adds strides, dilations and paddings to what is known of a window's size."""
+    """Adds strides, dilations and paddings to a window's size."""
     options = operator.options
     found["same"] = options.get("padding", 0) == 0
     found["sh"], found["sw"] = int(options.get("stride_h", 1)), int(options.get("stride_w", 1))
@@ -203,7 +203,7 @@ def _images(source: Tensor, output: Tensor) -> dict[str, Any]:
 
 
 def _same_scale(source: Tensor, output: Tensor) -> bool:
-    """Whether a number has the same bits in both, the highest left out between int8 and uint8."""
+    """Whether a number has the same bits in both, ignoring the top bit between int8 and uint8."""
     offset = {"INT8": 128}
     zeros = [
         t.zero_points[0] + offset.get(t.type, 0) if t.zero_points else 0 for t in (source, output)
@@ -267,7 +267,7 @@ def _read_transpose_conv(model: FlatModel, operator: Operator) -> dict[str, Any]
     _, found["kh"], found["kw"], _ = _shape4(weights)
     found["weight_type"] = weights.type
     found["bias"] = model.tensor(operator, 3) is not None
-    # The padding is that of the convolution which leads from the output back to the input.
+    # The padding is that of the convolution from the output back to the input.
     for axis in "hw":
         found[f"pad_{axis}"] = _padding(
             found["same"], found[axis], found[f"o{axis}"], found[f"k{axis}"], found[f"s{axis}"], 1
@@ -377,7 +377,7 @@ def _read_svdf(model: FlatModel, operator: Operator) -> dict[str, Any]:
     return found
 
 
-# Inputs that Keras never fills.
+# Inputs that Keras never sets.
 _LSTM_EXTRAS = {
     **dict.fromkeys((9, 10, 11), "peepholes"),
     **dict.fromkeys((16, 17), "a projection"),
@@ -412,7 +412,7 @@ def geometry(model: FlatModel, operator: Operator) -> Geometry:
         operator: One of its operators.
 
     Raises:
-        Unmodelled: its cost depends on what is only known while the model runs.
+        Unmodelled: its cost depends on values known only at run time.
     """
     if not operator.outputs:
         raise Unmodelled(f"{operator.name} has no output")

@@ -1,9 +1,9 @@
-"""The instruction formulas and the cases that each of them was fitted on.
+"""The instruction formulas and the cases each of them was fitted on.
 
-They are data, in `instruction_formulas.json`. A formula holds in its domain alone: types, batch,
-strides and the like as they were counted, sizes up to `REACH` times the largest that was counted,
-because a formula is a sum over loops. `benchmarks/instruction_domains.py` writes the domains and
-the errors from the counts, and shows that sizes may be extrapolated that far.
+They are data, in `instruction_formulas.json`. A formula is valid only in its domain: types, batch,
+strides and the like as counted, sizes up to `REACH` times the largest counted one, because a
+formula is a sum over loops. `benchmarks/instruction_domains.py` writes the domains and the errors
+from the counts, and shows that sizes may be extrapolated that far.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-# Of the largest counted size; fitted on sizes up to a quarter, the formulas hold beyond.
+# Multiple of the largest counted size; fitted on sizes up to a quarter, the formulas still hold.
 REACH = 4
 
 _WORDS = {
@@ -48,12 +48,12 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Domain:
-    """The cases that a formula was fitted on, by attribute of `Geometry`.
+    """The cases a formula was fitted on, by attribute of `Geometry`.
 
     Attributes:
         kinds: Attribute -> the values that were counted; no other value is covered.
         spans: Attribute -> the smallest and the largest that were counted, both covered.
-        sizes: Attribute -> the same; covered up to `REACH` times the largest, and down to nothing.
+        sizes: Attribute -> the same; covered up to `REACH` times the largest, and down to zero.
     """
 
     kinds: Mapping[str, tuple[Any, ...]]
@@ -61,13 +61,13 @@ class Domain:
     sizes: Mapping[str, tuple[float, float]]
 
     def largest(self, name: str) -> float:
-        """Returns the largest value of a size that is covered."""
+        """Returns the largest covered value of a size."""
         low, high = self.sizes[name]
-        # What was never varied says nothing about other values.
+        # An attribute that was never varied says nothing about other values.
         return high if low == high else high * REACH
 
     def missing(self, geometry: Any) -> str | None:
-        """Returns what was not counted, in words; None where the formula covers the case.
+        """Returns what was not counted, in words; None if the formula covers the case.
 
         Args:
             geometry: The operator, a `Geometry`.
@@ -88,7 +88,7 @@ class Domain:
         return None
 
     def is_smaller(self, geometry: Any) -> bool:
-        """Whether some size is below all that were counted."""
+        """Whether some size is below all counted ones."""
         return any(getattr(geometry, name) < low for name, (low, _) in self.sizes.items())
 
 
@@ -106,7 +106,7 @@ def _missing(name: str, value: Any, seen: str) -> str:
 
 @dataclass(frozen=True)
 class CoreFit:
-    """How a formula does on a core whose kernels are another's.
+    """How well a formula works on a core that runs another core's kernels.
 
     Attributes:
         ratio: Instructions on this core to the formula's.
@@ -124,11 +124,12 @@ class Formula:
     Attributes:
         text: A sum of products, e.g. `1.5*out*K + 20`.
         domain: What it was fitted on.
-        rows: How many counted operators that were.
+        rows: Number of counted operators.
         error: Largest relative error over them: prediction / count - 1.
         slack: Largest error in instructions over the smallest of them; below their sizes the
-            relative error says nothing.
-        cores: Core -> how the formula does there; other cores of the kernel set run the same code.
+            relative error is meaningless.
+        cores: Core -> how well the formula works there; other cores of the kernel set run the same
+            code.
         example: Attributes of one of the counted operators.
     """
 
@@ -163,7 +164,7 @@ def _data() -> dict[str, Any]:
 
 @functools.cache
 def uncounted_errors() -> Mapping[str, float]:
-    """Returns core -> error of a formula that was not counted there but on its sister core."""
+    """Returns core -> error of a formula that was counted only on its sister core."""
     return dict(_data()["uncounted_errors"])
 
 

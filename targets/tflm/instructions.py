@@ -3,9 +3,9 @@
 Each operator is described by a few numbers (pixels, channels, multiply-accumulates, ...); a formula
 for its kernel turns them into instructions. The formulas (`instruction_formulas`) were fitted on
 9,400 single-operator models that ran in a counting simulator (TensorFlow Lite Micro 90b983c2b,
-CMSIS-NN 4ab83cc3, GCC 12.2 at -O2); they give whole networks within about 4 percent on kernels of
-the same version. A case that was not counted has no number. They count instructions, not cycles:
-`latency` turns them into time.
+CMSIS-NN 4ab83cc3, GCC 12.2 at -O2); they predict whole networks within about 4 percent for kernels
+of the same version. A case that was not counted has no prediction. They count instructions, not
+cycles: `latency` turns them into time.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ KERNEL_SETS = ("dsp", "mve", "reference")
 # Instructions that the interpreter spends around an inference and around each operator.
 PER_INFERENCE = 69
 PER_OPERATOR = 56
-# Of an operator below all counted sizes: such a number says how much it may be, not how little.
+# For an operator below all counted sizes: such a number is an upper bound, not a lower one.
 _LARGEST_ERROR = 0.9
-# Instructions an output that a bias takes at most: fetch it, add it, step on. What was counted has
-# one; where the formulas do not tell them apart, a number without is that much less certain.
+# Maximum instructions per output for a bias: fetch it, add it, advance. Counted operators have one;
+# where the formulas do not distinguish, a number without a bias is that much less certain.
 _BIAS = 5
 _SUFFIX = {("INT8", "INT8"): "", ("INT16", "INT8"): "_s16", ("INT8", "INT4"): "_w4"}
 
@@ -61,7 +61,7 @@ class Count:
     error: float
 
 
-# Each reader below names the kernel that runs and the numbers its formula may use.
+# Each reader below returns the kernel that runs and the numbers its formula may use.
 _Case = tuple[str, dict[str, float]]
 _CASES: Registry[Callable[[Geometry, str], _Case]] = Registry("operator")
 
@@ -113,10 +113,10 @@ def _suffix(g: Geometry) -> str:
 
 
 def _runs_as_1xn(g: Geometry) -> bool:
-    """Whether CMSIS-NN on vector cores takes its path for convolutions along one axis.
+    """Whether CMSIS-NN on vector cores takes its path for one-axis convolutions.
 
-    It splits a row into left edge, middle and right edge and takes the path only where the three
-    add up to the row (arm_convolve_1_x_n_s8 and its wrapper).
+    It splits a row into left edge, middle and right edge, and takes the path only if the three add
+    up to the row (arm_convolve_1_x_n_s8 and its wrapper).
     """
     if not (g.h == 1 and g.kh == 1 and g.kw > 1 and g.dw == 1 and g.sw * g.ci % 4 == 0):
         return False
@@ -160,7 +160,7 @@ def _conv(g: Geometry, kernels: str) -> _Case:
 def _depthwise(g: Geometry, kernels: str) -> _Case:
     suffix = _suffix(g)
     values = _window(g)
-    # Channels go in blocks of 124; a damaged file may have any number of them.
+    # Channels are processed in blocks of 124; a damaged file may have any number of them.
     whole, rest = divmod(g.co, 124)
     size = g.kh * g.kw
     values |= {
@@ -191,7 +191,7 @@ def _fully_connected(g: Geometry, kernels: str) -> _Case:
     suffix = _suffix(g)
     out = g.batch * g.no
     as_conv = kernels != "reference" and not suffix and g.rank > 2 and g.ni % 4 == 0
-    # As a 1x1 convolution the rows are the pixels; else the outputs of a row go in groups of 4.
+    # As a 1x1 convolution, rows are pixels; otherwise the outputs of a row go in groups of 4.
     groups, rest = (
         (g.batch // 4, g.batch % 4) if as_conv else (g.batch * (g.no // 4), g.batch * (g.no % 4))
     )
@@ -220,7 +220,7 @@ def _fully_connected(g: Geometry, kernels: str) -> _Case:
     }
     if as_conv:
         return "fc1x1", values
-    # Several rows are a case of their own: the same formula, less exact.
+    # Several rows are a separate case: the same formula, less exact.
     rows = "_rows" if g.batch > 1 and not suffix else ""
     return "fc" + ("_pc" if g.per_channel and not suffix else "") + rows + suffix, values
 
@@ -351,7 +351,8 @@ def _transpose_conv(g: Geometry, kernels: str) -> _Case:
     size = k * g.ci
     reverse = kernels != "reference" and g.sh <= 2 and g.sw <= 2 and g.ci > 16
     width = (g.w - 1) * g.sw + max(g.kw, g.sw)
-    # A tap of an input pixel reaches an output pixel where a convolution over the output would.
+    # A tap of an input pixel reaches the output pixels that a convolution over the output would
+    # read.
     inside = taps_inside(g.h, g.oh, g.kh, g.sh, 1, g.pad_h) * taps_inside(
         g.w, g.ow, g.kw, g.sw, 1, g.pad_w
     )

@@ -1,8 +1,8 @@
 """Instructions that TensorFlow Lite Micro's DECODE operator takes to expand compressed weights.
 
 The counts come from the same simulator as those of `instructions`: 330 encoded tensors, within 0.4
-percent for tables and pruned weights, within 3.2 percent for Huffman codes. How many steps a
-Huffman decoder takes depends on the values, so the code is followed through its tables.
+percent for tables and pruned weights, within 3.2 percent for Huffman codes. The number of steps of
+a Huffman decoder depends on the values, so the code is followed through its tables.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from edgecompress.flatbuffers.tensors import Tensor
 _HEADER_BYTES = 16
 _KINDS = {0: "lut", 1: "huffman", 2: "prune"}
 
-# Index width -> instructions a weight in whole groups, a weight outside, a channel, and once; with
-# CMSIS-NN's cores with DSP instructions and with vector registers. Widths 2, 3 and 4 of int8 have a
-# path for groups of 16 (3 bits: 32) weights.
+# Index width -> instructions per weight in whole groups, per weight outside, per channel, and once;
+# for cores with DSP instructions and with vector registers. Widths 2, 3 and 4 of int8 have a path
+# for groups of 16 (3 bits: 32) weights.
 _GROUPED = {
     "dsp": {
         2: (3.38, 16.8, 31.0, 150.0),
@@ -34,13 +34,13 @@ _GROUPED = {
 }
 _UNGROUPED = {1: 20.0, 5: 25.3}
 _UNGROUPED_CHANNEL = {"dsp": (18.0, 205.0), "mve": (19.0, 210.0)}
-# Where the channels are the last axis every weight takes the slow path.
+# If the channels are the last axis, every weight takes the slow path.
 _CHANNELS_LAST = {1: 22.2, 2: 24.2, 3: 26.7, 4: 22.2, 5: 27.5}
 _PRUNE = {"dsp": (17.0, 186.0), "mve": (16.0, 191.0)}
-# Instructions a weight, a table look-up, a look-up that read more bits than it used, and a word.
+# Instructions per weight, table look-up, look-up that read more bits than it used, and word.
 _HUFFMAN = {"dsp": (0.0, 23.2, 4.7, 3.4, 154.0), "mve": (0.7, 22.4, 4.7, 3.3, 172.0)}
 
-# Largest relative error of what follows over the counted tensors.
+# Largest relative error of the following over the counted tensors.
 DECODE_ERROR = 0.032
 
 
@@ -79,7 +79,7 @@ def follow_huffman(code: bytes, tables: list[int], first_bits: int, symbols: int
     """
     lookups = putbacks = position = 0
     end = 8 * len(code)
-    # Every symbol has a bit: what a damaged shape asks for ends here.
+    # Every symbol takes a bit, which bounds what a damaged shape can request.
     if symbols > end:
         raise UnknownCode("its Huffman code ends too early")
     try:
@@ -94,7 +94,7 @@ def follow_huffman(code: bytes, tables: list[int], first_bits: int, symbols: int
                 position += bits
                 if entry & 0x8000:
                     break
-                # Tables that lead back to themselves read on for ever.
+                # Tables that point back to themselves would read forever.
                 if position > end:
                     raise UnknownCode("its Huffman code ends too early")
                 bits = ((entry >> 11) & 15) + 1
@@ -112,7 +112,7 @@ def follow_huffman(code: bytes, tables: list[int], first_bits: int, symbols: int
 
 @functools.lru_cache(maxsize=256)
 def _huffman_steps(code: bytes, ancillary: bytes, symbols: int) -> HuffmanSteps:
-    # Once for a tensor, whatever the number of targets.
+    # Once per tensor, whatever the number of targets.
     body = ancillary[_HEADER_BYTES:]
     tables = [body[i] | body[i + 1] << 8 for i in range(0, len(body) - 1, 2)]
     return follow_huffman(code, tables, (ancillary[5] >> 4) + 1, symbols)
@@ -144,7 +144,7 @@ def lut_instructions(
     size = weights // channels
     fast = 0
     for channel in range(channels):
-        # Groups start at multiples of the group's size in the whole stream.
+        # Groups start at multiples of the group size in the whole stream.
         lead = min(-(channel * size) % group, size)
         fast += (size - lead) // group * group
     quick, slow, each, once = _GROUPED[kernels][bits]

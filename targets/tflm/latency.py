@@ -1,11 +1,11 @@
-"""Predicted time of one inference on a microcontroller, with the band it lies in.
+"""Predicted time of one inference on a microcontroller, with its band.
 
     cycles = cycles per instruction * instructions + 0.35 * bytes of weights
 
 The instructions follow from the flatbuffer (see `instructions`), the cycles per instruction belong
 to the board and its runtime, and the second term is the wait for weights that are read from flash.
-How well the cycles per instruction are known decides the band; where the instructions are known
-less well than a class leaves room for, the band is wider.
+The band depends on how well the cycles per instruction are known; if the instruction count is less
+certain than the class allows for, the band is wider.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from edgecompress.targets.tflm.instructions import (
     operator_instructions,
 )
 
-# Cycles that a byte of weights costs on its way from flash; one value for all boards, because four
-# published networks a board cannot tell it from the cycles per instruction.
+# Cycles per byte of weights read from flash; one value for all boards, because four published
+# networks per board cannot separate it from the cycles per instruction.
 CYCLES_PER_WEIGHT_BYTE = 0.35
 
 # Class -> the band's ends as factors of the typical value. A: fitted on published rows of the very
@@ -44,27 +44,27 @@ BANDS: Mapping[str, tuple[float, float]] = {
     "C": (1 / 2, 2.0),
 }
 
-# Class -> the relative error of the instruction count that its band leaves room for: the band over
-# what the cycles per instruction are off (A: 1.25 / 1.18, leaving one benchmark out; A-: 1.35 /
+# Class -> the relative error of the instruction count that its band allows for: the band divided by
+# the error of the cycles per instruction (A: 1.25 / 1.18, leaving one benchmark out; A-: 1.35 /
 # 1.19; B: 1.5 over 1.8 / 1.47; B-: 1.6 over 1.4 / 1.06; C: 2 over 1.3 / 0.88).
 ROOM: Mapping[str, float] = {"A": 0.06, "A-": 0.13, "B": 0.22, "B-": 0.21, "C": 0.35}
 
-# No core issues more than one (or, in the dual-issue cores, two) instructions a cycle. Halved,
-# because another compiler may need fewer instructions than the one that was counted.
+# No core issues more than one (dual-issue cores: two) instructions per cycle. Halved, because
+# another compiler may need fewer instructions than the one counted.
 _FEWEST_CYCLES = {"cortex-m7": 0.25, "cortex-m33": 0.25, "cortex-m55": 0.25, "cortex-m85": 0.25}
 _FEWEST_CYCLES_SINGLE_ISSUE = 0.5
 
 
 @dataclass(frozen=True)
 class OperatorCost:
-    """What one operator costs.
+    """The cost of one operator.
 
     Attributes:
         index: Position in the order of execution.
         name: The operator's name.
         output: Name of its first output tensor.
-        instructions: Instructions of one inference; None where no formula covers it.
-        reason: Why there is no number; None where there is one.
+        instructions: Instructions of one inference; None if no formula covers it.
+        reason: Why there is no number; None if there is one.
         error: Largest relative error of the instructions.
     """
 
@@ -84,17 +84,17 @@ class LatencyEstimate:
         operators: One entry for each operator.
         kernels: `cmsis-nn` or `reference`.
         instructions: Sum over the operators that have a formula, and the interpreter's own.
-        weight_bytes: Bytes of weights and biases as they lie in flash.
-        calibration: Class of the band; None where there is none.
-        cycles_per_instruction: The factor in use; None where none is known.
-        instruction_error: Relative error of `instructions`, as `instruction_error()` has it.
-        band: The band's ends as factors of the typical value; those of the class where the
-            instructions are known as well as it takes for granted.
-        cycles: Cycles of one inference; None where they are not known.
-        microseconds: Typical time; None where no clock or no cycles are known.
-        low: Lower end of the band in microseconds; holds even where the typical time is not known.
-        high: Upper end of the band; None where there is none.
-        reason: Why there is no typical time; None where there is one.
+        weight_bytes: Bytes of weights and biases in flash.
+        calibration: Class of the band; None if there is none.
+        cycles_per_instruction: The factor in use; None if unknown.
+        instruction_error: Relative error of `instructions`, from `instruction_error()`.
+        band: The band's ends as factors of the typical value; those of the class if the
+            instructions are as certain as it assumes.
+        cycles: Cycles of one inference; None if unknown.
+        microseconds: Typical time; None if the clock or the cycles are unknown.
+        low: Lower end of the band in microseconds; valid even if the typical time is unknown.
+        high: Upper end of the band; None if there is none.
+        reason: Why there is no typical time; None if there is one.
     """
 
     operators: tuple[OperatorCost, ...]
@@ -118,7 +118,7 @@ class LatencyEstimate:
 
 
 def cycles_per_instruction(calibration: Calibration, clock_mhz: float) -> float:
-    """Returns the factor that one measured latency means.
+    """Returns the factor implied by one measured latency.
 
         (milliseconds * 1000 * MHz - 0.35 * weight bytes) / instructions
 
@@ -151,7 +151,7 @@ def operator_costs(model: FlatModel, core: str, kernels: str) -> tuple[OperatorC
     Args:
         model: The file.
         core: The processor core, e.g. `cortex-m4`. Cores without DSP instructions get the count of
-            those with, which they exceed.
+            those with, a lower bound.
         kernels: `cmsis-nn` or `reference`.
     """
     kernel_set = "reference" if kernels == "reference" else CORES[core]
@@ -177,7 +177,7 @@ def instruction_error(costs: Iterable[OperatorCost]) -> float:
     `sqrt(sum of squares of instructions * error) / instructions`, equal operators counted as one.
 
     Args:
-        costs: The operators; those without a number are left out.
+        costs: The operators; those without a number are ignored.
 
     Example:
         >>> twice = OperatorCost(0, "ADD", "", 100.0, error=0.1), OperatorCost(
@@ -195,7 +195,7 @@ def instruction_error(costs: Iterable[OperatorCost]) -> float:
 
 
 def _widened(band: tuple[float, float], calibration: str, error: float) -> tuple[float, float]:
-    """Returns the band where the instructions are off by up to `error`.
+    """Returns the band for instructions that are off by up to `error`.
 
     A count that is `error` too high means a time of `1 / (1 + error)` of it, one that is too low
     `1 / (1 - error)`; the band has room for that of an error of `ROOM`.
@@ -223,7 +223,7 @@ def predict(
 ) -> LatencyEstimate:
     """Predicts the time of one inference on a microcontroller.
 
-    Where the time cannot be predicted (an operator without a formula, a core without published
+    If the time cannot be predicted (an operator without a formula, a core without published
     results, no clock, external RAM), `reason` says so and at most a lower bound is given.
 
     Args:
@@ -300,7 +300,7 @@ def predict(
 def _factor(
     profile: TargetProfile, kernels: str
 ) -> tuple[float | None, tuple[float, float] | None, str | None, str | None]:
-    """Returns cycles per instruction, the band and its class, or the reason why there is none."""
+    """Returns cycles per instruction, the band and its class, or why there is none."""
     if profile.calibration is not None and profile.clock_mhz and kernels == profile.kernels:
         return (
             cycles_per_instruction(profile.calibration, profile.clock_mhz),
@@ -310,13 +310,13 @@ def _factor(
         )
     if kernels == "reference":
         return None, None, None, (
-            "No published result tells the cycles of the reference kernels on this core. Measure "
+            "No published result gives the cycles of the reference kernels on this core. Measure "
             "one model and add a [calibration] table to a profile with kernels = \"reference\"."
         )  # fmt: skip
     cycles = profile.cycles
     if cycles is None:
         return None, None, None, (
-            f"No published result of an open runtime tells the cycles of {profile.core}. Measure "
+            f"No published result of an open runtime gives the cycles of {profile.core}. Measure "
             "one model on the board and add a [calibration] table (instructions, weight_bytes, "
             "milliseconds) to its profile."
         )  # fmt: skip

@@ -1,9 +1,9 @@
-"""What the kernels of TensorFlow Lite Micro run, as measured with models of one operator.
+"""What the kernels of TensorFlow Lite Micro run, measured with single-operator models.
 
-`operator_support.csv` is the table: for each operator, the types of its tensors, their rank and
-its form, what happened when a model of that operator alone was loaded and run. It is written by
-`benchmarks/operator_support.py`, which builds the models and asks the engines; nothing in it is
-written by hand. What it does not hold is unknown.
+`operator_support.csv` is the table: for each operator, the types of its tensors, their rank and its
+form, what happened when a model of only that operator was loaded and run. It is written by
+`benchmarks/operator_support.py`, which builds the models and tries the engines; nothing in it is
+written by hand. Anything not listed is unknown.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TABLE = Path(__file__).with_name("operator_support.csv")
 COLUMNS = ("operator", "types", "form", "ranks")
 
 # Columns of the table: a kernel set on a family of cores -> the column that was measured for it.
-# The refusals of CMSIS-NN lie in code that all cores share; what differs with the core are results.
+# CMSIS-NN's refusals are in code that all cores share; only results differ between cores.
 KERNEL_COLUMNS = {
     ("reference", "scalar"): "reference",
     ("reference", "dsp"): "reference",
@@ -33,12 +33,12 @@ KERNEL_COLUMNS = {
     ("cmsis-nn", "mve"): "cmsis-nn mve",
 }
 
-# What a cell may begin with; any other text is the engine's refusal.
+# Prefixes of a cell; any other text is the engine's refusal.
 RUNS, CRASHES, DIFFERS, DEPENDS = "runs", "crashes", "differs", "depends"
 
-# Operators around other subgraphs and variables; they were measured in models of several.
+# Operators around other subgraphs and variables; they were measured in models with several.
 CONTROL = frozenset({"ASSIGN_VARIABLE", "CALL_ONCE", "IF", "READ_VARIABLE", "VAR_HANDLE", "WHILE"})
-# Operators for which TensorFlow Lite Micro takes CMSIS-NN's kernels; all others run the reference
+# Operators for which TensorFlow Lite Micro uses CMSIS-NN's kernels; all others run the reference
 # kernels on every core.
 CMSIS_NN = frozenset({
     "ADD", "AVERAGE_POOL_2D", "BATCH_MATMUL", "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED",
@@ -48,8 +48,8 @@ CMSIS_NN = frozenset({
 
 # Operators with any number of inputs of one kind.
 _VARIADIC = frozenset({"ADD_N", "CONCATENATION", "PACK"})
-# Inputs that are shapes, axes, orders or paddings: their rank does not count, and kernels may want
-# them to be constant.
+# Inputs that are shapes, axes, orders or paddings: their rank does not count, and kernels may
+# require them to be constant.
 _PARAMETERS: dict[str, tuple[int, ...]] = {
     "ARG_MAX": (1,), "ARG_MIN": (1,), "BATCH_TO_SPACE_ND": (1, 2), "BROADCAST_ARGS": (0, 1),
     "BROADCAST_TO": (1,), "CUMSUM": (1,), "DYNAMIC_UPDATE_SLICE": (2,), "EXPAND_DIMS": (1,),
@@ -72,7 +72,7 @@ _ELEMENTWISE = frozenset({
 _LSTM = "UNIDIRECTIONAL_SEQUENCE_LSTM"
 # Input, input and recurrent weights of the cell gate, its bias, output state, cell state.
 _LSTM_TYPES = (0, 3, 7, 14, 18, 19)
-# Options that choose another computation, with their usual values.
+# Options that select a different computation, with their usual values.
 _SWITCHES = {
     "ellipsis_mask": 0, "new_axis_mask": 0, "shrink_axis_mask": 0, "offset": False,
     "align_corners": False, "half_pixel_centers": False, "adj_x": False, "adj_y": False,
@@ -93,8 +93,8 @@ class Signature:
         operator: Its name.
         types: Types of its inputs, `>`, types of its outputs. `-` is an input left out; `~` marks
             a shape, an axis or a filter that is computed instead of constant.
-        form: Words for what else decides: `per-channel`, `broadcast`, `grouped`, ...; mostly "".
-        rank: Most dimensions of its data.
+        form: Keywords for other factors: `per-channel`, `broadcast`, `grouped`, ...; mostly "".
+        rank: Largest number of dimensions of its data.
     """
 
     operator: str
@@ -110,12 +110,12 @@ class Signature:
 
 @dataclass(frozen=True)
 class Support:
-    """What came of a model of one operator.
+    """The outcome of a single-operator model.
 
     Attributes:
-        outcome: `runs`; `refused`; `differs`: it runs and computes other values than another
+        outcome: `runs`; `refused`; `differs`: it runs and computes different values from another
             engine; `depends`: some models of this signature ran, others did not.
-        message: What the engine said where it did not run.
+        message: The engine's message if it did not run.
         how: The engine, its version and where it ran.
     """
 
@@ -126,11 +126,11 @@ class Support:
 
 @dataclass(frozen=True)
 class Table:
-    """The table, read.
+    """The parsed table.
 
     Attributes:
-        engines: Column -> what was asked: engine, version, kernels, day.
-        rows: Column -> signature -> what came of it.
+        engines: Column -> what was tested: engine, version, kernels, day.
+        rows: Column -> signature -> outcome.
     """
 
     engines: dict[str, str] = field(default_factory=dict)
@@ -231,7 +231,7 @@ def _support(text: str, how: str) -> Support:
 def read_table(path: Path = TABLE) -> Table:
     """Reads a table of operator support.
 
-    Lines that begin with `#` say what was asked: `# COLUMN: ENGINE`.
+    Lines that begin with `#` say what was tested: `# COLUMN: ENGINE`.
     """
     engines: dict[str, str] = {}
     lines = []
@@ -260,10 +260,10 @@ def _table() -> Table:
 
 
 def support(wanted: Signature, kernels: str, family: str) -> Support | None:
-    """Returns what was measured for an operator; None where nothing was.
+    """Returns what was measured for an operator; None if nothing was.
 
-    Where this very signature was not measured, but no model with these types of data and weights
-    ran in any form and rank, it counts as refused.
+    If this exact signature was not measured, but no model with these types of data and weights ran
+    in any form or rank, it counts as refused.
 
     Args:
         wanted: What `signature` returned.
@@ -276,7 +276,7 @@ def support(wanted: Signature, kernels: str, family: str) -> Support | None:
 
 
 def _leading(key: Signature) -> tuple[str, ...]:
-    """Returns the types that a kernel chooses its code by: of the data, and of the weights."""
+    """Returns the types by which a kernel chooses its code: those of the data and the weights."""
     types = [text.rstrip("~") for text in key.types.partition(" >")[0].split()]
     if key.operator == "TRANSPOSE_CONV":
         return tuple(types[1:3])

@@ -490,7 +490,7 @@ def test_targets_say_which_runtime_runs_it(target: str) -> None:
     for problem in problems:
         if problem.name.startswith("Lce"):
             text = str(problem)
-            assert "does not know it: only Larq Compute Engine runs it" in text
+            assert "does not support it: only Larq Compute Engine runs it" in text
             assert "\n" not in text
 
 

@@ -57,7 +57,7 @@ final class Checks {
     void ram(Double kb, Double limit) {
         if (kb == null) {
             if (limit != null) {
-                String reason = "The system does not tell the memory of this process.";
+                String reason = "The system does not report the memory of this process.";
                 add("ram", "not_measured", null, null, null, limit, "bytes", reason);
             }
             return;

@@ -187,7 +187,7 @@ def test_labels_that_do_not_fit_are_refused(x: np.ndarray, tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "gap.txt").write_text("one\n\nthree\n")
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00")
-    for name, text in (("gap", "one class in each line"), ("bytes", "no UTF-8"),
+    for name, text in (("gap", "one class in each line"), ("bytes", "not UTF-8"),
                        ("none", "does not exist")):  # fmt: skip
         with pytest.raises(ArgumentError, match=text):
             read_labels(tmp_path / f"{name}.txt")
@@ -225,7 +225,7 @@ _GOLDEN = "golden/int8_output_0.bin"
         (lambda f: (f / "bundle.json").unlink(), "does not exist. Give the folder"),
         (lambda f: (f / "bundle.json").write_text("{"), "is not valid JSON"),
         (lambda f: (f / "bundle.json").write_text("[]"), "schema must be edgecompress.bundle/1"),
-        (lambda f: (f / "bundle.json").write_bytes(b"\xff"), "is no UTF-8 text"),
+        (lambda f: (f / "bundle.json").write_bytes(b"\xff"), "is not UTF-8 text"),
         (_set("schema", value="edgecompress.bundle/2"), "Got 'edgecompress.bundle/2'"),
         (_set("budgets", "max_ram", value=float("nan")), "NaN is not a JSON number"),
         (_set("models", value=[]), "a list of at least one model"),

@@ -55,7 +55,7 @@ _WORDS: Mapping[Any, str] = {
 
 @dataclass(frozen=True)
 class Exact:
-    """A value of exactly the annotated type: text is no number, true is not 1, and 3 stays 3."""
+    """A value of exactly the annotated type: text is not a number, true is not 1, and 3 stays 3."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
         """Returns pydantic's form of it."""

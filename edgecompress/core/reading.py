@@ -89,9 +89,9 @@ def _translated(path: Path | str) -> Iterator[None]:
     except OSError as error:
         raise UnreadableFileError(path, f"cannot be read: {error.strerror or error}") from error
     except ValueError as error:  # A NUL, or a character unknown to the file system's encoding.
-        raise UnreadableFileError(path, "has a name that no file can have") from error
+        raise UnreadableFileError(path, "has an invalid name") from error
     except MemoryError as error:
-        raise UnreadableFileError(path, "does not fit the memory") from error
+        raise UnreadableFileError(path, "does not fit in memory") from error
 
 
 def _check_kind(path: Path | str, mode: int) -> None:
@@ -391,7 +391,7 @@ def _check_members(members: list[zipfile.ZipInfo], size: int, label: Path | str)
         elif member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             problem = f"is compressed by method {member.compress_type}, not by deflate"
         if problem is not None:
-            raise UnreadableFileError(label, f"holds {name!r}, which {problem}")
+            raise UnreadableFileError(label, f"contains {name!r}, which {problem}")
         seen.add(name)
     check_inflated(sum(member.file_size for member in members), size, label)
 
@@ -460,7 +460,7 @@ def read_arrays(source: Path | str | bytes, label: Path | str | None = None) -> 
     with open_archive(source, label) as archive:
         for name in archive.names:
             if not name.endswith(".npy"):
-                raise UnreadableFileError(label, f"holds {name!r}, which is no .npy array")
+                raise UnreadableFileError(label, f"contains {name!r}, which is not an .npy array")
             key = name.removesuffix(".npy")
             _header(archive.head(name, _HEADER_LIMIT), archive.sizes[name], label, key)
             arrays[key] = _array(archive.read(name), label, key)
@@ -501,7 +501,7 @@ def _header(
         what = " ".join(str(error).split())[:120] or type(error).__name__
         raise UnreadableFileError(label, f"{where} has no readable header: {what}") from error
     if dtype.hasobject:
-        raise UnreadableFileError(label, f"{where} holds Python objects, which could run code")
+        raise UnreadableFileError(label, f"{where} contains Python objects, which could run code")
     # numpy's size of a long text type may overflow to a negative number.
     if not 0 < dtype.itemsize <= _LONGEST_ITEM or dtype.kind not in "biufcSUmM":
         raise UnreadableFileError(label, f"{where} is of type {dtype}, not of numbers")

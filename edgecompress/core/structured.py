@@ -25,7 +25,7 @@ def decoded(data: bytes | bytearray, label: Path | str) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UnreadableFileError(label, f"is no UTF-8 text (byte {error.start})") from error
+        raise UnreadableFileError(label, f"is not UTF-8 text (byte {error.start})") from error
 
 
 # --- JSON and TOML ------------------------------------------------------------------------------
@@ -78,7 +78,7 @@ def parse_json(data: bytes | bytearray | str, label: Path | str, depth: int = DE
     except RecursionError as error:
         raise UnreadableFileError(label, f"is not valid JSON: {_too_deep(depth)}") from error
     except MemoryError as error:
-        raise UnreadableFileError(label, "does not fit the memory") from error
+        raise UnreadableFileError(label, "does not fit in memory") from error
     except ValueError as error:
         raise UnreadableFileError(label, f"is not valid JSON: {error}") from error
     return root
@@ -113,7 +113,7 @@ def parse_toml(text: str, label: Path | str, depth: int = DEPTH_LIMIT) -> dict[s
     except RecursionError as error:
         raise UnreadableFileError(label, f"is not valid TOML: {_too_deep(depth)}") from error
     except MemoryError as error:
-        raise UnreadableFileError(label, "does not fit the memory") from error
+        raise UnreadableFileError(label, "does not fit in memory") from error
     except ValueError as error:
         text = str(error)
         if "integer string conversion" in text:

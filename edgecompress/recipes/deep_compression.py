@@ -174,7 +174,7 @@ def _load(request: Request) -> tuple[LoadedModel, Data, Task, list[str]]:
     if request.validation is None:
         notes.append(
             "If the original model was trained on these validation samples, its metric is too good "
-            "and the drop is overstated: give --validation samples that it has not seen."
+            "and the drop is overstated: give --validation samples that it was not trained on."
         )
     record = loaded.record or CompressionRecord()
     if record.ranges:

@@ -150,7 +150,7 @@ def test_missing_and_binary_files_are_one_line_errors(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="does not exist"):
         load_target(tmp_path / "absent.toml")
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ArgumentError, match="no UTF-8"):
+    with pytest.raises(ArgumentError, match="not UTF-8"):
         load_target(tmp_path / "binary.toml")
 
 

@@ -190,7 +190,7 @@ def make(request: FormatRequest) -> FormatResult:
     options = request.options
     chosen = options.weight_format or ("smallest" if options.smallest else "int8")
     if options.smallest and chosen != "smallest":
-        raise ArgumentError("--smallest", "be left out beside --weight-format", chosen)
+        raise ArgumentError("--smallest", "be left out if --weight-format is given", chosen)
     source = int8_source(request)
     request.progress("Storing the weights in fewer bits and comparing the outputs")
     made = compare(source.plain, latency=request.costs.host_latency)

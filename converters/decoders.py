@@ -69,7 +69,7 @@ def check_codes(flat: FlatModel, weights: Mapping[int, Tensor]) -> None:
         want = weights[index]
         have = decode(Encoded("", code, ancillary), want.shape, layout_of(flat.tensors[index]))
         if not np.array_equal(have, want.values()):
-            raise ConversionError(f"The code of tensor {index} does not give back its weights.")
+            raise ConversionError(f"The code of tensor {index} does not decode to its weights.")
         checked.add(index)
     missing = sorted(weights.keys() - checked)
     if missing:

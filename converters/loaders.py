@@ -268,7 +268,7 @@ def load_model(path: Path | str) -> LoadedModel:
             folder.
 
     Returns:
-        The model with its compression record, if there is one beside the file.
+        The model with its compression record, if there is one next to the file.
 
     Raises:
         ModelFileError: the path is missing, or the file is damaged, not a model, or only weights.

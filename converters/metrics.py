@@ -338,7 +338,7 @@ def predictions(scored: Scored) -> np.ndarray:
 def _cut(scored: Scored, parameter: float | None) -> float:
     cut = scored.cut if parameter is None else parameter
     if cut is None:
-        raise NotMeasurable("Nothing tells from which value on the output is a yes.")
+        raise NotMeasurable("It is unknown from which value the output counts as a yes.")
     return cut
 
 

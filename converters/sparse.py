@@ -304,9 +304,7 @@ def verify_sparse(before: bytes, after: bytes, samples: int = 8, seed: int = 0) 
         if tensor.sparsity is None:
             continue
         if not np.array_equal(tensor.values(), dense.tensors[tensor.index].values()):
-            raise ConversionError(
-                f"Tensor {tensor.index} does not give back its weights when it is expanded."
-            )
+            raise ConversionError(f"Tensor {tensor.index} does not expand to its original weights.")
     error = _error(LITERT, before, after, random_inputs(dense, samples, seed))
     if error > TOLERANCE:
         raise ConversionError(

@@ -428,7 +428,7 @@ def task_for(wanted: Wanted, operator: str, loss: Loss | None, labels: Labels) -
         if cut is not None:
             kind = "multilabel" if labels.classes > 1 else "binary"
             return Task(kind, "sides", wanted.name, basis, cut)
-        reason = found.reason if isinstance(found, Unclear) else "no loss and no sigmoid tells"
+        reason = found.reason if isinstance(found, Unclear) else "there is no loss and no sigmoid"
         return Unclear(reason)
     if isinstance(found, Task) and found.form in forms:
         return found
@@ -444,7 +444,7 @@ def task_for(wanted: Wanted, operator: str, loss: Loss | None, labels: Labels) -
     if isinstance(found, Unclear):
         return found
     if "sides" in forms and (labels.two_valued or labels.signs):
-        return Unclear(f"{found.found}, so nothing tells from which value on it is a yes")
+        return Unclear(f"{found.found}, so it is unknown from which value it counts as a yes")
     raise ArgumentError(
         "--metric", f"fit the labels of its output: {wanted.name} needs class numbers, one-hot "
         "rows or 0 and 1", labels.got,

@@ -274,7 +274,7 @@ def test_labels_that_are_no_classes_are_named(
     report = ec.export(_model(), ["cortex-m4"], calibration=(data[0], values), output=tmp_path)
     assert _check(report, "accuracy").verdict == "not_applicable"
     reason = _check(report, "accuracy").reason
-    assert reason is not None and "y beside the calibration data is not used" in reason
+    assert reason is not None and "labels (y) of the calibration data are not used" in reason
     with pytest.raises(ArgumentError, match="`--calibration` must hold class numbers"):
         ec.export(
             _model(),

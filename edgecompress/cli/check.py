@@ -46,7 +46,7 @@ def run(
     drop = options.pop("max_drop", None)
     if drop:
         raise ArgumentError(
-            "--max-drop", "go with `edgecompress export`, which has the Keras model beside it",
+            "--max-drop", "go with `edgecompress export`, which also has the Keras model",
             drop[0], "Here use --min-metric accuracy=NUMBER.",
         )  # fmt: skip
     with progress_of(quiet) as progress:

@@ -1,4 +1,4 @@
-"""bundle.json: what an export writes beside its files, so that others can run and check them.
+"""bundle.json: what an export writes next to its files, so that others can run and check them.
 
 docs/bundle.schema.json describes the file. Whoever reads one trusts nothing in it: paths stay
 inside the bundle's folder, and every file is compared with its SHA-256.
@@ -183,7 +183,7 @@ class BundleBudgets:
 
 @dataclass(frozen=True, kw_only=True)
 class BundleFile:
-    """What `edgecompress export` writes beside its files: bundle.json.
+    """What `edgecompress export` writes next to its files: bundle.json.
 
     The demo app and `edgecompress bench` run and check the files by it. Every path is relative to
     the folder of bundle.json and stays inside it. Fields may be added; those listed here stay as
@@ -222,7 +222,7 @@ class Bundle:
         version: Version of edgecompress.
         labels: Names of the classes; None if they are not known.
         record: The compression record's JSON form; None without one.
-        folder: Where it lies; None for one that is not written yet.
+        folder: Its location; None if it is not written yet.
         sha256: Of bundle.json; "" for one that is not written yet.
     """
 

@@ -1,4 +1,4 @@
-"""The compression record: what training did to a model, stored beside its file.
+"""The compression record: what training did to a model, stored next to its file.
 
 A `.keras` file stores weights and layers, but not the ranges that training simulated or what was
 pruned. Callbacks and `finalize` attach a record to the model; `model.save` then writes it into a
@@ -122,7 +122,7 @@ def sidecar_text(record: CompressionRecord, model: bytes) -> str:
 
 
 def read_record(model_path: Path | str) -> tuple[CompressionRecord | None, str | None]:
-    """Returns the record beside a model file and, if it cannot be used, why.
+    """Returns the record next to a model file and, if it cannot be used, why.
 
     Returns:
         (record, None) if a sidecar belongs to the file, (None, None) if there is none. If a sidecar
@@ -165,7 +165,7 @@ def record_of(model: Any) -> CompressionRecord:
 
 
 def attach_record(model: Any, record: CompressionRecord) -> None:
-    """Replaces the model's record and makes `model.save` write it beside the file.
+    """Replaces the model's record and makes `model.save` write it next to the file.
 
     `save` is overridden on this instance only: the class, its config and the saved file stay plain
     Keras.

@@ -170,7 +170,7 @@ class CheckResult:
 def exit_code(checks: Iterable[CheckResult]) -> int:
     """Returns 0 if every limit is kept; else 5 for operators, 3 for a budget, 4 for accuracy, 6.
 
-    6 stands for limits that could not be decided; whatever failed takes precedence.
+    6 means that limits could not be decided; failures take precedence.
 
     Example:
         >>> exit_code([CheckResult("arena", "fail", reason="It takes 2 KiB.")])
@@ -223,7 +223,7 @@ class ModelInfo:
     """The checked file in numbers.
 
     Attributes:
-        path: Where it lies. sha256: Of its bytes.
+        path: Its location. sha256: Of its bytes.
         file_bytes: Size in flash.
         compressed_bytes: Size after zlib at level 9 (download).
         macs: Multiply-accumulates of one inference, except binary ones.
@@ -313,7 +313,7 @@ class Report:
     def exit_code(self) -> int:
         """0 if every limit is kept; else 5 for operators, 3 for a budget, 4 for accuracy, 6.
 
-        6 stands for limits that could not be decided; whatever failed takes precedence.
+        6 means that limits could not be decided; failures take precedence.
         """
         return exit_code(check for target in self.targets for check in target.checks)
 

@@ -1,6 +1,6 @@
 """The demonstration: train, compress, export and check a small model on Fashion-MNIST.
 
-The sample beside this file holds 5,000 training and 2,000 test images of Fashion-MNIST
+The sample next to this file holds 5,000 training and 2,000 test images of Fashion-MNIST
 (https://github.com/zalandoresearch/fashion-mnist, MIT licence, Copyright (c) 2017 Zalando SE).
 """
 

@@ -158,7 +158,7 @@ def _decode_lut(code: Encoded, shape: Sequence[int], layout: Layout, dtype: np.d
     table = np.frombuffer(code.ancillary[HEADER_BYTES:], dtype)
     places = indices + stride * channel
     if places.size and places.max() >= table.size:
-        raise ConversionError("An index lies outside the table of values.")
+        raise ConversionError("An index is outside the table of values.")
     return table[places]
 
 

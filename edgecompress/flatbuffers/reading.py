@@ -219,7 +219,7 @@ def _read(data: bytes) -> FlatModel:
             # Files above 2 GiB store their buffers after the flatbuffer.
             start, size = buffer.Offset(), buffer.Size()
             if start + size > limit:
-                raise ModelFileError("a buffer lies outside the file")
+                raise ModelFileError("a buffer is outside the file")
             return data[start : start + size]
         if buffer.DataLength() == 0:
             return None

@@ -92,7 +92,7 @@ class Sparsity:
             if len(lengths) != count or segments[0] != 0 or segments[-1] != len(indices):
                 raise ModelFileError("the segments of a sparse tensor do not fit its indices")
             if (lengths < 0).any() or ((indices < 0) | (indices >= size)).any():
-                raise ModelFileError("an index of a sparse tensor lies outside its dimension")
+                raise ModelFileError("an index of a sparse tensor is outside its dimension")
             positions = np.repeat(positions, lengths, 1)
             positions[number] = indices
         if positions.shape[1] != values.size:

@@ -90,7 +90,7 @@ class BenchResult:
     def exit_code(self) -> int:
         """0; 5 for a missing operator, 3 for a budget, 4 for wrong outputs, 1 for errors, 6.
 
-        6 stands for limits that could not be decided; whatever failed takes precedence.
+        6 means that limits could not be decided; failures take precedence.
         """
         codes = {error["code"] for error in self.failures}
         if "operator" in codes:

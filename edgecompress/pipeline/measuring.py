@@ -125,7 +125,7 @@ class Measurements:
             if labelled.argument == "--evaluate" or self._scoring != Scoring():
                 raise
             # The labels came with the samples, and nothing that was requested needs them.
-            note = f"The y beside the calibration data is not used: {error}"
+            note = f"The labels (y) of the calibration data are not used: {error}"
             return scores.unmeasured(Scoring(floor), note)
         run = self._run(engine, labelled)
         if isinstance(run, str):

@@ -133,7 +133,7 @@ class Checkpoints:
 
 
 def saved_model(model: Any, name: str) -> dict[str, bytes]:
-    """Returns the files of a saved Keras model: name -> bytes, its record beside it."""
+    """Returns the files of a saved Keras model: name -> bytes, its record next to it."""
     # Keras writes in pieces, so it writes elsewhere first and no partial file is ever visible.
     with temporary_folder() as folder:
         place = folder / name

@@ -103,7 +103,7 @@ class Bar:
     """One line of a table with bars.
 
     Attributes:
-        name: What it stands for.
+        name: Its meaning.
         value: Its value; None if unknown.
         text: The value as text.
         share: Length of the bar, 0 to 1.

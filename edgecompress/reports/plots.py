@@ -208,7 +208,7 @@ def memory_chart(memory: MemoryMap) -> str:
     """Returns the memory map: operators to the right, addresses upwards, one box per buffer.
 
     Args:
-        memory: What lies where.
+        memory: The memory layout.
     """
     from matplotlib.patches import Rectangle as Box
     from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator

@@ -41,7 +41,7 @@ def finalize(
     The result keeps the class (Sequential or Functional), layer names, dtype policies, trainable
     flags, inputs and outputs; it is not compiled, loads without this package, and is compared
     with the input model on random inputs before it is returned. Its `CompressionRecord` holds the
-    record of the input model and `removed_channels`; `save` writes it beside the model.
+    record of the input model and `removed_channels`; `save` writes it next to the model.
 
     Args:
         model: A built Sequential or Functional model; nested models are entered. It is not

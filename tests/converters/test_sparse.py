@@ -285,7 +285,7 @@ def test_wrong_indices_and_values_are_caught(model: bytes) -> None:
     buffer = values.buffers[values.subgraphs[0].tensors[1].buffer]
     buffer.data = np.roll(buffer.data, 16)
     for wrong in (moved, values):
-        with pytest.raises(ConversionError, match="does not give back its weights"):
+        with pytest.raises(ConversionError, match="does not expand to its original weights"):
             verify_sparse(base, pack(wrong))
 
 

@@ -97,7 +97,7 @@ class SparseResult:
 
 @register(
     "sparse",
-    summary="a float file without its pruned blocks",
+    summary="a float file that skips pruned blocks",
     families=PROCESSES,
     why="TensorFlow Lite Micro does not support sparse tensors; use --format compressed.",
 )

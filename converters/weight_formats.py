@@ -239,7 +239,7 @@ def _int8(filter_: Filter) -> Stored | str:
     return _BEST if np.array_equal(codes, filter_.codes) else Stored(codes, "INT8", steps)
 
 
-@_register("int4", "4 bits a weight; convolutions other than 1x1 become slower.")
+@_register("int4", "4 bits per weight; convolutions other than 1x1 become slower.")
 def _int4(filter_: Filter) -> Stored | str:
     grid = filter_.grid
     if grid is None:
@@ -248,12 +248,12 @@ def _int4(filter_: Filter) -> Stored | str:
     return Stored(codes, "INT4", steps, as_dense=filter_.is_pointwise, rounded=grid.rounded)
 
 
-@_register("int4-dense", "4 bits a weight in fully-connected layers, which become faster.")
+@_register("int4-dense", "4 bits per weight in fully-connected layers, which become faster.")
 def _int4_dense(filter_: Filter) -> Stored | str:
     return _int4(filter_) if filter_.is_dense else "convolutions are faster in int8"
 
 
-@_register("int2", "2 bits a weight in fully-connected layers and 1x1 convolutions.")
+@_register("int2", "2 bits per weight in fully-connected layers and 1x1 convolutions.")
 def _int2(filter_: Filter) -> Stored | str:
     if not filter_.is_dense and not filter_.is_pointwise:
         return "int2 kernels exist only for fully-connected layers"
@@ -263,7 +263,7 @@ def _int2(filter_: Filter) -> Stored | str:
     return Stored(grid.levels, "INT2", grid.steps, as_dense=filter_.is_pointwise, one_scale=False)
 
 
-@_register("smallest", "1, 2 or 4 bits a weight, looked up in a table at every inference; slow.")
+@_register("smallest", "1, 2 or 4 bits per weight, looked up in a table at every inference; slow.")
 def _smallest(filter_: Filter) -> Stored | str:
     options: list[tuple[np.ndarray, np.ndarray | None]] = [(filter_.codes, None)]
     if filter_.grid is not None:

@@ -21,7 +21,7 @@ def _sections() -> Sections:
         ("Data and targets", [options.TargetOptions, options.CheckOptions]),
         ("Limits", [options.BudgetOptions, options.ScoringOptions]),
         (
-            "Targets' own",
+            "Target options",
             [*option_owners(), DecodingOptions, options.MeasuredOptions],
         ),
     ]

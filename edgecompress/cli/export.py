@@ -24,7 +24,7 @@ def _sections() -> Sections:
             [options.BudgetOptions, options.ScoringOptions, options.ExportOptions],
         ),
         (
-            "Targets' own",
+            "Target options",
             [*option_owners(), options.MeasuredOptions, options.ModuleOptions],
         ),
         *((f"With --format {name}", [FORMATS[name].options]) for name in FORMATS),

@@ -23,7 +23,7 @@ from edgecompress.core.options import (
     whole,
 )
 
-_TARGET = "A name that `edgecompress targets` lists, or a .toml of your own."
+_TARGET = "A name that `edgecompress targets` lists, or the path of your own .toml file."
 
 
 @dataclass(frozen=True)

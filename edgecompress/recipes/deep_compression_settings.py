@@ -105,7 +105,7 @@ class DeepCompression:
 
     sparsity: float | Mapping[str, float] = option(
         0.8,
-        "Share of weights to prune, of all layers or of one: `--sparsity 0.9 --sparsity head=0.5`. "
+        "Share of weights to prune, in all layers or in one: `--sparsity 0.9 --sparsity head=0.5`. "
         "0 prunes nothing.",
         by_name(Number("SHARE"), "LAYER"),
     )
@@ -141,7 +141,7 @@ class DeepCompression:
     learning_rate: float = option(1e-3, "Initial Adam learning rate of each stage.", Number())
     distill: bool | None = option(
         None,
-        "Let the original model teach with soft labels.",
+        "Train with soft labels from the original model.",
         Flag(),
         off="--no-distill",
         unset="for classifiers",

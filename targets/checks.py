@@ -1,9 +1,9 @@
-"""The checks: one small rule each, and the verdict of all of them on one target.
+"""The checks: one small rule each, and their combined verdict on one target.
 
-A rule is a function whose docstring is the rule. It reports the value, how it is known and the band
-it lies in, and gives a verdict only where the whole band lies on one side of the limit. What cannot
-be known is `not_measured` with a reason; nothing is guessed. What depends on what runs the file is
-asked of the target's family.
+A rule is a function whose docstring states the rule. It reports the value, how it is known and its
+band, and gives a verdict only if the whole band is on one side of the limit. What cannot be known
+is `not_measured`, with a reason; nothing is guessed. Whatever depends on the runtime is up to the
+target's family.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["Budgets", "check"]
 
 
 def _with_floor(result: CheckResult, floor: float | None) -> CheckResult:
-    """Judges an accuracy that came without a limit against the target's own."""
+    """Judges an accuracy without a limit against the target's own."""
     task = result.detail.get("task")
     if floor is None or result.limit is not None or task == "values":
         return result
@@ -76,13 +76,13 @@ def check(
         host_latency: What `bench_host` measured, for the host target. Defaults to not measured.
         extra: Results that need data or an engine (accuracy, parity), or a latency measured on the
             device; each replaces this module's own result of the same rule.
-        decompression_memory: Bytes outside the tensor arena that the firmware hands to
-            `SetDecompressionMemory`. Decoded weights that fit count there and not in the arena;
-            the result's detail says how much they take. Defaults to None: they lie in the arena.
-        ran: Whether the target's engine has run this very file on this computer.
+        decompression_memory: Bytes outside the tensor arena that the firmware passes to
+            `SetDecompressionMemory`. Decoded weights that fit count there and not in the arena; the
+            result's detail says how much memory they take. Defaults to None: they are in the arena.
+        ran: Whether the target's engine has run this file on this computer.
 
     Returns:
-        One result for each rule, in the order of `RULES`, then the extra ones.
+        One result per rule, in the order of `RULES`, then the extra ones.
 
     Raises:
         UnknownNameError: an option's value is not a known name.

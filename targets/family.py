@@ -1,8 +1,8 @@
-"""Families of targets: what runs a file there, and what memory and time it takes.
+"""Target families: what runs a file, and how much memory and time it takes.
 
 To add a family: one module in `families/` with a subclass of `Family` that registers itself, its
-test, and one import line in `families/__init__.py`. A package outside registers its own the same
-way, from an entry point of the group `edgecompress.plugins`.
+test, and one import line in `families/__init__.py`. External packages register theirs the same
+way, through the entry point group `edgecompress.plugins`.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ class NoOptions:
 
 @dataclass(frozen=True)
 class Subject:
-    """What a rule looks at.
+    """The input of a rule.
 
     Attributes:
         model: The file.
         profile: The target.
-        budgets: The limits: the user's, filled up with the target's own.
+        budgets: The limits: the user's, completed by the target's own.
         family: The target's family.
         settings: The family's own options for this target, an instance of `Family.options`.
-        host_latency: What was measured on this machine; None where nothing was.
+        host_latency: What was measured on this machine; None if nothing was.
         decompression_memory: Bytes outside the arena that the firmware has for decoded weights;
-            None where it has none.
-        ran: Whether the target's engine has run this very file on this computer.
-        rule: The options of the rule that looks at it.
+            None if it has none.
+        ran: Whether the target's engine has run this file on this computer.
+        rule: The options of the rule being applied.
     """
 
     model: FlatModel
@@ -57,24 +57,24 @@ class Subject:
 
 
 class Family:
-    """A family of targets: one way to run files, and to know what they take there.
+    """A target family: one way to run files, and to know what they cost.
 
     What a subclass does not override is unknown: such a check is `not_measured`, with the reason.
 
     Attributes:
         name: Name in the registry, and value of `family` in a target's TOML file.
-        title: One of its targets in a message, e.g. `a microcontroller`.
+        title: How messages refer to one of its targets, e.g. `a microcontroller`.
         kinds: The kinds of its targets. A profile without a `family` belongs to the first family
             that knows its kind.
         engines: The engines that its targets may name.
         options: Its own options, a dataclass of `core.options`; flags and keywords of `export`,
             `check` and `compress`.
-        has_arena: Whether a model lies in flash and runs in one tensor arena, so that limits of
-            flash and RAM are about these.
+        has_arena: Whether a model is stored in flash and runs in one tensor arena, so that the
+            limits of flash and RAM apply to these.
         c_sources: Whether its firmware takes the C++ sources that `export` writes.
-        measured: How the latency that `edgecompress bench` measures on it is known; None where it
+        measured: How the latency that `edgecompress bench` measures on it is known; None if it
             cannot measure.
-        unpredicted: Where a latency comes from that no profile predicts, in a word or two.
+        unpredicted: Source of a latency that no profile predicts, in a word or two.
     """
 
     name: ClassVar[str] = ""
@@ -88,7 +88,7 @@ class Family:
     unpredicted: ClassVar[str] = "unknown"
 
     def check_profile(self, profile: TargetProfile) -> None:
-        """Refuses profiles that such a target cannot have; kind and engine are checked already.
+        """Refuses profiles that such a target cannot have; kind and engine have been checked.
 
         Raises:
             ArgumentError: a value breaks its rule.
@@ -98,7 +98,7 @@ class Family:
         """Returns the family's options on a target.
 
         Args:
-            profile: The target, whose own values hold where nothing is given.
+            profile: The target, whose own values apply unless others are given.
             given: Name -> value, of any family or rule.
         """
         return own_options(self.options, given, f"--target {profile.name}")
@@ -141,13 +141,13 @@ class Family:
     def microseconds_of(
         self, model: FlatModel, profile: TargetProfile, settings: Any
     ) -> float | None:
-        """Returns the predicted latency of a file; None where it cannot be predicted."""
+        """Returns the predicted latency of a file; None if it cannot be predicted."""
         return None
 
     def operator_times(
         self, model: FlatModel, profile: TargetProfile, settings: Any
     ) -> Sequence[tuple[str, float]]:
-        """Returns (operator, predicted microseconds); nothing where there is no prediction."""
+        """Returns (operator, predicted microseconds); nothing if there is no prediction."""
         return ()
 
 
@@ -161,7 +161,7 @@ def register(family: type[Family]) -> type[Family]:
 
 
 def family_of(profile: TargetProfile) -> Family:
-    """Returns the family of a target: the one that it names, else the first that has its kind.
+    """Returns the family of a target: the one it names, else the first with its kind.
 
     Raises:
         UnknownNameError: there is no such family, or none with such a kind.
@@ -175,7 +175,7 @@ def family_of(profile: TargetProfile) -> Family:
 
 
 def kinds() -> tuple[str, ...]:
-    """Returns the kinds of targets, of all families."""
+    """Returns the target kinds of all families."""
     return tuple(dict.fromkeys(kind for family in FAMILIES.values() for kind in family.kinds))
 
 
@@ -205,5 +205,5 @@ def _unknown(rule: str, subject: Subject, limit: float | None, unit: Any) -> Che
         "not_measured",
         limit=limit,
         unit=unit,
-        reason=f"Nothing predicts it for {subject.profile.title}: measure it on the device.",
+        reason=f"There is no prediction for {subject.profile.title}: measure it on the device.",
     )

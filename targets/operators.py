@@ -131,7 +131,7 @@ class OperatorProblem:
 
 
 _Check = Callable[[FlatModel, Operator, str, str], "str | None"]
-# Engine -> says why it cannot run an operator; None where it can.
+# Engine -> says why it cannot run an operator; None if it can.
 OPERATOR_RULES: Registry[_Check] = Registry("engine")
 
 
@@ -466,7 +466,7 @@ def judged(subject: Subject, kernels: str | None = None) -> CheckResult:
         also = f"; and {more} more" if more else ""
         reason = f"{'; '.join(texts)}{also}."
     elif unread:
-        reason = f"{unread} of {model.subgraphs} subgraphs could not be looked at."
+        reason = f"{unread} of {model.subgraphs} subgraphs could not be analysed."
     detail = {
         "engine": profile.engine,
         "kernels": kernels,

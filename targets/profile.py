@@ -1,7 +1,7 @@
 """Target profiles: what a board, core, phone or the host offers, read from TOML files.
 
-One file describes one target. The built-in ones lie beside this module; users write their own and
-name them by path.
+One file describes one target. The built-in ones are next to this module; users write their own and
+refer to them by path.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from edgecompress.core.reading import read_toml
 from edgecompress.core.structured import parse_toml
 from edgecompress.targets.family import FAMILIES, family_of, kinds
 
-# Class of a predicted latency -> what its cycles per instruction are known from.
+# Class of a predicted latency -> the source of its cycles per instruction.
 CALIBRATION_CLASSES: Mapping[str, str] = {
     "A": "published results of this board",
     "A-": "published results of this board, instructions counted on a sister core",
@@ -60,7 +60,7 @@ def _check(name: str, value: Any, rule: str, holds: bool, hint: str = "") -> Non
 
 
 def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
-    """Raises UnknownNameError, which names the nearest choices, where `value` is none of them."""
+    """Raises UnknownNameError, suggesting the nearest choices, if `value` is not one of them."""
     if value not in choices:
         raise UnknownNameError(name, value, choices)
 
@@ -71,13 +71,13 @@ def _is_number(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Budgets:
-    """The limits a model must keep; None means no limit.
+    """The limits a model must meet; None means no limit.
 
     Args:
         max_flash: Model file plus runtime code, in bytes.
         max_ram: Tensor arena, in bytes.
         max_latency: One inference, in microseconds; files write a time such as "60ms".
-        min_accuracy: Share of right predictions, 0 to 1.
+        min_accuracy: Share of correct predictions, 0 to 1.
         max_file_size: The .tflite file alone, in bytes.
 
     Raises:
@@ -97,7 +97,7 @@ class Budgets:
     __pydantic_config__ = CLOSED
 
     def __post_init__(self) -> None:
-        """Refuses limits that no model could be judged by."""
+        """Refuses invalid limits."""
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
             if value is None:
@@ -112,7 +112,7 @@ class Budgets:
             _check(item.name, value, rule, holds)
 
     def over(self, other: Budgets) -> Budgets:
-        """Returns these budgets, filled up from `other` where they set no limit."""
+        """Returns these budgets, completed from `other` where they set no limit."""
         pairs = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))
         return dataclasses.replace(other, **{k: v for k, v in pairs if v is not None})
 
@@ -136,7 +136,7 @@ class PublishedLatency:
     __pydantic_config__ = CLOSED
 
     def __post_init__(self) -> None:
-        """Refuses a row that names no measurement."""
+        """Refuses a row without a measurement."""
         check_choice("published benchmark", self.benchmark, BENCHMARKS)
         _check(
             "published milliseconds",
@@ -151,11 +151,11 @@ class LatencyModel:
     """How instructions become time on a target.
 
     Args:
-        calibration: How well the cycles are known: `A` (fitted on published rows of this very
-            board), `A-`, `B` (same core on another board), `B-` (the same for MVE cores) or `C`
-            (no open measurement of the core).
+        calibration: How well the cycles are known: `A` (fitted on published rows of this board),
+            `A-`, `B` (same core on another board), `B-` (the same for MVE cores) or `C` (no open
+            measurement of the core).
         cycles_per_instruction: Mean cycles of one instruction, without the flash term.
-        runtime: The runtime whose rows gave the number.
+        runtime: The runtime whose rows the number comes from.
         published: The published rows that the profile claims; empty for B and C.
     """
 
@@ -170,7 +170,7 @@ class LatencyModel:
     __pydantic_config__ = CLOSED
 
     def __post_init__(self) -> None:
-        """Refuses classes and factors that give no time."""
+        """Refuses invalid classes and factors."""
         check_choice("latency class", self.calibration, CALIBRATION_CLASSES)
         cpi = self.cycles_per_instruction
         _check(
@@ -228,24 +228,24 @@ class TargetProfile:
     """What a target offers.
 
     Args:
-        name: What users call it, e.g. `nucleo-l4r5zi`.
+        name: Its name, e.g. `nucleo-l4r5zi`.
         title: The maker's name for it.
-        kind: `board` (a microcontroller board), `core` (a bare core without memory of its own),
+        kind: `board` (a microcontroller board), `core` (a bare core without its own memory),
             `phone` or `host`.
         engine: The runtime that runs the file: `tflm`, `litert`, or `lce` (Larq Compute Engine).
         sources: Where the numbers come from: URLs or named publications.
         core: The processor core of boards and cores, e.g. `cortex-m4`.
         clock_mhz: Clock of that core, in MHz; None for a bare core.
         kernels: Kernel set that the runtime is built with: `cmsis-nn` or `reference`.
-        flash: Flash of the device, in bytes; None where it does not limit a model.
+        flash: Flash of the device, in bytes; None if it does not limit a model.
         sram: Largest block of on-chip RAM that can hold one arena, in bytes; None as above.
-        external_ram: The arena lies in RAM outside the chip, whose speed is not modelled.
+        external_ram: Whether the arena is in external RAM, whose speed is not modelled.
         soc: Chip of a phone.
         cpu: Cores of a phone in words.
         ram: RAM of a phone, in bytes.
         device: What `adb shell getprop ro.product.device` prints on a phone.
-        budgets: Limits of its own; flash and SRAM are limits without being listed.
-        latency: How instructions become time; None where nothing is known.
+        budgets: Its own limits; flash and SRAM are limits without being listed.
+        latency: How instructions become time; None if unknown.
         calibration: One latency measured by the user; None for none.
         family: What runs files there: a name of `FAMILIES`. None for the first family that knows
             the kind.
@@ -307,7 +307,7 @@ class TargetProfile:
                 _is_number(clock) and clock > 0,
             )
         if self.calibration is not None:
-            _check("clock_mhz", clock, "be given beside a [calibration]", clock is not None)
+            _check("clock_mhz", clock, "be given together with a [calibration]", clock is not None)
 
     @property
     def limits(self) -> Budgets:
@@ -318,7 +318,7 @@ class TargetProfile:
     def cycles(self) -> LatencyModel | None:
         """How instructions become time: the own [latency] table, else that of the core's target.
 
-        None where neither says it. The class of a bare core holds for every board with it.
+        None if neither states it. The class of a bare core applies to every board with it.
         """
         if self.latency is not None or self.kind != "board" or self.core not in target_names():
             return self.latency
@@ -343,7 +343,7 @@ class TargetProfile:
 
         Args:
             data: The file's tables.
-            origin: What error messages call the file.
+            origin: The file's name in error messages.
 
         Raises:
             ArgumentError: a key is unknown or missing, or a value breaks its rule.
@@ -383,7 +383,7 @@ def load_target(name_or_path: str | Path) -> TargetProfile:
 
     Raises:
         UnknownNameError: no target has this name.
-        ArgumentError: the file cannot be read, is no TOML, or breaks a rule.
+        ArgumentError: the file cannot be read, is not TOML, or breaks a rule.
 
     Example:
         >>> load_target("pixel-4").engine

@@ -17,10 +17,10 @@ from edgecompress.targets.family import FAMILIES, NoOptions, Subject
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule that every target is judged by.
+    """A rule applied to every target.
 
     Attributes:
-        judge: Returns what the rule finds; its docstring says the rule.
+        judge: Returns what the rule finds; its docstring states the rule.
         options: Its own options, a dataclass of `core.options`: flags and keywords of `export` and
             `check`. `Subject.rule` holds them.
     """
@@ -45,11 +45,11 @@ def rule(
 
 
 def option_owners() -> list[type]:
-    """Returns the dataclasses of the options of all families of targets and all rules."""
+    """Returns the option dataclasses of all target families and rules."""
     owners = [family.options for family in FAMILIES.values()]
     return owners + [found.options for found in RULES.values()]
 
 
 def target_options() -> dict[str, Option]:
-    """Returns the options of all families of targets and all rules, by name."""
+    """Returns the options of all target families and rules, by name."""
     return {option.name: option for owner in option_owners() for option in options_of(owner)}

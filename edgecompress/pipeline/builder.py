@@ -1,9 +1,9 @@
-"""`build`: a model to everything that is known of its file, in memory.
+"""`build`: from a model to everything known about its file, in memory.
 
 load -> make the files of the format -> run them in the engines -> check the targets
 
 A build writes no file and prints nothing; `writer.write` puts it on disk. A model file is read in a
-process of its own, which gives the build back as JSON and bytes.
+separate process, which returns the build as JSON and bytes.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, eq=False)
 class Build:
-    """A model's files, and all that is known of the one that ships.
+    """A model's files, and everything known about the one that ships.
 
     Attributes:
         name: Base name of the files.
-        file_format: The format. None where a .tflite file was checked as it is.
+        file_format: The format. None if a .tflite file was checked as it is.
         artifacts: The files to write; none for a .tflite file checked as it is.
         main: The file that ships, and that was checked. `main.flat` may know more tensor names
             than the file stores.
@@ -62,11 +62,11 @@ class Build:
         profiles: The targets, with the engine that ran the file on each.
         target_options: Name -> value of the options of families of targets and of rules.
         parities: Engine -> how well the file agrees with the Keras model there.
-        layered: The comparison layer by layer. None where there was none.
-        latencies: Kind of file -> microseconds of one inference on this computer, where measured.
+        layered: The comparison layer by layer. None if there was none.
+        latencies: Kind of file -> microseconds of one inference on this computer, if measured.
         decompression_memory: Bytes outside the tensor arena for decoded weights; None for none.
         bundled: The bundle for a phone or the host; None without one.
-        notes: What was skipped or done otherwise, one sentence each.
+        notes: What was skipped or done differently, one sentence each.
         gaps: Protections that this system does not offer, one sentence each.
     """
 
@@ -104,8 +104,8 @@ class Build:
 def build(request: BuildRequest, progress: Progress = silent) -> Build:
     """Converts a model, runs its file in the targets' engines and checks the budgets.
 
-    Pure: equal requests give equal artifacts; nothing is written outside temporary folders, nothing
-    printed, and the request stays as it is.
+    Pure: equal requests give equal artifacts; it writes nothing outside temporary folders, prints
+    nothing, and does not modify the request.
 
     Args:
         request: What to build, e.g. from `build_request`.
@@ -126,11 +126,11 @@ def build(request: BuildRequest, progress: Progress = silent) -> Build:
     return _build(request, progress)
 
 
-# --- a model file, in a process of its own ------------------------------------------------------
+# --- a model file, in a separate process -- ------------------------------------------------------
 
 
 def _build_apart(request: BuildRequest, progress: Progress) -> Build:
-    """Builds from a file in a process of its own: files come from anywhere."""
+    """Builds from a file in a separate process: files are untrusted."""
     model = Path(request.model)
     given = [request.calibration, request.evaluate]
     data = [Path(path) for path in given if isinstance(path, (str, Path))]
@@ -166,7 +166,7 @@ def build_isolated(
 
 
 def _received(answer: isolation.Answer, request: BuildRequest) -> Build:
-    """Returns the build that the process gave back, after checking all that it says."""
+    """Returns the build that the process returned, after validating it."""
     try:
         value, files = dict(answer.value), answer.files
         for artifact in value["artifacts"]:
@@ -192,7 +192,7 @@ def _received(answer: isolation.Answer, request: BuildRequest) -> Build:
 
 
 def _with_names(file: Artifact, names: Sequence[str]) -> Artifact:
-    """Returns the file with the tensor names that its maker knows."""
+    """Returns the file with the tensor names known to its converter."""
     tensors = tuple(
         dataclasses.replace(tensor, name=name)
         for tensor, name in zip(file.flat.tensors, names, strict=True)
@@ -201,7 +201,7 @@ def _with_names(file: Artifact, names: Sequence[str]) -> Artifact:
 
 
 def _with_main(artifacts: Sequence[Artifact], main: Artifact) -> tuple[Artifact, ...]:
-    """Returns the artifacts with the one that ships in its place, so that it is read once."""
+    """Returns the artifacts with the parsed one that ships, so that it is parsed once."""
     return tuple(main if artifact.kind == main.kind else artifact for artifact in artifacts)
 
 
@@ -210,7 +210,7 @@ def _with_main(artifacts: Sequence[Artifact], main: Artifact) -> tuple[Artifact,
 
 @dataclass(frozen=True, eq=False)
 class _Made:
-    """The files of a format, or a file that is checked as it is, and what they are measured with.
+    """The files of a format, or a file checked as it is, and the data to measure them with.
 
     Attributes:
         name: Base name of the files.
@@ -219,8 +219,8 @@ class _Made:
         samples: Inputs to run the files on; None for none.
         labelled: Labelled data; None for none.
         outputs: The outputs of the original model.
-        path: Path of the file that is checked.
-        notes: What was skipped or done otherwise on the way.
+        path: Path of the checked file.
+        notes: What was skipped or done differently on the way.
     """
 
     name: str
@@ -318,7 +318,7 @@ def _bundled(
         return None
     budgets = request.budgets
     if any(family_of(profile).has_arena for profile in profiles):
-        # Beside a microcontroller the limit is meant for its arena, not for a process.
+        # With a microcontroller, the limit refers to its arena, not to a process.
         budgets = dataclasses.replace(budgets, max_ram=None)
     return make_bundle(
         artifacts, main, source.name, profile, budgets, source.samples, request.labels, progress
@@ -326,7 +326,7 @@ def _bundled(
 
 
 def _checked_file(request: BuildRequest) -> _Made:
-    """Reads a .tflite file that is checked as it is."""
+    """Reads a .tflite file to be checked as it is."""
     path = "model.tflite" if isinstance(request.model, bytes) else str(request.model)
     if Path(path).suffix in (".keras", ".h5"):
         raise ArgumentError(

@@ -57,9 +57,9 @@ def export(
     """Converts a model, runs it in the targets' engines and checks its budgets.
 
     Writes the files of the format (`<model>_float32.tflite`, `<model>_int8.tflite`, ...), their
-    record, `report.json` and `report.html` into `output`, all at one moment and only after all
-    work has succeeded. With a phone or the host among the targets also `bundle.json`, which
-    `edgecompress bench` and the demo app run, and golden inputs and outputs.
+    record, `report.json` and `report.html` into `output`, all at once and only after all work has
+    succeeded. With a phone or the host among the targets also `bundle.json`, which `edgecompress
+    bench` and the demo app run, and golden inputs and outputs.
 
     Args:
         model: A Keras model, or the path of a .keras or .h5 file or a SavedModel folder. Formats
@@ -73,28 +73,28 @@ def export(
         calibration: Real inputs as the model takes them: an array, a list of arrays for several
             inputs, a mapping from their names, a tf.data.Dataset or a generator (or a function that
             returns one) of which 1,000 samples are taken, or the path of an .npz or .npy file (key
-            `x`; labels `y` are used as `evaluate` where that is not given). They set ranges that
+            `x`; labels `y` are used as `evaluate` if that is not given). They set ranges that
             training did not learn, and parity is measured on them. Not with a .tflite file, which
             has its ranges.
         evaluate: Labelled data for the accuracy check: (x, y), or the path of an .npz file.
-        output: Folder of the files; made where it is missing.
+        output: Folder of the files; created if missing.
         name: Name that the files begin with, e.g. `"kws"` for `kws_int8.tflite`. Defaults to the
             name of the model file, for a model in memory to `model.name`.
         max_flash: Budget for the model and the runtime's code, e.g. `"512KiB"`, or bytes.
         max_ram: Budget for the tensor arena, decoded weights included, e.g. `"96KiB"`, or bytes.
         max_latency: Budget for one inference, decoding included, e.g. `"60ms"`, or microseconds.
         max_file_size: Budget for the shipped file alone.
-        min_accuracy: Floor for the accuracy of the file in the target's engine, 0 to 1; it holds
-            for every output that classifies.
+        min_accuracy: Floor for the accuracy of the file in the target's engine, 0 to 1; it applies
+            to every classifying output.
         metric: Metrics to measure, `NAME` or `NAME:OUTPUT`: `accuracy`, `binary_accuracy`, `top5`,
             `auc`, `mean_iou`, `mae`, `mse`, `rmse`, `r2`. Defaults to what fits the compiled loss,
             else the operator that makes the output, else the labels.
-        min_metric: Floors of metrics of which more is better, e.g. `{"r2:box": 0.9}`.
+        min_metric: Floors of metrics where higher is better, e.g. `{"r2:box": 0.9}`.
         max_metric: Ceilings of errors, e.g. `{"mae:box": 2.5}`.
-        max_drop: How far a metric of the file may be worse than that of the Keras model, in its
+        max_drop: How much worse a metric of the file may be than that of the Keras model, in its
             own unit: a number for all, e.g. 0.01 for one point of accuracy, or by metric.
         min_agreement: Floor for the share of predictions that agree with the Keras model.
-            Defaults to 0.9 for outputs that answer (classes, yes or no) and none for values.
+            Defaults to 0.9 for classifying outputs and none for values.
         min_r2: Floor for R2 of each column of values against the Keras model, 0 to 1; 0 for none,
             of scores of classes neither. Defaults to 0.9.
         kernels: Kernel set of microcontrollers, `cmsis-nn` or `reference`, instead of the
@@ -107,7 +107,7 @@ def export(
             the targets: the latency of that target is the measured one.
         baseline: An earlier report; the HTML page compares against it.
         history: Training curves for the HTML page, name -> values (`model.fit(...).history`).
-        import_modules: Modules that register the layers of your own that a model file names
+        import_modules: Modules that register custom layers used by a model file
             (`keras.saving.register_keras_serializable`); found in the current folder, too. A file
             is read in a separate process, where classes registered in this one are unknown.
         progress: Called with a short text as each stage begins.
@@ -116,13 +116,13 @@ def export(
         options: The format's own, as `edgecompress export --help` lists them. With `"int8"`:
             `precision`, a number format. With `"compressed"`: `codings`, the codes that may be used
             (`lut`, `prune`, `huffman`; default all); `decompression_memory`, memory outside the
-            arena that the firmware hands to `SetDecompressionMemory` for decoded weights, which the
-            C++ sources then set; `min_saving`, bytes below which a tensor stays as it is. With
+            arena that the firmware passes to `SetDecompressionMemory` for decoded weights, which
+            the C++ sources then set; `min_saving`, bytes below which a tensor stays as it is. With
             `"binary-weights"`: `weight_format`, the form that is checked (`int8` by default,
             `int4`, `int4-dense`, `int2`, `smallest`); `smallest`, short for that.
 
     Returns:
-        The report; `report.exit_code` is 0 where every limit of every target is kept.
+        The report; `report.exit_code` is 0 if every limit of every target is met.
 
     Raises:
         EdgeCompressError: an argument, a file or a conversion is wrong, or a file that must
@@ -138,7 +138,7 @@ def export(
         model,
         targets,
         file_format=file_format,
-        # An empty list of codes asks for none in particular.
+        # An empty list of codes means no restriction.
         options={
             name: value for name, value in (options | {"kernels": kernels}).items() if value != ()
         },

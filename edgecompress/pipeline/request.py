@@ -1,6 +1,6 @@
-"""What a build is asked for, checked before any long work.
+"""The request for a build, checked before any long work.
 
-`build_request` makes a `BuildRequest` of what a user gives: names, paths and texts.
+`build_request` turns what a user gives (names, paths and texts) into a `BuildRequest`.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 
 def silent(text: str) -> None:
-    """Ignores a text of progress."""
+    """Ignores a progress message."""
 
 
 @dataclass(frozen=True, eq=False)
 class BuildRequest:
-    """What `build` works from. It names no output folder: a build writes nothing.
+    """The input of `build`. It has no output folder, as a build writes nothing.
 
     Attributes:
         model: A Keras model or a LoadedModel; the path of a model file; or a .tflite file, as a
@@ -46,17 +46,17 @@ class BuildRequest:
         budgets: The user's limits, which take precedence over those of the profiles.
         target_options: Name -> value of the options of families of targets and of rules; what is
             not there is as each profile says.
-        scoring: What is asked about accuracy.
+        scoring: What is requested about accuracy.
         min_agreement: Floor for the agreement with the Keras model. None for the default.
         min_r2: Floor for R2 of each column of values. None for the default.
         calibration: Calibration data, as `calibration.load` takes it. None for none.
         evaluate: Labelled data in the same forms. None for the labels beside the calibration data.
-        measured: What was measured on one of the targets. None for nothing.
-        labels: Names of the classes, for the bundle.
+        measured: A measurement on one of the targets. None for none.
+        labels: Class names, for the bundle.
         decompression_memory: Without a format: memory outside the arena for decoded weights, in
             bytes. None for none.
-        bundle: Make the bundle, for which every file runs on a few samples, where a phone or the
-            host is among the targets.
+        bundle: Whether to make the bundle, for which every file runs on a few samples, if a phone
+            or the host is among the targets.
         import_modules: Modules that register the layers of a model file; imported in the process
             that reads it.
         verbose: Let the log of the converters through.
@@ -114,9 +114,9 @@ def build_request(
     Args:
         model: As in `BuildRequest`.
         targets: Names, paths of .toml profiles, or profiles.
-        file_format: A name of `FORMATS`. None checks a .tflite file as it is.
+        file_format: A name in `FORMATS`. None checks a .tflite file as it is.
         options: Name -> value of the options of the format, of families of targets and of rules;
-            None stands for an option that is not given.
+            None means not given.
         calibration: Calibration data.
         evaluate: Labelled data.
         name: Base name of the files.
@@ -206,7 +206,8 @@ def load_profiles(targets: Sequence[str | Path | TargetProfile]) -> list[TargetP
     profiles: dict[str, TargetProfile] = {}
     for target in targets:
         profile = target if isinstance(target, TargetProfile) else load_target(str(target))
-        # A target named twice is checked once; two different ones cannot share a name in a report.
+        # A target named twice is checked once; two different targets cannot share a name in a
+        # report.
         if profiles.setdefault(profile.name, profile) != profile:
             raise ArgumentError(
                 "--target",
@@ -233,7 +234,7 @@ def check_targets(chosen: Format, profiles: Sequence[TargetProfile]) -> None:
 
 
 def check_flash_budget(max_flash: str | int | None, profiles: Sequence[TargetProfile]) -> None:
-    """Refuses a limit of flash that nothing could be judged by."""
+    """Refuses a flash limit that does not apply to any target."""
     from edgecompress.targets.family import family_of
 
     if max_flash is not None and not any(family_of(profile).has_arena for profile in profiles):
@@ -249,7 +250,7 @@ def split_options(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, A
     """Returns the options of families and rules, parsed, and those that are left.
 
     Args:
-        given: Name -> value; None stands for an option that is not given.
+        given: Name -> value; None means not given.
 
     Raises:
         ArgumentError: a value breaks its rule.
@@ -306,7 +307,7 @@ def parse_memory(value: str | int | None) -> int | None:
 def read_measured(
     path: Path | str | None, profiles: Sequence[TargetProfile]
 ) -> MeasurementFile | None:
-    """Returns the measurement file, after making sure that it is of one of the targets."""
+    """Returns the measurement file, after making sure that it is for one of the targets."""
     from edgecompress.targets.measurement import read_measurement
     from edgecompress.targets.measurement_checks import check_target
 
@@ -318,18 +319,18 @@ def read_measured(
 
 
 def usable_folder(output: Path | str) -> Path:
-    """Returns the output folder after making sure, before any long work, that it can be written."""
+    """Returns the output folder, after making sure, before any long work, that it is writable."""
     folder = Path(output)
     place = folder
     while not place.exists() and place != place.parent:
         place = place.parent
     if not place.is_dir():
         raise ArgumentError("--output", "be a folder", str(output), f"{place} is a file.")
-    # What killed runs have left may fill the disk.
+    # Leftovers of killed runs may fill the disk.
     for path in (place, place.resolve().parent):
         sweep(path)
     try:
-        # Permissions alone do not tell: some places refuse even who may write there.
+        # Permissions are not enough: some places refuse even users who may write there.
         with scratch_folder(place):
             pass
     except OSError as error:
@@ -348,7 +349,7 @@ def labelled_data(
     samples: tuple[np.ndarray, ...] | None,
     labels: np.ndarray | Mapping[str, np.ndarray] | None,
 ) -> Labelled | None:
-    """Returns the labelled data, those of `evaluate` or of the calibration; None for none."""
+    """Returns the labelled data, from `evaluate` or the calibration data; None for none."""
     from edgecompress.converters import calibration
 
     if evaluate is None:

@@ -1,4 +1,4 @@
-"""The checks of all targets, and the file in numbers."""
+"""The checks of all targets, and the key figures of the file."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def run_checks(
         profiles: The targets.
         budgets: The user's limits.
         options: Name -> value of the options of families and rules.
-        measurements: What has to be run.
+        measurements: The runs of the file.
         more: Further checks of a target.
         progress: Called with a short text as each target begins.
         decompression_memory: Bytes that microcontrollers have for decoded weights.
-        measured: What was measured on one of the targets.
+        measured: A measurement on one of the targets.
     """
     from edgecompress.targets.checks import check as check_target
     from edgecompress.targets.family import family_of
@@ -53,7 +53,7 @@ def run_checks(
         limits = budgets
         family = family_of(profile)
         if arenas and not family.has_arena:
-            # Beside a microcontroller the limit is meant for its arena, not for a process.
+            # With a microcontroller, the limit refers to its arena, not to a process.
             limits = dataclasses.replace(budgets, max_ram=None)
         given: tuple[CheckResult, ...] = ()
         if measured is not None:
@@ -81,12 +81,12 @@ def run_checks(
 
 
 def model_info(file: Artifact, path: str, parameters: int | None = None) -> ModelInfo:
-    """Returns the file in numbers.
+    """Returns the key figures of the file.
 
     Args:
         file: The file that ships.
         path: Where it is.
-        parameters: Number of its weights, where the file does not show it.
+        parameters: Number of its weights, if the file does not show it.
     """
     flat = file.flat
     return ModelInfo(
@@ -102,7 +102,7 @@ def model_info(file: Artifact, path: str, parameters: int | None = None) -> Mode
 
 
 def _refused(result: TargetResult, refusal: str) -> TargetResult:
-    """Lets the engine's refusal override the table of operators, which found nothing wrong."""
+    """Lets the engine's refusal override the operator table, which found nothing wrong."""
     checks = tuple(
         dataclasses.replace(
             check,
@@ -121,7 +121,7 @@ def _refused(result: TargetResult, refusal: str) -> TargetResult:
 
 
 def _not_run(result: TargetResult, reason: str) -> TargetResult:
-    """Leaves the operators undecided where the engine could not be asked."""
+    """Leaves the operators undecided if the engine could not be run."""
     checks = tuple(
         dataclasses.replace(check, verdict="uncertain", reason=reason)
         if check.rule == "operators" and check.verdict != "fail"

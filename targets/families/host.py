@@ -42,7 +42,7 @@ def _measured_latency(subject: Subject) -> CheckResult:
     verdict = judge(measured.low, measured.high, limit)
     reason = None
     if limit is not None and verdict in ("fail", "uncertain"):
-        does = "is above" if verdict == "fail" else "lies around"
+        does = "is above" if verdict == "fail" else "straddles"
         reason = (
             f"{format_time(measured.low)} to {format_time(measured.high)} {does} the limit of "
             f"{format_time(limit)} on this computer."

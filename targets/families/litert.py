@@ -20,7 +20,7 @@ class Phones(ProcessFamily):
     unpredicted = "on device"
 
     def latency(self, subject: Subject) -> CheckResult:
-        """No phone's latency is known before a run on it: without a limit nobody asked."""
+        """A phone's latency is unknown before a run on it: without a limit it was not requested."""
         limit = subject.budgets.max_latency
         return CheckResult(
             "latency",
@@ -28,7 +28,7 @@ class Phones(ProcessFamily):
             limit=limit,
             unit="microseconds",
             reason=(
-                f"Only a run on the {subject.profile.title} itself tells: no published result "
+                f"Only a run on the {subject.profile.title} can tell: no published result "
                 "covers today's LiteRT on it. `edgecompress bench --adb` measures it."
             ),
         )

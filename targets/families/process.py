@@ -1,4 +1,4 @@
-"""What phones and computers share: a process takes memory as it needs it, and loads a file."""
+"""What phones and computers share: a process loads a file and allocates memory as needed."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class ProcessFamily(Family):
 
     def flash(self, subject: Subject) -> CheckResult:
         """There is no flash to fit in."""
-        why = f"{self.named(subject)} is not a microcontroller: the model lies in a file system."
+        why = f"{self.named(subject)} is not a microcontroller: the model is in a file system."
         return CheckResult("flash", "not_applicable", reason=why)
 
     def arena(self, subject: Subject) -> CheckResult:
-        """Returns how much a process grew, where somebody set a limit: there is no arena."""
+        """Returns how much a process grew, if there is a limit: there is no arena."""
         limit, timed = subject.budgets.max_ram, subject.host_latency
         why = (
             f"{self.named(subject)} is not a microcontroller: its runtime takes memory as it needs "

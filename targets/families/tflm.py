@@ -24,14 +24,14 @@ from edgecompress.targets.tflm.arena import CORES, Arena, compute_arena
 from edgecompress.targets.tflm.flash import FlashEstimate, estimate_flash
 from edgecompress.targets.tflm.latency import LatencyEstimate, predict
 
-# How many operators a check names; the rest is counted.
+# How many operators a check names; the rest are counted.
 _NAMED = 3
 _COSTLIEST = 5
 
 
 @dataclass(frozen=True)
 class MicrocontrollerOptions:
-    """What holds for microcontrollers instead of the profile's own."""
+    """Settings of microcontrollers that override the profile's."""
 
     kernels: str | None = option(
         None,
@@ -112,14 +112,15 @@ class Microcontrollers(Family):
 
 # The core that code sizes were linked for.
 _FLASH_CORE = "cortex-m4"
-# Where the range is no bound, the code may take this many times as much before a limit counts as
-# kept, and on another core this part of it before one counts as broken. Of the operators outside
-# the table one was linked, an LSTM with the reference kernels: 1.16 times the upper end.
+# If the range is not a bound, a limit counts as met only if the code may take this many times as
+# much, and on another core as broken only if it is broken even by the code divided by this. One
+# operator outside the table was linked, an LSTM with the reference kernels: 1.16 times the upper
+# end.
 _FLASH_ROOM = 1.5
 
 
 def _flash_gaps(subject: Subject, estimate: FlashEstimate) -> list[str]:
-    """Returns why the upper end of the code's range is no bound; nothing where it is one."""
+    """Returns why the upper end of the code's range is not a bound; nothing if it is."""
     gaps = []
     if estimate.unmeasured:
         names = ", ".join(estimate.unmeasured[:_NAMED])
@@ -142,12 +143,12 @@ def _flash(subject: Subject) -> CheckResult:
     verdict = judge(least, most, limit)
     reason = None
     if limit is not None and verdict in ("fail", "uncertain"):
-        does = "is above" if verdict == "fail" else "lies around"
+        does = "is above" if verdict == "fail" else "straddles"
         if verdict == "uncertain" and not estimate.low <= limit < estimate.high:
-            does = "is a range without bounds, too near"
+            does = "is a range without bounds, too close to"
         reason = (
             f"{format_size(estimate.low)} to {format_size(estimate.high)} {does} the limit of "
-            f"{format_size(limit)}: the file has {format_size(estimate.model_bytes)}, the code "
+            f"{format_size(limit)}: the file is {format_size(estimate.model_bytes)}, the code "
             f"{format_size(estimate.code_low)} to {format_size(estimate.code_high)}."
         )
     detail = {
@@ -161,7 +162,7 @@ def _flash(subject: Subject) -> CheckResult:
         "range": (
             f"Code as linked for {_FLASH_CORE}: from the interpreter with its largest operator to "
             "the plain sum over all operators."
-            + (f" No bound here: {'; '.join(gaps)}." if gaps else "")
+            + (f" Not a bound here: {'; '.join(gaps)}." if gaps else "")
         ),
     }
     return CheckResult(
@@ -206,7 +207,7 @@ def _arena(subject: Subject) -> CheckResult:
             detail=detail,
             reason=f"{found.explain()} Measure it on the device: arena_used_bytes().",
         )
-    # In very small models the interpreter needs more to plan the arena than to use it.
+    # In very small models, the interpreter needs more to plan the arena than to use it.
     needed = max(found.used, found.smallest or 0)
     verdict = judge(needed, needed, limit)
     why = None
@@ -288,7 +289,10 @@ def _predicted_latency(subject: Subject, estimate: LatencyEstimate) -> CheckResu
         reason = estimate.reason
         verdict: Verdict = "not_measured"
         if limit is None and profile.clock_mhz is None:
-            verdict, reason = "not_applicable", "A bare core has no clock, so no model a time."
+            verdict, reason = (
+                "not_applicable",
+                "A bare core has no clock, so its latency is unknown.",
+            )
         if limit is not None and low is not None and low > limit:
             verdict = "fail"
             reason = (
@@ -310,7 +314,7 @@ def _predicted_latency(subject: Subject, estimate: LatencyEstimate) -> CheckResu
     verdict = judge(low, high, limit)
     reason = None
     if limit is not None and verdict in ("fail", "uncertain"):
-        does = "is above" if verdict == "fail" else "lies around"
+        does = "is above" if verdict == "fail" else "straddles"
         advice = "" if verdict == "fail" else " Measure it on the device to decide."
         reason = (
             f"{format_time(low)} to {format_time(high)} {does} the limit of {format_time(limit)} "
@@ -331,7 +335,7 @@ def _predicted_latency(subject: Subject, estimate: LatencyEstimate) -> CheckResu
 
 
 def _known_from(profile: TargetProfile, estimate: LatencyEstimate) -> str:
-    """Returns what the cycles of a prediction stand on; "" where there are none."""
+    """Returns the basis of a prediction's cycles; "" if there are none."""
     if estimate.calibration is None:
         return ""
     if profile.calibration is not None and estimate.kernels == profile.kernels:

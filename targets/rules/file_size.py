@@ -15,7 +15,7 @@ def file_size(subject: Subject) -> CheckResult:
     verdict = judge(size, size, limit)
     reason = None
     if verdict == "fail" and limit is not None:
-        reason = f"The file has {format_size(size)}, the budget is {format_size(limit)}."
+        reason = f"The file is {format_size(size)}, the budget is {format_size(limit)}."
     return CheckResult(
         "file_size", verdict, size, size, size, limit, "bytes", "computed", {}, reason
     )

@@ -152,7 +152,7 @@ def test_a_range_of_flash_that_is_no_bound_does_not_pass_close_to_its_end() -> N
     for limit in (end, needed - 1):
         found = flash(limit)
         assert (found.verdict, found.detail["bound"]) == ("uncertain", False)
-        assert "a range without bounds, too near the limit" in str(found.reason)
+        assert "a range without bounds, too close to the limit" in str(found.reason)
     assert flash(64 * 1024).verdict == "pass"
 
 

@@ -635,7 +635,7 @@ def test_an_encoder_that_loses_values_is_refused(
         return right(np.where(values == -20, 0, values).astype(np.int8), layout, root_bits)
 
     monkeypatch.setitem(CODINGS._entries, coding, lossy)
-    with pytest.raises(ConversionError, match="give back"):
+    with pytest.raises(ConversionError, match="does not decode to its weights"):
         compress(wide(), codings=[coding], verify=False, share_books=False)
 
 

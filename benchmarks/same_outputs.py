@@ -254,6 +254,10 @@ def _short(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+# Where sentences for people stand, and pages that hold them.
+_PROSE = re.compile(r"(\.reason|\.title|notes\[\d+\]|^stderr\[\d+\]|^files\.[\w.-]+\.html)$")
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What the comparison of one cell found."""
@@ -264,22 +268,32 @@ class Verdict:
 
 
 def judge(
-    before: Mapping[str, Any], after: Mapping[str, Any] | None, equal_numbers: bool = False
+    before: Mapping[str, Any],
+    after: Mapping[str, Any] | None,
+    equal_numbers: bool = False,
+    reworded: bool = False,
 ) -> Verdict:
-    """Compares one command's results; an added file is a difference, an added key is none."""
+    """Compares one command's results; an added file is a difference, an added key is none.
+
+    With `reworded`, a command of which only sentences and pages differ is `reworded`.
+    """
     if after is None:
         return Verdict("missing", ("the command was not run",))
     found = list(differences(before, after, equal_numbers=equal_numbers))
     new = {f"files.{name}" for name in after["files"] if name not in before["files"]}
+    counted = [item for item in found if item[0] != "added" or item[1] in new]
+    prose = [kind == "differs" and bool(_PROSE.search(place)) for kind, place, _ in counted]
     wrong = tuple(
         f"{kind} {place}{values}"
-        for kind, place, values in found
-        if kind != "added" or place in new
+        for (kind, place, values), is_prose in zip(counted, prose, strict=True)
+        if not (reworded and is_prose)
     )
     added = tuple(place for kind, place, _ in found if kind == "added" and place not in new)
     if wrong:
         return Verdict("differs", wrong, added)
     made = before["files"] or isinstance(before["stdout"], dict)
+    if reworded and any(prose):
+        return Verdict("reworded", (), added)
     return Verdict("same" if made else "refused alike", (), added)
 
 
@@ -294,7 +308,10 @@ def compare(options: argparse.Namespace) -> int:
         return 2
     verdicts = {
         (name, cell): judge(
-            before["models"][name][cell], after["models"][name].get(cell), options.equal_numbers
+            before["models"][name][cell],
+            after["models"][name].get(cell),
+            options.equal_numbers,
+            options.reworded,
         )
         if cell in before["models"][name]
         else Verdict("differs", ("only in the second record",))
@@ -317,12 +334,12 @@ def compare(options: argparse.Namespace) -> int:
     words = [verdict.word for verdict in verdicts.values()]
     count = {word: words.count(word) for word in dict.fromkeys(words)}
     console.print(", ".join(f"{number} {word}" for word, number in count.items()))
-    return 0 if count.get("same") and not set(count) - {"same", "refused alike"} else 1
+    return 0 if count.get("same") and not set(count) & {"differs", "missing"} else 1
 
 
 def _cell(verdicts: Mapping[tuple[str, str], Verdict], name: str, column: str) -> str:
     words = [v.word for (n, cell), v in verdicts.items() if (n, cell.split()[0]) == (name, column)]
-    counted = {w: words.count(w) for w in ("differs", "missing", "same", "refused alike")}
+    counted = {w: words.count(w) for w in ("differs", "missing", "reworded", "same", "refused alike")}
     return ", ".join(f"{w} {n}" if len(words) > 1 else w for w, n in counted.items() if n)
 
 
@@ -345,6 +362,8 @@ def main(arguments: list[str] | None = None) -> int:
     two.add_argument("--width", type=int, help="columns of the table")
     two.add_argument("--equal-numbers", action="store_true",
                      help="1 and 1.0 in a JSON file count as equal")  # fmt: skip
+    two.add_argument("--reworded", action="store_true",
+                     help="reasons, notes, messages and pages may say it in other words")  # fmt: skip
     two.set_defaults(run=compare)
     options = parser.parse_args(arguments)
     return int(options.run(options))

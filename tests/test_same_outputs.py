@@ -130,6 +130,19 @@ def test_the_form_of_a_number_is_a_difference_unless_told_otherwise() -> None:
     assert list(same.differences({"a": 1}, {"a": 1.5}, equal_numbers=True))
 
 
+def test_other_words_count_as_reworded_where_that_is_asked_for() -> None:
+    before = _cell(stdout={"reason": "It has 2 KiB.", "measured": 2048, "notes": ["a"]})
+    after = _cell(stdout={"reason": "It is 2 KiB.", "measured": 2048, "notes": ["b"]})
+    assert same.judge(before, after).word == "differs"
+    assert same.judge(before, after, reworded=True).word == "reworded"
+    # A value, a verdict, a file or another number of notes is more than a word.
+    for change in ({"measured": 2049}, {"notes": ["b", "c"]}, {"reason": None, "measured": None}):
+        other = _cell(stdout={**after["stdout"], **change})
+        assert same.judge(before, other, reworded=True).word == "differs"
+    other = _cell(files={"m.tflite": "other"}, stdout=after["stdout"])
+    assert same.judge(before, other, reworded=True).word == "differs"
+
+
 def test_other_inputs_or_no_common_model_are_no_comparison(
     compare: Callable[..., tuple[int, str]],
 ) -> None:

@@ -339,7 +339,9 @@ def compare(options: argparse.Namespace) -> int:
 
 def _cell(verdicts: Mapping[tuple[str, str], Verdict], name: str, column: str) -> str:
     words = [v.word for (n, cell), v in verdicts.items() if (n, cell.split()[0]) == (name, column)]
-    counted = {w: words.count(w) for w in ("differs", "missing", "reworded", "same", "refused alike")}
+    counted = {
+        w: words.count(w) for w in ("differs", "missing", "reworded", "same", "refused alike")
+    }
     return ", ".join(f"{w} {n}" if len(words) > 1 else w for w, n in counted.items() if n)
 
 
@@ -363,7 +365,7 @@ def main(arguments: list[str] | None = None) -> int:
     two.add_argument("--equal-numbers", action="store_true",
                      help="1 and 1.0 in a JSON file count as equal")  # fmt: skip
     two.add_argument("--reworded", action="store_true",
-                     help="reasons, notes, messages and pages may say it in other words")  # fmt: skip
+                     help="reasons, notes, messages and pages may be reworded")  # fmt: skip
     two.set_defaults(run=compare)
     options = parser.parse_args(arguments)
     return int(options.run(options))

@@ -27,8 +27,8 @@ from edgecompress.core.forms import (
 from edgecompress.core.results import HowKnown
 
 MEASUREMENT_SCHEMA = "edgecompress.measurement/1"
-# Kind of a target -> `how_known` of its measurements.
-TIERS: dict[str, HowKnown] = {"phone": "measured_device", "host": "measured_host"}
+# `how_known` of what was measured: on a phone, on this computer (`Family.measured`).
+TIERS: tuple[HowKnown, ...] = ("measured_device", "measured_host")
 
 Times = Annotated[
     Items[NotNegative],
@@ -362,7 +362,7 @@ class MeasurementEntry:
         time: UTC, e.g. 2026-01-02T03:04:05Z.
     """
 
-    tier: Annotated[Text, one_of(*TIERS.values(), words=" or ".join(TIERS.values()))]
+    tier: Annotated[Text, one_of(*TIERS, words=" or ".join(TIERS))]
     target: Text | None
     model: MeasuredModel
     runtime: Runtime

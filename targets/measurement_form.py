@@ -27,7 +27,7 @@ from edgecompress.core.forms import (
 from edgecompress.core.results import HowKnown
 
 MEASUREMENT_SCHEMA = "edgecompress.measurement/1"
-# `how_known` of what was measured: on a phone, on this computer (`Family.measured`).
+# `how_known` of what was measured, phones first: values of `Family.measured`.
 TIERS: tuple[HowKnown, ...] = ("measured_device", "measured_host")
 
 Times = Annotated[

@@ -19,7 +19,8 @@ from edgecompress.core.bundle import is_inside, read_bundle
 from edgecompress.core.errors import ArgumentError, ModelFileError
 from edgecompress.engines.run import run_engine
 from edgecompress.flatbuffers.reading import read_tflite
-from edgecompress.pipeline.bundle import read_labels, runtime_of
+from edgecompress.pipeline.bundle import bundle_profile, read_labels, runtime_of
+from edgecompress.targets.profile import load_target
 
 pytestmark = pytest.mark.slow
 
@@ -253,3 +254,10 @@ def test_damaged_bundles_are_one_line(damage: Callable[[Path], Any], text: str, 
         read_bundle(copy)
     assert text in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("names", [("host", "pixel-4", "cortex-m4"), ("cortex-m4", "pixel-4")])
+def test_a_phone_goes_before_the_host(names: tuple[str, ...]) -> None:
+    chosen = bundle_profile([load_target(name) for name in names])
+    assert chosen is not None and chosen.name == "pixel-4"
+    assert bundle_profile([load_target("cortex-m4")]) is None

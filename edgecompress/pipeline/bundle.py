@@ -44,14 +44,11 @@ _DTYPES = {
 
 
 def bundle_profile(profiles: Sequence[TargetProfile]) -> TargetProfile | None:
-    """Returns the target that a bundle is for: the first phone, else the host, else None.
+    """Returns the target that a bundle is for: the first phone, else the host, else None."""
+    from edgecompress.targets.family import family_of
+    from edgecompress.targets.measurement_form import TIERS
 
-    `bench` runs bundles on both; phones are registered first.
-    """
-    from edgecompress.targets.family import FAMILIES, family_of
-
-    measured = [family for family in FAMILIES.values() if family.measured is not None]
-    found = (p for family in measured for p in profiles if family_of(p) is family)
+    found = (p for tier in TIERS for p in profiles if family_of(p).measured == tier)
     return next(found, None)
 
 

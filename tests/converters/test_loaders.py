@@ -296,9 +296,9 @@ def test_files_that_are_no_models(tmp_path: Path, legacy: Path) -> None:
     whole = (tmp_path / "good.keras").read_bytes()
     hdf5 = (tmp_path / "good.h5").read_bytes()
     files: dict[str, tuple[bytes, str]] = {
-        "text.keras": (b"hello, I am a text file", "no Keras model"),
-        "text.h5": (b"hello, I am a text file", "no Keras model"),
-        "empty.keras": (b"", "no Keras model"),
+        "text.keras": (b"hello, I am a text file", "not a Keras model"),
+        "text.h5": (b"hello, I am a text file", "not a Keras model"),
+        "empty.keras": (b"", "not a Keras model"),
         "cut.keras": (whole[: len(whole) // 2], "truncated or damaged"),
         "cut.h5": (hdf5[: len(hdf5) // 2], "truncated or damaged"),
         "zip.h5": (whole, "Rename it to zip.keras"),

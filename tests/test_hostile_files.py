@@ -27,6 +27,8 @@ from edgecompress.inspection import inspect_isolated
 
 keras = pytest.importorskip("keras")
 
+pytestmark = pytest.mark.slow
+
 _SECRET = b"the secret of another file, 40 bytes long"[:40]
 
 

@@ -28,6 +28,8 @@ from edgecompress.inspection import (
     render,
 )
 
+pytestmark = pytest.mark.slow
+
 _FRAMEWORKS = pytest.mark.parametrize("framework", [keras, tf_keras], ids=["keras3", "tf_keras"])
 
 

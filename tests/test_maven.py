@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 _APP = Path(__file__).resolve().parents[1] / "android_demo"
 _LIST = _APP / ".mvn" / "checksums" / "checksums.sha256"
 _PLUGIN = "org/codehaus/mojo/exec-maven-plugin/3.1.0/exec-maven-plugin-3.1.0.jar"

@@ -28,6 +28,8 @@ from edgecompress.targets.measurement_checks import (
     to_record,
 )
 
+pytestmark = pytest.mark.slow
+
 _DOCS = Path(__file__).parents[1] / "docs"
 _SCHEMA = json.loads((_DOCS / "measurement.schema.json").read_text())
 _REPORT = json.loads((_DOCS / "report.schema.json").read_text())

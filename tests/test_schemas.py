@@ -21,6 +21,8 @@ from edgecompress.core.forms import Fault, read
 from edgecompress.recipes.results import Cost, Drop, StageResult
 from edgecompress.targets.profile import TargetProfile
 
+pytestmark = pytest.mark.slow
+
 _ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -13,6 +13,8 @@ from edgecompress.callbacks.pattern_binarization import PatternBinarization
 from edgecompress.core.errors import ArgumentError, UnknownNameError
 from edgecompress.core.record import record_of
 
+pytestmark = pytest.mark.slow
+
 _RNG = np.random.default_rng(0)
 X = _RNG.normal(size=(32, 6, 6, 2)).astype("f4")
 Y = _RNG.integers(0, 3, 32)

@@ -16,7 +16,7 @@ from edgecompress.targets.family import FAMILIES
 from edgecompress.targets.profile import load_target, target_names
 from edgecompress.targets.rule import RULES, target_options
 
-pytestmark = pytest.mark.parametrize("name", RULES)
+pytestmark = [pytest.mark.parametrize("name", RULES), pytest.mark.slow]
 
 
 def test_it_is_one_sentence(name: str) -> None:

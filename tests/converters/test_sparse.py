@@ -20,6 +20,8 @@ from edgecompress.flatbuffers.packing import pack, unpack
 from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.inspection.tflite import inspect_tflite
 
+pytestmark = pytest.mark.slow
+
 LITERT = ("litert",)
 
 

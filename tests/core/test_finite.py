@@ -19,6 +19,8 @@ from edgecompress.precisions.binary import SCALES, binarize, binary_gradient
 from edgecompress.precisions.fake_quantization import quantize_weights
 from edgecompress.precisions.ternary import mean_beyond, ternarize, ttq_value_gradients, twn
 
+pytestmark = pytest.mark.slow
+
 
 def network(policy: str = "float32", seed: int = 0) -> keras.Model:
     keras.utils.set_random_seed(seed)

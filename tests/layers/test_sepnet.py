@@ -16,6 +16,8 @@ from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.layers.sepnet import PatternResidualBlock, SEPNetModule, sepnet
 
 keras = pytest.importorskip("keras")
+
+pytestmark = pytest.mark.slow
 kl = keras.layers
 _RNG = np.random.default_rng(0)
 

@@ -8,6 +8,7 @@ import re
 from html.parser import HTMLParser
 
 import numpy as np
+import pytest
 from rich.console import Console
 
 from edgecompress.core.units import format_size
@@ -24,6 +25,8 @@ from edgecompress.recipes.storage import storage
 from edgecompress.reports import plots
 
 from .conftest import Run
+
+pytestmark = pytest.mark.slow
 
 
 def _text(result: CompressionResult, width: int | None = None) -> str:

@@ -255,7 +255,9 @@ def _short(text: str) -> str:
 
 
 # Where sentences for people stand, and pages that hold them.
-_PROSE = re.compile(r"(\.reason|\.title|notes\[\d+\]|^stderr\[\d+\]|^files\.[\w.-]+\.html)$")
+_PROSE = re.compile(
+    r"(\.reason|\.detail\.range|\.title|notes\[\d+\]|^stderr\[\d+\]|^files\.[\w.-]+\.html)$"
+)
 
 
 @dataclass(frozen=True)

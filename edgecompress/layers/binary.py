@@ -271,7 +271,7 @@ class BinaryConv2D(_BinaryLayer):
         >>> layer = BinaryConv2D(8, 3)
         >>> layer(np.zeros((1, 5, 5, 4), "float32")).shape
         TensorShape([1, 5, 5, 8])
-        >>> layer.kernel_bits().shape, layer.kernel_bits().max() <= 1
+        >>> layer.kernel_bits().shape, bool(layer.kernel_bits().max() <= 1)
         ((3, 3, 4, 8), True)
 
     Papers: Hubara et al., Binarized Neural Networks, 2016 (https://arxiv.org/abs/1602.02830);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Generic, TypeVar
 
@@ -10,6 +11,8 @@ from edgecompress.core.errors import UnknownNameError
 from edgecompress.core.plugins import load_plugins
 
 T = TypeVar("T")
+
+_lock = threading.RLock()
 
 
 class Registry(Mapping[str, T], Generic[T]):
@@ -82,7 +85,13 @@ class Registry(Mapping[str, T], Generic[T]):
         return len(self._entries)
 
     def _load(self) -> None:
-        home, self._home = self._home, ""
-        if home:
-            importlib.import_module(home)
+        # Another thread waits for the built-in entries instead of reading a part of them.
+        with _lock:
+            home, self._home = self._home, ""
+            try:
+                if home:
+                    importlib.import_module(home)
+            except BaseException:
+                self._home = home
+                raise
         load_plugins()

@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgecompress.core.errors import ArgumentError
+from edgecompress.core.errors import ArgumentError, UnknownNameError
 from edgecompress.core.files import sweep
 from edgecompress.core.folders import scratch_folder
 from edgecompress.core.labelled import Labelled
@@ -161,6 +161,8 @@ def build_request(
         chosen = FORMATS[file_format]
         check_targets(chosen, profiles)
         own = parse_format(chosen, others)
+    else:
+        _refuse_unknown(others)
     memory = parse_memory(decompression_memory)
     timed = read_measured(measured, profiles)
     class_names = read_labels(labels)
@@ -264,6 +266,22 @@ def split_options(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, A
         if name in owned and value is not None
     }
     return found, {name: value for name, value in given.items() if name not in owned}
+
+
+def _refuse_unknown(names: Iterable[str]) -> None:
+    """Refuses options that nothing reads: a limit with a misspelt name must not be lost.
+
+    Raises:
+        UnknownNameError: there is one.
+    """
+    from edgecompress.core.options import options_of
+    from edgecompress.pipeline.options import BudgetOptions, ScoringOptions
+    from edgecompress.targets.rule import option_owners
+
+    owners = (BudgetOptions, ScoringOptions, *option_owners())
+    known = [option.name for owner in owners for option in options_of(owner)]
+    for name in names:
+        raise UnknownNameError("option of check", name, known)
 
 
 def check_name(name: str | None) -> None:

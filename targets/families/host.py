@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from edgecompress.core.results import CheckResult, judge
 from edgecompress.core.units import format_time
-from edgecompress.engines.registry import LCE, LITERT
 from edgecompress.targets.families.process import ProcessFamily
 from edgecompress.targets.family import Subject, register
 
@@ -16,7 +15,6 @@ class Host(ProcessFamily):
     name = "host"
     title = "this computer (host)"
     kinds = ("host",)
-    engines = (LITERT, LCE)
     measured = "measured_host"
     unpredicted = "on host"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from edgecompress.core.results import CheckResult
-from edgecompress.engines.registry import LCE, LITERT
 from edgecompress.targets.families.process import ProcessFamily
 from edgecompress.targets.family import Subject, register
 
@@ -15,7 +14,6 @@ class Phones(ProcessFamily):
     name = "litert"
     title = "a phone"
     kinds = ("phone",)
-    engines = (LITERT, LCE)
     measured = "measured_device"
     unpredicted = "on device"
 

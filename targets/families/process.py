@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.results import CheckResult
+from edgecompress.engines.registry import LCE, LITERT
 from edgecompress.targets.family import Family, Subject
 from edgecompress.targets.measurement_checks import memory_check
 from edgecompress.targets.profile import TargetProfile
@@ -11,6 +12,8 @@ from edgecompress.targets.profile import TargetProfile
 
 class ProcessFamily(Family):
     """Base of the families on which a model is a file that a process loads."""
+
+    engines = (LITERT, LCE)
 
     def check_profile(self, profile: TargetProfile) -> None:
         """Refuses what only a microcontroller has."""

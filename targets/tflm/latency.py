@@ -64,7 +64,7 @@ class OperatorCost:
         name: The operator's name.
         output: Name of its first output tensor.
         instructions: Instructions of one inference; None if no formula covers it.
-        reason: Why there is no number; None if there is one.
+        reason: Why the operator was not counted; None if it was.
         error: Largest relative error of the instructions.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -48,3 +49,22 @@ def test_asking_is_not_an_error(schedules: Registry) -> None:
     assert "nothing" not in schedules and "constant" in schedules
     assert schedules.get("nothing") is None
     assert schedules.get("nothing", 7) == 7
+
+
+def test_the_home_is_imported_on_the_first_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    shelf = Registry("book", home="the_home_of_books")
+    # What cannot be imported is not forgotten: a half-filled registry would be wrong in silence.
+    for _ in range(2):
+        with pytest.raises(ModuleNotFoundError, match="the_home_of_books"):
+            list(shelf)
+    (tmp_path / "the_home_of_books.py").write_text(
+        "import gc\n"
+        "from edgecompress.core.registry import Registry\n"
+        "(shelf,) = [r for r in gc.get_objects()\n"
+        "            if isinstance(r, Registry) and r._argument == 'book']\n"
+        "shelf.register('one')(1)\n"
+    )
+    assert dict(shelf) == {"one": 1}

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import edgecompress as ec
 from edgecompress.core.errors import UnknownNameError
 from edgecompress.core.results import CheckResult, TargetResult
 from edgecompress.engines.run import engine_available, load_failure, run_engine
@@ -594,3 +595,12 @@ def test_the_engine_refuses_the_hybrid_model_too(shared: Path) -> None:
     if missing:
         pytest.skip(missing)
     assert "Hybrid models are not supported" in str(load_failure("tflm", path.read_bytes()))
+
+
+@pytest.mark.parametrize("name", ["max_rma", "min_acuracy", "lernels", "zzz"])
+def test_a_misspelt_limit_is_never_lost(tiny: Path, name: str) -> None:
+    file = tiny / "classifier_int8.tflite"
+    with pytest.raises(UnknownNameError, match=name):
+        ec.check(file, ["cortex-m4"], **{name: "1KiB"})
+    # Rightly spelt, it breaks the build.
+    assert ec.check(file, ["cortex-m4"], max_ram="1KiB").exit_code == 3

@@ -5,13 +5,14 @@ PYTHON ?= python3
 VENV ?= .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test quick quick-all lint style types fuzz lock schemas sbom apk android-test android-checksums clean
+.PHONY: demo test quick quick-all lint style types fuzz lock schemas sbom android apk android-test \
+    android-checksums clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python -P -m edgecompress.demo --output build/demo
 
 test: lint
-	$(VENV)/bin/pytest -q -n 2 --dist loadfile
+	$(VENV)/bin/pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 # Under 90 seconds on two cores; a file whose tests take longer is marked `slow`.
 quick: style
@@ -34,6 +35,11 @@ types: $(INSTALLED)
 
 fuzz: $(INSTALLED)
 	PYTHON=$(VENV)/bin/python benchmarks/fuzz/run.sh
+
+# One after the other: both are Maven in one folder.
+android:
+	$(MAKE) android-test
+	$(MAKE) apk
 
 apk:
 	android_demo/scripts/build_apk.sh --output build/edgecompress-demo.apk

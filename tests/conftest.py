@@ -42,6 +42,11 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(100_000, 50, 100)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Starts with the files that take long, so that the workers end at about the same time."""
+    items.sort(key=lambda item: not any(map(item.get_closest_marker, ("slow", "docs"))))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of reference models and measurements beside the checkout; skips without it."""

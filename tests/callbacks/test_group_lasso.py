@@ -44,7 +44,7 @@ def net(norm: bool = False, seed: int = 0, **options: Any) -> keras.Model:
 
 
 def compiled(model: keras.Model, **options: Any) -> keras.Model:
-    options.setdefault("optimizer", keras.optimizers.Adam(0.01))
+    options.setdefault("optimizer", keras.optimizers.SGD(0.05, momentum=0.9))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(loss=loss, **options)
     return model

@@ -41,7 +41,7 @@ def network(activation=None):
 
 def compiled(model, from_logits=True, **options):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits)
-    model.compile(keras.optimizers.Adam(0.01), loss, metrics=["accuracy"], **options)
+    model.compile(keras.optimizers.SGD(0.02, momentum=0.9), loss, metrics=["accuracy"], **options)
     return model
 
 

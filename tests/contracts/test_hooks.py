@@ -56,7 +56,10 @@ def _model() -> Any:
             keras.layers.Dense(2),
         ]
     )
-    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.compile(
+        keras.optimizers.SGD(0.01, momentum=0.9),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
     model.fit(X, Y, batch_size=8, verbose=0)
     return model
 

@@ -9,6 +9,12 @@ TARGET_SDK=34
 # All that aapt2, D8 and zip write depends on the time zone and the language of names.
 export TZ=UTC LC_ALL=C.UTF-8
 
+# Every program of the JDK here ends within seconds: the optimizing compiler and a parallel garbage
+# collector cost more than they save (a build: 13.8 s of processor time with them, 8.0 s without).
+java() { command java -XX:TieredStopAtLevel=1 -XX:+UseSerialGC "$@"; }
+javac() { command javac -J-XX:TieredStopAtLevel=1 -J-XX:+UseSerialGC "$@"; }
+jar() { command jar -J-XX:TieredStopAtLevel=1 -J-XX:+UseSerialGC "$@"; }
+
 die() {
     echo "android_demo: $*" >&2
     exit 1
@@ -18,7 +24,7 @@ die() {
 need() {
     local pair missing=() packages=()
     for pair in "$@"; do
-        command -v "${pair%%:*}" >/dev/null && continue
+        type -P "${pair%%:*}" >/dev/null && continue
         missing+=("${pair%%:*} (Debian package ${pair#*:})")
         [[ " ${packages[*]} " == *" ${pair#*:} "* ]] || packages+=("${pair#*:}")
     done

@@ -7,13 +7,14 @@ anything else is refused by name.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -36,6 +37,8 @@ from edgecompress.core.suppress_output import suppress_output
 Flavour = Literal["keras3", "tf_keras", "saved_model"]
 
 _BATCH = 32
+# Elements of a batch's inputs; intermediate results take a multiple of them.
+_BATCH_ELEMENTS = 1 << 20
 _WEIGHTS = "model.weights.h5"
 _MEMBERS = frozenset({"config.json", "metadata.json", _WEIGHTS})
 _DAMAGED = "Export the weights of an epoch before training diverged."
@@ -102,6 +105,9 @@ class LoadedModel:
     def predict(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Returns the outputs, by position, for arrays whose first axis is the sample.
 
+        Much data runs through a compiled graph in batches of bounded size: layer by layer, every
+        intermediate result would be kept until a batch ends.
+
         Args:
             inputs: One array for each input, `(samples, ...)`, in the input's dtype.
 
@@ -111,16 +117,35 @@ class LoadedModel:
         import tensorflow as tf
 
         parts: list[list[np.ndarray]] = []
+        per_sample = max(1, sum(int(np.prod(x.shape[1:])) for x in inputs))
+        batch = min(max(_BATCH_ELEMENTS // per_sample, 1), _BATCH)
         try:
             with suppress_output():
-                for start in range(0, len(inputs[0]), _BATCH):
-                    batch = [tf.convert_to_tensor(x[start : start + _BATCH]) for x in inputs]
-                    parts.append([np.asarray(y) for y in self.call(batch)])
+                # Tracing the model costs as much as some layer-by-layer calls.
+                much = len(inputs[0]) * per_sample > _BATCH_ELEMENTS
+                compute = self._graph if much and self._graph is not None else self.call
+                for start in range(0, len(inputs[0]), batch):
+                    given = [tf.convert_to_tensor(x[start : start + batch]) for x in inputs]
+                    parts.append([np.asarray(y) for y in compute(given)])
         except Exception as error:
             raise UnsupportedModelError(
                 f"Model {self.name!r} fails on the given data: {one_line(error)}"
             ) from error
         return [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+    @functools.cached_property
+    def _graph(self) -> Callable[[Sequence[Any]], list[Any]] | None:
+        """`call` as a graph for any batch size; None for a model that cannot be traced so."""
+        import tensorflow as tf
+
+        signature = [[tf.TensorSpec((None, *spec.shape), spec.dtype) for spec in self.inputs]]
+        function = tf.function(self.call, input_signature=signature)
+        # A layer of the user's own may raise anything, and may do so only for an open batch.
+        try:
+            function.get_concrete_function()
+        except Exception:
+            return None
+        return cast("Callable[[Sequence[Any]], list[Any]]", function)
 
 
 def wrap(model: Any) -> LoadedModel:

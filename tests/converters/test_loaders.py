@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import edgecompress as ec
+from edgecompress.converters import loaders
 from edgecompress.converters.float32 import convert
 from edgecompress.converters.loaders import InputSpec, example_inputs, load_model, wrap
 from edgecompress.core.errors import EdgeCompressError, ModelFileError, UnsupportedModelError
@@ -497,3 +498,45 @@ def test_layers_that_cannot_be_converted_are_named(
         ec.export(make(), ["pixel-4"], output=tmp_path / "build")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "build").exists()
+
+
+class TestPredict:
+    """Much data runs through a graph in small batches, little data layer by layer."""
+
+    def test_the_graph_computes_what_the_layers_compute(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        loaded = wrap(tiny())
+        shape = (7, *loaded.inputs[0].shape)
+        x = np.random.default_rng(0).normal(size=shape).astype("float32")
+        (layered,) = loaded.predict([x])
+        monkeypatch.setattr(loaders, "_BATCH_ELEMENTS", 2 * x[0].size)
+        batches = []
+        traced = loaded._graph
+        assert traced is not None
+
+        def counted(tensors: Any) -> Any:
+            batches.append(len(tensors[0]))
+            return traced(tensors)
+
+        loaded.__dict__["_graph"] = counted
+        (outputs,) = loaded.predict([x])
+        assert batches == [2, 2, 2, 1]
+        np.testing.assert_allclose(outputs, layered, rtol=1e-5, atol=1e-6)
+
+    def test_a_model_that_cannot_be_traced_runs_layer_by_layer(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Eager(keras.layers.Layer):
+            def compute_output_shape(self, shape: Any) -> Any:
+                return shape
+
+            def call(self, x: Any) -> Any:
+                return x * float(np.asarray(x).max())
+
+        inputs = keras.Input((4,))
+        loaded = wrap(keras.Model(inputs, Eager()(inputs)))
+        x = np.arange(12, dtype="float32").reshape(3, 4)
+        monkeypatch.setattr(loaders, "_BATCH_ELEMENTS", 4)
+        assert loaded._graph is None
+        np.testing.assert_allclose(loaded.predict([x])[0], x * x.max(axis=1, keepdims=True))

@@ -11,7 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ import pytest
 
 from edgecompress.core import isolation
 from edgecompress.engines.run import engine_available
+
+from .programs import Programs
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
@@ -98,6 +100,14 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     What crosses to the process and back is pickled and made JSON all the same.
     """
     monkeypatch.setattr(isolation, "call", _called_here)
+
+
+@pytest.fixture(scope="session")
+def run_python() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """Runs `python ARGUMENTS` where TensorFlow is loaded already; see programs.py."""
+    programs = Programs()
+    yield programs.run
+    programs.close()
 
 
 @pytest.fixture(scope="session")

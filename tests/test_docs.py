@@ -8,6 +8,7 @@ import runpy
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,24 +33,22 @@ def _blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
 
 
-def _run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.mark.docs
 @pytest.mark.parametrize("name", [n for n in _PROGRAMS if n != "getting_started"])
-def test_program_runs(name: str, tmp_path: Path) -> None:
+def test_program_runs(name: str, tmp_path: Path, run_python: Run) -> None:
     blocks = _blocks(_ROOT / "docs" / f"{name}.md", "python")
     assert blocks
-    result = _run([sys.executable, "-P", "-c", "\n".join(blocks)], tmp_path)
+    result = run_python(["-P", "-c", "\n".join(blocks)], cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-2000:]
 
 
 @pytest.mark.docs
-def test_getting_started_runs_to_the_verdict(tmp_path: Path) -> None:
+def test_getting_started_runs_to_the_verdict(tmp_path: Path, run_python: Run) -> None:
     page = _ROOT / "docs" / "getting_started.md"
-    result = _run([sys.executable, "-P", "-c", "\n".join(_blocks(page, "python"))], tmp_path)
+    result = run_python(["-P", "-c", "\n".join(_blocks(page, "python"))], cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-2000:]
     shrunk, verdict = result.stdout.strip().splitlines()
     before, after = map(int, re.findall(r"\d+", shrunk))
@@ -66,9 +65,11 @@ def test_getting_started_runs_to_the_verdict(tmp_path: Path) -> None:
     shell = "\n".join(_blocks(page, "sh")).replace("\\\n", " ")
     commands = [line for line in shell.splitlines() if line.startswith("edgecompress ")]
     assert len(commands) == 5
-    bin_folder = Path(sys.executable).parent
+    program = Path(sys.executable).with_name("edgecompress")
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     for command in commands:
-        done = _run([str(bin_folder / "edgecompress"), *command.split()[1:]], tmp_path)
+        words = [program, *command.split()[1:]]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,17 +22,14 @@ class Installed:
 
     packages: Path
     folder: Path
+    run_python: Callable[..., subprocess.CompletedProcess[str]]
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Runs Python with the packages, in a folder of the test's own."""
-        return subprocess.run(
-            [sys.executable, "-P", *arguments],
+        return self.run_python(
+            ["-P", *arguments],
             env={**os.environ, "PYTHONPATH": str(self.packages), "COLUMNS": "200"},
             cwd=self.folder,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
         )
 
     def command(self, *arguments: str, code: int = 0) -> str:
@@ -50,7 +46,9 @@ class Installed:
 
 
 @pytest.fixture
-def installed(tmp_path: Path) -> Callable[..., Installed]:
+def installed(
+    tmp_path: Path, run_python: Callable[..., subprocess.CompletedProcess[str]]
+) -> Callable[..., Installed]:
     """Installs toys of `plugins/` as packages with an entry point each."""
 
     def install(*names: str) -> Installed:
@@ -68,6 +66,6 @@ def installed(tmp_path: Path) -> Callable[..., Installed]:
             (info / "entry_points.txt").write_text(
                 f"[edgecompress.plugins]\ntoy-{name} = toy_{name}\n"
             )
-        return Installed(packages, folder)
+        return Installed(packages, folder, run_python)
 
     return install

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,16 +49,9 @@ def _blocks(page: Path) -> list[str]:
 
 @pytest.mark.docs
 @pytest.mark.parametrize("page", _PAGES, ids=_name)
-def test_it_runs_as_it_stands(page: Path, tmp_path: Path) -> None:
+def test_it_runs_as_it_stands(page: Path, tmp_path: Path, run_python: Callable[..., Any]) -> None:
     # In a process of its own: it registers something.
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", "\n".join(_blocks(page))],
-        cwd=tmp_path,
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = run_python(["-P", "-c", "\n".join(_blocks(page))], cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines()[-1] == _PRINTS[_name(page)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import gc
 import importlib
 import json
@@ -35,6 +36,13 @@ _JARS = (
     "org/robolectric/android-all/14-robolectric-10818077/"
     "android-all-14-robolectric-10818077.jar",
 )  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compiles the package once, for the hundreds of processes that start it and may not write."""
+    if not hasattr(config, "workerinput"):
+        for folder in ("edgecompress", "converters", "targets"):
+            compileall.compile_dir(Path(__file__).parents[1] / folder, quiet=2)
 
 
 def pytest_collection_finish() -> None:

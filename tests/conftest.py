@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import types
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,16 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(isolation, "call", _called_here)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _short_latencies() -> Iterator[None]:
+    """Has exports and checks time inferences for milliseconds; most tests look at no latency."""
+    from edgecompress.targets.bench import bench_host
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(bench_host.__kwdefaults__, "min_seconds", 0.02)
+        yield
+
+
 @pytest.fixture(scope="session")
 def run_python() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
     """Runs `python ARGUMENTS` where TensorFlow is loaded already; see programs.py."""
@@ -118,8 +129,22 @@ def run_python() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
     programs.close()
 
 
+@pytest.fixture
+def loaded_larq(
+    monkeypatch: pytest.MonkeyPatch, run_python: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    """Starts the converter of Larq Compute Engine where TensorFlow is loaded already."""
+    from edgecompress.converters import xnor
+
+    def run(command: list[str], *, cwd: str, env: dict[str, str], timeout: float, **_: Any) -> Any:
+        return run_python(command[1:], cwd=cwd, env=env, timeout=timeout)
+
+    here = types.SimpleNamespace(**{**vars(subprocess), "run": run})
+    monkeypatch.setattr(xnor, "subprocess", here)
+
+
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny(tmp_path_factory: pytest.TempPathFactory, run_python: Callable[..., Any]) -> Path:
     """A folder of tiny flatbuffers (NAME.tflite, NAME_int8.tflite) with inputs and outputs (.npz).
 
     NAME is classifier, autoencoder, sigmoid, two (inputs and outputs) or recurrent (float only);
@@ -127,12 +152,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     folder = tmp_path_factory.mktemp("tiny")
     program = Path(__file__).with_name("tiny_models.py")
-    done = subprocess.run(
-        [sys.executable, "-P" if sys.version_info >= (3, 11) else "-s", program, folder],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_python(["-P", program, folder])
     assert done.returncode == 0, done.stderr[-2000:]
     return folder
 

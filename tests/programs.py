@@ -246,7 +246,7 @@ class _Popen(subprocess.Popen):  # type: ignore[type-arg]
     def _execute_child(self, args: Any, *more: Any) -> None:
         words = [] if isinstance(args, str) else [os.fspath(word) for word in args]
         script = os.path.basename(words[2]) if words[1:2] == ["-I"] else ""
-        if script == "worker.py":
+        if script == "worker.py" and words[3:]:
             _shorten(words[3])
         waiting = type(self)._waiting
         if waiting is None or script != "isolation_child.py":

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,7 +71,9 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def test_training_leaves_a_plain_model(name: str, tmp_path: Path) -> None:
+def test_training_leaves_a_plain_model(
+    name: str, tmp_path: Path, run_python: Callable[..., Any]
+) -> None:
     model = tiny()
     shapes = [w.shape for w in model.weights]
     config = model.get_config()
@@ -88,9 +88,8 @@ def test_training_leaves_a_plain_model(name: str, tmp_path: Path) -> None:
         "np.save('y.npy', model.predict(np.load('x.npy'), verbose=0))\n"
         "assert 'edgecompress' not in sys.modules"
     )
-    subprocess.run(
-        [sys.executable, "-P", "-c", code], cwd=tmp_path, check=True, capture_output=True
-    )
+    done = run_python(["-P", "-c", code], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(
         np.load(tmp_path / "y.npy"), model.predict(X, verbose=0), rtol=1e-5, atol=1e-6
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -148,14 +150,16 @@ print(hashlib.sha256(float32.convert(loaded).artifact.data).hexdigest())
 """
 
 
-def test_equal_bytes_in_every_process_and_nothing_printed(tmp_path: Path) -> None:
+def test_equal_bytes_in_every_process_and_nothing_printed(
+    tmp_path: Path, run_python: Callable[..., Any]
+) -> None:
     residual().save(tmp_path / "residual.keras")
     here = hashlib.sha256(float32.convert(load_model(tmp_path / "residual.keras")).artifact.data)
-    for state in ("fresh", "busy"):
-        done = subprocess.run(
-            [sys.executable, "-c", SCRIPT, str(tmp_path / "residual.keras"), state],
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
+    started = functools.partial(subprocess.run, capture_output=True, text=True)
+    for state, run in (("fresh", lambda words: started([sys.executable, *words])),
+                       ("busy", run_python)):  # fmt: skip
+        done = run(["-c", SCRIPT, str(tmp_path / "residual.keras"), state])
+        assert done.returncode == 0, done.stderr
         assert done.stdout.strip() == here.hexdigest()
         assert "Saved artifact" not in done.stderr and "TFLite" not in done.stderr
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -332,17 +331,14 @@ print(int8.convert(float32.convert(loaded), calibration=x).sha256)
 
 
 def test_equal_bytes_in_every_process_and_nothing_printed(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], run_python: Callable[..., Any]
 ) -> None:
     small().save(tmp_path / "small.keras")
     loaded = load_model(tmp_path / "small.keras")
     x = example_inputs(loaded.inputs, 30)
     here = int8.convert(float32.convert(loaded), calibration=x)
     assert capfd.readouterr() == ("", "")
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path / "small.keras")],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    done = run_python(["-c", SCRIPT, str(tmp_path / "small.keras")])
     assert done.stdout.strip() == here.sha256
     assert "Quantized model size" not in done.stderr
 

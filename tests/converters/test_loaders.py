@@ -402,7 +402,9 @@ def test_code_in_a_configuration_never_runs(tmp_path: Path) -> None:
     assert not marker.exists()
 
 
-def test_unknown_layers_are_named_and_registered_ones_load(tmp_path: Path) -> None:
+def test_unknown_layers_are_named_and_registered_ones_load(
+    tmp_path: Path, run_python: Callable[..., Any]
+) -> None:
     @keras.saving.register_keras_serializable("loader_tests")
     class Doubling(keras.layers.Layer):
         def call(self, x: Any) -> Any:
@@ -421,7 +423,8 @@ except UnsupportedModelError as error:
 else:
     raise SystemExit("loaded")
 """
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    done = run_python(["-c", code])
+    assert done.returncode == 0, done.stderr
 
 
 def test_saved_models_that_reach_outside_are_refused(tmp_path: Path) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,7 +32,7 @@ from edgecompress.precisions.sign import SIGNS
 from edgecompress.targets.operators import unsupported
 from edgecompress.targets.profile import load_target
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("loaded_larq")]
 
 MISSING = engine_available("lce")
 needs_engine = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
@@ -498,12 +496,10 @@ def test_targets_say_which_runtime_runs_it(target: str) -> None:
 
 
 @needs_engine
-def test_the_program_of_the_page_runs(tmp_path: Path) -> None:
+def test_the_program_of_the_page_runs(tmp_path: Path, run_python: Callable[..., Any]) -> None:
     page = Path(__file__).resolve().parents[2] / "docs" / "xnor.md"
     program = "\n".join(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.S | re.M))
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", program], cwd=tmp_path, capture_output=True, text=True
-    )
+    done = run_python(["-P", "-c", program], cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "(2,)" in done.stdout and "XnorCheck" in done.stdout
     assert (tmp_path / "model_xnor.tflite").stat().st_size < 20_000

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-import subprocess
-import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -314,7 +313,9 @@ def test_every_argument_survives_its_configuration(layer: keras.layers.Layer) ->
         assert again.kernel_initializer.__class__.__name__ == "HeNormal"
 
 
-def test_a_file_loads_without_importing_the_layers(tmp_path: Path) -> None:
+def test_a_file_loads_without_importing_the_layers(
+    tmp_path: Path, run_python: Callable[..., Any]
+) -> None:
     model = small_net()
     path = tmp_path / "net.keras"
     model.save(path)
@@ -324,9 +325,7 @@ def test_a_file_loads_without_importing_the_layers(tmp_path: Path) -> None:
         "import sys\nfrom edgecompress.cli import main\n"
         "sys.argv = ['edgecompress', 'inspect', sys.argv[1]]\nmain()"
     )
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", program, str(path)], capture_output=True, text=True
-    )
+    done = run_python(["-P", "-c", program, path])
     assert done.returncode == 0, done.stderr[-2000:]
     assert "BinaryConv2D" in done.stdout and "binary MACs" in done.stdout
 

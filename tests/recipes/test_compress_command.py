@@ -108,6 +108,7 @@ def _one_line(capfd: pytest.CaptureFixture[str], text: str = "") -> None:
     assert "Traceback" not in err and "internal error" not in err
 
 
+@pytest.mark.usefixtures("in_process")
 class TestErrors:
     @pytest.fixture
     def place(self, case: Case, tmp_path: Path) -> Path:
@@ -160,6 +161,7 @@ class TestErrors:
         assert sorted(place.iterdir()) == before
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_drop_over_its_limit_ends_with_4(
     whole: Run, case: Case, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -227,6 +227,7 @@ class TestResume:
         assert all("finished by an earlier run" in text for text in finished)
         assert self._train(case, folder, monkeypatch, clusters=7) == second
 
+    @pytest.mark.usefixtures("in_process")
     def test_the_result_says_what_was_resumed(self, whole: Run, case: Case, tmp_path: Path) -> None:
         told: list[str] = []
         shutil.copytree(whole.folder, tmp_path / "copy")
@@ -335,6 +336,7 @@ class TestRefusals:
         with pytest.raises(ArgumentError, match=text):
             ec.compress("no.keras", "no.npz", **{"output": tmp_path, **options})
 
+    @pytest.mark.usefixtures("in_process")
     def test_models(self, case: Case, tmp_path: Path) -> None:
         data = (case.x, case.y)
         frozen = keras.Sequential([keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(4)])

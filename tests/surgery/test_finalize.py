@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -425,7 +424,9 @@ def test_record_of_the_input_model_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["lenet", "mobile_valid"])
-def test_saved_file_loads_without_this_package(name: str, tmp_path: Path) -> None:
+def test_saved_file_loads_without_this_package(
+    name: str, tmp_path: Path, run_python: Callable[..., Any]
+) -> None:
     build, killed, _ = CASES[name]
     small = finalize(kill(randomize(build()), killed))
     small.save(tmp_path / "m.keras")
@@ -438,9 +439,7 @@ def test_saved_file_loads_without_this_package(name: str, tmp_path: Path) -> Non
         "np.testing.assert_allclose(m(io['x']), io['y'], atol=1e-6)\n"
         "print('loaded', type(m).__name__)\n"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
+    run = run_python(["-c", code], cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     assert f"loaded {type(small).__name__}" in run.stdout
 

@@ -12,6 +12,7 @@ this file by its path.
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import platform
 import sys
@@ -138,7 +139,7 @@ def confine(
     """
     return Confinement(
         memory=_limit(limits),
-        files=_lock_files([*_SYSTEM, *_python_folders(), *readable], [*_SINKS, *writable]),
+        files=_lock_files([*_SYSTEM, *python_folders(), *readable], [*_SINKS, *writable]),
         network=_cut_network(),
     )
 
@@ -190,18 +191,22 @@ def _limit(limits: Limits) -> str:
     return "" if sys.platform == "linux" else "this system does not enforce memory limits"
 
 
-def _python_folders() -> Iterable[str]:
-    """Yields the folders of Python and its packages, including the targets of links."""
+@functools.cache
+def python_folders() -> tuple[str, ...]:
+    """Returns the folders of Python and its packages, including the targets of links.
+
+    A process looks once. One that forks others to be confined does it for all of them.
+    """
     places = {sys.prefix, sys.base_prefix, sys.exec_prefix, *filter(None, sys.path)}
     places |= {*filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep))}
-    yield os.path.realpath(sys.executable)
+    found = [os.path.realpath(sys.executable), *places]
     for place in places:
-        yield place
         try:
             with os.scandir(place) as entries:
-                yield from (os.path.realpath(e.path) for e in entries if e.is_symlink())
+                found += [os.path.realpath(e.path) for e in entries if e.is_symlink()]
         except OSError:
             continue
+    return tuple(found)
 
 
 def _lock_files(readable: Iterable[str], writable: Iterable[str]) -> str:

@@ -1,8 +1,9 @@
 """Runs one flatbuffer in one inference engine; started by `engines.run` as a separate program.
 
-Usage: `python -I worker.py JOB`, where JOB is a JSON file. The answers are JSON lines on
-standard output: `{"done": n}` after every now and then, at the end `{"result": ...}` or
-`{"error": ..., "kind": ...}`. Everything that the engine itself prints goes to the log file.
+Usage: `python -I worker.py JOB`, where JOB is a JSON file; a fork of `server.py` calls `main`. The
+answers are JSON lines on standard output: `{"done": n}` every now and then, at the end
+`{"result": ...}` or `{"error": ..., "kind": ...}`. Everything that the engine itself prints goes to
+the log file.
 
 Nothing of edgecompress is imported here: the process holds one TFLite build and numpy, because two
 builds in one process corrupt each other's memory.
@@ -11,6 +12,7 @@ builds in one process corrupt each other's memory.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.machinery
 import importlib.metadata
@@ -399,30 +401,56 @@ MODES: dict[str, Callable[[Job, Any, Tell], dict[str, Any]]] = {
 }
 
 
-def _confine(job: Job) -> list[str]:
-    """Drops the privileges that an engine does not need; returns what could not be dropped."""
-    spec = importlib.util.spec_from_file_location("sandbox", job["sandbox"])
+@functools.cache
+def _sandbox(path: str) -> Any:
+    spec = importlib.util.spec_from_file_location("sandbox", path)
     if spec is None or spec.loader is None:
-        raise RuntimeError(f"{job['sandbox']} is missing")
+        raise RuntimeError(f"{path} is missing")
     sandbox = importlib.util.module_from_spec(spec)
     sys.modules["sandbox"] = sandbox
     spec.loader.exec_module(sandbox)
+    return sandbox
+
+
+def _confine(job: Job) -> list[str]:
+    """Drops the privileges that an engine does not need; returns what could not be dropped."""
+    sandbox = _sandbox(job["sandbox"])
     sandbox.die_with(job["parent"])
     limits = sandbox.Limits(**job["limits"])
     return list(sandbox.confine(limits, job["paths"], [job["folder"]]).gaps)
 
 
-def main(path: str) -> int:
-    """Does the job described in the file `path`; returns the exit code."""
+def _reach(paths: list[str]) -> None:
+    """Adds the folders where the caller found the packages, after the interpreter's own."""
+    sys.path.extend(folder for folder in paths if folder not in sys.path)
+
+
+def prepare(engine: Job) -> None:
+    """Imports all that the jobs of an engine need, for `server.py`, which forks them."""
+    _reach(engine["paths"])
+    _sandbox(engine["sandbox"]).python_folders()
+    VERSIONS.get(engine["interpreter"], _imported_version)(engine["module"])
+    with contextlib.suppress(ImportError):
+        importlib.import_module(f"{engine['module']}.interpreter")
+
+
+def main(path: str, parent: int | None = None) -> int:
+    """Does the job described in the file `path`; returns the exit code.
+
+    Args:
+        path: A JSON file.
+        parent: The process to end with, if it is not the job's.
+    """
     with open(path, encoding="utf-8") as text:
         job = json.load(text)
+    if parent is not None:
+        job["parent"] = parent
     # Answers use standard output; whatever native code prints goes to the log.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     log = os.open(job["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    # After the interpreter's own folders: where the caller found the packages.
-    sys.path.extend(folder for folder in job["paths"] if folder not in sys.path)
+    _reach(job["paths"])
     gaps = _confine(job)
 
     def tell(**fields: Any) -> None:

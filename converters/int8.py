@@ -39,7 +39,7 @@ from edgecompress.flatbuffers.editor import ModelEditor, strip
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.operators import FILTER_READERS, Operator
 from edgecompress.precisions import PRECISIONS
-from edgecompress.precisions.base import QAT, Precision
+from edgecompress.precisions.base import QAT, Precision, trained_precision
 from edgecompress.precisions.int8 import Int8
 
 # Operators whose output has the quantization of their first input: one range serves both.
@@ -55,15 +55,23 @@ _SAME_RANGE = frozenset(
 _SAME_VALUES = frozenset({"RESHAPE", "TRANSPOSE", "SQUEEZE", "EXPAND_DIMS"})
 # Operators with int8 kernels in the runtimes that the quantizer does not support. Each is quantized
 # under the name of one with the same rule for scales, then gets its own name back. Operator ->
-# (stand-in, version of its int8 kernel).
-_STAND_INS = {
-    "LEAKY_RELU": ("GELU", 2),
-    "RELU6": ("GELU", 2),
-    "RELU_N1_TO_1": ("GELU", 1),
-    "ELU": ("GELU", 1),
-    "PRELU": ("MUL", 1),
-    "REDUCE_MAX": ("REDUCE_MIN", 2),
-    "MINIMUM": ("MAXIMUM", 2),
+# (stand-in, version of its kernel).
+# The same for int16 activations, for which fewer kernels exist.
+_STAND_INS: Mapping[int, Mapping[str, tuple[str, int]]] = {
+    8: {
+        "LEAKY_RELU": ("GELU", 2),
+        "RELU6": ("GELU", 2),
+        "RELU_N1_TO_1": ("GELU", 1),
+        "ELU": ("GELU", 1),
+        "PRELU": ("MUL", 1),
+        "REDUCE_MAX": ("REDUCE_MIN", 2),
+        "MINIMUM": ("MAXIMUM", 2),
+    },
+    16: {
+        "LEAKY_RELU": ("GELU", 2),
+        "REDUCE_MAX": ("REDUCE_MIN", 3),
+        "MINIMUM": ("MAXIMUM", 4),
+    },
 }
 _SMALLEST_RANGE = 1e-6
 WEIGHT_SCALES = ("auto", "channel", "tensor")
@@ -141,13 +149,29 @@ def convert(
     fixed = precision.fixed_ranges
     by_tensor = _complete(flat, source, ranges, calibration, notes, outdated, fixed)
     trained = _trained_quantized(record)
-    per_channel = trained if dense_per_channel is None else dense_per_channel
+    if dense_per_channel and not precision.dense_per_channel:
+        raise ArgumentError(
+            "dense_per_channel",
+            f"be False or None with {precision.name}",
+            dense_per_channel,
+            "TensorFlow Lite Micro runs such Dense layers with one scale only.",
+        )
+    per_channel = trained and precision.dense_per_channel
+    if dense_per_channel is not None:
+        per_channel = dense_per_channel
     editor = _quantize(flat, by_tensor, precision, per_channel, verbose)
     if weight_scales != "channel":
         always = weight_scales == "tensor"
-        # If the user decided on Dense layers, the quantizer has already applied it.
-        codes = FILTER_READERS if dense_per_channel is None else FILTER_READERS - {_DENSE}
+        # If the user or the precision decided on Dense layers, the quantizer has applied it.
+        decided = dense_per_channel is not None or not precision.dense_per_channel
+        codes = FILTER_READERS - {_DENSE} if decided else FILTER_READERS
         notes += share_scales(editor, flat, source.kernels, codes, always)
+    training = trained_precision(record)
+    if training is not None and training.name != precision.name:
+        notes.append(
+            f"Training simulated {training.name}, the file is {precision.name}: its predictions "
+            "may differ from those of training."
+        )
     if trained and weight_scales != "auto":
         notes.append(
             f"weight_scales={weight_scales!r} is not what training simulated: predictions of the "
@@ -155,7 +179,7 @@ def convert(
         )
     editor.strip(keep_names="computed")
     artifact = Artifact(precision.name, editor.pack(), source.artifact.source, record)
-    notes += _float_left(artifact.flat, allow_float)
+    notes += _float_left(artifact.flat, allow_float, precision)
     if len(artifact.data) >= len(source.artifact.data):
         notes.append(
             f"The {precision.name} file ({format_size(len(artifact.data))}) is no smaller than the "
@@ -176,14 +200,16 @@ class Int8Options:
         None,
         "Number format of weights and activations.",
         Named(names=PRECISIONS),
-        unset="int8",
+        unset="as trained, else int8",
     )
 
 
 @register("int8", summary="integer weights and activations", options=Int8Options)
 def make(request: FormatRequest) -> FormatResult:
     """Makes the float32 and the int8 file."""
-    floats, named = make_int8(request, request.options.precision)
+    record = request.loaded.record if request.loaded else None
+    precision = request.options.precision or trained_precision(record)
+    floats, named = make_int8(request, precision)
     quantized = strip_names(named)
     return FormatResult(
         artifacts=(floats.artifact, quantized),
@@ -319,7 +345,8 @@ def _quantize(
         name: {"min": np.array([[low]], np.float32), "max": np.array([[high]], np.float32)}
         for name, (low, high) in ranges.items()
     }
-    prepared, replaced = _put_stand_ins(flat)
+    stand_ins = _STAND_INS[precision.activation_bits]
+    prepared, replaced = _put_stand_ins(flat, stand_ins)
     try:
         with suppress_output(verbose):
             from litert_quantizer import Quantizer, qtyping
@@ -328,7 +355,8 @@ def _quantize(
             if not dense_per_channel:
                 quantizer.add_static_config(
                     ".*", qtyping.TFLOperationName.FULLY_CONNECTED,
-                    precision.weight_bits, precision.activation_bits,
+                    activation_num_bits=precision.activation_bits,
+                    weight_num_bits=precision.weight_bits,
                     weight_granularity=qtyping.QuantGranularity.TENSORWISE,
                 )  # fmt: skip
             quantized = bytes(quantizer.quantize(statistics).quantized_model)
@@ -336,19 +364,21 @@ def _quantize(
     except Exception as error:
         raise ConversionError(f"The model could not be quantized: {one_line(error)}") from error
     editor = ModelEditor(quantized)
-    _take_stand_ins(editor, replaced)
+    _take_stand_ins(editor, replaced, stand_ins)
     return editor
 
 
-def _put_stand_ins(flat: FlatModel) -> tuple[bytes, dict[str, tuple[str, Any]]]:
+def _put_stand_ins(
+    flat: FlatModel, stand_ins: Mapping[str, tuple[str, int]]
+) -> tuple[bytes, dict[str, tuple[str, Any]]]:
     """Replaces operators by their stand-ins; returns what each was, by name of its output."""
     editor = ModelEditor(flat)
     # The quantizer iterates over signatures when it changes an output.
     editor.set_signatures()
     replaced: dict[str, tuple[str, Any]] = {}
     for operator, entry in zip(flat.operators, editor.operators, strict=True):
-        if operator.code in _STAND_INS:
-            stand_in, _ = _STAND_INS[operator.code]
+        if operator.code in stand_ins:
+            stand_in, _ = stand_ins[operator.code]
             replaced[flat.output(operator).name] = (operator.code, copy.copy(entry))
             editor.set_code(entry, stand_in, 1)
             if stand_in == "MUL":
@@ -356,7 +386,11 @@ def _put_stand_ins(flat: FlatModel) -> tuple[bytes, dict[str, tuple[str, Any]]]:
     return editor.pack(), replaced
 
 
-def _take_stand_ins(editor: ModelEditor, replaced: Mapping[str, tuple[str, Any]]) -> None:
+def _take_stand_ins(
+    editor: ModelEditor,
+    replaced: Mapping[str, tuple[str, Any]],
+    stand_ins: Mapping[str, tuple[str, int]],
+) -> None:
     """Restores the operators; also types unread outputs, which the quantizer skips."""
     flat = editor.original
     read = {i for operator in flat.operators for i in operator.inputs} | {*flat.outputs}
@@ -364,16 +398,17 @@ def _take_stand_ins(editor: ModelEditor, replaced: Mapping[str, tuple[str, Any]]
         outputs = [flat.tensors[i] for i in operator.outputs]
         if outputs[0].name in replaced and operator.code not in _BOUNDARY:
             code, original = replaced[outputs[0].name]
-            editor.set_code(entry, code, _STAND_INS[code][1])
+            editor.set_code(entry, code, stand_ins[code][1])
             editor.copy_options(entry, original)
-        quantized = [tensor.index for tensor in outputs if tensor.type == "INT8"]
+        quantized = [tensor.index for tensor in outputs if tensor.type in ("INT8", "INT16")]
         for tensor in outputs:
             if quantized and tensor.index not in read and tensor.type == "FLOAT32":
                 editor.type_as(tensor.index, quantized[0])
 
 
-def _float_left(flat: FlatModel, allow_float: bool) -> list[str]:
+def _float_left(flat: FlatModel, allow_float: bool, precision: Precision) -> list[str]:
     """Returns a note on each operator left in float; refuses float inputs and outputs."""
+    kind = f"INT{precision.activation_bits}"
     left = [
         operator
         for operator in flat.operators
@@ -382,19 +417,21 @@ def _float_left(flat: FlatModel, allow_float: bool) -> list[str]:
     ]
     reasons = [
         f"{operator.name} ({flat.output(operator).name}) stays in float with conversions around "
-        "it: the quantizer has no int8 form of it."
+        f"it: the quantizer has no {kind.lower()} form of it."
         for operator in left
     ]
-    for kind, indices in (("input", flat.inputs), ("output", flat.outputs)):
+    for what, indices in (("input", flat.inputs), ("output", flat.outputs)):
         for index in indices:
             tensor = flat.tensors[index]
             if tensor.type.startswith("FLOAT"):
                 why = " ".join(reasons) or "The quantizer left it so."
                 raise ConversionError(
-                    f"The model's {kind} {tensor.name!r} would be {tensor.type}, not INT8. {why}"
+                    f"The model's {what} {tensor.name!r} would be {tensor.type}, not {kind}. {why}"
                 )
     if reasons and not allow_float:
-        raise ConversionError(f"The model cannot be int8 throughout. {' '.join(reasons)}")
+        raise ConversionError(
+            f"The model cannot be {precision.name} throughout. {' '.join(reasons)}"
+        )
     return reasons
 
 

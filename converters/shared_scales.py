@@ -9,6 +9,7 @@ factors can produce more codes than values, at most twice as many, as a scale ca
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -75,7 +76,7 @@ def share_scales(
         constant, into = source.tensor(before, bias), quantized.tensor(after, reads)
         if constant is not None and into is not None:
             bias_scales = np.float32(into.scales[0]) * scales
-            biases = _biases(constant.values(), bias_scales)
+            biases = _biases(constant.values(), bias_scales, _bias_type(quantized, after, bias))
             _replace(editor, after, bias, biases, bias_scales)
         name = source.output(before).name
         if not axes:
@@ -127,10 +128,21 @@ def _codes_and_scales(
     return weights.astype(np.int8), scales, signs
 
 
-def _biases(values: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """Returns `round(b / s)` in 32 bits."""
-    span = np.iinfo(np.int32)
-    return np.clip(np.rint(values / scales.astype(np.float64)), span.min, span.max).astype(np.int32)
+def _bias_type(flat: FlatModel, operator: Operator, position: int) -> type[np.signedinteger[Any]]:
+    """Returns the type of a bias: 64 bits with int16 activations, else 32."""
+    present = flat.tensor(operator, position)
+    return np.int64 if present is not None and present.type == "INT64" else np.int32
+
+
+def _biases(
+    values: np.ndarray, scales: np.ndarray, kind: type[np.signedinteger[Any]]
+) -> np.ndarray:
+    """Returns `round(b / s)` as an integer type; 64 bits hold every such bias."""
+    rounded = np.rint(values / scales.astype(np.float64))
+    if kind is np.int32:
+        span = np.iinfo(kind)
+        rounded = np.clip(rounded, span.min, span.max)
+    return rounded.astype(kind)
 
 
 def _replace(

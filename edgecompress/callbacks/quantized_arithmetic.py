@@ -102,7 +102,7 @@ class QuantizedArithmetic:
         known: set[str] = set()
         for tap in graph.taps:
             if tap.fixed is not None and not tap.is_output:
-                low, high = tap.fixed
+                low, high = quantizer.fixed_range(*tap.fixed)
                 self._rounding[tap.name] = functools.partial(
                     quantizer.fake_quantize, low=low, high=high
                 )
@@ -113,14 +113,21 @@ class QuantizedArithmetic:
     def _learnt_like(self, name: str) -> Callable[[Any], Any]:
         source = source_of(self._taps[name], self._taps)
         if source.fixed is not None:
-            low, high = source.fixed
+            low, high = self._quantizer.fixed_range(*source.fixed)
             return functools.partial(self._quantizer.fake_quantize, low=low, high=high)
         return self._learnt[source.name].frozen
 
     @property
     def one_scale(self) -> list[str]:
         """The layers with a kernel that has a single scale because its weights share few values."""
-        return [name for name, axes in self._axes.items() if () in axes.values()]
+        return [
+            name
+            for name, axes in self._axes.items()
+            if any(
+                not axes[kernel.attribute] and self._given_axes(name, kernel)
+                for kernel in self._graph.weights[name]
+            )
+        ]
 
     def choose_scales(self) -> bool:
         """Gives kernels that now share values a single scale, all others per-channel scales.
@@ -131,13 +138,19 @@ class QuantizedArithmetic:
         before = self._axes
         self._axes = {
             name: {
-                kernel.attribute: self._scale_axes(kernel.of(self._by_name[name]), kernel.outputs)
+                kernel.attribute: self._scale_axes(
+                    kernel.of(self._by_name[name]), self._given_axes(name, kernel)
+                )
                 for kernel in kernels
             }
             for name, kernels in self._graph.weights.items()
             if name in self._layers
         }
         return self._axes != before
+
+    def _given_axes(self, name: str, kernel: Any) -> tuple[int, ...]:
+        rank = len(kernel.of(self._by_name[name]).shape)
+        return self._quantizer.weight_axes(kernel.outputs, rank)
 
     def _scale_axes(self, kernel: Any, axes: tuple[int, ...]) -> tuple[int, ...]:
         values = ops.convert_to_numpy(ops.cast(kernel, "float32"))

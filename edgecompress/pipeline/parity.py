@@ -13,6 +13,7 @@ from edgecompress.engines.registry import LEGACY, LITERT
 from edgecompress.engines.run import engine_available, load_failure
 from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.pipeline.measuring import Measurements
+from edgecompress.precisions.base import trained_precision
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,12 +34,18 @@ MUCH_CLIPPED = 0.001
 
 
 def reference_outputs(
-    loaded: LoadedModel, samples: tuple[np.ndarray, ...]
+    loaded: LoadedModel, samples: tuple[np.ndarray, ...], kind: str = ""
 ) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
     """Returns the outputs of the Keras model on the samples, plain and with simulated rounding.
 
     The file is judged only by the plain model. The simulation, which needs learnt ranges, separates
     the error of rounding from that of converting; None if there is none.
+
+    Args:
+        loaded: The model.
+        samples: Its inputs, one array for each.
+        kind: The kind of file. If it names a precision, that one is simulated, else the one that
+            the model was trained in.
 
     Raises:
         NotFiniteError: an output is NaN or infinite.
@@ -47,10 +54,14 @@ def reference_outputs(
     check_outputs(loaded.model, plain, samples)
     if loaded.record is None or not loaded.record.ranges:
         return plain, None
+    from edgecompress.precisions import PRECISIONS
     from edgecompress.precisions.simulation import simulate
 
+    trained = trained_precision(loaded.record)
+    if kind in PRECISIONS and (trained is None or trained.name != kind):
+        trained = PRECISIONS[kind]()
     try:
-        model = simulate(loaded.model, loaded.record)
+        model = simulate(loaded.model, loaded.record, trained)
     except (ArgumentError, UnsupportedModelError):
         # A range was not learnt, or the graph cannot be rebuilt.
         return plain, None
@@ -262,7 +273,8 @@ class Agreement:
         few = reference = simulated = None
         if samples is not None:
             few = tuple(calibrations.spread(array, PARITY_SAMPLES) for array in samples)
-            reference, simulated = reference_outputs(loaded, few)
+            kind = self._product.main.kind
+            reference, simulated = reference_outputs(loaded, few, kind)
         for engine, file, floats in self._runs(engines):
             if engine_available(engine) is not None:
                 continue

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from edgecompress.core.options import named, options_of
 from edgecompress.core.record import CompressionRecord
 from edgecompress.core.registry import Registry
 
@@ -27,6 +28,8 @@ class Precision(ABC):
         name: Its name in `PRECISIONS`, used in files and records.
         weight_bits: Bits of a weight.
         activation_bits: Bits of an activation.
+        dense_per_channel: Whether the weights of a Dense layer may have a scale for each unit, as
+            those of a convolution have for each output channel.
         fixed_ranges: Operator of a .tflite file -> range of its output, if the kernels prescribe
             it.
         engines: The engines (`engines.run.ENGINES`) that run such files.
@@ -40,6 +43,7 @@ class Precision(ABC):
     name: ClassVar[str]
     weight_bits: ClassVar[int]
     activation_bits: ClassVar[int]
+    dense_per_channel: ClassVar[bool] = True
     fixed_ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}
     engines: ClassVar[tuple[str, ...]]
 
@@ -75,6 +79,19 @@ class Precision(ABC):
             values: The batch's activations.
         """
 
+    def fixed_range(self, low: float, high: float) -> tuple[float, float]:
+        """Returns the range that the kernels prescribe where those of int8 prescribe this one."""
+        return low, high
+
+    def weight_axes(self, channel_axes: tuple[int, ...], rank: int) -> tuple[int, ...]:
+        """Returns the axes along which a kernel has separate scales.
+
+        Args:
+            channel_axes: Axes that count output channels.
+            rank: The kernel's number of dimensions; a Dense layer's has 2.
+        """
+        return channel_axes if self.dense_per_channel or rank > 2 else ()
+
     @abstractmethod
     def recipe(self) -> list[dict[str, Any]]:
         """Returns litert-quantizer's recipe for the file."""
@@ -85,8 +102,13 @@ def trained_precision(record: CompressionRecord | None) -> Precision | None:
 
     Raises:
         UnknownNameError: the record names a precision that is not registered here.
+        ArgumentError: a setting in the record breaks its rule.
     """
     for step in reversed(() if record is None else record.steps):
         if step.get("technique") == QAT and "quantizer" in step:
-            return PRECISIONS[step["quantizer"]]()
+            name = step["quantizer"]
+            known = (item.name for item in options_of(PRECISIONS[name]))
+            config = {key: step[key] for key in known if key in step}
+            found: Precision = named(PRECISIONS, {"name": name, "config": config}, "precision")
+            return found
     return None

@@ -1,10 +1,10 @@
 """Integer quantization as pure functions over keras.ops, with straight-through gradients.
 
-The arithmetic is that of LiteRT's int8 kernels and of litert-quantizer: per-channel symmetric
-weights with codes -127..127, per-tensor asymmetric activations with codes -128..127 and an exact
-zero. Jacob et al., Quantization and Training of Neural Networks for Efficient
-Integer-Arithmetic-Only Inference, https://arxiv.org/abs/1712.05877, equations 1 and 12; unlike in
-the paper, weights have per-channel scales and no offset.
+The arithmetic is that of LiteRT's kernels and of litert-quantizer: per-channel symmetric weights
+with codes -127..127, per-tensor asymmetric activations with codes -128..127 and an exact zero, or
+symmetric ones with 16 bits. Jacob et al., Quantization and Training of Neural Networks for
+Efficient Integer-Arithmetic-Only Inference, https://arxiv.org/abs/1712.05877, equations 1 and 12;
+unlike in the paper, weights have per-channel scales and no offset.
 """
 
 from __future__ import annotations
@@ -133,6 +133,26 @@ def portable_fake_quantize(values: Any, low: Any, high: Any, bits: int = 8) -> A
     rounded = ops.round((clipped - low) / scale) * scale + low
     result = clipped + ops.stop_gradient(rounded - clipped)
     return ops.cast(result, values.dtype)
+
+
+def fake_quantize_symmetric(values: Any, low: Any, high: Any, bits: int = 16) -> Any:
+    """Rounds activations to the values of a symmetric int type; saturates outside the range.
+
+    `scale = max(|low|, |high|) / (2 ** (bits - 1) - 1)`, codes -2^(bits - 1)..2^(bits - 1) - 1. The
+    gradient is 1 inside the range of the codes and 0 outside; the range gets no gradient.
+
+    Args:
+        values: A float tensor of any shape.
+        low: Minimum of the range, a scalar.
+        high: Maximum of the range, a scalar.
+        bits: Width of the codes. Defaults to 16.
+    """
+    largest = 2 ** (bits - 1)
+    span = ops.maximum(ops.abs(ops.cast(low, "float32")), ops.abs(ops.cast(high, "float32")))
+    scale = ops.stop_gradient(ops.maximum(span, SMALLEST_RANGE) / (largest - 1))
+    clipped = ops.clip(ops.cast(values, "float32"), -largest * scale, (largest - 1) * scale)
+    rounded = ops.round(clipped / scale) * scale
+    return ops.cast(clipped + ops.stop_gradient(rounded - clipped), values.dtype)
 
 
 def _native_fake_quantize(values: Any, low: Any, high: Any, bits: int) -> Any:

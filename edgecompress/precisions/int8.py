@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from edgecompress.core.errors import ArgumentError
-from edgecompress.core.options import Number, option
 from edgecompress.engines.registry import LCE, LEGACY, LITERT, TFLM
-from edgecompress.precisions.base import PRECISIONS, Precision
+from edgecompress.precisions.base import PRECISIONS
+from edgecompress.precisions.uniform import Uniform
 
 
 @PRECISIONS.register("int8")
 @dataclass(frozen=True)
-class Int8(Precision):
+class Int8(Uniform):
     """Settings of int8 training: weights and activations as in LiteRT's int8 kernels.
 
     Weights: symmetric, per output channel, codes -127..127, `scale = max(|w_c|) / 127`.
@@ -42,44 +40,6 @@ class Int8(Precision):
         "TANH": (-1.0, 1.0),
     }
     engines: ClassVar[tuple[str, ...]] = (LITERT, LEGACY, TFLM, LCE)
-
-    momentum: float = option(
-        0.99,
-        "Share of the old activation range in the moving average of training, 0 to below 1.",
-        Number("SHARE", "be a number from 0 up to but not including 1", 0.0, 1.0),
-    )
-
-    def __post_init__(self) -> None:
-        """Refuses a momentum that would never move or never settle."""
-        number = isinstance(self.momentum, (int, float)) and not isinstance(self.momentum, bool)
-        if not number or not math.isfinite(self.momentum) or not 0 <= self.momentum < 1:
-            raise ArgumentError(
-                "momentum", "be a number from 0 up to but not including 1", self.momentum
-            )
-
-    def fake_quantize_weights(self, weights: Any, channel_axes: Sequence[int]) -> Any:
-        """Returns rounded weights with a straight-through gradient."""
-        from edgecompress.precisions.fake_quantization import fake_quantize_weights
-
-        return fake_quantize_weights(weights, channel_axes, self.weight_bits)
-
-    def quantize_weights(self, weights: Any, channel_axes: Sequence[int]) -> Any:
-        """Returns rounded weights."""
-        from edgecompress.precisions.fake_quantization import quantize_weights
-
-        return quantize_weights(weights, channel_axes, self.weight_bits)
-
-    def fake_quantize(self, values: Any, low: Any, high: Any) -> Any:
-        """Returns rounded activations with a clipped straight-through gradient."""
-        from edgecompress.precisions.fake_quantization import fake_quantize
-
-        return fake_quantize(values, low, high, self.activation_bits)
-
-    def moving_range(self, old: Any, values: Any) -> Any:
-        """Returns the range after a batch of values."""
-        from edgecompress.precisions.fake_quantization import batch_range, moving_range
-
-        return moving_range(old, batch_range(values), self.momentum)
 
     def recipe(self) -> list[dict[str, Any]]:
         """Returns litert-quantizer's `static_wi8_ai8`."""

@@ -80,7 +80,7 @@ def simulate(
     record = valid_record(model, settled_record(model)) if record is None else record
     quantizer = quantizer or trained_precision(record) or Int8()
     taps = {tap.name: tap for tap in analyse(model).taps}
-    ranges = {name: _range_of(tap, taps, record) for name, tap in taps.items()}
+    ranges = {name: _range_of(tap, taps, record, quantizer) for name, tap in taps.items()}
 
     def insert(name: str, tensor: Any) -> Any:
         if name not in ranges:
@@ -89,6 +89,7 @@ def simulate(
         return FakeQuantize(*ranges[name], quantizer.name, name=layer_name)(tensor)
 
     def weights(values: Any, axes: tuple[int, ...]) -> Any:
+        axes = quantizer.weight_axes(axes, values.ndim)
         if per_tensor(values, axes, quantizer.weight_bits):
             axes = ()
         return ops.convert_to_numpy(quantizer.quantize_weights(values, axes))
@@ -96,10 +97,12 @@ def simulate(
     return rebuild(model, insert, weights)
 
 
-def _range_of(tap: Tap, taps: dict[str, Tap], record: CompressionRecord) -> tuple[float, float]:
+def _range_of(
+    tap: Tap, taps: dict[str, Tap], record: CompressionRecord, quantizer: Precision
+) -> tuple[float, float]:
     tap = source_of(tap, taps)
     if tap.fixed is not None:
-        return tap.fixed
+        return quantizer.fixed_range(*tap.fixed)
     if tap.name not in record.ranges:
         raise ArgumentError(
             "record",

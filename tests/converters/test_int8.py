@@ -18,6 +18,7 @@ from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.flatbuffers.tensors import Tensor
+from edgecompress.precisions.int8 import Int8
 
 keras = pytest.importorskip("keras")
 
@@ -266,7 +267,7 @@ def test_float_that_is_left_is_named() -> None:
     flat = read_tflite(int8.convert(float32.convert(ends), calibration=samples(ends)).data)
     assert [flat.tensors[i].type for i in flat.outputs] == ["INT8"]
     with pytest.raises(ConversionError, match="input 'input_0' would be FLOAT32, not INT8"):
-        int8._float_left(read_tflite(source.artifact.data), allow_float=True)
+        int8._float_left(read_tflite(source.artifact.data), True, Int8())
 
 
 def test_loops_are_refused_by_name_and_unrolled_ones_run() -> None:

@@ -69,7 +69,6 @@ _STAND_INS: Mapping[int, Mapping[str, tuple[str, int]]] = {
     },
     16: {
         "LEAKY_RELU": ("GELU", 2),
-        "REDUCE_MAX": ("REDUCE_MIN", 3),
         "MINIMUM": ("MAXIMUM", 4),
     },
 }

@@ -367,10 +367,12 @@ def _max_pool(model: FlatModel, operator: Operator, family: str) -> OperatorMemo
     return OperatorMemory(params=(40, 4), data=32 if family == "reference" else 36)
 
 
-def _reduction(model: FlatModel, operator: Operator) -> tuple[int, int]:
+def _reduction(
+    model: FlatModel, operator: Operator, types: tuple[str, ...] = ("INT8",)
+) -> tuple[int, int]:
     """Scratch for the index over the input and for the resolved axes."""
     source, axes = _input(model, operator, 0), _input(model, operator, 1, "list of axes")
-    _require_type(source, ("INT8",))
+    _require_type(source, types)
     return 4 * len(source.shape), 4 * axes.elements
 
 
@@ -378,7 +380,7 @@ def _reduction(model: FlatModel, operator: Operator) -> tuple[int, int]:
 @RULES.register("SUM")
 def _sum(model: FlatModel, operator: Operator, family: str) -> OperatorMemory:
     """Three scratch buffers: 32-bit sums of the outputs, the index, the axes."""
-    index, axes = _reduction(model, operator)
+    index, axes = _reduction(model, operator, ("INT8", "INT16"))
     sums = 4 * _output(model, operator).elements
     return OperatorMemory(params=(1, 1), data=44, scratch=(sums, index, axes))
 
@@ -499,7 +501,11 @@ def _tanh(model: FlatModel, operator: Operator, family: str) -> OperatorMemory:
 
 @RULES.register("SOFTMAX")
 def _softmax(model: FlatModel, operator: Operator, family: str) -> OperatorMemory:
-    """Data of 56 bytes, 64 in CMSIS-NN; no buffers for int8 to int8."""
-    _require_type(_input(model, operator, 0), _INT8)
-    _require_type(_output(model, operator), _INT8, "output")
-    return OperatorMemory(params=(4, 4), data=56 if family == "reference" else 64)
+    """Data of 56 bytes, 64 in CMSIS-NN; for int16, two tables of 513 values of 2 bytes."""
+    source = _input(model, operator, 0)
+    _require_type(source, _INT8_16)
+    _require_type(_output(model, operator), (source.type,), "output")
+    tables = (2 * 513, 2 * 513) if source.type == "INT16" else ()
+    return OperatorMemory(
+        params=(4, 4), data=56 if family == "reference" else 64, persistent=tables
+    )

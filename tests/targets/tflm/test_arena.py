@@ -24,16 +24,16 @@ from edgecompress.targets.tflm.arena import CORES, Buffer, _peak, compute_arena,
 from edgecompress.targets.tflm.arena_rules import RULES
 
 
-def _load_reference() -> ModuleType:
-    path = Path(__file__).resolve().parents[3] / "benchmarks" / "arena_reference.py"
-    spec = importlib.util.spec_from_file_location("arena_reference", path)
+def _load(name: str) -> ModuleType:
+    path = Path(__file__).resolve().parents[3] / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules["arena_reference"] = module  # Its dataclasses look themselves up there.
+    sys.modules[name] = module  # Its dataclasses look themselves up there.
     spec.loader.exec_module(module)
     return module
 
 
-reference = _load_reference()
+reference, models = _load("arena_reference"), _load("operator_models")
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,32 @@ def test_single_operators_to_the_byte(rows: list[dict[str, str]]) -> None:
     assert {"m4 cmsis_dsp", "m55 cmsis_mve", "m4 reference"} <= {key[1] for key in total}
     measured = {key[0] for key in total}
     assert set(RULES) - measured == {"SQUEEZE", "TFLM_DECODE"}
+
+
+def _int16_case(operator: str, shape: tuple[int, ...], axes: tuple[int, ...] = ()) -> FlatModel:
+    T, data = models.T, models.T("INT16", shape, None, (1 / 512,), 0)
+    if not axes:
+        out = T("INT16", shape, None, (1 / 32768,), 0)
+        return read_tflite(models.Case(operator, (data,), (out,), {"beta": 1.0}).data())
+    kept = tuple(size for axis, size in enumerate(shape) if axis not in axes)
+    order = T("INT32", (len(axes),), list(axes))
+    out = T("INT16", kept, None, (1 / 512,), 0)
+    return read_tflite(models.Case(operator, (data, order), (out,)).data())
+
+
+@pytest.mark.parametrize(
+    ("shape", "used"), [((1, 10), 2532), ((1, 257), 3524), ((1, 4, 4, 3), 2660), ((3, 7), 2564)]
+)
+def test_int16_softmax_to_the_byte(shape: tuple[int, ...], used: int) -> None:
+    """Cortex-M55 firmware with CMSIS-NN: two tables of 1,026 bytes that int8 does not need."""
+    assert compute_arena(_int16_case("SOFTMAX", shape), "cortex-m55", "cmsis-nn").used == used
+
+
+def test_int16_means_to_the_byte() -> None:
+    """The head as the tflite-micro wheel plans it; the tail is that of int8."""
+    for operator in ("MEAN", "SUM"):
+        found = compute_arena(_int16_case(operator, (1, 7, 5, 9), (1, 2)), "cortex-m4", "cmsis-nn")
+        assert (found.head, found.tail) == (752, 388)
 
 
 def test_smallest_arena(rows: list[dict[str, str]]) -> None:

@@ -407,8 +407,8 @@ def _int16_bias() -> FlatModel:
         (_row_model(**_MEASURED[3][0] | {"in_type": 7}), "its input is INT16"),
         (_conv(op="DEPTHWISE_CONV_2D", w_type=17), "its filter is INT4"),
         (
-            _row_model(op="SOFTMAX", in_type=7, n=1, h=1, w=1, ci=4, out_elems=4),
-            "its input is INT16",
+            _row_model(op="SOFTMAX", in_type=0, n=1, h=1, w=1, ci=4, out_elems=4),
+            "its input is FLOAT32",
         ),
         (dataclasses.replace(_chain([16, 16]), subgraphs=2), "model: it has 2 subgraphs"),
         (

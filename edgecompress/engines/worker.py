@@ -249,6 +249,8 @@ def _imported_version(package: str) -> str:
 
 # How a package is imported and its version read, where it differs from the others.
 VERSIONS: dict[str, Callable[[str], str]] = {"larq": _larq_version}
+# The module of a package that its interpreter is in, where the package itself does not import it.
+INNER = {"lite": "interpreter"}
 
 
 def _log(job: Job, start: int = 0) -> str:
@@ -430,8 +432,8 @@ def prepare(engine: Job) -> None:
     _reach(engine["paths"])
     _sandbox(engine["sandbox"]).python_folders()
     VERSIONS.get(engine["interpreter"], _imported_version)(engine["module"])
-    with contextlib.suppress(ImportError):
-        importlib.import_module(f"{engine['module']}.interpreter")
+    if module := INNER.get(engine["interpreter"]):
+        importlib.import_module(f"{engine['module']}.{module}")
 
 
 def main(path: str, parent: int | None = None) -> int:

@@ -44,6 +44,8 @@ class Interpreter:
     def __init__(self, model_content, **_):
         exec(model_content.decode(), globals())
 """
+# Packages with a build of TensorFlow Lite.
+_PACKAGES = sorted({"tensorflow", *(engine.module for engine in ENGINES.values())})
 _PARENT = "say(os.getppid())"
 
 
@@ -191,6 +193,11 @@ def test_results_equal_those_of_a_fresh_process(
             run = run_engine(name, data, inputs, tensors=wanted)
             arrays = [*run.outputs, *run.tensors.values()]
             runs.append([run.version, run.kernels, *((a.dtype, a.tobytes()) for a in arrays)])
+        if fork is counted:
+            (key,) = (key for key in warm._state.servers if key[1] == ENGINES[name].module)
+            mapped = Path(f"/proc/{warm._state.servers[key].process.pid}/maps").read_text()
+            # One build of TensorFlow Lite, and not the one in TensorFlow.
+            assert [n for n in _PACKAGES if f"packages/{n}/" in mapped] == [ENGINES[name].module]
     half = len(runs) // 2
     assert runs[:half] == runs[half:]
     assert len(forks) == half and all(fork and fork.returncode is not None for fork in forks)
@@ -315,8 +322,11 @@ def test_an_upgraded_engine_gets_another_server(own: Path) -> None:
     assert "Own 2.0 cannot" in (load_failure("own", b"say(0)") or "")
     assert server() != old
     wait_for(lambda: not running(old))
-    said(_PARENT)
+    old = said(_PARENT)
     assert not warm._state.replaced
+    # A package that it needs.
+    (own.parent / "other-2.0.dist-info").mkdir()
+    assert said(_PARENT) != old
 
 
 def test_variables_of_the_loader_take_another_server(
@@ -324,7 +334,9 @@ def test_variables_of_the_loader_take_another_server(
 ) -> None:
     first = said(_PARENT)
     monkeypatch.setenv("EDGECOMPRESS_TEST", "1")
-    assert said(_PARENT) == first
+    assert said("say([os.getppid(), os.environ['EDGECOMPRESS_TEST']])") == [first, "1"]
+    monkeypatch.delenv("EDGECOMPRESS_TEST")
+    assert said("say([os.getppid(), os.environ.get('EDGECOMPRESS_TEST')])") == [first, None]
     monkeypatch.setenv("LD_LIBRARY_PATH", str(own))
     assert said(_PARENT) not in (first, os.getpid())
 
@@ -350,7 +362,7 @@ def test_threads_run_engines_at_the_same_time(own: Path) -> None:
 
 
 _CALLER = """
-import ctypes, os, sys, threading, time
+import ctypes, os, signal, sys, threading, time
 from pathlib import Path
 from edgecompress.engines import warm
 from edgecompress.engines.registry import ENGINES, Engine
@@ -398,15 +410,21 @@ def test_a_forked_caller_has_servers_of_its_own(own: Path) -> None:
     program = """
 def parent(): return load_failure("own", b"say(os.getppid())").split("<<")[1].split(">>")[0]
 first = parent()
-with warm._state.lock:
-    child = os.fork()
+lock = warm._state.lock
+lock.acquire()  # As another thread may at any time.
+child = os.fork()
 if child == 0:
     print(parent() not in (first, str(os.getppid()), str(os.getpid())), flush=True)
     sys.exit()
+lock.release()
 _, status = os.waitpid(child, 0)
 print(status, parent() == first, first)
+os.kill(server(), signal.SIGSTOP)
 """
     with _caller(own, program) as caller:
-        output = caller.communicate(timeout=60)[0].split()
-    assert output[:3] == ["True", "0", "True"], output
+        try:
+            output = caller.communicate(timeout=30)[0].split()
+        finally:
+            caller.kill()
+    assert output[:3] == ["True", "0", "True"] and len(output) == 4, output
     assert not running(int(output[3]))

@@ -1,0 +1,227 @@
+"""Compares what an int8 export costs with TensorFlow's own converter, in fresh processes, in turns.
+
+    python benchmarks/export_against_converter.py [--models mobilenet_v2 ds_cnn ...] [--pairs 3]
+
+The export is the whole command: conversion, calibration with 100 random samples, runs in the
+engines, agreement, checks for a phone, report. The converter only makes its file: full integer,
+the same samples. Each row: user and system time of all processes, the most memory that they held
+together (proportional set size, sampled 20 times a second), bytes of the file, and microseconds of
+an inference in LiteRT with one thread (the median of 5 runs of each file, in turns).
+
+Linux only. With the defaults about 15 minutes on two cores; the first pair of a model warms the
+disk's cache and is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+_SAMPLES = 100
+_SAMPLING_S = 0.05
+
+_CONVERTER = """
+import sys
+import keras, numpy as np, tensorflow as tf
+model = keras.saving.load_model(sys.argv[1])
+x = np.load(sys.argv[2])["x"]
+converter = tf.lite.TFLiteConverter.from_keras_model(model)
+converter.optimizations = [tf.lite.Optimize.DEFAULT]
+converter.representative_dataset = lambda: ([sample[None]] for sample in x)
+converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+converter.inference_input_type = converter.inference_output_type = tf.int8
+open(sys.argv[3], "wb").write(converter.convert())
+"""
+
+
+def _application(name: str, side: int) -> Callable[[], object]:
+    def make() -> object:
+        import keras
+
+        return getattr(keras.applications, name)(
+            input_shape=(side, side, 3), weights=None, classes=1000
+        )
+
+    return make
+
+
+def _ds_cnn() -> object:
+    """The keyword spotter of MLPerf Tiny: a convolution and four depthwise-separable blocks."""
+    import keras
+    from keras import layers
+
+    x = inputs = keras.Input((49, 10, 1))
+    x = layers.Conv2D(64, (10, 4), 2, padding="same", use_bias=False)(x)
+    x = layers.ReLU()(layers.BatchNormalization()(x))
+    for _ in range(4):
+        x = layers.DepthwiseConv2D(3, padding="same", use_bias=False)(x)
+        x = layers.ReLU()(layers.BatchNormalization()(x))
+        x = layers.Conv2D(64, 1, use_bias=False)(x)
+        x = layers.ReLU()(layers.BatchNormalization()(x))
+    x = layers.Flatten()(layers.AveragePooling2D((25, 5))(x))
+    return keras.Model(inputs, layers.Dense(12, activation="softmax")(x))
+
+
+def _dense() -> object:
+    """40 million weights in three layers."""
+    import keras
+    from keras import layers
+
+    return keras.Sequential(
+        [
+            keras.Input((1024,)),
+            layers.Dense(6000, activation="relu"),
+            layers.Dense(5600, activation="relu"),
+            layers.Dense(10),
+        ]
+    )
+
+
+_MODELS: dict[str, Callable[[], object]] = {
+    "mobilenet_v2": _application("MobileNetV2", 224),
+    "resnet50": _application("ResNet50", 224),
+    "efficientnet_b0": _application("EfficientNetB0", 224),
+    "ds_cnn": _ds_cnn,
+    "dense_40m": _dense,
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a command cost: processor seconds and bytes of memory, all processes together."""
+
+    cpu_s: float
+    memory: int
+
+
+def _tree(root: int) -> list[int]:
+    """Returns a process and its descendants."""
+    children: dict[int, list[int]] = {}
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            stat = Path("/proc", entry, "stat").read_text()
+        except OSError:
+            continue  # It has ended.
+        parent = int(stat.rpartition(")")[2].split()[1])
+        children.setdefault(parent, []).append(int(entry))
+    found, stack = [], [root]
+    while stack:
+        found.append(stack.pop())
+        stack += children.get(found[-1], [])
+    return found
+
+
+def _memory(root: int) -> int:
+    """Returns the bytes that a process and its descendants hold; shared pages count once."""
+    total = 0
+    for pid in _tree(root):
+        try:
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        except OSError:
+            continue
+        total += sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))
+    return total
+
+
+def _run(command: list[str], folder: Path) -> Cost:
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
+    with open(folder / "log.txt", "wb") as log:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+        most = 0
+        while True:
+            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+            if pid:
+                break
+            most = max(most, _memory(process.pid))
+            time.sleep(_SAMPLING_S)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    # 4: outputs of random weights are too close together to agree. The work is the same.
+    if process.returncode not in (0, 4):
+        text = (folder / "log.txt").read_text(errors="replace")
+        raise SystemExit(f"{' '.join(command[:4])} ended with {process.returncode}: {text[-800:]}")
+    return Cost(usage.ru_utime + usage.ru_stime, most)
+
+
+def _latencies(files: list[Path]) -> list[float]:
+    """Returns the median microseconds of an inference of each file."""
+    from edgecompress.engines.run import time_engine
+
+    runs: list[list[float]] = [[] for _ in files]
+    for _ in range(5):
+        for found, file in zip(runs, files, strict=True):
+            timed = time_engine("litert", file.read_bytes())
+            found.append(statistics.median(timed["wall"]) / 1e3)
+    return [statistics.median(found) for found in runs]
+
+
+def _compare(name: str, pairs: int, scratch: Path, console: Console) -> list[str]:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import keras
+
+    folder = scratch / name
+    folder.mkdir()
+    keras.utils.set_random_seed(0)
+    model = _MODELS[name]()
+    model.save(folder / "model.keras")  # type: ignore[attr-defined]
+    shape = model.input_shape[1:]  # type: ignore[attr-defined]
+    x = np.random.default_rng(0).uniform(-1, 1, (_SAMPLES, *shape)).astype("float32")
+    np.savez(folder / "x.npz", x=x)
+    del model, x
+    keras.backend.clear_session()
+    theirs = [sys.executable, "-P", "-c", _CONVERTER, "model.keras", "x.npz", "theirs.tflite"]
+    ours = [sys.executable, "-P", "-m", "edgecompress", "export", "model.keras", "-t", "pixel-8",
+            "--calibration", "x.npz", "-o", "out", "--quiet"]  # fmt: skip
+    costs: list[tuple[Cost, Cost]] = []
+    for number in range(pairs + 1):
+        console.print(f"{name}: pair {number} of {pairs}")
+        order = (theirs, ours) if number % 2 else (ours, theirs)
+        found = [_run(command, folder) for command in order]
+        costs.append((found[0], found[1]) if number % 2 else (found[1], found[0]))
+    costs = costs[1:]
+    files = [folder / "theirs.tflite", next((folder / "out").glob("*_int8.tflite"))]
+    cells = [name]
+    for label in ("cpu_s", "memory"):
+        a = statistics.median(getattr(pair[0], label) for pair in costs)
+        b = statistics.median(getattr(pair[1], label) for pair in costs)
+        ratio = statistics.median(getattr(q, label) / getattr(p, label) for p, q in costs)
+        shown = (
+            (f"{a:.1f}", f"{b:.1f}") if label == "cpu_s" else (f"{a / 1e6:.0f}", f"{b / 1e6:.0f}")
+        )
+        cells += [*shown, f"{ratio:.2f}"]
+    sizes = [file.stat().st_size for file in files]
+    latencies = _latencies(files)
+    cells += [f"{size:,}" for size in sizes]
+    cells += [f"{latencies[1] / latencies[0]:.3f}"]
+    return cells
+
+
+def main() -> int:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", choices=_MODELS, default=list(_MODELS))
+    parser.add_argument("--pairs", type=int, default=3, help="counted runs of each")
+    options = parser.parse_args()
+    console = Console(stderr=True)
+    print("| model | converter, s | export, s | ratio | converter, MB | export, MB | ratio "
+          "| converter, bytes | export, bytes | latency ratio |")  # fmt: skip
+    print("| --- |" + " ---: |" * 9)
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in options.models:
+            print("| " + " | ".join(_compare(name, options.pairs, Path(scratch), console)) + " |",
+                  flush=True)  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

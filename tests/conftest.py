@@ -197,7 +197,10 @@ def engine(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def phone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a phone behind an adb in PATH."""
-    source = Path(__file__).with_name("fake_adb.py").read_text()
+    source = (
+        f"import sys; sys.path.append({str(Path(__file__).parent)!r})\n"
+        "import fake_adb; sys.exit(fake_adb.main(sys.argv[1:]))\n"
+    )
     program = tmp_path / "bin" / "adb"
     program.parent.mkdir()
     program.write_text(f"#!{sys.executable} -SE\n{source}")

@@ -1,21 +1,18 @@
 """An `adb` with a phone behind it, for tests: answers as the real one does, faults included.
 
-A test copies it into a folder of PATH under the name `adb`. The phone is the folder of FAKE_PHONE;
-FAKE_FAULTS names what goes wrong, FAKE_DEVICES is what `adb devices` lists, FAKE_MEDIANS the
-microseconds of the processes, FAKE_THERMAL their thermal status before and after (`0-1,0-0`), and
-FAKE_STATUS what `dumpsys thermalservice` says, one after the other. With FAKE_APP, a command, that
-program measures instead.
+The `adb` that a test puts into PATH imports it. Tests call it a thousand times, so libraries are
+imported only where a call needs them. The phone is the folder of FAKE_PHONE; FAKE_FAULTS names what
+goes wrong, FAKE_DEVICES is what `adb devices` lists, FAKE_MEDIANS the microseconds of the
+processes, FAKE_THERMAL their thermal status before and after (`0-1,0-0`), and FAKE_STATUS what
+`dumpsys thermalservice` says, one after the other. With FAKE_APP, a command, that program measures
+instead.
 
 What runs a benchmark program is a script of the phone's shell, and a real shell runs it here, with
 the program FAKE_BENCHMARK in place of the pushed one. FAKE_ABIS is what the phone runs, and
 FAKE_INSTALL what it says instead of taking an app.
 """
 
-import hashlib
-import json
 import os
-import shlex
-import subprocess
 import sys
 import time
 
@@ -79,6 +76,11 @@ def pick(variable, number, default):
 
 def measure(extras, number):
     """Writes the result file as the app does."""
+    import hashlib
+    import json
+    import shlex
+    import subprocess
+
     folder = local(f"{ROOT}/bundles/{extras['bundle']}")
     path = local(f"{ROOT}/results/{extras['result']}")
     os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -161,6 +163,8 @@ def start(words):
         )
         return 0  # As older phones do.
     extras = {words[i + 1]: words[i + 2] for i, word in enumerate(words) if word == "-e"}
+    import json
+
     with open(os.path.join(PHONE, "extras.json"), "w") as file:
         json.dump(extras, file)
     print("Starting: Intent { cmp=io.edgecompress.demo/.HeadlessActivity }\nStatus: ok")
@@ -193,6 +197,8 @@ def fact(command):
 
 def script(text):
     """Runs a script in a real shell, in the phone's folder."""
+    import subprocess
+
     if "unplugged" in FAULTS and "wait" in text:
         return fail("adb: device 'PHONE1' not found")
     for name in ("benchmark_litert_model", "benchmark_model"):
@@ -216,6 +222,8 @@ def shell(text):
         return 0
     if text.startswith("cd "):
         return script(text)
+    import shlex
+
     words = shlex.split(text)
     if words[:2] == ["pm", "path"]:
         if "no_app" not in FAULTS:
@@ -227,6 +235,8 @@ def shell(text):
         fail("/system/bin/sh: sha256sum: inaccessible or not found")
         return 127
     elif words[0] == "sha256sum":
+        import hashlib
+
         for path in words[1:]:
             if os.path.exists(local(path)):
                 with open(local(path), "rb") as file:
@@ -296,7 +306,3 @@ def main(arguments):
     elif command == "logcat":
         print("--------- beginning of crash\nE AndroidRuntime: java.lang.OutOfMemoryError")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

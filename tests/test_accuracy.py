@@ -22,7 +22,7 @@ from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.pipeline import score_plan, scores, scoring
 from edgecompress.targets.profile import Budgets, load_target
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_process")]
 
 _SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "report.schema.json").read_text())
 _X = np.random.default_rng(0).normal(size=(200, 6)).astype(np.float32)

@@ -89,6 +89,7 @@ def run(
 # --- a phone ------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_run_ends_in_a_verdict_that_check_takes(
     run: Bench, phone: Path, model: Path, x: np.ndarray, tmp_path: Path
 ) -> None:
@@ -246,6 +247,7 @@ def test_the_apps_core_runs_the_bundle(run: Bench, jvm_app: str) -> None:
 # --- this computer ------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("in_process")
 def test_the_host_is_measured_in_the_same_form(
     model: Path,
     x: np.ndarray,

@@ -22,7 +22,7 @@ from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.pipeline.bundle import bundle_profile, read_labels, runtime_of
 from edgecompress.targets.profile import load_target
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_process")]
 
 _NAMES = ("one", "two", "three")
 

@@ -30,7 +30,7 @@ from edgecompress.core.record import (
 from edgecompress.core.results import Report
 from edgecompress.precisions.simulation import simulate
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_process")]
 
 
 def network() -> keras.Model:

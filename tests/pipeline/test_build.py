@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import subprocess
-import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -192,25 +190,24 @@ _PURE = """
 """
 
 
-def _pure(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def _pure(run_python: Callable[..., Any], tmp_path: Path, *arguments: str) -> Any:
     scratch, here = tmp_path / "scratch", tmp_path / "here"
     scratch.mkdir()
     here.mkdir()
     here.chmod(0o555)
-    return subprocess.run(
-        [sys.executable, "-P", "-c", textwrap.dedent(_PURE), *arguments],
-        capture_output=True,
-        text=True,
-        check=True,
+    return run_python(
+        ["-P", "-c", textwrap.dedent(_PURE), *arguments],
         cwd=here,
-        env={**os.environ, "TMPDIR": str(scratch), "TF_CPP_MIN_LOG_LEVEL": "3"},
+        env={**os.environ, "TMPDIR": str(scratch)},
     )
 
 
-def test_a_build_writes_nothing_and_prints_nothing(tmp_path: Path) -> None:
+def test_a_build_writes_nothing_and_prints_nothing(
+    tmp_path: Path, run_python: Callable[..., Any]
+) -> None:
     outside = tmp_path / "outside"
-    done = _pure(tmp_path, str(outside))
-    assert done.stdout == ""
+    done = _pure(run_python, tmp_path, str(outside))
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
     lines = done.stderr.splitlines()
     # What comes before is TensorFlow's, and the model's.
     assert lines[lines.index("BEFORE") + 1] == "WRONG []"

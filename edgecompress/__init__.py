@@ -28,6 +28,7 @@ _PUBLIC = {
     "Int16x8": "edgecompress.precisions.int16x8",
     "BinaryConv2D": "edgecompress.layers.binary",
     "BinaryDense": "edgecompress.layers.binary",
+    "simulate": "edgecompress.simulation",
     "finalize": "edgecompress.surgery.finalize",
     "export": "edgecompress.pipeline",
     "check": "edgecompress.pipeline",

@@ -23,6 +23,7 @@ _MAY_IMPORT = {
     "patterns": {"core"},
     "callbacks": {"core", "schedules", "criteria", "patterns", "precisions", "layers", "surgery"},
     "converters": {"core", "flatbuffers", "engines", "precisions", "layers"},
+    "simulation": {"core", "flatbuffers", "precisions", "converters"},
     "targets": {"core", "flatbuffers", "engines"},
     "reports": {"core", "flatbuffers", "targets"},
     "inspection": {"core", "flatbuffers", "converters"},

@@ -1,0 +1,76 @@
+"""Operators that move codes without changing them; the same in all engines."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgecompress.simulation.kernels import Call, NotSimulated, kernel, numpy_type, zero_point
+
+
+@kernel("RESHAPE", "SQUEEZE", "EXPAND_DIMS")
+def reshape(call: Call) -> np.ndarray:
+    """The same codes in another shape."""
+    call.require_same_scale(call.tensor(0))
+    values = call.value(0)
+    return values.reshape(len(values), *call.output.shape)
+
+
+@kernel("TRANSPOSE")
+def transpose(call: Call) -> np.ndarray:
+    """The axes in another order."""
+    call.require_same_scale(call.tensor(0))
+    order = (int(axis) + 1 for axis in call.constant(1))
+    return call.value(0).transpose(0, *order)
+
+
+@kernel("CONCATENATION")
+def concatenate(call: Call) -> np.ndarray:
+    """Tensors of one scale, one after the other."""
+    tensors = [call.tensor(position) for position in range(len(call.operator.inputs))]
+    call.require_same_scale(*tensors)
+    values = [call.value(position) for position in range(len(tensors))]
+    samples = max(map(len, values))
+    whole = [np.broadcast_to(v, (samples, *v.shape[1:])) for v in values]
+    axis = call.option("axis") % len(call.output.shape) + 1
+    return call.clamp(np.concatenate(whole, axis))
+
+
+@kernel("PAD", "PADV2")
+def pad(call: Call) -> np.ndarray:
+    """A border of zeros, or of a constant."""
+    call.require_same_scale(call.tensor(0))
+    fill = zero_point(call.output)
+    if call.operator.code == "PADV2":
+        call.require_same_scale(call.tensor(2))
+        fill = call.constant(2).reshape(-1)[0]
+    widths = [(0, 0), *(tuple(map(int, pair)) for pair in call.constant(1))]
+    return np.pad(call.value(0), widths, constant_values=fill)
+
+
+@kernel("STRIDED_SLICE", "SLICE")
+def cut(call: Call) -> np.ndarray:
+    """A part of a tensor, with constant bounds."""
+    call.require_same_scale(call.tensor(0))
+    shape = call.tensor(0).shape
+    begin = [int(value) for value in call.constant(1)]
+    if call.operator.code == "SLICE":
+        sizes = [int(value) for value in call.constant(2)]
+        parts = [
+            slice(b, n if size < 0 else b + size)
+            for b, size, n in zip(begin, sizes, shape, strict=True)
+        ]
+    else:
+        if call.option("ellipsis_mask") or call.option("new_axis_mask") or call.option("offset"):
+            raise NotSimulated("it uses an ellipsis, a new axis or an offset")
+        end, strides = call.constant(2), call.constant(3)
+        masks = [call.option(f"{name}_mask") for name in ("begin", "end", "shrink_axis")]
+        parts = []
+        for axis, (b, e, step) in enumerate(zip(begin, end, strides, strict=True)):
+            if masks[2] >> axis & 1:
+                b = b % shape[axis]
+                parts.append(slice(b, b + 1))
+                continue
+            start = None if masks[0] >> axis & 1 else b
+            parts.append(slice(start, None if masks[1] >> axis & 1 else int(e), int(step)))
+    taken = call.value(0)[(slice(None), *parts)]
+    return taken.reshape(len(taken), *call.output.shape).astype(numpy_type(call.output))

@@ -1,0 +1,281 @@
+"""Every simulated operator against the real engine, bit for bit, in files of one operator."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgecompress.core.errors import ArgumentError, UnsupportedModelError
+from edgecompress.engines.run import run_engine
+from edgecompress.flatbuffers.artifact import Artifact
+from edgecompress.flatbuffers.reading import read_tflite
+from edgecompress.simulation import EngineSimulation
+from edgecompress.simulation.interpreter import run
+from edgecompress.simulation.kernels import KERNELS
+
+_PATH = Path(__file__).parents[2] / "benchmarks" / "operator_models.py"
+_SPEC = importlib.util.spec_from_file_location("one_operator_models", _PATH)
+models: Any = importlib.util.module_from_spec(_SPEC)
+sys.modules[_SPEC.name] = models
+_SPEC.loader.exec_module(models)
+T, Case = models.T, models.Case
+SAME, VALID = 0, 1
+NONE, RELU, RELU6 = 0, 1, 3
+OTHER = {"litert": "tflm", "tflm": "litert"}
+SAMPLES = 25
+
+
+def t(shape, scale=0.05, zero_point=-3):
+    return T("INT8", tuple(shape), None, (scale,), zero_point)
+
+
+def ints(*values):
+    return T("INT32", (len(values),), np.array(values))
+
+
+def positions(length, size, stride, dilation, padding):
+    reach = (size - 1) * dilation + 1
+    return -(-length // stride) if padding == SAME else (length - reach) // stride + 1
+
+
+def conv(shape, out, k, stride=1, dilation=1, padding=SAME, act=NONE, zp=(-3, 5), groups=1,
+         steps=60.0):  # fmt: skip
+    """A convolution with scales per channel; depthwise with `out` outputs per channel if k < 0."""
+    depthwise, k = k < 0, abs(k)
+    random = np.random.default_rng(k + out)
+    channels = shape[3] * out if depthwise else out
+    kernel = (1, k, k, channels) if depthwise else (out, k, k, shape[3] // groups)
+    scales = tuple(np.exp(random.uniform(-7, -3, channels)).astype(np.float32))
+    weights = random.integers(-127, 128, kernel)
+    fan_in = k * k * (1 if depthwise else shape[3] // groups)
+    output = 0.02 * np.median(scales) * 5500 * np.sqrt(fan_in) / steps
+    sizes = (positions(n, k, stride, dilation, padding) for n in shape[1:3])
+    return Case(
+        "DEPTHWISE_CONV_2D" if depthwise else "CONV_2D",
+        (
+            t(shape, 0.02, zp[0]),
+            T("INT8", kernel, weights, scales, 0, 3 if depthwise else 0),
+            T("INT32", (channels,), random.integers(-5000, 5000, channels),
+              tuple(0.02 * s for s in scales), 0),
+        ),
+        (t((1, *sizes, channels), output, zp[1]),),
+        {
+            "strideH": stride, "strideW": stride, "dilationHFactor": dilation,
+            "dilationWFactor": dilation, "padding": padding, "fusedActivationFunction": act,
+            **({"depthMultiplier": out} if depthwise else {}),
+        },
+    )  # fmt: skip
+
+
+def dense(inputs, outputs, per_channel, act=NONE, bias=True, rows=1):
+    random = np.random.default_rng(inputs)
+    count = outputs if per_channel else 1
+    scales = tuple(np.exp(random.uniform(-7, -3, count)).astype(np.float32))
+    weights = T("INT8", (outputs, inputs), random.integers(-127, 128, (outputs, inputs)), scales, 0)
+    biases = T("INT32", (outputs,), random.integers(-5000, 5000, outputs),
+               tuple(0.02 * s for s in scales), 0)  # fmt: skip
+    output = 0.02 * np.median(scales) * 5500 * np.sqrt(inputs) / 60
+    shape = (1, inputs) if rows == 1 else (1, rows, inputs)
+    return Case(
+        "FULLY_CONNECTED", (t(shape, 0.02, 11), weights, *([biases] if bias else [])),
+        (t((*shape[:-1], outputs), output, -9),),
+        {"fusedActivationFunction": act, "keepNumDims": rows > 1},
+    )  # fmt: skip
+
+
+def binary(operator, scales, act=NONE, second=None):
+    shape = (1, 5, 4, 6)
+    other = t(second or shape, scales[1], 127)
+    return Case(operator, (t(shape, scales[0], -128), other), (t(shape, scales[2], 7),),
+                {"fusedActivationFunction": act})  # fmt: skip
+
+
+def constant(operator, scales):
+    values = np.arange(6) * 37 % 256 - 128
+    case = binary(operator, scales)
+    return Case(operator, (case.inputs[0], T("INT8", (6,), values, (scales[1],), 20)), case.outputs)
+
+
+def pool(operator, size, stride, padding, act=NONE, shape=(1, 7, 9, 5)):
+    sizes = (positions(n, size, stride, 1, padding) for n in shape[1:3])
+    return Case(
+        operator, (t(shape, 0.031, -60),), (t((1, *sizes, shape[3]), 0.031, -60),),
+        {"filterHeight": size, "filterWidth": size, "strideH": stride, "strideW": stride,
+         "padding": padding, "fusedActivationFunction": act},
+    )  # fmt: skip
+
+
+def mean(shape, axes, scale, keep=False):
+    out = [1 if i in axes else n for i, n in enumerate(shape) if keep or i not in axes]
+    return Case(
+        "MEAN", (t(shape, 0.05, 30), ints(*axes)), (t(out, scale, -70),), {"keepDims": keep}
+    )
+
+
+def unary(operator, scale, zero_point, output=None, **options):
+    shape = (1, 256)
+    return Case(operator, (t(shape, scale, zero_point),), (t(shape, *(output or (0.04, -20))),),
+                options)  # fmt: skip
+
+
+def softmax(scale, classes):
+    return Case("SOFTMAX", (t((1, classes), scale),), (t((1, classes), 1 / 256, -128),),
+                {"beta": 1.0})  # fmt: skip
+
+
+_MAP = (1, 4, 6, 5)
+EXACT = {
+    "conv": conv((1, 9, 7, 5), 6, 3),
+    "conv_stride": conv((1, 9, 8, 3), 17, 3, stride=2, act=RELU, zp=(127, -128)),
+    "conv_valid": conv((1, 10, 6, 16), 8, 5, padding=VALID, act=RELU6, zp=(-128, -128)),
+    "conv_dilated": conv((1, 11, 9, 4), 5, 3, dilation=2, steps=500),
+    "conv_1x1": conv((1, 5, 5, 40), 33, 1, steps=20),
+    "conv_1x1_stride": conv((1, 5, 6, 4), 3, 1, stride=2, padding=VALID),
+    "conv_even": conv((1, 6, 7, 3), 4, 4, stride=3),
+    "conv_groups": conv((1, 6, 6, 8), 12, 3, groups=2),
+    "depthwise": conv((1, 9, 7, 6), 1, -3),
+    "depthwise_stride": conv((1, 8, 9, 16), 1, -3, stride=2, act=RELU, zp=(-128, -128)),
+    "depthwise_valid": conv((1, 9, 9, 3), 1, -5, padding=VALID, act=RELU6),
+    "depthwise_dilated": conv((1, 9, 9, 4), 1, -3, dilation=2, steps=500),
+    "depthwise_multiplier": conv((1, 6, 6, 4), 3, -3),
+    "dense": dense(64, 10, per_channel=False),
+    "dense_channels": dense(63, 10, per_channel=True, act=RELU),
+    "dense_wide": dense(2000, 7, per_channel=False),
+    "dense_one": dense(1, 3, per_channel=True),
+    "dense_no_bias": dense(16, 5, per_channel=False, bias=False),
+    "dense_rows": dense(12, 5, per_channel=True, rows=3),
+    "add": binary("ADD", (0.02, 0.03, 0.04)),
+    "add_uneven": binary("ADD", (0.9, 0.004, 1.1), RELU),
+    "add_relu6": binary("ADD", (0.02, 0.02, 0.02), RELU6),
+    "add_broadcast": binary("ADD", (0.02, 0.03, 0.03), second=(1, 1, 1, 6)),
+    "add_constant": constant("ADD", (0.02, 0.03, 0.04)),
+    "subtract": binary("SUB", (0.02, 0.03, 0.04)),
+    "subtract_constant": constant("SUB", (0.03, 0.02, 0.05)),
+    "multiply": binary("MUL", (0.02, 0.03, 0.04)),
+    "multiply_gate": binary("MUL", (0.02, 1 / 256, 0.013), second=(1, 1, 1, 6)),
+    "multiply_constant": constant("MUL", (0.02, 0.03, 0.04)),
+    "maximum": Case("MAXIMUM", (t(_MAP), t((1, 1, 1, 5))), (t(_MAP),)),
+    "average_pool": pool("AVERAGE_POOL_2D", 2, 2, VALID),
+    "average_pool_same": pool("AVERAGE_POOL_2D", 3, 2, SAME, RELU),
+    "average_pool_all": pool("AVERAGE_POOL_2D", 7, 7, VALID, shape=(1, 7, 7, 3)),
+    "max_pool": pool("MAX_POOL_2D", 2, 2, VALID),
+    "max_pool_same": pool("MAX_POOL_2D", 3, 1, SAME, RELU6),
+    "mean": mean((1, 7, 5, 16), (1, 2), 0.02),
+    "mean_kept": mean((1, 4, 4, 3), (1, 2), 0.05, keep=True),
+    "mean_time": mean((1, 9, 12), (1,), 0.031),
+    "relu": unary("RELU", 0.03, 12),
+    "relu6": unary("RELU6", 0.05, -12, (0.05, -12)),
+    "leaky_relu": unary("LEAKY_RELU", 0.05, 12, alpha=0.1),
+    "requantize": unary("QUANTIZE", 0.05, 90),
+    "quantize": Case("QUANTIZE", (T("FLOAT32", (1, 64)),), (t((1, 64)),)),
+    "dequantize": Case("DEQUANTIZE", (t((1, 64)),), (T("FLOAT32", (1, 64)),)),
+    "logistic": unary("LOGISTIC", 0.05, 4, (1 / 256, -128)),
+    "logistic_coarse": unary("LOGISTIC", 0.7, -128, (1 / 256, -128)),
+    "logistic_fine": unary("LOGISTIC", 0.004, 0, (1 / 256, -128)),
+    "tanh": unary("TANH", 0.03, -40, (1 / 128, 0)),
+    "tanh_coarse": unary("TANH", 0.5, 127, (1 / 128, 0)),
+    "hard_swish": unary("HARD_SWISH", 0.05, 4),
+    "hard_swish_coarse": unary("HARD_SWISH", 0.4, -100, (0.39, -128)),
+    "softmax": softmax(0.05, 10),
+    "softmax_coarse": softmax(0.9, 5),
+    "softmax_wide": softmax(0.1, 100),
+    "reshape": Case("RESHAPE", (t(_MAP), ints(1, 120)), (t((1, 120)),)),
+    "pad": Case("PAD", (t(_MAP), T("INT32", (4, 2), np.array([[0, 0], [1, 2], [0, 1], [0, 0]]))),
+                (t((1, 7, 7, 5)),)),
+    "pad_constant": Case(
+        "PADV2", (t(_MAP), T("INT32", (4, 2), np.array([[0, 0], [1, 2], [0, 1], [0, 0]])),
+                  T("INT8", (), np.array(100), (0.05,), -3)), (t((1, 7, 7, 5)),)),
+    "expand": Case("EXPAND_DIMS", (t(_MAP), T("INT32", (), np.array(2))), (t((1, 4, 1, 6, 5)),)),
+    "squeeze": Case("SQUEEZE", (t((1, 4, 1, 5)),), (t((1, 4, 5)),), {"squeezeDims": [2]}),
+    "minimum": Case("MINIMUM", (t(_MAP), t(_MAP)), (t(_MAP),)),
+    "part": Case("SLICE", (t(_MAP), ints(0, 1, 0, 2), ints(1, 2, -1, 3)), (t((1, 2, 6, 3)),)),
+    "transpose": Case("TRANSPOSE", (t(_MAP), ints(0, 3, 1, 2)), (t((1, 5, 4, 6)),)),
+    "concatenate": Case("CONCATENATION", (t(_MAP), t(_MAP)), (t((1, 4, 6, 10)),), {"axis": 3}),
+    "slice": Case("STRIDED_SLICE", (t(_MAP), ints(0, 1, 0, 0), ints(1, 4, 6, 5), ints(1, 2, 1, 1)),
+                  (t((1, 2, 6, 5)),), {"beginMask": 4, "endMask": 8}),
+}  # fmt: skip
+
+
+def samples(flat, count=SAMPLES):
+    """Random values over the whole range of each input."""
+    random = np.random.default_rng(0)
+    arrays = []
+    for index in flat.inputs:
+        shape = flat.tensors[index].shape[1:]
+        if flat.tensors[index].type == "FLOAT32":
+            arrays.append(random.normal(0, 3, (count, *shape)).astype(np.float32))
+        else:
+            arrays.append(random.integers(-128, 128, (count, *shape)).astype(np.int8))
+    return arrays
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_an_operator_is_computed_bit_for_bit(name: str) -> None:
+    data = EXACT[name].data()
+    flat = read_tflite(data)
+    inputs = samples(flat)
+    for engine in KERNELS:
+        real = run_engine(engine, data, inputs)
+        (own,), _ = run(flat, engine, inputs)
+        assert own.dtype == real.outputs[0].dtype
+        np.testing.assert_array_equal(own, real.outputs[0], engine)
+        assert len(np.unique(own)) > 4, "the case shows nothing"
+
+
+@pytest.mark.parametrize("name", ["conv", "depthwise", "add", "multiply", "mean", "leaky_relu"])
+def test_the_arithmetic_of_the_other_engine_differs(name: str) -> None:
+    """By a step, in some values: the comparison above can fail."""
+    flat = read_tflite(EXACT[name].data())
+    inputs = samples(flat, 200)
+    outputs = [run(flat, engine, inputs)[0][0].astype(int) for engine in KERNELS]
+    steps = np.abs(outputs[0] - outputs[1])
+    assert steps.max() == 1
+    assert (steps > 0).mean() < 0.2
+
+
+def test_every_kernel_has_a_case() -> None:
+    tested = {case.operator for case in EXACT.values()}
+    for engine, kernels in KERNELS.items():
+        assert set(kernels) == tested, engine
+
+
+def simulation(case, engine="tflm"):
+    return EngineSimulation(Artifact("int8", case.data(), "one operator"), engine)
+
+
+def test_an_unknown_operator_is_named_before_anything_runs() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"RSQRT \(operator 0, 't1'\).*litert"):
+        simulation(unary("RSQRT", 0.05, -128), "litert")
+
+
+@pytest.mark.parametrize(
+    ("case", "engine", "reason"),
+    [
+        (unary("QUANTIZE", 0.9, 0, (0.001, 0)), "litert", "XNNPACK leaves"),
+        (Case("ADD", (T("INT16", (1, 4)),) * 2, (T("INT16", (1, 4)),)), "tflm", "INT16"),
+        (unary("LOGISTIC", 0.05, 0, (0.01, -128)), "tflm", "1/256"),
+        (unary("HARD_SWISH", 0.0006, 0, (0.4, 0)), "tflm", "ratio"),
+        (unary("RELU6", 0.05, 0, (0.06, 0)), "tflm", "different scales"),
+    ],
+)  # fmt: skip
+def test_a_form_that_is_not_known_is_refused(case, engine, reason) -> None:
+    simulated = simulation(case, engine)
+    shape = simulated.artifact.flat.tensors[0].shape
+    inputs = [np.zeros(shape, np.int16 if "INT16" in reason else np.int8)]
+    with pytest.raises(UnsupportedModelError, match=reason):
+        simulated.codes(inputs * len(simulated.artifact.flat.inputs))
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="'litert' or 'tflm'. Got 'lce'"):
+        simulation(EXACT["relu"], "lce")
+    simulated = simulation(EXACT["add"])
+    one = np.zeros((2, 5, 4, 6), np.int8)
+    for wrong in ([one], [one, one[:1]], [one, one[..., :5]]):
+        with pytest.raises(ArgumentError, match="inputs"):
+            simulated.codes(wrong)

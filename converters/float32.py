@@ -48,16 +48,19 @@ class Float32Result:
         tap_tensors: Tap -> name of the tensor that carries it.
         kernels: Name of a filter -> the layer's own kernel in the filter's layout, if the file
             holds a different one because BatchNormalization was folded into it, `W_c = g_c * w_c`.
+        owners: Name of a filter -> the kernel it holds, `<layer>/<attribute>`.
     """
 
     artifact: Artifact
     tap_tensors: Mapping[str, str] = field(default_factory=dict)
     kernels: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
+    owners: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         """Makes the mappings read-only."""
         object.__setattr__(self, "tap_tensors", MappingProxyType(dict(self.tap_tensors)))
         object.__setattr__(self, "kernels", MappingProxyType(dict(self.kernels)))
+        object.__setattr__(self, "owners", MappingProxyType(dict(self.owners)))
 
 
 class Trace:
@@ -119,7 +122,7 @@ def convert(model: Any, taps: bool = True, verbose: bool = False) -> Float32Resu
     tensors: dict[str, int] = {}
     if taps:
         tensors = _find_taps(loaded, raw, values, sample, notes)
-    folded = _folded_kernels(loaded, raw, notes)
+    folded, owners = _match_kernels(loaded, raw, notes)
     names = _tensor_names(loaded, raw, tensors)
     editor = ModelEditor(raw)
     editor.rename(lambda graph, index: names.get((graph, index), f"subgraph_{graph}/{index}"))
@@ -128,6 +131,7 @@ def convert(model: Any, taps: bool = True, verbose: bool = False) -> Float32Resu
         Artifact(KIND, editor.pack(), str(loaded.path or loaded.name), loaded.record, tuple(notes)),
         {tap: names[0, index] for tap, index in tensors.items()},
         {names[0, index]: kernel for index, kernel in folded.items()},
+        {names[0, index]: owner for index, owner in owners.items()},
     )
 
 
@@ -347,29 +351,45 @@ def _nearest(want: np.ndarray, values: Mapping[int, np.ndarray]) -> tuple[int, .
     return tuple(i for i in same if np.array_equal(values[i].ravel(), values[best].ravel()))
 
 
-def _folded_kernels(loaded: LoadedModel, raw: FlatModel, notes: list[str]) -> dict[int, np.ndarray]:
-    """Returns the layers' own kernels for filters that hold different ones, matched by value."""
+def _match_kernels(
+    loaded: LoadedModel, raw: FlatModel, notes: list[str]
+) -> tuple[dict[int, np.ndarray], dict[int, str]]:
+    """Finds the layers' kernels in the file by value.
+
+    Returns:
+        The layers' own kernels for filters that hold different ones, and the name of each filter's
+        kernel.
+    """
     if loaded.flavour == "saved_model":
-        return {}
+        return {}, {}
     kernels = [
-        (layer.name, channels_first(np.asarray(kernel.of(layer)), kernel.outputs))
+        (
+            layer.name,
+            f"{layer.name}/{kernel.attribute}",
+            channels_first(np.asarray(kernel.of(layer)), kernel.outputs),
+        )
         for layer in walk_layers(loaded.model)
         for kernel in int8_kernels(layer)
     ]
     found: dict[int, np.ndarray] = {}
-    lost = {name for name, kernel in kernels if shares_values(kernel)}
+    owners: dict[int, str] = {}
+    lost = {name for name, _, kernel in kernels if shares_values(kernel)}
     for operator in raw.operators:
         weights = raw.tensor(operator, 1) if operator.code in FILTER_READERS else None
         if weights is None or not weights.is_constant or weights.type != "FLOAT32":
             continue
         axis, values = channel_axis(operator), weights.values()
         rows = channels_first(values, (axis,))
-        # For two layers with the same kernel, either will do.
-        own = rows
-        for name, kernel in kernels:
-            if fold_factors(kernel, rows) is not None:
-                own = kernel
+        # Of layers with the same kernel, the first will do; each of them owns a filter of its own.
+        own, matched = rows, False
+        for name, owner, kernel in kernels:
+            if fold_factors(kernel, rows) is None:
+                continue
+            if not matched:
+                own, matched = kernel, True
                 lost.discard(name)
+            if owner not in owners.values():
+                owners[weights.index] = owner
                 break
         if not np.array_equal(own, rows):
             shape = np.moveaxis(values, axis, 0).shape
@@ -379,7 +399,7 @@ def _folded_kernels(loaded: LoadedModel, raw: FlatModel, notes: list[str]) -> di
             f"The weights of {', '.join(sorted(lost))} share few values, but the converter merged "
             "them with an adjacent layer (no activation in between): the file holds more values."
         )
-    return found
+    return found, owners
 
 
 def _tensor_names(

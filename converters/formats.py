@@ -173,13 +173,16 @@ def format_options(chosen: Format, given: Mapping[str, Any]) -> Any:
 
 
 def make_int8(
-    request: FormatRequest, precision: Precision | None = None
+    request: FormatRequest,
+    precision: Precision | None = None,
+    per_layer: Mapping[str, Precision] | None = None,
 ) -> tuple[Float32Result, Artifact]:
     """Converts the Keras model to int8; the first stage of every format of int8 weights.
 
     Args:
         request: What to convert.
         precision: The number format. Defaults to int8.
+        per_layer: As in `int8.convert`.
 
     Returns:
         The float flatbuffer, and the int8 file with the names of its inner tensors.
@@ -197,7 +200,11 @@ def make_int8(
         "calibration_samples": 0 if request.samples is None else len(request.samples[0]),
     }
     made = int8.convert(
-        floats, calibration=request.samples, verbose=request.verbose, precision=precision
+        floats,
+        calibration=request.samples,
+        verbose=request.verbose,
+        precision=precision,
+        per_layer=per_layer,
     )
     return floats, made.having(record=learnt.merged(CompressionRecord(steps=(step,))))
 

@@ -26,11 +26,12 @@ from edgecompress.converters.calibration import (
     measure_ranges,
     spread,
 )
+from edgecompress.converters.filter_precisions import configure, filter_precisions, notes_on
 from edgecompress.converters.float32 import Float32Result
 from edgecompress.converters.formats import FormatRequest, FormatResult, make_int8, register
 from edgecompress.converters.shared_scales import share_scales
 from edgecompress.core.errors import ArgumentError, ConversionError, one_line
-from edgecompress.core.options import Named, option
+from edgecompress.core.options import ByName, Named, option
 from edgecompress.core.record import CompressionRecord
 from edgecompress.core.suppress_output import suppress_output
 from edgecompress.core.units import format_size
@@ -39,7 +40,7 @@ from edgecompress.flatbuffers.editor import ModelEditor, strip
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.operators import FILTER_READERS, Operator
 from edgecompress.precisions import PRECISIONS
-from edgecompress.precisions.base import QAT, Precision, trained_precision
+from edgecompress.precisions.base import QAT, Place, Precision, trained_precision
 from edgecompress.precisions.int8 import Int8
 
 # Operators whose output has the quantization of their first input: one range serves both.
@@ -88,6 +89,7 @@ def convert(
     verbose: bool = False,
     weight_scales: str = "auto",
     precision: Precision | None = None,
+    per_layer: Mapping[str, Precision] | None = None,
 ) -> Artifact:
     """Converts a float flatbuffer to an int8 one.
 
@@ -115,6 +117,9 @@ def convert(
             (`core.shared_values`), `"channel"` for all others, as QuantizationAwareTraining
             simulates. Defaults to `"auto"`.
         precision: The number format. Defaults to int8.
+        per_layer: Regular expression -> precision of the weights of layers whose whole name it
+            matches. Defaults to what training simulated, or else to what `precision` chooses by
+            place, e.g. 8 bits for the first layer of int4.
 
     Returns:
         The file, with the precision's name as its kind; its notes say what was calibrated, what
@@ -148,21 +153,25 @@ def convert(
     fixed = precision.fixed_ranges
     by_tensor = _complete(flat, source, ranges, calibration, notes, outdated, fixed)
     trained = _trained_quantized(record)
-    if dense_per_channel and not precision.dense_per_channel:
+    one_scale = not precision.weight_axes((-1,), 2)
+    if dense_per_channel and one_scale:
         raise ArgumentError(
             "dense_per_channel",
             f"be False or None with {precision.name}",
             dense_per_channel,
             "TensorFlow Lite Micro runs such Dense layers with one scale only.",
         )
-    per_channel = trained and precision.dense_per_channel
+    exceptions = filter_precisions(source, precision, per_layer, record)
+    # Dense layers of a file of fewer bits that keep 8 are rounded as in int8.
+    per_channel = trained and (not one_scale or precision.stored_bits < 8)
     if dense_per_channel is not None:
         per_channel = dense_per_channel
-    editor = _quantize(flat, by_tensor, precision, per_channel, verbose)
+    editor = _quantize(flat, by_tensor, precision, exceptions, per_channel, verbose)
+    notes += notes_on(precision, exceptions)
     if weight_scales != "channel":
         always = weight_scales == "tensor"
         # If the user or the precision decided on Dense layers, the quantizer has applied it.
-        decided = dense_per_channel is not None or not precision.dense_per_channel
+        decided = dense_per_channel is not None or one_scale
         codes = FILTER_READERS - {_DENSE} if decided else FILTER_READERS
         notes += share_scales(editor, flat, source.kernels, codes, always)
     training = trained_precision(record)
@@ -193,6 +202,7 @@ class Int8Options:
 
     Attributes:
         precision: The number format of weights and activations.
+        per_layer: Regular expression -> number format of the weights of the layers it matches.
     """
 
     precision: Precision | None = option(
@@ -201,6 +211,12 @@ class Int8Options:
         Named(names=PRECISIONS),
         unset="as trained, else int8",
     )
+    per_layer: Mapping[str, Precision] | None = option(
+        None,
+        "Number format of the weights of layers whose whole name matches a regular expression.",
+        ByName("REGEX=NAME", "be REGEX= and the name of a precision", Named(names=PRECISIONS)),
+        unset="as trained, else as the precision chooses",
+    )
 
 
 @register("int8", summary="integer weights and activations", options=Int8Options)
@@ -208,7 +224,7 @@ def make(request: FormatRequest) -> FormatResult:
     """Makes the float32 and the int8 file."""
     record = request.loaded.record if request.loaded else None
     precision = request.options.precision or trained_precision(record)
-    floats, named = make_int8(request, precision)
+    floats, named = make_int8(request, precision, request.options.per_layer)
     quantized = strip_names(named)
     return FormatResult(
         artifacts=(floats.artifact, quantized),
@@ -336,6 +352,7 @@ def _quantize(
     flat: FlatModel,
     ranges: Mapping[str, tuple[float, float]],
     precision: Precision,
+    exceptions: Mapping[str, tuple[Place, Precision]],
     dense_per_channel: bool,
     verbose: bool,
 ) -> ModelEditor:
@@ -351,7 +368,9 @@ def _quantize(
             from litert_quantizer import Quantizer, qtyping
 
             quantizer = Quantizer(prepared, precision.recipe())
-            if not dense_per_channel:
+            if exceptions or precision.stored_bits < 8:
+                configure(quantizer, flat, precision, exceptions, dense_per_channel)
+            elif not dense_per_channel:
                 quantizer.add_static_config(
                     ".*", qtyping.TFLOperationName.FULLY_CONNECTED,
                     activation_num_bits=precision.activation_bits,

@@ -25,6 +25,7 @@ _PUBLIC = {
     "SEPNetModule": "edgecompress.layers.sepnet",
     "sepnet": "edgecompress.layers.sepnet",
     "Int8": "edgecompress.precisions.int8",
+    "Int4": "edgecompress.precisions.int4",
     "Int16x8": "edgecompress.precisions.int16x8",
     "BinaryConv2D": "edgecompress.layers.binary",
     "BinaryDense": "edgecompress.layers.binary",

@@ -27,6 +27,13 @@ from edgecompress.core.options import named_config
 from edgecompress.core.record import attach_record, before_save
 from edgecompress.precisions.base import PRECISIONS, QAT, Precision
 from edgecompress.precisions.int8 import Int8
+from edgecompress.precisions.mixed import (
+    assign,
+    check_mix,
+    kernels_step,
+    mix_config,
+    places_of,
+)
 
 
 class QuantizationAwareTraining(CompressionCallback):
@@ -58,6 +65,9 @@ class QuantizationAwareTraining(CompressionCallback):
         freeze_batch_norm_epochs: For how many of the last epochs BatchNormalization layers that
             fold into a convolution use their moving statistics, as the file will. Defaults to 0;
             measured to bring nothing at 8 bits.
+        per_layer: Regular expression -> precision of the weights of layers whose whole name it
+            matches, e.g. `{"conv.*": Int4()}`; the first that does counts. Defaults to none. The
+            record keeps it, so that the file follows training.
         layers: Names of the layers whose weights are rounded, or a predicate `layer -> bool`, or
             None for all that int8 supports. Activations are rounded everywhere. Defaults to None.
 
@@ -86,6 +96,7 @@ class QuantizationAwareTraining(CompressionCallback):
         begin_epoch: int = 0,
         freeze_batch_norm_epochs: int = 0,
         layers: LayerChoice = None,
+        per_layer: Mapping[str, Precision] | None = None,
     ) -> None:
         """Checks the arguments."""
         super().__init__()
@@ -103,6 +114,9 @@ class QuantizationAwareTraining(CompressionCallback):
         self.begin_epoch = begin_epoch
         self.freeze_batch_norm_epochs = freeze_batch_norm_epochs
         self.layers = layer_choice(layers)
+        self.per_layer = dict(per_layer or {})
+        check_mix(settings, self.per_layer)
+        self._kernels: dict[str, Precision] = {}
         self._graph: FusedGraph | None = None
         self._chosen: tuple[str, ...] = ()
         self._arithmetic: QuantizedArithmetic | None = None
@@ -122,6 +136,7 @@ class QuantizationAwareTraining(CompressionCallback):
             "weight_bits": self.quantizer.weight_bits,
             "activation_bits": self.quantizer.activation_bits,
             **named_config(PRECISIONS, self.quantizer)["config"],
+            **({"per_layer": mix_config(self.per_layer)} if self.per_layer else {}),
             "begin_epoch": self.begin_epoch,
             "freeze_batch_norm_epochs": self.freeze_batch_norm_epochs,
         }
@@ -152,6 +167,7 @@ class QuantizationAwareTraining(CompressionCallback):
         kinds = tuple({type(by_name[name]) for name in graph.weights})
         chosen = select_layers(self.model, self.layers, kinds)
         self._chosen = tuple(layer.name for layer in chosen if id(layer) in known)
+        self._kernels = assign(places_of(self.model, graph), self.quantizer, self.per_layer)
         for name in graph.weights:
             if name not in self._chosen:
                 self.note(
@@ -206,7 +222,9 @@ class QuantizationAwareTraining(CompressionCallback):
         record = settled_record(self.model)
         ranges = {} if changed_layers(self.model, record) else record.ranges
         forget(self.model)
-        arithmetic = QuantizedArithmetic(self.model, graph, self.quantizer, self._chosen, ranges)
+        arithmetic = QuantizedArithmetic(
+            self.model, graph, self.quantizer, self._chosen, ranges, self._kernels
+        )
         for hook in arithmetic.hooks():
             self.hook(hook)
         self.hook(_RecordKeeping(self._update_record))
@@ -244,6 +262,7 @@ class QuantizationAwareTraining(CompressionCallback):
             "layers": list(self._chosen),
             "taps": len(ranges),
             "one_scale": list(one_scale),
+            **kernels_step(self._kernels),
         }
 
     def settle(self) -> None:

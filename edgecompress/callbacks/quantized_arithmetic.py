@@ -19,9 +19,10 @@ from edgecompress.callbacks.hooks import Wrapping
 from edgecompress.core.fusion import FusedGraph, source_of
 from edgecompress.core.fusion_rules import split_activation
 from edgecompress.core.keras_graph import functional_of, layers_by_name
+from edgecompress.core.layer_kinds import KernelAxes
 from edgecompress.core.operator_copy import apply_activation
-from edgecompress.core.shared_values import per_tensor
 from edgecompress.precisions.base import Precision
+from edgecompress.precisions.mixed import kernel_name, scale_axes
 
 _UNSEEN = (np.inf, -np.inf)
 
@@ -74,6 +75,8 @@ class QuantizedArithmetic:
         quantizer: The precision.
         layers: Names of the layers whose weights are rounded.
         ranges: Learnt ranges to continue from, tap -> (minimum, maximum).
+        kernels: Kernels that are rounded in a precision of their own (`precisions.mixed`). Defaults
+            to none.
     """
 
     def __init__(
@@ -83,11 +86,13 @@ class QuantizedArithmetic:
         quantizer: Precision,
         layers: Collection[str],
         ranges: Mapping[str, tuple[float, float]],
+        kernels: Mapping[str, Precision] | None = None,
     ) -> None:
         """Creates the range variables; the model is not touched yet."""
         self.batch_norm_frozen = False
         self._model, self._graph, self._quantizer = model, graph, quantizer
         self._layers = set(layers)
+        self._kernels = dict(kernels or {})
         self._by_name = layers_by_name(model)
         self._axes: dict[str, dict[str, tuple[int, ...]]] = {}
         self.choose_scales()
@@ -137,24 +142,23 @@ class QuantizedArithmetic:
         """
         before = self._axes
         self._axes = {
-            name: {
-                kernel.attribute: self._scale_axes(
-                    kernel.of(self._by_name[name]), self._given_axes(name, kernel)
-                )
-                for kernel in kernels
-            }
+            name: {kernel.attribute: self._scale_axes(name, kernel) for kernel in kernels}
             for name, kernels in self._graph.weights.items()
             if name in self._layers
         }
         return self._axes != before
 
-    def _given_axes(self, name: str, kernel: Any) -> tuple[int, ...]:
-        rank = len(kernel.of(self._by_name[name]).shape)
-        return self._quantizer.weight_axes(kernel.outputs, rank)
+    def _precision_of(self, layer: str, attribute: str) -> Precision:
+        return self._kernels.get(kernel_name(layer, attribute), self._quantizer)
 
-    def _scale_axes(self, kernel: Any, axes: tuple[int, ...]) -> tuple[int, ...]:
-        values = ops.convert_to_numpy(ops.cast(kernel, "float32"))
-        return () if per_tensor(values, axes, self._quantizer.weight_bits) else axes
+    def _given_axes(self, name: str, kernel: KernelAxes) -> tuple[int, ...]:
+        rank = len(kernel.of(self._by_name[name]).shape)
+        return self._precision_of(name, kernel.attribute).weight_axes(kernel.outputs, rank)
+
+    def _scale_axes(self, name: str, kernel: KernelAxes) -> tuple[int, ...]:
+        values = ops.convert_to_numpy(ops.cast(kernel.of(self._by_name[name]), "float32"))
+        axes = self._given_axes(name, kernel)
+        return scale_axes(values, axes, self._precision_of(name, kernel.attribute))
 
     def hooks(self) -> list[Wrapping]:
         """Returns the hooks that put it into the layers."""
@@ -236,17 +240,17 @@ class QuantizedArithmetic:
 
     def _scope(self, layer: Any, axes: Mapping[str, tuple[int, ...]]) -> keras.StatelessScope:
         """Returns a scope in which the layer reads rounded kernels."""
-        rounded = {id(getattr(layer, name)): axis for name, axis in axes.items()}
-        mapping = [
-            (
-                variable,
-                self._quantizer.fake_quantize_weights(variable.value, rounded[id(variable)])
-                if id(variable) in rounded
-                else variable.value,
-            )
-            for variable in layer.variables
-        ]
-        return keras.StatelessScope(mapping)
+        rounded = {id(getattr(layer, name)): name for name in axes}
+
+        def read(variable: Any) -> Any:
+            name = rounded.get(id(variable))
+            return variable.value if name is None else self._rounded(layer, name, variable.value)
+
+        return keras.StatelessScope([(variable, read(variable)) for variable in layer.variables])
+
+    def _rounded(self, layer: Any, attribute: str, values: Any) -> Any:
+        axes = self._axes[layer.name][attribute]
+        return self._precision_of(layer.name, attribute).fake_quantize_weights(values, axes)
 
     def _quantized(
         self,
@@ -280,9 +284,7 @@ class QuantizedArithmetic:
 
         def kernel(name: str) -> Any:
             values = ops.convert_to_tensor(getattr(layer, name))
-            if name not in axes:
-                return values
-            return self._quantizer.fake_quantize_weights(values, axes[name])
+            return self._rounded(layer, name, values) if name in axes else values
 
         outputs = ops.depthwise_conv(
             inputs,

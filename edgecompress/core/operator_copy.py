@@ -8,7 +8,7 @@ from typing import Any
 from edgecompress.core.fusion import find_taps
 from edgecompress.core.fusion_rules import activation_name, split_activation
 from edgecompress.core.keras_graph import functional_of, is_nested, run_graph
-from edgecompress.core.layer_kinds import int8_kernels
+from edgecompress.core.layer_kinds import KernelAxes, int8_kernels
 
 
 def apply_activation(
@@ -33,7 +33,7 @@ def apply_activation(
 def rebuild(
     model: Any,
     insert: Callable[[str, Any], Any],
-    weights: Callable[[Any, tuple[int, ...]], Any] | None = None,
+    weights: Callable[[str, KernelAxes, Any], Any] | None = None,
 ) -> Any:
     """Rebuilds the model from copies of its layers, operator by operator.
 
@@ -45,7 +45,7 @@ def rebuild(
         model: A built Sequential or Functional model.
         insert: `(name, tensor) -> tensor`, called on the model's inputs (`input:0`, ...), on each
             layer's output and on the parts inside a layer; returns what is read instead.
-        weights: `(array, channel axes) -> array` for each quantized kernel. Defaults to none.
+        weights: `(layer, kernel, array) -> array` for each quantized kernel. Defaults to none.
 
     Returns:
         A keras.Model with the same inputs and outputs.
@@ -73,7 +73,7 @@ class _Copies:
     def __init__(
         self,
         insert: Callable[[str, Any], Any],
-        weights: Callable[[Any, tuple[int, ...]], Any] | None,
+        weights: Callable[[str, KernelAxes, Any], Any] | None,
     ) -> None:
         self._insert, self._weights = insert, weights
         self._made: dict[int, Any] = {}
@@ -114,7 +114,7 @@ class _Copies:
         for kernel in int8_kernels(layer):
             variable = kernel.of(layer)
             position = next(i for i, weight in enumerate(layer.weights) if weight is variable)
-            values[position] = self._weights(values[position], kernel.outputs)
+            values[position] = self._weights(layer.name, kernel, values[position])
         return values
 
     def _weighted(self, layer: Any, *args: Any, **kwargs: Any) -> Any:

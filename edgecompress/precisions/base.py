@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from edgecompress.core.options import named, options_of
@@ -14,6 +15,37 @@ PRECISIONS: Registry[type[Precision]] = Registry("precision")
 
 # The name of quantization-aware training in records.
 QAT = "quantization_aware_training"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a model a kernel is; some precisions round it more finely in some places.
+
+    Attributes:
+        layer: The layer's name.
+        operator: The operator that reads the kernel in a file, e.g. `CONV_2D`.
+        first: Whether it is the first kernel of the model.
+        last: Whether it is the last one.
+        grouped: Whether it belongs to a grouped convolution.
+    """
+
+    layer: str
+    operator: str
+    first: bool = False
+    last: bool = False
+    grouped: bool = False
+
+    def __str__(self) -> str:
+        """The layer, and what makes its place special: `conv (first layer)`."""
+        kinds = {"DEPTHWISE_CONV_2D": "depthwise", "TRANSPOSE_CONV": "transposed convolution"}
+        traits = [
+            "first layer" if self.first else "",
+            "last layer" if self.last else "",
+            kinds.get(self.operator, ""),
+            "grouped convolution" if self.grouped else "",
+        ]
+        text = ", ".join(filter(None, traits))
+        return f"{self.layer} ({text})" if text else self.layer
 
 
 class Precision(ABC):
@@ -27,6 +59,7 @@ class Precision(ABC):
     Attributes:
         name: Its name in `PRECISIONS`, used in files and records.
         weight_bits: Bits of a weight.
+        stored_bits: Bits of a weight in the file.
         activation_bits: Bits of an activation.
         dense_per_channel: Whether the weights of a Dense layer may have a scale for each unit, as
             those of a convolution have for each output channel.
@@ -42,6 +75,7 @@ class Precision(ABC):
 
     name: ClassVar[str]
     weight_bits: ClassVar[int]
+    stored_bits: ClassVar[int] = 8
     activation_bits: ClassVar[int]
     dense_per_channel: ClassVar[bool] = True
     fixed_ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}
@@ -82,6 +116,10 @@ class Precision(ABC):
     def fixed_range(self, low: float, high: float) -> tuple[float, float]:
         """Returns the range that the kernels prescribe where those of int8 prescribe this one."""
         return low, high
+
+    def weights_at(self, place: Place) -> Precision:
+        """Returns the precision whose rounding the kernel in a place gets."""
+        return self
 
     def weight_axes(self, channel_axes: tuple[int, ...], rank: int) -> tuple[int, ...]:
         """Returns the axes along which a kernel has separate scales.

@@ -10,12 +10,19 @@ from keras import ops
 
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.fusion import Tap, analyse, source_of
+from edgecompress.core.layer_kinds import KernelAxes
 from edgecompress.core.learnt_ranges import settled_record, valid_record
 from edgecompress.core.operator_copy import rebuild
 from edgecompress.core.record import CompressionRecord
-from edgecompress.core.shared_values import per_tensor
 from edgecompress.precisions.base import PRECISIONS, Precision, trained_precision
 from edgecompress.precisions.int8 import Int8
+from edgecompress.precisions.mixed import (
+    assign,
+    kernel_name,
+    places_of,
+    scale_axes,
+    trained_kernels,
+)
 
 
 @keras.saving.register_keras_serializable(package="edgecompress")
@@ -78,8 +85,14 @@ def simulate(
         >>> simulate(model).evaluate(x_test, y_test)  # doctest: +SKIP
     """
     record = valid_record(model, settled_record(model)) if record is None else record
-    quantizer = quantizer or trained_precision(record) or Int8()
-    taps = {tap.name: tap for tap in analyse(model).taps}
+    trained = trained_precision(record)
+    quantizer = quantizer or trained or Int8()
+    graph = analyse(model)
+    if trained is not None and quantizer == trained:
+        kernels = trained_kernels(record)
+    else:
+        kernels = assign(places_of(model, graph), quantizer)
+    taps = {tap.name: tap for tap in graph.taps}
     ranges = {name: _range_of(tap, taps, record, quantizer) for name, tap in taps.items()}
 
     def insert(name: str, tensor: Any) -> Any:
@@ -88,11 +101,11 @@ def simulate(
         layer_name = re.sub(r"[/:]", "_", name) + f"_{quantizer.name}"
         return FakeQuantize(*ranges[name], quantizer.name, name=layer_name)(tensor)
 
-    def weights(values: Any, axes: tuple[int, ...]) -> Any:
-        axes = quantizer.weight_axes(axes, values.ndim)
-        if per_tensor(values, axes, quantizer.weight_bits):
-            axes = ()
-        return ops.convert_to_numpy(quantizer.quantize_weights(values, axes))
+    def weights(layer: str, kernel: KernelAxes, values: Any) -> Any:
+        precision = kernels.get(kernel_name(layer, kernel.attribute), quantizer)
+        axes = precision.weight_axes(kernel.outputs, values.ndim)
+        axes = scale_axes(values, axes, precision)
+        return ops.convert_to_numpy(precision.quantize_weights(values, axes))
 
     return rebuild(model, insert, weights)
 

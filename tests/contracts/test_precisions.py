@@ -82,9 +82,14 @@ def test_a_range_starts_at_the_first_batch(precision: Precision) -> None:
 def test_it_trains_and_its_file_runs(precision: Precision) -> None:
     keras.utils.set_random_seed(0)
     model = keras.Sequential(
-        [keras.Input((6,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(2)]
+        [
+            keras.Input((6,)),
+            keras.layers.Dense(8, "relu"),
+            keras.layers.Dense(8, "relu"),
+            keras.layers.Dense(2),
+        ]
     )
-    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     model.fit(X, Y, batch_size=16, verbose=0, callbacks=[ec.QuantizationAwareTraining(precision)])
     record = record_of(model)
     assert record.steps[0]["quantizer"] == precision.name
@@ -92,6 +97,8 @@ def test_it_trains_and_its_file_runs(precision: Precision) -> None:
     artifact = int8.convert(float32.convert(model), record=record, precision=precision)
     assert artifact.kind == precision.name
     flat = artifact.flat
+    filters = {flat.tensors[o.inputs[1]].type for o in flat.operators}
+    assert f"INT{precision.stored_bits}" in filters
     codes = flat.tensors[flat.inputs[0]]
     inputs = _RNG.integers(-100, 100, size=(4, 6)).astype(codes.type.lower())
     answers, others = {}, {}

@@ -1,0 +1,161 @@
+"""Which precision each kernel of a model has: by place, by the layer's name, or as trained."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from edgecompress.core.errors import ArgumentError
+from edgecompress.core.fusion import FusedGraph
+from edgecompress.core.keras_graph import layers_by_name
+from edgecompress.core.layer_kinds import exact_kind_of
+from edgecompress.core.options import named, named_config
+from edgecompress.core.record import CompressionRecord
+from edgecompress.core.shared_values import per_tensor
+from edgecompress.precisions.base import PRECISIONS, QAT, Place, Precision
+
+# The key of a training step in a record that holds the kernels with a precision of their own.
+_KERNELS = "kernels"
+
+
+def kernel_name(layer: str, attribute: str) -> str:
+    """Returns a kernel's name in records: `conv/kernel`."""
+    return f"{layer}/{attribute}"
+
+
+def scale_axes(kernel: np.ndarray, axes: tuple[int, ...], precision: Precision) -> tuple[int, ...]:
+    """Returns `axes`, or () if the weights share values and get fewer codes with one scale.
+
+    Args:
+        kernel: Float weights of any shape.
+        axes: The channel axes that `precision.weight_axes` returned.
+        precision: Only int8 codes are changed that way by the converter.
+    """
+    if precision.stored_bits == 8 and per_tensor(kernel, axes, precision.weight_bits):
+        return ()
+    return axes
+
+
+def check_mix(base: Precision, per_layer: Mapping[str, Precision]) -> None:
+    """Refuses exceptions that cannot be combined with a precision.
+
+    Args:
+        base: The precision of all other layers.
+        per_layer: Regular expression for names of layers -> precision of their weights.
+
+    Raises:
+        ArgumentError: an expression is invalid, or a precision has other activations.
+    """
+    for pattern, precision in per_layer.items():
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ArgumentError(
+                "per_layer", "hold valid regular expressions", pattern, f"{error}."
+            ) from error
+        if type(precision) not in PRECISIONS.values():
+            known = ", ".join(kind.__name__ for kind in PRECISIONS.values())
+            raise ArgumentError("per_layer", f"hold an object of {known}", precision)
+        if precision.activation_bits != base.activation_bits:
+            raise ArgumentError(
+                "per_layer",
+                f"hold precisions with activations of {base.activation_bits} bits, as {base.name}",
+                precision.name,
+                "It sets the weights of single layers; all layers share one type of activations.",
+            )
+
+
+# Family of a layer class -> operator that reads its kernel; a separable layer has two kernels.
+_OPERATORS = {
+    "dense": "FULLY_CONNECTED",
+    "depthwise": "DEPTHWISE_CONV_2D",
+    "transposed": "TRANSPOSE_CONV",
+}
+
+
+def places_of(model: Any, graph: FusedGraph) -> dict[str, Place]:
+    """Returns where each kernel of a Keras model is, in the order in which the model computes."""
+    by_name = layers_by_name(model)
+    kernels = [(name, kernel) for name, found in graph.weights.items() for kernel in found]
+    places = {}
+    for position, (name, kernel) in enumerate(kernels):
+        kind = exact_kind_of(by_name[name])
+        family = "depthwise" if kernel.attribute == "depthwise_kernel" else kind and kind.family
+        places[kernel_name(name, kernel.attribute)] = Place(
+            name,
+            _OPERATORS.get(str(family), "CONV_2D"),
+            position == 0,
+            position == len(kernels) - 1,
+            getattr(by_name[name], "groups", 1) != 1,
+        )
+    return places
+
+
+def assign(
+    places: Mapping[str, Place], base: Precision, per_layer: Mapping[str, Precision] | None = None
+) -> dict[str, Precision]:
+    """Returns the kernels whose precision is not `base`, with that precision.
+
+    Args:
+        places: Kernel -> where it is.
+        base: The precision of the model.
+        per_layer: Regular expression -> precision of the weights of layers whose whole name it
+            matches; the first that does counts. It takes precedence over the places in which `base`
+            is finer.
+
+    Raises:
+        ArgumentError: as in `check_mix`, or an expression matches no layer.
+    """
+    per_layer = per_layer or {}
+    check_mix(base, per_layer)
+    found: dict[str, Precision] = {}
+    used: set[str] = set()
+    for kernel, place in places.items():
+        matching = [p for p in per_layer if re.fullmatch(p, place.layer)]
+        used.update(matching)
+        chosen = per_layer[matching[0]] if matching else base.weights_at(place)
+        if chosen != base:
+            found[kernel] = chosen
+    for pattern in per_layer:
+        if pattern not in used:
+            layers = list(dict.fromkeys(place.layer for place in places.values()))
+            raise ArgumentError(
+                "per_layer",
+                f"match the whole name of a layer with weights ({_few(layers)})",
+                pattern,
+            )
+    return found
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return ", ".join(names[:8]) + more
+
+
+def mix_config(mix: Mapping[str, Precision]) -> dict[str, Any]:
+    """Returns precisions by name as JSON values."""
+    return {name: named_config(PRECISIONS, precision) for name, precision in mix.items()}
+
+
+def kernels_step(kernels: Mapping[str, Precision]) -> dict[str, Any]:
+    """Returns the kernels with a precision of their own as JSON values of a training step."""
+    return {_KERNELS: mix_config(kernels)} if kernels else {}
+
+
+def trained_kernels(record: CompressionRecord | None) -> dict[str, Precision]:
+    """Returns the kernels that training rounded in a precision of their own.
+
+    Raises:
+        ArgumentError: the record holds something else.
+        UnknownNameError: it names a precision that is not registered here.
+    """
+    for step in reversed(() if record is None else record.steps):
+        if step.get("technique") == QAT:
+            given = step.get(_KERNELS, {})
+            if not isinstance(given, Mapping):
+                raise ArgumentError("record", "hold precisions by kernel", given)
+            return {str(k): named(PRECISIONS, v, "precision") for k, v in given.items()}
+    return {}

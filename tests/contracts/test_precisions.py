@@ -89,7 +89,9 @@ def test_it_trains_and_its_file_runs(precision: Precision) -> None:
             keras.layers.Dense(2),
         ]
     )
-    model.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.compile(
+        keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
     model.fit(X, Y, batch_size=16, verbose=0, callbacks=[ec.QuantizationAwareTraining(precision)])
     record = record_of(model)
     assert record.steps[0]["quantizer"] == precision.name

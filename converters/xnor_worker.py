@@ -9,9 +9,39 @@ reason goes to its `reason`.
 from __future__ import annotations
 
 import importlib
+import importlib.machinery
+import importlib.util
 import json
 import os
 import sys
+
+_PACKAGE = "larq_compute_engine"
+
+
+def convert(saved_model: str) -> bytes:
+    """Converts a SavedModel that TensorFlow's `tf.saved_model.save` wrote.
+
+    The converter's library is called directly where it is the known one: importing the package
+    imports TensorFlow, 3 s for a conversion of 0.1 s.
+    """
+    spec = importlib.util.find_spec(_PACKAGE)
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    found = importlib.machinery.PathFinder.find_spec(
+        "_tf_tfl_flatbuffer", [os.path.join(folder, "mlir") for folder in folders]
+    )
+    if found is not None and found.loader is not None:
+        library = importlib.util.module_from_spec(found)
+        found.loader.exec_module(library)
+        try:
+            # Tags, signatures, version of the format, target, range of tensors without one.
+            return bytes(
+                library.convert_saved_model_to_tflite_flatbuffer(
+                    saved_model, ["serve"], ["serving_default"], 1, "arm", None
+                )
+            )
+        except (AttributeError, TypeError):
+            pass  # Another version, with another interface.
+    return bytes(importlib.import_module(_PACKAGE).convert_saved_model(saved_model))
 
 
 def main(path: str) -> int:
@@ -22,8 +52,7 @@ def main(path: str) -> int:
     sys.path.extend(folder for folder in job["paths"] if folder not in sys.path)
     # Converters raise anything; the caller makes one line of it.
     try:
-        engine = importlib.import_module("larq_compute_engine")
-        data = engine.convert_saved_model(job["saved_model"])
+        data = convert(job["saved_model"])
     except Exception as error:
         with open(job["reason"], "w", encoding="utf-8") as file:
             file.write(f"{type(error).__name__}: {error}")

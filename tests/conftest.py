@@ -12,7 +12,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import types
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -127,20 +126,6 @@ def run_python() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
     programs = Programs()
     yield programs.run
     programs.close()
-
-
-@pytest.fixture
-def loaded_larq(
-    monkeypatch: pytest.MonkeyPatch, run_python: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
-    """Starts the converter of Larq Compute Engine where TensorFlow is loaded already."""
-    from edgecompress.converters import xnor
-
-    def run(command: list[str], *, cwd: str, env: dict[str, str], timeout: float, **_: Any) -> Any:
-        return run_python(command[1:], cwd=cwd, env=env, timeout=timeout)
-
-    here = types.SimpleNamespace(**{**vars(subprocess), "run": run})
-    monkeypatch.setattr(xnor, "subprocess", here)
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from edgecompress.core.results import CheckResult, Report
 from edgecompress.engines.run import engine_available, run_engine
 from edgecompress.flatbuffers.reading import read_tflite
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_process", "loaded_larq")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_process")]
 
 _SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "report.schema.json").read_text())
 _FORMS = ("int8", "int4", "int4-dense", "int2", "smallest")

@@ -21,7 +21,7 @@ from edgecompress.pipeline import Build, build, build_request
 from edgecompress.targets.family import FAMILIES, family_of
 from edgecompress.targets.profile import load_target
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_process", "loaded_larq")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_process")]
 
 # A target of each kind.
 _TARGETS = {"tflm": "nucleo-l4r5zi", "litert": "pixel-4", "host": "host"}

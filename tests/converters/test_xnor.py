@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from edgecompress.converters import float32, xnor, xnor_rewriting
+from edgecompress.converters import float32, xnor, xnor_rewriting, xnor_worker
 from edgecompress.converters.accuracy import top1
 from edgecompress.converters.loaders import load_model, wrap
 from edgecompress.core.errors import (
@@ -32,7 +33,7 @@ from edgecompress.precisions.sign import SIGNS
 from edgecompress.targets.operators import unsupported
 from edgecompress.targets.profile import load_target
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("loaded_larq")]
+pytestmark = pytest.mark.slow
 
 MISSING = engine_available("lce")
 needs_engine = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
@@ -385,6 +386,42 @@ def test_the_converter_may_crash_fail_or_hang(
     monkeypatch.setattr(xnor, "_WORKER", tmp_path / "worker.py")
     with pytest.raises(ConversionError, match=text):
         xnor._by_converter(float32.Trace(one(BinaryDense(2), shape=(4,))), False, timeout_s=1)
+
+
+@needs_engine
+def test_the_library_is_called_as_its_package_calls_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The package's own function, in a process that imports it, makes the same bytes."""
+    program = tmp_path / "worker.py"
+    program.write_text(
+        "import json, sys; job = json.load(open(sys.argv[1])); sys.path += job['paths']\n"
+        "import larq_compute_engine as package\n"
+        "open(job['output'], 'wb').write(package.convert_saved_model(job['saved_model']))\n"
+    )
+    trace = float32.Trace(plain_net())
+    direct = xnor._by_converter(trace, False)
+    monkeypatch.setattr(xnor, "_WORKER", program)
+    assert xnor._by_converter(trace, False) == direct
+
+
+@pytest.mark.parametrize(
+    "library",
+    [None, "other = 1", "def convert_saved_model_to_tflite_flatbuffer(folder, target): ..."],
+)
+def test_another_version_of_the_library_is_left_to_its_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str | None
+) -> None:
+    package = tmp_path / "larq_compute_engine"
+    (package / "mlir").mkdir(parents=True)
+    (package / "__init__.py").write_text(
+        "def convert_saved_model(folder): return b'of ' + folder.encode()"
+    )
+    if library is not None:
+        (package / "mlir" / "_tf_tfl_flatbuffer.py").write_text(library)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "larq_compute_engine", raising=False)
+    assert xnor_worker.convert("model") == b"of model"
 
 
 def test_models_without_binary_layers_are_refused_in_one_line() -> None:

@@ -30,6 +30,7 @@ from edgecompress.converters.filter_precisions import configure, filter_precisio
 from edgecompress.converters.float32 import Float32Result
 from edgecompress.converters.formats import FormatRequest, FormatResult, make_int8, register
 from edgecompress.converters.shared_scales import share_scales
+from edgecompress.converters.weights_only import float_weights_left, narrow_weights
 from edgecompress.core.errors import ArgumentError, ConversionError, one_line
 from edgecompress.core.options import ByName, Named, option
 from edgecompress.core.record import CompressionRecord
@@ -139,6 +140,7 @@ def convert(
     if weight_scales not in WEIGHT_SCALES:
         raise ArgumentError("weight_scales", f"be {', '.join(WEIGHT_SCALES)}", weight_scales)
     record = record if record is not None else source.artifact.record
+    precision = Int8() if precision is None else precision
     if ranges is None:
         ranges = record.ranges if record is not None else {}
     flat = source.artifact.flat
@@ -147,9 +149,10 @@ def convert(
             f"The model has a loop ({', '.join(_loops(flat))}), which the quantizer cannot follow. "
             "Build recurrent layers with unroll=True."
         )
+    if not precision.trains:
+        return _weights_only(source, precision, per_layer, record, verbose)
     notes: list[str] = []
     outdated = record.outdated if record is not None else ()
-    precision = Int8() if precision is None else precision
     fixed = precision.fixed_ranges
     by_tensor = _complete(flat, source, ranges, calibration, notes, outdated, fixed)
     trained = _trained_quantized(record)
@@ -174,12 +177,7 @@ def convert(
         decided = dense_per_channel is not None or one_scale
         codes = FILTER_READERS - {_DENSE} if decided else FILTER_READERS
         notes += share_scales(editor, flat, source.kernels, codes, always)
-    training = trained_precision(record)
-    if training is not None and training.name != precision.name:
-        notes.append(
-            f"Training simulated {training.name}, the file is {precision.name}: its predictions "
-            "may differ from those of training."
-        )
+    notes += _other_training(precision, record)
     if trained and weight_scales != "auto":
         notes.append(
             f"weight_scales={weight_scales!r} is not what training simulated: predictions of the "
@@ -188,12 +186,48 @@ def convert(
     editor.strip(keep_names="computed")
     artifact = Artifact(precision.name, editor.pack(), source.artifact.source, record)
     notes += _float_left(artifact.flat, allow_float, precision)
-    if len(artifact.data) >= len(source.artifact.data):
-        notes.append(
-            f"The {precision.name} file ({format_size(len(artifact.data))}) is no smaller than the "
-            f"float file ({format_size(len(source.artifact.data))})."
+    return artifact.having(notes=(*notes, *_no_smaller(artifact, source)))
+
+
+def _weights_only(
+    source: Float32Result,
+    precision: Precision,
+    per_layer: Mapping[str, Precision] | None,
+    record: CompressionRecord | None,
+    verbose: bool,
+) -> Artifact:
+    """Returns the file of a precision that needs no ranges."""
+    if per_layer:
+        raise ArgumentError(
+            "per_layer",
+            f"be left out with {precision.name}",
+            ", ".join(per_layer),
+            "It combines precisions with integer activations.",
         )
-    return artifact.having(notes=tuple(notes))
+    editor = narrow_weights(source.artifact.flat, precision, verbose)
+    editor.strip(keep_names="computed")
+    artifact = Artifact(precision.name, editor.pack(), source.artifact.source, record)
+    notes = _other_training(precision, record) + float_weights_left(artifact.flat, precision.name)
+    return artifact.having(notes=(*notes, *_no_smaller(artifact, source)))
+
+
+def _other_training(precision: Precision, record: CompressionRecord | None) -> list[str]:
+    training = trained_precision(record)
+    if training is None or training.name == precision.name:
+        return []
+    return [
+        f"Training simulated {training.name}, the file is {precision.name}: its predictions may "
+        "differ from those of training."
+    ]
+
+
+def _no_smaller(artifact: Artifact, source: Float32Result) -> list[str]:
+    if len(artifact.data) < len(source.artifact.data):
+        return []
+    return [
+        f"The {artifact.kind} file ({format_size(len(artifact.data))}) is no smaller than the "
+        f"float file ({format_size(len(source.artifact.data))})."
+    ]
 
 
 @dataclass(frozen=True)

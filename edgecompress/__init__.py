@@ -25,6 +25,8 @@ _PUBLIC = {
     "SEPNetModule": "edgecompress.layers.sepnet",
     "sepnet": "edgecompress.layers.sepnet",
     "Int8": "edgecompress.precisions.int8",
+    "DynamicRange": "edgecompress.precisions.weights_only",
+    "Float16": "edgecompress.precisions.weights_only",
     "Int4": "edgecompress.precisions.int4",
     "Int16x8": "edgecompress.precisions.int16x8",
     "BinaryConv2D": "edgecompress.layers.binary",

@@ -102,8 +102,15 @@ class QuantizationAwareTraining(CompressionCallback):
         super().__init__()
         settings = Int8() if settings is None else settings
         if type(settings) not in PRECISIONS.values():
-            kinds = ", ".join(precision.__name__ for precision in PRECISIONS.values())
+            kinds = ", ".join(kind.__name__ for kind in PRECISIONS.values() if kind.trains)
             raise ArgumentError("settings", f"be an {kinds}", settings, "Use settings=Int8().")
+        if not settings.trains:
+            raise ArgumentError(
+                "settings",
+                "be a precision with rounded activations, which training simulates",
+                settings.name,
+                f"Train in float and export with --precision {settings.name}.",
+            )
         for name, value in (
             ("begin_epoch", begin_epoch),
             ("freeze_batch_norm_epochs", freeze_batch_norm_epochs),

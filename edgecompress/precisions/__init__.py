@@ -5,4 +5,5 @@
 from edgecompress.precisions import int4 as int4
 from edgecompress.precisions import int8 as int8
 from edgecompress.precisions import int16x8 as int16x8
+from edgecompress.precisions import weights_only as weights_only
 from edgecompress.precisions.base import PRECISIONS as PRECISIONS

@@ -60,7 +60,8 @@ class Precision(ABC):
         name: Its name in `PRECISIONS`, used in files and records.
         weight_bits: Bits of a weight.
         stored_bits: Bits of a weight in the file.
-        activation_bits: Bits of an activation.
+        activation_bits: Bits of an activation; 32 for float activations.
+        trains: Whether QuantizationAwareTraining can simulate it.
         dense_per_channel: Whether the weights of a Dense layer may have a scale for each unit, as
             those of a convolution have for each output channel.
         fixed_ranges: Operator of a .tflite file -> range of its output, if the kernels prescribe
@@ -77,6 +78,7 @@ class Precision(ABC):
     weight_bits: ClassVar[int]
     stored_bits: ClassVar[int] = 8
     activation_bits: ClassVar[int]
+    trains: ClassVar[bool] = True
     dense_per_channel: ClassVar[bool] = True
     fixed_ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}
     engines: ClassVar[tuple[str, ...]]

@@ -33,11 +33,9 @@ def precision(request: pytest.FixtureRequest) -> Precision:
     return named(PRECISIONS, request.param, "precision")
 
 
-@pytest.fixture
-def trainable(precision: Precision) -> Precision:
-    if not precision.trains:
-        pytest.skip("training does not simulate it")
-    return precision
+@pytest.fixture(params=sorted(name for name in PRECISIONS if PRECISIONS[name].trains))
+def trainable(request: pytest.FixtureRequest) -> Precision:
+    return named(PRECISIONS, request.param, "precision")
 
 
 def _numpy(tensor: Any) -> np.ndarray:

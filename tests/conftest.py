@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import compileall
+import fcntl
 import gc
 import importlib
 import json
@@ -128,18 +129,42 @@ def run_python() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
     programs.close()
 
 
+Once = Callable[[str, Callable[[Path], None]], Path]
+
+
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory, run_python: Callable[..., Any]) -> Path:
+def once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Returns the folder NAME that a function fills: in a parallel run, in one of the processes."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if hasattr(request.config, "workerinput") else base
+
+    def made(name: str, fill: Callable[[Path], None]) -> Path:
+        folder, done = base / name, base / f"{name}.done"
+        with open(base / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                fill(folder)
+                done.touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def tiny(once: Once, run_python: Callable[..., Any]) -> Path:
     """A folder of tiny flatbuffers (NAME.tflite, NAME_int8.tflite) with inputs and outputs (.npz).
 
     NAME is classifier, autoencoder, sigmoid, two (inputs and outputs) or recurrent (float only);
     NAME.npz holds x0, x1, ... and the Keras model's outputs y0, y1, ... See tiny_models.py.
     """
-    folder = tmp_path_factory.mktemp("tiny")
-    program = Path(__file__).with_name("tiny_models.py")
-    done = run_python(["-P", program, folder])
-    assert done.returncode == 0, done.stderr[-2000:]
-    return folder
+
+    def fill(folder: Path) -> None:
+        done = run_python(["-P", Path(__file__).with_name("tiny_models.py"), folder])
+        assert done.returncode == 0, done.stderr[-2000:]
+
+    return once("tiny", fill)
 
 
 @pytest.fixture(scope="session")
@@ -197,7 +222,7 @@ def phone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def jvm_app(tmp_path_factory: pytest.TempPathFactory) -> str:
+def jvm_app(once: Once) -> str:
     """The command that runs the app's core on this computer; skips without what it needs."""
     if not _CORE.is_dir():
         pytest.skip("the app's sources are not here")
@@ -207,15 +232,18 @@ def jvm_app(tmp_path_factory: pytest.TempPathFactory) -> str:
     missing = [jar.name for jar in jars if not jar.is_file()]
     if missing:
         pytest.skip(f"not in the local Maven repository, run the app's tests: {missing}")
-    classes = tmp_path_factory.mktemp("classes")
     path = os.pathsep.join(map(str, jars))
     sources = sorted(map(str, _CORE.glob("*.java")))
-    done = subprocess.run(
-        ["javac", "-nowarn", "-d", str(classes), "-cp", path, *sources],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+
+    def fill(folder: Path) -> None:
+        done = subprocess.run(
+            ["javac", "-nowarn", "-d", str(folder), "-cp", path, *sources],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+
+    classes = once("classes", fill)
     runner = "io.edgecompress.demo.core.Runner"
     return shlex.join(["java", "-cp", f"{classes}{os.pathsep}{path}", runner])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,23 +72,35 @@ def classifier() -> keras.Model:
 
 
 @pytest.fixture(scope="session")
-def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    folder = tmp_path_factory.mktemp("case")
+def case(once: Callable[..., Path]) -> Case:
     x, y = labelled()
-    model = classifier()
-    model.compile(
-        keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    )
-    model.fit(x, y, batch_size=64, epochs=8, verbose=0)
-    model.save(folder / "quarters.keras")
-    np.savez(folder / "train.npz", x=x, y=y)
-    return Case(model, folder / "quarters.keras", x, y)
+
+    def fill(folder: Path) -> None:
+        model = classifier()
+        model.compile(
+            keras.optimizers.Adam(0.01),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        )
+        model.fit(x, y, batch_size=64, epochs=8, verbose=0)
+        model.save(folder / "quarters.keras")
+        np.savez(folder / "train.npz", x=x, y=y)
+
+    path = once("case", fill) / "quarters.keras"
+    return Case(keras.saving.load_model(path), path, x, y)
 
 
 @pytest.fixture(scope="session")
-def whole(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def whole(case: Case, once: Callable[..., Path]) -> Run:
     """All stages, channels removed first; validated on samples that are new to the model."""
-    folder = tmp_path_factory.mktemp("whole") / "out"
+
+    def fill(folder: Path) -> None:
+        (folder / "run.pickle").write_bytes(pickle.dumps(_run(case, folder / "out")))
+
+    run: Run = pickle.loads((once("whole", fill) / "run.pickle").read_bytes())
+    return run
+
+
+def _run(case: Case, folder: Path) -> Run:
     progress: list[str] = []
     epochs: list[Epoch] = []
     result = ec.compress(

@@ -7,7 +7,6 @@ import numpy as np
 from edgecompress.simulation.fixed_point import multiply, quantize_multiplier
 from edgecompress.simulation.kernels import (
     LITERT,
-    TFLM,
     Call,
     NotSimulated,
     kernel,
@@ -36,25 +35,27 @@ def _sign(call: Call) -> int:
     return -1 if call.operator.code == "SUB" else 1
 
 
-@kernel("ADD", "SUB", engines=(LITERT,))
-def litert_add(call: Call) -> np.ndarray:
-    """XNNPACK's sum: multipliers of 21 bits, halves rounded up."""
+@kernel("ADD", "SUB")
+def add(call: Call) -> np.ndarray:
+    """A sum or difference."""
     call.require_int8(call.output)
-    factors = [np.float32(scale(call.tensor(i)) / scale(call.output)) for i in (0, 1)]
-    if not all(2**-10 <= factor < 2**8 for factor in factors):
-        raise NotSimulated("the ratio of its scales is outside [1/1024, 256), which XNNPACK leaves")
-    # The larger multiplier is in [2^20, 2^21).
-    shift = 20 - int(np.floor(np.log2(float(max(factors)))))
-    first, second = (int(np.rint(float(factor) * 2.0**shift)) for factor in factors)
+    factors = [float(scale(call.tensor(i)) / scale(call.output)) for i in (0, 1)]
+    if call.engine == LITERT and all(2**-10 <= factor < 2**8 for factor in factors):
+        return _add_of_xnnpack(call, factors)
+    return _add_of_integers(call)
+
+
+def _add_of_xnnpack(call: Call, factors: list[float]) -> np.ndarray:
+    """Multipliers of 21 bits, the larger in [2^20, 2^21); halves rounded up."""
+    shift = 20 - int(np.floor(np.log2(max(factors))))
+    first, second = (int(np.rint(factor * 2.0**shift)) for factor in factors)
     a, b = broadcast(call)
     total = a * first + b * (second * _sign(call)) + (1 << (shift - 1))
     return call.clamp((total >> shift) + zero_point(call.output))
 
 
-@kernel("ADD", "SUB", engines=(TFLM,))
-def tflm_add(call: Call) -> np.ndarray:
-    """TensorFlow Lite Micro's sum: both terms on a fine common grid, then requantized."""
-    call.require_int8(call.output)
+def _add_of_integers(call: Call) -> np.ndarray:
+    """Both terms on a fine common grid, then requantized."""
     scales = [float(scale(call.tensor(i))) for i in (0, 1)]
     common = 2 * max(scales)
     terms = []
@@ -68,25 +69,35 @@ def tflm_add(call: Call) -> np.ndarray:
     return call.clamp(total + zero_point(call.output))
 
 
-@kernel("MUL", engines=(LITERT,))
-def litert_multiply(call: Call) -> np.ndarray:
-    """XNNPACK's product, rounded in float32."""
+@kernel("MUL")
+def product(call: Call) -> np.ndarray:
+    """A product of two tensors, element by element."""
     call.require_int8(call.output)
     a, b = broadcast(call)
-    factor = scale(call.tensor(0)) * scale(call.tensor(1)) / scale(call.output)
-    if not 2**-16 <= factor < 2**8:
-        raise NotSimulated("the ratio of its scales is outside [2^-16, 256), which XNNPACK leaves")
-    return call.clamp(round_in_float(a * b, factor, zero_point(call.output)))
+    first, second, output = (
+        call.precise_scale(tensor) for tensor in (call.tensor(0), call.tensor(1), call.output)
+    )
+    factor = first * second / output
+    if call.engine == LITERT and 2**-16 <= factor < 2**8:
+        return call.clamp(round_in_float(a * b, np.float32(factor), zero_point(call.output)))
+    steps = multiply(a * b, *quantize_multiplier(float(factor)))
+    return call.clamp(steps + zero_point(call.output))
 
 
-@kernel("MUL", engines=(TFLM,))
-def tflm_multiply(call: Call) -> np.ndarray:
-    """TensorFlow Lite Micro's product."""
+@kernel("SQUARED_DIFFERENCE")
+def squared_difference(call: Call) -> np.ndarray:
+    """(a - b)^2 with integer multipliers, in both engines."""
     call.require_int8(call.output)
-    a, b = broadcast(call)
-    scales = [float(scale(tensor)) for tensor in (call.tensor(0), call.tensor(1), call.output)]
-    factor = quantize_multiplier(scales[0] * scales[1] / scales[2])
-    return call.clamp(multiply(a * b, *factor) + zero_point(call.output))
+    scales = [float(scale(call.tensor(i))) for i in (0, 1)]
+    common = 2 * max(scales)
+    terms = []
+    for values, factor in zip(broadcast(call), scales, strict=True):
+        terms.append(multiply(values << 7, *quantize_multiplier(factor / common)))
+    factor = common**2 / (2**14 * float(scale(call.output)))
+    if call.engine == LITERT and factor >= 1:
+        raise NotSimulated("its output scale is too small for the kernel")
+    steps = multiply((terms[0] - terms[1]) ** 2, *quantize_multiplier(factor))
+    return call.clamp(steps + zero_point(call.output))
 
 
 @kernel("MAXIMUM", "MINIMUM")
@@ -106,38 +117,31 @@ def rectify(call: Call) -> np.ndarray:
     if call.operator.code == "RELU6":
         # TensorFlow Lite Micro's kernel only clamps codes.
         call.require_same_scale(call.tensor(0))
-    factor = quantize_multiplier(float(scale(call.tensor(0)) / scale(call.output)))
-    codes = multiply(call.centred(0), *factor) + zero_point(call.output)
+    factor = call.precise_scale(call.tensor(0)) / call.precise_scale(call.output)
+    codes = multiply(call.centred(0), *quantize_multiplier(float(factor))) + zero_point(call.output)
     return call.clamp(codes, activation)
 
 
-@kernel("LEAKY_RELU", engines=(LITERT,))
-def litert_leaky(call: Call) -> np.ndarray:
-    """XNNPACK's leaky ReLU: multipliers of 8 fraction bits, halves rounded up."""
+@kernel("LEAKY_RELU")
+def leaky_rectify(call: Call) -> np.ndarray:
+    """Leaky ReLU: one factor for positive values, another one for negative ones."""
     call.require_int8(call.output)
-    positive = scale(call.tensor(0)) / scale(call.output)
-    negative = positive * np.float32(call.operator.options["alpha"])
-    in_range = 2**-8 <= positive <= 128 and abs(negative) >= 2**-8 and -127.99 < negative <= 128
-    if not in_range:
-        raise NotSimulated("the ratio of its scales is one that XNNPACK leaves")
-    values = call.centred(0)
-    factors = [int(np.rint(np.float32(256) * factor)) for factor in (positive, negative)]
-    steps = (values * np.where(values > 0, *factors) + 128) >> 8
-    return call.clamp(steps + zero_point(call.output))
-
-
-@kernel("LEAKY_RELU", engines=(TFLM,))
-def tflm_leaky(call: Call) -> np.ndarray:
-    """TensorFlow Lite Micro's leaky ReLU."""
-    call.require_int8(call.output)
+    source, target = call.precise_scale(call.tensor(0)), call.precise_scale(call.output)
     alpha = np.float32(call.operator.options["alpha"])
+    values = call.centred(0)
+    if call.engine == LITERT:
+        positive = source / target
+        negative = positive * alpha
+        if 2**-8 <= positive <= 2**7 and 2**-8 <= abs(negative) < 2**7:
+            # XNNPACK: multipliers of 8 fraction bits, halves rounded up.
+            factors = [int(np.rint(np.float32(256) * factor)) for factor in (positive, negative)]
+            steps = (values * np.where(values > 0, *factors) + 128) >> 8
+            return call.clamp(steps + zero_point(call.output))
     if alpha < 0:
         raise NotSimulated("its slope is negative")
-    values, source, target = call.centred(0), scale(call.tensor(0)), scale(call.output)
-    positive = multiply(values, *quantize_multiplier(float(source / target)))
-    negative = multiply(values, *quantize_multiplier(float(source * alpha / target)))
-    steps = np.where(values >= 0, positive, negative)
-    return call.clamp(steps + zero_point(call.output))
+    positives = multiply(values, *quantize_multiplier(float(source / target)))
+    negatives = multiply(values, *quantize_multiplier(float(source * alpha / target)))
+    return call.clamp(np.where(values >= 0, positives, negatives) + zero_point(call.output))
 
 
 def _from_float(call: Call) -> np.ndarray:
@@ -152,27 +156,28 @@ def _from_float(call: Call) -> np.ndarray:
     return call.clamp(steps.astype(np.int64) + zero_point(call.output))
 
 
-@kernel("QUANTIZE", engines=(LITERT,))
-def litert_quantize(call: Call) -> np.ndarray:
-    """XNNPACK's change of scale: a multiplier of 8 fraction bits, halves rounded up."""
+@kernel("QUANTIZE")
+def requantize(call: Call) -> np.ndarray:
+    """Float values as codes, or a change of scale."""
     call.require_int8(call.output)
     if call.tensor(0).type == "FLOAT32":
         return _from_float(call)
-    factor = scale(call.tensor(0)) / scale(call.output)
-    if not 2**-8 <= factor <= 2**7:
-        raise NotSimulated("the ratio of its scales is outside [1/256, 128], which XNNPACK leaves")
-    steps = (call.centred(0) * int(np.rint(np.float32(256) * factor)) + 128) >> 8
+    ratio = scale(call.tensor(0)) / scale(call.output)
+    if call.engine == LITERT and 2**-8 <= ratio <= 2**7:
+        # XNNPACK: a multiplier of 8 fraction bits, halves rounded up.
+        steps = (call.centred(0) * int(np.rint(np.float32(256) * ratio)) + 128) >> 8
+    else:
+        factor = float(scale(call.tensor(0))) / float(scale(call.output))
+        steps = multiply(call.centred(0), *quantize_multiplier(factor))
     return call.clamp(steps + zero_point(call.output))
 
 
-@kernel("QUANTIZE", engines=(TFLM,))
-def tflm_quantize(call: Call) -> np.ndarray:
-    """TensorFlow Lite Micro's change of scale."""
-    call.require_int8(call.output)
-    if call.tensor(0).type == "FLOAT32":
-        return _from_float(call)
-    factor = quantize_multiplier(float(scale(call.tensor(0))) / float(scale(call.output)))
-    return call.clamp(multiply(call.centred(0), *factor) + zero_point(call.output))
+@kernel("NEG")
+def negate(call: Call) -> np.ndarray:
+    """The sign changed, of float32."""
+    if call.output.type != "FLOAT32":
+        raise NotSimulated(f"it is {call.output.type}, not FLOAT32")
+    return -call.value(0)
 
 
 @kernel("DEQUANTIZE")

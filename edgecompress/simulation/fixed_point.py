@@ -19,6 +19,7 @@ _EXPONENTIALS = {
 }  # fmt: skip
 _EXP_OF_MINUS_1_8 = 1895147668  # exp(-1/8) in Q0.31
 _THIRD = 715827883  # 1/3 in Q0.31
+_HALF_ROOT_OF_2 = 1518500250  # sqrt(2)/2 in Q0.31
 # First guess of Newton's division: 48/17 - 32/17 d, in Q2.29.
 _GUESS, _SLOPE = 1515870810, -1010580540
 
@@ -143,6 +144,27 @@ def reciprocal(values: np.ndarray, integer_bits: int) -> tuple[np.ndarray, np.nd
     leading_zeros = 32 - np.frexp(values.astype(np.float64))[1].astype(np.int64)
     fraction = (values << leading_zeros) - 2**31
     return one_over_one_plus(fraction), integer_bits - leading_zeros
+
+
+def inverse_square_root(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (r, shift): 1 / sqrt(x) = r * 2^(shift - 31) of integers x of 1 or more.
+
+    Five steps of Newton's method in Q3.28, from 1.
+    """
+    bits = np.frexp(values.astype(np.float64))[1].astype(np.int64)
+    pairs = (31 - bits) // 2 - 1
+    number = (values << (2 * pairs)) >> 1
+    half = shift_right(number, 1)
+    x = np.full_like(values, 1 << 28)
+    for _ in range(5):
+        cube = shift_left(high_product(high_product(x, x), x), 6)
+        x = shift_left(high_product(x, 3 << 27) - high_product(half, cube), 3)
+    x = high_product(x, _HALF_ROOT_OF_2)
+    shift = pairs - 11
+    # 1 itself would overflow.
+    one = values <= 1
+    found = np.where(one, _INT32_MAX, x << np.maximum(shift, 0))
+    return found, np.where(one, 0, np.minimum(shift, 0))
 
 
 def input_radius(integer_bits: int, shift: int) -> int:

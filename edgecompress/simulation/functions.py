@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -105,9 +106,10 @@ def _int16(values: np.ndarray) -> np.ndarray:
 def hard_swish(call: Call) -> np.ndarray:
     """x * relu6(x + 3) / 6 in 16-bit fixed point, in both engines."""
     call.require_int8(call.tensor(0), call.output)
-    fine = np.float32(1 / 128) * scale(call.tensor(0))
-    multiplier, shift = _halved(float(fine / scale(call.output)))
-    gate_multiplier, gate_shift = _halved(float(fine / (np.float32(3) / np.float32(32768))))
+    source, target = call.precise_scale(call.tensor(0)), call.precise_scale(call.output)
+    # Division by a power of two is exact in either type.
+    multiplier, shift = _halved(float(source / target) / 128)
+    gate_multiplier, gate_shift = _halved(float(source / np.float32(3)) * 256)
     if shift > 0 or min(shift, gate_shift) < -15:
         # Shifts of 16 and more leave the kernel's 16 bits.
         raise NotSimulated("the ratio of its scales is outside what the kernel is made for")
@@ -127,6 +129,37 @@ def _halved(factor: float) -> tuple[int, int]:
     """Returns a factor as a 16-bit multiplier and a shift."""
     multiplier, shift = quantize_multiplier(factor)
     return min((multiplier + 2**15) >> 16, 2**15 - 1), shift
+
+
+@kernel("RSQRT")
+def inverse_root(call: Call) -> np.ndarray:
+    """1 / sqrt(x) in fixed point, in both engines; 0 gives the largest code."""
+    call.require_int8(call.tensor(0), call.output)
+    if (call.value(0) < zero_point(call.tensor(0))).any():
+        raise NotSimulated("its input is negative, which the kernel refuses")
+    values = np.maximum(_CODES.astype(np.int64) - zero_point(call.tensor(0)), 1)
+    root, shift = fixed_point.inverse_square_root(values)
+    fine = multiply(np.ones_like(values), root, shift + 20)
+    root_scale = np.sqrt(call.precise_scale(call.tensor(0)))
+    factor = 1 / float(root_scale * call.precise_scale(call.output))
+    multiplier, factor_shift = quantize_multiplier(factor)
+    codes = multiply(fine, multiplier, factor_shift - 20) + zero_point(call.output)
+    return _looked_up(call, np.where(zero_point(call.tensor(0)) == _CODES, 127, codes))
+
+
+@kernel("GELU", engines=(LITERT,))
+def litert_gelu(call: Call) -> np.ndarray:
+    """LiteRT's own GELU: a table of the function in float32, halves rounded away from zero."""
+    call.require_int8(call.tensor(0), call.output)
+    real = scale(call.tensor(0)) * (_CODES - zero_point(call.tensor(0))).astype(np.float32)
+    if call.option("approximate"):
+        inner = np.sqrt(2 / np.pi) * (real + 0.044715 * real.astype(np.float64) ** 3)
+        gate = 1 + np.tanh(inner)
+    else:
+        gate = 1 + np.array([math.erf(value / math.sqrt(2)) for value in real.tolist()])
+    steps = (0.5 * real * gate).astype(np.float32) * (np.float32(1) / scale(call.output))
+    rounded = np.trunc(steps.astype(np.float64) + np.copysign(0.5, steps))
+    return _looked_up(call, rounded.astype(np.int64) + zero_point(call.output))
 
 
 def _softmax(call: Call) -> tuple[np.ndarray, float]:

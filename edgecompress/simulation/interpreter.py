@@ -40,11 +40,6 @@ def check(flat: FlatModel, engine: str) -> None:
     for operator in flat.operators:
         if operator.name not in KERNELS[engine]:
             run_operator(Call(engine, flat, operator, ()))
-        if len(operator.outputs) != 1:
-            raise UnsupportedModelError(
-                f"{operator.name} (operator {operator.index}) has {len(operator.outputs)} outputs "
-                "and cannot be simulated."
-            )
 
 
 def run(
@@ -89,9 +84,10 @@ def _run_chunk(
     last = _last_uses(flat, wanted)
     for operator in flat.operators:
         sources = tuple(_source(flat, values, index) for index in operator.inputs)
-        result = run_operator(Call(engine, flat, operator, sources))
-        _check_shape(flat, operator.outputs[0], result)
-        values[operator.outputs[0]] = result
+        results = run_operator(Call(engine, flat, operator, sources))
+        for index, result in zip(operator.outputs, results, strict=True):
+            _check_shape(flat, index, result)
+            values[index] = result
         for index in last.get(operator.index, ()):
             values.pop(index, None)
     samples = len(inputs[0]) if inputs else 1

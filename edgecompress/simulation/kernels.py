@@ -55,8 +55,13 @@ class Call:
 
     @property
     def output(self) -> Tensor:
-        """The output tensor."""
+        """The first output tensor."""
         return self.flat.output(self.operator)
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        """All output tensors."""
+        return [self.flat.tensors[index] for index in self.operator.outputs]
 
     def value(self, position: int) -> np.ndarray:
         """Returns an input's values, with the axis of samples.
@@ -74,6 +79,14 @@ class Call:
         tensor = self.tensor(position)
         self.require_int8(tensor)
         return self.value(position).astype(np.int64) - zero_point(tensor)
+
+    def precise_scale(self, tensor: Tensor) -> np.float32 | np.float64:
+        """Returns a tensor's only scale in the type in which the engine computes integer factors.
+
+        TensorFlow Lite Micro divides scales in float64, LiteRT's own kernels in float32. A factor
+        that differs in its 24th bit changes about one code in a million.
+        """
+        return scale(tensor) if self.engine == LITERT else np.float64(scale(tensor))
 
     def constant(self, position: int) -> np.ndarray:
         """Returns the values of a constant input in its own shape.
@@ -146,8 +159,9 @@ class Call:
         return round(steps) + zero_point(self.output)
 
 
-Kernel = Callable[[Call], np.ndarray]
-_K = TypeVar("_K", bound=Callable[..., np.ndarray])
+# A kernel returns its output, or a list for operators that have several.
+Kernel = Callable[[Call], "np.ndarray | list[np.ndarray]"]
+_K = TypeVar("_K", bound=Kernel)
 
 # Engine -> operator -> kernel.
 KERNELS: dict[str, dict[str, Kernel]] = {LITERT: {}, TFLM: {}}
@@ -165,8 +179,8 @@ def kernel(*operators: str, engines: tuple[str, ...] = (LITERT, TFLM)) -> Callab
     return store
 
 
-def run_operator(call: Call) -> np.ndarray:
-    """Returns an operator's output, with the axis of samples.
+def run_operator(call: Call) -> list[np.ndarray]:
+    """Returns an operator's outputs, with the axis of samples.
 
     Raises:
         UnsupportedModelError: the engine's arithmetic of the operator is not known; names the
@@ -176,7 +190,8 @@ def run_operator(call: Call) -> np.ndarray:
     reason = "its arithmetic there is not known"
     if function is not None:
         try:
-            return function(call)
+            found = function(call)
+            return found if isinstance(found, list) else [found]
         except NotSimulated as refusal:
             reason = str(refusal)
     raise UnsupportedModelError(

@@ -32,7 +32,65 @@ def concatenate(call: Call) -> np.ndarray:
     samples = max(map(len, values))
     whole = [np.broadcast_to(v, (samples, *v.shape[1:])) for v in values]
     axis = call.option("axis") % len(call.output.shape) + 1
-    return call.clamp(np.concatenate(whole, axis))
+    joined = np.concatenate(whole, axis)
+    return call.clamp(joined) if call.option("fused_activation_function") else joined
+
+
+@kernel("PACK")
+def stack(call: Call) -> np.ndarray:
+    """Tensors of one scale, along a new axis."""
+    tensors = [call.tensor(position) for position in range(len(call.operator.inputs))]
+    call.require_same_scale(*tensors)
+    values = [call.value(position) for position in range(len(tensors))]
+    samples = max(map(len, values))
+    whole = [np.broadcast_to(v, (samples, *v.shape[1:])) for v in values]
+    return np.stack(whole, call.option("axis") % len(call.output.shape) + 1)
+
+
+@kernel("UNPACK")
+def unstack(call: Call) -> list[np.ndarray]:
+    """The parts of a tensor along an axis, which disappears."""
+    call.require_same_scale(call.tensor(0), *call.outputs)
+    axis = call.option("axis") % len(call.tensor(0).shape) + 1
+    return list(np.moveaxis(call.value(0), axis, 0))
+
+
+@kernel("SPLIT")
+def split(call: Call) -> list[np.ndarray]:
+    """Equal parts of a tensor along an axis."""
+    call.require_same_scale(call.tensor(1), *call.outputs)
+    axis = int(call.constant(0).reshape(-1)[0]) % len(call.tensor(1).shape) + 1
+    return np.split(call.value(1), len(call.outputs), axis)
+
+
+@kernel("GATHER")
+def gather(call: Call) -> np.ndarray:
+    """Rows of a constant, by index."""
+    call.require_same_scale(call.tensor(0))
+    if call.option("axis") or call.option("batch_dims"):
+        raise NotSimulated("it does not gather rows")
+    rows, indices = call.constant(0), call.value(1)
+    if indices.size and not 0 <= indices.min() <= indices.max() < len(rows):
+        raise NotSimulated(f"an index is outside its {len(rows)} rows")
+    return rows[indices]
+
+
+@kernel("RESIZE_NEAREST_NEIGHBOR")
+def resize_nearest(call: Call) -> np.ndarray:
+    """Every element of a map repeated, or some left out."""
+    call.require_same_scale(call.tensor(0))
+    corners = bool(call.option("align_corners"))
+    shift = np.float32(0.5 if call.option("half_pixel_centers") else 0)
+    found = call.value(0)
+    for axis in (1, 2):
+        old, new = call.tensor(0).shape[axis], call.output.shape[axis]
+        ratio = (old - 1, new - 1) if corners and new > 1 else (old, new)
+        places = (np.arange(new, dtype=np.float32) + shift) * (
+            np.float32(ratio[0]) / np.float32(ratio[1])
+        )
+        nearest = np.floor(places.astype(np.float64) + 0.5) if corners else np.floor(places)
+        found = found.take(np.clip(nearest.astype(np.int64), 0, old - 1), axis + 1)
+    return found
 
 
 @kernel("PAD", "PADV2")

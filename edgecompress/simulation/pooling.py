@@ -84,3 +84,15 @@ def tflm_mean(call: Call) -> np.ndarray:
         total - zero_point(call.tensor(0)) * count, (multiplier << bits) // count, shift - bits
     )
     return call.clamp(mean + zero_point(call.output))
+
+
+@kernel("REDUCE_MAX", "REDUCE_MIN")
+def extreme_over_axes(call: Call) -> np.ndarray:
+    """The largest or smallest code over axes."""
+    call.require_int8(call.tensor(0), call.output)
+    call.require_same_scale(call.tensor(0))
+    rank = len(call.tensor(0).shape)
+    axes = tuple(sorted({int(axis) % rank + 1 for axis in call.constant(1).reshape(-1)}))
+    values = call.value(0)
+    found = values.max(axes) if call.operator.code == "REDUCE_MAX" else values.min(axes)
+    return found.reshape(len(values), *call.output.shape)

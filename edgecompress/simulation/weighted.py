@@ -14,7 +14,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgecompress.flatbuffers.tensors import Tensor
-from edgecompress.simulation.fixed_point import multiply, quantize_multipliers, wrap
+from edgecompress.simulation.fixed_point import (
+    multiply,
+    quantize_multiplier,
+    quantize_multipliers,
+    wrap,
+)
 from edgecompress.simulation.kernels import (
     LITERT,
     Call,
@@ -25,7 +30,7 @@ from edgecompress.simulation.kernels import (
     split,
     zero_point,
 )
-from edgecompress.simulation.windows import Window, convolve, convolve_depthwise, window
+from edgecompress.simulation.windows import Window, convolve, convolve_depthwise, exact_type, window
 
 
 def round_in_float(sums: np.ndarray, factors: np.ndarray | np.float32, offset: int) -> np.ndarray:
@@ -41,39 +46,44 @@ def round_in_float(sums: np.ndarray, factors: np.ndarray | np.float32, offset: i
     return np.clip(steps, -(2.0**20), 2.0**20).astype(np.int64) + offset
 
 
-def _factors(call: Call, filters: Tensor) -> np.ndarray:
+def _factors(source: Tensor, filters: Tensor, output: Tensor) -> np.ndarray:
     """XNNPACK's float32 factors: input scale * weight scale / output scale, in this order."""
     scales = np.array(filters.scales, np.float32)
-    factors: np.ndarray = scale(call.tensor(0)) * scales / scale(call.output)
+    factors: np.ndarray = scale(source) * scales / scale(output)
     return factors
 
 
-def _multipliers(call: Call, filters: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """TensorFlow Lite Micro's integer multipliers and shifts, from factors in float64."""
-    source, output = float(scale(call.tensor(0))), float(scale(call.output))
-    if call.operator.code == "FULLY_CONNECTED" and len(filters.scales) == 1:
-        # This one product is made in float32.
-        product = float(scale(call.tensor(0)) * scale(filters))
-        return quantize_multipliers([product / output])
-    return quantize_multipliers([source * float(s) / output for s in filters.scales])
+def _multipliers(source: Tensor, filters: Tensor, output: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Integer multipliers and shifts, from factors in float64."""
+    factors = [float(scale(source)) * float(s) / float(scale(output)) for s in filters.scales]
+    return quantize_multipliers(factors)
 
 
-def _requantized(call: Call, sums: np.ndarray) -> np.ndarray:
-    """Adds the bias and returns the codes of the output."""
-    filters, bias = call.tensor(1), call.flat.tensor(call.operator, 2)
+def _requantized(
+    call: Call, sums: np.ndarray, source: int = 0, integers: bool = False
+) -> np.ndarray:
+    """Adds the bias, which follows the input and the weights, and returns the output's codes.
+
+    Args:
+        call: The operator.
+        sums: Of products, the output's channels last.
+        source: Position of the input.
+        integers: Whether LiteRT's own kernel with integer multipliers runs instead of XNNPACK's.
+    """
+    filters, bias = call.tensor(1), call.flat.tensor(call.operator, max(source, 1) + 1)
     if bias is not None:
         if bias.type != "INT32":
             raise NotSimulated(f"its bias is {bias.type}, not INT32")
-        sums = sums + call.constant(2).astype(np.int64)
+        sums = sums + call.constant(max(source, 1) + 1).astype(np.int64)
     sums = wrap(sums)
-    offset = zero_point(call.output)
-    if call.engine == LITERT:
-        return call.clamp(round_in_float(sums, _factors(call, filters), offset))
-    return call.clamp(multiply(sums, *_multipliers(call, filters)) + offset)
+    scales = call.tensor(source), filters, call.output
+    if call.engine == LITERT and not integers:
+        return call.clamp(round_in_float(sums, _factors(*scales), zero_point(call.output)))
+    return call.clamp(multiply(sums, *_multipliers(*scales)) + zero_point(call.output))
 
 
-def _weights(call: Call) -> np.ndarray:
-    call.require_int8(call.tensor(0), call.output)
+def _weights(call: Call, source: int = 0) -> np.ndarray:
+    call.require_int8(call.tensor(source), call.output)
     filters = call.tensor(1)
     if filters.type != "INT8" or any(filters.zero_points) or not filters.scales:
         raise NotSimulated(f"its weights are {filters.type}, not symmetric int8")
@@ -113,3 +123,58 @@ def fully_connected(call: Call) -> np.ndarray:
     one = Window(1, 1, 1, 0, 1)
     sums = convolve(rows, weights[:, None, None], (one, one))
     return _requantized(call, sums).reshape(len(inputs), *call.output.shape)
+
+
+@kernel("TRANSPOSE_CONV")
+def transposed_convolution(call: Call) -> np.ndarray:
+    """A transposed convolution: every input element adds a scaled kernel to the output."""
+    weights, inputs = _weights(call, source=2), call.centred(2)
+    maps: np.ndarray = merged(inputs).astype(exact_type(weights, 255, (1, 2, 3)))
+    strides = call.option("stride_h", 1), call.option("stride_w", 1)
+    # The window of the convolution that this one reverses: from the output to the input.
+    windows = [
+        window(length, size, stride, 1, call.option("padding"))
+        for length, size, stride in zip(
+            call.output.shape[1:3], weights.shape[1:3], strides, strict=True
+        )
+    ]
+    ends = [
+        max((n - 1) * w.stride + w.size, w.before + length)
+        for n, w, length in zip(maps.shape[1:3], windows, call.output.shape[1:3], strict=True)
+    ]
+    sums = np.zeros((len(maps), *ends, len(weights)), np.int64)
+    for y in range(weights.shape[1]):
+        for x in range(weights.shape[2]):
+            rows = slice(y, y + (maps.shape[1] - 1) * strides[0] + 1, strides[0])
+            columns = slice(x, x + (maps.shape[2] - 1) * strides[1] + 1, strides[1])
+            sums[:, rows, columns] += (maps @ weights[:, y, x].T.astype(maps.dtype)).astype(
+                np.int64
+            )
+    rows, columns = (
+        slice(w.before, w.before + n) for w, n in zip(windows, call.output.shape[1:3], strict=True)
+    )
+    # XNNPACK leaves kernels smaller than their stride.
+    gaps = any(w.size < w.stride for w in windows)
+    codes = _requantized(call, sums[:, rows, columns], source=2, integers=gaps)
+    return split(codes, len(inputs))
+
+
+@kernel("BATCH_MATMUL")
+def matrix_product(call: Call) -> np.ndarray:
+    """The product of two computed matrices."""
+    call.require_int8(call.output)
+    first, second = (call.centred(position).astype(np.float64) for position in (0, 1))
+    if first.ndim != second.ndim:
+        raise NotSimulated("its inputs have different ranks")
+    if call.option("adj_x"):
+        first = first.swapaxes(-1, -2)
+    if call.option("adj_y"):
+        second = second.swapaxes(-1, -2)
+    sums = np.matmul(first, second).astype(np.int64)
+    scales = call.tensor(0), call.tensor(1), call.output
+    # XNNPACK leaves a second matrix with a zero point to a kernel with integer multipliers.
+    if call.engine == LITERT and zero_point(call.tensor(1)) == 0:
+        return call.clamp(round_in_float(sums, _factors(*scales), zero_point(call.output)))
+    product = call.precise_scale(scales[0]) * call.precise_scale(scales[1])
+    factor = quantize_multiplier(float(product) / float(scale(call.output)))
+    return call.clamp(multiply(sums, *factor) + zero_point(call.output))

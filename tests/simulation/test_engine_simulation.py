@@ -50,6 +50,12 @@ def gated(x):
     return layers.Dense(5)(layers.Flatten()(layers.ZeroPadding2D(1)(x)))
 
 
+def sequence(x):
+    x = layers.Dense(8)(layers.Reshape((12, 12))(x))
+    x = layers.Add()([x, layers.MultiHeadAttention(2, 4)(x, x)])
+    return layers.Dense(5)(layers.LSTM(6, unroll=True)(layers.LayerNormalization()(x)))
+
+
 def made(build):
     inputs = keras.Input((12, 12, 1))
     model = keras.Model(inputs, build(inputs))
@@ -59,7 +65,7 @@ def made(build):
     return model
 
 
-@pytest.mark.parametrize("build", [plain, separable, residual, gated])
+@pytest.mark.parametrize("build", [plain, separable, residual, gated, sequence])
 def test_networks_are_computed_bit_for_bit(build) -> None:
     x = np.random.uniform(-1, 1, (250, 12, 12, 1)).astype(np.float32)
     litert = ec.simulate(made(build), engine="litert", calibration=[x[:40]])
@@ -76,7 +82,7 @@ def test_networks_are_computed_bit_for_bit(build) -> None:
         )
     # Their arithmetic differs in some of 1,250 outputs, so the comparison can fail.
     steps = np.abs(found["litert"].astype(int) - found["tflm"])
-    assert 1 <= steps.max() <= 5
+    assert 1 <= steps.max() <= 9
 
 
 def test_a_changed_weight_changes_the_result() -> None:
@@ -152,10 +158,10 @@ def test_tensors_are_named_by_layer(trained) -> None:
 
 
 def test_what_is_not_known_is_refused_by_operator_and_layer() -> None:
-    inputs = keras.Input((4, 6))
-    model = keras.Model(inputs, layers.LayerNormalization(name="norm")(layers.Dense(6)(inputs)))
-    x = np.random.uniform(-1, 1, (8, 4, 6)).astype(np.float32)
-    with pytest.raises(UnsupportedModelError, match="NEG.*norm/neg.*tflm"):
+    inputs = keras.Input((6,))
+    model = keras.Model(inputs, layers.Dense(6, activation="elu", name="curved")(inputs))
+    x = np.random.uniform(-1, 1, (8, 6)).astype(np.float32)
+    with pytest.raises(UnsupportedModelError, match=r"ELU .*'curved'.*tflm"):
         ec.simulate(model, engine="tflm", calibration=[x])
     with pytest.raises(ArgumentError, match="'litert' or 'tflm'"):
         ec.simulate(model, engine="cmsis")

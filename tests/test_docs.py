@@ -24,6 +24,7 @@ _PROGRAMS = (
     "group_lasso",
     "pruning",
     "qat",
+    "quantization",
     "sepnet",
     "weight_clustering",
 )

@@ -416,6 +416,10 @@ def named(registry: Mapping[str, type[T]], given: Any, argument: str) -> T:
         name, _, text = given.partition(":")
         pairs = [pair.partition("=") for pair in text.split(",") if pair.strip()]
         options = {key.strip().replace("-", "_"): value.strip() for key, _, value in pairs}
+        owner = registry.get(name)
+        switches = [item.name for item in options_of(owner) if item.kind.flag] if owner else []
+        words: dict[str, Any] = {"true": True, "false": False}
+        options = {k: words.get(v, v) if k in switches else v for k, v in options.items()}
     elif not isinstance(given, type) and type(given) in registry.values():
         return given
     else:

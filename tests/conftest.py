@@ -5,6 +5,7 @@ from __future__ import annotations
 import compileall
 import fcntl
 import gc
+import hashlib
 import importlib
 import json
 import os
@@ -150,6 +151,47 @@ def once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         return folder
 
     return made
+
+
+@pytest.fixture(scope="session")
+def _floats() -> dict[str, Any]:
+    return {}
+
+
+@pytest.fixture
+def float_once(monkeypatch: pytest.MonkeyPatch, _floats: dict[str, Any]) -> dict[str, Any]:
+    """Converts equal models to float once; for tests of what comes after that conversion.
+
+    Returns the cache: a test that makes something twice to compare clears it in between.
+    """
+    from edgecompress.converters import float32
+
+    convert = float32.convert
+
+    def cached(model: Any, taps: bool = True, verbose: bool = False) -> Any:
+        trace = float32.traced(model)
+        loaded = trace.loaded
+        if loaded.flavour != "keras3":
+            return convert(trace, taps, verbose)
+        state = hashlib.sha256()
+        for part in (
+            loaded.model.to_json(),
+            loaded.name,
+            loaded.path,
+            loaded.record,
+            taps,
+            verbose,
+        ):
+            state.update(f"{part!r}\n".encode())
+        for weight in loaded.model.weights:
+            state.update(weight.numpy().tobytes())
+        key = state.hexdigest()
+        if key not in _floats:
+            _floats[key] = convert(trace, taps, verbose)
+        return _floats[key]
+
+    monkeypatch.setattr(float32, "convert", cached)
+    return _floats
 
 
 @pytest.fixture(scope="session")

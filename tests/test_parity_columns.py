@@ -13,7 +13,7 @@ from keras import layers
 import edgecompress as ec
 from edgecompress.converters.agreement import OutputAgreement, compare, judge_output
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("float_once")]
 
 
 def judged(got: np.ndarray, expected: np.ndarray, kind: str = "values", **options: Any) -> str:

@@ -34,7 +34,7 @@ from edgecompress.pipeline import measuring
 from edgecompress.pipeline import parity as agreeing
 from edgecompress.targets.profile import load_target
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_process")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_process", "float_once")]
 
 _SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "report.schema.json").read_text())
 
@@ -145,8 +145,10 @@ def test_the_files_hold_what_they_say(exported: tuple[Report, Path]) -> None:
 
 
 def test_two_exports_give_the_same_bytes(
-    exported: tuple[Report, Path], data: tuple[np.ndarray, np.ndarray], tmp_path: Path
-) -> None:
+    exported: tuple[Report, Path], data: tuple[np.ndarray, np.ndarray], tmp_path: Path,
+    float_once: dict[str, Any],
+) -> None:  # fmt: skip
+    float_once.clear()
     ec.export(_model(), ["cortex-m4"], calibration=data[0], output=tmp_path)
     names = [path.name for path in exported[1].iterdir() if path.name.startswith("tiny")]
     assert {"tiny_float32.tflite", "tiny_int8.tflite"} <= set(names)

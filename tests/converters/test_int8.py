@@ -22,7 +22,7 @@ from edgecompress.precisions.int8 import Int8
 
 keras = pytest.importorskip("keras")
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("float_once")]
 layers = keras.layers
 
 

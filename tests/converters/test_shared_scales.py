@@ -27,7 +27,7 @@ from edgecompress.precisions.simulation import simulate
 
 keras = pytest.importorskip("keras")
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("float_once")]
 layers = keras.layers
 
 VALUES = np.array([-0.9, -0.4, -0.25, -0.12, 0.0, 0.07, 0.2, 0.33, 0.5, 1.0], np.float32)

@@ -6,8 +6,9 @@ Seven networks are trained on Fashion-MNIST, the last epoch with QuantizationAwa
 int8 files run on test images in LiteRT (XNNPACK) and TensorFlow Lite Micro (reference kernels).
 Each row says which share of the outputs the simulation gives bit for bit, the largest difference in
 steps of the output, the same for the float simulation of training (`simulate(model)`, its outputs
-rounded to codes), and the seconds that 1,000 images take in the simulation (processor time) and in
-the engine. Ranges that training does not learn are measured on 200 images. `--models` names a
+rounded to codes) and the share of its predictions that agree (ties between codes count as
+agreement), and the seconds that 1,000 images take in the simulation (processor time) and in the
+engine. Ranges that training does not learn are measured on 200 images. `--models` names a
 folder of .tflite files with int8 inputs, which run on random inputs. `fashion_mnist.npz` holds
 x_train, y_train, x_test and y_test.
 """
@@ -134,6 +135,12 @@ def compared(found: np.ndarray, expected: np.ndarray) -> str:
     return f"{100 * (steps == 0).mean():.3f} % | {steps.max()}"
 
 
+def agreement(found: np.ndarray, expected: np.ndarray) -> str:
+    """Returns the share of samples whose predicted class is among the largest codes expected."""
+    chosen = np.take_along_axis(expected, found.argmax(1)[:, None], 1)[:, 0]
+    return f"{100 * (chosen == expected.max(1)).mean():.2f} %"
+
+
 def rows(
     name: str, artifact: Artifact, codes: Sequence[np.ndarray], real: np.ndarray | None
 ) -> None:
@@ -150,10 +157,10 @@ def rows(
         start = time.monotonic()
         run = run_engine(engine, artifact.data, codes)
         engine_time = (time.monotonic() - start) / len(codes[0]) * 1000
-        floats = "- | -"
+        floats = "- | - | -"
         if real is not None:
             output = quantize(real, flat.tensors[flat.outputs[0]])
-            floats = compared(output, run.outputs[0])
+            floats = f"{compared(output, run.outputs[0])} | {agreement(output, run.outputs[0])}"
         start = time.process_time()
         try:
             own = EngineSimulation(artifact, engine).codes(codes)[0][0]
@@ -177,8 +184,11 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--only", default="", help="part of a network's name")
     arguments = parser.parse_args()
-    print("| network | kernels | equal | steps | float: equal | steps | 1,000 images | engine |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print(
+        "| network | kernels | equal | steps | float: equal | steps | same class | 1,000 images "
+        "| engine |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     with np.load(arguments.data) as data:
         x = data["x_test"][: arguments.images, ..., None] / np.float32(255)
         for name, build in NETWORKS.items():

@@ -130,11 +130,10 @@ def leaky_rectify(call: Call) -> np.ndarray:
     alpha = np.float32(call.operator.options["alpha"])
     values = call.centred(0)
     if call.engine == LITERT:
-        positive = source / target
-        negative = positive * alpha
+        positive, negative = float(source / target), float(source / target * alpha)
         if 2**-8 <= positive <= 2**7 and 2**-8 <= abs(negative) < 2**7:
             # XNNPACK: multipliers of 8 fraction bits, halves rounded up.
-            factors = [int(np.rint(np.float32(256) * factor)) for factor in (positive, negative)]
+            factors = [int(np.rint(256 * factor)) for factor in (positive, negative)]
             steps = (values * np.where(values > 0, *factors) + 128) >> 8
             return call.clamp(steps + zero_point(call.output))
     if alpha < 0:

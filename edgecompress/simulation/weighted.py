@@ -85,8 +85,11 @@ def _requantized(
 def _weights(call: Call, source: int = 0) -> np.ndarray:
     call.require_int8(call.tensor(source), call.output)
     filters = call.tensor(1)
-    if filters.type != "INT8" or any(filters.zero_points) or not filters.scales:
-        raise NotSimulated(f"its weights are {filters.type}, not symmetric int8")
+    if filters.type not in ("INT8", "INT4") or any(filters.zero_points) or not filters.scales:
+        raise NotSimulated(f"its weights are {filters.type}, not symmetric int8 or int4")
+    dense = call.operator.code == "FULLY_CONNECTED" and filters.shape[1] % 2 == 0
+    if filters.type == "INT4" and call.engine == LITERT and not dense:
+        raise NotSimulated("XNNPACK leaves its int4 weights to a kernel that is not known")
     return call.constant(1)
 
 

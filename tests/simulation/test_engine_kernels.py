@@ -180,6 +180,12 @@ EXACT = {
     "dense_one": dense(1, 3, per_channel=True),
     "dense_no_bias": dense(16, 5, per_channel=False, bias=False),
     "dense_rows": dense(12, 5, per_channel=True, rows=3),
+    "dense_int4": Case(
+        "FULLY_CONNECTED",
+        (t((1, 30), 0.02, 11), T("INT4", (9, 30), np.arange(270) * 7 % 16 - 8, (0.1,), 0),
+         T("INT32", (9,), np.arange(9) * 100, (0.002,), 0)),
+        (t((1, 9), 0.03, -9),),
+    ),
     "add": binary("ADD", (0.02, 0.03, 0.04)),
     "add_uneven": binary("ADD", (0.9, 0.004, 1.1), RELU),
     "add_relu6": binary("ADD", (0.02, 0.02, 0.02), RELU6),
@@ -273,6 +279,24 @@ EXACT = {
 }  # fmt: skip
 
 
+# A convolution of int4 weights: exact in one engine, unknown in the other.
+FEW_BITS = Case(
+    "CONV_2D",
+    (t((1, 5, 5, 2), 0.02), T("INT4", (4, 3, 3, 2), np.arange(72) * 7 % 16 - 8, (0.1,) * 4, 0),
+     T("INT32", (4,), np.arange(4), (0.002,) * 4, 0)),
+    (t((1, 5, 5, 4), 0.05),),
+    {"strideH": 1, "strideW": 1, "dilationHFactor": 1, "dilationWFactor": 1},
+)  # fmt: skip
+
+
+def test_int4_convolutions_are_exact_where_the_kernel_is_known() -> None:
+    data = FEW_BITS.data()
+    flat = read_tflite(data)
+    inputs = samples(flat)
+    expected = run_engine("tflm", data, inputs).outputs[0]
+    np.testing.assert_array_equal(run(flat, "tflm", inputs)[0][0], expected)
+
+
 def samples(flat, count=SAMPLES):
     """Random values over the whole range of each input."""
     random = np.random.default_rng(0)
@@ -335,6 +359,7 @@ def test_an_unknown_operator_is_named_before_anything_runs() -> None:
     ("case", "engine", "reason"),
     [
         (unary("LEAKY_RELU", 0.05, 0, alpha=-0.1), "tflm", "slope"),
+        (FEW_BITS, "litert", "int4"),
         (Case("ADD", (T("INT16", (1, 4)),) * 2, (T("INT16", (1, 4)),)), "tflm", "INT16"),
         (unary("LOGISTIC", 0.05, 0, (0.01, -128)), "tflm", "1/256"),
         (unary("HARD_SWISH", 0.0006, 0, (0.4, 0)), "tflm", "ratio"),

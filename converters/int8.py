@@ -29,10 +29,11 @@ from edgecompress.converters.calibration import (
 from edgecompress.converters.filter_precisions import configure, filter_precisions, notes_on
 from edgecompress.converters.float32 import Float32Result
 from edgecompress.converters.formats import FormatRequest, FormatResult, make_int8, register
+from edgecompress.converters.interface_types import TYPES, with_interface
 from edgecompress.converters.shared_scales import share_scales
 from edgecompress.converters.weights_only import float_weights_left, narrow_weights
 from edgecompress.core.errors import ArgumentError, ConversionError, one_line
-from edgecompress.core.options import ByName, Named, option
+from edgecompress.core.options import ByName, Choice, Named, by_name, option
 from edgecompress.core.record import CompressionRecord
 from edgecompress.core.suppress_output import suppress_output
 from edgecompress.core.units import format_size
@@ -237,6 +238,8 @@ class Int8Options:
     Attributes:
         precision: The number format of weights and activations.
         per_layer: Regular expression -> number format of the weights of the layers it matches.
+        input_type: The type of the inputs, or types by name or position.
+        output_type: The same for the outputs.
     """
 
     precision: Precision | None = option(
@@ -251,6 +254,18 @@ class Int8Options:
         ByName("REGEX=NAME", "be REGEX= and the name of a precision", Named(names=PRECISIONS)),
         unset="as trained, else as the precision chooses",
     )
+    input_type: str | Mapping[str, str] | None = option(
+        None,
+        "Type of the inputs, by name or position if they differ.",
+        by_name(Choice("TYPE", names=TYPES), "INPUT"),
+        unset="the precision's",
+    )
+    output_type: str | Mapping[str, str] | None = option(
+        None,
+        "Type of the outputs, by name or position if they differ.",
+        by_name(Choice("TYPE", names=TYPES), "OUTPUT"),
+        unset="the precision's",
+    )
 
 
 @register("int8", summary="integer weights and activations", options=Int8Options)
@@ -258,7 +273,8 @@ def make(request: FormatRequest) -> FormatResult:
     """Makes the float32 and the int8 file."""
     record = request.loaded.record if request.loaded else None
     precision = request.options.precision or trained_precision(record)
-    floats, named = make_int8(request, precision, request.options.per_layer)
+    floats, plain = make_int8(request, precision, request.options.per_layer)
+    named = with_interface(plain, request.options.input_type, request.options.output_type)
     quantized = strip_names(named)
     return FormatResult(
         artifacts=(floats.artifact, quantized),

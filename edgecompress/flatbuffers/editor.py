@@ -263,6 +263,10 @@ class ModelEditor:
         place = self._places[id(operator)]
         place[place.index(operator) : place.index(operator)] = new
 
+    def place_after(self, operator: Any, new: Iterable[Any]) -> None:
+        """Inserts new operators after one of the file's, and after those placed there before."""
+        self._places[id(operator)] += new
+
     def place_instead(self, operator: Any, new: Iterable[Any]) -> None:
         """Replaces one of the file's operators by new ones, possibly none."""
         self._places[id(operator)] = list(new)

@@ -14,12 +14,14 @@ from edgecompress.converters import float32, int8
 from edgecompress.converters.real_values import dequantize, quantized_inputs
 from edgecompress.core.errors import ArgumentError, EngineError
 from edgecompress.core.fusion import analyse
+from edgecompress.core.options import named
 from edgecompress.core.record import CompressionRecord, read_record, record_of
 from edgecompress.engines.registry import LITERT, TFLM
 from edgecompress.engines.run import engine_available, run_engine
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.pipeline.builder import build
 from edgecompress.pipeline.request import build_request
+from edgecompress.precisions import PRECISIONS
 from edgecompress.precisions.base import Place, Precision
 from edgecompress.precisions.mixed import assign, places_of, trained_kernels
 from edgecompress.precisions.simulation import simulate
@@ -104,6 +106,14 @@ def test_edges_depthwise_transposed_and_grouped_layers_keep_8_bits() -> None:
 def test_other_widths_are_refused(setting: str, value: Any) -> None:
     with pytest.raises(ArgumentError, match=rf"{setting}.*4 or 8"):
         Int4(**{setting: value})
+
+
+def test_settings_are_written_behind_the_name() -> None:
+    text = "int4:edge-bits=4,scale-per-unit=true"
+    assert named(PRECISIONS, text, "--precision") == Int4(edge_bits=4, scale_per_unit=True)
+    assert named(PRECISIONS, "int4:scale-per-unit=false", "--precision") == Int4()
+    with pytest.raises(ArgumentError, match=r"scale-per-unit.*true or false"):
+        named(PRECISIONS, "int4:scale-per-unit=maybe", "--precision")
 
 
 def test_names_come_before_places() -> None:

@@ -18,6 +18,8 @@ from edgecompress.simulation import EngineSimulation
 from edgecompress.simulation.interpreter import run
 from edgecompress.simulation.kernels import KERNELS
 
+pytestmark = pytest.mark.slow
+
 _PATH = Path(__file__).parents[2] / "benchmarks" / "operator_models.py"
 _SPEC = importlib.util.spec_from_file_location("one_operator_models", _PATH)
 models: Any = importlib.util.module_from_spec(_SPEC)

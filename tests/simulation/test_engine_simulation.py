@@ -15,6 +15,7 @@ from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.flatbuffers.operators import FILTER_READERS
 from edgecompress.simulation import EngineSimulation
 
+pytestmark = pytest.mark.slow
 ENGINES = ("litert", "tflm")
 
 
@@ -51,7 +52,7 @@ def gated(x):
 
 
 def sequence(x):
-    x = layers.Dense(8)(layers.Reshape((12, 12))(x))
+    x = layers.Dense(8)(layers.Reshape((4, 36))(x))
     x = layers.Add()([x, layers.MultiHeadAttention(2, 4)(x, x)])
     return layers.Dense(5)(layers.LSTM(6, unroll=True)(layers.LayerNormalization()(x)))
 
@@ -67,7 +68,7 @@ def made(build):
 
 @pytest.mark.parametrize("build", [plain, separable, residual, gated, sequence])
 def test_networks_are_computed_bit_for_bit(build) -> None:
-    x = np.random.uniform(-1, 1, (250, 12, 12, 1)).astype(np.float32)
+    x = np.random.uniform(-1, 1, (220, 12, 12, 1)).astype(np.float32)
     litert = ec.simulate(made(build), engine="litert", calibration=[x[:40]])
     flat = litert.artifact.flat
     codes = quantized_inputs(flat, [x])
@@ -80,7 +81,7 @@ def test_networks_are_computed_bit_for_bit(build) -> None:
         np.testing.assert_array_equal(
             simulated.predict(x), dequantize(real, flat.tensors[flat.outputs[0]])
         )
-    # Their arithmetic differs in some of 1,250 outputs, so the comparison can fail.
+    # Their arithmetic differs in some of 1,100 outputs, so the comparison can fail.
     steps = np.abs(found["litert"].astype(int) - found["tflm"])
     assert 1 <= steps.max() <= 9
 
@@ -102,24 +103,22 @@ def test_a_changed_weight_changes_the_result() -> None:
 
 @pytest.fixture(scope="module")
 def trained():
-    """A network trained quantization-aware, its inputs, and its simulation in LiteRT."""
+    """A network trained quantization-aware, its inputs, its simulations in LiteRT and in float."""
     keras.utils.set_random_seed(0)
     model = made(separable)
     x = np.random.uniform(-1, 1, (64, 12, 12, 1)).astype(np.float32)
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     callback = ec.QuantizationAwareTraining()
-    model.fit(x, np.arange(64) % 5, batch_size=16, epochs=2, verbose=0, callbacks=[callback])
-    return model, x, ec.simulate(model, engine="litert")
+    model.fit(x, np.arange(64) % 5, batch_size=32, verbose=0, callbacks=[callback])
+    return model, x, ec.simulate(model, engine="litert"), ec.simulate(model)
 
 
 def test_weights_of_the_file_are_those_of_the_simulation(trained) -> None:
     """Element by element: the code of each weight in the file is that of the simulated kernel."""
-    model, _, simulated = trained
+    _, _, simulated, floats = trained
     flat = simulated.artifact.flat
     readers = [operator for operator in flat.operators if operator.code in FILTER_READERS]
-    kernels = [
-        layer.get_weights()[0] for layer in ec.simulate(model).layers if hasattr(layer, "kernel")
-    ]
+    kernels = [layer.get_weights()[0] for layer in floats.layers if hasattr(layer, "kernel")]
     assert len(readers) == len(kernels) == 4
     for operator, kernel in zip(readers, kernels, strict=True):
         if operator.code == "DEPTHWISE_CONV_2D":
@@ -135,24 +134,23 @@ def test_weights_of_the_file_are_those_of_the_simulation(trained) -> None:
 
 
 def test_ranges_of_training_are_used(trained) -> None:
-    model, x, simulated = trained
+    _, x, simulated, floats = trained
     real = run_engine(
         "litert", simulated.artifact.data, quantized_inputs(simulated.artifact.flat, [x])
     )
     output = simulated.artifact.flat.tensors[simulated.artifact.flat.outputs[0]]
     np.testing.assert_array_equal(simulated.predict(x), dequantize(real.outputs[0], output))
     # Float rounding and integer rounding part by a step at most.
-    float_simulation = ec.simulate(model).predict(x, verbose=0)
-    assert np.abs(simulated.predict(x) - float_simulation).max() < 1.01 * output.scales[0]
+    assert np.abs(simulated.predict(x) - np.asarray(floats(x))).max() < 1.01 * output.scales[0]
 
 
 def test_tensors_are_named_by_layer(trained) -> None:
-    model, x, simulated = trained
+    model, x, simulated, _ = trained
     tensors = simulated.tensors(x[:8])
     named = [layer.name for layer in model.layers if isinstance(layer, layers.ReLU)]
     assert [name for name in tensors if name in named] == named
     relu = keras.Model(model.inputs, model.get_layer(named[0]).output)
-    expected = relu.predict(x[:8], verbose=0)
+    expected = np.asarray(relu([x[:8]]))
     assert tensors[named[0]].shape == expected.shape
     assert np.abs(tensors[named[0]] - expected).max() < 0.1 * expected.max()
 

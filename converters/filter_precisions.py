@@ -147,3 +147,22 @@ def notes_on(precision: Precision, exceptions: Mapping[str, tuple[Place, Precisi
         f"Weights in {name} instead of {precision.name}: {', '.join(layers)}."
         for name, layers in groups.items()
     ]
+
+
+def folded_dense(
+    source: Float32Result, precision: Precision, exceptions: Mapping[str, tuple[Place, Precision]]
+) -> list[str]:
+    """Returns a note on Dense layers whose single scale is not the one that training simulated."""
+    flat, found = source.artifact.flat, []
+    for operator in flat.operators:
+        weights = flat.tensor(operator, 1) if operator.code == _DENSE else None
+        output = flat.output(operator).name
+        own = exceptions[output][1] if output in exceptions else precision
+        if weights is not None and weights.name in source.kernels and not own.weight_axes((-1,), 2):
+            found.append(source.owners.get(weights.name, output).partition("/")[0])
+    if not found:
+        return []
+    return [
+        f"not simulated: {', '.join(found)}: BatchNormalization is folded into a Dense layer with "
+        "one scale; training rounded the weights before folding, the file rounds them after it."
+    ]

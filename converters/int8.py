@@ -26,7 +26,12 @@ from edgecompress.converters.calibration import (
     measure_ranges,
     spread,
 )
-from edgecompress.converters.filter_precisions import configure, filter_precisions, notes_on
+from edgecompress.converters.filter_precisions import (
+    configure,
+    filter_precisions,
+    folded_dense,
+    notes_on,
+)
 from edgecompress.converters.float32 import Float32Result
 from edgecompress.converters.formats import FormatRequest, FormatResult, make_int8, register
 from edgecompress.converters.interface_types import TYPES, with_interface
@@ -172,6 +177,8 @@ def convert(
         per_channel = dense_per_channel
     editor = _quantize(flat, by_tensor, precision, exceptions, per_channel, verbose)
     notes += notes_on(precision, exceptions)
+    if trained:
+        notes += folded_dense(source, precision, exceptions)
     if weight_scales != "channel":
         always = weight_scales == "tensor"
         # If the user or the precision decided on Dense layers, the quantizer has applied it.

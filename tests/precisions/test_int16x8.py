@@ -160,3 +160,53 @@ def test_after_training_with_calibration() -> None:
     assert made.kind == "int16x8"
     assert made.flat.tensors[made.flat.inputs[0]].type == "INT16"
     assert not any("stays in float" in note for note in made.notes)
+
+
+def _clustered() -> keras.Model:
+    """Few values, with other maxima in other channels, under BatchNormalization."""
+    keras.utils.set_random_seed(5)
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            layers.Conv2D(8, 3, use_bias=False),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+            layers.Flatten(),
+            layers.Dense(4),
+        ]
+    )
+    rng = np.random.default_rng(5)
+    model.layers[1].set_weights([rng.uniform(0.5, 2, 8), *rng.normal(size=(2, 8)), np.ones(8)])
+    kernel = model.layers[0].get_weights()[0] * np.linspace(0.2, 1, 8)
+    values = np.quantile(kernel, np.linspace(0, 1, 8))
+    nearest = np.abs(kernel[..., None] - values).argmin(-1)
+    model.layers[0].set_weights([values[nearest].astype("f4")])
+    return model
+
+
+def test_shared_values_keep_biases_of_64_bits() -> None:
+    model = _clustered()
+    x = _RNG.normal(size=(8, 8, 8, 3)).astype("f4")
+    made = int8.convert(float32.convert(model), calibration=[x], precision=Int16x8())
+    assert any("One weight scale" in note for note in made.notes)
+    bias = made.flat.tensor(made.flat.operators[0], 2)
+    assert bias is not None and bias.type == "INT64"
+    wanted = model.predict(x, verbose=0)
+    outputs = run_engine(LITERT, made.data, quantized_inputs(made.flat, [x])).outputs[0]
+    got = dequantize(outputs, made.flat.tensors[made.flat.outputs[0]])
+    assert np.abs(got - wanted).max() < 0.03 * np.ptp(wanted)
+
+
+def test_a_folded_dense_layer_is_named() -> None:
+    step = {"technique": "quantization_aware_training", "quantizer": "int16x8"}
+    keras.utils.set_random_seed(6)
+    model = keras.Sequential(
+        [keras.Input((6,)), layers.Dense(5, name="folded"), layers.BatchNormalization()]
+    )
+    model.layers[1].set_weights([*np.random.default_rng(6).uniform(0.5, 2, size=(4, 5))])
+    x = _RNG.normal(size=(8, 6)).astype("f4")
+    source, record = float32.convert(model), CompressionRecord(steps=(step,))
+    made = int8.convert(source, calibration=[x], record=record, precision=Int16x8())
+    assert any("not simulated: folded:" in note for note in made.notes)
+    plain = int8.convert(source, calibration=[x], precision=Int16x8())
+    assert not any("not simulated" in note for note in plain.notes)

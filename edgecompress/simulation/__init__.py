@@ -46,7 +46,9 @@ class EngineSimulation:
 
         check(self.artifact.flat, self.engine)
 
-    def codes(self, inputs: Sequence[np.ndarray], tensors: Sequence[int] = ()) -> Any:
+    def codes(
+        self, inputs: Sequence[np.ndarray], tensors: Sequence[int] = ()
+    ) -> tuple[list[np.ndarray], dict[int, np.ndarray]]:
         """Returns the file's outputs for inputs in the types of the file.
 
         Args:

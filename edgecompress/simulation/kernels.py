@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from edgecompress.core.errors import UnsupportedModelError
+from edgecompress.core.errors import UnsupportedModelError, one_line
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.operators import Operator
 from edgecompress.flatbuffers.tensors import Tensor
@@ -194,6 +194,9 @@ def run_operator(call: Call) -> list[np.ndarray]:
             return found if isinstance(found, list) else [found]
         except NotSimulated as refusal:
             reason = str(refusal)
+        # A file may hold shapes and options that no converter writes.
+        except (ArithmeticError, IndexError, KeyError, ValueError) as error:
+            reason = f"its shapes or options do not fit together ({one_line(error)})"
     raise UnsupportedModelError(
         f"{call.operator.name} (operator {call.operator.index}, {call.output.name!r}) cannot be "
         f"simulated as {call.engine} computes it: {reason}. Run the file in the engine itself."

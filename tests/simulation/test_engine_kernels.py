@@ -362,6 +362,8 @@ def test_an_unknown_operator_is_named_before_anything_runs() -> None:
     [
         (unary("LEAKY_RELU", 0.05, 0, alpha=-0.1), "tflm", "slope"),
         (FEW_BITS, "litert", "int4"),
+        (Case("TRANSPOSE", (t(_MAP), ints(0, 3, 3, 1)), (t((1, 5, 5, 4)),)), "tflm", "do not fit"),
+        (Case("RESHAPE", (t(_MAP), ints(1, 99)), (t((1, 99)),)), "litert", "do not fit"),
         (Case("ADD", (T("INT16", (1, 4)),) * 2, (T("INT16", (1, 4)),)), "tflm", "INT16"),
         (unary("LOGISTIC", 0.05, 0, (0.01, -128)), "tflm", "1/256"),
         (unary("HARD_SWISH", 0.0006, 0, (0.4, 0)), "tflm", "ratio"),

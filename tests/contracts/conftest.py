@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +27,17 @@ class Installed:
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Runs Python with the packages, in a folder of the test's own."""
-        return self.run_python(
-            ["-P", *arguments],
-            env={**os.environ, "PYTHONPATH": str(self.packages), "COLUMNS": "200"},
-            cwd=self.folder,
-        )
+        return self.run_python(["-P", *arguments], env=self._environment(), cwd=self.folder)
+
+    def started(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Runs the installed `edgecompress` in a process that Python starts."""
+        return subprocess.run(
+            [Path(sys.executable).with_name("edgecompress"), *arguments], env=self._environment(),
+            cwd=self.folder, capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, "PYTHONPATH": str(self.packages), "COLUMNS": "200"}
 
     def command(self, *arguments: str, code: int = 0) -> str:
         """Runs `edgecompress`; returns what it printed, errors included."""

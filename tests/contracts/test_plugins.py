@@ -192,6 +192,9 @@ def test_a_rule(installed: Callable[..., Any]) -> None:
     count = next(c for c in report["targets"][0]["checks"] if c["rule"] == "operator_count")
     assert count["measured"] >= 2 and count["limit"] is None
     check = ("check", "out/toy_int8.tflite", "-t", "host")
+    # Once as a user starts it.
+    done = toys.started("check", "out/toy_int8.tflite", "-t", "cortex-m4", "--max-operators", "1")
+    assert done.returncode == 3 and "operators, the limit is 1." in done.stdout, done.stderr
     assert "operator_count" in toys.command(*check, "--max-operators", "99")
     over = toys.command(*check, "--max-operators", "1", code=3)
     assert "operators, the limit is 1." in over

@@ -57,7 +57,7 @@ def litert_logistic(call: Call) -> np.ndarray:
 
 @kernel("TANH", engines=(LITERT,))
 def litert_tanh(call: Call) -> np.ndarray:
-    """XNNPACK's tanh, computed in float32."""
+    """XNNPACK's tanh; float32 there, whose last bit may decide a tie: one step, rarely."""
     return _looked_up(call, _float_table(call, lambda real: np.tanh(real.astype(np.float64))))
 
 

@@ -78,7 +78,8 @@ def test_marked_tests_are_collected_without_a_selection(tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").write_bytes((_ROOT / "pyproject.toml").read_bytes())
     folder = tmp_path / "tests"
     folder.mkdir()
-    (folder / "conftest.py").write_bytes((_ROOT / "tests" / "conftest.py").read_bytes())
+    for name in ("conftest.py", "programs.py"):
+        (folder / name).write_bytes((_ROOT / "tests" / name).read_bytes())
     source = "import pytest\n"
     for number, marker in enumerate(("slow", "docs", "filterwarnings")):
         source += f"@pytest.mark.{marker}\ndef test_{number}(): pass\n"

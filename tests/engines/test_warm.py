@@ -126,7 +126,7 @@ def kinds():
 status = dict(line.split(':', 1) for line in open('/proc/self/status'))
 say([
     [*kinds()], dict(os.environ), os.path.basename(os.getcwd()), sys.path, sys.flags.isolated,
-    [resource.getrlimit(n) for n in range(16)], os.umask(0), signal.getsignal(2).__name__,
+    [resource.getrlimit(n) for n in range(16)], os.umask(0), str(signal.getsignal(2)),
     *(status[key] for key in ('Threads', 'NoNewPrivs', 'Seccomp', 'Seccomp_filters', 'CapEff',
                               'SigBlk', 'SigIgn', 'SigCgt', 'Uid', 'Groups')),
 ])

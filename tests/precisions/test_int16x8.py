@@ -23,6 +23,8 @@ from edgecompress.precisions.fake_quantization import fake_quantize_symmetric
 from edgecompress.precisions.int16x8 import Int16x8
 from edgecompress.precisions.simulation import simulate
 
+pytestmark = pytest.mark.slow
+
 layers = keras.layers
 
 _RNG = np.random.default_rng(7)

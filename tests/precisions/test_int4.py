@@ -26,6 +26,8 @@ from edgecompress.precisions.base import Place, Precision
 from edgecompress.precisions.mixed import assign, places_of, trained_kernels
 from edgecompress.precisions.simulation import simulate
 
+pytestmark = pytest.mark.slow
+
 layers = keras.layers
 Int4, Int8, Int16x8 = ec.Int4, ec.Int8, ec.Int16x8
 

@@ -23,28 +23,27 @@ def transpose(call: Call) -> np.ndarray:
     return call.value(0).transpose(0, *order)
 
 
+def _all_inputs(call: Call) -> list[np.ndarray]:
+    """Returns the codes of inputs of one scale; constants are repeated for every sample."""
+    positions = range(len(call.operator.inputs))
+    call.require_same_scale(*map(call.tensor, positions))
+    values = [call.value(position) for position in positions]
+    samples = max(map(len, values))
+    return [np.broadcast_to(v, (samples, *v.shape[1:])) for v in values]
+
+
 @kernel("CONCATENATION")
 def concatenate(call: Call) -> np.ndarray:
     """Tensors of one scale, one after the other."""
-    tensors = [call.tensor(position) for position in range(len(call.operator.inputs))]
-    call.require_same_scale(*tensors)
-    values = [call.value(position) for position in range(len(tensors))]
-    samples = max(map(len, values))
-    whole = [np.broadcast_to(v, (samples, *v.shape[1:])) for v in values]
     axis = call.option("axis") % len(call.output.shape) + 1
-    joined = np.concatenate(whole, axis)
+    joined = np.concatenate(_all_inputs(call), axis)
     return call.clamp(joined) if call.option("fused_activation_function") else joined
 
 
 @kernel("PACK")
 def stack(call: Call) -> np.ndarray:
     """Tensors of one scale, along a new axis."""
-    tensors = [call.tensor(position) for position in range(len(call.operator.inputs))]
-    call.require_same_scale(*tensors)
-    values = [call.value(position) for position in range(len(tensors))]
-    samples = max(map(len, values))
-    whole = [np.broadcast_to(v, (samples, *v.shape[1:])) for v in values]
-    return np.stack(whole, call.option("axis") % len(call.output.shape) + 1)
+    return np.stack(_all_inputs(call), call.option("axis") % len(call.output.shape) + 1)
 
 
 @kernel("UNPACK")

@@ -56,8 +56,9 @@ class Int16x8(Uniform):
         return fake_quantize_symmetric(values, low, high, self.activation_bits)
 
     def fixed_range(self, low: float, high: float) -> tuple[float, float]:
-        """Returns -1 to 32767/32768 for every operator that prescribes its range."""
-        return _UNIT
+        """Returns the range with the steps of 1/32768 that the kernels prescribe."""
+        # Symmetric: the step is the largest magnitude / 32767, and with -1 it would be 1/32767.
+        return -_UNIT[1], _UNIT[1]
 
     def recipe(self) -> list[dict[str, Any]]:
         """Returns litert-quantizer's `static_wi8_ai16`."""

@@ -212,3 +212,11 @@ def test_a_folded_dense_layer_is_named() -> None:
     assert any("not simulated: folded:" in note for note in made.notes)
     plain = int8.convert(source, calibration=[x], precision=Int16x8())
     assert not any("not simulated" in note for note in plain.notes)
+
+
+def test_prescribed_ranges_have_steps_of_the_kernels() -> None:
+    """Softmax, sigmoid and tanh: codes of 1/32768, as the kernels prescribe."""
+    values = np.float32([0.0, 0.7, 0.99999, -0.3])
+    rounded = Int16x8().fake_quantize(values, *Int16x8().fixed_range(0.0, 255 / 256))
+    codes = np.clip(np.rint(values * 32768), -32768, 32767)
+    np.testing.assert_array_equal(np.asarray(rounded), codes.astype("f4") / np.float32(32768))

@@ -61,16 +61,17 @@ android-checksums:
 # What requirements.lock was made for gets exactly its packages, each compared with its hash.
 LOCKED_FOR := Linux x86_64 3.11
 THIS := $(shell uname -sm) $(shell $(PYTHON) -c "import sys; print('%d.%d' % sys.version_info[:2])")
-PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+# Python compiles what is imported; compiling every file of TensorFlow takes longer.
+PIP := $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
 
 $(INSTALLED): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
 ifeq ($(THIS),$(LOCKED_FOR))
-	$(PIP) --require-hashes -r requirements.lock
-	$(PIP) --no-deps --no-build-isolation -e .
+	$(PIP) install --no-compile --require-hashes -r requirements.lock
+	$(PIP) install --no-deps --no-build-isolation -e .
 else
 	@echo "requirements.lock is for $(LOCKED_FOR), this is $(THIS): the newest packages are installed."
-	$(PIP) -e '.[dev]'
+	$(PIP) install --no-compile -e '.[dev]'
 endif
 	touch $@
 

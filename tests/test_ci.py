@@ -69,7 +69,8 @@ def test_ci_runs_make_test() -> None:
     *_, app, last = text.strip().splitlines()
     assert "set -e" in text
     assert shlex.split(app)[:3] == ["make", "-j", "2"] and "android" in shlex.split(app)
-    assert shlex.split(last) == ["exec", "make", "test", "fuzz"]
+    assert shlex.split(last)[:3] == ["exec", "make", "-j"]
+    assert {"test", "fuzz"} <= set(shlex.split(last))
     assert _recipe(_makefile(), "android") == [["$(MAKE)", "android-test"], ["$(MAKE)", "apk"]]
 
 

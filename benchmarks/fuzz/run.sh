@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs every harness for 60 s (or SECONDS_EACH), two at a time; a finding ends it with 1.
+# Runs every harness for 60 s (or SECONDS_EACH), two (or FUZZERS) at a time; a finding ends it
+# with 1.
 set -uo pipefail
 cd "$(dirname "$0")"
 logs=$(mktemp -d)
@@ -15,4 +16,4 @@ one() {
     [[ $status == 0 ]] || { tail -n 40 "$logs/$1"; exit 1; }
 }
 export -f one
-printf '%s\n' flatbuffer archive npz toml json | xargs -P 2 -I {} bash -c 'one {}' || exit 1
+printf '%s\n' flatbuffer archive npz toml json | xargs -P "${FUZZERS:-2}" -I {} bash -c 'one {}' || exit 1

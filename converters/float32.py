@@ -7,6 +7,7 @@ then run against the model, which also locates the tensor of each tap by value.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -75,11 +76,13 @@ class Trace:
 
     def __init__(self, model: Any) -> None:
         self.loaded: LoadedModel = wrap(model)
+        self.notes: tuple[str, ...] = ()
 
     @functools.cached_property
     def frozen(self) -> Any:
         """The model as a TensorFlow function whose weights are constants."""
-        return frozen_function(self.loaded)
+        function, self.notes = frozen_function(self.loaded)
+        return function
 
 
 def traced(model: Any) -> Trace:
@@ -118,7 +121,7 @@ def convert(model: Any, taps: bool = True, verbose: bool = False) -> Float32Resu
     raw = read_tflite(to_flatbuffer(trace, verbose))
 
     sample, values = _compared(loaded, raw)
-    notes: list[str] = []
+    notes = [*trace.notes]
     tensors: dict[str, int] = {}
     if taps:
         tensors = _find_taps(loaded, raw, values, sample, notes)
@@ -151,16 +154,17 @@ def check_inputs(loaded: LoadedModel) -> None:
             )
 
 
-def frozen_function(loaded: LoadedModel) -> Any:
-    """Returns a model as a TensorFlow function at batch 1 whose weights are constants.
+def frozen_function(loaded: LoadedModel) -> tuple[Any, tuple[str, ...]]:
+    """Returns a model as a TensorFlow function at batch 1 whose weights are constants, and notes.
 
-    Binary layers become constants of their signs.
+    Binary layers become constants of their signs, recurrent layers are unrolled.
     """
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import (
         convert_variables_to_constants_v2,
     )
 
+    from edgecompress.converters.recurrent import unrolled
     from edgecompress.layers.binary import frozen_kernels
 
     signature = [
@@ -168,10 +172,13 @@ def frozen_function(loaded: LoadedModel) -> Any:
         for position, spec in enumerate(loaded.inputs)
     ]
     traced = tf.function(lambda *tensors: loaded.call(tensors), input_signature=signature)
-    with frozen_kernels():
+    rewritten: contextlib.AbstractContextManager[list[str]] = contextlib.nullcontext([])
+    if loaded.flavour == "keras3":
+        rewritten = unrolled(loaded.model)
+    with frozen_kernels(), rewritten as notes:
         concrete = traced.get_concrete_function()
     # Unfrozen, a Keras 3 model converts without an error, but to a file that cannot run.
-    return convert_variables_to_constants_v2(concrete)
+    return convert_variables_to_constants_v2(concrete), tuple(notes)
 
 
 def to_flatbuffer(model: LoadedModel | Trace, verbose: bool = False) -> bytes:

@@ -153,7 +153,7 @@ def convert(
     if flat.subgraphs > 1:
         raise ConversionError(
             f"The model has a loop ({', '.join(_loops(flat))}), which the quantizer cannot follow. "
-            "Build recurrent layers with unroll=True."
+            "Only Keras's recurrent layers with a fixed number of time steps can be unrolled."
         )
     if not precision.trains:
         return _weights_only(source, precision, per_layer, record, verbose)

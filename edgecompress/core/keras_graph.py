@@ -1,8 +1,9 @@
 """The one module that touches Keras internals; everything else uses the functions here.
 
 Private names used: `Sequential._functional` (the Functional model inside a built Sequential),
-`Functional._nodes_by_depth` (the calls that make up a model's graph) and
-`Optimizer._untrack_variable` (the counterpart of the public `add_variable`).
+`Functional._nodes_by_depth` (the calls that make up a model's graph), `Layer._flatten_layers` (the
+layers inside a layer) and `Optimizer._untrack_variable` (the counterpart of the public
+`add_variable`).
 """
 
 from __future__ import annotations
@@ -72,6 +73,11 @@ def walk_layers(model: Any) -> Iterator[Any]:
                 yield layer
 
     yield from walk(model.layers)
+
+
+def every_layer(model: Any) -> list[Any]:
+    """Returns all layers of a Keras 3 model, each once, including those inside other layers."""
+    return list({id(layer): layer for layer in model._flatten_layers(include_self=False)}.values())
 
 
 class LayerCall(NamedTuple):

@@ -270,9 +270,17 @@ def test_float_that_is_left_is_named() -> None:
         int8._float_left(read_tflite(source.artifact.data), True, Int8())
 
 
+class Halved(layers.Layer):  # type: ignore[misc, name-defined]
+    """A loop that is no recurrent layer."""
+
+    def call(self, values: Any) -> Any:
+        halve = lambda i, v: (i + 1, 0.5 * v)  # noqa: E731
+        return keras.ops.while_loop(lambda i, v: i < 3, halve, (0, values))[1]
+
+
 def test_loops_are_refused_by_name_and_unrolled_ones_run() -> None:
-    looped = keras.Sequential([keras.Input((3, 4)), layers.GRU(5, name="memory"), layers.Dense(2)])
-    with pytest.raises(ConversionError, match="memory.*unroll=True"):
+    looped = keras.Sequential([keras.Input((3, 4)), Halved(name="memory"), layers.Dense(2)])
+    with pytest.raises(ConversionError, match="memory.*Only Keras's recurrent layers"):
         int8.convert(float32.convert(looped), calibration=samples(looped))
     flat = keras.Sequential([keras.Input((3, 4)), layers.GRU(5, unroll=True), layers.Dense(2)])
     artifact = int8.convert(float32.convert(flat), calibration=samples(flat))

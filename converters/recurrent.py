@@ -1,0 +1,243 @@
+"""Recurrent layers without a loop: each time step becomes operators of its own.
+
+Keras runs LSTM, GRU and SimpleRNN in a loop, which TensorFlow Lite writes as WHILE with further
+subgraphs; no quantizer follows it. While a model is traced for conversion, the loop of each layer
+is replaced by one that runs at trace time. The products of all inputs are taken out of it as one
+matrix product, and a state that starts at zero is left out of the first step:
+
+    LSTM  i, f, g, o = split(x_t W + b + h U);  c = sigmoid(f) c + sigmoid(i) tanh(g)
+          h = sigmoid(o) tanh(c)
+    GRU   z, r = split(sigmoid(x_t W_zr + b_zr + h U_zr));  n = tanh(x_t W_n + b_n + r (h U_n + d))
+          h = n + z (h - n)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from edgecompress.core.keras_graph import every_layer
+
+# Computes the states of the next time step from the input's part, by gate, and the states, which
+# are None at the first time step if they start at zero.
+_Step = Callable[[Sequence[Any], Sequence[Any]], list[Any]]
+
+
+@contextlib.contextmanager
+def unrolled(model: Any) -> Iterator[list[str]]:
+    """Traces inside the block run the recurrent layers of a Keras 3 model step by step.
+
+    Layers inside others (Bidirectional, TimeDistributed) are included. A layer whose number of time
+    steps is open keeps its loop.
+
+    Args:
+        model: A Keras 3 model; it is as before after the block.
+
+    Yields:
+        Notes, which the trace adds.
+    """
+    import keras
+
+    notes: list[str] = []
+    with contextlib.ExitStack() as stack:
+        for layer in every_layer(model):
+            if isinstance(layer, keras.layers.Bidirectional):
+                stack.enter_context(_replaced(layer, "call", functools.partial(_both_ways, layer)))
+            elif isinstance(layer, keras.layers.RNN):
+                loop = functools.partial(_run, layer, layer.inner_loop, notes)
+                stack.enter_context(_replaced(layer, "inner_loop", loop))
+        yield notes
+
+
+@contextlib.contextmanager
+def _replaced(target: Any, name: str, value: Any) -> Iterator[None]:
+    """Gives an object another method, or value, of its own."""
+    own = vars(target).get(name, None)
+    setattr(target, name, value)
+    try:
+        yield
+    finally:
+        if own is None:
+            delattr(target, name)
+        else:
+            setattr(target, name, own)
+
+
+def _run(
+    layer: Any,
+    loop: Callable[..., Any],
+    notes: list[str],
+    sequences: Any,
+    initial_state: Sequence[Any],
+    mask: Any,
+    training: bool = False,
+) -> tuple[Any, Any, list[Any]]:
+    """Runs a layer's time steps; returns its last output, all outputs and its last states."""
+    batch, steps = sequences.shape[:2]
+    notes += _notes(layer, steps, mask)
+    make = _CELLS.get(type(layer.cell).__name__)
+    known = make is not None and type(layer.cell).__module__.startswith("keras.")
+    if not known or None in (batch, steps) or batch > 1 or mask is not None or make is None:
+        # Keras's own unrolled loop also takes masks, other cells and several of them.
+        with _replaced(layer, "unroll", steps is not None):
+            found: tuple[Any, Any, list[Any]] = loop(sequences, initial_state, mask, training)
+        return found
+
+    import tensorflow as tf
+
+    parts, step = make(layer.cell, tf.reshape(sequences, (steps, sequences.shape[2])))
+    by_step = list(zip(*(tf.split(part, steps) for part in parts), strict=True))
+    states: list[Any] = [None if _is_zero(state) else state for state in initial_state]
+    outputs = []
+    for inputs in reversed(by_step) if layer.go_backwards else by_step:
+        states = step(inputs, states)
+        outputs.append(states[0])
+    sequence = tf.stack(outputs, axis=1) if layer.return_sequences else outputs[-1][:, None]
+    return outputs[-1], sequence, states
+
+
+def _notes(layer: Any, steps: int | None, mask: Any) -> list[str]:
+    if steps is None:
+        return [
+            f"{layer.name} ({type(layer).__name__}) keeps its loop: its number of time steps is "
+            "open. Give keras.Input a fixed number."
+        ]
+    found = [f"{layer.name} ({type(layer).__name__}): its {steps} time steps are unrolled."]
+    if mask is not None:
+        found.append(
+            f"{layer.name} ({type(layer).__name__}) reads a mask, which is computed in float with "
+            "operators that microcontrollers do not have. Remove the Masking layer (or mask_zero) "
+            "and feed sequences of one length."
+        )
+    return found
+
+
+def _is_zero(tensor: Any) -> bool:
+    import tensorflow as tf
+
+    value = tf.get_static_value(tensor)
+    return value is not None and not value.any()
+
+
+def _both_ways(
+    layer: Any, sequences: Any, initial_state: Any = None, mask: Any = None, training: Any = None
+) -> Any:
+    """Calls a Bidirectional; as Keras does, but without an operator that reverses a tensor."""
+    import keras
+
+    starts: list[Any] = [None, None]
+    if initial_state is not None:
+        half = len(initial_state) // 2
+        starts = [initial_state[:half], initial_state[half:]]
+    found, states = [], []
+    for part, start in zip((layer.forward_layer, layer.backward_layer), starts, strict=True):
+        outputs = part(sequences, initial_state=start, mask=mask, training=training)
+        if layer.return_state:
+            outputs, *rest = outputs
+            states += rest
+        found.append(outputs)
+    if layer.return_sequences:
+        # Int8 has no REVERSE_V2.
+        order = list(reversed(range(found[1].shape[1])))
+        found[1] = keras.ops.take(found[1], order, axis=1)
+    ahead, back = found
+    merges: dict[str | None, Callable[[], Any]] = {
+        "concat": lambda: keras.ops.concatenate([ahead, back], axis=-1),
+        "sum": lambda: ahead + back,
+        "ave": lambda: (ahead + back) / 2,
+        "mul": lambda: ahead * back,
+        None: lambda: (ahead, back),
+    }
+    merged = merges[layer.merge_mode]()
+    if not states:
+        return merged
+    return (*merged, *states) if layer.merge_mode is None else (merged, *states)
+
+
+def _tensor(variable: Any) -> Any:
+    import keras
+
+    return keras.ops.convert_to_tensor(variable)
+
+
+def _lstm(cell: Any, inputs: Any) -> tuple[list[Any], _Step]:
+    import tensorflow as tf
+
+    recurrent = _tensor(cell.recurrent_kernel)
+    projected = inputs @ _tensor(cell.kernel)
+    if cell.use_bias:
+        projected += _tensor(cell.bias)
+
+    def step(parts: Sequence[Any], states: Sequence[Any]) -> list[Any]:
+        (gates,), (hidden, carry) = parts, states
+        if hidden is not None:
+            gates += hidden @ recurrent
+        i, f, g, o = tf.split(gates, 4, axis=1)
+        new = cell.recurrent_activation(i) * cell.activation(g)
+        if carry is not None:
+            new = cell.recurrent_activation(f) * carry + new
+        return [cell.recurrent_activation(o) * cell.activation(new), new]
+
+    return [projected], step
+
+
+def _gru(cell: Any, inputs: Any) -> tuple[list[Any], _Step]:
+    import tensorflow as tf
+
+    sizes = [2 * cell.units, cell.units]
+    gate_kernel, kernel = tf.split(_tensor(cell.kernel), sizes, axis=1)
+    gate_recurrent, recurrent = tf.split(_tensor(cell.recurrent_kernel), sizes, axis=1)
+    gates, candidate, offset = inputs @ gate_kernel, inputs @ kernel, None
+    if cell.use_bias:
+        bias = _tensor(cell.bias)
+        if cell.reset_after:
+            bias, after = bias[0], bias[1]
+            # Both biases of the gates are added to the same sum.
+            gates += after[: 2 * cell.units]
+            offset = after[2 * cell.units :]
+        gates += bias[: 2 * cell.units]
+        candidate += bias[2 * cell.units :]
+
+    def remembered(reset: Any, hidden: Any) -> Any:
+        """Returns what the states contribute to the candidate; None for nothing."""
+        if not cell.reset_after:
+            return None if hidden is None else (reset * hidden) @ recurrent
+        if hidden is None:
+            return None if offset is None else reset * offset
+        product = hidden @ recurrent
+        return reset * (product if offset is None else product + offset)
+
+    def step(parts: Sequence[Any], states: Sequence[Any]) -> list[Any]:
+        (gate, new), (hidden,) = parts, states
+        if hidden is not None:
+            gate += hidden @ gate_recurrent
+        update, reset = tf.split(cell.recurrent_activation(gate), 2, axis=1)
+        memory = remembered(reset, hidden)
+        new = cell.activation(new if memory is None else new + memory)
+        return [new - update * new if hidden is None else new + update * (hidden - new)]
+
+    return [gates, candidate], step
+
+
+def _simple(cell: Any, inputs: Any) -> tuple[list[Any], _Step]:
+    recurrent = _tensor(cell.recurrent_kernel)
+    projected = inputs @ _tensor(cell.kernel)
+    if cell.use_bias:
+        projected += _tensor(cell.bias)
+
+    def step(parts: Sequence[Any], states: Sequence[Any]) -> list[Any]:
+        (total,), (hidden,) = parts, states
+        return [cell.activation(total if hidden is None else total + hidden @ recurrent)]
+
+    return [projected], step
+
+
+# Cells of Keras -> from cell and inputs (time steps, features): the inputs' part of each gate, one
+# row for each time step, and the time step.
+_CELLS: dict[str, Callable[[Any, Any], tuple[list[Any], _Step]]] = {
+    "LSTMCell": _lstm,
+    "GRUCell": _gru,
+    "SimpleRNNCell": _simple,
+}

@@ -205,6 +205,8 @@ class QuantizationAwareTraining(CompressionCallback):
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Stops training when a NaN weight or range has made the loss NaN."""
+        if self._arithmetic is not None and self._arithmetic.observe():
+            self.model.test_function = self.model.predict_function = None
         loss = (logs or {}).get("loss", 0.0)
         if self._arithmetic is not None and not np.isfinite(loss):
             self._check_finite(self._arithmetic.ranges())

@@ -3,6 +3,9 @@
 The `call` of single layers is wrapped on their instances: kernels are read through a
 straight-through quantizer, outputs at the taps are rounded. Weights stay float, the graph, the
 config, the list of weights and every saved file stay those of the plain model.
+
+Training rounds in float. Inference (validation) computes with the integers of the int8 file, as far
+as `precisions.integer_operators` knows them.
 """
 
 from __future__ import annotations
@@ -17,11 +20,19 @@ from keras import ops
 
 from edgecompress.callbacks.hooks import Wrapping
 from edgecompress.core.fusion import FusedGraph, source_of
-from edgecompress.core.fusion_rules import split_activation
+from edgecompress.core.fusion_rules import split_activation, weighted_operator
 from edgecompress.core.keras_graph import functional_of, layers_by_name
 from edgecompress.core.layer_kinds import KernelAxes
 from edgecompress.core.operator_copy import apply_activation
 from edgecompress.precisions.base import Precision
+from edgecompress.precisions.integer_arithmetic import Grid, grid_of, on_grid
+from edgecompress.precisions.integer_operators import (
+    linear,
+    name_of,
+    operate,
+    operate_weighted,
+    with_kernel,
+)
 from edgecompress.precisions.mixed import kernel_name, scale_axes
 
 _UNSEEN = (np.inf, -np.inf)
@@ -114,6 +125,36 @@ class QuantizedArithmetic:
             elif tap.same_as in known:
                 self._rounding[tap.name] = self._learnt_like(tap.same_as)
             known.add(tap.name)
+        self._inference = False
+        self._seen = False
+        self._integer = quantizer.activation_bits == 8
+        self._folded = {
+            name
+            for operator in graph.operators.values()
+            if self._has_codes(operator.layer)
+            for name in operator.batch_norms
+        }
+        self.observe()
+
+    def observe(self) -> bool:
+        """Looks whether every range has seen data, from when on inference computes with integers.
+
+        Returns:
+            Whether that has changed: what is traced of inference is outdated.
+        """
+        before, self._seen = self._seen, self._seen or len(self.ranges()) == len(self._taps)
+        return self._seen != before
+
+    def _has_codes(self, name: str) -> bool:
+        """Returns whether inference computes a layer with the codes of its kernels."""
+        return (
+            name in self._axes
+            and self._by_name[name].compute_dtype == "float32"
+            and all(
+                type(self._precision_of(name, attribute)).weight_codes is not Precision.weight_codes
+                for attribute in self._axes[name]
+            )
+        )
 
     def _learnt_like(self, name: str) -> Callable[[Any], Any]:
         source = source_of(self._taps[name], self._taps)
@@ -168,9 +209,9 @@ class QuantizedArithmetic:
             if name in inner or name in self._layers:
                 found.append(Wrapping(layer, "call", functools.partial(self._layer_call, layer)))
             elif name in self._graph.batch_norms:
-                found.append(Wrapping(layer, "call", self._batch_norm_call))
-        if any(tap.name.startswith("input:") for tap in self._graph.taps):
-            found.append(Wrapping(self._model, "call", self._model_call))
+                wrap = functools.partial(self._batch_norm_call, name)
+                found.append(Wrapping(layer, "call", wrap))
+        found.append(Wrapping(self._model, "call", self._model_call))
         return found
 
     def ranges(self) -> dict[str, tuple[float, float]]:
@@ -186,9 +227,65 @@ class QuantizedArithmetic:
                     found[tap.name] = (low, high)
         return found
 
+    @property
+    def _with_integers(self) -> bool:
+        """Whether the call that is being traced computes with integers."""
+        return self._integer and self._inference and self._seen
+
+    def _grid(self, name: str) -> Grid:
+        source = source_of(self._taps[name], self._taps)
+        if source.fixed is not None:
+            return grid_of(*self._quantizer.fixed_range(*source.fixed))
+        bounds = self._learnt[source.name].range
+        return grid_of(bounds[0], bounds[1])
+
     def _insert(self, name: str, values: Any) -> Any:
         rounding = self._rounding.get(name)
-        return values if rounding is None else rounding(values)
+        if rounding is None:
+            return values
+        if self._with_integers:
+            rounded = on_grid(ops.cast(values, "float32"), self._grid(name))
+            return ops.cast(rounded, values.dtype)
+        return rounding(values)
+
+    def _operate(
+        self, name: str, function: Callable[..., Any], *values: Any, what: str | None = None
+    ) -> Any:
+        """Computes an operator without weights as the file does."""
+        operator = self._graph.operators.get(name) if self._with_integers else None
+        tensors = keras.tree.flatten(values)
+        ranks = {len(tensor.shape) for tensor in tensors}
+        types = {keras.backend.standardize_dtype(tensor.dtype) for tensor in tensors}
+        if operator is None or len(ranks) > 1 or types != {"float32"}:
+            return function(*values)
+        sources = [self._grid(tap) for tap in operator.inputs]
+        target = self._grid(operator.output)
+        return operate(what or name_of(function), function, values, tensors, sources, target)
+
+    def _operate_weighted(
+        self,
+        name: str,
+        layer: Any,
+        attribute: str,
+        run: Callable[[Any, Any], Any],
+        bias: Any,
+        values: Any,
+    ) -> Any | None:
+        """Computes a layer without its activation as the file does; None if that is not known."""
+        operator = self._graph.operators.get(name)
+        if not self._with_integers or operator is None or not self._has_codes(layer.name):
+            return None
+        return operate_weighted(
+            run,
+            ops.convert_to_tensor(getattr(layer, attribute)),
+            bias,
+            values,
+            self._grid(operator.inputs[0]),
+            self._grid(operator.output),
+            self._precision_of(layer.name, attribute),
+            self._axes[layer.name][attribute],
+            [self._by_name[batch_norm] for batch_norm in operator.batch_norms],
+        )
 
     def _layer_call(self, layer: Any, call: Callable[..., Any]) -> Callable[..., Any]:
         if type(layer).__name__.startswith("Separable"):
@@ -201,15 +298,19 @@ class QuantizedArithmetic:
         def quantized_call(*args: Any, **kwargs: Any) -> Any:
             if frozen and self.batch_norm_frozen:
                 kwargs["training"] = False
+            if layer.name in self._folded and self._with_integers:
+                return self._insert(layer.name, args[0])
             return self._insert(layer.name, run(*args, **kwargs))
 
         return quantized_call
 
-    def _batch_norm_call(self, call: Callable[..., Any]) -> Callable[..., Any]:
+    def _batch_norm_call(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(call)
         def batch_norm_call(*args: Any, **kwargs: Any) -> Any:
             if self.batch_norm_frozen:
                 kwargs["training"] = False
+            if name in self._folded and self._with_integers:
+                return args[0]
             return call(*args, **kwargs)
 
         return batch_norm_call
@@ -223,18 +324,23 @@ class QuantizedArithmetic:
 
         @functools.wraps(call)
         def model_call(inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            self._inference = not (args[0] if args else kwargs.get("training"))
+            try:
+                return call(rounded_inputs(inputs), *args, **kwargs)
+            finally:
+                self._inference = False
+
+        def rounded_inputs(inputs: Any) -> Any:
             if isinstance(inputs, Mapping):
                 # By key: a dict may hold the inputs in any order, or more than the model reads.
                 keys = _input_keys(self._model)
-                inputs = {
+                return {
                     key: rounded(keys[key], value) if key in keys else value
                     for key, value in inputs.items()
                 }
-            else:
-                flat = keras.tree.flatten(inputs)
-                flat = [rounded(position, value) for position, value in enumerate(flat)]
-                inputs = keras.tree.pack_sequence_as(inputs, flat)
-            return call(inputs, *args, **kwargs)
+            flat = keras.tree.flatten(inputs)
+            flat = [rounded(position, value) for position, value in enumerate(flat)]
+            return keras.tree.pack_sequence_as(inputs, flat)
 
         return model_call
 
@@ -260,48 +366,70 @@ class QuantizedArithmetic:
         **kwargs: Any,
     ) -> Any:
         if type(layer).__name__ == "Activation":
-            return apply_activation(layer, args[0], self._insert)
-        activation = layer.activation if split_activation(layer) is not None else None
+            return apply_activation(layer, args[0], self._insert, operate=self._operate)
         axes = self._axes.get(layer.name)
-        if activation is not None:
-            layer.activation = keras.activations.linear
-        try:
-            if axes:
-                with self._scope(layer, axes):
-                    outputs = call(*args, **kwargs)
-            else:
-                outputs = call(*args, **kwargs)
-        finally:
-            if activation is not None:
-                layer.activation = activation
-        if activation is None:
+        split = split_activation(layer) is not None
+        outputs = None
+        if axes:
+            (attribute,) = axes
+            name = weighted_operator(layer)
+            run = with_kernel(layer, attribute, functools.partial(call, **kwargs))
+            bias = None if layer.bias is None else ops.convert_to_tensor(layer.bias)
+            outputs = self._operate_weighted(name, layer, attribute, run, bias, args[0])
+        if outputs is not None:
+            outputs = outputs if split else layer.activation(outputs)
+        elif split:
+            with linear(layer):
+                outputs = self._in_float(layer, call, *args, **kwargs)
+        elif axes or kwargs:
+            outputs = self._in_float(layer, call, *args, **kwargs)
+        else:
+            outputs = self._operate(layer.name, call, *args, what=type(layer).__name__)
+        if not split:
             return outputs
         outputs = self._insert(f"{layer.name}/pre_activation", outputs)
-        return apply_activation(layer, outputs, self._insert)
+        return apply_activation(layer, outputs, self._insert, operate=self._operate)
+
+    def _in_float(self, layer: Any, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        axes = self._axes.get(layer.name)
+        if not axes:
+            return call(*args, **kwargs)
+        with self._scope(layer, axes):
+            return call(*args, **kwargs)
 
     def _separable(self, layer: Any, inputs: Any) -> Any:
         axes = self._axes.get(layer.name, {})
 
-        def kernel(name: str) -> Any:
-            values = ops.convert_to_tensor(getattr(layer, name))
-            return self._rounded(layer, name, values) if name in axes else values
+        def depthwise(kernel: Any, values: Any) -> Any:
+            return ops.depthwise_conv(
+                values,
+                kernel,
+                strides=layer.strides,
+                padding=layer.padding,
+                data_format=layer.data_format,
+                dilation_rate=layer.dilation_rate,
+            )
 
-        outputs = ops.depthwise_conv(
-            inputs,
-            kernel("depthwise_kernel"),
-            strides=layer.strides,
-            padding=layer.padding,
-            data_format=layer.data_format,
-            dilation_rate=layer.dilation_rate,
-        )
-        outputs = self._insert(f"{layer.name}/depthwise", outputs)
-        outputs = ops.conv(
-            outputs, kernel("pointwise_kernel"), padding="valid", data_format=layer.data_format
-        )
-        if layer.use_bias:
-            outputs = outputs + layer.bias
+        def pointwise(kernel: Any, values: Any) -> Any:
+            return ops.conv(values, kernel, padding="valid", data_format=layer.data_format)
+
+        def half(name: str, attribute: str, run: Any, values: Any, bias: Any = None) -> Any:
+            found = None
+            if attribute in axes:
+                found = self._operate_weighted(name, layer, attribute, run, bias, values)
+            if found is not None:
+                return found
+            kernel = ops.convert_to_tensor(getattr(layer, attribute))
+            kernel = self._rounded(layer, attribute, kernel) if attribute in axes else kernel
+            outputs = run(kernel, values)
+            return outputs if bias is None else outputs + bias
+
+        middle = half(f"{layer.name}/depthwise", "depthwise_kernel", depthwise, inputs)
+        middle = self._insert(f"{layer.name}/depthwise", middle)
+        bias = ops.convert_to_tensor(layer.bias) if layer.use_bias else None
+        outputs = half(weighted_operator(layer), "pointwise_kernel", pointwise, middle, bias)
         outputs = self._insert(f"{layer.name}/pre_activation", outputs)
-        return apply_activation(layer, outputs, self._insert)
+        return apply_activation(layer, outputs, self._insert, operate=self._operate)
 
 
 def _input_keys(model: keras.Model) -> dict[str, int]:

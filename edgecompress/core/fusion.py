@@ -60,6 +60,25 @@ class Tap:
 
 
 @dataclass(frozen=True)
+class FusedOperator:
+    """One operator of the int8 file: what it reads and writes once everything is fused.
+
+    Attributes:
+        kind: Of `core.fusion_rules`.
+        layer: Name of the layer it computes.
+        inputs: The taps that its inputs were rounded at, one for each.
+        output: The tap that its output is rounded at, behind what is fused into it.
+        batch_norms: Names of the BatchNormalization layers folded into it, in order.
+    """
+
+    kind: str
+    layer: str
+    inputs: tuple[str, ...]
+    output: str
+    batch_norms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class FusedGraph:
     """A model as the int8 converter sees it.
 
@@ -68,12 +87,16 @@ class FusedGraph:
         weights: Layer name -> its kernels: each output channel has its own scale.
         batch_norms: Names of BatchNormalization layers that fold into the layer before.
         notes: What training cannot simulate, one sentence each with the layer and the reason.
+        operators: The operators that round, `<layer>` or `<layer>/<part>` -> operator. Those are
+            left out whose inputs or outputs are not all rounded at taps, and those that absorb a
+            Rescaling.
     """
 
     taps: tuple[Tap, ...]
     weights: Mapping[str, tuple[KernelAxes, ...]] = field(default_factory=dict)
     batch_norms: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    operators: Mapping[str, FusedOperator] = field(default_factory=dict)
 
 
 @dataclass
@@ -310,7 +333,38 @@ def analyse(model: Any) -> FusedGraph:
             if o.absorbed and type(o.layer).__name__ == "BatchNormalization"
         ),
         notes=tuple(dict.fromkeys(graph.notes)),
+        operators=_fused(graph, covering),
     )
+
+
+def _fused(graph: _Graph, covering: Mapping[int, str | None]) -> dict[str, FusedOperator]:
+    """Returns the operators whose inputs and outputs are all rounded at taps, by name."""
+    absorbed: dict[int, list[_Operator]] = {}
+    for operator in graph.operators:
+        if operator.absorbed:
+            absorbed.setdefault(graph.root(operator).output, []).append(operator)
+    found = {}
+    for operator in graph.operators:
+        if operator.absorbed or operator.step.kind in KEEPS_RANGE:
+            continue
+        chain = absorbed.get(operator.output, [])
+        affine = [o for o in chain if o.step.kind == AFFINE]
+        reads = [covering.get(value) for value in operator.inputs]
+        writes = covering.get((chain[-1] if chain else operator).output)
+        scaled = any(
+            producer is not None and producer.folded_forward
+            for producer in map(graph.producer.get, operator.inputs)
+        ) or any(type(o.layer).__name__ != "BatchNormalization" for o in affine)
+        if scaled or writes is None or None in reads:
+            continue
+        found[operator.name] = FusedOperator(
+            operator.step.kind,
+            operator.layer.name,
+            tuple(tap for tap in reads if tap is not None),
+            writes,
+            tuple(o.layer.name for o in affine),
+        )
+    return found
 
 
 def _inside(graph: _Graph) -> set[int]:

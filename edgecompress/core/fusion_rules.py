@@ -150,6 +150,11 @@ def lower(layer: Any, inputs: int, plain: bool) -> tuple[Step, ...]:
     return steps
 
 
+def weighted_operator(layer: Any) -> str:
+    """Returns the name of the operator that holds a layer's last kernel."""
+    return f"{layer.name}/pre_activation" if activation_name(layer) != "linear" else layer.name
+
+
 def split_activation(layer: Any) -> str | None:
     """Returns the name of a weighted layer's activation if it is a separate operator.
 

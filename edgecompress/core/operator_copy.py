@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 from edgecompress.core.fusion import find_taps
-from edgecompress.core.fusion_rules import activation_name, split_activation
+from edgecompress.core.fusion_rules import activation_name, split_activation, weighted_operator
 from edgecompress.core.keras_graph import functional_of, is_nested, run_graph
 from edgecompress.core.layer_kinds import KernelAxes, int8_kernels
 
+Operate = Callable[..., Any]
+
+
+def plainly(name: str, function: Callable[..., Any], *values: Any) -> Any:
+    """Computes an operator as Keras does."""
+    return function(*values)
+
 
 def apply_activation(
-    layer: Any, values: Any, insert: Callable[[str, Any], Any], function: Any = None
+    layer: Any,
+    values: Any,
+    insert: Callable[[str, Any], Any],
+    function: Any = None,
+    operate: Operate = plainly,
 ) -> Any:
     """Applies a layer's activation operator by operator, calling `insert` on inner taps.
 
@@ -21,19 +33,22 @@ def apply_activation(
         values: The linear output, any shape.
         insert: `(tap name, tensor) -> tensor`, called for the gate inside SiLU.
         function: The activation; defaults to `layer.activation`.
+        operate: `(operator, function, *tensors) -> tensor`, computes each operator. Defaults to
+            calling the function.
     """
     import keras
 
     if activation_name(layer) == "silu":
         gate = insert(f"{layer.name}/sigmoid", keras.ops.sigmoid(values))
-        return keras.ops.multiply(values, gate)
-    return (function or layer.activation)(values)
+        return operate(layer.name, keras.ops.multiply, values, gate)
+    return operate(layer.name, function or layer.activation, values)
 
 
 def rebuild(
     model: Any,
     insert: Callable[[str, Any], Any],
     weights: Callable[[str, KernelAxes, Any], Any] | None = None,
+    operate: Operate = plainly,
 ) -> Any:
     """Rebuilds the model from copies of its layers, operator by operator.
 
@@ -46,6 +61,9 @@ def rebuild(
         insert: `(name, tensor) -> tensor`, called on the model's inputs (`input:0`, ...), on each
             layer's output and on the parts inside a layer; returns what is read instead.
         weights: `(layer, kernel, array) -> array` for each quantized kernel. Defaults to none.
+        operate: `(operator, function, *tensors) -> tensor`, called for each operator
+            (`FusedGraph.operators`) with the copy of its layer or its function. Defaults to calling
+            that.
 
     Returns:
         A keras.Model with the same inputs and outputs.
@@ -56,7 +74,7 @@ def rebuild(
     import keras
 
     functional = functional_of(model)
-    copies = _Copies(insert, weights)
+    copies = _Copies(insert, weights, operate)
     inputs = [
         keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name)
         for tensor in functional.inputs
@@ -74,8 +92,9 @@ class _Copies:
         self,
         insert: Callable[[str, Any], Any],
         weights: Callable[[str, KernelAxes, Any], Any] | None,
+        operate: Operate,
     ) -> None:
-        self._insert, self._weights = insert, weights
+        self._insert, self._weights, self._operate = insert, weights, operate
         self._made: dict[int, Any] = {}
 
     def call(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
@@ -85,9 +104,9 @@ class _Copies:
             return run_graph(layer, keras.tree.flatten(args), self.call)
         if type(layer).__name__ == "Activation":
             function = keras.layers.Activation(layer.activation, name=layer.name)
-            outputs = apply_activation(layer, args[0], self._insert, function)
+            outputs = apply_activation(layer, args[0], self._insert, function, self._operate)
         elif not int8_kernels(layer):
-            outputs = self._copy(layer, args, kwargs)
+            outputs = self._copy(layer.name, layer, args, kwargs)
         elif len(int8_kernels(layer)) == 2:
             outputs = self._separable(layer, *args)
         else:
@@ -96,14 +115,18 @@ class _Copies:
             return self._insert(layer.name, outputs)
         return outputs
 
-    def _copy(self, layer: Any, args: Any, kwargs: Any, **changes: Any) -> Any:
+    def _copy(self, operator: str, layer: Any, args: Any, kwargs: Any, **changes: Any) -> Any:
         """Calls the copy of a layer; a layer that is used twice has one copy."""
         if id(layer) in self._made:
             return self._made[id(layer)](*args, **kwargs)
         copied = type(layer).from_config({**layer.get_config(), **changes})
         self._made[id(layer)] = copied
-        outputs = copied(*args, **kwargs)
-        if getattr(layer, "weights", None):
+        plain = all(value is None or value is False for value in kwargs.values())
+        if plain:
+            kwargs = {}
+        run = functools.partial(self._operate, operator, copied) if plain else copied
+        outputs = run(*args, **kwargs)
+        if getattr(layer, "weights", None) and copied.built:
             copied.set_weights(self._weights_of(layer))
         return outputs
 
@@ -121,12 +144,12 @@ class _Copies:
         import keras
 
         if split_activation(layer) is None:
-            return self._copy(layer, args, kwargs)
-        name = f"{layer.name}_pre_activation"
-        linear = self._copy(layer, args, kwargs, activation="linear", name=name)
-        linear = self._insert(f"{layer.name}/pre_activation", linear)
+            return self._copy(weighted_operator(layer), layer, args, kwargs)
+        operator, name = weighted_operator(layer), f"{layer.name}_pre_activation"
+        linear = self._copy(operator, layer, args, kwargs, activation="linear", name=name)
+        linear = self._insert(operator, linear)
         function = keras.layers.Activation(layer.activation, name=layer.name)
-        return apply_activation(layer, linear, self._insert, function)
+        return apply_activation(layer, linear, self._insert, function, self._operate)
 
     def _separable(self, layer: Any, inputs: Any) -> Any:
         import keras
@@ -147,17 +170,20 @@ class _Copies:
             layer.filters, 1, use_bias=layer.use_bias, name=f"{layer.name}_pointwise", **common
         )
         values = dict(zip((id(w) for w in layer.weights), self._weights_of(layer), strict=True))
-        middle = depthwise(inputs)
+        middle = self._operate(f"{layer.name}/depthwise", depthwise, inputs)
         depthwise.set_weights([values[id(layer.depthwise_kernel)]])
-        outputs = pointwise(self._insert(f"{layer.name}/depthwise", middle))
+        last = weighted_operator(layer)
+        outputs = self._insert(f"{layer.name}/depthwise", middle)
+        outputs = self._operate(last, pointwise, outputs)
         bias = [values[id(layer.bias)]] if layer.use_bias else []
         pointwise.set_weights([values[id(layer.pointwise_kernel)], *bias])
         if activation_name(layer) == "linear":
             return outputs
-        if split_activation(layer) is not None:
-            outputs = self._insert(f"{layer.name}/pre_activation", outputs)
         function = keras.layers.Activation(layer.activation, name=layer.name)
-        return apply_activation(layer, outputs, self._insert, function)
+        if split_activation(layer) is None:
+            return function(outputs)
+        outputs = self._insert(last, outputs)
+        return apply_activation(layer, outputs, self._insert, function, self._operate)
 
 
 def tap_model(model: Any) -> Any:

@@ -92,6 +92,20 @@ class Precision(ABC):
             channel_axes: Axes whose indices have separate scales; () for a single scale.
         """
 
+    def weight_codes(self, weights: Any, channel_axes: Sequence[int]) -> tuple[Any, Any] | None:
+        """Returns the codes of weights and their scales, or None where weights have none.
+
+        With them, validation computes what the int8 kernels compute; otherwise in float.
+
+        Args:
+            weights: A kernel of any shape.
+            channel_axes: As in `quantize_weights`.
+
+        Returns:
+            Whole numbers and scales as float32 tensors; their product is the rounded kernel.
+        """
+        return None
+
     @abstractmethod
     def fake_quantize_weights(self, weights: Any, channel_axes: Sequence[int]) -> Any:
         """Returns what `quantize_weights` returns, with a straight-through gradient."""

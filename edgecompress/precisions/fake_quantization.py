@@ -61,9 +61,20 @@ def quantize_weights(weights: Any, channel_axes: Sequence[int], bits: int = 8) -
         A tensor in the type of `weights`; the arithmetic is float32.
     """
     weights = ops.convert_to_tensor(weights)
+    codes, scales = weight_codes(weights, channel_axes, bits)
+    return ops.cast(codes * scales, weights.dtype)
+
+
+def weight_codes(weights: Any, channel_axes: Sequence[int], bits: int = 8) -> tuple[Any, Any]:
+    """Returns the codes of weights, `round(w / s_c)`, and their scales, as float32 tensors.
+
+    Args:
+        weights: A kernel of any shape.
+        channel_axes: As in `weight_scales`.
+        bits: Width of the codes. Defaults to 8: codes -127..127.
+    """
     scales = weight_scales(weights, channel_axes, bits)
-    rounded = ops.round(ops.cast(weights, "float32") / scales) * scales
-    return ops.cast(rounded, weights.dtype)
+    return ops.round(ops.cast(weights, "float32") / scales), scales
 
 
 def fake_quantize_weights(weights: Any, channel_axes: Sequence[int], bits: int = 8) -> Any:

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
 from edgecompress.core.errors import ArgumentError
-from edgecompress.core.fusion import Tap, analyse, source_of
-from edgecompress.core.layer_kinds import KernelAxes
+from edgecompress.core.fusion import FusedGraph, Tap, analyse, source_of
+from edgecompress.core.keras_graph import layers_by_name
+from edgecompress.core.layer_kinds import WEIGHTED, KernelAxes, int8_kernels
 from edgecompress.core.learnt_ranges import settled_record, valid_record
 from edgecompress.core.operator_copy import rebuild
 from edgecompress.core.record import CompressionRecord
 from edgecompress.precisions.base import PRECISIONS, Precision, trained_precision
 from edgecompress.precisions.int8 import Int8
+from edgecompress.precisions.integer_arithmetic import grid_of, on_grid
+from edgecompress.precisions.integer_operators import (
+    OPERATORS,
+    name_of,
+    operate,
+    operate_weighted,
+    with_kernel,
+)
 from edgecompress.precisions.mixed import (
     assign,
     kernel_name,
@@ -42,9 +52,13 @@ class FakeQuantize(keras.layers.Layer):
         super().__init__(**kwargs)
         self.low, self.high, self.precision = float(low), float(high), precision
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Returns the rounded input."""
-        return PRECISIONS[self.precision]().fake_quantize(inputs, self.low, self.high)
+        precision = PRECISIONS[self.precision]()
+        if training or precision.activation_bits != 8:
+            return precision.fake_quantize(inputs, self.low, self.high)
+        grid = grid_of(self.low, self.high)
+        return ops.cast(on_grid(ops.cast(inputs, "float32"), grid), inputs.dtype)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """Returns the input's shape."""
@@ -56,6 +70,108 @@ class FakeQuantize(keras.layers.Layer):
         return {**super().get_config(), **own}
 
 
+@keras.saving.register_keras_serializable(package="edgecompress")
+class IntegerOperator(keras.layers.Layer):
+    """Computes an operator in inference with the integers of an int8 file, in training in float.
+
+    Args:
+        operator: A layer, or the name of a function of keras.ops.
+        inputs: The range of each input.
+        output: The range of the output.
+        batch_norms: BatchNormalization layers folded into the operator. Defaults to none.
+        attribute: For a layer with weights: that of its kernel. Defaults to none.
+        precision: Name of the kernel's precision. Defaults to `"int8"`.
+        axes: Axes of the kernel with separate scales.
+    """
+
+    def __init__(
+        self,
+        operator: Any,
+        inputs: Sequence[tuple[float, float]],
+        output: tuple[float, float],
+        batch_norms: Sequence[Any] = (),
+        attribute: str = "",
+        precision: str = "int8",
+        axes: Sequence[int] = (),
+        **kwargs: Any,
+    ) -> None:
+        """Keeps the operator."""
+        super().__init__(**kwargs)
+        restore = keras.saving.deserialize_keras_object
+        self.operator = restore(operator) if isinstance(operator, dict) else operator
+        self.batch_norms = [restore(b) if isinstance(b, dict) else b for b in batch_norms]
+        self.ranges = [tuple(bounds) for bounds in inputs], tuple(output)
+        self.attribute, self.precision, self.axes = attribute, precision, tuple(axes)
+
+    def _run(self, values: Any) -> Any:
+        if isinstance(self.operator, str):
+            return getattr(ops, self.operator)(*values)
+        return self.operator(values)
+
+    @property
+    def kernel(self) -> Any:
+        """The kernel of its layer."""
+        return getattr(self.operator, self.attribute)
+
+    def build(self, input_shape: Any) -> None:
+        """Builds the layers."""
+        if not isinstance(self.operator, str) and not self.operator.built:
+            self.operator.build(input_shape)
+        for layer in self.batch_norms:
+            if not layer.built:
+                layer.build(self.operator.compute_output_shape(input_shape))
+        self.built = True
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """Returns the output, unrounded in training."""
+        if training:
+            outputs = self._run(inputs)
+            for layer in self.batch_norms:
+                outputs = layer(outputs, training=True)
+            return outputs
+        sources, target = [grid_of(*bounds) for bounds in self.ranges[0]], grid_of(*self.ranges[1])
+        if not self.attribute:
+            what = self.operator if isinstance(self.operator, str) else name_of(self.operator)
+            tensors = keras.tree.flatten(inputs)
+            return operate(what, self._run, (inputs,), tensors, sources, target)
+        layer = self.operator
+        outputs = operate_weighted(
+            with_kernel(layer, self.attribute, layer.call),
+            ops.convert_to_tensor(self.kernel),
+            ops.convert_to_tensor(layer.bias) if layer.use_bias else None,
+            inputs,
+            sources[0],
+            target,
+            PRECISIONS[self.precision](),
+            self.axes,
+            self.batch_norms,
+        )
+        return layer.activation(outputs)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """Returns the operator's."""
+        if isinstance(self.operator, str):
+            return getattr(ops, self.operator)(
+                *(keras.KerasTensor(shape) for shape in input_shape)
+            ).shape
+        return self.operator.compute_output_shape(input_shape)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments."""
+        save = keras.saving.serialize_keras_object
+        operator = self.operator if isinstance(self.operator, str) else save(self.operator)
+        own = {
+            "operator": operator,
+            "inputs": self.ranges[0],
+            "output": self.ranges[1],
+            "batch_norms": [save(layer) for layer in self.batch_norms],
+            "attribute": self.attribute,
+            "precision": self.precision,
+            "axes": self.axes,
+        }
+        return {**super().get_config(), **own}
+
+
 def simulate(
     model: keras.Model,
     record: CompressionRecord | None = None,
@@ -63,9 +179,10 @@ def simulate(
 ) -> keras.Model:
     """Returns a Keras model that computes what the quantized file will compute.
 
-    Kernels hold the rounded weights, and every tap rounds with its learnt range. Predictions differ
-    from those of the exported file only where float and integer rounding break a tie differently,
-    and where the record's notes say "not simulated".
+    Kernels hold the rounded weights, and every tap rounds with its learnt range. In inference, its
+    operators compute with the integers of the file as LiteRT does: predictions differ from those of
+    the exported file in LiteRT only where float arithmetic falls on the other side of a tie, which
+    is rare, and where the record's notes say "not simulated".
 
     Args:
         model: A trained Sequential or Functional model; not changed.
@@ -107,7 +224,69 @@ def simulate(
         axes = scale_axes(values, axes, precision)
         return ops.convert_to_numpy(precision.quantize_weights(values, axes))
 
-    return rebuild(model, insert, weights)
+    operate = _Operators(model, graph, ranges, quantizer, kernels)
+    return rebuild(model, insert, weights, operate)
+
+
+class _Operators:
+    """Computes the operators of a rebuilt model with integers."""
+
+    def __init__(
+        self,
+        model: Any,
+        graph: FusedGraph,
+        ranges: Mapping[str, tuple[float, float]],
+        quantizer: Precision,
+        kernels: Mapping[str, Precision],
+    ) -> None:
+        self._graph, self._ranges, self._layers = graph, ranges, layers_by_name(model)
+        self._quantizer, self._kernels = quantizer, kernels
+        self._folded: set[str] = set()
+
+    def __call__(self, name: str, function: Any, *values: Any) -> Any:
+        operator = self._graph.operators.get(name)
+        if name in self._folded:
+            return values[0]
+        tensors = keras.tree.flatten(values)
+        if (
+            self._quantizer.activation_bits != 8
+            or operator is None
+            or any(tensor.dtype != "float32" for tensor in tensors)
+        ):
+            return function(*values)
+        inputs, output = (
+            [self._ranges[tap] for tap in operator.inputs],
+            self._ranges[operator.output],
+        )
+        known: dict[str, Any] = {"name": getattr(function, "name", re.sub("/", "_", name))}
+        if operator.kind == WEIGHTED:
+            kernel, precision, axes = self._kernel_of(name, operator.layer)
+            if type(precision).weight_codes is Precision.weight_codes:
+                return function(*values)
+            known |= {"attribute": kernel, "precision": precision.name, "axes": axes}
+            self._folded |= set(operator.batch_norms)
+            originals = [self._layers[batch_norm] for batch_norm in operator.batch_norms]
+            copies = [type(layer).from_config(layer.get_config()) for layer in originals]
+            outputs = IntegerOperator(function, inputs, output, copies, **known)(*values)
+            for copy, original in zip(copies, originals, strict=True):
+                copy.set_weights(original.get_weights())
+            return outputs
+        what = name_of(function)
+        if what not in OPERATORS or len({len(tensor.shape) for tensor in tensors}) > 1:
+            return function(*values)
+        if isinstance(function, keras.layers.Layer):
+            return IntegerOperator(function, inputs, output, **known)(*values)
+        return IntegerOperator(what, inputs, output, **known)(list(values))
+
+    def _kernel_of(self, name: str, layer: str) -> tuple[str, Precision, tuple[int, ...]]:
+        """Returns the attribute of a copied layer's kernel, its precision and its scales' axes."""
+        found = int8_kernels(self._layers[layer])
+        kernel = found[0] if name.endswith("/depthwise") else found[-1]
+        precision = self._kernels.get(kernel_name(layer, kernel.attribute), self._quantizer)
+        values = ops.convert_to_numpy(kernel.of(self._layers[layer]))
+        axes = scale_axes(values, precision.weight_axes(kernel.outputs, values.ndim), precision)
+        # A separable layer is copied as two layers.
+        return "kernel" if len(found) == 2 else kernel.attribute, precision, axes
 
 
 def _range_of(

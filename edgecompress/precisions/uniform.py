@@ -44,6 +44,12 @@ class Uniform(Precision):
 
         return fake_quantize_weights(weights, channel_axes, self.weight_bits)
 
+    def weight_codes(self, weights: Any, channel_axes: Sequence[int]) -> tuple[Any, Any] | None:
+        """Returns codes and scales of weights."""
+        from edgecompress.precisions.fake_quantization import weight_codes
+
+        return weight_codes(weights, channel_axes, self.weight_bits)
+
     def quantize_weights(self, weights: Any, channel_axes: Sequence[int]) -> Any:
         """Returns rounded weights."""
         from edgecompress.precisions.fake_quantization import quantize_weights

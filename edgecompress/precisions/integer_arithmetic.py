@@ -1,0 +1,188 @@
+"""int8 inference as LiteRT computes it, in float tensors that hold integers.
+
+Pure functions over keras.ops for validation during training: real values on a tensor's grid go in
+and come out, `scale * (code - zero point)`; in between are the integers of the kernels. Sums of
+products are exact in float32 up to 2^24, and each sum is requantized as XNNPACK does. Formulas and
+engines: `edgecompress.simulation`, which computes files in numpy and covers every operator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from keras import ops
+
+from edgecompress.precisions.fake_quantization import SMALLEST_RANGE
+
+# A range narrower than this belongs to a tensor that never left zero: the file has (0, 1).
+_DEAD = 1e-6
+_LOWEST, _HIGHEST = -128.0, 127.0
+
+
+class Grid(NamedTuple):
+    """Scale and zero point of an int8 tensor, as float32 scalars."""
+
+    scale: Any
+    zero_point: Any
+
+
+class Affine(NamedTuple):
+    """What is folded into an operator: factor and offset of each output channel, or scalars."""
+
+    factor: Any
+    offset: Any
+
+
+def grid_of(low: Any, high: Any) -> Grid:
+    """Returns the grid that the file gives a tensor with a range.
+
+    Args:
+        low: Minimum, a scalar; values above 0 count as 0.
+        high: Maximum, a scalar; values below 0 count as 0.
+    """
+    low = ops.minimum(ops.cast(low, "float32"), 0.0)
+    high = ops.maximum(ops.cast(high, "float32"), 0.0)
+    dead = high - low <= _DEAD
+    low, high = ops.where(dead, 0.0, low), ops.where(dead, 1.0, high)
+    scale = ops.maximum(high - low, SMALLEST_RANGE) / (_HIGHEST - _LOWEST)
+    return Grid(scale, ops.round(_LOWEST - low / scale))
+
+
+def steps_of(values: Any, grid: Grid) -> Any:
+    """Returns code - zero point of values that are on a grid."""
+    return ops.round(values / grid.scale)
+
+
+def clamped(steps: Any, grid: Grid) -> Any:
+    """Returns the real values of rounded steps, saturated to the codes of the grid."""
+    codes = ops.clip(steps, _LOWEST - grid.zero_point, _HIGHEST - grid.zero_point)
+    return codes * grid.scale
+
+
+def on_grid(values: Any, grid: Grid) -> Any:
+    """Returns real values rounded to a grid: halves to even, saturated."""
+    return clamped(ops.round(values / grid.scale), grid)
+
+
+def folded(affine: Affine, gamma: Any, beta: Any, mean: Any, variance: Any, epsilon: float) -> Any:
+    """Returns `affine` followed by a BatchNormalization in inference.
+
+    Args:
+        affine: What was folded before.
+        gamma: Factor of each channel, or None.
+        beta: Offset of each channel, or None.
+        mean: Moving mean.
+        variance: Moving variance.
+        epsilon: Added to the variance.
+    """
+    factor = ops.rsqrt(variance + epsilon)
+    factor = factor if gamma is None else factor * gamma
+    offset = (affine.offset - mean) * factor
+    return Affine(affine.factor * factor, offset if beta is None else offset + beta)
+
+
+def weighted(
+    sums: Callable[[Any], Any], values: Any, source: Grid, target: Grid, scales: Any, affine: Affine
+) -> Any:
+    """Returns a convolution or matrix product, requantized as XNNPACK does.
+
+    `round(float32(sum) * (input scale * weight scale / output scale))`, halves to even; the bias is
+    part of the sum, as an integer of the scale `input scale * weight scale`.
+
+    Args:
+        sums: Computes the products of integers: steps of the input -> sums with the kernel's codes.
+        values: The input, on its grid.
+        source: The input's grid.
+        target: The output's grid.
+        scales: Scales of the kernel: one for each output channel, or one.
+        affine: Factor of the weights and bias of each output channel.
+    """
+    # A scale is positive: a negative factor changes the signs of the codes.
+    scales = ops.maximum(ops.abs(scales * affine.factor), SMALLEST_RANGE / _HIGHEST)
+    unit = source.scale * scales
+    # Rounded: some float convolutions compute integers with fractions in between.
+    total = ops.sign(affine.factor) * ops.round(sums(steps_of(values, source)))
+    bias = ops.clip(ops.round(affine.offset / unit), -(2.0**31), 2.0**31 - 256)
+    return clamped(ops.round((total + bias) * (unit / target.scale)), target)
+
+
+def add(a: Any, b: Any, sources: Sequence[Grid], target: Grid, sign: int = 1) -> Any:
+    """Returns a + b or, with `sign` -1, a - b: multipliers of 21 bits, halves rounded up."""
+    steps = [
+        ops.cast(steps_of(v, grid), "float64") for v, grid in zip((a, b), sources, strict=True)
+    ]
+    ratios = [ops.cast(grid.scale / target.scale, "float64") for grid in sources]
+    shift = 20 - ops.floor(ops.log2(ops.maximum(*ratios)))
+    first, second = (ops.round(ratio * 2.0**shift) for ratio in ratios)
+    total = steps[0] * first + steps[1] * second * sign
+    return clamped(ops.cast(ops.floor(total / 2.0**shift + 0.5), "float32"), target)
+
+
+def multiply(a: Any, b: Any, sources: Sequence[Grid], target: Grid) -> Any:
+    """Returns a * b, requantized in float32."""
+    factor = sources[0].scale * sources[1].scale / target.scale
+    return clamped(ops.round(steps_of(a, sources[0]) * steps_of(b, sources[1]) * factor), target)
+
+
+def average(pool: Callable[[Any], Any], values: Any, grid: Grid) -> Any:
+    """Returns the mean codes of windows on the input's own grid, halves away from zero.
+
+    Args:
+        pool: Averages a tensor.
+        values: The input, on its grid.
+        grid: Of the input and the output.
+    """
+    mean = pool(steps_of(values, grid) + grid.zero_point)
+    # The codes themselves, not real values. A half is exact up to the last bits of the division.
+    codes = ops.sign(mean) * ops.floor(ops.abs(mean) + 0.5001)
+    return clamped(codes - grid.zero_point, grid)
+
+
+def hard_swish(values: Any, source: Grid, target: Grid) -> Any:
+    """Returns x * relu6(x + 3) / 6 in the 16-bit fixed point of both engines.
+
+    Args:
+        values: The input, on its grid.
+        source: The input's grid.
+        target: The output's grid.
+    """
+    multiplier, shift = _fixed(source.scale / target.scale / 128)
+    gate_multiplier, gate_shift = _fixed(source.scale / 3.0 * 256)
+    steps = ops.cast(steps_of(values, source), "float64") * 128
+    # The gate, relu6(x + 3) / 6, on a grid where 2^15 stands for 3.
+    gate = _int16(steps * 2.0 ** ops.maximum(gate_shift - 1, 0.0))
+    gate = _high_product(gate, gate_multiplier)
+    gate = ops.where(
+        gate_shift > 0, _int16(gate * 2), _shift_right(gate, ops.maximum(-gate_shift, 0.0))
+    )
+    gate = ops.floor((gate + 2**15) / 2)
+    product = gate * _high_product(steps, multiplier)
+    # Rounded towards zero here, to cancel the bias of the roundings before.
+    product = ops.sign(product) * ops.floor(ops.abs(product) / 2**15)
+    rounded = _shift_right(product, ops.maximum(-shift, 0.0))
+    return clamped(ops.cast(rounded, "float32"), target)
+
+
+def _fixed(factor: Any) -> tuple[Any, Any]:
+    """Returns a positive factor as a 16-bit multiplier and a shift: multiplier * 2^(shift - 15)."""
+    factor = ops.cast(factor, "float64")
+    shift = ops.floor(ops.log2(factor)) + 1
+    # The logarithm of a power of two may fall below it.
+    shift = ops.where(factor >= 2.0**shift, shift + 1, shift)
+    wide = ops.floor(factor / 2.0**shift * 2**31 + 0.5)
+    return ops.minimum(ops.floor((wide + 2**15) / 2**16), 2.0**15 - 1), shift
+
+
+def _int16(values: Any) -> Any:
+    return ops.clip(values, -(2.0**15), 2.0**15 - 1)
+
+
+def _high_product(a: Any, b: Any) -> Any:
+    """Returns a * b / 2^15, halves rounded up; -1 * -1 saturates."""
+    return ops.minimum(ops.floor((a * b + 2**14) / 2**15), 2.0**15 - 1)
+
+
+def _shift_right(values: Any, shift: Any) -> Any:
+    """Returns values / 2^shift, halves rounded away from zero."""
+    return ops.sign(values) * ops.floor(ops.abs(values) / 2.0**shift + 0.5)

@@ -1,0 +1,160 @@
+"""Operators of a Keras model, computed in inference with the integers of its int8 file.
+
+What rounds is looked up by what it computes (`OPERATORS`: a class of layers or a function); an
+operator without an entry is computed in float and rounded behind it, which only differs where a
+value is next to a tie.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from edgecompress.core.registry import Registry
+from edgecompress.precisions import integer_arithmetic as integers
+from edgecompress.precisions.base import Precision
+from edgecompress.precisions.integer_arithmetic import Affine, Grid
+
+# (function, values, their grids, the output's grid) -> the output on its grid.
+Operator = Callable[[Callable[..., Any], Sequence[Any], Sequence[Grid], Grid], Any]
+OPERATORS: Registry[Operator] = Registry("operator with integer inference")
+
+
+def _sum(sign: int) -> Operator:
+    return lambda function, values, sources, target: integers.add(
+        values[0], values[1], sources, target, sign
+    )
+
+
+OPERATORS.register("Add")(_sum(1))
+OPERATORS.register("Subtract")(_sum(-1))
+for _name in ("Multiply", "multiply"):
+    OPERATORS.register(_name)(
+        lambda function, values, sources, target: integers.multiply(
+            values[0], values[1], sources, target
+        )
+    )
+for _name in ("AveragePooling1D", "AveragePooling2D"):
+    OPERATORS.register(_name)(
+        lambda function, values, sources, target: integers.average(function, values[0], target)
+    )
+for _name in ("HardSilu", "hard_silu"):
+    OPERATORS.register(_name)(
+        lambda function, values, sources, target: integers.hard_swish(values[0], sources[0], target)
+    )
+
+
+def name_of(function: Any) -> str:
+    """Returns what an operator computes: the name of a layer's class or of a function."""
+    if isinstance(function, keras.layers.Activation):
+        function = function.activation
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def operate(
+    what: str,
+    function: Callable[..., Any],
+    values: Sequence[Any],
+    tensors: Sequence[Any],
+    sources: Sequence[Grid],
+    target: Grid,
+) -> Any:
+    """Returns the output of an operator without weights.
+
+    Args:
+        what: What it computes, `name_of`.
+        function: Computes it in float.
+        values: Its arguments.
+        tensors: The tensors in them, on their grids.
+        sources: Their grids.
+        target: The grid of its output.
+    """
+    if what not in OPERATORS:
+        return function(*values)
+    return OPERATORS[what](function, tensors, sources, target)
+
+
+@contextlib.contextmanager
+def linear(layer: Any) -> Iterator[None]:
+    """Takes a layer's activation away."""
+    activation, layer.activation = layer.activation, keras.activations.linear
+    try:
+        yield
+    finally:
+        layer.activation = activation
+
+
+def with_kernel(
+    layer: Any, attribute: str, call: Callable[[Any], Any]
+) -> Callable[[Any, Any], Any]:
+    """Returns `(kernel, inputs) -> outputs` of a layer without bias and activation.
+
+    Args:
+        layer: The layer.
+        attribute: The kernel's name in the layer.
+        call: Computes the layer.
+    """
+    variable, bias = getattr(layer, attribute), getattr(layer, "bias", None)
+
+    def run(kernel: Any, inputs: Any) -> Any:
+        values = [(v, v.value) for v in layer.variables if v is not variable and v is not bias]
+        values.append((variable, kernel))
+        if bias is not None:
+            values.append((bias, ops.zeros_like(bias)))
+        with linear(layer), keras.StatelessScope(values):
+            return call(inputs)
+
+    return run
+
+
+def operate_weighted(
+    run: Callable[[Any, Any], Any],
+    kernel: Any,
+    bias: Any,
+    values: Any,
+    source: Grid,
+    target: Grid,
+    precision: Precision,
+    axes: Sequence[int],
+    batch_norms: Sequence[Any] = (),
+) -> Any:
+    """Returns a convolution or matrix product with its bias, on the grid of its output.
+
+    Args:
+        run: `(kernel, inputs) -> outputs`, the sums of products.
+        kernel: A float tensor.
+        bias: A float tensor, or None.
+        values: The input, on the grid `source`.
+        source: The input's grid.
+        target: The grid of its output, behind BatchNormalization and activation.
+        precision: Of the kernel.
+        axes: Axes of the kernel with separate scales.
+        batch_norms: BatchNormalization layers folded into it.
+    """
+    found = precision.weight_codes(kernel, axes)
+    if found is None:
+        raise TypeError(f"{precision.name} has no codes of weights.")
+    codes, scales = found
+    affine = folded(Affine(1.0, 0.0 if bias is None else bias), batch_norms)
+    return integers.weighted(
+        functools.partial(run, codes), values, source, target, ops.reshape(scales, [-1]), affine
+    )
+
+
+def folded(affine: Affine, batch_norms: Sequence[Any]) -> Affine:
+    """Returns an operator's factor and offset with BatchNormalization layers folded in."""
+    for layer in batch_norms:
+        affine = integers.folded(
+            affine,
+            None if layer.gamma is None else ops.convert_to_tensor(layer.gamma),
+            None if layer.beta is None else ops.convert_to_tensor(layer.beta),
+            ops.convert_to_tensor(layer.moving_mean),
+            ops.convert_to_tensor(layer.moving_variance),
+            layer.epsilon,
+        )
+    return affine

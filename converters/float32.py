@@ -19,7 +19,8 @@ import numpy as np
 
 from edgecompress.converters.calibration import tensor_values
 from edgecompress.converters.loaders import LoadedModel, example_inputs, wrap
-from edgecompress.core.errors import ConversionError, UnsupportedModelError, one_line
+from edgecompress.converters.portable.base import PORTABLE, Rewritten, rewritten
+from edgecompress.core.errors import ConversionError, UnsupportedModelError, few, one_line
 from edgecompress.core.keras_graph import functional_of, walk_layers
 from edgecompress.core.layer_kinds import int8_kernels
 from edgecompress.core.shared_values import channels_first, fold_factors, shares_values
@@ -118,8 +119,8 @@ def convert(model: Any, taps: bool = True, verbose: bool = False) -> Float32Resu
     trace = traced(model)
     loaded = trace.loaded
     check_inputs(loaded)
-    raw = read_tflite(to_flatbuffer(trace, verbose))
-
+    made = rewritten(read_tflite(to_flatbuffer(trace, verbose)))
+    raw = made.flat
     sample, values = _compared(loaded, raw)
     notes = [*trace.notes]
     tensors: dict[str, int] = {}
@@ -127,6 +128,7 @@ def convert(model: Any, taps: bool = True, verbose: bool = False) -> Float32Resu
         tensors = _find_taps(loaded, raw, values, sample, notes)
     folded, owners = _match_kernels(loaded, raw, notes)
     names = _tensor_names(loaded, raw, tensors)
+    notes += _rewrites(loaded, made)
     editor = ModelEditor(raw)
     editor.rename(lambda graph, index: names.get((graph, index), f"subgraph_{graph}/{index}"))
     editor.strip(keep_names="all")
@@ -136,6 +138,15 @@ def convert(model: Any, taps: bool = True, verbose: bool = False) -> Float32Resu
         {names[0, index]: kernel for index, kernel in folded.items()},
         {names[0, index]: owner for index, owner in owners.items()},
     )
+
+
+def _rewrites(loaded: LoadedModel, made: Rewritten) -> list[str]:
+    """Returns a note on each rewrite that applied, with the layers it applied in."""
+    layers, notes = layer_names(loaded), []
+    for name, outputs in made.places.items():
+        places = dict.fromkeys(layer_of(output, layers) or output for output in outputs)
+        notes.append(f"{PORTABLE[name].note}, which computes the same, in {few(list(places))}.")
+    return notes
 
 
 def check_inputs(loaded: LoadedModel) -> None:

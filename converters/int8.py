@@ -37,7 +37,7 @@ from edgecompress.converters.formats import FormatRequest, FormatResult, make_in
 from edgecompress.converters.interface_types import TYPES, with_interface
 from edgecompress.converters.shared_scales import share_scales
 from edgecompress.converters.weights_only import float_weights_left, narrow_weights
-from edgecompress.core.errors import ArgumentError, ConversionError, one_line
+from edgecompress.core.errors import ArgumentError, ConversionError, few, one_line
 from edgecompress.core.options import ByName, Choice, Named, by_name, option
 from edgecompress.core.record import CompressionRecord
 from edgecompress.core.suppress_output import suppress_output
@@ -330,12 +330,12 @@ def _complete(
     known = _propagate(flat, learnt, fixed)
     missing = [i for i in computed_tensors(flat) if i not in known]
     if missing and calibration is None:
-        names = _few([flat.tensors[i].name for i in missing])
+        names = few([flat.tensors[i].name for i in missing])
         if outdated:
             raise ArgumentError(
                 "calibration",
                 f"be given: the weights are not those with which training learnt the ranges of "
-                f"{_few(outdated)}",
+                f"{few(outdated)}",
                 None,
                 "Give real inputs with --calibration to measure them again, or train with "
                 "QuantizationAwareTraining again.",
@@ -357,10 +357,10 @@ def _complete(
             # Named by tap: users know the layers, not the tensors.
             notes.append(
                 f"The weights are not those with which training learnt the ranges of "
-                f"{_few(outdated)}: these ranges are not used, but measured on {count}."
+                f"{few(outdated)}: these ranges are not used, but measured on {count}."
             )
         if learnt:
-            names = _few([flat.tensors[i].name for i in missing])
+            names = few([flat.tensors[i].name for i in missing])
             notes.append(f"Training learnt no range for {names}: measured on {count}.")
         else:
             notes.append(f"All ranges were measured on {count}.")
@@ -368,7 +368,7 @@ def _complete(
     dead = [flat.tensors[i].name for i in wanted if _widened(known[i]) is None]
     if dead:
         # Their scale would be so small that the next layer's bias would not fit 32 bits.
-        notes.append(f"{_few(dead)} never left zero; the range was set to (0, 1).")
+        notes.append(f"{few(dead)} never left zero; the range was set to (0, 1).")
     return {flat.tensors[i].name: _widened(known[i]) or (0.0, 1.0) for i in wanted}
 
 
@@ -376,11 +376,6 @@ def _widened(bounds: tuple[float, float]) -> tuple[float, float] | None:
     """Returns the range, widened to contain zero; None if that leaves nothing."""
     low, high = min(bounds[0], 0.0), max(bounds[1], 0.0)
     return (low, high) if high - low > _SMALLEST_RANGE else None
-
-
-def _few(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
 
 
 def _propagate(

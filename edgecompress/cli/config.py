@@ -125,14 +125,16 @@ def _value(option: click.Option, value: Any, origin: str, file: Path) -> Any:
     checked = option.owned.kind.from_toml(value, origin)
     if _is_path(option):
         return str(file.parent / checked)
-    return _targets(option.owned, checked, file)
+    return _named(option.owned, checked, file)
 
 
-def _targets(owned: Option, value: Any, file: Path) -> Any:
-    """Returns targets, in which a .toml is a path."""
-    if owned.key != "target":
+def _named(owned: Option, value: Any, file: Path) -> Any:
+    """Returns names of targets or of a list of operators, among which a .toml is a path."""
+    if owned.key not in ("target", "operators"):
         return value
-    return [str(file.parent / name) if name.endswith(".toml") else name for name in value]
+    names = [value] if isinstance(value, str) else value
+    paths = [str(file.parent / name) if name.endswith(".toml") else name for name in names]
+    return paths[0] if isinstance(value, str) else paths
 
 
 def _is_path(option: click.Option) -> bool:

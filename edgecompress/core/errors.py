@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 OK, FAILURE, USAGE, OVER_BUDGET, BELOW_ACCURACY, UNSUPPORTED_OPERATOR, UNDECIDED = range(7)
 
@@ -45,6 +45,17 @@ def one_line(error: BaseException | str, limit: int = 240) -> str:
     """Returns an error's text on one line, cut to `limit` characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def few(names: Sequence[str], most: int = 3) -> str:
+    """Returns the first names and how many more there are.
+
+    Example:
+        >>> few(["a", "b", "c", "d"])
+        'a, b, c and 1 more'
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 class EdgeCompressError(Exception):

@@ -113,9 +113,9 @@ def _lower_relu(layer: Any) -> tuple[Step, ...]:
 
 @LOWERINGS.register("upsampling")
 def _lower_upsampling(layer: Any) -> tuple[Step, ...]:
-    if layer.interpolation == "bilinear":
-        return (Step(AVERAGE),)
-    return _unsupported(f"{layer.interpolation} upsampling becomes a float TILE operator")
+    if layer.interpolation not in ("nearest", "bilinear"):
+        return _unsupported(f"int8 has no operator for {layer.interpolation} upsampling")
+    return (Step(AVERAGE if layer.interpolation == "bilinear" else MOVE),)
 
 
 @LOWERINGS.register("rescaling")

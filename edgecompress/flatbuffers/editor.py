@@ -56,6 +56,7 @@ class ModelEditor:
         kind: str,
         values: bytes | np.ndarray | None = None,
         has_rank: bool = False,
+        name: str | None = None,
     ) -> int:
         """Adds a tensor.
 
@@ -65,13 +66,14 @@ class ModelEditor:
             values: Of a constant. Defaults to None: the tensor is computed.
             has_rank: The flag that the rank is known, which tells scalars from unknown shapes.
                 Defaults to False.
+            name: Its name. Defaults to none.
 
         Returns:
             Its number.
         """
         shape = shape if isinstance(shape, np.ndarray) else list(shape)
         tensor = self._schema.TensorT(
-            shape=shape, type=getattr(self._schema.TensorType, kind), hasRank=has_rank
+            shape=shape, type=getattr(self._schema.TensorType, kind), hasRank=has_rank, name=name
         )
         tensor.buffer = 0 if values is None else self._buffer(values)
         self._graph.tensors.append(tensor)

@@ -30,6 +30,7 @@ def check(
     min_metric: Mapping[str, float] | Sequence[str] | None = None,
     max_metric: Mapping[str, float] | Sequence[str] | None = None,
     kernels: str | None = None,
+    operators: Any = None,
     decompression_memory: str | int | None = None,
     measured: Path | str | None = None,
     progress: Callable[[str], None] = silent,
@@ -51,6 +52,8 @@ def check(
         min_metric: Floors of metrics where higher is better.
         max_metric: Ceilings of errors.
         kernels: Kernel set of microcontrollers instead of the profile's.
+        operators: What the firmware has of its runtime's operators: the name of a list, or the path
+            of a .toml file; a file with any other fails. Defaults to all.
         decompression_memory: As in `export`, for a file that decodes its weights.
         measured: As in `export`.
         progress: Called with a short text as each stage begins.
@@ -80,7 +83,7 @@ def check(
         metric=metric,
         min_metric=min_metric,
         max_metric=max_metric,
-        options={**options, "kernels": kernels},
+        options={**options, "kernels": kernels, "operators": operators},
         decompression_memory=decompression_memory,
         measured=measured,
     )

@@ -43,6 +43,7 @@ def export(
     min_agreement: float | None = None,
     min_r2: float | None = None,
     kernels: str | None = None,
+    operators: Any = None,
     c_sources: bool = False,
     labels: Path | str | Sequence[str] | None = None,
     measured: Path | str | None = None,
@@ -99,6 +100,9 @@ def export(
             of scores of classes neither. Defaults to 0.9.
         kernels: Kernel set of microcontrollers, `cmsis-nn` or `reference`, instead of the
             profile's.
+        operators: What the firmware has of its runtime's operators: the name of a list
+            (`esp-tflite-micro`, `esphome`), or the path of a .toml file; a file with any other
+            fails. Defaults to all.
         c_sources: Also write C++ sources for TensorFlow Lite Micro into `<output>/c`: the model as
             an array, a resolver of exactly its operators, the arena size, an example program.
         labels: Names of the classes for the bundle, in the order of the first output: a list, or a
@@ -134,14 +138,13 @@ def export(
         >>> report.verdict  # doctest: +SKIP
         'pass'
     """
+    options |= {"kernels": kernels, "operators": operators}
     request = build_request(
         model,
         targets,
         file_format=file_format,
         # An empty list of codes means no restriction.
-        options={
-            name: value for name, value in (options | {"kernels": kernels}).items() if value != ()
-        },
+        options={name: value for name, value in options.items() if value != ()},
         calibration=calibration,
         evaluate=evaluate,
         name=name,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from edgecompress.core.errors import ArgumentError
+from edgecompress.core.errors import ArgumentError, few
 from edgecompress.core.fusion import FusedGraph
 from edgecompress.core.keras_graph import layers_by_name
 from edgecompress.core.layer_kinds import exact_kind_of
@@ -124,15 +124,10 @@ def assign(
             layers = list(dict.fromkeys(place.layer for place in places.values()))
             raise ArgumentError(
                 "per_layer",
-                f"match the whole name of a layer with weights ({_few(layers)})",
+                f"match the whole name of a layer with weights ({few(layers, 8)})",
                 pattern,
             )
     return found
-
-
-def _few(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return ", ".join(names[:8]) + more
 
 
 def mix_config(mix: Mapping[str, Precision]) -> dict[str, Any]:

@@ -48,6 +48,7 @@ def compress(
     min_accuracy: float | None = None,
     min_agreement: float | None = None,
     kernels: str | None = None,
+    operators: Any = None,
     fresh: bool = False,
     import_modules: Sequence[str] = (),
     progress: Callable[[str], None] = _silent,
@@ -81,6 +82,7 @@ def compress(
         min_accuracy: Floor for its accuracy on the validation data, 0 to 1.
         min_agreement: Floor for its agreement with the final Keras model, 0 to 1.
         kernels: Kernel set instead of the profiles'.
+        operators: As in `export`.
         fresh: Start over instead of resuming after the last finished stage.
         import_modules: As in `export`.
         progress: Called with a short text as each stage begins.
@@ -116,7 +118,11 @@ def compress(
         "max_file_size": max_file_size,
         "min_accuracy": min_accuracy,
         "min_agreement": min_agreement,
-        "options": {"kernels": kernels, **{n: v for n, v in settings.items() if n in owned}},
+        "options": {
+            "kernels": kernels,
+            "operators": operators,
+            **{n: v for n, v in settings.items() if n in owned},
+        },
     }
     asked = {
         "recipe": recipe,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edgecompress.core.results import CheckResult
 from edgecompress.targets.family import Subject
+from edgecompress.targets.operator_limits import OperatorOptions, limited
 from edgecompress.targets.rule import rule
 
 
@@ -25,7 +26,7 @@ def latency(subject: Subject) -> CheckResult:
     return subject.family.latency(subject)
 
 
-@rule("operators")
+@rule("operators", options=OperatorOptions)
 def operators(subject: Subject) -> CheckResult:
     """The target's runtime has every operator of the model, and is not known to be wrong."""
-    return subject.family.operators(subject)
+    return limited(subject.family.operators(subject), subject.model, subject.rule.operators)

@@ -157,8 +157,7 @@ def test_every_rule_of_an_operator_lowers_a_layer(operator: str) -> None:
         assert all(step.reason for step in refused)
         assert refused or {step.kind for step in steps} <= _STEPS
         lowered += not refused
-    # The nearest upsampling, which is the default, becomes a float operator.
-    assert lowered or operator == "upsampling"
+    assert lowered
 
 
 # --- families -------------------------------------------------------------------------------------

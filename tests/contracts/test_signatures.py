@@ -37,6 +37,7 @@ from edgecompress.core.options import (
     whole,
 )
 from edgecompress.core.options import Path as PathKind
+from edgecompress.targets.operator_limits import OperatorLimit
 from edgecompress.targets.profile import TargetProfile
 
 # Public function -> its command, and what only Python has.
@@ -89,6 +90,7 @@ def _samples(kind: Kind) -> list[Any]:
         PathKind: [Path("a/b"), "a/b"],
         Text: ["text"],
         Choice: ["text"],
+        OperatorLimit: ["esphome", Path("a/b.toml")],
     }
     return samples[type(kind)]
 

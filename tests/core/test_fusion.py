@@ -199,7 +199,10 @@ def test_weights_and_folded_layers_are_named():
         (lambda x: layers.Lambda(lambda v: v * 2, name="twice")(conv(x, "c")), "twice"),
         (lambda x: layers.LSTM(3, name="lstm")(layers.Reshape((64, 3))(x)), "lstm"),
         (lambda x: conv(x, "c", activation="hard_sigmoid"), "c"),
-        (lambda x: layers.UpSampling2D(name="up")(conv(x, "c")), "up"),
+        (
+            lambda x: layers.UpSampling2D(interpolation="bicubic", name="up")(conv(x, "c")),
+            "up",
+        ),
         (lambda x: layers.ReLU(max_value=1.0, name="r1")(conv(x, "c")), "r1"),
         (
             lambda x: layers.Add(name="three")([conv(x, "a"), conv(x, "b"), conv(x, "c")]),

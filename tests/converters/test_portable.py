@@ -1,0 +1,123 @@
+"""Rewrites into portable operators: what they find, and that LiteRT computes the same after."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgecompress.converters import float32, int8
+from edgecompress.converters.loaders import wrap
+from edgecompress.converters.portable import repeats
+from edgecompress.converters.portable.base import PORTABLE, Rewritten, rewritten
+from edgecompress.engines.run import run_engine
+from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.reading import read_tflite
+
+keras = pytest.importorskip("keras")
+
+pytestmark = pytest.mark.slow
+kl = keras.layers
+ops = keras.ops
+
+
+def _model(shape: tuple[int, ...], build: Any) -> Any:
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input(shape, name="inputs")
+    return keras.Model(inputs, build(inputs), name="net")
+
+
+def _norm(x: Any) -> Any:
+    """LayerNormalization as Keras writes it, and a lone negative square."""
+    normal = kl.LayerNormalization(beta_initializer="ones", name="norm")(x)
+    return ops.multiply(ops.negative(ops.square(normal)), normal)
+
+
+# Rewrite -> a model in which it applies.
+MODELS: dict[str, tuple[tuple[int, ...], Any]] = {
+    "negations": ((5, 6), _norm),
+    "squares": ((5, 6), _norm),
+    "repeats": (
+        (3, 5, 2),
+        lambda x: ops.tile(kl.RepeatVector(3)(kl.Flatten()(kl.UpSampling2D((2, 3))(x))), (1, 2, 2)),
+    ),
+    "resizes": ((3, 5, 2), lambda x: kl.UpSampling2D((2, 7), name="larger")(x)),
+}
+
+
+def _raw(name: str) -> FlatModel:
+    shape, build = MODELS[name]
+    return read_tflite(float32.to_flatbuffer(wrap(_model(shape, build))))
+
+
+def _outputs(flat: FlatModel, x: np.ndarray) -> np.ndarray:
+    return run_engine("litert", flat.data, [x]).outputs[0]
+
+
+@pytest.mark.parametrize("name", PORTABLE)
+def test_a_rewrite_computes_the_same_bit_for_bit(name: str) -> None:
+    raw = _raw(name)
+    # Those that come before may be what makes its operators.
+    before: Rewritten = rewritten(raw, {k: v for k, v in PORTABLE.items() if k != name})
+    after = rewritten(before.flat, {name: PORTABLE[name]})
+    assert after.places[name] and after.flat.data != before.flat.data
+    assert not rewritten(after.flat, {name: PORTABLE[name]}).places, "it applies once"
+    x = np.random.default_rng(0).normal(size=(4, *MODELS[name][0])).astype(np.float32)
+    np.testing.assert_array_equal(_outputs(after.flat, x), _outputs(before.flat, x))
+    np.testing.assert_array_equal(_outputs(after.flat, x), _outputs(raw, x))
+
+
+def test_what_has_no_place_stays_byte_for_byte() -> None:
+    raw = read_tflite(float32.to_flatbuffer(wrap(_model((4,), kl.Dense(3)))))
+    assert rewritten(raw) == Rewritten(raw, {})
+
+
+def test_a_negative_that_two_operators_read_is_subtracted_from_zero() -> None:
+    def build(x: Any) -> Any:
+        y = ops.negative(x)
+        return ops.add(ops.multiply(y, x), ops.exp(y))
+
+    raw = read_tflite(float32.to_flatbuffer(wrap(_model((4,), build))))
+    after = rewritten(raw).flat
+    assert raw.histogram()["NEG"] == 1 and "SUB" not in raw.histogram()
+    assert after.histogram()["SUB"] == 1 and "NEG" not in after.histogram()
+    x = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)
+    np.testing.assert_array_equal(_outputs(after, x), _outputs(raw, x))
+
+
+def test_layer_normalization_is_integer_throughout_and_the_note_names_it() -> None:
+    model = _model((5, 6), lambda x: kl.LayerNormalization(beta_initializer="ones", name="norm")(x))
+    result = float32.convert(model)
+    assert result.artifact.notes == ("NEG became SUB, which computes the same, in norm.",)
+    x = np.random.default_rng(0).normal(size=(64, 5, 6)).astype(np.float32)
+    flat = int8.convert(result, calibration=[x]).flat
+    assert {t.type for t in flat.tensors} == {"INT8", "INT32"}
+    assert flat.histogram() == {
+        "MEAN": 2, "SQUARED_DIFFERENCE": 1, "ADD": 2, "RSQRT": 1, "MUL": 3, "SUB": 1,
+    }  # fmt: skip
+
+
+def test_upsampling_is_one_enlargement_in_int8() -> None:
+    result = float32.convert(_model((3, 5, 2), kl.UpSampling2D((2, 3), name="larger")))
+    assert result.artifact.flat.histogram() == {"RESIZE_NEAREST_NEIGHBOR": 1}
+    x = np.random.default_rng(0).normal(size=(8, 3, 5, 2)).astype(np.float32)
+    flat = int8.convert(result, calibration=[x]).flat
+    codes = np.random.default_rng(1).integers(-128, 128, (4, 3, 5, 2)).astype(np.int8)
+    wanted = codes.repeat(2, 1).repeat(3, 2)
+    for engine in ("litert", "tflm"):
+        output = run_engine(engine, flat.data, [codes]).outputs[0]
+        np.testing.assert_array_equal(output, wanted)
+
+
+def test_half_pixels_are_used_where_a_product_would_fall_below_a_whole_number() -> None:
+    used = set()
+    for old in (1, 3, 7, 41, 250):
+        for times in (1, 2, 3, 5, 7, 41, 47, 55, 61):
+            half_pixels = repeats.half_pixels_for([old], [old * times])
+            assert half_pixels is not None
+            used.add(half_pixels)
+            found = repeats.nearest_places(old, old * times, half_pixels)
+            np.testing.assert_array_equal(found, np.arange(old * times) // times)
+    assert used == {False, True}
+    assert repeats.half_pixels_for([3], [7]) is None

@@ -110,7 +110,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_taps_are_the_outputs_of_fused_operators(case):
-    keras.backend.clear_session()
+    keras.backend.clear_session(free_memory=False)
     build, want = CASES[case]
     graph = analyse(model_of(build))
     assert [tap.name for tap in graph.taps] == ["input:0", *want]
@@ -122,7 +122,7 @@ def test_taps_are_the_outputs_of_fused_operators(case):
 )
 def test_taps_are_tensors_of_the_converted_model(case):
     """Asking for the taps breaks no fusion: the operators stay the same."""
-    keras.backend.clear_session()
+    keras.backend.clear_session(free_memory=False)
     model = model_of(CASES[case][0])
 
     def histogram(converted):

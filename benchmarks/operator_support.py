@@ -41,7 +41,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from operator_models import cases, pattern
+from operator_models import POSITIVE, cases, pattern
 
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.reading import read_tflite
@@ -88,6 +88,8 @@ def inputs_of(model: FlatModel) -> list[np.ndarray]:
         # Computed indices and positions have to be some that exist.
         if any(index in o.inputs[1:] and o.code in _POSITIONS for o in model.operators):
             values = np.zeros_like(values)
+        if tensor.scales == (POSITIVE,):
+            values = np.abs(values) + 4
         found.append(values.reshape(tensor.shape))
     return found
 

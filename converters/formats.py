@@ -6,7 +6,7 @@ registered here, its test, and one import line in `converters/__init__.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +45,7 @@ class Costs:
         host_latency: Measures a file's latency on this computer.
         max_arena: The smallest RAM budget of all targets, in bytes; None for no limit.
         max_latency: The latency budget, in microseconds; None for no limit.
+        refused: Returns the positions of a file's operators that a target cannot run.
     """
 
     arena: Callable[[FlatModel, int | None], Measure | None]
@@ -52,6 +53,7 @@ class Costs:
     host_latency: Measure
     max_arena: float | None = None
     max_latency: float | None = None
+    refused: Callable[[FlatModel], Collection[int]] = lambda flat: ()
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ def make_int8(
     Returns:
         The float flatbuffer, and the int8 file with the names of its inner tensors.
     """
-    from edgecompress.converters import float32, int8
+    from edgecompress.converters import float32, int8, tables
 
     request.progress("Converting to a float32 flatbuffer")
     floats = float32.convert(request.loaded, verbose=request.verbose)
@@ -206,6 +208,7 @@ def make_int8(
         precision=precision,
         per_layer=per_layer,
     )
+    made = tables.for_targets(made, request.costs.refused)
     return floats, made.having(record=learnt.merged(CompressionRecord(steps=(step,))))
 
 

@@ -13,10 +13,8 @@ replaced.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -36,6 +34,7 @@ from edgecompress.converters.float32 import Float32Result
 from edgecompress.converters.formats import FormatRequest, FormatResult, make_int8, register
 from edgecompress.converters.interface_types import TYPES, with_interface
 from edgecompress.converters.shared_scales import share_scales
+from edgecompress.converters.stand_ins import put, take
 from edgecompress.converters.weights_only import float_weights_left, narrow_weights
 from edgecompress.core.errors import ArgumentError, ConversionError, few, one_line
 from edgecompress.core.options import ByName, Choice, Named, by_name, option
@@ -61,25 +60,6 @@ _SAME_RANGE = frozenset(
 )  # fmt: skip
 # Of these, the ones whose output holds each input value once: the range carries over both ways.
 _SAME_VALUES = frozenset({"RESHAPE", "TRANSPOSE", "SQUEEZE", "EXPAND_DIMS"})
-# Operators with int8 kernels in the runtimes that the quantizer does not support. Each is quantized
-# under the name of one with the same rule for scales, then gets its own name back. Operator ->
-# (stand-in, version of its kernel).
-# The same for int16 activations, for which fewer kernels exist.
-_STAND_INS: Mapping[int, Mapping[str, tuple[str, int]]] = {
-    8: {
-        "LEAKY_RELU": ("GELU", 2),
-        "RELU6": ("GELU", 2),
-        "RELU_N1_TO_1": ("GELU", 1),
-        "ELU": ("GELU", 1),
-        "PRELU": ("MUL", 1),
-        "REDUCE_MAX": ("REDUCE_MIN", 2),
-        "MINIMUM": ("MAXIMUM", 2),
-    },
-    16: {
-        "LEAKY_RELU": ("GELU", 2),
-        "MINIMUM": ("MAXIMUM", 4),
-    },
-}
 _SMALLEST_RANGE = 1e-6
 WEIGHT_SCALES = ("auto", "channel", "tensor")
 _DENSE = "FULLY_CONNECTED"
@@ -175,7 +155,7 @@ def convert(
     per_channel = trained and (not one_scale or precision.stored_bits < 8)
     if dense_per_channel is not None:
         per_channel = dense_per_channel
-    editor = _quantize(flat, by_tensor, precision, exceptions, per_channel, verbose)
+    editor = _quantize(flat, by_tensor, precision, exceptions, per_channel, notes, verbose)
     notes += notes_on(precision, exceptions)
     if trained:
         notes += folded_dense(source, precision, exceptions)
@@ -406,6 +386,7 @@ def _quantize(
     precision: Precision,
     exceptions: Mapping[str, tuple[Place, Precision]],
     dense_per_channel: bool,
+    notes: list[str],
     verbose: bool,
 ) -> ModelEditor:
     """Returns the quantizer's file, including operators that the quantizer does not support."""
@@ -413,13 +394,13 @@ def _quantize(
         name: {"min": np.array([[low]], np.float32), "max": np.array([[high]], np.float32)}
         for name, (low, high) in ranges.items()
     }
-    stand_ins = _STAND_INS[precision.activation_bits]
-    prepared, replaced = _put_stand_ins(flat, stand_ins)
+    stand_ins = put(flat, precision.activation_bits)
+    notes += stand_ins.notes
     try:
         with suppress_output(verbose):
             from litert_quantizer import Quantizer, qtyping
 
-            quantizer = Quantizer(prepared, precision.recipe())
+            quantizer = Quantizer(stand_ins.data, precision.recipe())
             if exceptions or precision.stored_bits < 8:
                 configure(quantizer, flat, precision, exceptions, dense_per_channel)
             elif not dense_per_channel:
@@ -433,47 +414,7 @@ def _quantize(
     # For models it cannot handle, the quantizer raises ValueError, RuntimeError or KeyError.
     except Exception as error:
         raise ConversionError(f"The model could not be quantized: {one_line(error)}") from error
-    editor = ModelEditor(quantized)
-    _take_stand_ins(editor, replaced, stand_ins)
-    return editor
-
-
-def _put_stand_ins(
-    flat: FlatModel, stand_ins: Mapping[str, tuple[str, int]]
-) -> tuple[bytes, dict[str, tuple[str, Any]]]:
-    """Replaces operators by their stand-ins; returns what each was, by name of its output."""
-    editor = ModelEditor(flat)
-    # The quantizer iterates over signatures when it changes an output.
-    editor.set_signatures()
-    replaced: dict[str, tuple[str, Any]] = {}
-    for operator, entry in zip(flat.operators, editor.operators, strict=True):
-        if operator.code in stand_ins:
-            stand_in, _ = stand_ins[operator.code]
-            replaced[flat.output(operator).name] = (operator.code, copy.copy(entry))
-            editor.set_code(entry, stand_in, 1)
-            if stand_in == "MUL":
-                editor.set_options(entry, "MulOptions")
-    return editor.pack(), replaced
-
-
-def _take_stand_ins(
-    editor: ModelEditor,
-    replaced: Mapping[str, tuple[str, Any]],
-    stand_ins: Mapping[str, tuple[str, int]],
-) -> None:
-    """Restores the operators; also types unread outputs, which the quantizer skips."""
-    flat = editor.original
-    read = {i for operator in flat.operators for i in operator.inputs} | {*flat.outputs}
-    for operator, entry in zip(flat.operators, editor.operators, strict=True):
-        outputs = [flat.tensors[i] for i in operator.outputs]
-        if outputs[0].name in replaced and operator.code not in _BOUNDARY:
-            code, original = replaced[outputs[0].name]
-            editor.set_code(entry, code, stand_ins[code][1])
-            editor.copy_options(entry, original)
-        quantized = [tensor.index for tensor in outputs if tensor.type in ("INT8", "INT16")]
-        for tensor in outputs:
-            if quantized and tensor.index not in read and tensor.type == "FLOAT32":
-                editor.type_as(tensor.index, quantized[0])
+    return take(quantized, stand_ins)
 
 
 def _float_left(flat: FlatModel, allow_float: bool, precision: Precision) -> list[str]:

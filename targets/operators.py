@@ -398,6 +398,20 @@ def _differs(model: FlatModel, operator: Operator, kernels: str, family: str) ->
     return f"{title} compute different values for {wanted}: a model of only it {found.message}"
 
 
+def _copied_relu6(model: FlatModel, operator: Operator) -> str | None:
+    """TensorFlow Lite Micro's RELU6 clamps codes without converting them from scale to scale."""
+    source = model.tensor(operator, 0)
+    if operator.code != "RELU6" or source is None or not source.is_quantized:
+        return None
+    output = model.output(operator)
+    if (source.scales, source.zero_points) == (output.scales, output.zero_points):
+        return None
+    return (
+        "TensorFlow Lite Micro computes wrong values for a RELU6 whose input and output differ in "
+        "scale; fuse it into the operator before it, or use a ReLU whose output ends at 6"
+    )
+
+
 _WRONG = (_transposed_wrong, _one_row_wrong, _narrow_depthwise_wrong, _narrow_state_wrong)
 
 
@@ -416,7 +430,7 @@ def wrong_results(
     chosen, family = _kernels(profile, kernels)
     found = []
     for operator in model.operators:
-        reason = _differs(model, operator, chosen, family)
+        reason = _differs(model, operator, chosen, family) or _copied_relu6(model, operator)
         if reason is None and chosen == "cmsis-nn":
             reason = _known_wrong(model, operator, family)
         if reason:

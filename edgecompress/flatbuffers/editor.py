@@ -219,8 +219,15 @@ class ModelEditor:
             made.customOptions = np.frombuffer(custom_options, np.uint8)
         return made
 
-    def set_options(self, operator: Any, kind: str, **fields: Any) -> None:
-        """Gives an operator options, e.g. `"ReshapeOptions", newShape=[1, 4]`."""
+    def type_number(self, kind: str) -> int:
+        """Returns the number of a tensor type, as options hold it."""
+        return int(getattr(self._schema.TensorType, kind))
+
+    def set_options(self, operator: Any, kind: str | None, **fields: Any) -> None:
+        """Gives an operator options, e.g. `"ReshapeOptions", newShape=[1, 4]`; None for none."""
+        if kind is None:
+            operator.builtinOptionsType, operator.builtinOptions = 0, None
+            return
         operator.builtinOptionsType = getattr(self._schema.BuiltinOptions, kind)
         operator.builtinOptions = getattr(self._schema, f"{kind}T")(**fields)
 

@@ -43,7 +43,23 @@ def costs_on(
         host_latency,
         min(ram, default=None),
         budgets.max_latency,
+        lambda flat: _refused(flat, profiles, options),
     )
+
+
+def _refused(
+    flat: FlatModel, profiles: Sequence[TargetProfile], options: Mapping[str, Any]
+) -> frozenset[int]:
+    """Returns the positions of the operators that a target, or its firmware, does not have."""
+    from edgecompress.targets.operators import OPERATOR_RULES, unsupported
+
+    allowed = options.get("operators")
+    found = {o.index for o in flat.operators if allowed is not None and not allowed.has(o)}
+    for profile in profiles:
+        if profile.engine in OPERATOR_RULES:
+            problems = unsupported(flat, profile, options.get("kernels"))
+            found |= {problem.index for problem in problems}
+    return frozenset(found)
 
 
 def _settled(

@@ -204,6 +204,8 @@ def _form(
             channels = source.shape[-1] if source.shape else 0
             if channels != weights.shape[3]:
                 yield "grouped"
+    if code == "RSQRT" and inputs[0] is not None and _signed(inputs[0]):
+        yield "signed"
     if code in _ELEMENTWISE and len({t.shape for t in inputs if t is not None}) > 1:
         yield "broadcast"
     for tensor in (*inputs, *outputs):
@@ -217,6 +219,12 @@ def _form(
     activation = options.get("fused_activation_function", 0)
     if code != _LSTM and activation not in _USUAL_ACTIVATIONS:
         yield f"activation={activation}"
+
+
+def _signed(tensor: Tensor) -> bool:
+    """Returns whether the codes of a quantized tensor can stand for negative numbers."""
+    least = {"INT8": -128, "INT16": -32768}.get(tensor.type)
+    return least is not None and (tensor.zero_points or (0,))[0] > least
 
 
 def _support(text: str, how: str) -> Support:

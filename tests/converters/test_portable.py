@@ -36,6 +36,7 @@ def _norm(x: Any) -> Any:
 
 # Rewrite -> a model in which it applies.
 MODELS: dict[str, tuple[tuple[int, ...], Any]] = {
+    "broadcasts": ((16,), lambda x: ops.add(x, x)),
     "negations": ((5, 6), _norm),
     "squares": ((5, 6), _norm),
     "repeats": (

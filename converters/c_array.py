@@ -256,6 +256,7 @@ def generate(
         "alignment": _ALIGNMENT,
         "kernels": kernels,
         "registrations": registrations,
+        "stateful": any(tensor.is_variable for tensor in flat.tensors),
         "headers": sorted({r.header for r in registrations if r.header}),
         "inputs": [_port(flat, "input", i) for i in range(len(flat.inputs))],
         "outputs": [_port(flat, "output", i) for i in range(len(flat.outputs))],

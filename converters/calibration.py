@@ -266,6 +266,8 @@ class _Interpreter:
 
     def invoke(self, sample: Sequence[np.ndarray]) -> None:
         """Runs one sample: one array for each input, without the sample axis."""
+        # Samples are independent: a recurrent model's state starts at zero.
+        self._interpreter.reset_all_variables()
         for index, array in zip(self._inputs, sample, strict=True):
             self._interpreter.set_tensor(index, array[None])
         try:
@@ -304,6 +306,28 @@ def tensor_values(model: bytes | FlatModel, sample: Sequence[np.ndarray]) -> dic
     interpreter.invoke(sample)
     values = ((i, interpreter.value(i)) for i in computed_tensors(flat))
     return {i: value for i, value in values if value is not None}
+
+
+def tensor_samples(
+    model: FlatModel, samples: Sequence[np.ndarray], indices: Sequence[int]
+) -> dict[int, np.ndarray]:
+    """Returns what tensors of a float file hold for each sample: index -> (samples, *shape).
+
+    Args:
+        model: A float .tflite file of batch 1.
+        samples: One array for each input, `(samples, ...)`.
+        indices: Tensors that inference computes.
+
+    Raises:
+        EngineError: LiteRT cannot load or run the file.
+    """
+    interpreter = _Interpreter(model.data)
+    found: dict[int, list[Any]] = {index: [] for index in indices}
+    for position in range(len(samples[0])):
+        interpreter.invoke([array[position] for array in samples])
+        for index, values in found.items():
+            values.append(interpreter.value(index))
+    return {index: np.stack(values) for index, values in found.items()}
 
 
 def measure_ranges(

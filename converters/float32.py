@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from edgecompress.converters.calibration import tensor_values
+from edgecompress.converters.fused_lstm import has_marks, replace_marks
 from edgecompress.converters.loaders import LoadedModel, example_inputs, wrap
 from edgecompress.converters.portable.base import PORTABLE, Rewritten, rewritten
 from edgecompress.core.errors import ConversionError, UnsupportedModelError, few, one_line
@@ -73,16 +74,19 @@ class Trace:
 
     Args:
         model: A LoadedModel or a Keras model.
+        fused: Whether LSTM layers become one operator where possible. Only the file then computes
+            what the model does; the graph has markers (`fused_lstm`). Defaults to False.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, fused: bool = False) -> None:
         self.loaded: LoadedModel = wrap(model)
+        self.fused = fused
         self.notes: tuple[str, ...] = ()
 
     @functools.cached_property
     def frozen(self) -> Any:
         """The model as a TensorFlow function whose weights are constants."""
-        function, self.notes = frozen_function(self.loaded)
+        function, self.notes = frozen_function(self.loaded, self.fused)
         return function
 
 
@@ -165,17 +169,17 @@ def check_inputs(loaded: LoadedModel) -> None:
             )
 
 
-def frozen_function(loaded: LoadedModel) -> tuple[Any, tuple[str, ...]]:
+def frozen_function(loaded: LoadedModel, fused: bool = False) -> tuple[Any, tuple[str, ...]]:
     """Returns a model as a TensorFlow function at batch 1 whose weights are constants, and notes.
 
-    Binary layers become constants of their signs, recurrent layers are unrolled.
+    Binary layers become constants of their signs; recurrent layers have no loop (`recurrent`).
     """
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import (
         convert_variables_to_constants_v2,
     )
 
-    from edgecompress.converters.recurrent import unrolled
+    from edgecompress.converters.recurrent import without_loops
     from edgecompress.layers.binary import frozen_kernels
 
     signature = [
@@ -185,7 +189,7 @@ def frozen_function(loaded: LoadedModel) -> tuple[Any, tuple[str, ...]]:
     traced = tf.function(lambda *tensors: loaded.call(tensors), input_signature=signature)
     rewritten: contextlib.AbstractContextManager[list[str]] = contextlib.nullcontext([])
     if loaded.flavour == "keras3":
-        rewritten = unrolled(loaded.model)
+        rewritten = without_loops(loaded.model, fused)
     with frozen_kernels(), rewritten as notes:
         concrete = traced.get_concrete_function()
     # Unfrozen, a Keras 3 model converts without an error, but to a file that cannot run.
@@ -207,7 +211,9 @@ def to_flatbuffer(model: LoadedModel | Trace, verbose: bool = False) -> bytes:
             frozen = trace.frozen
             converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen], None)
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-            return bytes(converter.convert())
+            converter.allow_custom_ops = marked = has_marks(frozen)
+            data = bytes(converter.convert())
+            return replace_marks(data) if marked else data
     # The converter raises its own error type and, for models it cannot trace, any other.
     except Exception as error:
         raise ConversionError(

@@ -178,6 +178,7 @@ def make_int8(
     request: FormatRequest,
     precision: Precision | None = None,
     per_layer: Mapping[str, Precision] | None = None,
+    fused: bool = False,
 ) -> tuple[Float32Result, Artifact]:
     """Converts the Keras model to int8; the first stage of every format of int8 weights.
 
@@ -185,6 +186,7 @@ def make_int8(
         request: What to convert.
         precision: The number format. Defaults to int8.
         per_layer: As in `int8.convert`.
+        fused: Whether LSTM layers become one operator where possible. Defaults to False.
 
     Returns:
         The float flatbuffer, and the int8 file with the names of its inner tensors.
@@ -192,7 +194,8 @@ def make_int8(
     from edgecompress.converters import float32, int8, tables
 
     request.progress("Converting to a float32 flatbuffer")
-    floats = float32.convert(request.loaded, verbose=request.verbose)
+    trace = float32.Trace(request.loaded, fused)
+    floats = float32.convert(trace, verbose=request.verbose)
     name = "int8" if precision is None else precision.name
     request.progress(f"Quantizing to {name}")
     learnt = (request.loaded.record if request.loaded else None) or CompressionRecord()

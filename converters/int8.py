@@ -32,7 +32,9 @@ from edgecompress.converters.filter_precisions import (
 )
 from edgecompress.converters.float32 import Float32Result
 from edgecompress.converters.formats import FormatRequest, FormatResult, make_int8, register
+from edgecompress.converters.fused_lstm import largest_cells, put_stand_ins, take_stand_ins
 from edgecompress.converters.interface_types import TYPES, with_interface
+from edgecompress.converters.recurrent_forms import FORMS, choose_form
 from edgecompress.converters.shared_scales import share_scales
 from edgecompress.converters.stand_ins import put, take
 from edgecompress.converters.weights_only import float_weights_left, narrow_weights
@@ -156,6 +158,7 @@ def convert(
     if dense_per_channel is not None:
         per_channel = dense_per_channel
     editor = _quantize(flat, by_tensor, precision, exceptions, per_channel, notes, verbose)
+    editor = take_stand_ins(editor, flat, largest_cells(flat, calibration))
     notes += notes_on(precision, exceptions)
     if trained:
         notes += folded_dense(source, precision, exceptions)
@@ -227,6 +230,7 @@ class Int8Options:
         per_layer: Regular expression -> number format of the weights of the layers it matches.
         input_type: The type of the inputs, or types by name or position.
         output_type: The same for the outputs.
+        recurrent: How LSTM layers are written, see `recurrent_forms`.
     """
 
     precision: Precision | None = option(
@@ -253,6 +257,12 @@ class Int8Options:
         by_name(Choice("TYPE", names=TYPES), "OUTPUT"),
         unset="the precision's",
     )
+    recurrent: str = option(
+        "auto",
+        "LSTM layers as one operator each (fused), as operators for each time step (unrolled), or "
+        "in whichever form is smaller (auto).",
+        Choice("FORM", names=FORMS),
+    )
 
 
 @register("int8", summary="integer weights and activations", options=Int8Options)
@@ -260,7 +270,17 @@ def make(request: FormatRequest) -> FormatResult:
     """Makes the float32 and the int8 file."""
     record = request.loaded.record if request.loaded else None
     precision = request.options.precision or trained_precision(record)
-    floats, plain = make_int8(request, precision, request.options.per_layer)
+    per_layer, form = request.options.per_layer, request.options.recurrent
+    if per_layer or (precision is not None and precision.name != Int8.name):
+        if form == "fused":
+            raise ArgumentError(
+                "--recurrent", "be auto or unrolled unless all layers are int8", form,
+                "Other precisions have no fused LSTM.",
+            )  # fmt: skip
+        form = "unrolled"
+    floats, plain = choose_form(
+        request, form, lambda fused: make_int8(request, precision, per_layer, fused)
+    )
     named = with_interface(plain, request.options.input_type, request.options.output_type)
     quantized = strip_names(named)
     return FormatResult(
@@ -394,7 +414,7 @@ def _quantize(
         name: {"min": np.array([[low]], np.float32), "max": np.array([[high]], np.float32)}
         for name, (low, high) in ranges.items()
     }
-    stand_ins = put(flat, precision.activation_bits)
+    stand_ins = put(put_stand_ins(flat), precision.activation_bits)
     notes += stand_ins.notes
     try:
         with suppress_output(verbose):

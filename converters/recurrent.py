@@ -1,9 +1,10 @@
-"""Recurrent layers without a loop: each time step becomes operators of its own.
+"""Recurrent layers without a loop: LSTM as one operator, others as operators for each time step.
 
 Keras runs LSTM, GRU and SimpleRNN in a loop, which TensorFlow Lite writes as WHILE with further
 subgraphs; no quantizer follows it. While a model is traced for conversion, the loop of each layer
-is replaced by one that runs at trace time. The products of all inputs are taken out of it as one
-matrix product, and a state that starts at zero is left out of the first step:
+is replaced: by an operator that runs all time steps (`fused_lstm`) where that is wanted and
+possible, else by a loop that runs at trace time. The products of all inputs are taken out of that
+loop as one matrix product, and a state that starts at zero is left out of the first step:
 
     LSTM  i, f, g, o = split(x_t W + b + h U);  c = sigmoid(f) c + sigmoid(i) tanh(g)
           h = sigmoid(o) tanh(c)
@@ -18,6 +19,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from edgecompress.converters.fused_lstm import LSTM, RESET, mark, why_not_fused
 from edgecompress.core.keras_graph import every_layer
 
 # Computes the states of the next time step from the input's part, by gate, and the states, which
@@ -26,14 +28,16 @@ _Step = Callable[[Sequence[Any], Sequence[Any]], list[Any]]
 
 
 @contextlib.contextmanager
-def unrolled(model: Any) -> Iterator[list[str]]:
-    """Traces inside the block run the recurrent layers of a Keras 3 model step by step.
+def without_loops(model: Any, fused: bool = False) -> Iterator[list[str]]:
+    """Traces inside the block contain no loops of Keras 3's recurrent layers.
 
     Layers inside others (Bidirectional, TimeDistributed) are included. A layer whose number of time
     steps is open keeps its loop.
 
     Args:
         model: A Keras 3 model; it is as before after the block.
+        fused: Whether LSTM layers become one operator where possible (as a marker: see
+            `fused_lstm`), instead of operators for each time step. Defaults to False.
 
     Yields:
         Notes, which the trace adds.
@@ -46,7 +50,7 @@ def unrolled(model: Any) -> Iterator[list[str]]:
             if isinstance(layer, keras.layers.Bidirectional):
                 stack.enter_context(_replaced(layer, "call", functools.partial(_both_ways, layer)))
             elif isinstance(layer, keras.layers.RNN):
-                loop = functools.partial(_run, layer, layer.inner_loop, notes)
+                loop = functools.partial(_run, layer, layer.inner_loop, fused, notes)
                 stack.enter_context(_replaced(layer, "inner_loop", loop))
         yield notes
 
@@ -68,6 +72,7 @@ def _replaced(target: Any, name: str, value: Any) -> Iterator[None]:
 def _run(
     layer: Any,
     loop: Callable[..., Any],
+    fused: bool,
     notes: list[str],
     sequences: Any,
     initial_state: Sequence[Any],
@@ -75,21 +80,31 @@ def _run(
     training: bool = False,
 ) -> tuple[Any, Any, list[Any]]:
     """Runs a layer's time steps; returns its last output, all outputs and its last states."""
+    import tensorflow as tf
+
     batch, steps = sequences.shape[:2]
-    notes += _notes(layer, steps, mask)
+    states: list[Any] = [
+        None if _is_zero(state) else state for state in tf.nest.flatten(initial_state)
+    ]
+    label = f"{layer.name} ({type(layer).__name__})"
     make = _CELLS.get(type(layer.cell).__name__)
-    known = make is not None and type(layer.cell).__module__.startswith("keras.")
-    if not known or None in (batch, steps) or batch > 1 or mask is not None or make is None:
+    if not type(layer.cell).__module__.startswith("keras."):
+        make = None
+    if make is None or None in (batch, steps) or batch > 1 or mask is not None:
+        notes += _notes(label, steps, mask)
         # Keras's own unrolled loop also takes masks, other cells and several of them.
         with _replaced(layer, "unroll", steps is not None):
             found: tuple[Any, Any, list[Any]] = loop(sequences, initial_state, mask, training)
         return found
-
-    import tensorflow as tf
+    why = why_not_fused(layer, states) if fused else None
+    if fused and why is None:
+        notes.append(f"{label} is one {LSTM} operator. {RESET}")
+        outputs = mark(layer.cell, sequences, layer.go_backwards)
+        return outputs[:, -1], outputs, [*initial_state]
+    notes += _notes(label, steps, mask, why)
 
     parts, step = make(layer.cell, tf.reshape(sequences, (steps, sequences.shape[2])))
     by_step = list(zip(*(tf.split(part, steps) for part in parts), strict=True))
-    states: list[Any] = [None if _is_zero(state) else state for state in initial_state]
     outputs = []
     for inputs in reversed(by_step) if layer.go_backwards else by_step:
         states = step(inputs, states)
@@ -98,18 +113,18 @@ def _run(
     return outputs[-1], sequence, states
 
 
-def _notes(layer: Any, steps: int | None, mask: Any) -> list[str]:
+def _notes(label: str, steps: int | None, mask: Any, why: str | None = None) -> list[str]:
     if steps is None:
         return [
-            f"{layer.name} ({type(layer).__name__}) keeps its loop: its number of time steps is "
-            "open. Give keras.Input a fixed number."
+            f"{label} keeps its loop: its number of time steps is open. Give keras.Input a fixed "
+            "number."
         ]
-    found = [f"{layer.name} ({type(layer).__name__}): its {steps} time steps are unrolled."]
+    found = [f"{label}: its {steps} time steps are unrolled{f': {why}' if why else ''}."]
     if mask is not None:
         found.append(
-            f"{layer.name} ({type(layer).__name__}) reads a mask, which is computed in float with "
-            "operators that microcontrollers do not have. Remove the Masking layer (or mask_zero) "
-            "and feed sequences of one length."
+            f"{label} reads a mask, which is computed in float with operators that "
+            "microcontrollers do not have. Remove the Masking layer (or mask_zero) and feed "
+            "sequences of one length."
         )
     return found
 

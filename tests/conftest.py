@@ -182,6 +182,7 @@ def float_once(monkeypatch: pytest.MonkeyPatch, _floats: dict[str, Any]) -> dict
             loaded.name,
             loaded.path,
             loaded.record,
+            trace.fused,
             taps,
             verbose,
         ):

@@ -57,6 +57,7 @@ class ModelEditor:
         values: bytes | np.ndarray | None = None,
         has_rank: bool = False,
         name: str | None = None,
+        variable: bool = False,
     ) -> int:
         """Adds a tensor.
 
@@ -67,13 +68,18 @@ class ModelEditor:
             has_rank: The flag that the rank is known, which tells scalars from unknown shapes.
                 Defaults to False.
             name: Its name. Defaults to none.
+            variable: Whether it keeps its value between inferences. Defaults to False.
 
         Returns:
             Its number.
         """
         shape = shape if isinstance(shape, np.ndarray) else list(shape)
         tensor = self._schema.TensorT(
-            shape=shape, type=getattr(self._schema.TensorType, kind), hasRank=has_rank, name=name
+            shape=shape,
+            type=getattr(self._schema.TensorType, kind),
+            hasRank=has_rank,
+            name=name,
+            isVariable=variable,
         )
         tensor.buffer = 0 if values is None else self._buffer(values)
         self._graph.tensors.append(tensor)
@@ -205,6 +211,7 @@ class ModelEditor:
         inputs: Iterable[int],
         outputs: Iterable[int],
         custom_options: bytes | None = None,
+        intermediates: Iterable[int] | None = None,
     ) -> Any:
         """Returns a new operator, to be placed by `place_before` or `place_instead`.
 
@@ -213,8 +220,11 @@ class ModelEditor:
             inputs: Tensor numbers, -1 for one that is left out.
             outputs: Tensor numbers.
             custom_options: Those of a custom operator. Optional.
+            intermediates: Tensor numbers of an LSTM's intermediate results. Optional.
         """
         made = self._schema.OperatorT(opcodeIndex=code, inputs=list(inputs), outputs=list(outputs))
+        if intermediates is not None:
+            made.intermediates = list(intermediates)
         if custom_options is not None:
             made.customOptions = np.frombuffer(custom_options, np.uint8)
         return made

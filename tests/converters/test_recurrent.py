@@ -7,11 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgecompress.converters import float32, int8
+from edgecompress.converters import c_array, float32, int8
+from edgecompress.converters.float32 import Float32Result, Trace
+from edgecompress.converters.formats import Costs, FormatRequest
+from edgecompress.converters.fused_lstm import LSTM, cell_scale, why_not_fused
 from edgecompress.converters.loaders import example_inputs, wrap
+from edgecompress.converters.recurrent_forms import choose_form
 from edgecompress.converters.verify import verify
-from edgecompress.core.errors import UnsupportedModelError
+from edgecompress.core.errors import ArgumentError, ConversionError, UnsupportedModelError
 from edgecompress.engines.run import run_engine
+from edgecompress.flatbuffers.artifact import Artifact
 
 keras = pytest.importorskip("keras")
 
@@ -67,6 +72,140 @@ def test_a_file_of_two_layers_is_integer_in_both_engines() -> None:
     # A model with other weights must not pass.
     wrong = wrap(randomized(model, 1)).predict(x)
     assert verify(made.flat, reference=wrong, samples=x, kind="scores").agreement < 0.8
+
+
+def two_lstms() -> Any:
+    body = [layers.Bidirectional(layers.LSTM(3, return_sequences=True)), layers.LSTM(4)]
+    return randomized(keras.Sequential([keras.Input((4, 3)), *body]))
+
+
+@pytest.fixture(scope="module")
+def fused() -> tuple[Any, Float32Result, Artifact]:
+    """A model, its float and its int8 file with fused layers."""
+    model = two_lstms()
+    floats = float32.convert(Trace(model, fused=True))
+    x = example_inputs(wrap(model).inputs, 60)
+    return model, floats, int8.convert(floats, calibration=x, allow_float=False)
+
+
+@pytest.mark.parametrize("engine", ["litert", "tflm"])
+def test_a_fused_lstm_computes_what_keras_does(fused: Any, engine: str) -> None:
+    model, floats, quantized = fused
+    x = example_inputs(wrap(model).inputs, 40, seed=1)
+    (want,) = wrap(model).predict(x)
+    for made in (floats.artifact, quantized):
+        assert made.flat.histogram()[LSTM] == 3
+        assert not {"WHILE", "CUSTOM", "REVERSE_V2"} & set(made.flat.histogram())
+    (have,) = run_engine(engine, floats.artifact.data, x).outputs
+    np.testing.assert_allclose(have, want, atol=1e-5)
+    parity = verify(quantized.flat, reference=want, samples=x, engine=engine, kind="scores")
+    assert min(o.r2 for o in parity.outputs if o.r2 is not None) > 0.995
+    wrong = wrap(randomized(two_lstms(), 1)).predict(x)
+    wrong_parity = verify(quantized.flat, reference=wrong, samples=x, engine=engine, kind="scores")
+    assert min(o.r2 for o in wrong_parity.outputs if o.r2 is not None) < 0.5
+
+
+def test_the_state_of_a_fused_lstm_persists_and_that_is_said(fused: Any) -> None:
+    from ai_edge_litert.interpreter import Interpreter
+
+    model, floats, _ = fused
+    interpreter = Interpreter(model_content=floats.artifact.data)
+    interpreter.allocate_tensors()
+    (x,) = example_inputs(wrap(model).inputs)
+
+    def output() -> np.ndarray:
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x)
+        interpreter.invoke()
+        return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+
+    first, second = output(), output()
+    assert np.abs(first - second).max() > 1e-3
+    interpreter.reset_all_variables()
+    np.testing.assert_array_equal(output(), first)
+    notes = [note for note in floats.artifact.notes if "reset the interpreter's" in note]
+    assert len(notes) == 3
+    for data, said in ((floats.artifact.data, True), (example_gru(), False)):
+        sources = c_array.generate(data, name="m", arena_bytes=None)
+        assert ("interpreter.Reset()" in sources["main.cc"]) is said
+
+
+def example_gru() -> bytes:
+    model = keras.Sequential([keras.Input((2, 3)), layers.GRU(3)])
+    return bytes(float32.convert(model).artifact.data)
+
+
+def test_the_scale_of_a_cell_state() -> None:
+    # int16 reaches from -32768 to 32767 steps; a quarter more than was seen must fit.
+    assert cell_scale(1.5, 100) == 2.0**-14
+    assert cell_scale(1.7, 100) == 2.0**-13
+    assert cell_scale(1e-9, 100) == 2.0**-15
+    assert cell_scale(500.0, 1000) == 2.0**-9
+    # Each step adds at most 1.
+    assert cell_scale(None, 3) == 2.0**-13
+    assert cell_scale(None, 1000) == 2.0**-11
+
+
+def test_layers_that_the_fused_operator_does_not_compute() -> None:
+    zero = [None, None]
+    assert why_not_fused(layers.LSTM(2), zero) is None
+    assert why_not_fused(layers.GRU(2), [None]) == "only LSTM has a fused operator"
+    assert why_not_fused(layers.LSTM(2, activation="relu"), zero) == "its activation is not tanh"
+    reason = "its recurrent activation is not sigmoid"
+    assert why_not_fused(layers.LSTM(2, recurrent_activation="hard_sigmoid"), zero) == reason
+    assert why_not_fused(layers.LSTM(2, return_state=True), zero) == "its final states are read"
+    assert why_not_fused(layers.LSTM(2), [None, 1]) == "the fused operator starts at zero"
+
+
+def request_for(arena: Any) -> FormatRequest:
+    costs = Costs(lambda flat, memory: arena, lambda flat: None, lambda flat: 0.0)
+    return FormatRequest("m", None, None, None, None, costs, lambda text: None)
+
+
+def test_the_form_is_chosen_by_bytes_and_arena(fused: Any) -> None:
+    _, floats, quantized = fused
+    other = Artifact("int8", example_gru(), "m")
+    made = {True: (floats, quantized), False: (floats, other)}
+
+    def chosen(form: str, arena: Any = None) -> Artifact:
+        return choose_form(request_for(arena), form, made.__getitem__)[1]
+
+    assert chosen("fused") is quantized
+    assert chosen("unrolled") is other
+    smaller = quantized if len(quantized.data) < len(other.data) else other
+    found = chosen("auto")
+    assert found.data is smaller.data
+    assert "(--recurrent auto): fused" in found.notes[-1]
+    # The arena counts as much as the file.
+    for wins, loses in ((quantized, other), (other, quantized)):
+        arenas = {wins.data: 10, loses.data: 10**6}
+        found = chosen("auto", lambda flat, arenas=arenas: arenas[flat.data])
+        assert found.data is wins.data
+        assert "976.6 KiB of arena" in found.notes[-1]
+
+
+def test_other_precisions_have_no_fused_form() -> None:
+    from edgecompress.converters.formats import FORMATS
+    from edgecompress.precisions import PRECISIONS
+
+    options = FORMATS["int8"].options(precision=PRECISIONS["int16x8"](), recurrent="fused")
+    request = FormatRequest("m", wrap(two_lstms()), None, None, options, None, print)
+    with pytest.raises(ArgumentError, match="`--recurrent` must be auto or unrolled"):
+        FORMATS["int8"].make(request)
+
+
+class Unwritable(layers.Layer):  # type: ignore[misc, name-defined]
+    """An operation without a built-in operator."""
+
+    def call(self, values: Any) -> Any:
+        import tensorflow as tf
+
+        return tf.raw_ops.Betainc(a=abs(values) + 1, b=abs(values) + 1, x=tf.sigmoid(values))
+
+
+def test_operators_without_a_built_in_form_are_still_refused() -> None:
+    model = keras.Sequential([keras.Input((2, 3)), layers.LSTM(2), Unwritable(name="odd")])
+    with pytest.raises(ConversionError, match="no built-in operator exists for .*Betainc"):
+        float32.convert(Trace(model, fused=True))
 
 
 def test_masks_are_named_and_open_lengths_refused() -> None:

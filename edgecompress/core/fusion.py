@@ -144,8 +144,8 @@ class _Graph:
         if len(outputs) != 1:
             self.notes.append(_not_simulated(layer, "it has several outputs"))
             return [self._new() for _ in outputs]
-        steps = lower(layer, len(read), node.plain)
         shapes = [t.shape for t in (*node.inputs, *outputs)]
+        steps = lower(layer, len(read), node.plain, len(shapes[0]))
         same = len(shapes[0]) > 0 and shapes[0][-1] == shapes[-1][-1]
         values = list(read)
         for position, step in enumerate(steps):

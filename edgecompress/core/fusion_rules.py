@@ -18,10 +18,11 @@ from edgecompress.core.registry import Registry
 AFFINE = "affine"  # BatchNormalization, Rescaling: folded where possible
 RELU, RELU6 = "relu", "relu6"  # fused where possible
 BINARY = "binary"  # add, subtract, multiply: own range, absorbs ReLU
-FREE = "free"  # own range, absorbs nothing: mean, hard swish, leaky ReLU, ...
+FREE = "free"  # own range, absorbs nothing: hard swish, leaky ReLU, ...
 FIXED = "fixed"  # range set by the operator: softmax, sigmoid, tanh
 JOIN = "join"  # own range, which its inputs take over: concatenate, maximum
-AVERAGE = "average"  # rounds, with its input's range: average pooling, bilinear resizing
+# AVERAGE rounds, with its input's range: average pooling, means over a map, bilinear resizing
+AVERAGE = "average"
 MAXPOOL = "maxpool"  # keeps values and range, absorbs ReLU
 VIEW = "view"  # keeps values and range; ReLU and BN are moved in front of it
 MOVE = "move"  # keeps values and range: padding, cropping, global maximum
@@ -72,6 +73,7 @@ for _operator in (
     AFFINE, RELU, RELU6, BINARY, FREE, JOIN, AVERAGE, MAXPOOL, VIEW, MOVE, IDENTITY,
 ):  # fmt: skip
     LOWERINGS.register(_operator)(_always(Step(_operator)))
+LOWERINGS.register("mean")(_always(Step(FREE)))
 for _operator in ("softmax", "sigmoid", "tanh"):
     LOWERINGS.register(_operator)(_always(*_ACTIVATIONS[_operator]))
 
@@ -135,8 +137,21 @@ def _lower_weighted(layer: Any) -> tuple[Step, ...]:
     return (*first, Step(WEIGHTED, "pre_activation" if activation else ""), *activation)
 
 
-def lower(layer: Any, inputs: int, plain: bool) -> tuple[Step, ...]:
-    """Returns the operators that a layer or operation becomes."""
+def _over_map(axes: Any, rank: int) -> bool:
+    """Returns whether a mean is over height and width, or time: the file has a pooling for it."""
+    listed = [axes] if isinstance(axes, int) else list(axes or ())
+    return rank > 0 and (rank, sorted(axis % rank for axis in listed)) in ((4, [1, 2]), (3, [1]))
+
+
+def lower(layer: Any, inputs: int, plain: bool, rank: int = 0) -> tuple[Step, ...]:
+    """Returns the operators that a layer or operation becomes.
+
+    Args:
+        layer: The layer or operation.
+        inputs: How many tensors it reads.
+        plain: Whether it is called with tensors only.
+        rank: Number of dimensions of the first tensor; 0 if unknown.
+    """
     kind = exact_kind_of(layer)
     if kind is None or not kind.operator:
         return _unsupported("int8 quantization does not support this class")
@@ -145,6 +160,8 @@ def lower(layer: Any, inputs: int, plain: bool) -> tuple[Step, ...]:
     if type(layer).__name__ == "SeparableConv1D" and layer.padding == "causal":
         return _unsupported("causal padding inside a separable convolution")
     steps = LOWERINGS[kind.operator](layer)
+    if kind.operator == "mean" and _over_map(layer.axis, rank):
+        steps = (Step(AVERAGE),)
     if steps[0].kind == BINARY and inputs != 2:
         return _unsupported(f"it combines {inputs} tensors; chain layers that combine two")
     return steps

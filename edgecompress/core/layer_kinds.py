@@ -263,7 +263,7 @@ for _names, _kind_of_names in (
     ("AveragePooling1D AveragePooling2D", LayerKind("pooling", _KEPT, operator="average")),
     (
         "GlobalAveragePooling1D GlobalAveragePooling2D",
-        LayerKind("pooling", _KEPT, operator="free"),
+        LayerKind("pooling", _KEPT, operator="average"),
     ),
     (
         "GlobalMaxPooling1D GlobalMaxPooling2D Cropping1D Cropping2D",
@@ -296,7 +296,7 @@ for _names, _kind_of_names in (
     ),
     # Operations that `keras.ops` and activations leave in a graph.
     ("Matmul Einsum Tensordot", LayerKind("product", _MIXED, module="keras.ops")),
-    ("Mean", LayerKind("mean", operator="free", module="keras.ops")),
+    ("Mean", LayerKind("mean", operator="mean", module="keras.ops")),
     ("Transpose", LayerKind("permute", operator="view", module="keras.ops")),
     ("HardSilu", LayerKind("activation", _KEPT, operator="free", module="keras.ops")),
     ("Relu", LayerKind("activation", _KEPT, operator="relu", module="keras.ops")),

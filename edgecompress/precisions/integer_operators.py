@@ -39,7 +39,9 @@ for _name in ("Multiply", "multiply"):
             values[0], values[1], sources, target
         )
     )
-for _name in ("AveragePooling1D", "AveragePooling2D"):
+for _name in (
+    "AveragePooling1D", "AveragePooling2D", "GlobalAveragePooling1D", "GlobalAveragePooling2D",
+):  # fmt: skip
     OPERATORS.register(_name)(
         lambda function, values, sources, target: integers.average(function, values[0], target)
     )

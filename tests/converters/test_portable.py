@@ -14,6 +14,8 @@ from edgecompress.converters.portable.base import PORTABLE, Rewritten, rewritten
 from edgecompress.engines.run import run_engine
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.reading import read_tflite
+from edgecompress.targets.profile import load_target
+from edgecompress.targets.tflm.latency import predict
 
 keras = pytest.importorskip("keras")
 
@@ -37,6 +39,7 @@ def _norm(x: Any) -> Any:
 # Rewrite -> a model in which it applies.
 MODELS: dict[str, tuple[tuple[int, ...], Any]] = {
     "broadcasts": ((16,), lambda x: ops.add(x, x)),
+    "means": ((4, 8, 2), lambda x: kl.GlobalAveragePooling2D()(x)),
     "negations": ((5, 6), _norm),
     "squares": ((5, 6), _norm),
     "repeats": (
@@ -64,7 +67,8 @@ def test_a_rewrite_computes_the_same_bit_for_bit(name: str) -> None:
     after = rewritten(before.flat, {name: PORTABLE[name]})
     assert after.places[name] and after.flat.data != before.flat.data
     assert not rewritten(after.flat, {name: PORTABLE[name]}).places, "it applies once"
-    x = np.random.default_rng(0).normal(size=(4, *MODELS[name][0])).astype(np.float32)
+    # Whole numbers: the order of a sum does not matter.
+    x = np.random.default_rng(0).integers(-8, 9, (4, *MODELS[name][0])).astype(np.float32)
     np.testing.assert_array_equal(_outputs(after.flat, x), _outputs(before.flat, x))
     np.testing.assert_array_equal(_outputs(after.flat, x), _outputs(raw, x))
 
@@ -109,6 +113,40 @@ def test_upsampling_is_one_enlargement_in_int8() -> None:
     for engine in ("litert", "tflm"):
         output = run_engine(engine, flat.data, [codes]).outputs[0]
         np.testing.assert_array_equal(output, wanted)
+
+
+def test_means_are_poolings_that_round_codes_in_both_engines_and_cost_less(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def build(x: Any) -> Any:
+        along = kl.GlobalAveragePooling1D(name="time")(kl.Conv1D(2, 1, name="conv")(x))
+        return [along, ops.mean(kl.Reshape((5, 4, 3))(x), axis=(1, 2)), ops.mean(x, axis=2)]
+
+    result = float32.convert(_model((20, 3), build))
+    counts = result.artifact.flat.histogram()
+    assert (counts["AVERAGE_POOL_2D"], counts["MEAN"]) == (2, 1)
+    # The reshapes around a convolution of one dimension are gone.
+    flat = float32.convert(_model((20, 3), lambda x: build(x)[0])).artifact.flat
+    assert [o.name for o in flat.operators] == ["RESHAPE", "CONV_2D", "AVERAGE_POOL_2D", "RESHAPE"]
+
+    x = np.random.default_rng(0).normal(size=(8, 20, 3)).astype(np.float32)
+    alone = float32.convert(_model((20, 3), kl.GlobalAveragePooling1D()))
+    flat = int8.convert(alone, calibration=[x]).flat
+    codes = np.random.default_rng(1).integers(-128, 128, (50, 20, 3)).astype(np.int8)
+    total = codes.astype(int).sum(1)
+    wanted = np.sign(total) * ((np.abs(total) + 10) // 20)
+    for engine in ("litert", "tflm"):
+        np.testing.assert_array_equal(run_engine(engine, flat.data, [codes]).outputs[0], wanted)
+
+    def instructions(model: FlatModel) -> float:
+        return predict(model, load_target("nucleo-l4r5zi")).instructions or 0
+
+    pooled = _model((8, 8, 16), kl.GlobalAveragePooling2D())
+    x = np.random.default_rng(0).normal(size=(8, 8, 8, 16)).astype(np.float32)
+    costs = [instructions(int8.convert(float32.convert(pooled), calibration=[x]).flat)]
+    monkeypatch.delitem(PORTABLE._entries, "means")
+    costs.insert(0, instructions(int8.convert(float32.convert(pooled), calibration=[x]).flat))
+    assert costs[0] > 10 * costs[1] > 0
 
 
 def test_half_pixels_are_used_where_a_product_would_fall_below_a_whole_number() -> None:

@@ -1,0 +1,61 @@
+"""MEAN over a whole map: AVERAGE_POOL_2D, which takes a twentieth of the instructions.
+
+In integers the pooling keeps the scale of its input, where a mean has one of its own; training
+rounds in the same way (`core.fusion_rules`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from edgecompress.converters.portable.base import Graph, Place, register, replace, reshape
+from edgecompress.flatbuffers.editor import ModelEditor
+from edgecompress.flatbuffers.operators import Operator
+
+
+@register("means", "MEAN over a map became AVERAGE_POOL_2D")
+def means(graph: Graph) -> Iterator[Place]:
+    """Yields the means over height and width, or over time, as GlobalAveragePooling has them."""
+    for operator in graph.operators("MEAN"):
+        source, axes = graph.flat.tensor(operator, 0), graph.values(operator, 1)
+        if source is None or axes is None or source.type != "FLOAT32" or source.shape[:1] != (1,):
+            continue
+        rank = len(source.shape)
+        over = sorted({int(axis) % rank for axis in axes.reshape(-1)})
+        if (rank, over) in ((4, [1, 2]), (3, [1])):
+            yield _pooled(graph, operator)
+
+
+def _pooled(graph: Graph, operator: Operator) -> Place:
+    source, output = graph.tensor(operator.inputs[0]), graph.flat.output(operator)
+    name = output.name
+
+    def edit(editor: ModelEditor) -> None:
+        new: list[Any] = []
+        tensor, shape = source.index, source.shape
+        if len(shape) == 3:
+            before = graph.writer(tensor, "RESHAPE")
+            inner = before.inputs[0] if before is not None else tensor
+            shape = (1, shape[1], 1, shape[2])
+            # One-dimensional convolutions end in such a reshape.
+            if graph.tensor(inner).shape in (shape, (1, 1, source.shape[1], source.shape[2])):
+                tensor, shape = inner, graph.tensor(inner).shape
+            else:
+                viewed = editor.add(shape, "FLOAT32", name=name)
+                new.append(reshape(editor, tensor, viewed, shape))
+                tensor = viewed
+        small = (1, 1, 1, shape[3])
+        direct = output.shape == small
+        pooled = output.index if direct else editor.add(small, "FLOAT32", name=name)
+        made = editor.new_operator(editor.operator_code("AVERAGE_POOL_2D"), [tensor], [pooled])
+        editor.set_options(
+            made, "Pool2DOptions", padding=1, strideH=shape[1], strideW=shape[2],
+            filterHeight=shape[1], filterWidth=shape[2],
+        )  # fmt: skip
+        new.append(made)
+        if not direct:
+            new.append(reshape(editor, pooled, output.index, output.shape))
+        replace(editor, [operator], new)
+
+    return Place(name, edit)

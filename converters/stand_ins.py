@@ -18,6 +18,7 @@ from typing import Any
 from edgecompress.converters.tables import Curve, curves, look_up, table
 from edgecompress.flatbuffers.editor import ModelEditor
 from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.operators import Operator
 
 # Bits of activations -> operator -> (stand-in, version of its integer kernel). Fewer kernels exist
 # for int16.
@@ -101,7 +102,8 @@ def put(flat: FlatModel, bits: int) -> StandIns:
 def take(quantized: bytes, stand_ins: StandIns) -> ModelEditor:
     """Returns the quantizer's file with what the stand-ins stand for.
 
-    It also types unread outputs, which the quantizer skips.
+    It also types unread outputs, which the quantizer skips, and leaves out conversions between
+    equal scales.
     """
     editor = ModelEditor(quantized)
     flat = editor.original
@@ -116,11 +118,31 @@ def take(quantized: bytes, stand_ins: StandIns) -> ModelEditor:
             if source.type == outputs[0].type == "INT8":
                 codes = table(stand_ins.curves[name].function, source, outputs[0])
                 editor.place_instead(entry, look_up(editor, source, outputs[0], codes))
+        elif operator.code == "QUANTIZE" and _is_copy(flat, operator):
+            _leave_out(editor, operator)
         quantized_outputs = [t.index for t in outputs if t.type in ("INT8", "INT16")]
         for tensor in outputs:
             if quantized_outputs and tensor.index not in read and tensor.type == "FLOAT32":
                 editor.type_as(tensor.index, quantized_outputs[0])
     return editor
+
+
+def _is_copy(flat: FlatModel, operator: Operator) -> bool:
+    """Returns whether a QUANTIZE converts to the scale its input has, as after a GATHER."""
+    source, output = flat.tensors[operator.inputs[0]], flat.output(operator)
+    same = (source.type, source.scales, source.zero_points) == (
+        output.type, output.scales, output.zero_points,
+    )  # fmt: skip
+    return same and output.index not in flat.outputs
+
+
+def _leave_out(editor: ModelEditor, operator: Operator) -> None:
+    (source,), (output,) = operator.inputs, operator.outputs
+    for reader, entry in zip(editor.original.operators, editor.operators, strict=True):
+        for position, index in enumerate(reader.inputs):
+            if index == output:
+                editor.set_input(entry, position, source)
+    editor.place_instead(editor.operators[operator.index], [])
 
 
 def _restore(

@@ -11,6 +11,7 @@ from edgecompress.converters import float32, int8
 from edgecompress.converters.loaders import wrap
 from edgecompress.converters.portable import repeats
 from edgecompress.converters.portable.base import PORTABLE, Rewritten, rewritten
+from edgecompress.converters.real_values import dequantize
 from edgecompress.engines.run import run_engine
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.reading import read_tflite
@@ -24,9 +25,9 @@ kl = keras.layers
 ops = keras.ops
 
 
-def _model(shape: tuple[int, ...], build: Any) -> Any:
+def _model(shape: tuple[int, ...], build: Any, dtype: str = "float32") -> Any:
     keras.utils.set_random_seed(0)
-    inputs = keras.Input(shape, name="inputs")
+    inputs = keras.Input(shape, name="inputs", dtype=dtype)
     return keras.Model(inputs, build(inputs), name="net")
 
 
@@ -39,6 +40,9 @@ def _norm(x: Any) -> Any:
 # Rewrite -> a model in which it applies.
 MODELS: dict[str, tuple[tuple[int, ...], Any]] = {
     "broadcasts": ((16,), lambda x: ops.add(x, x)),
+    "indices": ((6,), lambda x: kl.Embedding(5, 3)(x)),
+    "wrapped_indices": ((6,), lambda x: kl.Embedding(5, 3)(ops.subtract(x, 2))),
+    "selects": ((6,), lambda x: ops.where(ops.greater(x, 0.5), x, ops.multiply(x, 2.0))),
     "means": ((4, 8, 2), lambda x: kl.GlobalAveragePooling2D()(x)),
     "negations": ((5, 6), _norm),
     "squares": ((5, 6), _norm),
@@ -50,9 +54,13 @@ MODELS: dict[str, tuple[tuple[int, ...], Any]] = {
 }
 
 
+TOKENS = ("indices", "wrapped_indices")
+
+
 def _raw(name: str) -> FlatModel:
     shape, build = MODELS[name]
-    return read_tflite(float32.to_flatbuffer(wrap(_model(shape, build))))
+    dtype = "int32" if name in TOKENS else "float32"
+    return read_tflite(float32.to_flatbuffer(wrap(_model(shape, build, dtype))))
 
 
 def _outputs(flat: FlatModel, x: np.ndarray) -> np.ndarray:
@@ -69,6 +77,8 @@ def test_a_rewrite_computes_the_same_bit_for_bit(name: str) -> None:
     assert not rewritten(after.flat, {name: PORTABLE[name]}).places, "it applies once"
     # Whole numbers: the order of a sum does not matter.
     x = np.random.default_rng(0).integers(-8, 9, (4, *MODELS[name][0])).astype(np.float32)
+    if name in TOKENS:
+        x = np.random.default_rng(0).integers(0, 5, (4, *MODELS[name][0])).astype(np.int32)
     np.testing.assert_array_equal(_outputs(after.flat, x), _outputs(before.flat, x))
     np.testing.assert_array_equal(_outputs(after.flat, x), _outputs(raw, x))
 
@@ -147,6 +157,23 @@ def test_means_are_poolings_that_round_codes_in_both_engines_and_cost_less(
     monkeypatch.delitem(PORTABLE._entries, "means")
     costs.insert(0, instructions(int8.convert(float32.convert(pooled), calibration=[x]).flat))
     assert costs[0] > 10 * costs[1] > 0
+
+
+def test_embedding_is_one_gather_in_int8_that_microcontrollers_run() -> None:
+    def build(x: Any) -> Any:
+        return kl.Dense(4)(kl.Flatten()(kl.Embedding(9, 8, name="words")(x)))
+
+    model = _model((6,), build, "int32")
+    result = float32.convert(model)
+    assert "negative" in result.artifact.notes[0] and "words" in result.artifact.notes[0]
+    x = np.random.default_rng(0).integers(0, 9, (64, 6)).astype(np.int32)
+    artifact = int8.convert(result, calibration=[x])
+    flat = artifact.flat
+    assert flat.histogram() == {"GATHER": 1, "RESHAPE": 1, "FULLY_CONNECTED": 1}
+    wanted, output = wrap(model).predict([x])[0], flat.tensors[flat.outputs[0]]
+    for engine in ("litert", "tflm"):
+        found = run_engine(engine, artifact.data, [x]).outputs[0]
+        assert np.abs(dequantize(found, output) - wanted).max() < 5 * output.scales[0]
 
 
 def test_half_pixels_are_used_where_a_product_would_fall_below_a_whole_number() -> None:

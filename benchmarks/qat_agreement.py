@@ -173,9 +173,13 @@ def int8_columns(
 
 
 def file_of(model: keras.Model, data: Data, precision: Precision, trained: bool) -> Artifact:
-    record = record_of(model) if trained else None
+    # LSTM layers are one operator in int8 files.
+    floats = float32.convert(float32.Trace(model, fused=precision == ec.Int8()))
     return int8.convert(
-        float32.convert(model), record=record, calibration=data.calibration, precision=precision
+        floats,
+        record=record_of(model) if trained else None,
+        calibration=data.calibration,
+        precision=precision,
     )
 
 

@@ -25,6 +25,7 @@ from edgecompress.core.keras_graph import functional_of, layers_by_name
 from edgecompress.core.layer_kinds import KernelAxes
 from edgecompress.core.operator_copy import apply_activation
 from edgecompress.precisions.base import Precision
+from edgecompress.precisions.fake_quantization import rectified_fake_quantize
 from edgecompress.precisions.integer_arithmetic import Grid, grid_of, on_grid
 from edgecompress.precisions.integer_operators import (
     linear,
@@ -34,6 +35,7 @@ from edgecompress.precisions.integer_operators import (
     with_kernel,
 )
 from edgecompress.precisions.mixed import kernel_name, scale_axes
+from edgecompress.precisions.uniform import Uniform
 
 _UNSEEN = (np.inf, -np.inf)
 
@@ -58,6 +60,21 @@ class ActivationRange(keras.layers.Layer):
             trainable=False,
             autocast=False,
         )
+
+    def rectified(self, values: Any, maximum: float) -> Any:
+        """Returns ReLU's output as the int8 model holds it, and learns its range.
+
+        Args:
+            values: What ReLU reads.
+            maximum: Of ReLU: infinity or 6.
+        """
+        if not isinstance(self.quantizer, Uniform):
+            raise TypeError(f"{self.quantizer.name} does not clip at 0 as ReLU does.")
+        highest = ops.clip(ops.cast(ops.max(ops.stop_gradient(values)), "float32"), 0.0, maximum)
+        extremes = ops.stack([ops.zeros_like(highest), highest])
+        updated = self.quantizer.next_range(self.range.value, extremes)
+        self.range.assign(updated)
+        return rectified_fake_quantize(values, updated[1], self.quantizer.activation_bits)
 
     def call(self, values: Any, training: bool | None = None) -> Any:
         """Returns `values` as the int8 model holds them."""
@@ -125,8 +142,19 @@ class QuantizedArithmetic:
             elif tap.same_as in known:
                 self._rounding[tap.name] = self._learnt_like(tap.same_as)
             known.add(tap.name)
-        self._inference = False
+        self._training: bool | None = None
         self._seen = False
+        # Rounding that clips at 0, to a range that depends on the extremes alone, needs no ReLU.
+        clips = isinstance(quantizer, Uniform) and quantizer.activation_bits == 8
+        self._rectified = {
+            tap.layer: tap.relu
+            for tap in graph.taps
+            if clips
+            and tap.relu is not None
+            and tap.name == tap.layer
+            and tap.name in self._learnt
+            and not _is_separable(self._by_name[tap.layer])
+        }
         self._integer = quantizer.activation_bits == 8
         self._folded = {
             name
@@ -230,7 +258,7 @@ class QuantizedArithmetic:
     @property
     def _with_integers(self) -> bool:
         """Whether the call that is being traced computes with integers."""
-        return self._integer and self._inference and self._seen
+        return self._integer and self._training is False and self._seen
 
     def _grid(self, name: str) -> Grid:
         source = source_of(self._taps[name], self._taps)
@@ -288,7 +316,7 @@ class QuantizedArithmetic:
         )
 
     def _layer_call(self, layer: Any, call: Callable[..., Any]) -> Callable[..., Any]:
-        if type(layer).__name__.startswith("Separable"):
+        if _is_separable(layer):
             run = functools.partial(self._separable, layer)
         else:
             run = functools.partial(self._quantized, layer, call)
@@ -300,6 +328,8 @@ class QuantizedArithmetic:
                 kwargs["training"] = False
             if layer.name in self._folded and self._with_integers:
                 return self._insert(layer.name, args[0])
+            if layer.name in self._rectified and self._training:
+                return self._rectify(layer, call, *args, **kwargs)
             return self._insert(layer.name, run(*args, **kwargs))
 
         return quantized_call
@@ -324,11 +354,11 @@ class QuantizedArithmetic:
 
         @functools.wraps(call)
         def model_call(inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            self._inference = not (args[0] if args else kwargs.get("training"))
+            self._training = bool(args[0] if args else kwargs.get("training"))
             try:
                 return call(rounded_inputs(inputs), *args, **kwargs)
             finally:
-                self._inference = False
+                self._training = None
 
         def rounded_inputs(inputs: Any) -> Any:
             if isinstance(inputs, Mapping):
@@ -365,9 +395,9 @@ class QuantizedArithmetic:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
+        axes = self._axes.get(layer.name)
         if type(layer).__name__ == "Activation":
             return apply_activation(layer, args[0], self._insert, operate=self._operate)
-        axes = self._axes.get(layer.name)
         split = split_activation(layer) is not None
         outputs = None
         if axes:
@@ -389,6 +419,15 @@ class QuantizedArithmetic:
             return outputs
         outputs = self._insert(f"{layer.name}/pre_activation", outputs)
         return apply_activation(layer, outputs, self._insert, operate=self._operate)
+
+    def _rectify(self, layer: Any, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Computes a layer that ends in ReLU in training; rounding takes ReLU's place."""
+        if layer.name in self._graph.weights:
+            with linear(layer):
+                outputs = self._in_float(layer, call, *args, **kwargs)
+        else:
+            outputs = args[0]
+        return self._learnt[layer.name].rectified(outputs, self._rectified[layer.name])
 
     def _in_float(self, layer: Any, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         axes = self._axes.get(layer.name)
@@ -430,6 +469,11 @@ class QuantizedArithmetic:
         outputs = half(weighted_operator(layer), "pointwise_kernel", pointwise, middle, bias)
         outputs = self._insert(f"{layer.name}/pre_activation", outputs)
         return apply_activation(layer, outputs, self._insert, operate=self._operate)
+
+
+def _is_separable(layer: Any) -> bool:
+    """Returns whether a layer is two operators with a tap between them."""
+    return type(layer).__name__.startswith("Separable")
 
 
 def _input_keys(model: keras.Model) -> dict[str, int]:

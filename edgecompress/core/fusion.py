@@ -13,6 +13,7 @@ inside SiLU, `<layer>/depthwise` for the first half of a separable convolution, 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -50,6 +51,8 @@ class Tap:
             pooling, which rounds to its input's range; a later one for a tensor read only by a
             concatenation or maximum, where that tap does the rounding.
         is_output: Whether its values are an output of the model.
+        relu: Maximum of the ReLU whose output it rounds, infinity or 6; None behind other operators
+            and where the range is that of another tap.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Tap:
     fixed: tuple[float, float] | None = None
     same_as: str | None = None
     is_output: bool = False
+    relu: float | None = None
 
 
 @dataclass(frozen=True)
@@ -215,6 +219,10 @@ class _Graph:
         while operator.absorbed and (before := self.before(operator, (VIEW, IDENTITY))):
             operator = before
         return operator
+
+
+# Maximum of each kind of ReLU.
+_MAXIMA = {RELU: math.inf, RELU6: 6.0}
 
 
 def _not_simulated(layer: Any, reason: str) -> str:
@@ -398,7 +406,7 @@ def _tap_of(graph: _Graph, operator: _Operator, source: str | None) -> Tap | Non
     reshaped = root.step.kind == WEIGHTED and operator.rank == 3
     if after is not None and after.step.kind == JOIN and step.kind in OWN_RANGE and not reshaped:
         return Tap(name, layer, same_as=after.name)
-    return Tap(name, layer, fixed=step.fixed, is_output=is_output)
+    return Tap(name, layer, fixed=step.fixed, is_output=is_output, relu=_MAXIMA.get(step.kind))
 
 
 def find_taps(model: Any) -> tuple[Tap, ...]:

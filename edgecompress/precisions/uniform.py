@@ -64,6 +64,12 @@ class Uniform(Precision):
 
     def moving_range(self, old: Any, values: Any) -> Any:
         """Returns the range after a batch of values."""
-        from edgecompress.precisions.fake_quantization import batch_range, moving_range
+        from edgecompress.precisions.fake_quantization import batch_range
 
-        return moving_range(old, batch_range(values), self.momentum)
+        return self.next_range(old, batch_range(values))
+
+    def next_range(self, old: Any, extremes: Any) -> Any:
+        """Returns the range after a batch with a minimum and a maximum."""
+        from edgecompress.precisions.fake_quantization import moving_range
+
+        return moving_range(old, extremes, self.momentum)

@@ -68,6 +68,14 @@ def masked(x: Any) -> Any:
     return kl.MultiHeadAttention(2, 4)(x, x, use_causal_mask=True)
 
 
+def added_mask(x: Any) -> Any:
+    """Attention with a causal mask that is added to the scores."""
+    query, key, value = (kl.Dense(8)(x) for _ in range(3))
+    scores = ops.matmul(query, ops.transpose(key, (0, 2, 1))) / 8**0.5
+    scores = scores + np.triu(np.full((12, 12), -1e9, np.float32), 1)
+    return ops.matmul(ops.softmax(scores, axis=-1), value)
+
+
 def shared(x: Any) -> Any:
     """One Dense layer, used twice."""
     dense = kl.Dense(8, activation="relu")
@@ -136,6 +144,7 @@ for _name, _shape, _build in (
     ("GroupQueryAttention", _ROW, lambda x: kl.GroupQueryAttention(4, 4, 2)(x, x)),
     ("Attention", _ROW, lambda x: kl.Attention()([x, x])),
     ("attention of keras.ops", _ROW, attention),
+    ("attention of keras.ops, causal", _ROW, added_mask),
     ("Dot", _ROW, lambda x: kl.Dot(axes=(2, 2))([x, kl.Dense(8)(x)])),
     ("ReLU", _ROW, lambda x: kl.ReLU()(x)),
     ("ReLU6", _ROW, lambda x: kl.ReLU(6.0)(x)),

@@ -34,6 +34,7 @@ from edgecompress.converters.float32 import Float32Result
 from edgecompress.converters.formats import FormatRequest, FormatResult, make_int8, register
 from edgecompress.converters.fused_lstm import largest_cells, put_stand_ins, take_stand_ins
 from edgecompress.converters.interface_types import TYPES, with_interface
+from edgecompress.converters.masks import narrowed
 from edgecompress.converters.recurrent_forms import FORMS, choose_form
 from edgecompress.converters.shared_scales import share_scales
 from edgecompress.converters.stand_ins import put, take
@@ -410,11 +411,13 @@ def _quantize(
     verbose: bool,
 ) -> ModelEditor:
     """Returns the quantizer's file, including operators that the quantizer does not support."""
+    prepared = put_stand_ins(flat)
+    masks = narrowed(prepared, ranges)
     statistics = {
         name: {"min": np.array([[low]], np.float32), "max": np.array([[high]], np.float32)}
-        for name, (low, high) in ranges.items()
+        for name, (low, high) in masks.ranges.items()
     }
-    stand_ins = put(put_stand_ins(flat), precision.activation_bits)
+    stand_ins = put(prepared, precision.activation_bits, masks.constants)
     notes += stand_ins.notes
     try:
         with suppress_output(verbose):

@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from edgecompress.converters.tables import Curve, curves, look_up, table
 from edgecompress.flatbuffers.editor import ModelEditor
 from edgecompress.flatbuffers.model import FlatModel
@@ -67,23 +69,28 @@ class StandIns:
         return [f"Computed by a table of all int8 codes: {', '.join(names)}."]
 
 
-def put(flat: FlatModel, bits: int) -> StandIns:
+def put(
+    flat: FlatModel, bits: int, constants: Mapping[tuple[int, int], np.ndarray] | None = None
+) -> StandIns:
     """Replaces operators by their stand-ins.
 
     Args:
         flat: The float file.
         bits: Of activations.
+        constants: (operator, input) -> other values of a constant. Defaults to none.
     """
     tables = {flat.tensors[c.output].name: c for c in curves(flat)} if bits == 8 else {}
     editor = ModelEditor(flat)
     # The quantizer iterates over signatures when it changes an output.
     editor.set_signatures()
+    for (index, position), values in (constants or {}).items():
+        editor.replace(editor.own_input(editor.operators[index], position), values)
     writers = {index: o for o in flat.operators for index in o.outputs}
     for curve in tables.values():
         made = editor.new_operator(editor.operator_code(_CURVE), [curve.source], [curve.output])
         editor.set_options(made, f"{_CURVE.title()}Options")
         editor.place_instead(editor.operators[writers[curve.output].index], [made])
-    if tables:
+    if tables or constants:
         editor.drop_unused()
         flat = ModelEditor(editor.pack()).original
         editor = ModelEditor(flat)

@@ -31,6 +31,7 @@ from edgecompress.converters.filter_precisions import (
     notes_on,
 )
 from edgecompress.converters.float32 import Float32Result
+from edgecompress.converters.float_inputs import float_inputs, put_before, without
 from edgecompress.converters.formats import FormatRequest, FormatResult, make_int8, register
 from edgecompress.converters.fused_lstm import largest_cells, put_stand_ins, take_stand_ins
 from edgecompress.converters.interface_types import TYPES, with_interface
@@ -158,6 +159,9 @@ def convert(
     per_channel = trained and (not one_scale or precision.stored_bits < 8)
     if dense_per_channel is not None:
         per_channel = dense_per_channel
+    kept = float_inputs(flat, by_tensor, calibration) if precision.activation_bits == 8 else ()
+    notes += [part.note for part in kept]
+    whole, flat = flat, without(flat, kept)
     editor = _quantize(flat, by_tensor, precision, exceptions, per_channel, notes, verbose)
     editor = take_stand_ins(editor, flat, largest_cells(flat, calibration))
     notes += notes_on(precision, exceptions)
@@ -175,9 +179,10 @@ def convert(
             f"weight_scales={weight_scales!r} is not what training simulated: predictions of the "
             "file may differ from those of training."
         )
+    put_before(editor, whole, kept)
     editor.strip(keep_names="computed")
     artifact = Artifact(precision.name, editor.pack(), source.artifact.source, record)
-    notes += _float_left(artifact.flat, allow_float, precision)
+    notes += _float_left(artifact.flat, allow_float, precision, [part.name for part in kept])
     return artifact.having(notes=(*notes, *_no_smaller(artifact, source)))
 
 
@@ -440,13 +445,24 @@ def _quantize(
     return take(quantized, stand_ins)
 
 
-def _float_left(flat: FlatModel, allow_float: bool, precision: Precision) -> list[str]:
-    """Returns a note on each operator left in float; refuses float inputs and outputs."""
+def _float_left(
+    flat: FlatModel, allow_float: bool, precision: Precision, kept: Sequence[str] = ()
+) -> list[str]:
+    """Returns a note on each operator left in float; refuses float inputs and outputs.
+
+    Args:
+        flat: The quantized file.
+        allow_float: Whether operators may be left.
+        precision: Its precision.
+        kept: Names of the inputs that are meant to be float.
+    """
     kind = f"INT{precision.activation_bits}"
+    scaling = _scaling_of(flat, kept)
     left = [
         operator
         for operator in flat.operators
         if operator.code not in _BOUNDARY
+        and operator.index not in scaling
         and any(flat.tensors[i].type.startswith("FLOAT") for i in _used(operator))
     ]
     reasons = [
@@ -457,7 +473,7 @@ def _float_left(flat: FlatModel, allow_float: bool, precision: Precision) -> lis
     for what, indices in (("input", flat.inputs), ("output", flat.outputs)):
         for index in indices:
             tensor = flat.tensors[index]
-            if tensor.type.startswith("FLOAT"):
+            if tensor.type.startswith("FLOAT") and tensor.name not in kept:
                 why = " ".join(reasons) or "The quantizer left it so."
                 raise ConversionError(
                     f"The model's {what} {tensor.name!r} would be {tensor.type}, not {kind}. {why}"
@@ -467,6 +483,17 @@ def _float_left(flat: FlatModel, allow_float: bool, precision: Precision) -> lis
             f"The model cannot be {precision.name} throughout. {' '.join(reasons)}"
         )
     return reasons
+
+
+def _scaling_of(flat: FlatModel, kept: Sequence[str]) -> set[int]:
+    """Returns the operators between the inputs that are meant to be float and their QUANTIZE."""
+    reached = {i for i in flat.inputs if flat.tensors[i].name in kept}
+    found = set()
+    for operator in flat.operators:
+        if operator.code not in _BOUNDARY and reached.intersection(operator.inputs):
+            found.add(operator.index)
+            reached.update(operator.outputs)
+    return found
 
 
 def _used(operator: Operator) -> list[int]:

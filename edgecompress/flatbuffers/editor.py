@@ -292,6 +292,11 @@ class ModelEditor:
 
     # --- The whole file ---------------------------------------------------------------------------
 
+    def set_inputs(self, tensors: Sequence[int]) -> None:
+        """Makes tensors the model's inputs; signatures, which name the old ones, are removed."""
+        self._graph.inputs = np.array(tensors, np.int32)
+        self._tree.signatureDefs = None
+
     def set_signatures(self) -> None:
         """Gives a file without signatures an empty list of them, which some readers require."""
         self._tree.signatureDefs = self._tree.signatureDefs or []

@@ -19,6 +19,22 @@ from edgecompress.core.errors import ModelFileError, UnsupportedModelError
 
 PRUNING_WRAPPERS = frozenset({"PruneLowMagnitude", "ClusterWeights", "ClusterWeightsMHA"})
 QAT_WRAPPERS = frozenset({"QuantizeWrapper", "QuantizeWrapperV2", "QuantizeLayer"})
+# What the wrappers of quantize_model() hold: the classes that tensorflow-model-optimization itself
+# looks up in its quantize_scope().
+_QAT_PARTS = frozenset(
+    {
+        "QuantizeAwareActivation", "NoOpActivation", "NoOpQuantizeConfig", "AllValuesQuantizer",
+        "LastValueQuantizer", "MovingAverageQuantizer", "NoQuantizer",
+    }
+    | {
+        f"Default{bits}Bit{kind}"
+        for bits in ("8", "N")
+        for kind in (
+            "ActivationQuantizeConfig", "ConvQuantizeConfig", "ConvTransposeQuantizeConfig",
+            "OutputQuantizeConfig", "QuantizeConfig",
+        )
+    }
+)  # fmt: skip
 _SCHEDULES = frozenset({"ConstantSparsity", "PolynomialDecay"})
 
 # Where Keras exports classes -> their names. Keras 3 and Keras 2 alike.
@@ -139,7 +155,7 @@ def _check_class(node: Mapping[str, Any], layer: str, path: Path, legacy: bool) 
             f"Layer {layer!r} of {path} holds a Python lambda, which is never run from a file. "
             "Replace it by a registered function."
         )
-    if plain in QAT_WRAPPERS:
+    if plain in QAT_WRAPPERS and not legacy:
         raise UnsupportedModelError(
             f"Layer {layer!r} of {path} is a quantization wrapper ({name}) of "
             f"tensorflow-model-optimization. {UNDO_QAT}"
@@ -159,10 +175,7 @@ def _check_class(node: Mapping[str, Any], layer: str, path: Path, legacy: bool) 
     )
 
 
-UNDO_QAT = (
-    "Save the model before quantize_model() and train it with "
-    "edgecompress.QuantizationAwareTraining."
-)
+UNDO_QAT = "Save it with Keras 2 as one file, model.save('model.h5'): export reads its ranges."
 
 
 def _known(node: Mapping[str, Any], name: str) -> bool:
@@ -178,7 +191,7 @@ def _known(node: Mapping[str, Any], name: str) -> bool:
             and registered in (None, function, "function")
             and (module is None or _is_in(module, _FUNCTION_MODULES, _FUNCTION_FOLDERS))
         )
-    if name.split(">")[-1] in PRUNING_WRAPPERS:
+    if name.split(">")[-1] in PRUNING_WRAPPERS | QAT_WRAPPERS | _QAT_PARTS:
         return module is None or str(module).startswith("tensorflow_model_optimization.")
     if registered not in (None, name):
         return False

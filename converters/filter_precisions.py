@@ -142,11 +142,22 @@ def notes_on(precision: Precision, exceptions: Mapping[str, tuple[Place, Precisi
     """Returns a note for each precision but the model's own, with the layers that have it."""
     groups: dict[str, list[str]] = {}
     for place, own in exceptions.values():
-        groups.setdefault(own.name, []).append(str(place))
+        if own.name != precision.name:
+            groups.setdefault(own.name, []).append(str(place))
     return [
         f"Weights in {name} instead of {precision.name}: {', '.join(layers)}."
         for name, layers in groups.items()
     ]
+
+
+def one_scale_each(
+    source: Float32Result, precision: Precision, exceptions: Mapping[str, tuple[Place, Precision]]
+) -> frozenset[str]:
+    """Returns the outputs of operators whose int8 filters have one scale for all channels."""
+    flat = source.artifact.flat
+    readers = [flat.output(o).name for o in flat.operators if o.code in FILTER_READERS]
+    own = {name: exceptions[name][1] if name in exceptions else precision for name in readers}
+    return frozenset(n for n, p in own.items() if p.stored_bits == 8 and not p.weight_axes((0,), 4))
 
 
 def folded_dense(
@@ -158,7 +169,8 @@ def folded_dense(
         weights = flat.tensor(operator, 1) if operator.code == _DENSE else None
         output = flat.output(operator).name
         own = exceptions[output][1] if output in exceptions else precision
-        if weights is not None and weights.name in source.kernels and not own.weight_axes((-1,), 2):
+        single = not own.weight_axes((-1,), 2) and bool(own.weight_axes((0,), 4))
+        if weights is not None and weights.name in source.kernels and single:
             found.append(source.owners.get(weights.name, output).partition("/")[0])
     if not found:
         return []

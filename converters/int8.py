@@ -29,6 +29,7 @@ from edgecompress.converters.filter_precisions import (
     filter_precisions,
     folded_dense,
     notes_on,
+    one_scale_each,
 )
 from edgecompress.converters.float32 import Float32Result
 from edgecompress.converters.float_inputs import float_inputs, put_before, without
@@ -172,7 +173,13 @@ def convert(
         # If the user or the precision decided on Dense layers, the quantizer has applied it.
         decided = dense_per_channel is not None or one_scale
         codes = FILTER_READERS - {_DENSE} if decided else FILTER_READERS
-        notes += share_scales(editor, flat, source.kernels, codes, always)
+        notes += share_scales(
+            editor,
+            flat,
+            source.kernels,
+            codes,
+            always or one_scale_each(source, precision, exceptions),
+        )
     notes += _other_training(precision, record)
     if trained and weight_scales != "auto":
         notes.append(

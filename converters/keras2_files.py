@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgecompress.converters import configurations
+import numpy as np
+
+from edgecompress.converters import configurations, quantization_wrappers
 from edgecompress.core import isolation
 from edgecompress.core.errors import EdgeCompressError, ModelFileError, one_line
 from edgecompress.core.reading import read_bytes
@@ -60,8 +65,28 @@ def adapt(path: Path, target: Path) -> Path:
     return target
 
 
-def strip(path: Path, target: Path, shown: Path) -> Path:
-    """Writes a Keras 2 file without its pruning and clustering wrappers; returns its path.
+@dataclass(frozen=True)
+class Stripped:
+    """A Keras 2 file without training wrappers, and what quantization wrappers held.
+
+    Attributes:
+        path: The file.
+        ranges: Range of each tap that the wrappers have learnt: tap -> (minimum, maximum).
+        kernels: Quantized kernel -> its bits, and whether each channel has a scale of its own.
+        inputs: A random batch of one sample, one array for each input; () without quantization
+            wrappers.
+        outputs: What the quantized model computes from it.
+    """
+
+    path: Path
+    ranges: Mapping[str, tuple[float, float]]
+    kernels: Mapping[str, tuple[int, bool]]
+    inputs: tuple[np.ndarray, ...] = ()
+    outputs: tuple[np.ndarray, ...] = ()
+
+
+def strip(path: Path, target: Path, shown: Path) -> Stripped:
+    """Writes a Keras 2 file without its pruning, clustering and quantization wrappers.
 
     Args:
         path: The file.
@@ -78,37 +103,86 @@ def strip(path: Path, target: Path, shown: Path) -> Path:
         )
     except EdgeCompressError as error:
         raise ModelFileError(
-            f"{shown} could not be stripped of its pruning wrappers: {one_line(error)} Save "
-            "tfmot.sparsity.keras.strip_pruning(model) instead."
+            f"{shown} could not be stripped of its training wrappers: {one_line(error)} Save the "
+            "model without them: tfmot.sparsity.keras.strip_pruning(model) and "
+            "tfmot.clustering.keras.strip_clustering(model)."
         ) from error
     target.write_bytes(answer.files["model.h5"])
-    return target
+    arrays: dict[str, np.ndarray] = {}
+    if "example.npz" in answer.files:
+        with np.load(io.BytesIO(answer.files["example.npz"]), allow_pickle=False) as file:
+            arrays = dict(file)
+    return Stripped(
+        target,
+        {tap: (float(low), float(high)) for tap, (low, high) in answer.value["ranges"].items()},
+        {name: (int(bits), bool(own)) for name, (bits, own) in answer.value["kernels"].items()},
+        *(tuple(v for k, v in arrays.items() if k.startswith(p)) for p in ("x", "y")),
+    )
 
 
-def strip_wrappers(source: str, tell: Any = None, gaps: Any = ()) -> tuple[None, dict[str, bytes]]:
-    """Strips pruning and clustering wrappers from a Keras 2 file; to be run in a separate process.
+def strip_wrappers(
+    source: str, tell: Any = None, gaps: Any = ()
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Strips the training wrappers of a Keras 2 file; to be run in a separate process.
 
     Args:
         source: File to read.
         tell: Not used, nor is `gaps`.
 
     Returns:
-        None, and the stripped model as `model.h5`.
+        `ranges` and `kernels` as in `Stripped`; the stripped model as `model.h5` and, if it was
+        quantized, its inputs x0, x1, ... and outputs y0, y1, ... as `example.npz`.
 
     Raises:
-        ModelFileError: it cannot be loaded.
+        ModelFileError: it cannot be loaded, or its activations do not have 8 bits.
     """
     try:
         with suppress_output():
             import tensorflow_model_optimization as tfmot  # type: ignore[import-untyped]
 
             pruning, clustering = tfmot.sparsity.keras, tfmot.clustering.keras
-            with pruning.prune_scope(), clustering.cluster_scope():
+            quantization = tfmot.quantization.keras
+            quantization_wrappers.repair_loading()
+            with (
+                pruning.prune_scope(),
+                clustering.cluster_scope(),
+                quantization.quantize_scope(),
+            ):
                 model = tf_keras().models.load_model(source, compile=False)
-            model = clustering.strip_clustering(pruning.strip_pruning(model))
+            facts: dict[str, Any] = {"ranges": {}, "kernels": {}}
+            files = {}
+            if any(map(_is_quantized, model.layers)):
+                files["example.npz"] = _example(model)
+                model, facts = quantization_wrappers.taken_off(model, tf_keras())
+            else:
+                model = clustering.strip_clustering(pruning.strip_pruning(model))
             with tempfile.TemporaryDirectory() as folder:
                 target = Path(folder) / "model.h5"
                 model.save(target, include_optimizer=False)
-                return None, {"model.h5": target.read_bytes()}
+                return facts, {"model.h5": target.read_bytes(), **files}
+    except ModelFileError:
+        raise
     except Exception as error:
         raise ModelFileError(f"it does not load ({one_line(error)}).") from error
+
+
+def _is_quantized(layer: Any) -> bool:
+    return type(layer).__name__ in configurations.QAT_WRAPPERS
+
+
+def _example(model: Any) -> bytes:
+    """Returns a random sample and the model's outputs for it as a .npz file."""
+    random = np.random.default_rng(0)
+    inputs = [
+        random.standard_normal([1, *(size or 1 for size in tensor.shape[1:])]).astype("f4")
+        for tensor in model.inputs
+    ]
+    outputs = model(inputs if len(inputs) > 1 else inputs[0], training=False)
+    outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        **{f"x{i}": value for i, value in enumerate(inputs)},
+        **{f"y{i}": np.asarray(value) for i, value in enumerate(outputs)},
+    )
+    return buffer.getvalue()

@@ -20,6 +20,7 @@ import numpy as np
 
 from edgecompress.converters import configurations, hdf5_files, keras2_files, saved_models
 from edgecompress.core.errors import (
+    ArgumentError,
     ModelFileError,
     UnsupportedModelError,
     one_line,
@@ -30,13 +31,16 @@ from edgecompress.core.keras_graph import walk_layers
 from edgecompress.core.learnt_ranges import settled_record, valid_record
 from edgecompress.core.model_copy import in_float32
 from edgecompress.core.reading import check_keras_archive, open_archive, open_file, read_bytes
-from edgecompress.core.record import CompressionRecord, read_record
+from edgecompress.core.record import CompressionRecord, attach_record, read_record, record_of
 from edgecompress.core.structured import parse_json
 from edgecompress.core.suppress_output import suppress_output
 
 Flavour = Literal["keras3", "tf_keras", "saved_model"]
 
 _BATCH = 32
+# Share of the largest output: scales of Dense kernels are finer here than in
+# tensorflow-model-optimization, and a rounding may fall on the other side.
+_MOST_DIFFERENCE = 0.2
 # Elements of a batch's inputs; intermediate results take a multiple of them.
 _BATCH_ELEMENTS = 1 << 20
 _WEIGHTS = "model.weights.h5"
@@ -285,8 +289,9 @@ def load_model(path: Path | str) -> LoadedModel:
     """Loads a trained model from a file or folder, without running code from it.
 
     Keras 2 files are rebuilt as plain Keras 3 models if every layer exists there, checked against
-    tf_keras on one random input; otherwise they stay tf_keras models. Pruning and clustering
-    wrappers of tensorflow-model-optimization are stripped in a separate process.
+    tf_keras on one random input; otherwise they stay tf_keras models. Pruning, clustering and
+    quantization wrappers of tensorflow-model-optimization are stripped in a separate process; what
+    quantization wrappers have learnt becomes the model's record.
 
     Args:
         path: A `.keras` file, an HDF5 file (`.h5`, `.hdf5`) holding a whole model, or a SavedModel
@@ -337,6 +342,8 @@ def load_model(path: Path | str) -> LoadedModel:
         notes = (*notes, reason)
     inputs = _keras_inputs(model)
     check_weights(model, _DAMAGED)
+    if record is None and flavour == "keras3" and record_of(model).steps:
+        record = record_of(model)
     if record is not None:
         record = valid_record(model, record)
     return LoadedModel(
@@ -378,7 +385,7 @@ def _load_archive(path: Path) -> _Loaded:
         # All Keras 2 files go through HDF5, whose configuration can be adapted.
         converted = Path(folder) / "model.h5"
         if _is_wrapped(config):
-            return _load_legacy(keras2_files.strip(path, converted, path), path, _stripped(path))
+            return _load_wrapped(path, converted)
         try:
             with suppress_output():
                 keras2_files.tf_keras().models.load_model(path, compile=False).save(converted)
@@ -436,14 +443,60 @@ def _load_hdf5(path: Path) -> _Loaded:
     if not _is_wrapped(config):
         return _load_legacy(path, path)
     with tempfile.TemporaryDirectory() as folder:
-        return _load_legacy(
-            keras2_files.strip(path, Path(folder) / "model.h5", path), path, _stripped(path)
+        return _load_wrapped(path, Path(folder) / "model.h5")
+
+
+def _load_wrapped(path: Path, target: Path) -> _Loaded:
+    """Loads a Keras 2 file with training wrappers by way of a file without them."""
+    stripped = keras2_files.strip(path, target, path)
+    loaded = _load_legacy(target, path, _stripped(path))
+    return loaded if not stripped.outputs else _with_ranges(loaded, stripped, path)
+
+
+def _with_ranges(loaded: _Loaded, stripped: keras2_files.Stripped, path: Path) -> _Loaded:
+    """Attaches what quantization wrappers have learnt as a record, if the model computes the same.
+
+    Raises:
+        UnsupportedModelError: kernels have bits that no precision has, or the rounded model
+            computes something else than the one in the file.
+    """
+    model, flavour, notes = loaded
+    if flavour != "keras3":
+        return loaded
+    from edgecompress.converters.quantization_wrappers import record_for
+    from edgecompress.precisions.simulation import simulate
+
+    record, more = record_for(model, stripped.ranges, stripped.kernels, path.name)
+    notes = (*notes, *more)
+    if not record.ranges:
+        return model, flavour, notes
+    attach_record(model, record)
+    try:
+        rounded = wrap(simulate(model, record)).predict(stripped.inputs)
+    except ArgumentError as error:
+        return model, flavour, (*notes, f"The rounding was not compared: {one_line(error)}")
+    error = max(map(_distance, rounded, stripped.outputs))
+    if error > _MOST_DIFFERENCE:
+        raise UnsupportedModelError(
+            f"{path}: with the ranges of its quantization wrappers the model computes other values "
+            f"than in tensorflow-model-optimization: the largest differs by {error:.1%} on a "
+            "random sample. Save the model before quantize_model() and train it with "
+            "edgecompress.QuantizationAwareTraining."
         )
+    told = (
+        f"On a random sample the outputs differ by {error:.2%} of the largest from those in "
+        "tensorflow-model-optimization."
+    )
+    return model, flavour, (*notes, told)
+
+
+def _distance(have: np.ndarray, want: np.ndarray) -> float:
+    return float(np.abs(have - want).max() / max(float(np.abs(want).max()), 1e-6))
 
 
 def _is_wrapped(config: Any) -> bool:
     names = {name.split(">")[-1] for _, name in configurations.classes(config)}
-    return bool(names & configurations.PRUNING_WRAPPERS)
+    return bool(names & (configurations.PRUNING_WRAPPERS | configurations.QAT_WRAPPERS))
 
 
 def _stripped(path: Path) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ def share_scales(
     source: FlatModel,
     kernels: Mapping[str, np.ndarray],
     operators: Collection[str] = FILTER_READERS,
-    always: bool = False,
+    always: bool | Collection[str] = False,
 ) -> list[str]:
     """Gives kernels the codes of one scale each; replaces their weights, scales and biases.
 
@@ -42,25 +42,29 @@ def share_scales(
         source: The float file that it was made from.
         kernels: `Float32Result.kernels`: filters before folding, by name.
         operators: Kinds of operators whose filters may be changed. Defaults to all.
-        always: Do so for every kernel, not only if it gives fewer codes. Defaults to False.
+        always: Do so for every kernel, or for those of the operators with these outputs, not only
+            if it gives fewer codes. Defaults to False.
 
     Returns:
         Notes on what changed.
     """
     quantized = editor.original
-    replaced, changed, turned = False, [], []
+    changed: dict[str, list[str]] = {}
+    replaced, turned = False, []
+    kinds, chosen = set(operators), () if isinstance(always, bool) else always
     # The quantizer adds and removes none of these operators; it may rename their constants.
     for before, after in zip(_readers(source), _readers(quantized), strict=True):
         floats, present = source.tensor(before, 1), quantized.tensor(after, 1)
-        if after.code not in operators or floats is None or present is None:
+        forced = always is True or source.output(before).name in chosen
+        if (after.code not in kinds and not forced) or floats is None or present is None:
             continue
         if not floats.is_constant or present.type != "INT8" or not present.is_constant:
             continue
         axis, folded = channel_axis(after), floats.values()
         kernel = kernels.get(floats.name, folded)
-        if not kernel.any() or not (always or shares_values(kernel)):
+        if not kernel.any() or not (forced or shares_values(kernel)):
             continue
-        wanted = always or per_tensor(kernel, (axis,))
+        wanted = forced or per_tensor(kernel, (axis,))
         # A single scale over the folded kernel: a Dense layer that training did not quantize.
         single = len(present.scales) == 1
         axes = () if wanted or single else (axis,)
@@ -80,15 +84,16 @@ def share_scales(
             _replace(editor, after, bias, biases, bias_scales)
         name = source.output(before).name
         if not axes:
-            changed.append(f"{name} ({new} codes instead of {old})")
+            why = "" if forced else "as their weights share values"
+            changed.setdefault(why, []).append(f"{name} ({new} codes instead of {old})")
         if new > len(np.unique(kernel)) and (signs < 0).any():
             turned.append(f"{name} ({int((signs < 0).sum())})")
     if not replaced:
         return []
-    notes = []
-    if changed:
-        why = "" if always else ", as their weights share values"
-        notes.append(f"One weight scale for all channels{why}: {', '.join(changed)}.")
+    notes = [
+        f"One weight scale for all channels{why and f', {why}'}: {', '.join(names)}."
+        for why, names in changed.items()
+    ]
     if turned:
         notes.append(
             "BatchNormalization turns the sign of channels, which makes more codes than values: "

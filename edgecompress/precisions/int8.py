@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from edgecompress.core.options import Flag, option
 from edgecompress.engines.registry import LCE, LEGACY, LITERT, TFLM
 from edgecompress.precisions.base import PRECISIONS
 from edgecompress.precisions.uniform import Uniform
@@ -23,6 +24,8 @@ class Int8(Uniform):
     Args:
         momentum: Share of the old range in the moving average, from 0 up to but not including 1.
             Defaults to 0.99.
+        per_channel: Whether each output channel has a weight scale of its own; False for one scale
+            per kernel, which some accelerators demand. Defaults to True.
 
     Raises:
         ArgumentError: `momentum` is out of range.
@@ -30,6 +33,8 @@ class Int8(Uniform):
     Example:
         >>> QuantizationAwareTraining(Int8(momentum=0.9))  # doctest: +SKIP
     """
+
+    per_channel: bool = option(True, "A weight scale for each output channel.", Flag())
 
     name: ClassVar[str] = "int8"
     weight_bits: ClassVar[int] = 8
@@ -40,6 +45,10 @@ class Int8(Uniform):
         "TANH": (-1.0, 1.0),
     }
     engines: ClassVar[tuple[str, ...]] = (LITERT, LEGACY, TFLM, LCE)
+
+    def weight_axes(self, channel_axes: tuple[int, ...], rank: int) -> tuple[int, ...]:
+        """Returns the channel axes, or () with one scale per kernel."""
+        return super().weight_axes(channel_axes, rank) if self.per_channel else ()
 
     def recipe(self) -> list[dict[str, Any]]:
         """Returns litert-quantizer's `static_wi8_ai8`."""

@@ -16,13 +16,17 @@ import numpy as np
 import pytest
 
 import edgecompress as ec
-from edgecompress.converters import loaders
+from edgecompress.converters import int8, loaders
 from edgecompress.converters.float32 import convert
 from edgecompress.converters.loaders import InputSpec, example_inputs, load_model, wrap
+from edgecompress.converters.quantization_wrappers import record_for
 from edgecompress.core.errors import EdgeCompressError, ModelFileError, UnsupportedModelError
 from edgecompress.core.learnt_ranges import tied
 from edgecompress.core.record import CompressionRecord, attach_record
+from edgecompress.engines.run import run_engine
 from edgecompress.flatbuffers.reading import read_tflite
+from edgecompress.precisions.int4 import Int4
+from edgecompress.precisions.mixed import trained_kernels
 
 keras = pytest.importorskip("keras")
 
@@ -84,7 +88,12 @@ np.save(folder + "/pruned.npy", tfmot.sparsity.keras.strip_pruning(pruned)(np.on
 pruned.save(folder + "/pruned.keras"); pruned.save(folder + "/pruned_saved", save_format="tf")
 pruned.export(folder + "/pruned_exported")
 qat = tfmot.quantization.keras.quantize_model(base)
-qat.save(folder + "/qat.h5"); qat.save(folder + "/qat_saved", save_format="tf")
+qat.save(folder + "/untrained.h5"); qat.save(folder + "/qat_saved", save_format="tf")
+qat.compile("sgd", "mse"); x = np.random.rand(64, 4).astype("float32") * 3
+qat.fit(x, np.random.rand(64, 2), verbose=0, epochs=5, batch_size=4)
+qat.save(folder + "/qat.h5"); qat.save(folder + "/qat.keras")
+np.savez(folder + "/qat.npz", x=x, y=qat.predict(x, verbose=0),
+    **{w.name.replace("/", "."): w.numpy() for w in qat.weights})
 clustered = tfmot.clustering.keras.cluster_weights(base, number_of_clusters=3,
     cluster_centroids_init=tfmot.clustering.keras.CentroidInitialization.LINEAR)
 clustered.export(folder + "/clustered_exported")
@@ -239,7 +248,7 @@ def test_wrappers_that_cannot_be_stripped_are_named_with_the_way_round(legacy: P
         ("pruned_saved", "strip_pruning(model)"),
         ("pruned_exported", "strip_pruning(model)"),
         ("clustered_exported", "strip_clustering(model)"),
-        ("qat_saved", "quantize_model()"),
+        ("qat_saved", "model.save('model.h5')"),
     ):
         assert text in refusal(legacy / name, UnsupportedModelError)
     for name, text in (
@@ -286,9 +295,55 @@ def refusal(path: Path, kind: type[EdgeCompressError]) -> str:
     return str(caught.value)
 
 
-def test_quantization_wrappers_are_refused(legacy: Path) -> None:
-    text = refusal(legacy / "qat.h5", UnsupportedModelError)
-    assert "quantization wrapper" in text and "QuantizationAwareTraining" in text
+@pytest.mark.parametrize("name", ["qat.h5", "qat.keras"])
+def test_ranges_of_quantization_wrappers_are_used(legacy: Path, name: str) -> None:
+    """The int8 file computes what the quantized model computes in tensorflow-model-optimization."""
+    loaded = load_model(legacy / name)
+    known = np.load(legacy / "qat.npz")
+    assert loaded.flavour == "keras3" and loaded.record is not None
+    assert "3 ranges that quantize_model() has learnt are used." in loaded.notes
+    wanted = {
+        tap: (float(known[f"{key}_min:0"]), float(known[f"{key}_max:0"]))
+        for tap, key in (
+            ("input:0", "quantize_layer.quantize_layer"),
+            ("re_lu_1", "quant_re_lu_1.output"),
+            ("last", "quant_last.post_activation"),
+        )
+    }
+    assert loaded.record.ranges == wanted
+    low, high = wanted["last"]
+    step = (high - low) / 255
+    # Both are exact up to ties; the float model is not.
+    (plain,) = loaded.predict([known["x"]])
+    assert np.abs(plain - known["y"]).max() > step / 3
+    artifact = int8.convert(convert(loaded), record=loaded.record)
+    flat = artifact.flat
+    into, out = (flat.tensors[side[0]] for side in (flat.inputs, flat.outputs))
+    codes = np.clip(np.rint(known["x"] / into.scales[0]) + into.zero_points[0], -128, 127)
+    (got,) = run_engine("litert", artifact.data, [codes.astype(np.int8)]).outputs
+    got = (got.reshape(known["y"].shape) - float(out.zero_points[0])) * out.scales[0]
+    assert np.mean(np.abs(got - known["y"]) < step / 2) > 0.93
+    np.testing.assert_allclose(got, known["y"], atol=1.01 * step)
+
+
+def test_untrained_quantization_wrappers_have_no_ranges(legacy: Path) -> None:
+    loaded = load_model(legacy / "untrained.h5")
+    assert loaded.record is None and "never been trained" in loaded.notes[1]
+
+
+@pytest.mark.parametrize("bits", [(3, True), (4, False)])
+def test_kernels_that_no_precision_rounds_are_refused(bits: tuple[int, bool]) -> None:
+    with pytest.raises(UnsupportedModelError, match=f"head/kernel was trained with {bits[0]} bits"):
+        record_for(tiny(), {"input:0": (0.0, 1.0)}, {"head/kernel": bits}, "m.h5")
+
+
+def test_kernels_of_four_bits_are_recorded() -> None:
+    model = tiny()
+    record, notes = record_for(
+        model, {"input:0": (0.0, 1.0), "bogus": (0.0, 1.0)}, {"head/kernel": (4, True)}, "m.h5"
+    )
+    assert trained_kernels(record) == {"head/kernel": Int4()}
+    assert record.ranges == {"input:0": (0.0, 1.0)} and "bogus" in notes[1]
 
 
 def test_files_that_are_no_models(tmp_path: Path, legacy: Path) -> None:

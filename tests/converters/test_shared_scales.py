@@ -23,6 +23,7 @@ from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.operators import Operator
 from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.flatbuffers.tensors import Tensor
+from edgecompress.precisions.int8 import Int8
 from edgecompress.precisions.simulation import simulate
 
 keras = pytest.importorskip("keras")
@@ -199,6 +200,21 @@ def test_one_scale_for_ordinary_kernels_where_asked() -> None:
     want = np.rint(kernel / (np.abs(kernel).max() / 127)).reshape(weights.shape)
     assert np.array_equal(weights.values(), want)
     assert len(set(weights.scales)) == 1
+
+
+def test_a_precision_with_one_scale_for_each_kernel() -> None:
+    """As `weight_scales="tensor"`; by layer, only there."""
+    model = network(cluster=False)
+    source, data = float32.convert(model), samples(model)
+    whole = int8.convert(source, calibration=data, precision=Int8(per_channel=False))
+    forced = int8.convert(source, calibration=data, weight_scales="tensor")
+    assert whole.data == forced.data
+    one = int8.convert(source, calibration=data, per_layer={"depthwise": Int8(per_channel=False)})
+    scales = {n: len(set(w.scales)) for n, (_, w) in weighted(read_tflite(one.data)).items()}
+    assert scales["depthwise"] == 1 < min(scales["relu"], scales["transposed_norm"])
+    assert [n.partition(" (")[0] for n in one.notes if "One weight scale" in n] == [
+        "One weight scale for all channels: depthwise"
+    ]
 
 
 def test_kernels_that_the_converter_merges_are_named() -> None:

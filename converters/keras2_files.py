@@ -6,8 +6,6 @@ import functools
 import io
 import json
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,27 +63,7 @@ def adapt(path: Path, target: Path) -> Path:
     return target
 
 
-@dataclass(frozen=True)
-class Stripped:
-    """A Keras 2 file without training wrappers, and what quantization wrappers held.
-
-    Attributes:
-        path: The file.
-        ranges: Range of each tap that the wrappers have learnt: tap -> (minimum, maximum).
-        kernels: Quantized kernel -> its bits, and whether each channel has a scale of its own.
-        inputs: A random batch of one sample, one array for each input; () without quantization
-            wrappers.
-        outputs: What the quantized model computes from it.
-    """
-
-    path: Path
-    ranges: Mapping[str, tuple[float, float]]
-    kernels: Mapping[str, tuple[int, bool]]
-    inputs: tuple[np.ndarray, ...] = ()
-    outputs: tuple[np.ndarray, ...] = ()
-
-
-def strip(path: Path, target: Path, shown: Path) -> Stripped:
+def strip(path: Path, target: Path, shown: Path) -> quantization_wrappers.Learnt:
     """Writes a Keras 2 file without its pruning, clustering and quantization wrappers.
 
     Args:
@@ -112,8 +90,7 @@ def strip(path: Path, target: Path, shown: Path) -> Stripped:
     if "example.npz" in answer.files:
         with np.load(io.BytesIO(answer.files["example.npz"]), allow_pickle=False) as file:
             arrays = dict(file)
-    return Stripped(
-        target,
+    return quantization_wrappers.Learnt(
         {tap: (float(low), float(high)) for tap, (low, high) in answer.value["ranges"].items()},
         {name: (int(bits), bool(own)) for name, (bits, own) in answer.value["kernels"].items()},
         *(tuple(v for k, v in arrays.items() if k.startswith(p)) for p in ("x", "y")),
@@ -130,8 +107,9 @@ def strip_wrappers(
         tell: Not used, nor is `gaps`.
 
     Returns:
-        `ranges` and `kernels` as in `Stripped`; the stripped model as `model.h5` and, if it was
-        quantized, its inputs x0, x1, ... and outputs y0, y1, ... as `example.npz`.
+        `ranges` and `kernels` as in `quantization_wrappers.Learnt`; the stripped model as
+        `model.h5` and, if it was quantized, its inputs x0, x1, ... and outputs y0, y1, ... as
+        `example.npz`.
 
     Raises:
         ModelFileError: it cannot be loaded, or its activations do not have 8 bits.

@@ -19,8 +19,8 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from edgecompress.converters import configurations, hdf5_files, keras2_files, saved_models
+from edgecompress.converters.quantization_wrappers import use_ranges
 from edgecompress.core.errors import (
-    ArgumentError,
     ModelFileError,
     UnsupportedModelError,
     one_line,
@@ -31,16 +31,13 @@ from edgecompress.core.keras_graph import walk_layers
 from edgecompress.core.learnt_ranges import settled_record, valid_record
 from edgecompress.core.model_copy import in_float32
 from edgecompress.core.reading import check_keras_archive, open_archive, open_file, read_bytes
-from edgecompress.core.record import CompressionRecord, attach_record, read_record, record_of
+from edgecompress.core.record import CompressionRecord, read_record, record_of
 from edgecompress.core.structured import parse_json
 from edgecompress.core.suppress_output import suppress_output
 
 Flavour = Literal["keras3", "tf_keras", "saved_model"]
 
 _BATCH = 32
-# Share of the largest output: scales of Dense kernels are finer here than in
-# tensorflow-model-optimization, and a rounding may fall on the other side.
-_MOST_DIFFERENCE = 0.2
 # Elements of a batch's inputs; intermediate results take a multiple of them.
 _BATCH_ELEMENTS = 1 << 20
 _WEIGHTS = "model.weights.h5"
@@ -448,50 +445,16 @@ def _load_hdf5(path: Path) -> _Loaded:
 
 def _load_wrapped(path: Path, target: Path) -> _Loaded:
     """Loads a Keras 2 file with training wrappers by way of a file without them."""
-    stripped = keras2_files.strip(path, target, path)
-    loaded = _load_legacy(target, path, _stripped(path))
-    return loaded if not stripped.outputs else _with_ranges(loaded, stripped, path)
-
-
-def _with_ranges(loaded: _Loaded, stripped: keras2_files.Stripped, path: Path) -> _Loaded:
-    """Attaches what quantization wrappers have learnt as a record, if the model computes the same.
-
-    Raises:
-        UnsupportedModelError: kernels have bits that no precision has, or the rounded model
-            computes something else than the one in the file.
-    """
-    model, flavour, notes = loaded
-    if flavour != "keras3":
-        return loaded
-    from edgecompress.converters.quantization_wrappers import record_for
-    from edgecompress.precisions.simulation import simulate
-
-    record, more = record_for(model, stripped.ranges, stripped.kernels, path.name)
-    notes = (*notes, *more)
-    if not record.ranges:
-        return model, flavour, notes
-    attach_record(model, record)
-    try:
-        rounded = wrap(simulate(model, record)).predict(stripped.inputs)
-    except ArgumentError as error:
-        return model, flavour, (*notes, f"The rounding was not compared: {one_line(error)}")
-    error = max(map(_distance, rounded, stripped.outputs))
-    if error > _MOST_DIFFERENCE:
-        raise UnsupportedModelError(
-            f"{path}: with the ranges of its quantization wrappers the model computes other values "
-            f"than in tensorflow-model-optimization: the largest differs by {error:.1%} on a "
-            "random sample. Save the model before quantize_model() and train it with "
-            "edgecompress.QuantizationAwareTraining."
+    learnt = keras2_files.strip(path, target, path)
+    model, flavour, notes = _load_legacy(target, path, _stripped(path))
+    if flavour == "keras3" and learnt.outputs:
+        notes += use_ranges(
+            model,
+            learnt,
+            path,
+            lambda rounded: wrap(rounded).predict(learnt.inputs),
         )
-    told = (
-        f"On a random sample the outputs differ by {error:.2%} of the largest from those in "
-        "tensorflow-model-optimization."
-    )
-    return model, flavour, (*notes, told)
-
-
-def _distance(have: np.ndarray, want: np.ndarray) -> float:
-    return float(np.abs(have - want).max() / max(float(np.abs(want).max()), 1e-6))
+    return model, flavour, notes
 
 
 def _is_wrapped(config: Any) -> bool:

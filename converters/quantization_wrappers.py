@@ -8,13 +8,21 @@ apply, which is where this package has its taps (`core.fusion`).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgecompress.core.errors import ModelFileError, UnsupportedModelError, few
-from edgecompress.core.record import CompressionRecord
+from edgecompress.core.errors import (
+    ArgumentError,
+    ModelFileError,
+    UnsupportedModelError,
+    few,
+    one_line,
+)
+from edgecompress.core.record import CompressionRecord, attach_record
 from edgecompress.precisions.base import QAT, Precision
 from edgecompress.precisions.int4 import Int4
 from edgecompress.precisions.int8 import Int8
@@ -23,10 +31,30 @@ from edgecompress.precisions.mixed import kernels_step, places_of
 # The start of a range's name in a wrapper -> how the tap's name goes on after the layer's.
 _TAPS = {"output": "", "post_activation": "", "pre_activation": "/pre_activation"}
 _INPUT_LAYER = "QuantizeLayer"
+# Share of the largest output: a rounding may fall on the other side.
+_MOST_DIFFERENCE = 0.2
 # What ranges hold before the first training step.
 _UNTRAINED = ([-6.0, 6.0], [0.0, 0.0])
 # Settings of a QuantizeConfig of an n-bit scheme.
 _WEIGHT_BITS, _ACTIVATION_BITS = "num_bits_weight", "num_bits_activation"
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What the quantization wrappers of a Keras 2 file held; all empty if there were none.
+
+    Attributes:
+        ranges: Range of each tap that the wrappers have learnt: tap -> (minimum, maximum).
+        kernels: Quantized kernel -> its bits, and whether each channel has a scale of its own.
+        inputs: A random batch of one sample, one array for each input; () without quantization
+            wrappers.
+        outputs: What the quantized model computes from it.
+    """
+
+    ranges: Mapping[str, tuple[float, float]]
+    kernels: Mapping[str, tuple[int, bool]]
+    inputs: tuple[np.ndarray, ...] = ()
+    outputs: tuple[np.ndarray, ...] = ()
 
 
 def repair_loading() -> None:
@@ -128,7 +156,7 @@ def _unwrapped(layer: Any, keras: Any) -> Any:
         return keras.layers.Activation("linear", name=layer.name)
     inner = _inner(layer)
     config = inner.get_config()
-    activation = getattr(inner, "activation", None)
+    activation: Any = getattr(inner, "activation", None)
     while hasattr(activation, "activation"):
         activation = activation.activation
     if activation is not None:
@@ -193,6 +221,52 @@ _PRECISIONS: Mapping[tuple[int, bool], Precision] = {
     (8, False): Int8(per_channel=False),
     (4, True): Int4(),
 }
+
+
+def use_ranges(
+    model: Any, learnt: Learnt, path: Path, predict: Callable[[Any], Sequence[np.ndarray]]
+) -> tuple[str, ...]:
+    """Attaches what quantization wrappers held to a Keras 3 model, as its record.
+
+    Args:
+        model: The model without wrappers.
+        learnt: What the wrappers held.
+        path: The file, for messages.
+        predict: Keras model -> its outputs for `learnt.inputs`.
+
+    Returns:
+        Notes.
+
+    Raises:
+        UnsupportedModelError: a kernel has bits that no precision has, or the rounded model
+            computes something else than the wrapped one.
+    """
+    from edgecompress.precisions.simulation import simulate
+
+    record, notes = record_for(model, learnt.ranges, learnt.kernels, path.name)
+    if not record.ranges:
+        return tuple(notes)
+    attach_record(model, record)
+    try:
+        rounded = predict(simulate(model, record))
+    except ArgumentError as error:
+        return (*notes, f"The rounding was not compared: {one_line(error)}")
+    distance = max(map(_distance, rounded, learnt.outputs))
+    if not distance <= _MOST_DIFFERENCE:
+        raise UnsupportedModelError(
+            f"{path}: with the ranges of its quantization wrappers the model computes other values "
+            f"than in tensorflow-model-optimization: they differ by {distance:.1%} of the largest "
+            "on a random sample. Save the model before quantize_model()."
+        )
+    told = (
+        f"On a random sample the outputs differ by {distance:.2%} of the largest from those in "
+        "tensorflow-model-optimization."
+    )
+    return (*notes, told)
+
+
+def _distance(have: np.ndarray, want: np.ndarray) -> float:
+    return float(np.abs(have - want).max() / max(float(np.abs(want).max()), 1e-6))
 
 
 def record_for(

@@ -19,8 +19,9 @@ import numpy as np
 from keras import ops
 
 from edgecompress.callbacks.hooks import Wrapping
+from edgecompress.core.composites import Composite
 from edgecompress.core.fusion import FusedGraph, source_of
-from edgecompress.core.fusion_rules import split_activation, weighted_operator
+from edgecompress.core.fusion_rules import composite, split_activation, weighted_operator
 from edgecompress.core.keras_graph import functional_of, layers_by_name
 from edgecompress.core.layer_kinds import KernelAxes
 from edgecompress.core.operator_copy import apply_activation
@@ -398,6 +399,8 @@ class QuantizedArithmetic:
         axes = self._axes.get(layer.name)
         if type(layer).__name__ == "Activation":
             return apply_activation(layer, args[0], self._insert, operate=self._operate)
+        if (parts := composite(layer)) is not None:
+            return self._composite(parts, layer, args[0])
         split = split_activation(layer) is not None
         outputs = None
         if axes:
@@ -419,6 +422,16 @@ class QuantizedArithmetic:
             return outputs
         outputs = self._insert(f"{layer.name}/pre_activation", outputs)
         return apply_activation(layer, outputs, self._insert, operate=self._operate)
+
+    def _composite(self, run: Composite, layer: Any, inputs: Any) -> Any:
+        def insert(suffix: str, values: Any) -> Any:
+            return self._insert(f"{layer.name}/{suffix}", values)
+
+        def constant(attribute: str) -> Any:
+            values = ops.cast(ops.convert_to_tensor(getattr(layer, attribute)), inputs.dtype)
+            return self._quantizer.fake_quantize(values, ops.min(values), ops.max(values))
+
+        return run(layer, inputs, insert, constant)
 
     def _rectify(self, layer: Any, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Computes a layer that ends in ReLU in training; rounding takes ReLU's place."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from edgecompress.core.composites import COMPOSITES, Composite
 from edgecompress.core.layer_kinds import WEIGHTED, exact_kind_of, int8_kernels
 from edgecompress.core.registry import Registry
 
@@ -127,6 +128,28 @@ def _lower_rescaling(layer: Any) -> tuple[Step, ...]:
     return (Step(AFFINE),)
 
 
+@LOWERINGS.register("layer_normalization")
+def _lower_layer_normalization(layer: Any) -> tuple[Step, ...]:
+    axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
+    spec = getattr(layer, "input_spec", None)
+    last = axes == [-1] or (spec is not None and axes == [getattr(spec, "ndim", 0) - 1])
+    if not (layer.center and layer.scale and last) or getattr(layer, "rms_scaling", False):
+        return _unsupported("int8 simulation knows it over the last axis, with gamma and beta")
+    # As `core.composites.layer_normalization` computes it.
+    return (
+        Step(FREE, "mean"),
+        Step(FREE, "squared_difference", reads=(-2, -1)),
+        Step(FREE, "variance"),
+        Step(FREE, "epsilon"),
+        Step(FREE, "inverse_root"),
+        Step(FREE, "factor"),
+        Step(FREE, "mean_product", reads=(-6, -1)),
+        Step(FREE, "offset"),
+        Step(FREE, "product", reads=(-9, -3)),
+        Step(BINARY, reads=(-1, -2)),
+    )
+
+
 @LOWERINGS.register(WEIGHTED)
 def _lower_weighted(layer: Any) -> tuple[Step, ...]:
     if getattr(layer, "data_format", None) == "channels_first":
@@ -165,6 +188,15 @@ def lower(layer: Any, inputs: int, plain: bool, rank: int = 0) -> tuple[Step, ..
     if steps[0].kind == BINARY and inputs != 2:
         return _unsupported(f"it combines {inputs} tensors; chain layers that combine two")
     return steps
+
+
+def composite(layer: Any) -> Composite | None:
+    """Returns what computes a layer operator by operator; None for a layer of one operator."""
+    kind = exact_kind_of(layer)
+    if kind is None or kind.operator not in COMPOSITES:
+        return None
+    steps = LOWERINGS[kind.operator](layer)
+    return None if steps[0].kind == UNSUPPORTED else COMPOSITES[kind.operator]
 
 
 def weighted_operator(layer: Any) -> str:

@@ -249,7 +249,11 @@ for _names, _kind_of_names in (
         ),
     ),
     (
-        "LayerNormalization GroupNormalization UnitNormalization RMSNormalization",
+        "LayerNormalization",
+        LayerKind("statistics", _MIXED, operator="layer_normalization"),
+    ),
+    (
+        "GroupNormalization UnitNormalization RMSNormalization",
         LayerKind("statistics", _MIXED),
     ),
     ("Normalization", LayerKind("statistics")),

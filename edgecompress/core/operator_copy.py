@@ -6,8 +6,14 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from edgecompress.core.composites import Composite
 from edgecompress.core.fusion import find_taps
-from edgecompress.core.fusion_rules import activation_name, split_activation, weighted_operator
+from edgecompress.core.fusion_rules import (
+    activation_name,
+    composite,
+    split_activation,
+    weighted_operator,
+)
 from edgecompress.core.keras_graph import functional_of, is_nested, run_graph
 from edgecompress.core.layer_kinds import KernelAxes, int8_kernels
 
@@ -49,6 +55,7 @@ def rebuild(
     insert: Callable[[str, Any], Any],
     weights: Callable[[str, KernelAxes, Any], Any] | None = None,
     operate: Operate = plainly,
+    constant: Callable[[Any], Any] = lambda values: values,
 ) -> Any:
     """Rebuilds the model from copies of its layers, operator by operator.
 
@@ -64,6 +71,8 @@ def rebuild(
         operate: `(operator, function, *tensors) -> tensor`, called for each operator
             (`FusedGraph.operators`) with the copy of its layer or its function. Defaults to calling
             that.
+        constant: `array -> array`, called on weights that the file holds as activations. Defaults
+            to none.
 
     Returns:
         A keras.Model with the same inputs and outputs.
@@ -74,7 +83,7 @@ def rebuild(
     import keras
 
     functional = functional_of(model)
-    copies = _Copies(insert, weights, operate)
+    copies = _Copies(insert, weights, operate, constant)
     inputs = [
         keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name)
         for tensor in functional.inputs
@@ -93,8 +102,10 @@ class _Copies:
         insert: Callable[[str, Any], Any],
         weights: Callable[[str, KernelAxes, Any], Any] | None,
         operate: Operate,
+        constant: Callable[[Any], Any],
     ) -> None:
         self._insert, self._weights, self._operate = insert, weights, operate
+        self._constant = constant
         self._made: dict[int, Any] = {}
 
     def call(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
@@ -105,6 +116,8 @@ class _Copies:
         if type(layer).__name__ == "Activation":
             function = keras.layers.Activation(layer.activation, name=layer.name)
             outputs = apply_activation(layer, args[0], self._insert, function, self._operate)
+        elif (run := composite(layer)) is not None:
+            outputs = self._composite(run, layer, *args)
         elif not int8_kernels(layer):
             outputs = self._copy(layer.name, layer, args, kwargs)
         elif len(int8_kernels(layer)) == 2:
@@ -129,6 +142,15 @@ class _Copies:
         if getattr(layer, "weights", None) and copied.built:
             copied.set_weights(self._weights_of(layer))
         return outputs
+
+    def _composite(self, run: Composite, layer: Any, inputs: Any) -> Any:
+        def insert(suffix: str, tensor: Any) -> Any:
+            return self._insert(f"{layer.name}/{suffix}", tensor)
+
+        def constant(attribute: str) -> Any:
+            return self._constant(getattr(layer, attribute).numpy())
+
+        return run(layer, inputs, insert, constant)
 
     def _weights_of(self, layer: Any) -> list[Any]:
         values = layer.get_weights()

@@ -224,8 +224,12 @@ def simulate(
         axes = scale_axes(values, axes, precision)
         return ops.convert_to_numpy(precision.quantize_weights(values, axes))
 
+    def constant(values: Any) -> Any:
+        rounded = quantizer.fake_quantize(values, values.min(), values.max())
+        return ops.convert_to_numpy(rounded)
+
     operate = _Operators(model, graph, ranges, quantizer, kernels)
-    return rebuild(model, insert, weights, operate)
+    return rebuild(model, insert, weights, operate, constant)
 
 
 class _Operators:

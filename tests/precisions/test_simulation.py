@@ -55,6 +55,7 @@ CASES = {
     "dense": lambda x: unit(layers.Flatten()(x), layers.Dense(6)),
     "pool_relu": lambda x: layers.ReLU(6.0)(layers.AveragePooling2D(2)(conv(x))),
     "rescaling": lambda x: conv(layers.Rescaling(1 / 255)(x), padding="same"),
+    "layer_normalization": lambda x: conv(layers.LayerNormalization()(conv(x))),
     "global_maximum": lambda x: layers.GlobalMaxPooling2D()(conv(x)),
 }
 CLUSTERED = ("clustered_residual", "clustered_mobile", "clustered_transpose", "clustered_dense")
@@ -65,7 +66,7 @@ def randomized(build):
     inputs = keras.Input((8, 8, 3))
     model = keras.Model(inputs, build(inputs))
     for layer in model.layers:
-        if isinstance(layer, layers.BatchNormalization):
+        if isinstance(layer, (layers.BatchNormalization, layers.LayerNormalization)):
             for weight in layer.weights:
                 weight.assign(np.random.uniform(0.5, 1.5, weight.shape))
     return model
@@ -116,8 +117,9 @@ def test_simulation_agrees_with_the_int8_file(case):
     codes, scale, zero_point = codes_of_file(model, record, x)
     want = np.rint(simulated / scale) + zero_point
     error = np.abs(want - codes.reshape(want.shape))
-    # Float arithmetic may fall on the other side of a tie: one step, seldom.
-    assert error.max() <= 1
+    # Float arithmetic may fall on the other side of a tie: one step, seldom. The kernels of a
+    # LayerNormalization's squares and roots round more than once.
+    assert error.max() <= (2 if case == "layer_normalization" else 1)
     assert np.mean(error > 0) < 0.01
     if case not in ("maximum", "global_maximum"):
         # The failing direction: the float model differs from the file far more often.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from edgecompress.core.reading import read_arrays
 from edgecompress.core.suppress_output import suppress_output
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.reading import read_tflite
+from edgecompress.flatbuffers.stepping import Stepping
 
 # Minimum and maximum settle long before that; more samples only cost time.
 MAX_SAMPLES = 500
@@ -266,14 +267,41 @@ class _Interpreter:
 
     def invoke(self, sample: Sequence[np.ndarray]) -> None:
         """Runs one sample: one array for each input, without the sample axis."""
-        # Samples are independent: a recurrent model's state starts at zero.
-        self._interpreter.reset_all_variables()
         for index, array in zip(self._inputs, sample, strict=True):
             self._interpreter.set_tensor(index, array[None])
         try:
             self._interpreter.invoke()
         except RuntimeError as error:
             raise EngineError(f"LiteRT cannot run the float file: {one_line(error)}") from error
+
+    def run(
+        self, samples: Sequence[np.ndarray], stepping: Stepping | None = None
+    ) -> Iterator[tuple[int, list[np.ndarray]]]:
+        """Runs samples; yields the number of the sample and its inputs after each inference.
+
+        Args:
+            samples: One array for each input, `(samples, ...)`; those of a streaming file are
+                sequences, without its states.
+            stepping: How a streaming file runs over them. Defaults to None: one inference each.
+        """
+        for position in range(len(samples[0])):
+            # Samples are independent: a recurrent model's state starts at zero.
+            self._interpreter.reset_all_variables()
+            sequence = [array[position] for array in samples]
+            if stepping is None:
+                self.invoke(sequence)
+                yield position, sequence
+                continue
+            details = self._interpreter.get_input_details()[len(samples) :]
+            states = [np.zeros(d["shape"][1:], d["dtype"]) for d in details]
+            outputs = [d["index"] for d in self._interpreter.get_output_details()]
+            for start in range(0, len(sequence[0]), stepping.hop):
+                given = [array[start : start + stepping.hop] for array in sequence] + states
+                self.invoke(given)
+                yield position, given
+                states = [
+                    self._interpreter.get_tensor(outputs[number])[0] for number in stepping.states
+                ]
 
     def value(self, index: int) -> np.ndarray | None:
         """Returns a tensor's present value; None for one that no operator has filled."""
@@ -309,35 +337,39 @@ def tensor_values(model: bytes | FlatModel, sample: Sequence[np.ndarray]) -> dic
 
 
 def tensor_samples(
-    model: FlatModel, samples: Sequence[np.ndarray], indices: Sequence[int]
+    model: FlatModel,
+    samples: Sequence[np.ndarray],
+    indices: Sequence[int],
+    stepping: Stepping | None = None,
 ) -> dict[int, np.ndarray]:
-    """Returns what tensors of a float file hold for each sample: index -> (samples, *shape).
+    """Returns what tensors of a float file hold after each inference: index -> (runs, *shape).
 
     Args:
         model: A float .tflite file of batch 1.
         samples: One array for each input, `(samples, ...)`.
-        indices: Tensors that inference computes.
+        indices: Tensors that inference computes, or variables.
+        stepping: How a streaming file runs over samples, which are sequences. Defaults to None.
 
     Raises:
         EngineError: LiteRT cannot load or run the file.
     """
     interpreter = _Interpreter(model.data)
     found: dict[int, list[Any]] = {index: [] for index in indices}
-    for position in range(len(samples[0])):
-        interpreter.invoke([array[position] for array in samples])
+    for _ in interpreter.run(samples, stepping):
         for index, values in found.items():
             values.append(interpreter.value(index))
     return {index: np.stack(values) for index, values in found.items()}
 
 
 def measure_ranges(
-    model: bytes | FlatModel, samples: Sequence[np.ndarray]
+    model: bytes | FlatModel, samples: Sequence[np.ndarray], stepping: Stepping | None = None
 ) -> dict[int, tuple[float, float]]:
     """Returns the range each floating tensor covers over the samples: index -> (min, max).
 
     Args:
         model: A float .tflite file of batch 1: bytes, or as read.
         samples: One array for each input, `(samples, ...)`.
+        stepping: How a streaming file runs over samples, which are sequences. Defaults to None.
 
     Raises:
         EngineError: LiteRT cannot load or run the file.
@@ -347,8 +379,7 @@ def measure_ranges(
     interpreter = _Interpreter(flat.data)
     indices = computed_tensors(flat)
     ranges: dict[int, tuple[float, float]] = {}
-    for position in range(len(samples[0])):
-        interpreter.invoke([array[position] for array in samples])
+    for position, _ in interpreter.run(samples, stepping):
         for index in indices:
             value = interpreter.value(index)
             if value is None or value.size == 0:

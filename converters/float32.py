@@ -31,6 +31,7 @@ from edgecompress.flatbuffers.editor import ModelEditor
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.operators import FILTER_READERS, channel_axis
 from edgecompress.flatbuffers.reading import read_tflite
+from edgecompress.flatbuffers.stepping import Stepping
 
 KIND = "float32"
 # Relative to the largest value: BatchNorm folding and different summation orders stay far below.
@@ -52,12 +53,14 @@ class Float32Result:
         kernels: Name of a filter -> the layer's own kernel in the filter's layout, if the file
             holds a different one because BatchNormalization was folded into it, `W_c = g_c * w_c`.
         owners: Name of a filter -> the kernel it holds, `<layer>/<attribute>`.
+        stepping: How a streaming file runs over a sequence; None for other files.
     """
 
     artifact: Artifact
     tap_tensors: Mapping[str, str] = field(default_factory=dict)
     kernels: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
     owners: Mapping[str, str] = field(default_factory=dict, repr=False)
+    stepping: Stepping | None = None
 
     def __post_init__(self) -> None:
         """Makes the mappings read-only."""

@@ -6,6 +6,7 @@ registered here, its test, and one import line in `converters/__init__.py`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from edgecompress.core.record import CompressionRecord
 from edgecompress.core.registry import Registry
 from edgecompress.core.results import CheckResult
 from edgecompress.flatbuffers.artifact import Artifact
+from edgecompress.flatbuffers.stepping import Stepping
 
 if TYPE_CHECKING:
     import numpy as np
@@ -179,6 +181,7 @@ def make_int8(
     precision: Precision | None = None,
     per_layer: Mapping[str, Precision] | None = None,
     fused: bool = False,
+    stepping: Stepping | None = None,
 ) -> tuple[Float32Result, Artifact]:
     """Converts the Keras model to int8; the first stage of every format of int8 weights.
 
@@ -187,6 +190,7 @@ def make_int8(
         precision: The number format. Defaults to int8.
         per_layer: As in `int8.convert`.
         fused: Whether LSTM layers become one operator where possible. Defaults to False.
+        stepping: How a streaming file runs over the samples. Defaults to None.
 
     Returns:
         The float flatbuffer, and the int8 file with the names of its inner tensors.
@@ -196,6 +200,8 @@ def make_int8(
     request.progress("Converting to a float32 flatbuffer")
     trace = float32.Trace(request.loaded, fused)
     floats = float32.convert(trace, verbose=request.verbose)
+    if stepping is not None:
+        floats = dataclasses.replace(floats, stepping=stepping)
     name = "int8" if precision is None else precision.name
     request.progress(f"Quantizing to {name}")
     learnt = (request.loaded.record if request.loaded else None) or CompressionRecord()

@@ -18,16 +18,18 @@ application resets them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from edgecompress.converters.calibration import tensor_samples
+from edgecompress.converters.calibration import spread, tensor_samples
 from edgecompress.core.errors import ConversionError
 from edgecompress.flatbuffers.editor import ModelEditor
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.operators import Operator
+from edgecompress.flatbuffers.stepping import Stepping
 
 LSTM = "UNIDIRECTIONAL_SEQUENCE_LSTM"
 RESET = (
@@ -182,20 +184,23 @@ def put_stand_ins(flat: FlatModel) -> FlatModel:
     return ModelEditor(editor.pack()).original
 
 
-def take_stand_ins(editor: ModelEditor, flat: FlatModel, cells: Mapping[str, float]) -> ModelEditor:
+def take_stand_ins(
+    editor: ModelEditor, flat: FlatModel, cells: Mapping[str, float], limited: bool = True
+) -> ModelEditor:
     """Returns the file with the int8 operators in place of the stand-ins.
 
     Args:
         editor: The quantizer's file.
         flat: The float file.
         cells: Name of an LSTM's output -> largest absolute cell state.
+        limited: Whether a sequence ends with one inference. Defaults to True.
     """
     quantized = editor.original
     floats = {flat.output(operator).name: operator for operator in lstm_operators(flat)}
     for operator, entry in zip(quantized.operators, editor.operators, strict=True):
         name = quantized.output(operator).name
         if name in floats and operator.code == _STAND_IN:
-            made = _int8_operator(editor, flat, floats[name], operator, cells.get(name))
+            made = _int8_operator(editor, flat, floats[name], operator, cells.get(name), limited)
             editor.place_instead(entry, [made])
     if not floats:
         return editor
@@ -204,7 +209,12 @@ def take_stand_ins(editor: ModelEditor, flat: FlatModel, cells: Mapping[str, flo
 
 
 def _int8_operator(
-    editor: ModelEditor, flat: FlatModel, source: Operator, stand_in: Operator, cell: float | None
+    editor: ModelEditor,
+    flat: FlatModel,
+    source: Operator,
+    stand_in: Operator,
+    cell: float | None,
+    limited: bool,
 ) -> Any:
     step = editor.original.tensors[stand_in.inputs[0]].scales[0]
     inputs = [-1] * _INPUTS
@@ -226,7 +236,7 @@ def _int8_operator(
     inputs[_OUTPUT_STATE] = editor.add((1, units), "INT8", variable=True)
     editor.type_as(inputs[_OUTPUT_STATE], output)
     inputs[_CELL_STATE] = editor.add((1, units), "INT16", variable=True)
-    steps = flat.tensors[source.inputs[0]].shape[0]
+    steps = flat.tensors[source.inputs[0]].shape[0] if limited else math.inf
     editor.quantize(inputs[_CELL_STATE], np.array([cell_scale(cell, steps)], np.float32))
     # Read by the kernels only for normalized gates and projections, but they must be there.
     intermediates = [editor.add((0,), "FLOAT32") for _ in range(_GATES)]
@@ -245,12 +255,12 @@ def _constant(editor: ModelEditor, codes: np.ndarray, kind: str, scale: float) -
     return tensor
 
 
-def cell_scale(largest: float | None, steps: int) -> float:
+def cell_scale(largest: float | None, steps: float) -> float:
     """Returns the scale of a cell state in int16: a power of two.
 
     Args:
         largest: The largest absolute value on the calibration data; None if there are none.
-        steps: Number of time steps, each of which adds at most 1.
+        steps: Number of time steps of a sequence, each of which adds at most 1.
 
     Example:
         >>> cell_scale(1.5, 20) == 2**-14
@@ -263,21 +273,29 @@ def cell_scale(largest: float | None, steps: int) -> float:
     return float(2.0 ** -min(max(bits, _CELL_BITS[0]), _CELL_BITS[-1]))
 
 
-def largest_cells(flat: FlatModel, samples: Sequence[np.ndarray] | None) -> dict[str, float]:
+def largest_cells(
+    flat: FlatModel, samples: Sequence[np.ndarray] | None, stepping: Stepping | None = None
+) -> dict[str, float]:
     """Returns the largest absolute cell state of each LSTM, by the name of its output.
 
     Args:
         flat: The float file.
         samples: Calibration inputs, one array for each input; None for none.
+        stepping: How a streaming file runs over them. Defaults to None.
     """
     operators = lstm_operators(flat)
     if samples is None or not operators:
         return {}
-    few = [array[:: max(1, len(array) // _CELL_SAMPLES)] for array in samples]
-    inputs = tensor_samples(flat, few, [operator.inputs[0] for operator in operators])
+    samples = [spread(array, _CELL_SAMPLES) for array in samples]
+    names = [flat.output(operator).name for operator in operators]
+    if stepping is not None:
+        cells = [operator.inputs[_CELL_STATE] for operator in operators]
+        found = tensor_samples(flat, samples, cells, stepping)
+        return {n: float(np.abs(found[c]).max()) for n, c in zip(names, cells, strict=True)}
+    inputs = tensor_samples(flat, samples, [operator.inputs[0] for operator in operators])
     return {
-        flat.output(operator).name: _largest_cell(flat, operator, inputs[operator.inputs[0]])
-        for operator in operators
+        name: _largest_cell(flat, operator, inputs[operator.inputs[0]])
+        for name, operator in zip(names, operators, strict=True)
     }
 
 

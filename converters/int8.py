@@ -40,9 +40,15 @@ from edgecompress.converters.masks import narrowed
 from edgecompress.converters.recurrent_forms import FORMS, choose_form
 from edgecompress.converters.shared_scales import share_scales
 from edgecompress.converters.stand_ins import put, take
+from edgecompress.converters.streaming_files import (
+    check_states,
+    few_sequences,
+    make_streaming,
+    tie_states,
+)
 from edgecompress.converters.weights_only import float_weights_left, narrow_weights
 from edgecompress.core.errors import ArgumentError, ConversionError, few, one_line
-from edgecompress.core.options import ByName, Choice, Named, by_name, option
+from edgecompress.core.options import ByName, Choice, Flag, Named, by_name, option
 from edgecompress.core.record import CompressionRecord
 from edgecompress.core.suppress_output import suppress_output
 from edgecompress.core.units import format_size
@@ -160,11 +166,14 @@ def convert(
     per_channel = trained and (not one_scale or precision.stored_bits < 8)
     if dense_per_channel is not None:
         per_channel = dense_per_channel
-    kept = float_inputs(flat, by_tensor, calibration) if precision.activation_bits == 8 else ()
+    stepping = source.stepping
+    one_by_one = precision.activation_bits == 8 and stepping is None
+    kept = float_inputs(flat, by_tensor, calibration) if one_by_one else ()
     notes += [part.note for part in kept]
     whole, flat = flat, without(flat, kept)
     editor = _quantize(flat, by_tensor, precision, exceptions, per_channel, notes, verbose)
-    editor = take_stand_ins(editor, flat, largest_cells(flat, calibration))
+    cells = largest_cells(whole, calibration, stepping)
+    editor = take_stand_ins(editor, flat, cells, limited=stepping is None)
     notes += notes_on(precision, exceptions)
     if trained:
         notes += folded_dense(source, precision, exceptions)
@@ -190,6 +199,8 @@ def convert(
     editor.strip(keep_names="computed")
     artifact = Artifact(precision.name, editor.pack(), source.artifact.source, record)
     notes += _float_left(artifact.flat, allow_float, precision, [part.name for part in kept])
+    if stepping is not None:
+        check_states(artifact.flat, stepping)
     return artifact.having(notes=(*notes, *_no_smaller(artifact, source)))
 
 
@@ -244,6 +255,7 @@ class Int8Options:
         input_type: The type of the inputs, or types by name or position.
         output_type: The same for the outputs.
         recurrent: How LSTM layers are written, see `recurrent_forms`.
+        streaming: Whether the files take a few time steps at once, see `streaming`.
     """
 
     precision: Precision | None = option(
@@ -276,6 +288,12 @@ class Int8Options:
         "in whichever form is smaller (auto).",
         Choice("FORM", names=FORMS),
     )
+    streaming: bool = option(
+        False,
+        "Files that read one time step (or as many as the strides need) in each inference and keep "
+        "what they must remember as states.",
+        Flag(),
+    )
 
 
 @register("int8", summary="integer weights and activations", options=Int8Options)
@@ -291,15 +309,23 @@ def make(request: FormatRequest) -> FormatResult:
                 "Other precisions have no fused LSTM.",
             )  # fmt: skip
         form = "unrolled"
-    floats, plain = choose_form(
-        request, form, lambda fused: make_int8(request, precision, per_layer, fused)
-    )
+    if request.options.streaming:
+        floats, plain = make_streaming(
+            request,
+            form != "unrolled",
+            lambda job, fused, stepping: make_int8(job, precision, per_layer, fused, stepping),
+        )
+    else:
+        floats, plain = choose_form(
+            request, form, lambda fused: make_int8(request, precision, per_layer, fused)
+        )
     named = with_interface(plain, request.options.input_type, request.options.output_type)
     quantized = strip_names(named)
     return FormatResult(
         artifacts=(floats.artifact, quantized),
         main=quantized,
-        layers=(named, floats.artifact),
+        # A streaming file's states differ from sample to sample.
+        layers=None if floats.stepping else (named, floats.artifact),
         notes=(*floats.artifact.notes, *quantized.notes),
     )
 
@@ -361,7 +387,9 @@ def _complete(
         )
     if missing and calibration is not None:
         samples = [spread(array, MAX_SAMPLES) for array in calibration]
-        measured = measure_ranges(flat, samples)
+        if source.stepping is not None:
+            samples = few_sequences(samples, source.stepping)
+        measured = measure_ranges(flat, samples, source.stepping)
         # Learnt ranges take precedence; measured ranges fill the gaps, and then propagate as well.
         measured = {i: measured[i] for i in missing if i in measured}
         known = _propagate(flat, measured | known, fixed)
@@ -377,6 +405,8 @@ def _complete(
             notes.append(f"Training learnt no range for {names}: measured on {count}.")
         else:
             notes.append(f"All ranges were measured on {count}.")
+    if source.stepping is not None:
+        known = tie_states(flat, source.stepping, known)
     wanted = [i for i in computed_tensors(flat) if i in known]
     dead = [flat.tensors[i].name for i in wanted if _widened(known[i]) is None]
     if dead:

@@ -91,21 +91,29 @@ def listed(arrays: np.ndarray | Sequence[np.ndarray]) -> list[np.ndarray]:
     return [np.asarray(arrays)]
 
 
-def quantized_inputs(model: FlatModel, samples: Sequence[np.ndarray]) -> list[np.ndarray]:
+def quantized_inputs(
+    model: FlatModel, samples: Sequence[np.ndarray], states: int = 0
+) -> list[np.ndarray]:
     """Returns samples in the types of a model's inputs, as an engine takes them.
+
+    Args:
+        model: The file.
+        samples: One array for each input.
+        states: Number of inputs, the last ones, that take states and have no samples. Defaults to
+            0.
 
     Raises:
         ArgumentError: there are more or fewer arrays than inputs, or see `quantize`.
     """
-    if len(samples) != len(model.inputs):
+    wanted = model.inputs[: len(model.inputs) - states]
+    if len(samples) != len(wanted):
         raise ArgumentError(
             "samples",
-            f"hold one array for each of the model's {len(model.inputs)} inputs",
+            f"hold one array for each of the model's {len(wanted)} inputs",
             f"{len(samples)} arrays",
         )
     return [
-        quantize(array, model.tensors[index])
-        for array, index in zip(samples, model.inputs, strict=True)
+        quantize(array, model.tensors[index]) for array, index in zip(samples, wanted, strict=True)
     ]
 
 

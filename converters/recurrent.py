@@ -119,6 +119,8 @@ def _notes(label: str, steps: int | None, mask: Any, why: str | None = None) -> 
             f"{label} keeps its loop: its number of time steps is open. Give keras.Input a fixed "
             "number."
         ]
+    if steps == 1 and mask is None:
+        return []
     found = [f"{label}: its {steps} time steps are unrolled{f': {why}' if why else ''}."]
     if mask is not None:
         found.append(

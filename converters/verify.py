@@ -31,6 +31,7 @@ from edgecompress.engines.registry import LITERT
 from edgecompress.engines.run import run_engine
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.reading import read_tflite
+from edgecompress.flatbuffers.stepping import Stepping
 from edgecompress.flatbuffers.tensors import Tensor
 
 Progress = Callable[[int, int], None]
@@ -116,6 +117,7 @@ def verify(
     timeout_s: float = 120.0,
     progress: Progress | None = None,
     simulated: Sequence[np.ndarray] | None = None,
+    stepping: Stepping | None = None,
 ) -> Parity:
     """Runs a flatbuffer in an engine and compares its outputs with the reference's.
 
@@ -151,6 +153,8 @@ def verify(
         progress: Called with (finished samples, all samples).
         simulated: Outputs of the reference under the simulated rounding of the file, in the form
             of `reference`, to tell rounding apart from other errors. Defaults to none.
+        stepping: How a streaming file runs over the samples, which are sequences. Defaults to
+            None.
 
     Returns:
         Agreement and errors; with several outputs the lowest agreement and the largest errors.
@@ -173,8 +177,10 @@ def verify(
     model = read_tflite(quantized)
     arrays = listed(samples)
     wanted = [np.asarray(array, np.float64) for array in listed(reference)]
-    codes = quantized_inputs(model, arrays)
-    run = run_engine(engine, model.data, codes, timeout_s=timeout_s, progress=progress)
+    codes = quantized_inputs(model, arrays, 0 if stepping is None else len(stepping.states))
+    run = run_engine(
+        engine, model.data, codes, timeout_s=timeout_s, progress=progress, stepping=stepping
+    )
     if not 1 <= len(wanted) <= len(run.outputs):
         raise ArgumentError(
             "reference", f"hold at most {len(run.outputs)} outputs, as the model", len(wanted)
@@ -237,7 +243,7 @@ def verify(
                 _shown(tensor, position), dequantize(read, tensor), array, float(tensor.scales[0])
             )
             for position, (tensor, read, array) in enumerate(
-                zip((model.tensors[i] for i in model.inputs), codes, arrays, strict=True)
+                zip((model.tensors[i] for i in model.inputs), codes, arrays, strict=False)
             )
             if tensor.scales
         ),

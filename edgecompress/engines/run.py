@@ -39,6 +39,7 @@ from edgecompress.core.sandbox import limits_for
 from edgecompress.engines import warm
 from edgecompress.engines.registry import ENGINES, WORKER, Engine, folder_of
 from edgecompress.flatbuffers.reading import read_tflite
+from edgecompress.flatbuffers.stepping import Stepping
 
 _SANDBOX = Path(__file__).parents[1] / "core" / "sandbox.py"
 # Maximum length of a reason; beyond it engines only repeat themselves.
@@ -117,6 +118,7 @@ def run_engine(
     tensors: Sequence[int] = (),
     timeout_s: float = 120.0,
     progress: Callable[[int, int], None] | None = None,
+    stepping: Stepping | None = None,
 ) -> EngineRun:
     """Runs a model on a batch of samples, one sample after the other.
 
@@ -133,6 +135,8 @@ def run_engine(
         timeout_s: Seconds without a sign of life (a finished sample) after which the engine is
             stopped; a long run over many samples is not stopped.
         progress: Called with (finished samples, all samples) a few times a second.
+        stepping: How a streaming file runs over the samples: each is a sequence, (steps, ...), and
+            the states are not among the inputs. Defaults to None: each is one inference.
 
     Returns:
         Outputs and tensors, stacked over the samples.
@@ -173,7 +177,8 @@ def run_engine(
             engine,
             folder,
             {
-                "mode": "run",
+                "mode": "run" if stepping is None else "sequences",
+                **({} if stepping is None else _steps(model, stepping)),
                 "inputs": files,
                 "tensors": [int(index) for index in tensors],
                 "stateful": total > 1 and engine.interpreter == "larq" and _is_stateful(model),
@@ -190,6 +195,19 @@ def run_engine(
             tuple(_loaded(folder, "outputs", at) for at in range(len(result["outputs"]))),
             {int(index): _loaded(folder, "tensors", index) for index in dict.fromkeys(tensors)},
         )
+
+
+def _steps(model: bytes, stepping: Stepping) -> dict[str, Any]:
+    """Returns what the worker needs to know of a streaming file."""
+    flat = read_tflite(model)
+    states = flat.inputs[len(flat.inputs) - len(stepping.states) :]
+    points = [flat.tensors[index].zero_points for index in states]
+    return {
+        "hop": stepping.hop,
+        "states": list(stepping.states),
+        "rows": list(stepping.rows),
+        "starts": [found[0] if found else 0 for found in points],
+    }
 
 
 def _loaded(folder: str, kind: str, key: int) -> np.ndarray:

@@ -324,11 +324,56 @@ def run(job: Job, interpreter: Any, tell: Tell) -> dict[str, Any]:
         if time.monotonic() - last > _HEARTBEAT:
             last = time.monotonic()
             tell(done=at + 1)
-    files: dict[str, list[str]] = {"outputs": [], "tensors": []}
-    for kind, stacks in (("outputs", outputs), ("tensors", tensors)):
-        for key, stack in stacks.items():
-            files[kind].append(os.path.join(job["folder"], f"{kind}_{key}.npy"))
-            np.save(files[kind][-1], stack)
+    return {
+        "outputs": _saved(job, "outputs", outputs),
+        "tensors": _saved(job, "tensors", tensors),
+    }
+
+
+def sequences(job: Job, interpreter: Any, tell: Tell) -> dict[str, Any]:
+    """Runs a streaming file over every sequence; leaves outputs as .npy files, as `run` does."""
+    arrays = [np.load(path, mmap_mode="r", allow_pickle=False) for path in job["inputs"]]
+    hop, total, length = job["hop"], len(arrays[0]), arrays[0].shape[1]
+    wanted = interpreter.inputs
+    for array, (shape, dtype) in zip(arrays, wanted, strict=False):
+        if array.dtype != dtype or (1, hop, *array.shape[2:]) != tuple(shape) or length % hop:
+            raise InputError(
+                f"hold sequences of inputs {dtype} {tuple(map(int, shape))}||{array.shape}"
+            )
+    starts = [
+        np.full(shape, start, dtype)
+        for (shape, dtype), start in zip(wanted[len(arrays) :], job["starts"], strict=True)
+    ]
+    outputs: dict[int, np.ndarray] = {}
+    last = time.monotonic()
+    for at in range(total):
+        states = starts
+        rows: list[list[np.ndarray]] = [[] for _ in job["rows"]]
+        for start in range(0, length, hop):
+            given = [array[at : at + 1, start : start + hop] for array in arrays]
+            for position, value in enumerate([*given, *states]):
+                interpreter.set_input(position, np.ascontiguousarray(value))
+            interpreter.invoke()
+            states = [np.array(interpreter.output(number)) for number in job["states"]]
+            for position, kept in enumerate(rows):
+                if not job["rows"][position]:
+                    kept.clear()
+                kept.append(np.array(interpreter.output(position)))
+            if time.monotonic() - last > _HEARTBEAT:
+                last = time.monotonic()
+                tell(done=at)
+        for position, (kept, count) in enumerate(zip(rows, job["rows"], strict=True)):
+            value = np.concatenate(kept, axis=1)[:, -count:] if count else kept[-1]
+            _store(outputs, position, value, at, total)
+        interpreter.reset()
+    return {"outputs": _saved(job, "outputs", outputs), "tensors": []}
+
+
+def _saved(job: Job, kind: str, stacks: dict[int, np.ndarray]) -> list[str]:
+    files = []
+    for key, stack in stacks.items():
+        files.append(os.path.join(job["folder"], f"{kind}_{key}.npy"))
+        np.save(files[-1], stack)
     return files
 
 
@@ -398,6 +443,7 @@ def bench(job: Job, interpreter: Any, tell: Tell) -> dict[str, Any]:
 
 MODES: dict[str, Callable[[Job, Any, Tell], dict[str, Any]]] = {
     "run": run,
+    "sequences": sequences,
     "load": load,
     "bench": bench,
 }

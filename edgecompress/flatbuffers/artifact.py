@@ -12,6 +12,7 @@ from edgecompress.core.files import sha256
 from edgecompress.core.record import CompressionRecord
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.reading import read_tflite
+from edgecompress.flatbuffers.stepping import Stepping
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Artifact:
         source: What it was made from: a path or a model's name.
         record: What training did to the model; None if nothing is known.
         notes: What the converter could not do or did differently, one sentence each.
+        stepping: How a streaming file runs over a sequence; None for other files.
     """
 
     kind: str
@@ -31,6 +33,7 @@ class Artifact:
     source: str
     record: CompressionRecord | None = None
     notes: tuple[str, ...] = ()
+    stepping: Stepping | None = None
 
     @functools.cached_property
     def flat(self) -> FlatModel:

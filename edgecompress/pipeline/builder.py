@@ -316,6 +316,9 @@ def _bundled(
     profile = bundle_profile(request.profiles)
     if profile is None or not request.bundle or request.file_format is None:
         return None
+    if main.stepping is not None:
+        # Golden outputs are those of one inference.
+        return None
     budgets = request.budgets
     if any(family_of(profile).has_arena for profile in profiles):
         # With a microcontroller, the limit refers to its arena, not to a process.

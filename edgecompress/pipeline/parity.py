@@ -103,6 +103,7 @@ def verify_in(
         simulated=simulated,
         kind=kind,
         min_r2=MIN_R2 if min_r2 is None else min_r2,
+        stepping=file.stepping,
     )
 
 

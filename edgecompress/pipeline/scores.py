@@ -236,16 +236,14 @@ def run_file(file: Artifact, x: Sequence[np.ndarray], engine: str) -> Run:
         ArgumentError: the samples do not fit the file.
         EngineError, MissingDependencyError: see `run_engine`.
     """
-    from edgecompress.converters.real_values import dequantize, quantize
+    from edgecompress.converters.real_values import dequantize, quantized_inputs
     from edgecompress.engines.run import run_engine
 
-    flat = file.flat
-    inputs = [
-        quantize(array, flat.tensors[index]) for array, index in zip(x, flat.inputs, strict=True)
-    ]
-    run = run_engine(engine, file.data, inputs)
+    flat, stepping = file.flat, file.stepping
+    inputs = quantized_inputs(flat, x, 0 if stepping is None else len(stepping.states))
+    run = run_engine(engine, file.data, inputs, stepping=stepping)
     outputs = tuple(
         dequantize(raw, flat.tensors[index])
-        for raw, index in zip(run.outputs, flat.outputs, strict=True)
+        for raw, index in zip(run.outputs, flat.outputs[: len(run.outputs)], strict=True)
     )
     return Run(run.engine, run.version, len(x[0]), outputs)

@@ -35,7 +35,7 @@ def stacked() -> Any:
     """Every kind of recurrent layer, each with settings that change what it computes."""
     both = layers.Bidirectional(layers.LSTM(3, return_sequences=True), merge_mode="sum")
     x = both(start := keras.Input((2, 3), name="x"))
-    x = layers.GRU(4, return_sequences=True, reset_after=False)(x)
+    x = layers.GRU(4, return_sequences=True, reset_after=False, name="gate")(x)
     x, state = layers.GRU(3, return_sequences=True, return_state=True, use_bias=False)(x)
     x = layers.GRU(3, return_sequences=True)(x, initial_state=[state])
     x = layers.SimpleRNN(3, go_backwards=True, return_sequences=True)(x)
@@ -56,7 +56,7 @@ def test_no_loop_is_left_and_the_outputs_are_those_of_keras() -> None:
         wrap(model).predict(x), run_engine("litert", flat.data, x).outputs, strict=True
     ):
         np.testing.assert_allclose(have, want, atol=1e-5)
-    assert "gru (GRU): its 2 time steps are unrolled." in " ".join(found.artifact.notes)
+    assert "gate (GRU): its 2 time steps are unrolled." in " ".join(found.artifact.notes)
 
 
 def test_a_file_of_two_layers_is_integer_in_both_engines() -> None:

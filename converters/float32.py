@@ -87,10 +87,19 @@ class Trace:
         self.notes: tuple[str, ...] = ()
 
     @functools.cached_property
-    def frozen(self) -> Any:
-        """The model as a TensorFlow function whose weights are constants."""
-        function, self.notes = frozen_function(self.loaded, self.fused)
+    def concrete(self) -> Any:
+        """The model as a TensorFlow function; see `concrete_function`."""
+        function, self.notes = concrete_function(self.loaded, self.fused)
         return function
+
+    @functools.cached_property
+    def frozen(self) -> Any:
+        """The same function with its weights as constants."""
+        from tensorflow.python.framework.convert_to_constants import (
+            convert_variables_to_constants_v2,
+        )
+
+        return convert_variables_to_constants_v2(self.concrete)
 
 
 def traced(model: Any) -> Trace:
@@ -172,15 +181,12 @@ def check_inputs(loaded: LoadedModel) -> None:
             )
 
 
-def frozen_function(loaded: LoadedModel, fused: bool = False) -> tuple[Any, tuple[str, ...]]:
-    """Returns a model as a TensorFlow function at batch 1 whose weights are constants, and notes.
+def concrete_function(loaded: LoadedModel, fused: bool = False) -> tuple[Any, tuple[str, ...]]:
+    """Returns a model as a TensorFlow function at batch 1, and notes.
 
     Binary layers become constants of their signs; recurrent layers have no loop (`recurrent`).
     """
     import tensorflow as tf
-    from tensorflow.python.framework.convert_to_constants import (
-        convert_variables_to_constants_v2,
-    )
 
     from edgecompress.converters.recurrent import without_loops
     from edgecompress.layers.binary import frozen_kernels
@@ -194,9 +200,7 @@ def frozen_function(loaded: LoadedModel, fused: bool = False) -> tuple[Any, tupl
     if loaded.flavour == "keras3":
         rewritten = without_loops(loaded.model, fused)
     with frozen_kernels(), rewritten as notes:
-        concrete = traced.get_concrete_function()
-    # Unfrozen, a Keras 3 model converts without an error, but to a file that cannot run.
-    return convert_variables_to_constants_v2(concrete), tuple(notes)
+        return traced.get_concrete_function(), tuple(notes)
 
 
 def to_flatbuffer(model: LoadedModel | Trace, verbose: bool = False) -> bytes:
@@ -207,31 +211,36 @@ def to_flatbuffer(model: LoadedModel | Trace, verbose: bool = False) -> bytes:
     """
     import tensorflow as tf
 
-    trace, frozen = traced(model), None
+    trace, concrete = traced(model), None
     loaded = trace.loaded
     try:
         with suppress_output(verbose):
-            frozen = trace.frozen
-            converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen], None)
+            concrete = trace.concrete
+            converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], None)
+            # By way of a SavedModel, a Keras 3 model converts without an error, but to a file whose
+            # variables have no values. This way the converter freezes them, once.
+            converter.experimental_lower_to_saved_model = False
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-            converter.allow_custom_ops = marked = has_marks(frozen)
+            converter.allow_custom_ops = marked = has_marks(concrete)
             data = bytes(converter.convert())
             return replace_marks(data) if marked else data
     # The converter raises its own error type and, for models it cannot trace, any other.
     except Exception as error:
         raise ConversionError(
-            f"Model {loaded.name!r} could not be converted: {_reason(error, frozen, loaded)}"
+            f"Model {loaded.name!r} could not be converted: {_reason(error, concrete, loaded)}"
         ) from error
 
 
-def _reason(error: Exception, frozen: Any, loaded: LoadedModel) -> str:
+def _reason(error: Exception, concrete: Any, loaded: LoadedModel) -> str:
     """Explains in one line what stopped the converter, naming operators and their layers."""
     missing = sorted(set(re.findall(r"'tf\.(\w+)' op is neither", str(error))))
-    if not missing or frozen is None:
+    if not missing or concrete is None:
         return one_line(error)
     parts = []
+    graph = concrete.graph.as_graph_def()
+    all_nodes = [*graph.node, *(n for inner in graph.library.function for n in inner.node_def)]
     for operator in missing:
-        nodes = [n.name for n in frozen.graph.as_graph_def().node if n.op == operator]
+        nodes = [n.name for n in all_nodes if n.op == operator]
         layers = sorted({layer for n in nodes if (layer := layer_of(n, layer_names(loaded)))})
         parts.append(f"{operator} (layer {', '.join(layers)})" if layers else operator)
     return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from edgecompress.core.fusion_rules import (
     split_activation,
     weighted_operator,
 )
-from edgecompress.core.keras_graph import functional_of, is_nested, run_graph
+from edgecompress.core.keras_graph import functional_of, is_nested, run_graph, walk_layers
 from edgecompress.core.layer_kinds import KernelAxes, int8_kernels
 
 Operate = Callable[..., Any]
@@ -83,6 +84,7 @@ def rebuild(
     import keras
 
     functional = functional_of(model)
+    _reserve_names(model)
     copies = _Copies(insert, weights, operate, constant)
     inputs = [
         keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name)
@@ -92,6 +94,19 @@ def rebuild(
     outputs = run_graph(model, entered, copies.call)
     struct = keras.tree.pack_sequence_as(functional.input, inputs)
     return keras.Model(struct, outputs, name=model.name)
+
+
+def _reserve_names(model: Any) -> None:
+    """Keeps Keras from giving a new operator the name of one of the model's layers.
+
+    Keras counts the names that it gave in this process; a model from a file brings others.
+    """
+    import keras
+
+    for layer in walk_layers(model):
+        prefix, number = re.fullmatch(r"(.*?)(?:_(\d{1,5}))?", layer.name, re.DOTALL).groups()
+        while keras.backend.get_uid(prefix) <= int(number or 0):
+            pass
 
 
 class _Copies:

@@ -257,3 +257,15 @@ def test_nested_models_with_one_layer_name_are_refused():
     inputs = keras.Input((3,))
     with pytest.raises(UnsupportedModelError, match="share the name 'fc'"):
         find_taps(keras.Model(inputs, block("two")(block("one")(inputs))))
+
+
+def test_operators_of_a_layer_never_take_the_name_of_a_layer():
+    """A file brings names that Keras has not given in this process."""
+    inputs = keras.Input((4, 6))
+    x = layers.LayerNormalization(name="norm")(inputs)
+    x = layers.MultiHeadAttention(2, 3, name="attention")(x, x)
+    for name in ("add", "add_1", "multiply", "subtract", "matmul", "softmax", "softmax_1"):
+        x = layers.Identity(name=name)(x)
+    model = keras.Model(inputs, layers.Add(name="add_2")([inputs, x]))
+    keras.backend.clear_session(free_memory=False)
+    assert len({layer.name for layer in tap_model(model).layers}) == len(tap_model(model).layers)

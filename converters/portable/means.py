@@ -1,7 +1,8 @@
 """MEAN over a whole map: AVERAGE_POOL_2D, which takes a twentieth of the instructions.
 
-In integers the pooling keeps the scale of its input, where a mean has one of its own; training
-rounds in the same way (`core.fusion_rules`).
+In integers the pooling keeps the scale of its input, where a mean has one of its own. That costs
+nothing where the map is hardly below zero, as after a ReLU. The mean of a map around zero is much
+smaller than the map, and stays a MEAN. Training rounds in the same way (`core.fusion`).
 """
 
 from __future__ import annotations
@@ -9,9 +10,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from edgecompress.converters.portable.base import Graph, Place, register, replace, reshape
+from edgecompress.converters.portable.base import (
+    Graph,
+    Place,
+    activation,
+    register,
+    replace,
+    reshape,
+)
 from edgecompress.flatbuffers.editor import ModelEditor
 from edgecompress.flatbuffers.operators import Operator
+
+_ABOVE = ("RELU", "RELU6", "LOGISTIC", "SOFTMAX", "HARD_SWISH", "GELU")
+_MOVES = (
+    "RESHAPE", "TRANSPOSE", "MAX_POOL_2D", "AVERAGE_POOL_2D", "PAD", "RESIZE_NEAREST_NEIGHBOR",
+    "RESIZE_BILINEAR", "STRIDED_SLICE", "SLICE", "REDUCE_MAX",
+)  # fmt: skip
+_MERGES = ("ADD", "MUL", "CONCATENATION", "MAXIMUM", "MINIMUM")
+_FUSING = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "SUB")
+# Numbers of RELU and RELU6 as fused activations.
+_RELUS = (1, 3)
 
 
 @register("means", "MEAN over a map became AVERAGE_POOL_2D")
@@ -23,8 +41,28 @@ def means(graph: Graph) -> Iterator[Place]:
             continue
         rank = len(source.shape)
         over = sorted({int(axis) % rank for axis in axes.reshape(-1)})
-        if (rank, over) in ((4, [1, 2]), (3, [1])):
+        if (rank, over) in ((4, [1, 2]), (3, [1])) and _is_above(graph, source.index):
             yield _pooled(graph, operator)
+
+
+def _is_above(graph: Graph, tensor: int) -> bool:
+    """Returns whether a tensor is hardly below zero, whatever the model's input is."""
+    writer = graph.writer(tensor, *_ABOVE, *_MOVES, *_MERGES, *_FUSING)
+    if writer is None:
+        return False
+    if writer.code in _ABOVE or activation(writer) in _RELUS:
+        return True
+    if writer.code == "MUL" and _is_gated(graph, writer):
+        return True
+    if writer.code in _MERGES:
+        return all(_is_above(graph, index) for index in writer.inputs)
+    return writer.code in _MOVES and _is_above(graph, writer.inputs[0])
+
+
+def _is_gated(graph: Graph, product: Operator) -> bool:
+    """Returns whether a product is SiLU, `x * sigmoid(x)`."""
+    gates = [graph.writer(index, "LOGISTIC") for index in product.inputs]
+    return any(gate is not None and gate.inputs[0] in product.inputs for gate in gates)
 
 
 def _pooled(graph: Graph, operator: Operator) -> Place:

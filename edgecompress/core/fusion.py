@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from edgecompress.core.errors import UnsupportedModelError
@@ -28,6 +28,7 @@ from edgecompress.core.fusion_rules import (
     JOIN,
     KEEPS_RANGE,
     MAXPOOL,
+    MEAN,
     OWN_RANGE,
     RELU,
     RELU6,
@@ -138,6 +139,24 @@ class _Graph:
         self.producer = {operator.output: operator for operator in self.operators}
         self.readers = Counter(v for o in self.operators for v in o.inputs)
         self.readers.update(self.outputs)
+        for operator in self.operators:
+            if operator.step.kind == MEAN and self._is_above(operator.inputs[0]):
+                operator.step = replace(operator.step, kind=AVERAGE)
+
+    def _is_above(self, value: int) -> bool:
+        """Returns whether a value is hardly below zero: its mean needs no range of its own.
+
+        The mean of a map around zero is much smaller than the map, and would get few codes.
+        """
+        operator = self.producer.get(value)
+        if operator is None:
+            return False
+        if operator.step.above:
+            return True
+        kind = operator.step.kind
+        if kind == JOIN or (kind == BINARY and type(operator.layer).__name__ != "Subtract"):
+            return all(self._is_above(value) for value in operator.inputs)
+        return kind in (*KEEPS_RANGE, AVERAGE) and self._is_above(operator.inputs[0])
 
     def _new(self) -> int:
         self._count += 1
@@ -353,7 +372,7 @@ def _fused(graph: _Graph, covering: Mapping[int, str | None]) -> dict[str, Fused
             absorbed.setdefault(graph.root(operator).output, []).append(operator)
     found = {}
     for operator in graph.operators:
-        if operator.absorbed or operator.step.kind in KEEPS_RANGE:
+        if operator.absorbed or operator.step.kind in (*KEEPS_RANGE, MEAN):
             continue
         chain = absorbed.get(operator.output, [])
         affine = [o for o in chain if o.step.kind == AFFINE]

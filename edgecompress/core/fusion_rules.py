@@ -22,26 +22,31 @@ BINARY = "binary"  # add, subtract, multiply: own range, absorbs ReLU
 FREE = "free"  # own range, absorbs nothing: hard swish, leaky ReLU, ...
 FIXED = "fixed"  # range set by the operator: softmax, sigmoid, tanh
 JOIN = "join"  # own range, which its inputs take over: concatenate, maximum
-# AVERAGE rounds, with its input's range: average pooling, means over a map, bilinear resizing
-AVERAGE = "average"
+AVERAGE = "average"  # rounds, with its input's range: average pooling, bilinear resizing
+# MEAN over a map: AVERAGE where the map is hardly below zero; else own range, absorbs nothing
+MEAN = "mean"
 MAXPOOL = "maxpool"  # keeps values and range, absorbs ReLU
 VIEW = "view"  # keeps values and range; ReLU and BN are moved in front of it
 MOVE = "move"  # keeps values and range: padding, cropping, global maximum
 IDENTITY = "identity"  # does nothing in inference: dropout
 UNSUPPORTED = "unsupported"  # not simulated
-OWN_RANGE = (WEIGHTED, AFFINE, RELU, RELU6, BINARY, FREE)
+OWN_RANGE = (WEIGHTED, AFFINE, RELU, RELU6, BINARY, FREE, MEAN)
 KEEPS_RANGE = (MAXPOOL, VIEW, MOVE, IDENTITY)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One operator a layer becomes; reads the values at `reads`, counted from the last one."""
+    """One operator a layer becomes; reads the values at `reads`, counted from the last one.
+
+    `above` says that its values are hardly below zero, whatever its inputs are.
+    """
 
     kind: str
     suffix: str = ""
     fixed: tuple[float, float] | None = None
     reason: str = ""
     reads: tuple[int, ...] = (-1,)
+    above: bool = False
 
 
 _Lowering = Callable[[Any], tuple[Step, ...]]
@@ -52,16 +57,16 @@ LOWERINGS: Registry[_Lowering] = Registry("operator of a layer class")
 _UNIT = (0.0, 255 / 256)
 _ACTIVATIONS: dict[str, tuple[Step, ...]] = {
     "linear": (),
-    "relu": (Step(RELU),),
-    "relu6": (Step(RELU6),),
-    "softmax": (Step(FIXED, fixed=_UNIT),),
-    "sigmoid": (Step(FIXED, fixed=_UNIT),),
+    "relu": (Step(RELU, above=True),),
+    "relu6": (Step(RELU6, above=True),),
+    "softmax": (Step(FIXED, fixed=_UNIT, above=True),),
+    "sigmoid": (Step(FIXED, fixed=_UNIT, above=True),),
     "tanh": (Step(FIXED, fixed=(-1.0, 127 / 128)),),
-    "hard_silu": (Step(FREE),),
-    "gelu": (Step(FREE),),
+    "hard_silu": (Step(FREE, above=True),),
+    "gelu": (Step(FREE, above=True),),
     "leaky_relu": (Step(FREE),),
     "elu": (Step(FREE),),
-    "silu": (Step(FIXED, "sigmoid", _UNIT), Step(BINARY, reads=(-2, -1))),
+    "silu": (Step(FIXED, "sigmoid", _UNIT), Step(BINARY, reads=(-2, -1), above=True)),
 }
 
 
@@ -71,11 +76,11 @@ def _always(*steps: Step) -> _Lowering:
 
 
 for _operator in (
-    AFFINE, RELU, RELU6, BINARY, FREE, JOIN, AVERAGE, MAXPOOL, VIEW, MOVE, IDENTITY,
+    AFFINE, BINARY, FREE, JOIN, AVERAGE, MEAN, MAXPOOL, VIEW, MOVE, IDENTITY,
 ):  # fmt: skip
     LOWERINGS.register(_operator)(_always(Step(_operator)))
-LOWERINGS.register("mean")(_always(Step(FREE)))
-for _operator in ("softmax", "sigmoid", "tanh"):
+LOWERINGS.register("mean over axes")(_always(Step(FREE)))
+for _operator in ("relu", "relu6", "hard_silu", "softmax", "sigmoid", "tanh"):
     LOWERINGS.register(_operator)(_always(*_ACTIVATIONS[_operator]))
 
 
@@ -111,7 +116,7 @@ def _lower_relu(layer: Any) -> tuple[Step, ...]:
         return (Step(FREE),)
     if layer.negative_slope or layer.threshold or layer.max_value not in (None, 6):
         return _unsupported("int8 supports only ReLU, ReLU6 and leaky ReLU")
-    return (Step(RELU if layer.max_value is None else RELU6),)
+    return _ACTIVATIONS["relu" if layer.max_value is None else "relu6"]
 
 
 @LOWERINGS.register("upsampling")
@@ -183,8 +188,8 @@ def lower(layer: Any, inputs: int, plain: bool, rank: int = 0) -> tuple[Step, ..
     if type(layer).__name__ == "SeparableConv1D" and layer.padding == "causal":
         return _unsupported("causal padding inside a separable convolution")
     steps = LOWERINGS[kind.operator](layer)
-    if kind.operator == "mean" and _over_map(layer.axis, rank):
-        steps = (Step(AVERAGE),)
+    if kind.operator == "mean over axes" and _over_map(layer.axis, rank):
+        steps = (Step(MEAN),)
     if steps[0].kind == BINARY and inputs != 2:
         return _unsupported(f"it combines {inputs} tensors; chain layers that combine two")
     return steps

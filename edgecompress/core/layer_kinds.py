@@ -267,7 +267,7 @@ for _names, _kind_of_names in (
     ("AveragePooling1D AveragePooling2D", LayerKind("pooling", _KEPT, operator="average")),
     (
         "GlobalAveragePooling1D GlobalAveragePooling2D",
-        LayerKind("pooling", _KEPT, operator="average"),
+        LayerKind("pooling", _KEPT, operator="mean"),
     ),
     (
         "GlobalMaxPooling1D GlobalMaxPooling2D Cropping1D Cropping2D",
@@ -300,9 +300,9 @@ for _names, _kind_of_names in (
     ),
     # Operations that `keras.ops` and activations leave in a graph.
     ("Matmul Einsum Tensordot", LayerKind("product", _MIXED, module="keras.ops")),
-    ("Mean", LayerKind("mean", operator="mean", module="keras.ops")),
+    ("Mean", LayerKind("mean", operator="mean over axes", module="keras.ops")),
     ("Transpose", LayerKind("permute", operator="view", module="keras.ops")),
-    ("HardSilu", LayerKind("activation", _KEPT, operator="free", module="keras.ops")),
+    ("HardSilu", LayerKind("activation", _KEPT, operator="hard_silu", module="keras.ops")),
     ("Relu", LayerKind("activation", _KEPT, operator="relu", module="keras.ops")),
     ("Relu6", LayerKind("activation", _KEPT, operator="relu6", module="keras.ops")),
     ("Sigmoid", LayerKind("activation", _KEPT, operator="sigmoid", module="keras.ops")),

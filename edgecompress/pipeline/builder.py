@@ -269,6 +269,7 @@ def _measured(request: BuildRequest, source: _Made, progress: Progress) -> Build
         agreement.load(engines, progress if request.file_format is None else silent)
     else:
         notes += agreement.measure(source.loaded, source.samples, engines, progress)
+        measurements.ran.update(agreement.parities)
     if made.legacy_runtime:
         progress(f"Loading the {main.kind} file in {LEGACY}")
         notes += legacy_runtime_note(main.data)

@@ -137,7 +137,7 @@ _STEPS = {
     getattr(fusion_rules, name)
     for name in (
         "WEIGHTED", "AFFINE", "RELU", "RELU6", "BINARY", "FREE", "FIXED", "JOIN", "AVERAGE",
-        "MAXPOOL", "VIEW", "MOVE", "IDENTITY",
+        "MAXPOOL", "MEAN", "VIEW", "MOVE", "IDENTITY",
     )
 }  # fmt: skip
 

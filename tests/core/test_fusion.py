@@ -72,6 +72,10 @@ CASES = {
         lambda x: layers.Dense(2, name="d")(layers.GlobalAveragePooling2D(name="g")(conv(x, "c"))),
         ["c", "g", "d"],
     ),
+    "gap_around_zero": (
+        lambda x: layers.GlobalAveragePooling2D(name="g")(layers.Subtract(name="s")([x, x])),
+        ["s", "g"],
+    ),
     "padded": (
         lambda x: conv(layers.ZeroPadding2D()(conv(x, "a", activation="relu")), "b"),
         ["a", "b"],
@@ -269,3 +273,22 @@ def test_operators_of_a_layer_never_take_the_name_of_a_layer():
     model = keras.Model(inputs, layers.Add(name="add_2")([inputs, x]))
     keras.backend.clear_session(free_memory=False)
     assert len({layer.name for layer in tap_model(model).layers}) == len(tap_model(model).layers)
+
+
+@pytest.mark.parametrize(
+    ("before", "source"),
+    [
+        (lambda x: conv(x, "c", activation="relu"), "c"),
+        (lambda x: layers.MaxPool2D()(layers.ReLU(6.0, name="r")(conv(x, "c"))), "r"),
+        (lambda x: layers.Multiply(name="m")([conv(x, "a", activation="relu"),
+                                              conv(x, "b", activation="sigmoid")]), "m"),
+        (lambda x: conv(x, "c", activation="silu"), "c"),
+        (lambda x: conv(x, "c"), None),
+        (lambda x: layers.Subtract(name="s")([conv(x, "a", activation="relu"),
+                                              conv(x, "b", activation="relu")]), None),
+    ],
+)  # fmt: skip
+def test_a_mean_has_the_scale_of_a_map_that_is_hardly_below_zero(before, source) -> None:
+    model = model_of(lambda x: layers.GlobalAveragePooling2D(name="g")(before(x)))
+    taps = {tap.name: tap for tap in find_taps(model)}
+    assert taps["g"].same_as == source

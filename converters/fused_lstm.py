@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from edgecompress.converters.calibration import spread, tensor_samples
+from edgecompress.converters.time_steps import reversed_steps
 from edgecompress.core.errors import ConversionError
 from edgecompress.flatbuffers.editor import ModelEditor
 from edgecompress.flatbuffers.model import FlatModel
@@ -90,8 +91,7 @@ def mark(cell: Any, sequences: Any, backwards: bool) -> Any:
 
     _, steps, features = sequences.shape
     if backwards:
-        # Int8 has no REVERSE_V2.
-        sequences = tf.gather(sequences, list(reversed(range(steps))), axis=1)
+        sequences = reversed_steps(sequences)
     start, units = tf.zeros((1, cell.units)), tf.zeros((cell.units,))
     weights = [keras.ops.convert_to_tensor(w) for w in (cell.kernel, cell.recurrent_kernel)]
     found = tf.raw_ops.BlockLSTMV2(

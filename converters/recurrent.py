@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from edgecompress.converters.fused_lstm import LSTM, RESET, mark, why_not_fused
+from edgecompress.converters.time_steps import joined, reversed_steps
 from edgecompress.core.keras_graph import every_layer
 
 # Computes the states of the next time step from the input's part, by gate, and the states, which
@@ -109,7 +110,9 @@ def _run(
     for inputs in reversed(by_step) if layer.go_backwards else by_step:
         states = step(inputs, states)
         outputs.append(states[0])
-    sequence = tf.stack(outputs, axis=1) if layer.return_sequences else outputs[-1][:, None]
+    if not layer.return_sequences:
+        return outputs[-1], outputs[-1][:, None], states
+    sequence = tf.reshape(joined(outputs, axis=0), (1, steps, outputs[0].shape[1]))
     return outputs[-1], sequence, states
 
 
@@ -156,9 +159,7 @@ def _both_ways(
             states += rest
         found.append(outputs)
     if layer.return_sequences:
-        # Int8 has no REVERSE_V2.
-        order = list(reversed(range(found[1].shape[1])))
-        found[1] = keras.ops.take(found[1], order, axis=1)
+        found[1] = reversed_steps(found[1])
     ahead, back = found
     merges: dict[str | None, Callable[[], Any]] = {
         "concat": lambda: keras.ops.concatenate([ahead, back], axis=-1),

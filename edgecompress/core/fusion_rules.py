@@ -181,6 +181,8 @@ def lower(layer: Any, inputs: int, plain: bool, rank: int = 0) -> tuple[Step, ..
         rank: Number of dimensions of the first tensor; 0 if unknown.
     """
     kind = exact_kind_of(layer)
+    if kind is not None and kind.family in ("recurrent", "bidirectional"):
+        return _unsupported("only the file rounds the weights and states of its time steps")
     if kind is None or not kind.operator:
         return _unsupported("int8 quantization does not support this class")
     if not plain:

@@ -13,6 +13,7 @@ from edgecompress.converters.formats import Costs, FormatRequest
 from edgecompress.converters.fused_lstm import LSTM, cell_scale, why_not_fused
 from edgecompress.converters.loaders import example_inputs, wrap
 from edgecompress.converters.recurrent_forms import choose_form
+from edgecompress.converters.time_steps import joined, reversed_steps
 from edgecompress.converters.verify import verify
 from edgecompress.core.errors import ArgumentError, ConversionError, UnsupportedModelError
 from edgecompress.engines.run import run_engine
@@ -50,7 +51,7 @@ def test_no_loop_is_left_and_the_outputs_are_those_of_keras() -> None:
     assert [vars(layer).keys() for layer in model.layers] == before
     flat = found.artifact.flat
     assert flat.subgraphs == 1
-    assert not {"WHILE", "REVERSE_V2", "TRANSPOSE"} & set(flat.histogram())
+    assert not {"WHILE", "REVERSE_V2", "GATHER", "PACK", "TRANSPOSE"} & set(flat.histogram())
     x = example_inputs(wrap(model).inputs, 5, seed=1)
     for want, have in zip(
         wrap(model).predict(x), run_engine("litert", flat.data, x).outputs, strict=True
@@ -74,6 +75,19 @@ def test_a_file_of_two_layers_is_integer_in_both_engines() -> None:
     assert verify(made.flat, reference=wrong, samples=x, kind="scores").agreement < 0.8
 
 
+def test_long_sequences_are_joined_a_few_steps_at_a_time() -> None:
+    import tensorflow as tf
+
+    parts = [tf.fill((1, 2), float(i)) for i in range(23)]
+    np.testing.assert_array_equal(joined(parts, 0)[:, 0], np.arange(23))
+    x = tf.reshape(tf.range(46.0), (2, 23, 1))
+    np.testing.assert_array_equal(reversed_steps(x), x[:, ::-1])
+    graph = tf.function(lambda x: joined(tf.split(x, 23, axis=1), 1))
+    nodes = graph.get_concrete_function(x).graph.get_operations()
+    # A concatenation reads its tensors and an axis.
+    assert max(len(node.inputs) for node in nodes if node.type == "ConcatV2") <= 10 + 1
+
+
 def two_lstms() -> Any:
     body = [layers.Bidirectional(layers.LSTM(3, return_sequences=True)), layers.LSTM(4)]
     return randomized(keras.Sequential([keras.Input((4, 3)), *body]))
@@ -95,7 +109,7 @@ def test_a_fused_lstm_computes_what_keras_does(fused: Any, engine: str) -> None:
     (want,) = wrap(model).predict(x)
     for made in (floats.artifact, quantized):
         assert made.flat.histogram()[LSTM] == 3
-        assert not {"WHILE", "CUSTOM", "REVERSE_V2"} & set(made.flat.histogram())
+        assert not {"WHILE", "CUSTOM", "REVERSE_V2", "GATHER"} & set(made.flat.histogram())
     (have,) = run_engine(engine, floats.artifact.data, x).outputs
     np.testing.assert_allclose(have, want, atol=1e-5)
     parity = verify(quantized.flat, reference=want, samples=x, engine=engine, kind="scores")

@@ -13,7 +13,7 @@ replaced.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,6 +46,7 @@ from edgecompress.converters.streaming_files import (
     make_streaming,
     tie_states,
 )
+from edgecompress.converters.tables import inner_tensors
 from edgecompress.converters.weights_only import float_weights_left, narrow_weights
 from edgecompress.core.errors import ArgumentError, ConversionError, few, one_line
 from edgecompress.core.options import ByName, Choice, Flag, Named, by_name, option
@@ -151,7 +152,8 @@ def convert(
     notes: list[str] = []
     outdated = record.outdated if record is not None else ()
     fixed = precision.fixed_ranges
-    by_tensor = _complete(flat, source, ranges, calibration, notes, outdated, fixed)
+    inner = inner_tensors(flat) if precision.activation_bits == 8 else set()
+    by_tensor = _complete(flat, source, ranges, calibration, notes, outdated, fixed, inner)
     trained = _trained_quantized(record)
     one_scale = not precision.weight_axes((-1,), 2)
     if dense_per_channel and one_scale:
@@ -355,8 +357,12 @@ def _complete(
     notes: list[str],
     outdated: Sequence[str],
     fixed: Mapping[str, tuple[float, float]],
+    inner: Collection[int],
 ) -> dict[str, tuple[float, float]]:
-    """Returns a range for every computed float tensor, by tensor name: learnt, else measured."""
+    """Returns a range for every computed float tensor, by tensor name: learnt, else measured.
+
+    Those in `inner` need none.
+    """
     index_of = {tensor.name: tensor.index for tensor in flat.tensors}
     learnt = {
         index_of[source.tap_tensors[tap]]: bounds
@@ -367,7 +373,7 @@ def _complete(
     if unused:
         notes.append(f"Learnt ranges of {', '.join(unused)} have no tensor in the flatbuffer.")
     known = _propagate(flat, learnt, fixed)
-    missing = [i for i in computed_tensors(flat) if i not in known]
+    missing = [i for i in computed_tensors(flat) if i not in known and i not in inner]
     if missing and calibration is None:
         names = few([flat.tensors[i].name for i in missing])
         if outdated:

@@ -142,6 +142,26 @@ def curves(flat: FlatModel) -> list[Curve]:
     return found
 
 
+def inner_tensors(flat: FlatModel) -> set[int]:
+    """Returns the tensors of a float file that only exist inside functions that become tables."""
+    graph, found = Graph(flat), curves(flat)
+    sources = {curve.output: curve.source for curve in found}
+    needed: set[int] = set()
+    wanted = [*flat.outputs]
+    while wanted:
+        tensor = wanted.pop()
+        if tensor in needed:
+            continue
+        needed.add(tensor)
+        writer = graph.writer(tensor)
+        if tensor in sources:
+            wanted.append(sources[tensor])
+        elif writer is not None:
+            wanted += writer.inputs
+    inside = {i for c in found for o in _between(graph, c.source, c.output) for i in o.outputs}
+    return inside - needed
+
+
 def _roots(graph: Graph) -> dict[int, int]:
     """Returns computed tensor -> the only tensor that it is an elementwise function of."""
     roots: dict[int, int] = {}

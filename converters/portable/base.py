@@ -47,9 +47,9 @@ class Graph:
         return self.flat.tensors[index]
 
     def writer(self, tensor: int, *codes: str) -> Operator | None:
-        """Returns the operator that computes a tensor, if it has one of these codes."""
+        """Returns the operator that computes a tensor, if it has one of the codes, if any."""
         found = self._writer.get(tensor)
-        return found if found is not None and found.code in codes else None
+        return found if found is not None and (not codes or found.code in codes) else None
 
     def readers(self, tensor: int) -> Sequence[Operator]:
         """Returns the operators that read a tensor, each once."""

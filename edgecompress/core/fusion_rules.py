@@ -64,6 +64,11 @@ _ACTIVATIONS: dict[str, tuple[Step, ...]] = {
     "tanh": (Step(FIXED, fixed=(-1.0, 127 / 128)),),
     "hard_silu": (Step(FREE, above=True),),
     "gelu": (Step(FREE, above=True),),
+    # Tables of all codes in the file.
+    "selu": (Step(FREE),),
+    "softplus": (Step(FREE, above=True),),
+    "mish": (Step(FREE),),
+    "exponential": (Step(FREE, above=True),),
     "leaky_relu": (Step(FREE),),
     "elu": (Step(FREE),),
     "silu": (Step(FIXED, "sigmoid", _UNIT), Step(BINARY, reads=(-2, -1), above=True)),

@@ -274,9 +274,9 @@ for _names, _kind_of_names in (
         LayerKind("pooling", _KEPT, operator="move"),
     ),
     ("UpSampling2D", LayerKind("pooling", _KEPT, operator="upsampling")),
+    ("UpSampling1D UpSampling3D", LayerKind("pooling", _KEPT, operator="move")),
     (
-        "MaxPooling3D AveragePooling3D GlobalMaxPooling3D GlobalAveragePooling3D UpSampling1D "
-        "UpSampling3D Cropping3D",
+        "MaxPooling3D AveragePooling3D GlobalMaxPooling3D GlobalAveragePooling3D Cropping3D",
         LayerKind("pooling", _KEPT),
     ),
     ("ZeroPadding1D ZeroPadding2D", LayerKind("padding", _KEPT, operator="move")),

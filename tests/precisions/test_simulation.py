@@ -56,6 +56,9 @@ CASES = {
     "pool_relu": lambda x: layers.ReLU(6.0)(layers.AveragePooling2D(2)(conv(x))),
     "rescaling": lambda x: conv(layers.Rescaling(1 / 255)(x), padding="same"),
     "layer_normalization": lambda x: conv(layers.LayerNormalization()(conv(x))),
+    "table": lambda x: conv(layers.Activation("softplus")(conv(x))),
+    "mean": lambda x: layers.Dense(3)(layers.GlobalAveragePooling2D()(conv(x, activation="relu"))),
+    "nearest": lambda x: conv(layers.UpSampling2D()(conv(x))),
     "global_maximum": lambda x: layers.GlobalMaxPooling2D()(conv(x)),
 }
 CLUSTERED = ("clustered_residual", "clustered_mobile", "clustered_transpose", "clustered_dense")

@@ -410,22 +410,24 @@ def _match_kernels(
     found: dict[int, np.ndarray] = {}
     owners: dict[int, str] = {}
     lost = {name for name, _, kernel in kernels if shares_values(kernel)}
+    left = len(kernels)  # Those without a filter yet come first.
     for operator in raw.operators:
         weights = raw.tensor(operator, 1) if operator.code in FILTER_READERS else None
         if weights is None or not weights.is_constant or weights.type != "FLOAT32":
             continue
         axis, values = channel_axis(operator), weights.values()
         rows = channels_first(values, (axis,))
-        # Of layers with the same kernel, the first will do; each of them owns a filter of its own.
-        own, matched = rows, False
-        for name, owner, kernel in kernels:
-            if fold_factors(kernel, rows) is None:
-                continue
-            if not matched:
-                own, matched = kernel, True
+        # Files mostly have the order of the layers: the first kernel left is the likely one. Layers
+        # with the same kernel own a filter each; a layer that is used twice has several.
+        own = rows
+        for number, (name, owner, kernel) in enumerate(kernels):
+            if fold_factors(kernel, rows) is not None:
+                own = kernel
                 lost.discard(name)
-            if owner not in owners.values():
-                owners[weights.index] = owner
+                if number < left:
+                    owners[weights.index] = owner
+                    left -= 1
+                    kernels.append(kernels.pop(number))
                 break
         if not np.array_equal(own, rows):
             shape = np.moveaxis(values, axis, 0).shape

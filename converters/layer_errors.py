@@ -10,14 +10,12 @@ import numpy as np
 from edgecompress.converters.agreement import sqnr_db
 from edgecompress.converters.real_values import dequantize, quantize, quantized_inputs
 from edgecompress.engines.registry import LITERT
-from edgecompress.engines.run import run_engine
+from edgecompress.engines.tensor_errors import tensor_errors
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.tensors import Tensor
 
 # Operators that leave the values as they are.
 CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
-# The per-layer comparison keeps every intermediate result; this many elements fit at a time.
-_ELEMENTS = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -46,23 +44,8 @@ def layer_errors(
     pairs, unmatched = _pairs(floats, quantized)
     if not pairs:
         return (), unmatched
-    signal = dict.fromkeys(pairs, 0.0)
-    noise = dict.fromkeys(pairs, 0.0)
-    per_sample = sum(floats.tensors[index].elements for index in pairs)
-    chunk = max(1, _ELEMENTS // max(per_sample, 1))
-    for start in range(0, len(samples[0]), chunk):
-        part = [array[start : start + chunk] for array in samples]
-        runs = [
-            run_engine(
-                LITERT, m.data, quantized_inputs(m, part), tensors=indices, timeout_s=timeout_s
-            )
-            for m, indices in ((floats, list(pairs)), (quantized, list(pairs.values())))
-        ]
-        for index, partner in pairs.items():
-            exact = np.asarray(runs[0].tensors[index], np.float64)
-            rounded = dequantize(runs[1].tensors[partner], quantized.tensors[partner])
-            signal[index] += float(np.sum(exact**2))
-            noise[index] += float(np.sum((exact - rounded.reshape(exact.shape)) ** 2))
+    inputs = (quantized_inputs(floats, samples), quantized_inputs(quantized, samples))
+    sums = tensor_errors(LITERT, (floats, quantized), inputs, [*pairs.items()], timeout_s)
     # The input counts as a layer: a scale that clips it harms everything downstream.
     ratios: dict[int, float] = {}
     makers = dict.fromkeys(floats.inputs, "INPUT")
@@ -76,7 +59,7 @@ def layer_errors(
         for index in operator.outputs:
             makers[index] = operator.name
             sources[index] = operator.inputs
-    ratios |= {index: sqnr_db(signal[index], noise[index]) for index in pairs}
+    ratios |= {index: sqnr_db(*found) for index, found in zip(pairs, sums, strict=True)}
     layers = []
     for index, ratio in ratios.items():
         before = [ratios[i] for i in sources.get(index, ()) if i in ratios]

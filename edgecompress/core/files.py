@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import json
 import math
@@ -10,6 +11,7 @@ import os
 import shutil
 import stat
 import sys
+import zlib
 from collections.abc import Container, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path, PurePosixPath
@@ -24,6 +26,12 @@ from edgecompress.core.folders import (
     remove_folder,
     scratch_folder,
 )
+
+
+@functools.lru_cache(maxsize=2)
+def compressed_size(data: bytes) -> int:
+    """Returns the bytes of data after zlib at level 9, as in a download or an APK."""
+    return len(zlib.compress(data, 9))
 
 
 def sha256(data: bytes) -> str:

@@ -173,7 +173,7 @@ def run_engine(
         for position, array in enumerate(arrays):
             files.append(os.path.join(folder, f"input_{position}.npy"))
             np.save(files[-1], array)
-        answer = _start(
+        answer = start_job(
             engine,
             folder,
             {
@@ -238,7 +238,7 @@ def load_failure(name: str, model: bytes, *, timeout_s: float = 120.0) -> str | 
     with temporary_folder() as place:
         folder = str(place)
         try:
-            _start(ENGINES[name], folder, {"mode": "load"}, model, timeout_s)
+            start_job(ENGINES[name], folder, {"mode": "load"}, model, timeout_s)
         except EngineNotRunError:
             raise
         except EngineError as error:
@@ -287,7 +287,7 @@ def time_engine(
     }
     with temporary_folder() as place:
         folder = str(place)
-        answer = _start(ENGINES[name], folder, job, model, timeout_s)
+        answer = start_job(ENGINES[name], folder, job, model, timeout_s)
     return {**answer["result"], "version": answer["version"], "kernels": answer["kernels"]}
 
 
@@ -315,7 +315,7 @@ def _unavailable(engine: Engine) -> str | None:
     with temporary_folder() as place:
         folder = str(place)
         try:
-            _start(engine, folder, {"mode": "import"}, b"", 60.0)
+            start_job(engine, folder, {"mode": "import"}, b"", 60.0)
         except EdgeCompressError as error:
             return str(error)
     return None
@@ -325,7 +325,7 @@ def _forward(progress: Callable[[int, int], None], total: int, done: int) -> Non
     progress(done, total)
 
 
-def _start(
+def start_job(
     engine: Engine,
     folder: str,
     job: Mapping[str, Any],

@@ -330,6 +330,42 @@ def run(job: Job, interpreter: Any, tell: Tell) -> dict[str, Any]:
     }
 
 
+def compare(job: Job, interpreter: Any, tell: Tell) -> dict[str, Any]:
+    """Runs every sample in two models; returns sums over the values of pairs of tensors.
+
+    `signal` sums the squares of the first model's values, `noise` those of the differences. A pair
+    is a tensor of each, and the scale and zero point of the second one, a scale of 0 for a float.
+    """
+    with open(job["partner"], "rb") as file:
+        other = INTERPRETERS[job["interpreter"]](job, file.read())
+    models = [
+        (interpreter, _samples(job, interpreter)),
+        (other, _samples({**job, "inputs": job["partner_inputs"]}, other)),
+    ]
+    signal, noise = ([0.0] * len(job["pairs"]) for _ in range(2))
+    last = time.monotonic()
+    for at in range(len(models[0][1][0])):
+        for engine, samples in models:
+            for position, array in enumerate(samples):
+                engine.set_input(position, np.ascontiguousarray(array[at]))
+            engine.invoke()
+        for number, (first, second, scale, zero_point) in enumerate(job["pairs"]):
+            exact = interpreter.tensor(first).astype(np.float64).ravel()
+            rounded = other.tensor(second).astype(np.float64).ravel()
+            if scale:
+                rounded -= zero_point
+                rounded *= scale
+            signal[number] += float(exact @ exact)
+            rounded -= exact
+            noise[number] += float(rounded @ rounded)
+        for engine, _ in models:
+            engine.reset()
+        if time.monotonic() - last > _HEARTBEAT:
+            last = time.monotonic()
+            tell(done=at + 1)
+    return {"signal": signal, "noise": noise}
+
+
 def sequences(job: Job, interpreter: Any, tell: Tell) -> dict[str, Any]:
     """Runs a streaming file over every sequence; leaves outputs as .npy files, as `run` does."""
     arrays = [np.load(path, mmap_mode="r", allow_pickle=False) for path in job["inputs"]]
@@ -443,6 +479,7 @@ def bench(job: Job, interpreter: Any, tell: Tell) -> dict[str, Any]:
 
 MODES: dict[str, Callable[[Job, Any, Tell], dict[str, Any]]] = {
     "run": run,
+    "compare": compare,
     "sequences": sequences,
     "load": load,
     "bench": bench,

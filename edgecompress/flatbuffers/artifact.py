@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import zlib
 from dataclasses import dataclass
 from typing import Any
 
-from edgecompress.core.files import sha256
+from edgecompress.core.files import compressed_size, sha256
 from edgecompress.core.record import CompressionRecord
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.reading import read_tflite
@@ -70,7 +69,7 @@ class Artifact:
     @functools.cached_property
     def compressed_bytes(self) -> int:
         """Size after zlib at level 9, as in a download or an APK."""
-        return len(zlib.compress(self.data, 9))
+        return compressed_size(self.data)
 
     def file_name(self, model_name: str) -> str:
         """Returns the name the artifact is stored under: `<model>_<kind>.tflite`."""

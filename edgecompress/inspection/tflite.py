@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from edgecompress.core.errors import ModelFileError
+from edgecompress.core.files import compressed_size
 from edgecompress.flatbuffers.coding import DECODE
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.operators import (
@@ -107,7 +107,7 @@ def inspect_tflite(model: FlatModel, *, name: str = "model.tflite") -> Inspectio
         outputs=tuple(_endpoint(model.tensors[i]) for i in model.outputs),
         operators=count_operators((o.name, o.version) for o in model.operators),
         file_bytes=len(model.data),
-        compressed_bytes=len(zlib.compress(model.data, 9)),
+        compressed_bytes=compressed_size(model.data),
         peak_activation_bytes=peak,
         peak_operator=peak_operator,
         notes=(*notes, *zero_filter_notes(rows)),

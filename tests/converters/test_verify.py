@@ -24,7 +24,8 @@ from edgecompress.core.errors import (
     UnsupportedModelError,
 )
 from edgecompress.engines.registry import LEGACY
-from edgecompress.engines.run import load_failure
+from edgecompress.engines.run import load_failure, run_engine
+from edgecompress.flatbuffers.all_outputs import with_outputs
 from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.flatbuffers.tensors import Tensor
 
@@ -149,7 +150,7 @@ def test_the_float_flatbuffer_equals_keras(tiny: Path, name: str) -> None:
 def test_errors_equal_numpys(autoencoder: Tiny) -> None:
     parity = autoencoder.verify()
     flat = read_tflite(autoencoder.int8)
-    run = layer_errors.run_engine(
+    run = run_engine(
         "litert", autoencoder.int8, [quantize(autoencoder.x[0], flat.tensors[flat.inputs[0]])]
     )
     output = flat.tensors[flat.outputs[0]]
@@ -274,27 +275,15 @@ def test_layer_ratios_equal_numpys(classifier: Tiny) -> None:
     flat, small = read_tflite(classifier.floats), read_tflite(classifier.int8)
     index, partner = flat.operators[1].outputs[0], small.operators[1].outputs[0]
     x = classifier.x[0][:7]
-    exact = layer_errors.run_engine("litert", flat.data, [x], tensors=[index]).tensors[index]
+    exact = run_engine("litert", with_outputs(flat, [index]), [x]).outputs[-1]
     quantized = quantize(x, small.tensors[small.inputs[0]])
-    run = layer_errors.run_engine("litert", small.data, [quantized], tensors=[partner])
-    rounded = dequantize(run.tensors[partner], small.tensors[partner])
+    run = run_engine("litert", with_outputs(small, [partner]), [quantized])
+    rounded = dequantize(run.outputs[-1], small.tensors[partner])
     expected = 10 * np.log10((exact.astype(float) ** 2).sum() / ((exact - rounded) ** 2).sum())
     name = flat.tensors[index].name.split(";")[0]
     (found,) = [layer.sqnr_db for layer in parity.layers if layer.name == name]
     assert found == pytest.approx(expected)
     assert len(parity.layers) == len(flat.operators) + 1
-
-
-def test_samples_are_split_where_the_layers_are_large(
-    classifier: Tiny, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = classifier.verify(float_model=classifier.floats, layer_samples=9).layers
-    monkeypatch.setattr(layer_errors, "_ELEMENTS", 4 * 400)
-    parts = classifier.verify(float_model=classifier.floats, layer_samples=9).layers
-    assert [layer.name for layer in parts] == [layer.name for layer in whole]
-    np.testing.assert_allclose(
-        [layer.sqnr_db for layer in parts], [layer.sqnr_db for layer in whole]
-    )
 
 
 def test_layers_are_matched_by_position_where_names_are_gone(classifier: Tiny) -> None:

@@ -79,7 +79,7 @@ def test_marked_tests_are_collected_without_a_selection(tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").write_bytes((_ROOT / "pyproject.toml").read_bytes())
     folder = tmp_path / "tests"
     folder.mkdir()
-    for name in ("conftest.py", "programs.py"):
+    for name in ("conftest.py", "programs.py", "short_fits.py"):
         (folder / name).write_bytes((_ROOT / "tests" / name).read_bytes())
     source = "import pytest\n"
     for number, marker in enumerate(("slow", "docs", "filterwarnings")):

@@ -63,9 +63,9 @@ class _Value:
     warm: bool = False
 
 
-_Rule = Callable[["_Builder", GraphNode, list[_Value]], _Value]
+Rule = Callable[["_Builder", GraphNode, list[_Value]], _Value]
 # Class of a layer or operation that reads a time axis -> rule.
-_RULES: Registry[_Rule] = Registry("layer that can stream")
+LAYERS: Registry[Rule] = Registry("layer that can stream")
 
 
 def stream(loaded: LoadedModel, fused: bool) -> Streamed:
@@ -161,7 +161,7 @@ class _Builder:
             outputs = self.copy(layer, [value.tensor for value in read])
             found = outputs if isinstance(outputs, (list, tuple)) else [outputs]
             return [_Value(tensor, None) for tensor in found]
-        rule = _RULES.get(type(layer).__name__)
+        rule = LAYERS.get(type(layer).__name__)
         if rule is None or not node.plain or len(node.outputs) != 1:
             refuse(layer, "it is not known to compute one time step after the other")
         if any(value.steps is None for value in read):
@@ -226,10 +226,10 @@ def refuse(layer: Any, reason: str, advice: str = "") -> NoReturn:
     )
 
 
-def _register(names: str) -> Callable[[_Rule], _Rule]:
-    def add(rule: _Rule) -> _Rule:
+def _register(names: str) -> Callable[[Rule], Rule]:
+    def add(rule: Rule) -> Rule:
         for name in names.split():
-            _RULES.register(name)(rule)
+            LAYERS.register(name)(rule)
         return rule
 
     return add

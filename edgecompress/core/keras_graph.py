@@ -1,13 +1,14 @@
 """The one module that touches Keras internals; everything else uses the functions here.
 
 Private names used: `Sequential._functional` (the Functional model inside a built Sequential),
-`Functional._nodes_by_depth` (the calls that make up a model's graph), `Layer._flatten_layers` (the
-layers inside a layer) and `Optimizer._untrack_variable` (the counterpart of the public
-`add_variable`).
+`Functional._nodes_by_depth` (the calls that make up a model's graph),
+`Functional._run_through_graph`, `Layer._flatten_layers` (the layers inside a layer) and
+`Optimizer._untrack_variable` (the counterpart of the public `add_variable`).
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
@@ -269,7 +270,12 @@ def run_graph(model: Any, inputs: Any, call: Callable[..., Any]) -> Any:
     Returns:
         The new outputs, in the structure of the model's outputs.
     """
-    return functional_of(model)._run_through_graph(inputs, call_fn=call)
+    run = functional_of(model)._run_through_graph
+    operation_fn = inspect.signature(run).parameters.get("operation_fn")
+    if operation_fn is not None and operation_fn.default is inspect.Parameter.empty:
+        # Keras 3.12 asks which operation to run in place of each.
+        return run(inputs, operation_fn=lambda operation: operation, call_fn=call)
+    return run(inputs, call_fn=call)
 
 
 def outer_layers(model: Any, weighted: Callable[[Any], bool]) -> tuple[list[Any], list[Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from edgecompress.core.errors import UnsupportedModelError
-from edgecompress.core.keras_graph import outer_layers
+from edgecompress.core.keras_graph import outer_layers, run_graph
 
 keras = pytest.importorskip("keras")
 kl = keras.layers
@@ -60,3 +60,25 @@ def test_hidden_graphs_are_refused() -> None:
 
     with pytest.raises(UnsupportedModelError, match="Hidden"):
         outer_layers(Hidden(), bool)
+
+
+def test_a_graph_runs_in_keras_3_12_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There, the method must also be told which operation to run in place of each."""
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, keras.layers.Dense(2)(inputs))
+    run = model._run_through_graph
+
+    def of_3_12(inputs: Any, operation_fn: Any, call_fn: Any = None) -> Any:
+        return run(inputs, call_fn=lambda op, *args: call_fn(operation_fn(op), *args))
+
+    monkeypatch.setattr(model, "_run_through_graph", of_3_12)
+    x = keras.ops.ones((4, 3))
+    seen = []
+
+    def call(operation: Any, *args: Any) -> Any:
+        seen.append(operation)
+        return operation(*args)
+
+    outputs = run_graph(model, x, call)
+    assert seen == [model.layers[-1]]
+    assert (outputs.numpy() == model.layers[-1](x).numpy()).all()

@@ -122,8 +122,9 @@ def test_simulation_agrees_with_the_int8_file(case):
     error = np.abs(want - codes.reshape(want.shape))
     # Float arithmetic may fall on the other side of a tie: one step, seldom. The kernels of a
     # LayerNormalization's squares and roots round more than once.
-    assert error.max() <= (2 if case == "layer_normalization" else 1)
-    assert np.mean(error > 0) < 0.01
+    steps, share = (2, 0.03) if case == "layer_normalization" else (1, 0.01)
+    assert error.max() <= steps
+    assert np.mean(error > 0) < share
     if case not in ("maximum", "global_maximum"):
         # The failing direction: the float model differs from the file far more often.
         plain = np.clip(np.rint(model.predict(x, verbose=0) / scale) + zero_point, -128, 127)

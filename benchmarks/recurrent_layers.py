@@ -1,6 +1,6 @@
 """Measures recurrent layers: fused against unrolled, whole sequences against streaming.
 
-    python benchmarks/recurrent_layers.py FASHION_MNIST.npz [--docs docs/recurrent.md]
+    python benchmarks/recurrent_layers.py FASHION_MNIST.npz [--docs docs/recurrent.md] [--only NAME]
 
 The rows of Fashion-MNIST's images are 28 time steps of 28 features; each network trains for two
 epochs. A file is exported for a NUCLEO-L4R5ZI and run on test images in LiteRT and TensorFlow Lite
@@ -106,6 +106,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--docs", type=Path)
+    parser.add_argument("--only", help="one of the networks")
     arguments = parser.parse_args()
     with np.load(arguments.data) as arrays:
         x = arrays["x_train"].reshape(-1, STEPS, FEATURES)[:12000].astype(np.float32) / 255
@@ -114,6 +115,8 @@ def main() -> None:
         y_test = arrays["y_test"][:TEST]
     rows = []
     for name, body in networks().items():
+        if arguments.only not in (None, name):
+            continue
         keras.utils.set_random_seed(1)
         head = layers.Dense(CLASSES, activation="softmax")
         model = keras.Sequential([keras.Input((STEPS, FEATURES)), *body, head])

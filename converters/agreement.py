@@ -297,20 +297,38 @@ def _agreement(
     return float(np.mean(errors <= tolerance * span))
 
 
-def input_loss(name: str, codes: np.ndarray, values: np.ndarray, step: float) -> InputLoss:
+def input_loss(
+    name: str, codes: np.ndarray, values: np.ndarray, step: float, zero_point: int = 0
+) -> InputLoss:
     """Returns the effect of an input's scale on the samples.
+
+    Images are many values: their sums are taken sample by sample, so that the intermediate results
+    stay small.
 
     Args:
         name: The input's name.
-        codes: The samples as the file reads them, as real numbers (samples, ...).
+        codes: The samples as the file reads them: integers (samples, ...).
         values: The samples.
         step: The input's scale.
+        zero_point: The code of zero.
     """
-    read, given = by_columns(codes), by_columns(values)
-    sums = _sums(read, given, step)
-    erased = np.flatnonzero(sums.varies & (sums.ideal < ERASED_R2))
-    clipped = float(np.mean(np.abs(read - given) > step))
-    return InputLoss(name, given.shape[2], tuple(int(c) for c in erased), clipped, step)
+    columns = values.shape[-1] if values.ndim > 1 else 1
+    given = np.asarray(values).reshape(len(values), -1, max(columns, 1))
+    read = np.asarray(codes).reshape(given.shape)
+    mean = given.mean((0, 1), dtype=np.float64)
+    spread, lost, largest = (np.zeros(given.shape[2]) for _ in range(3))
+    clipped = 0
+    for real, stored in zip(given, read, strict=True):
+        exact = real.astype(np.float64)
+        largest = np.maximum(largest, np.abs(exact).max(0, initial=0.0))
+        spread += ((exact - mean) ** 2).sum(0)
+        lost += ((np.rint(exact / step) * step - exact) ** 2).sum(0)
+        back = (stored.astype(np.float64) - zero_point) * step
+        clipped += int(np.count_nonzero(np.abs(back - exact) > step))
+    varies = np.sqrt(spread / (given.shape[0] * given.shape[1])) > _NOISE * largest
+    erased = np.flatnonzero(varies & (1 - lost / np.where(varies, spread, 1.0) < ERASED_R2))
+    share = clipped / given.size
+    return InputLoss(name, given.shape[2], tuple(int(c) for c in erased), share, step)
 
 
 def likely_at_most(share: float, samples: int) -> float:

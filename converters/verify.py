@@ -240,7 +240,11 @@ def verify(
         tuple(part.agreement for part in parts),
         tuple(
             input_loss(
-                _shown(tensor, position), dequantize(read, tensor), array, float(tensor.scales[0])
+                _shown(tensor, position),
+                read,
+                array,
+                float(tensor.scales[0]),
+                tensor.zero_points[0] if tensor.zero_points else 0,
             )
             for position, (tensor, read, array) in enumerate(
                 zip((model.tensors[i] for i in model.inputs), codes, arrays, strict=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -84,21 +85,8 @@ def render_html(
     compared = [*(compare(baseline, report) if baseline else ()), *comparison]
     files = sizes(report, baseline)
     curves = {name: list(values) for name, values in (history or {}).items() if len(values)}
-    environment = page_environment()
-    own: dict[str, Callable[..., Any]] = {
-        "band": band_text,
-        "limit": limit_text,
-        "used": used_share,
-        "how": lambda known: (known or "").replace("_", " on "),
-        "remarks": remarks,
-        "pairs": _pairs,
-    }
-    environment.filters |= own
-    template = environment.from_string(
-        (resources.files("edgecompress.reports") / "report.html.jinja").read_text("utf-8")
-    )
     svg = jinja2.utils.markupsafe.Markup
-    return template.render(
+    return _page_template().render(
         style=page_style(),
         title=title or Path(report.model.path).name,
         report=report,
@@ -114,6 +102,24 @@ def render_html(
         maps=[(m, svg(plots.memory_chart(m))) for m in maps if m.rectangles],
         latency=[(name, time_bars(rows)) for name, rows in times.items() if rows],
         sqnr=sqnr_bars(layers),
+    )
+
+
+@functools.cache
+def _page_template() -> jinja2.Template:
+    """Returns the compiled page, which takes longer to compile than to fill."""
+    environment = page_environment()
+    own: dict[str, Callable[..., Any]] = {
+        "band": band_text,
+        "limit": limit_text,
+        "used": used_share,
+        "how": lambda known: (known or "").replace("_", " on "),
+        "remarks": remarks,
+        "pairs": _pairs,
+    }
+    environment.filters |= own
+    return environment.from_string(
+        (resources.files("edgecompress.reports") / "report.html.jinja").read_text("utf-8")
     )
 
 

@@ -53,8 +53,6 @@ from edgecompress.simulation import EngineSimulation
 ENGINES = ("litert", "tflm")
 _CALIBRATION = 200
 _PEER = Path(__file__).with_name("qat_agreement_peer.py")
-# The peer's column, ours.
-_BETTER = {"val": True, "litert": True, "tflm": True, "agree_litert": True, "agree_tflm": True}
 
 
 @dataclass(frozen=True)
@@ -278,7 +276,8 @@ def main() -> None:
         arguments.docs.write_text(replaced(page, "qat agreement", text), encoding="utf-8")
 
 
-def _mean(rows: Iterable[Mapping[str, Any]], column: str, worst: bool = False) -> str:
+def _mean(rows: Iterable[Mapping[str, Any]], column: str) -> str:
+    """Returns the mean over the seeds as text; of steps the largest."""
     values = [row[column] for row in rows if column in row]
     if not values:
         return "-"
@@ -292,7 +291,11 @@ def _mean(rows: Iterable[Mapping[str, Any]], column: str, worst: bool = False) -
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Returns the means over the seeds, in Markdown."""
     groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
-    for key, row in results.items():
+    places = list(NETWORKS)
+    for key, row in sorted(
+        results.items(),
+        key=lambda item: (item[0].split("/")[0], places.index(item[0].split("/")[1])),
+    ):
         name, network, _, who = key.split("/")
         groups.setdefault((name, network, who), []).append(row)
     columns = (
@@ -300,16 +303,16 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
         "steps_tflm", "bytes",
     )  # fmt: skip
     lines = [
-        "| data | network | by | float | validated | LiteRT | TFLM | agreement LiteRT | TFLM "
-        "| steps LiteRT | TFLM | bytes |",
-        "|" + " --- |" * 12,
+        "| data | network | by | seeds | float | validated | LiteRT | TFLM | agreement LiteRT "
+        "| TFLM | steps LiteRT | TFLM | bytes |",
+        "|" + " --- |" * 13,
     ]
     for (name, network, who), rows in groups.items():
         if any("refused" in row for row in rows):
-            lines.append(f"| {name} | {network} | {who} | refused |" + " |" * 8)
+            lines.append(f"| {name} | {network} | {who} | {len(rows)} | refused |" + " |" * 8)
             continue
         cells = [_mean(rows, column) for column in columns]
-        lines.append(f"| {name} | {network} | {who} | " + " | ".join(cells) + " |")
+        lines.append(f"| {name} | {network} | {who} | {len(rows)} | " + " | ".join(cells) + " |")
     lines += [
         "",
         "| data | network | float | int8 | int16x8 | int4 | int4 without training |",

@@ -1,6 +1,6 @@
 """What a model will compute once it is integers: as training simulates it, or as an engine does.
 
-`simulate(model)` rounds in float, as training did. `simulate(model, engine="litert")` and
+`simulate(model)` computes as validation in training did. `simulate(model, engine="litert")` and
 `engine="tflm"` compute the exported int8 file with the integer arithmetic of that engine.
 """
 
@@ -130,7 +130,7 @@ def simulate(
         record: Holds the learnt ranges. Defaults to the record attached to `model`, if its weights
             are still those with which the ranges were learnt.
         quantizer: The precision. Defaults to the one the record says it was trained in, else int8.
-        engine: None for a Keras model that rounds in float, as training does. `"litert"` (LiteRT
+        engine: None for a Keras model that computes as validation does. `"litert"` (LiteRT
             with XNNPACK on x86-64) or `"tflm"` (TensorFlow Lite Micro's reference kernels): the
             model is converted to an int8 file, which is computed with the integer arithmetic of
             that engine.

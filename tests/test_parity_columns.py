@@ -88,24 +88,25 @@ def test_targets_of_unlike_scale_fail_the_export(tmp_path: Path) -> None:
     assert found.detail["outputs"][0]["columns_erased"] == [0]
 
 
-def test_normalization_inside_a_tabular_model_fails_and_names_the_features(tmp_path: Path) -> None:
+def test_features_of_unlike_scale_fail_and_are_named_unless_a_normalization_scales_them(
+    tmp_path: Path,
+) -> None:
     keras.utils.set_random_seed(0)
     x = np.random.default_rng(0).normal(size=(300, 3)).astype("f4") * [1000, 1, 1]
     x = x.astype("f4")
-    normal = layers.Normalization()
-    normal.adapt(x)
-    model = keras.Sequential([keras.Input((3,)), normal, layers.Dense(1, name="out")])
-    model.get_layer("out").set_weights([np.array([[0.1], [1], [1]], "f4"), np.zeros(1, "f4")])
-    report = ec.export(model, ["host"], calibration=x, output=tmp_path)
+    plain = keras.Sequential([keras.Input((3,)), layers.Dense(1, name="out")])
+    plain.get_layer("out").set_weights([np.array([[1e-4], [1], [1]], "f4"), np.zeros(1, "f4")])
+    report = ec.export(plain, ["host"], calibration=x, output=tmp_path)
     found = parity(report)
     assert report.exit_code == 4
     assert found.detail["inputs"][0]["columns_erased"] == [1, 2]
     assert found.reason is not None and "int8 erases it" in found.reason
-    sound = ec.export(
-        keras.Sequential([keras.Input((3,)), layers.Dense(1)]), ["host"],
-        calibration=x / np.array([1000, 1, 1], "f4"), output=tmp_path,
-    )  # fmt: skip
-    assert sound.exit_code == 0
+    # A Normalization inside the model scales them in float, before the first rounding.
+    normal = layers.Normalization()
+    normal.adapt(x)
+    model = keras.Sequential([keras.Input((3,)), normal, layers.Dense(1, name="out")])
+    model.get_layer("out").set_weights([np.array([[0.1], [1], [1]], "f4"), np.zeros(1, "f4")])
+    assert ec.export(model, ["host"], calibration=x, output=tmp_path).exit_code == 0
 
 
 def test_the_compiled_loss_tells_quantities_from_classes(tmp_path: Path) -> None:

@@ -104,8 +104,10 @@ def _reserve_names(model: Any) -> None:
     import keras
 
     for layer in walk_layers(model):
-        prefix, number = re.fullmatch(r"(.*?)(?:_(\d{1,5}))?", layer.name, re.DOTALL).groups()
-        while keras.backend.get_uid(prefix) <= int(number or 0):
+        prefix, _, number = layer.name.rpartition("_")
+        if not re.fullmatch(r"[0-9]{1,5}", number):
+            prefix, number = layer.name, "0"
+        while keras.backend.get_uid(prefix) <= int(number):
             pass
 
 

@@ -24,8 +24,9 @@ _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
 # Options of pip, of the app's build, of the programs in benchmarks/ that pages tell how to run, and
 # of the examples of plugins.
 _OTHERS = {
-    "--bundle", "--force-reinstall", "--images", "--lanes", "--max-operators", "--mnist",
-    "--models", "--published", "--rounds", "--tag", "--thinness", "--warmups",
+    "--bundle", "--fashion-mnist", "--force-reinstall", "--images", "--lanes",
+    "--max-operators", "--mnist", "--models", "--published", "--results", "--rounds",
+    "--seeds", "--tag", "--tflm-images", "--thinness", "--warmups", "--watch",
 }  # fmt: skip
 
 

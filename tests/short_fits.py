@@ -1,8 +1,8 @@
 """Makes `fit` of the tests' tiny models start in half the time; what is computed stays the same.
 
 A first `fit` traces the training step twice if the optimizer or the metrics make their variables
-in it: here they are made before. TensorFlow's graph optimizer costs more than it saves in a few
-steps. Programs that the tests start (examples of the docs, the demo) train as they are.
+in it: here they are made before. Programs that the tests start (examples of the docs, the demo)
+train as they are.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ def install() -> None:
     if hasattr(keras.Model, _CHANGED):
         return
     setattr(keras.Model, _CHANGED, True)
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     _stop_tuning(tf)
     fit = keras.Model.fit
 

@@ -12,6 +12,8 @@ from keras import layers, ops
 from edgecompress.precisions.integer_arithmetic import grid_of, on_grid
 from edgecompress.precisions.integer_operators import OPERATORS
 
+pytestmark = pytest.mark.slow
+
 # What is computed in float, its inputs' shape and their number.
 CASES: dict[str, tuple[Callable[[], Callable[..., Any]], tuple[int, ...], int]] = {
     "Add": (layers.Add, (2, 40), 2),

@@ -14,6 +14,8 @@ from edgecompress.converters.loaders import wrap
 from edgecompress.converters.streaming import LAYERS, stream
 from edgecompress.core.errors import UnsupportedModelError
 
+pytestmark = pytest.mark.slow
+
 STEPS = 6
 FLAT, PLANE = (STEPS, 4), (STEPS, 4, 3)
 ALL = {"return_sequences": True}

@@ -25,6 +25,8 @@ from edgecompress.targets.operator_limits import (
 from edgecompress.targets.operators import TFLM_BUILTINS
 from edgecompress.targets.profile import load_target
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_lists_say_where_they_come_from() -> None:
     assert list_names() == ("esp-tflite-micro", "esphome")

@@ -180,13 +180,17 @@ def _tensor(variable: Any) -> Any:
     return keras.ops.convert_to_tensor(variable)
 
 
+def _projected(cell: Any, inputs: Any) -> Any:
+    """Returns the part of all gates that depends on the input alone, of all time steps."""
+    products = inputs @ _tensor(cell.kernel)
+    return products + _tensor(cell.bias) if cell.use_bias else products
+
+
 def _lstm(cell: Any, inputs: Any) -> tuple[list[Any], _Step]:
     import tensorflow as tf
 
     recurrent = _tensor(cell.recurrent_kernel)
-    projected = inputs @ _tensor(cell.kernel)
-    if cell.use_bias:
-        projected += _tensor(cell.bias)
+    projected = _projected(cell, inputs)
 
     def step(parts: Sequence[Any], states: Sequence[Any]) -> list[Any]:
         (gates,), (hidden, carry) = parts, states
@@ -241,9 +245,7 @@ def _gru(cell: Any, inputs: Any) -> tuple[list[Any], _Step]:
 
 def _simple(cell: Any, inputs: Any) -> tuple[list[Any], _Step]:
     recurrent = _tensor(cell.recurrent_kernel)
-    projected = inputs @ _tensor(cell.kernel)
-    if cell.use_bias:
-        projected += _tensor(cell.bias)
+    projected = _projected(cell, inputs)
 
     def step(parts: Sequence[Any], states: Sequence[Any]) -> list[Any]:
         (total,), (hidden,) = parts, states

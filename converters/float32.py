@@ -22,6 +22,7 @@ from edgecompress.converters.fused_lstm import has_marks, replace_marks
 from edgecompress.converters.loaders import LoadedModel, example_inputs, wrap
 from edgecompress.converters.portable.base import PORTABLE, Rewritten, rewritten
 from edgecompress.core.errors import ConversionError, UnsupportedModelError, few, one_line
+from edgecompress.core.inner_kernels import inner_kernels
 from edgecompress.core.keras_graph import functional_of, walk_layers
 from edgecompress.core.layer_kinds import int8_kernels
 from edgecompress.core.shared_values import channels_first, fold_factors, shares_values
@@ -410,6 +411,16 @@ def _match_kernels(
     found: dict[int, np.ndarray] = {}
     owners: dict[int, str] = {}
     lost = {name for name, _, kernel in kernels if shares_values(kernel)}
+    kernels += [
+        (
+            layer.name,
+            f"{layer.name}/{kernel.name}",
+            channels_first(np.asarray(part), kernel.outputs),
+        )
+        for layer in walk_layers(loaded.model)
+        for kernel in inner_kernels(layer)
+        for part in kernel.split(kernel.variable)
+    ]
     left = len(kernels)  # Those without a filter yet come first.
     for operator in raw.operators:
         weights = raw.tensor(operator, 1) if operator.code in FILTER_READERS else None

@@ -22,6 +22,7 @@ from edgecompress.callbacks.hooks import Wrapping
 from edgecompress.core.composites import Composite
 from edgecompress.core.fusion import FusedGraph, source_of
 from edgecompress.core.fusion_rules import composite, split_activation, weighted_operator
+from edgecompress.core.inner_kernels import InnerKernel, inner_kernels
 from edgecompress.core.keras_graph import functional_of, layers_by_name
 from edgecompress.core.layer_kinds import KernelAxes
 from edgecompress.core.operator_copy import apply_activation
@@ -125,6 +126,12 @@ class QuantizedArithmetic:
         self._by_name = layers_by_name(model)
         self._axes: dict[str, dict[str, tuple[int, ...]]] = {}
         self.choose_scales()
+        # 8 bits are fine enough to leave these in float.
+        self._inner = {
+            name: [k for k in found if self._precision_of(name, k.name).stored_bits < 8]
+            for name, layer in self._by_name.items()
+            if (found := inner_kernels(layer))
+        }
         self._taps = {tap.name: tap for tap in graph.taps}
         self._learnt = {
             tap.name: ActivationRange(quantizer, ranges.get(tap.name))
@@ -235,7 +242,7 @@ class QuantizedArithmetic:
         inner = {tap.layer for tap in self._graph.taps if tap.layer}
         found = []
         for name, layer in self._by_name.items():
-            if name in inner or name in self._layers:
+            if name in inner or name in self._layers or self._inner.get(name):
                 found.append(Wrapping(layer, "call", functools.partial(self._layer_call, layer)))
             elif name in self._graph.batch_norms:
                 wrap = functools.partial(self._batch_norm_call, name)
@@ -318,9 +325,10 @@ class QuantizedArithmetic:
 
     def _layer_call(self, layer: Any, call: Callable[..., Any]) -> Callable[..., Any]:
         if _is_separable(layer):
-            run = functools.partial(self._separable, layer)
+            plain = functools.partial(self._separable, layer)
         else:
-            run = functools.partial(self._quantized, layer, call)
+            plain = functools.partial(self._quantized, layer, call)
+        run = self._with_inner(layer, plain)
         frozen = layer.name in self._graph.batch_norms
 
         @functools.wraps(call)
@@ -384,6 +392,34 @@ class QuantizedArithmetic:
             return variable.value if name is None else self._rounded(layer, name, variable.value)
 
         return keras.StatelessScope([(variable, read(variable)) for variable in layer.variables])
+
+    def _with_inner(self, layer: Any, run: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns `run` with the layer's inner kernels rounded."""
+        if not (kernels := self._inner.get(layer.name)):
+            return run
+
+        def rounded_run(*args: Any, **kwargs: Any) -> Any:
+            values = [(k.variable, self._rounded_inner(layer.name, k)) for k in kernels]
+            known = {id(variable) for variable, _ in values}
+            values += [(v, v.value) for v in layer.variables if id(v) not in known]
+            with keras.StatelessScope(values) as scope:
+                outputs = run(*args, **kwargs)
+            for variable, value in values:
+                # The state of dropout or of a recurrent layer.
+                if (new := scope.get_current_value(variable)) is not value:
+                    variable.assign(new)
+            return outputs
+
+        return rounded_run
+
+    def _rounded_inner(self, layer: str, kernel: InnerKernel) -> Any:
+        precision = self._precision_of(layer, kernel.name)
+        axes = precision.weight_axes(kernel.outputs, 2)
+        rounded = [
+            precision.fake_quantize_weights(part, axes)
+            for part in kernel.split(kernel.variable.value)
+        ]
+        return rounded[0] if len(rounded) == 1 else ops.concatenate(rounded, -1)
 
     def _rounded(self, layer: Any, attribute: str, values: Any) -> Any:
         axes = self._axes[layer.name][attribute]

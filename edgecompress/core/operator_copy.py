@@ -15,6 +15,7 @@ from edgecompress.core.fusion_rules import (
     split_activation,
     weighted_operator,
 )
+from edgecompress.core.inner_kernels import InnerKernel, inner_kernels
 from edgecompress.core.keras_graph import functional_of, is_nested, run_graph, walk_layers
 from edgecompress.core.layer_kinds import KernelAxes, int8_kernels
 
@@ -54,7 +55,7 @@ def apply_activation(
 def rebuild(
     model: Any,
     insert: Callable[[str, Any], Any],
-    weights: Callable[[str, KernelAxes, Any], Any] | None = None,
+    weights: Callable[[str, KernelAxes | InnerKernel, Any], Any] | None = None,
     operate: Operate = plainly,
     constant: Callable[[Any], Any] = lambda values: values,
 ) -> Any:
@@ -68,7 +69,8 @@ def rebuild(
         model: A built Sequential or Functional model.
         insert: `(name, tensor) -> tensor`, called on the model's inputs (`input:0`, ...), on each
             layer's output and on the parts inside a layer; returns what is read instead.
-        weights: `(layer, kernel, array) -> array` for each quantized kernel. Defaults to none.
+        weights: `(layer, kernel, array) -> array` for each kernel that the file holds rounded.
+            Defaults to none.
         operate: `(operator, function, *tensors) -> tensor`, called for each operator
             (`FusedGraph.operators`) with the copy of its layer or its function. Defaults to calling
             that.
@@ -117,7 +119,7 @@ class _Copies:
     def __init__(
         self,
         insert: Callable[[str, Any], Any],
-        weights: Callable[[str, KernelAxes, Any], Any] | None,
+        weights: Callable[[str, KernelAxes | InnerKernel, Any], Any] | None,
         operate: Operate,
         constant: Callable[[Any], Any],
     ) -> None:
@@ -174,9 +176,11 @@ class _Copies:
         if self._weights is None:
             return values
         for kernel in int8_kernels(layer):
-            variable = kernel.of(layer)
-            position = next(i for i, weight in enumerate(layer.weights) if weight is variable)
+            position = _position(layer, kernel.of(layer))
             values[position] = self._weights(layer.name, kernel, values[position])
+        for inner in inner_kernels(layer):
+            position = _position(layer, inner.variable)
+            values[position] = self._weights(layer.name, inner, values[position])
         return values
 
     def _weighted(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
@@ -223,6 +227,10 @@ class _Copies:
             return function(outputs)
         outputs = self._insert(last, outputs)
         return apply_activation(layer, outputs, self._insert, function, self._operate)
+
+
+def _position(layer: Any, variable: Any) -> int:
+    return next(i for i, weight in enumerate(layer.weights) if weight is variable)
 
 
 def tap_model(model: Any) -> Any:

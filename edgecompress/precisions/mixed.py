@@ -10,6 +10,7 @@ import numpy as np
 
 from edgecompress.core.errors import ArgumentError, few
 from edgecompress.core.fusion import FusedGraph
+from edgecompress.core.inner_kernels import inner_kernels
 from edgecompress.core.keras_graph import layers_by_name
 from edgecompress.core.layer_kinds import exact_kind_of
 from edgecompress.core.options import named, named_config
@@ -79,12 +80,22 @@ _OPERATORS = {
 def places_of(model: Any, graph: FusedGraph) -> dict[str, Place]:
     """Returns where each kernel of a Keras model is, in the order in which the model computes."""
     by_name = layers_by_name(model)
-    kernels = [(name, kernel) for name, found in graph.weights.items() for kernel in found]
+    kernels = [
+        (name, attribute)
+        for name, layer in by_name.items()
+        for attribute in (
+            [kernel.attribute for kernel in graph.weights[name]]
+            if name in graph.weights
+            else [kernel.name for kernel in inner_kernels(layer)]
+        )
+    ]
     places = {}
-    for position, (name, kernel) in enumerate(kernels):
+    for position, (name, attribute) in enumerate(kernels):
         kind = exact_kind_of(by_name[name])
-        family = "depthwise" if kernel.attribute == "depthwise_kernel" else kind and kind.family
-        places[kernel_name(name, kernel.attribute)] = Place(
+        family = "depthwise" if attribute == "depthwise_kernel" else kind and kind.family
+        if name not in graph.weights:
+            family = "dense"
+        places[kernel_name(name, attribute)] = Place(
             name,
             _OPERATORS.get(str(family), "CONV_2D"),
             position == 0,

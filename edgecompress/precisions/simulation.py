@@ -11,6 +11,7 @@ from keras import ops
 
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.fusion import FusedGraph, Tap, analyse, source_of
+from edgecompress.core.inner_kernels import InnerKernel
 from edgecompress.core.keras_graph import layers_by_name
 from edgecompress.core.layer_kinds import WEIGHTED, KernelAxes, int8_kernels
 from edgecompress.core.learnt_ranges import settled_record, valid_record
@@ -218,11 +219,20 @@ def simulate(
         layer_name = re.sub(r"[/:]", "_", name) + f"_{quantizer.name}"
         return FakeQuantize(*ranges[name], quantizer.name, name=layer_name)(tensor)
 
-    def weights(layer: str, kernel: KernelAxes, values: Any) -> Any:
+    def weights(layer: str, kernel: KernelAxes | InnerKernel, values: Any) -> Any:
+        if isinstance(kernel, InnerKernel):
+            return inner(kernels.get(kernel_name(layer, kernel.name), quantizer), kernel, values)
         precision = kernels.get(kernel_name(layer, kernel.attribute), quantizer)
         axes = precision.weight_axes(kernel.outputs, values.ndim)
         axes = scale_axes(values, axes, precision)
         return ops.convert_to_numpy(precision.quantize_weights(values, axes))
+
+    def inner(precision: Precision, kernel: InnerKernel, values: Any) -> Any:
+        if precision.stored_bits >= 8:
+            return values
+        axes = precision.weight_axes(kernel.outputs, 2)
+        parts = [precision.quantize_weights(part, axes) for part in kernel.split(values)]
+        return ops.convert_to_numpy(ops.concatenate(parts, -1))
 
     def constant(values: Any) -> Any:
         rounded = quantizer.fake_quantize(values, values.min(), values.max())

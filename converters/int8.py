@@ -58,7 +58,7 @@ from edgecompress.flatbuffers.editor import ModelEditor, strip
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.operators import FILTER_READERS, Operator
 from edgecompress.precisions import PRECISIONS
-from edgecompress.precisions.base import QAT, Place, Precision, trained_precision
+from edgecompress.precisions.base import QUANTIZED_BY, Place, Precision, trained_precision
 from edgecompress.precisions.int8 import Int8
 
 # Operators whose output has the quantization of their first input: one range serves both.
@@ -342,7 +342,7 @@ def strip_names(artifact: Artifact) -> Artifact:
 
 def _trained_quantized(record: CompressionRecord | None) -> bool:
     steps = () if record is None else record.steps
-    return any(step.get("technique") == QAT for step in steps)
+    return any(step.get("technique") in QUANTIZED_BY for step in steps)
 
 
 def _loops(flat: FlatModel) -> list[str]:

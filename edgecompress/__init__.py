@@ -31,6 +31,7 @@ _PUBLIC = {
     "Int16x8": "edgecompress.precisions.int16x8",
     "BinaryConv2D": "edgecompress.layers.binary",
     "BinaryDense": "edgecompress.layers.binary",
+    "quantize": "edgecompress.post_training.quantize",
     "simulate": "edgecompress.simulation",
     "finalize": "edgecompress.surgery.finalize",
     "export": "edgecompress.pipeline",

@@ -18,6 +18,7 @@ _MAY_IMPORT = {
     "precisions": {"core", "engines"},
     "layers": {"core", "precisions"},
     "surgery": {"core", "precisions", "layers"},
+    "post_training": {"core", "precisions"},
     "training": {"core"},
     "criteria": {"core"},
     "patterns": {"core"},

@@ -13,8 +13,10 @@ from edgecompress.core.registry import Registry
 
 PRECISIONS: Registry[type[Precision]] = Registry("precision")
 
-# The name of quantization-aware training in records.
+# The names of quantization-aware training and of `quantize` in records.
 QAT = "quantization_aware_training"
+POST_TRAINING = "post_training_quantization"
+QUANTIZED_BY = (QAT, POST_TRAINING)
 
 
 @dataclass(frozen=True)
@@ -152,14 +154,14 @@ class Precision(ABC):
 
 
 def trained_precision(record: CompressionRecord | None) -> Precision | None:
-    """Returns the precision that a model was last trained in; None for float.
+    """Returns the precision that a model was last trained or quantized in; None for float.
 
     Raises:
         UnknownNameError: the record names a precision that is not registered here.
         ArgumentError: a setting in the record breaks its rule.
     """
     for step in reversed(() if record is None else record.steps):
-        if step.get("technique") == QAT and "quantizer" in step:
+        if step.get("technique") in QUANTIZED_BY and "quantizer" in step:
             name = step["quantizer"]
             known = (item.name for item in options_of(PRECISIONS[name]))
             config = {key: step[key] for key in known if key in step}

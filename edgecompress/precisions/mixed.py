@@ -16,7 +16,7 @@ from edgecompress.core.layer_kinds import exact_kind_of
 from edgecompress.core.options import named, named_config
 from edgecompress.core.record import CompressionRecord
 from edgecompress.core.shared_values import per_tensor
-from edgecompress.precisions.base import PRECISIONS, QAT, Place, Precision
+from edgecompress.precisions.base import PRECISIONS, QUANTIZED_BY, Place, Precision
 
 # The key of a training step in a record that holds the kernels with a precision of their own.
 _KERNELS = "kernels"
@@ -152,14 +152,14 @@ def kernels_step(kernels: Mapping[str, Precision]) -> dict[str, Any]:
 
 
 def trained_kernels(record: CompressionRecord | None) -> dict[str, Precision]:
-    """Returns the kernels that training rounded in a precision of their own.
+    """Returns the kernels that training or `quantize` rounded in a precision of their own.
 
     Raises:
         ArgumentError: the record holds something else.
         UnknownNameError: it names a precision that is not registered here.
     """
     for step in reversed(() if record is None else record.steps):
-        if step.get("technique") == QAT:
+        if step.get("technique") in QUANTIZED_BY:
             given = step.get(_KERNELS, {})
             if not isinstance(given, Mapping):
                 raise ArgumentError("record", "hold precisions by kernel", given)

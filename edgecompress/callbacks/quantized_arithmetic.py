@@ -10,14 +10,15 @@ as `precisions.integer_operators` knows them.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
+from edgecompress.callbacks.activation_ranges import ActivationRanges
 from edgecompress.callbacks.hooks import Wrapping
 from edgecompress.core.composites import Composite
 from edgecompress.core.fusion import FusedGraph, source_of
@@ -27,7 +28,6 @@ from edgecompress.core.keras_graph import functional_of, layers_by_name
 from edgecompress.core.layer_kinds import KernelAxes
 from edgecompress.core.operator_copy import apply_activation
 from edgecompress.precisions.base import Precision
-from edgecompress.precisions.fake_quantization import rectified_fake_quantize
 from edgecompress.precisions.integer_arithmetic import Grid, grid_of, on_grid
 from edgecompress.precisions.integer_operators import (
     linear,
@@ -38,62 +38,6 @@ from edgecompress.precisions.integer_operators import (
 )
 from edgecompress.precisions.mixed import kernel_name, scale_axes
 from edgecompress.precisions.uniform import Uniform
-
-_UNSEEN = (np.inf, -np.inf)
-
-
-class ActivationRange(keras.layers.Layer):
-    """Rounds a tap's activations and, in training, learns their range.
-
-    Args:
-        quantizer: The precision.
-        start: (minimum, maximum) to continue from. Defaults to the first batch's.
-    """
-
-    def __init__(self, quantizer: Precision, start: tuple[float, float] | None = None) -> None:
-        """Creates the range's variable."""
-        # Ranges and rounding stay float32 under mixed precision.
-        super().__init__(dtype="float32", autocast=False)
-        self.quantizer = quantizer
-        self.range = self.add_weight(
-            name="range",
-            shape=(2,),
-            initializer=lambda shape, dtype: ops.convert_to_tensor(start or _UNSEEN, dtype=dtype),
-            trainable=False,
-            autocast=False,
-        )
-
-    def rectified(self, values: Any, maximum: float) -> Any:
-        """Returns ReLU's output as the int8 model holds it, and learns its range.
-
-        Args:
-            values: What ReLU reads.
-            maximum: Of ReLU: infinity or 6.
-        """
-        if not isinstance(self.quantizer, Uniform):
-            raise TypeError(f"{self.quantizer.name} does not clip at 0 as ReLU does.")
-        highest = ops.clip(ops.cast(ops.max(ops.stop_gradient(values)), "float32"), 0.0, maximum)
-        extremes = ops.stack([ops.zeros_like(highest), highest])
-        updated = self.quantizer.next_range(self.range.value, extremes)
-        self.range.assign(updated)
-        return rectified_fake_quantize(values, updated[1], self.quantizer.activation_bits)
-
-    def call(self, values: Any, training: bool | None = None) -> Any:
-        """Returns `values` as the int8 model holds them."""
-        if training:
-            updated = self.quantizer.moving_range(self.range.value, values)
-            self.range.assign(updated)
-            return self.quantizer.fake_quantize(values, updated[0], updated[1])
-        return self.frozen(values)
-
-    def frozen(self, values: Any) -> Any:
-        """Returns the rounded values without learning; unchanged before the first batch."""
-        low, high = self.range[0], self.range[1]
-        seen = low <= high
-        rounded = self.quantizer.fake_quantize(
-            values, ops.where(seen, low, 0.0), ops.where(seen, high, 0.0)
-        )
-        return ops.where(seen, rounded, values)
 
 
 class QuantizedArithmetic:
@@ -133,12 +77,11 @@ class QuantizedArithmetic:
             if (found := inner_kernels(layer))
         }
         self._taps = {tap.name: tap for tap in graph.taps}
-        self._learnt = {
-            tap.name: ActivationRange(quantizer, ranges.get(tap.name))
-            for tap in graph.taps
-            if tap.fixed is None and tap.same_as is None
+        own = [tap.name for tap in graph.taps if tap.fixed is None and tap.same_as is None]
+        self._learnt = ActivationRanges(quantizer, own, ranges)
+        self._rounding: dict[str, Callable[[Any], Any]] = {
+            name: functools.partial(self._learnt.rounded, name) for name in own
         }
-        self._rounding: dict[str, Callable[[Any], Any]] = dict(self._learnt)
         # A tap whose source comes later is rounded there, by the concatenation.
         known: set[str] = set()
         for tap in graph.taps:
@@ -197,7 +140,7 @@ class QuantizedArithmetic:
         if source.fixed is not None:
             low, high = self._quantizer.fixed_range(*source.fixed)
             return functools.partial(self._quantizer.fake_quantize, low=low, high=high)
-        return self._learnt[source.name].frozen
+        return functools.partial(self._learnt.frozen, source.name)
 
     @property
     def one_scale(self) -> list[str]:
@@ -252,15 +195,13 @@ class QuantizedArithmetic:
 
     def ranges(self) -> dict[str, tuple[float, float]]:
         """Returns the range of every tap that has seen data or is prescribed; NaN where it is."""
-        found: dict[str, tuple[float, float]] = {}
+        learnt, found = self._learnt.learnt(), {}
         for tap in self._graph.taps:
             source = source_of(tap, self._taps)
             if source.fixed is not None:
                 found[tap.name] = source.fixed
-            else:
-                low, high = map(float, ops.convert_to_numpy(self._learnt[source.name].range))
-                if (low, high) != _UNSEEN:
-                    found[tap.name] = (low, high)
+            elif source.name in learnt:
+                found[tap.name] = learnt[source.name]
         return found
 
     @property
@@ -268,12 +209,19 @@ class QuantizedArithmetic:
         """Whether the call that is being traced computes with integers."""
         return self._integer and self._training is False and self._seen
 
+    def _of_call(self) -> contextlib.AbstractContextManager[None]:
+        """Returns what a call of the model needs of the learnt ranges."""
+        if self._training:
+            return self._learnt.learning()
+        if self._seen:
+            return self._learnt.settled(self._with_integers)
+        return contextlib.nullcontext()
+
     def _grid(self, name: str) -> Grid:
         source = source_of(self._taps[name], self._taps)
         if source.fixed is not None:
             return grid_of(*self._quantizer.fixed_range(*source.fixed))
-        bounds = self._learnt[source.name].range
-        return grid_of(bounds[0], bounds[1])
+        return self._learnt.grid(source.name)
 
     def _insert(self, name: str, values: Any) -> Any:
         rounding = self._rounding.get(name)
@@ -365,7 +313,8 @@ class QuantizedArithmetic:
         def model_call(inputs: Any, *args: Any, **kwargs: Any) -> Any:
             self._training = bool(args[0] if args else kwargs.get("training"))
             try:
-                return call(rounded_inputs(inputs), *args, **kwargs)
+                with self._of_call():
+                    return call(rounded_inputs(inputs), *args, **kwargs)
             finally:
                 self._training = None
 
@@ -385,13 +334,10 @@ class QuantizedArithmetic:
 
     def _scope(self, layer: Any, axes: Mapping[str, tuple[int, ...]]) -> keras.StatelessScope:
         """Returns a scope in which the layer reads rounded kernels."""
-        rounded = {id(getattr(layer, name)): name for name in axes}
-
-        def read(variable: Any) -> Any:
-            name = rounded.get(id(variable))
-            return variable.value if name is None else self._rounded(layer, name, variable.value)
-
-        return keras.StatelessScope([(variable, read(variable)) for variable in layer.variables])
+        variables = {name: getattr(layer, name) for name in axes}
+        return keras.StatelessScope(
+            [(v, self._rounded(layer, name, v.value)) for name, v in variables.items()]
+        )
 
     def _with_inner(self, layer: Any, run: Callable[..., Any]) -> Callable[..., Any]:
         """Returns `run` with the layer's inner kernels rounded."""
@@ -476,7 +422,7 @@ class QuantizedArithmetic:
                 outputs = self._in_float(layer, call, *args, **kwargs)
         else:
             outputs = args[0]
-        return self._learnt[layer.name].rectified(outputs, self._rectified[layer.name])
+        return self._learnt.rectified(layer.name, outputs, self._rectified[layer.name])
 
     def _in_float(self, layer: Any, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         axes = self._axes.get(layer.name)

@@ -122,7 +122,24 @@ class Precision(ABC):
             high: Maximum of the range, a scalar.
         """
 
+    def batch_range(self, values: Any) -> Any:
+        """Returns [minimum, maximum] for a batch of activations, in float32, without gradient."""
+        from edgecompress.precisions.fake_quantization import batch_range
+
+        return batch_range(values)
+
     @abstractmethod
+    def averaging(self, ranges: Any) -> tuple[Any, Any]:
+        """Returns how ranges move to those of a batch: `start + share * (batch's - start)`.
+
+        Args:
+            ranges: [minimum, maximum] along the last axis, of one activation or of many; [inf,
+                -inf] where nothing has been seen yet.
+
+        Returns:
+            (start, share); they broadcast against `ranges`.
+        """
+
     def moving_range(self, old: Any, values: Any) -> Any:
         """Returns a range after one more batch.
 
@@ -130,6 +147,8 @@ class Precision(ABC):
             old: [minimum, maximum]; [inf, -inf] if nothing has been seen yet.
             values: The batch's activations.
         """
+        start, share = self.averaging(old)
+        return start + share * (self.batch_range(values) - start)
 
     def fixed_range(self, low: float, high: float) -> tuple[float, float]:
         """Returns the range that the kernels prescribe where those of int8 prescribe this one."""

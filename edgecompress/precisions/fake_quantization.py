@@ -180,9 +180,11 @@ def _native_fake_quantize(values: Any, low: Any, high: Any, bits: int) -> Any:
 
     # The operator leaves a range that misses zero unspecified, and its gradient would reach the
     # range's variables.
-    low = ops.stop_gradient(ops.minimum(ops.cast(low, "float32"), 0.0))
-    high = ops.stop_gradient(ops.maximum(ops.cast(high, "float32"), 0.0))
-    high = ops.maximum(high, low + SMALLEST_RANGE)
+    if isinstance(low, float) and isinstance(high, float):
+        low, high = min(low, 0.0), max(high, SMALLEST_RANGE)
+    else:
+        low = ops.stop_gradient(ops.minimum(ops.cast(low, "float32"), 0.0))
+        high = ops.stop_gradient(ops.maximum(ops.cast(high, "float32"), SMALLEST_RANGE))
     result = tf.quantization.fake_quant_with_min_max_vars(
         ops.cast(values, "float32"), low, high, num_bits=bits
     )
@@ -202,7 +204,7 @@ def rectified_fake_quantize(values: Any, high: Any, bits: int = 8) -> Any:
     """
     import tensorflow as tf
 
-    high = ops.maximum(ops.stop_gradient(high), SMALLEST_RANGE)
+    high = ops.maximum(high, SMALLEST_RANGE)
 
     @tf.custom_gradient
     def rounded(inputs: Any) -> Any:
@@ -221,6 +223,23 @@ def batch_range(values: Any) -> Any:
     return ops.cast(ops.stack([ops.min(values), ops.max(values)]), "float32")
 
 
+def averaging(ranges: Any, momentum: float) -> tuple[Any, Any]:
+    """Returns how ranges move to the next batch's: `start + share * (batch's - start)`.
+
+    That is the exponential moving average, and the batch's range if nothing has been seen before.
+
+    Args:
+        ranges: [minimum, maximum] along the last axis; [inf, -inf] if nothing has been seen yet.
+        momentum: Share of the old range, 0 to 1.
+
+    Returns:
+        (start, share); they broadcast against `ranges`.
+    """
+    low, high = ops.split(ranges, 2, axis=-1)
+    unseen = low > high
+    return ops.where(unseen, 0.0, ranges), ops.where(unseen, 1.0, 1.0 - momentum)
+
+
 def moving_range(old: Any, new: Any, momentum: float) -> Any:
     """Returns the exponential moving average of a range, `old + (1 - momentum) * (new - old)`.
 
@@ -229,5 +248,5 @@ def moving_range(old: Any, new: Any, momentum: float) -> Any:
         new: [minimum, maximum] of the batch.
         momentum: Share of the old range, 0 to 1.
     """
-    averaged = old + (1.0 - momentum) * (new - old)
-    return ops.where(old[0] > old[1], new, averaged)
+    start, share = averaging(ops.convert_to_tensor(old), momentum)
+    return start + share * (new - start)

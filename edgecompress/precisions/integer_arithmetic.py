@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from keras import ops
 
 from edgecompress.precisions.fake_quantization import SMALLEST_RANGE
@@ -21,14 +22,23 @@ _LOWEST, _HIGHEST = -128.0, 127.0
 
 
 class Grid(NamedTuple):
-    """Scale and zero point of an int8 tensor, as float32 scalars."""
+    """The values of an int8 tensor, as float32 scalars.
+
+    Attributes:
+        scale: Distance of neighbouring values.
+        zero_point: The code of 0.
+        lowest: Lowest code - zero point.
+        highest: Highest code - zero point.
+    """
 
     scale: Any
     zero_point: Any
+    lowest: Any
+    highest: Any
 
 
 class Affine(NamedTuple):
-    """What is folded into an operator: factor and offset of each output channel, or scalars."""
+    """What is folded into an operator: factor and offset of each output channel, or None."""
 
     factor: Any
     offset: Any
@@ -38,15 +48,28 @@ def grid_of(low: Any, high: Any) -> Grid:
     """Returns the grid that the file gives a tensor with a range.
 
     Args:
-        low: Minimum, a scalar; values above 0 count as 0.
-        high: Maximum, a scalar; values below 0 count as 0.
+        low: Minimum, a number or a tensor; values above 0 count as 0.
+        high: Maximum, a number or a tensor; values below 0 count as 0. Of two numbers, the grid
+            holds numbers, otherwise tensors.
     """
-    low = ops.minimum(ops.cast(low, "float32"), 0.0)
-    high = ops.maximum(ops.cast(high, "float32"), 0.0)
+    numbers = isinstance(low, (int, float)) and isinstance(high, (int, float))
+    functions: Any = np if numbers else ops
+    zero, one = (np.float32(v) if numbers else v for v in (0.0, 1.0))
+    low, high = (np.float32(v) if numbers else ops.cast(v, "float32") for v in (low, high))
+    low, high = functions.minimum(low, zero), functions.maximum(high, zero)
     dead = high - low <= _DEAD
-    low, high = ops.where(dead, 0.0, low), ops.where(dead, 1.0, high)
-    scale = ops.maximum(high - low, SMALLEST_RANGE) / (_HIGHEST - _LOWEST)
-    return Grid(scale, ops.round(_LOWEST - low / scale))
+    low, high = functions.where(dead, zero, low), functions.where(dead, one, high)
+    scale = (high - low) / np.float32(_HIGHEST - _LOWEST)
+    zero_point = functions.round(np.float32(_LOWEST) - low / scale)
+    return Grid(
+        scale, zero_point, np.float32(_LOWEST) - zero_point, np.float32(_HIGHEST) - zero_point
+    )
+
+
+def grids_of(ranges: Any) -> list[Grid]:
+    """Returns the grid of each row [minimum, maximum] of a tensor."""
+    low, high = ops.unstack(ranges, axis=1)
+    return [Grid(*parts) for parts in zip(*map(ops.unstack, grid_of(low, high)), strict=True)]
 
 
 def steps_of(values: Any, grid: Grid) -> Any:
@@ -56,8 +79,7 @@ def steps_of(values: Any, grid: Grid) -> Any:
 
 def clamped(steps: Any, grid: Grid) -> Any:
     """Returns the real values of rounded steps, saturated to the codes of the grid."""
-    codes = ops.clip(steps, _LOWEST - grid.zero_point, _HIGHEST - grid.zero_point)
-    return codes * grid.scale
+    return ops.minimum(ops.maximum(steps, grid.lowest), grid.highest) * grid.scale
 
 
 def on_grid(values: Any, grid: Grid) -> Any:
@@ -78,8 +100,11 @@ def folded(affine: Affine, gamma: Any, beta: Any, mean: Any, variance: Any, epsi
     """
     factor = ops.rsqrt(variance + epsilon)
     factor = factor if gamma is None else factor * gamma
-    offset = (affine.offset - mean) * factor
-    return Affine(affine.factor * factor, offset if beta is None else offset + beta)
+    offset = (-mean if affine.offset is None else affine.offset - mean) * factor
+    return Affine(
+        factor if affine.factor is None else affine.factor * factor,
+        offset if beta is None else offset + beta,
+    )
 
 
 def weighted(
@@ -98,13 +123,17 @@ def weighted(
         scales: Scales of the kernel: one for each output channel, or one.
         affine: Factor of the weights and bias of each output channel.
     """
-    # A scale is positive: a negative factor changes the signs of the codes.
-    scales = ops.maximum(ops.abs(scales * affine.factor), SMALLEST_RANGE / _HIGHEST)
-    unit = source.scale * scales
     # Rounded: some float convolutions compute integers with fractions in between.
-    total = ops.sign(affine.factor) * ops.round(sums(steps_of(values, source)))
-    bias = ops.clip(ops.round(affine.offset / unit), -(2.0**31), 2.0**31 - 256)
-    return clamped(ops.round((total + bias) * (unit / target.scale)), target)
+    total = ops.round(sums(steps_of(values, source)))
+    if affine.factor is not None:
+        # A scale is positive: a negative factor changes the signs of the codes.
+        scales = ops.maximum(ops.abs(scales * affine.factor), SMALLEST_RANGE / _HIGHEST)
+        total = ops.sign(affine.factor) * total
+    unit = source.scale * scales
+    if affine.offset is not None:
+        bias = ops.round(affine.offset / unit)
+        total = total + ops.minimum(ops.maximum(bias, -(2.0**31)), 2.0**31 - 256)
+    return clamped(ops.round(total * (unit / target.scale)), target)
 
 
 def add(a: Any, b: Any, sources: Sequence[Grid], target: Grid, sign: int = 1) -> Any:
@@ -148,7 +177,7 @@ def hard_swish(values: Any, source: Grid, target: Grid) -> Any:
         target: The output's grid.
     """
     multiplier, shift = _fixed(source.scale / target.scale / 128)
-    gate_multiplier, gate_shift = _fixed(source.scale / 3.0 * 256)
+    gate_multiplier, gate_shift = _fixed(source.scale / np.float32(3.0) * 256)
     steps = ops.cast(steps_of(values, source), "float64") * 128
     # The gate, relu6(x + 3) / 6, on a grid where 2^15 stands for 3.
     gate = _int16(steps * 2.0 ** ops.maximum(gate_shift - 1, 0.0))

@@ -104,8 +104,7 @@ def with_kernel(
     variable, bias = getattr(layer, attribute), getattr(layer, "bias", None)
 
     def run(kernel: Any, inputs: Any) -> Any:
-        values = [(v, v.value) for v in layer.variables if v is not variable and v is not bias]
-        values.append((variable, kernel))
+        values = [(variable, kernel)]
         if bias is not None:
             values.append((bias, ops.zeros_like(bias)))
         with linear(layer), keras.StatelessScope(values):
@@ -142,7 +141,7 @@ def operate_weighted(
     if found is None:
         raise TypeError(f"{precision.name} has no codes of weights.")
     codes, scales = found
-    affine = folded(Affine(1.0, 0.0 if bias is None else bias), batch_norms)
+    affine = folded(Affine(None, bias), batch_norms)
     return integers.weighted(
         functools.partial(run, codes), values, source, target, ops.reshape(scales, [-1]), affine
     )

@@ -62,14 +62,8 @@ class Uniform(Precision):
 
         return fake_quantize(values, low, high, self.activation_bits)
 
-    def moving_range(self, old: Any, values: Any) -> Any:
-        """Returns the range after a batch of values."""
-        from edgecompress.precisions.fake_quantization import batch_range
+    def averaging(self, ranges: Any) -> tuple[Any, Any]:
+        """Returns the terms of the exponential moving average."""
+        from edgecompress.precisions.fake_quantization import averaging
 
-        return self.next_range(old, batch_range(values))
-
-    def next_range(self, old: Any, extremes: Any) -> Any:
-        """Returns the range after a batch with a minimum and a maximum."""
-        from edgecompress.precisions.fake_quantization import moving_range
-
-        return moving_range(old, extremes, self.momentum)
+        return averaging(ranges, self.momentum)

@@ -34,9 +34,9 @@ class WeightsOnly(Precision):
         """Returns the values unchanged."""
         return values
 
-    def moving_range(self, old: Any, values: Any) -> Any:
-        """Returns the old range: activations have none."""
-        return old
+    def averaging(self, ranges: Any) -> tuple[Any, Any]:
+        """Returns the old ranges: activations have none."""
+        return ranges, 0.0
 
 
 @PRECISIONS.register("dynamic-range")

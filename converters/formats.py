@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edgecompress.converters.float32 import Float32Result
+    from edgecompress.converters.kept_layers import Kept
     from edgecompress.converters.loaders import LoadedModel
     from edgecompress.flatbuffers.model import FlatModel
     from edgecompress.precisions.base import Precision
@@ -182,6 +183,7 @@ def make_int8(
     per_layer: Mapping[str, Precision] | None = None,
     fused: bool = False,
     stepping: Stepping | None = None,
+    keep: Kept | None = None,
 ) -> tuple[Float32Result, Artifact]:
     """Converts the Keras model to int8; the first stage of every format of int8 weights.
 
@@ -191,6 +193,7 @@ def make_int8(
         per_layer: As in `int8.convert`.
         fused: Whether LSTM layers become one operator where possible. Defaults to False.
         stepping: How a streaming file runs over the samples. Defaults to None.
+        keep: As in `int8.convert`.
 
     Returns:
         The float flatbuffer, and the int8 file with the names of its inner tensors.
@@ -216,6 +219,7 @@ def make_int8(
         verbose=request.verbose,
         precision=precision,
         per_layer=per_layer,
+        keep=keep,
     )
     made = tables.for_targets(made, request.costs.refused)
     return floats, made.having(record=learnt.merged(CompressionRecord(steps=(step,))))

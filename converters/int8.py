@@ -36,6 +36,7 @@ from edgecompress.converters.float_inputs import float_inputs, put_before, witho
 from edgecompress.converters.formats import FormatRequest, FormatResult, make_int8, register
 from edgecompress.converters.fused_lstm import largest_cells, put_stand_ins, take_stand_ins
 from edgecompress.converters.interface_types import TYPES, with_interface
+from edgecompress.converters.kept_layers import Kept, KeptOperators, kept_operators, tell
 from edgecompress.converters.masks import narrowed
 from edgecompress.converters.recurrent_forms import FORMS, choose_form
 from edgecompress.converters.shared_scales import share_scales
@@ -49,7 +50,7 @@ from edgecompress.converters.streaming_files import (
 from edgecompress.converters.tables import inner_tensors
 from edgecompress.converters.weights_only import float_weights_left, narrow_weights
 from edgecompress.core.errors import ArgumentError, ConversionError, few, one_line
-from edgecompress.core.options import ByName, Choice, Flag, Named, by_name, option
+from edgecompress.core.options import ByName, Choice, Flag, Named, Text, by_name, many, option
 from edgecompress.core.record import CompressionRecord
 from edgecompress.core.suppress_output import suppress_output
 from edgecompress.core.units import format_size
@@ -89,6 +90,7 @@ def convert(
     weight_scales: str = "auto",
     precision: Precision | None = None,
     per_layer: Mapping[str, Precision] | None = None,
+    keep: Kept | None = None,
 ) -> Artifact:
     """Converts a float flatbuffer to an int8 one.
 
@@ -119,6 +121,8 @@ def convert(
         per_layer: Regular expression -> precision of the weights of layers whose whole name it
             matches. Defaults to what training simulated, or else to what `precision` chooses by
             place, e.g. 8 bits for the first layer of int4.
+        keep: Layers that stay in float or get int16 activations; an output that such a layer
+            computes has its type. Defaults to none.
 
     Returns:
         The file, with the precision's name as its kind; its notes say what was calibrated, what
@@ -148,7 +152,7 @@ def convert(
             "Only Keras's recurrent layers with a fixed number of time steps can be unrolled."
         )
     if not precision.trains:
-        return _weights_only(source, precision, per_layer, record, verbose)
+        return _weights_only(source, precision, per_layer, keep, record, verbose)
     notes: list[str] = []
     outdated = record.outdated if record is not None else ()
     fixed = precision.fixed_ranges
@@ -164,6 +168,7 @@ def convert(
             "TensorFlow Lite Micro runs such Dense layers with one scale only.",
         )
     exceptions = filter_precisions(source, precision, per_layer, record)
+    chosen = kept_operators(source, keep or Kept(), precision)
     # Dense layers of a file of fewer bits that keep 8 are rounded as in int8.
     per_channel = trained and (not one_scale or precision.stored_bits < 8)
     if dense_per_channel is not None:
@@ -173,10 +178,11 @@ def convert(
     kept = float_inputs(flat, by_tensor, calibration) if one_by_one else ()
     notes += [part.note for part in kept]
     whole, flat = flat, without(flat, kept)
-    editor = _quantize(flat, by_tensor, precision, exceptions, per_channel, notes, verbose)
+    editor = _quantize(flat, by_tensor, precision, exceptions, chosen, per_channel, notes, verbose)
     cells = largest_cells(whole, calibration, stepping)
     editor = take_stand_ins(editor, flat, cells, limited=stepping is None)
-    notes += notes_on(precision, exceptions)
+    exceptions = {name: own for name, own in exceptions.items() if name not in chosen}
+    notes += [*notes_on(precision, exceptions), *chosen.notes(whole)]
     if trained:
         notes += folded_dense(source, precision, exceptions)
     if weight_scales != "channel":
@@ -200,7 +206,9 @@ def convert(
     put_before(editor, whole, kept)
     editor.strip(keep_names="computed")
     artifact = Artifact(precision.name, editor.pack(), source.artifact.source, record)
-    notes += _float_left(artifact.flat, allow_float, precision, [part.name for part in kept])
+    notes += _float_left(
+        artifact.flat, allow_float, precision, [part.name for part in kept], chosen.floating
+    )
     if stepping is not None:
         check_states(artifact.flat, stepping)
     return artifact.having(notes=(*notes, *_no_smaller(artifact, source)))
@@ -210,10 +218,12 @@ def _weights_only(
     source: Float32Result,
     precision: Precision,
     per_layer: Mapping[str, Precision] | None,
+    keep: Kept | None,
     record: CompressionRecord | None,
     verbose: bool,
 ) -> Artifact:
     """Returns the file of a precision that needs no ranges."""
+    kept_operators(source, keep or Kept(), precision)
     if per_layer:
         raise ArgumentError(
             "per_layer",
@@ -258,6 +268,8 @@ class Int8Options:
         output_type: The same for the outputs.
         recurrent: How LSTM layers are written, see `recurrent_forms`.
         streaming: Whether the files take a few time steps at once, see `streaming`.
+        keep_float: Regular expressions for layers that stay in float.
+        keep_int16: Regular expressions for layers with int16 activations.
     """
 
     precision: Precision | None = option(
@@ -296,6 +308,17 @@ class Int8Options:
         "what they must remember as states.",
         Flag(),
     )
+    keep_float: Sequence[str] = option(
+        (),
+        "Layers that stay in float: a regular expression for their whole names.",
+        many(Text("REGEX")),
+    )
+    keep_int16: Sequence[str] = option(
+        (),
+        "Layers with int16 activations in an int8 or int4 file: a regular expression for their "
+        "whole names.",
+        many(Text("REGEX")),
+    )
 
 
 @register("int8", summary="integer weights and activations", options=Int8Options)
@@ -304,7 +327,8 @@ def make(request: FormatRequest) -> FormatResult:
     record = request.loaded.record if request.loaded else None
     precision = request.options.precision or trained_precision(record)
     per_layer, form = request.options.per_layer, request.options.recurrent
-    if per_layer or (precision is not None and precision.name != Int8.name):
+    keep = Kept(tuple(request.options.keep_float), tuple(request.options.keep_int16))
+    if per_layer or keep or (precision is not None and precision.name != Int8.name):
         if form == "fused":
             raise ArgumentError(
                 "--recurrent", "be auto or unrolled unless all layers are int8", form,
@@ -315,11 +339,13 @@ def make(request: FormatRequest) -> FormatResult:
         floats, plain = make_streaming(
             request,
             form != "unrolled",
-            lambda job, fused, stepping: make_int8(job, precision, per_layer, fused, stepping),
+            lambda job, fused, stepping: make_int8(
+                job, precision, per_layer, fused, stepping, keep
+            ),
         )
     else:
         floats, plain = choose_form(
-            request, form, lambda fused: make_int8(request, precision, per_layer, fused)
+            request, form, lambda fused: make_int8(request, precision, per_layer, fused, keep=keep)
         )
     named = with_interface(plain, request.options.input_type, request.options.output_type)
     quantized = strip_names(named)
@@ -454,6 +480,7 @@ def _quantize(
     ranges: Mapping[str, tuple[float, float]],
     precision: Precision,
     exceptions: Mapping[str, tuple[Place, Precision]],
+    keep: KeptOperators,
     dense_per_channel: bool,
     notes: list[str],
     verbose: bool,
@@ -465,7 +492,7 @@ def _quantize(
         name: {"min": np.array([[low]], np.float32), "max": np.array([[high]], np.float32)}
         for name, (low, high) in masks.ranges.items()
     }
-    stand_ins = put(prepared, precision.activation_bits, masks.constants)
+    stand_ins = put(prepared, precision.activation_bits, masks.constants, keep.floating)
     notes += stand_ins.notes
     try:
         with suppress_output(verbose):
@@ -481,6 +508,7 @@ def _quantize(
                     weight_num_bits=precision.weight_bits,
                     weight_granularity=qtyping.QuantGranularity.TENSORWISE,
                 )  # fmt: skip
+            tell(quantizer, keep, {flat.output(o).name: o.code for o in flat.operators})
             quantized = bytes(quantizer.quantize(statistics).quantized_model)
     # For models it cannot handle, the quantizer raises ValueError, RuntimeError or KeyError.
     except Exception as error:
@@ -489,7 +517,11 @@ def _quantize(
 
 
 def _float_left(
-    flat: FlatModel, allow_float: bool, precision: Precision, kept: Sequence[str] = ()
+    flat: FlatModel,
+    allow_float: bool,
+    precision: Precision,
+    kept: Sequence[str] = (),
+    wanted: Collection[str] = (),
 ) -> list[str]:
     """Returns a note on each operator left in float; refuses float inputs and outputs.
 
@@ -498,6 +530,7 @@ def _float_left(
         allow_float: Whether operators may be left.
         precision: Its precision.
         kept: Names of the inputs that are meant to be float.
+        wanted: Names of the outputs of operators that are meant to be float.
     """
     kind = f"INT{precision.activation_bits}"
     scaling = _scaling_of(flat, kept)
@@ -506,6 +539,7 @@ def _float_left(
         for operator in flat.operators
         if operator.code not in _BOUNDARY
         and operator.index not in scaling
+        and flat.output(operator).name not in wanted
         and any(flat.tensors[i].type.startswith("FLOAT") for i in _used(operator))
     ]
     reasons = [
@@ -516,7 +550,7 @@ def _float_left(
     for what, indices in (("input", flat.inputs), ("output", flat.outputs)):
         for index in indices:
             tensor = flat.tensors[index]
-            if tensor.type.startswith("FLOAT") and tensor.name not in kept:
+            if tensor.type.startswith("FLOAT") and tensor.name not in (*kept, *wanted):
                 why = " ".join(reasons) or "The quantizer left it so."
                 raise ConversionError(
                     f"The model's {what} {tensor.name!r} would be {tensor.type}, not {kind}. {why}"

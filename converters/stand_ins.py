@@ -11,7 +11,7 @@ and then becomes what it is in the file:
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,7 +70,10 @@ class StandIns:
 
 
 def put(
-    flat: FlatModel, bits: int, constants: Mapping[tuple[int, int], np.ndarray] | None = None
+    flat: FlatModel,
+    bits: int,
+    constants: Mapping[tuple[int, int], np.ndarray] | None = None,
+    floating: Collection[str] = (),
 ) -> StandIns:
     """Replaces operators by their stand-ins.
 
@@ -78,8 +81,10 @@ def put(
         flat: The float file.
         bits: Of activations.
         constants: (operator, input) -> other values of a constant. Defaults to none.
+        floating: Names of the outputs of operators that stay in float. Defaults to none.
     """
-    tables = {flat.tensors[c.output].name: c for c in curves(flat)} if bits == 8 else {}
+    found = {flat.tensors[c.output].name: c for c in curves(flat)} if bits == 8 else {}
+    tables = {name: curve for name, curve in found.items() if name not in floating}
     editor = ModelEditor(flat)
     # The quantizer iterates over signatures when it changes an output.
     editor.set_signatures()
@@ -97,7 +102,7 @@ def put(
         editor.set_signatures()
     replaced: dict[str, tuple[str, Any, int]] = {}
     for operator, entry in zip(flat.operators, editor.operators, strict=True):
-        if operator.code in _STAND_INS[bits]:
+        if operator.code in _STAND_INS[bits] and flat.output(operator).name not in floating:
             stand_in, version = _STAND_INS[bits][operator.code]
             replaced[flat.output(operator).name] = (operator.code, copy.copy(entry), version)
             editor.set_code(entry, stand_in, 1)

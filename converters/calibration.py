@@ -28,6 +28,8 @@ from edgecompress.flatbuffers.stepping import Stepping
 
 # Minimum and maximum settle long before that; more samples only cost time.
 MAX_SAMPLES = 500
+# Intervals of a histogram: an eighth of an 8-bit step.
+_BINS = 2048
 _LABELS = "y"
 # Keys of labels: `y`, `y0`, `y1`, ... and `y_<output>`.
 _LABEL_KEY = re.compile(r"y(\d+|_.+)?", re.DOTALL)
@@ -406,3 +408,46 @@ def measure_ranges(
             low, high = ranges.get(index, (np.inf, -np.inf))
             ranges[index] = (min(low, smallest), max(high, largest))
     return ranges
+
+
+def measure_histograms(
+    model: bytes | FlatModel,
+    samples: Sequence[np.ndarray],
+    ranges: Mapping[int, tuple[float, float]],
+    stepping: Stepping | None = None,
+) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Returns how often tensors hold which values: index -> (values, counts).
+
+    Args:
+        model: A float .tflite file of batch 1: bytes, or as read.
+        samples: One array for each input, `(samples, ...)`.
+        ranges: What `measure_ranges` returned for the tensors that are wanted.
+        stepping: How a streaming file runs over samples, which are sequences. Defaults to None.
+
+    Returns:
+        The middles of 2,048 equal intervals, ascending, and zero, which is not counted in them.
+
+    Raises:
+        EngineError: LiteRT cannot load or run the file.
+    """
+    flat = read_tflite(model)
+    interpreter = _Interpreter(with_outputs(flat, list(ranges)), fast=True)
+    counts = {index: np.zeros(_BINS, np.int64) for index in ranges}
+    zeros = dict.fromkeys(ranges, 0)
+    for _ in interpreter.run(samples, stepping):
+        for index, (low, high) in ranges.items():
+            value = interpreter.value(index)
+            if value is None:
+                continue
+            filled = value[value != 0]
+            counts[index] += np.histogram(filled, _BINS, (low, max(high, low + 1e-30)))[0]
+            zeros[index] += value.size - filled.size
+    found = {}
+    for index, (low, high) in ranges.items():
+        middles = low + (np.arange(_BINS) + 0.5) * (high - low) / _BINS
+        place = int(np.searchsorted(middles, 0.0))
+        found[index] = (
+            np.insert(middles, place, 0.0).astype(np.float32),
+            np.insert(counts[index], place, zeros[index]),
+        )
+    return found

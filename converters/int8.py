@@ -21,6 +21,7 @@ import numpy as np
 from edgecompress.converters.calibration import (
     MAX_SAMPLES,
     computed_tensors,
+    measure_histograms,
     measure_ranges,
     spread,
 )
@@ -48,6 +49,7 @@ from edgecompress.converters.streaming_files import (
     tie_states,
 )
 from edgecompress.converters.tables import inner_tensors
+from edgecompress.converters.weight_ranges import choose_scales
 from edgecompress.converters.weights_only import float_weights_left, narrow_weights
 from edgecompress.core.errors import ArgumentError, ConversionError, few, one_line
 from edgecompress.core.options import ByName, Choice, Flag, Named, Text, by_name, many, option
@@ -155,9 +157,8 @@ def convert(
         return _weights_only(source, precision, per_layer, keep, record, verbose)
     notes: list[str] = []
     outdated = record.outdated if record is not None else ()
-    fixed = precision.fixed_ranges
     inner = inner_tensors(flat) if precision.activation_bits == 8 else set()
-    by_tensor = _complete(flat, source, ranges, calibration, notes, outdated, fixed, inner)
+    by_tensor = _complete(flat, source, ranges, calibration, notes, outdated, precision, inner)
     trained = _trained_quantized(record)
     one_scale = not precision.weight_axes((-1,), 2)
     if dense_per_channel and one_scale:
@@ -185,6 +186,7 @@ def convert(
     notes += [*notes_on(precision, exceptions), *chosen.notes(whole)]
     if trained:
         notes += folded_dense(source, precision, exceptions)
+    settled = choose_scales(editor, flat, source.kernels, precision, exceptions)
     if weight_scales != "channel":
         always = weight_scales == "tensor"
         # If the user or the precision decided on Dense layers, the quantizer has applied it.
@@ -196,6 +198,7 @@ def convert(
             source.kernels,
             codes,
             always or one_scale_each(source, precision, exceptions),
+            settled,
         )
     notes += _other_training(precision, record)
     if trained and weight_scales != "auto":
@@ -382,13 +385,14 @@ def _complete(
     calibration: Sequence[np.ndarray] | None,
     notes: list[str],
     outdated: Sequence[str],
-    fixed: Mapping[str, tuple[float, float]],
+    precision: Precision,
     inner: Collection[int],
 ) -> dict[str, tuple[float, float]]:
     """Returns a range for every computed float tensor, by tensor name: learnt, else measured.
 
     Those in `inner` need none.
     """
+    fixed = precision.fixed_ranges
     index_of = {tensor.name: tensor.index for tensor in flat.tensors}
     learnt = {
         index_of[source.tap_tensors[tap]]: bounds
@@ -424,6 +428,9 @@ def _complete(
         measured = measure_ranges(flat, samples, source.stepping)
         # Learnt ranges take precedence; measured ranges fill the gaps, and then propagate as well.
         measured = {i: measured[i] for i in missing if i in measured}
+        if precision.clips_calibrated:
+            found = measure_histograms(flat, samples, measured, source.stepping)
+            measured = {i: precision.calibrated_range(*found[i]) for i in found}
         known = _propagate(flat, measured | known, fixed)
         count = f"{len(samples[0])} calibration samples"
         if outdated:

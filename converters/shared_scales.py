@@ -34,6 +34,7 @@ def share_scales(
     kernels: Mapping[str, np.ndarray],
     operators: Collection[str] = FILTER_READERS,
     always: bool | Collection[str] = False,
+    settled: Collection[str] = (),
 ) -> list[str]:
     """Gives kernels the codes of one scale each; replaces their weights, scales and biases.
 
@@ -44,6 +45,7 @@ def share_scales(
         operators: Kinds of operators whose filters may be changed. Defaults to all.
         always: Do so for every kernel, or for those of the operators with these outputs, not only
             if it gives fewer codes. Defaults to False.
+        settled: Outputs of operators whose filters stay as they are. Defaults to none.
 
     Returns:
         Notes on what changed.
@@ -54,6 +56,8 @@ def share_scales(
     kinds, chosen = set(operators), () if isinstance(always, bool) else always
     # The quantizer adds and removes none of these operators; it may rename their constants.
     for before, after in zip(_readers(source), _readers(quantized), strict=True):
+        if source.output(before).name in settled:
+            continue
         floats, present = source.tensor(before, 1), quantized.tensor(after, 1)
         forced = always is True or source.output(before).name in chosen
         if (after.code not in kinds and not forced) or floats is None or present is None:
@@ -75,13 +79,13 @@ def share_scales(
         if after.code == _DENSE and len(set(scales.tolist())) == 1:
             scales = scales[:1]
         replaced = True
-        _replace(editor, after, 1, weights, scales, axis)
+        replace_constant(editor, after, 1, weights, scales, axis)
         reads, bias = (2, 3) if after.code == "TRANSPOSE_CONV" else (0, 2)
         constant, into = source.tensor(before, bias), quantized.tensor(after, reads)
         if constant is not None and into is not None:
             bias_scales = np.float32(into.scales[0]) * scales
-            biases = _biases(constant.values(), bias_scales, _bias_type(quantized, after, bias))
-            _replace(editor, after, bias, biases, bias_scales)
+            biases = biases_of(constant.values(), bias_scales, bias_type(quantized, after, bias))
+            replace_constant(editor, after, bias, biases, bias_scales)
         name = source.output(before).name
         if not axes:
             why = "" if forced else "as their weights share values"
@@ -133,13 +137,13 @@ def _codes_and_scales(
     return weights.astype(np.int8), scales, signs
 
 
-def _bias_type(flat: FlatModel, operator: Operator, position: int) -> type[np.signedinteger[Any]]:
+def bias_type(flat: FlatModel, operator: Operator, position: int) -> type[np.signedinteger[Any]]:
     """Returns the type of a bias: 64 bits with int16 activations, else 32."""
     present = flat.tensor(operator, position)
     return np.int64 if present is not None and present.type == "INT64" else np.int32
 
 
-def _biases(
+def biases_of(
     values: np.ndarray, scales: np.ndarray, kind: type[np.signedinteger[Any]]
 ) -> np.ndarray:
     """Returns `round(b / s)` as an integer type; 64 bits hold every such bias."""
@@ -150,7 +154,7 @@ def _biases(
     return rounded.astype(kind)
 
 
-def _replace(
+def replace_constant(
     editor: ModelEditor,
     operator: Operator,
     position: int,

@@ -96,7 +96,11 @@ class QuantizedArithmetic:
         self._training: bool | None = None
         self._seen = False
         # Rounding that clips at 0, to a range that depends on the extremes alone, needs no ReLU.
-        clips = isinstance(quantizer, Uniform) and quantizer.activation_bits == 8
+        clips = (
+            isinstance(quantizer, Uniform)
+            and quantizer.activation_bits == 8
+            and quantizer.activation_method.extremes_only
+        )
         self._rectified = {
             tap.layer: tap.relu
             for tap in graph.taps

@@ -108,6 +108,15 @@ class Precision(ABC):
         """
         return None
 
+    def weight_scales(self, weights: Any, channel_axes: Sequence[int]) -> Any | None:
+        """Returns the scales of weights; None where those of the largest weights are used.
+
+        Args:
+            weights: A kernel of any shape.
+            channel_axes: As in `quantize_weights`.
+        """
+        return None
+
     @abstractmethod
     def fake_quantize_weights(self, weights: Any, channel_axes: Sequence[int]) -> Any:
         """Returns what `quantize_weights` returns, with a straight-through gradient."""
@@ -150,6 +159,20 @@ class Precision(ABC):
         start, share = self.averaging(old)
         return start + share * (self.batch_range(values) - start)
 
+    @property
+    def clips_calibrated(self) -> bool:
+        """Whether ranges measured on calibration data leave rare values out."""
+        return False
+
+    def calibrated_range(self, values: Any, counts: Any) -> tuple[float, float]:
+        """Returns the range that calibration data give an activation, if `clips_calibrated`.
+
+        Args:
+            values: The values of a histogram, ascending.
+            counts: How often each occurred.
+        """
+        raise NotImplementedError
+
     def fixed_range(self, low: float, high: float) -> tuple[float, float]:
         """Returns the range that the kernels prescribe where those of int8 prescribe this one."""
         return low, high
@@ -183,7 +206,9 @@ def trained_precision(record: CompressionRecord | None) -> Precision | None:
         if step.get("technique") in QUANTIZED_BY and "quantizer" in step:
             name = step["quantizer"]
             known = (item.name for item in options_of(PRECISIONS[name]))
-            config = {key: step[key] for key in known if key in step}
+            # Records of earlier versions name no method.
+            settings = {"weight_ranges": "minmax", **step}
+            config = {key: settings[key] for key in known if key in settings}
             found: Precision = named(PRECISIONS, {"name": name, "config": config}, "precision")
             return found
     return None

@@ -15,6 +15,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from edgecompress.precisions.ranges.base import RangeMethod
+
 # Smallest width of a range, as in litert-quantizer: no scale becomes zero.
 SMALLEST_RANGE = 1e-9
 
@@ -30,74 +32,116 @@ def reduced_axes(rank: int, channel_axes: Sequence[int]) -> tuple[int, ...]:
     return tuple(axis for axis in range(rank) if axis not in channels)
 
 
-def weight_scales(weights: Any, channel_axes: Sequence[int], bits: int = 8) -> Any:
-    """Returns the scale of each channel, `max(|w_c|) / (2 ** (bits - 1) - 1)`.
+def weight_scales(
+    weights: Any, channel_axes: Sequence[int], bits: int = 8, method: RangeMethod | None = None
+) -> Any:
+    """Returns the scale of each channel, `limit_c / (2 ** (bits - 1) - 1)`.
 
     Args:
         weights: A kernel of any shape.
         channel_axes: Axes whose indices have separate scales, e.g. (-1,) for Dense and
             Conv2D, (-2, -1) for a depthwise kernel.
         bits: Width of the codes. Defaults to 8.
+        method: Chooses the limits. Defaults to the largest weights, `max(|w_c|)`.
 
     Returns:
         A float32 tensor that broadcasts against `weights`.
     """
     # In half precision the smallest range would be 0, and an all-zero channel 0 / 0.
     weights = ops.cast(weights, "float32")
-    others = reduced_axes(len(weights.shape), channel_axes)
-    # Two reductions cost less than a tensor of absolute values.
-    above = ops.max(weights, axis=others, keepdims=True)
-    below = ops.min(weights, axis=others, keepdims=True)
-    largest = ops.maximum(above, -below)
-    return ops.maximum(largest, SMALLEST_RANGE) / (2 ** (bits - 1) - 1)
+    others, largest = reduced_axes(len(weights.shape), channel_axes), 2 ** (bits - 1) - 1
+    limits = None if method is None else method.limits(weights, others, largest)
+    if limits is None:
+        # Two reductions cost less than a tensor of absolute values.
+        above = ops.max(weights, axis=others, keepdims=True)
+        below = ops.min(weights, axis=others, keepdims=True)
+        limits = ops.maximum(above, -below)
+    return ops.maximum(limits, SMALLEST_RANGE) / largest
 
 
-def quantize_weights(weights: Any, channel_axes: Sequence[int], bits: int = 8) -> Any:
+def spread_scales(scales: Any, shape: Sequence[int], channel_axes: Sequence[int]) -> Any:
+    """Returns a list of scales as a tensor that broadcasts against weights.
+
+    Args:
+        scales: In the order of the channels.
+        shape: Of the weights.
+        channel_axes: As in `weight_scales`.
+    """
+    others = reduced_axes(len(shape), channel_axes)
+    sizes = [1 if axis in others else size for axis, size in enumerate(shape)]
+    return ops.reshape(ops.convert_to_tensor(scales, "float32"), sizes)
+
+
+def quantize_weights(
+    weights: Any, channel_axes: Sequence[int], bits: int = 8, scales: Any = None
+) -> Any:
     """Rounds weights to the values their codes stand for: `round(w / s_c) * s_c`.
 
     Args:
         weights: A kernel of any shape.
         channel_axes: As in `weight_scales`.
         bits: Width of the codes. Defaults to 8: codes -127..127.
+        scales: As in `weight_codes`.
 
     Returns:
         A tensor in the type of `weights`; the arithmetic is float32.
     """
     weights = ops.convert_to_tensor(weights)
-    codes, scales = weight_codes(weights, channel_axes, bits)
+    codes, scales = weight_codes(weights, channel_axes, bits, scales)
     return ops.cast(codes * scales, weights.dtype)
 
 
-def weight_codes(weights: Any, channel_axes: Sequence[int], bits: int = 8) -> tuple[Any, Any]:
+def weight_codes(
+    weights: Any, channel_axes: Sequence[int], bits: int = 8, scales: Any = None
+) -> tuple[Any, Any]:
     """Returns the codes of weights, `round(w / s_c)`, and their scales, as float32 tensors.
 
     Args:
         weights: A kernel of any shape.
         channel_axes: As in `weight_scales`.
         bits: Width of the codes. Defaults to 8: codes -127..127.
+        scales: A tensor that broadcasts against `weights`; larger weights saturate. Defaults to
+            those of the largest weights.
     """
-    scales = weight_scales(weights, channel_axes, bits)
-    return ops.round(ops.cast(weights, "float32") / scales), scales
+    values = ops.cast(weights, "float32")
+    if scales is None:
+        scales = weight_scales(weights, channel_axes, bits)
+        return ops.round(values / scales), scales
+    largest = 2 ** (bits - 1) - 1
+    return ops.clip(ops.round(values / scales), -largest, largest), scales
 
 
-def fake_quantize_weights(weights: Any, channel_axes: Sequence[int], bits: int = 8) -> Any:
-    """Rounds weights as `quantize_weights` does; the gradient passes unchanged.
+def fake_quantize_weights(
+    weights: Any, channel_axes: Sequence[int], bits: int = 8, scales: Any = None
+) -> Any:
+    """Rounds weights as `quantize_weights` does, with a straight-through gradient.
 
-    The scale follows the largest weight of its channel, so no weight is ever clipped and the
-    straight-through gradient is 1 everywhere.
+    Where the scale follows the largest weight of its channel, no weight is clipped, and the
+    gradient passes unchanged. A clipped weight gets the share `limit / |w|` of it: the
+    magnitude-aware differentiation of Sakr et al., https://arxiv.org/abs/2206.06501, equation 9.
 
     Args:
         weights: A float kernel of any shape.
         channel_axes: As in `weight_scales`.
         bits: Width of the codes. Defaults to 8.
+        scales: As in `weight_codes`; they get no gradient.
 
     Example:
         >>> fake_quantize_weights(layer.kernel, channel_axes=(-1,))  # doctest: +SKIP
     """
+    weights = ops.convert_to_tensor(weights)
+    if scales is not None:
+        limits = ops.stop_gradient(scales) * (2 ** (bits - 1) - 1)
+        values = ops.cast(weights, "float32")
+        # The value is w, its gradient that share.
+        share = ops.stop_gradient(ops.minimum(1.0, limits / ops.maximum(ops.abs(values), 1e-30)))
+        passed = ops.cast(values * share, weights.dtype)
+        rounded = quantize_weights(ops.stop_gradient(weights), channel_axes, bits, scales)
+        return passed + ops.stop_gradient(rounded - passed)
     rounded = ops.custom_gradient(
         lambda values: (quantize_weights(values, channel_axes, bits), _passed)
     )
-    return rounded(ops.convert_to_tensor(weights))
+    return rounded(weights)
 
 
 def _passed(*arguments: Any, upstream: Any = None) -> Any:

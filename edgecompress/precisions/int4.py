@@ -77,7 +77,8 @@ class Int4(Uniform):
             or place.grouped
             or place.operator not in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
         ):
-            return Int8(self.momentum)
+            kept = ("momentum", "activation_ranges", "weight_ranges", "percentile")
+            return Int8(**{name: getattr(self, name) for name in kept})
         return self
 
     def weight_axes(self, channel_axes: tuple[int, ...], rank: int) -> tuple[int, ...]:

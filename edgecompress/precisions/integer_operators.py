@@ -123,6 +123,7 @@ def operate_weighted(
     precision: Precision,
     axes: Sequence[int],
     batch_norms: Sequence[Any] = (),
+    scales: Any = None,
 ) -> Any:
     """Returns a convolution or matrix product with its bias, on the grid of its output.
 
@@ -136,8 +137,10 @@ def operate_weighted(
         precision: Of the kernel.
         axes: Axes of the kernel with separate scales.
         batch_norms: BatchNormalization layers folded into it.
+        scales: The kernel's scales, if the precision does not choose them.
     """
-    found = precision.weight_codes(kernel, axes)
+    more = {} if scales is None else {"scales": scales}
+    found = precision.weight_codes(kernel, axes, **more)
     if found is None:
         raise TypeError(f"{precision.name} has no codes of weights.")
     codes, scales = found

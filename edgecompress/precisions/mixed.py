@@ -35,6 +35,8 @@ def scale_axes(kernel: np.ndarray, axes: tuple[int, ...], precision: Precision) 
         axes: The channel axes that `precision.weight_axes` returned.
         precision: Only int8 codes are changed that way by the converter.
     """
+    if getattr(precision, "weight_ranges", "minmax") != "minmax":
+        return axes
     if precision.stored_bits == 8 and per_tensor(kernel, axes, precision.weight_bits):
         return ()
     return axes

@@ -18,6 +18,7 @@ from edgecompress.core.learnt_ranges import settled_record, valid_record
 from edgecompress.core.operator_copy import rebuild
 from edgecompress.core.record import CompressionRecord
 from edgecompress.precisions.base import PRECISIONS, Precision, trained_precision
+from edgecompress.precisions.fake_quantization import spread_scales
 from edgecompress.precisions.int8 import Int8
 from edgecompress.precisions.integer_arithmetic import grid_of, on_grid
 from edgecompress.precisions.integer_operators import (
@@ -83,6 +84,7 @@ class IntegerOperator(keras.layers.Layer):
         attribute: For a layer with weights: that of its kernel. Defaults to none.
         precision: Name of the kernel's precision. Defaults to `"int8"`.
         axes: Axes of the kernel with separate scales.
+        scales: The kernel's scales. Defaults to those that the precision chooses.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class IntegerOperator(keras.layers.Layer):
         attribute: str = "",
         precision: str = "int8",
         axes: Sequence[int] = (),
+        scales: Sequence[float] | None = None,
         **kwargs: Any,
     ) -> None:
         """Keeps the operator."""
@@ -103,6 +106,7 @@ class IntegerOperator(keras.layers.Layer):
         self.batch_norms = [restore(b) if isinstance(b, dict) else b for b in batch_norms]
         self.ranges = [tuple(bounds) for bounds in inputs], tuple(output)
         self.attribute, self.precision, self.axes = attribute, precision, tuple(axes)
+        self.scales = None if scales is None else list(scales)
 
     def _run(self, values: Any) -> Any:
         if isinstance(self.operator, str):
@@ -135,10 +139,12 @@ class IntegerOperator(keras.layers.Layer):
             what = self.operator if isinstance(self.operator, str) else name_of(self.operator)
             tensors = keras.tree.flatten(inputs)
             return operate(what, self._run, (inputs,), tensors, sources, target)
-        layer = self.operator
+        layer, kernel, scales = self.operator, ops.convert_to_tensor(self.kernel), None
+        if self.scales is not None:
+            scales = spread_scales(self.scales, kernel.shape, self.axes)
         outputs = operate_weighted(
             with_kernel(layer, self.attribute, layer.call),
-            ops.convert_to_tensor(self.kernel),
+            kernel,
             ops.convert_to_tensor(layer.bias) if layer.use_bias else None,
             inputs,
             sources[0],
@@ -146,6 +152,7 @@ class IntegerOperator(keras.layers.Layer):
             PRECISIONS[self.precision](),
             self.axes,
             self.batch_norms,
+            scales,
         )
         return layer.activation(outputs)
 
@@ -169,6 +176,7 @@ class IntegerOperator(keras.layers.Layer):
             "attribute": self.attribute,
             "precision": self.precision,
             "axes": self.axes,
+            "scales": self.scales,
         }
         return {**super().get_config(), **own}
 
@@ -274,10 +282,11 @@ class _Operators:
         )
         known: dict[str, Any] = {"name": getattr(function, "name", re.sub("/", "_", name))}
         if operator.kind == WEIGHTED:
-            kernel, precision, axes = self._kernel_of(name, operator.layer)
+            kernel, precision, axes, scales = self._kernel_of(name, operator.layer)
             if type(precision).weight_codes is Precision.weight_codes:
                 return function(*values)
             known |= {"attribute": kernel, "precision": precision.name, "axes": axes}
+            known["scales"] = scales
             self._folded |= set(operator.batch_norms)
             originals = [self._layers[batch_norm] for batch_norm in operator.batch_norms]
             copies = [type(layer).from_config(layer.get_config()) for layer in originals]
@@ -292,15 +301,19 @@ class _Operators:
             return IntegerOperator(function, inputs, output, **known)(*values)
         return IntegerOperator(what, inputs, output, **known)(list(values))
 
-    def _kernel_of(self, name: str, layer: str) -> tuple[str, Precision, tuple[int, ...]]:
-        """Returns the attribute of a copied layer's kernel, its precision and its scales' axes."""
+    def _kernel_of(
+        self, name: str, layer: str
+    ) -> tuple[str, Precision, tuple[int, ...], list[float] | None]:
+        """Returns the attribute of a copied layer's kernel, its precision, its scales and axes."""
         found = int8_kernels(self._layers[layer])
         kernel = found[0] if name.endswith("/depthwise") else found[-1]
         precision = self._kernels.get(kernel_name(layer, kernel.attribute), self._quantizer)
         values = ops.convert_to_numpy(kernel.of(self._layers[layer]))
         axes = scale_axes(values, precision.weight_axes(kernel.outputs, values.ndim), precision)
+        codes = precision.weight_codes(values, axes)
+        scales = None if codes is None else ops.convert_to_numpy(codes[1]).ravel().tolist()
         # A separable layer is copied as two layers.
-        return "kernel" if len(found) == 2 else kernel.attribute, precision, axes
+        return "kernel" if len(found) == 2 else kernel.attribute, precision, axes, scales
 
 
 def _range_of(

@@ -11,15 +11,26 @@ from keras import layers
 
 import edgecompress as ec
 from edgecompress.converters import float32, int8
+from edgecompress.core.fusion import analyse
 from edgecompress.core.learnt_ranges import tied
+from edgecompress.core.options import named_config
 from edgecompress.core.record import CompressionRecord
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.operators import FILTER_READERS
-from edgecompress.precisions.base import QAT, Precision
+from edgecompress.precisions.base import PRECISIONS, QAT, Precision
+from edgecompress.precisions.mixed import assign, kernels_step, places_of
 
 pytestmark = pytest.mark.slow
 
 RANGES = {"input:0": (-1.0, 2.0), "first": (0.0, 3.0), "second": (0.0, 4.0), "third": (-5.0, 5.0)}
+
+
+PRECISIONS_OF: dict[str, Precision] = {
+    "per channel": ec.Int8(),
+    "shared scale": ec.Int8(),
+    "int4": ec.Int4(edge_bits=4),
+    "clipped": ec.Int4(edge_bits=4, weight_ranges="mse"),
+}
 
 
 def network(shared: bool) -> keras.Model:
@@ -47,13 +58,21 @@ def network(shared: bool) -> keras.Model:
 
 
 def file_of(model: keras.Model, precision: Precision) -> FlatModel:
-    step = {"technique": QAT, "quantizer": precision.name, "momentum": 0.99}
+    config = named_config(PRECISIONS, precision)["config"]
+    kernels = kernels_step(assign(places_of(model, analyse(model)), precision))
+    step = {"technique": QAT, "quantizer": precision.name, **config, **kernels}
     record = tied(CompressionRecord((step,), RANGES), model)
     return int8.convert(float32.convert(model), record=record, precision=precision).flat
 
 
 def expected(
-    model: keras.Model, name: str, norm: str | None, source: float, levels: int, axes: Any
+    model: keras.Model,
+    name: str,
+    norm: str | None,
+    source: float,
+    levels: int,
+    axes: Any,
+    clipped: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns codes (channels, weights), scales and biases."""
     layer = model.get_layer(name)
@@ -61,7 +80,9 @@ def expected(
     depthwise = name == "depthwise"
     rows = kernel.reshape(-1, kernel.shape[-2] if depthwise else kernel.shape[-1]).T
     scales = np.abs(rows).max(axes, keepdims=True) / levels * np.ones((len(rows), 1))
-    codes, scales = np.rint(rows / scales), scales[:, 0]
+    if clipped:
+        scales *= np.array([[clipped_share(row, levels)] for row in rows])
+    codes, scales = np.clip(np.rint(rows / scales), -levels, levels), scales[:, 0]
     bias = layer.bias.numpy().astype(np.float64) if layer.use_bias else np.zeros(len(rows))
     if norm is not None:
         gamma, beta, mean, variance = (
@@ -74,13 +95,24 @@ def expected(
     return codes, scales, np.rint(bias / (source * scales))
 
 
-@pytest.mark.parametrize("case", ["per channel", "shared scale", "int4"])
+def clipped_share(row: np.ndarray, levels: int) -> float:
+    """Returns the limit that OCTAV's iteration converges to, in 64ths of the largest weight."""
+    sizes = np.abs(row)
+    limit = sizes.mean()
+    for _ in range(100):
+        above = sizes > limit
+        limit = sizes[above].sum() / ((~above).sum() / (12 * levels**2) + above.sum())
+    return float(np.rint(64 * limit / sizes.max()) / 64)
+
+
+@pytest.mark.parametrize("case", ["per channel", "shared scale", "int4", "clipped"])
 def test_weights_in_the_file_are_those_of_the_simulation(case: str) -> None:
     model = network(shared=case == "shared scale")
-    flat = file_of(model, ec.Int4(edge_bits=4) if case == "int4" else ec.Int8())
+    flat = file_of(model, PRECISIONS_OF[case])
     readers = [operator for operator in flat.operators if operator.code in FILTER_READERS]
     assert len(readers) == 3
-    few = 7 if case == "int4" else 127
+    clipped = case == "clipped"
+    few = 7 if case == "int4" or clipped else 127
     # One scale for the whole kernel, or one for each row.
     one = None if case == "shared scale" else 1
     plan = (("conv", "norm", few, one), ("depthwise", "norm_2", 127, 1), ("third", None, few, 1))
@@ -88,7 +120,9 @@ def test_weights_in_the_file_are_those_of_the_simulation(case: str) -> None:
         filters, bias = flat.tensor(operator, 1), flat.tensor(operator, 2)
         assert filters.type == ("INT4" if levels == 7 else "INT8")
         source = float(flat.tensor(operator, 0).scales[0])
-        codes, scales, biases = expected(model, name, norm, source, levels, axes)
+        codes, scales, biases = expected(model, name, norm, source, levels, axes, clipped)
+        # Some weights are clipped, or the case would show nothing.
+        assert not clipped or levels == 127 or (np.abs(codes) == levels).sum() > len(codes)
         stored = filters.values()
         if name == "depthwise":
             stored = np.moveaxis(stored, -1, 0)

@@ -15,7 +15,7 @@ import numpy as np
 from keras import ops
 
 from edgecompress.precisions.base import Precision
-from edgecompress.precisions.fake_quantization import rectified_fake_quantize
+from edgecompress.precisions.fake_quantization import SMALLEST_RANGE, rectified_fake_quantize
 from edgecompress.precisions.integer_arithmetic import Grid, grids_of
 from edgecompress.precisions.uniform import Uniform
 
@@ -42,8 +42,9 @@ class ActivationRanges:
         self._variable = keras.Variable(
             first, dtype="float32", trainable=False, autocast=False, name="activation_ranges"
         )
-        # During a call: what `averaging` returns, the ranges in effect, and the grids.
-        self._old: list[tuple[Any, Any]] = []
+        # During a call: what `averaging` returns (start, its maximum, share), the ranges in effect,
+        # and the grids.
+        self._old: list[tuple[Any, Any, Any]] = []
         self._updated: dict[str, Any] = {}
         self._grids: list[Grid] = []
 
@@ -65,7 +66,9 @@ class ActivationRanges:
             return
         old = self._variable.value
         start, share = self._quantizer.averaging(old)
-        self._old = list(zip(ops.unstack(start), ops.unstack(share), strict=True))
+        _, highest = ops.unstack(start, axis=1)
+        parts = (start, highest, ops.reshape(share, [-1]))
+        self._old = list(zip(*map(ops.unstack, parts), strict=True))
         try:
             yield
             if self._updated:
@@ -114,10 +117,15 @@ class ActivationRanges:
         """
         if not isinstance(self._quantizer, Uniform):
             raise TypeError(f"{self._quantizer.name} does not clip at 0 as ReLU does.")
-        highest = ops.maximum(ops.cast(ops.max(ops.stop_gradient(values)), "float32"), 0.0)
+        # Above 0, so that rounding needs no guard against an empty range.
+        highest = ops.cast(ops.max(ops.stop_gradient(values)), "float32")
+        highest = ops.maximum(highest, SMALLEST_RANGE)
         if maximum != np.inf:
             highest = ops.minimum(highest, maximum)
-        _, highest = ops.unstack(self._learn(name, ops.stack([0.0, highest])))
+        # One number costs less than a range.
+        start, share = self._old[self._positions[name]][1:]
+        highest = start + share * (highest - start)
+        self._updated[name] = ops.stack([0.0, highest])
         return rectified_fake_quantize(values, highest, self._quantizer.activation_bits)
 
     def frozen(self, name: str, values: Any) -> Any:
@@ -132,7 +140,7 @@ class ActivationRanges:
         return ops.where(seen, rounded, values)
 
     def _learn(self, name: str, extremes: Any) -> Any:
-        start, share = self._old[self._positions[name]]
+        start, _, share = self._old[self._positions[name]]
         self._updated[name] = start + share * (extremes - start)
         return self._updated[name]
 

@@ -25,6 +25,7 @@ from edgecompress.core.errors import ConversionError, UnsupportedModelError, few
 from edgecompress.core.inner_kernels import inner_kernels
 from edgecompress.core.keras_graph import functional_of, walk_layers
 from edgecompress.core.layer_kinds import int8_kernels
+from edgecompress.core.learnt_ranges import own_means
 from edgecompress.core.shared_values import channels_first, fold_factors, shares_values
 from edgecompress.core.suppress_output import suppress_output
 from edgecompress.flatbuffers.artifact import Artifact
@@ -136,7 +137,12 @@ def convert(model: Any, taps: bool = True, verbose: bool = False) -> Float32Resu
     trace = traced(model)
     loaded = trace.loaded
     check_inputs(loaded)
-    made = rewritten(read_tflite(to_flatbuffer(trace, verbose)))
+    own = own_means(loaded.record)
+    names = layer_names(loaded)
+    made = rewritten(
+        read_tflite(to_flatbuffer(trace, verbose)),
+        keep=lambda name, output: name == "means" and layer_of(output, names) in own,
+    )
     raw = made.flat
     sample, values = _compared(loaded, raw)
     notes = [*trace.notes]
@@ -144,16 +150,16 @@ def convert(model: Any, taps: bool = True, verbose: bool = False) -> Float32Resu
     if taps:
         tensors = _find_taps(loaded, raw, values, sample, notes)
     folded, owners = _match_kernels(loaded, raw, notes)
-    names = _tensor_names(loaded, raw, tensors)
+    named = _tensor_names(loaded, raw, tensors)
     notes += _rewrites(loaded, made)
     editor = ModelEditor(raw)
-    editor.rename(lambda graph, index: names.get((graph, index), f"subgraph_{graph}/{index}"))
+    editor.rename(lambda graph, index: named.get((graph, index), f"subgraph_{graph}/{index}"))
     editor.strip(keep_names="all")
     return Float32Result(
         Artifact(KIND, editor.pack(), str(loaded.path or loaded.name), loaded.record, tuple(notes)),
-        {tap: names[0, index] for tap, index in tensors.items()},
-        {names[0, index]: kernel for index, kernel in folded.items()},
-        {names[0, index]: owner for index, owner in owners.items()},
+        {tap: named[0, index] for tap, index in tensors.items()},
+        {named[0, index]: kernel for index, kernel in folded.items()},
+        {named[0, index]: owner for index, owner in owners.items()},
     )
 
 

@@ -290,7 +290,7 @@ def record_for(
         UnsupportedModelError: a kernel has bits that no precision has.
     """
     from edgecompress.core.fusion import analyse
-    from edgecompress.core.learnt_ranges import tied
+    from edgecompress.core.learnt_ranges import TRAINED_BY, tied
 
     if not ranges:
         return CompressionRecord(), [
@@ -317,7 +317,7 @@ def record_for(
         "per_channel": True,
         "weight_bits": 8,
         "activation_bits": 8,
-        "trained_by": "tensorflow-model-optimization",
+        TRAINED_BY: "tensorflow-model-optimization",
         "taps": len(kept),
         **kernels_step(kernels),
     }

@@ -130,19 +130,28 @@ class Rewritten:
     places: Mapping[str, tuple[str, ...]]
 
 
-def rewritten(flat: FlatModel, rewrites: Mapping[str, Rewrite] | None = None) -> Rewritten:
+def rewritten(
+    flat: FlatModel,
+    rewrites: Mapping[str, Rewrite] | None = None,
+    keep: Callable[[str, str], bool] = lambda name, output: False,
+) -> Rewritten:
     """Applies rewrites to a float flatbuffer, in the order of their registration.
 
     Args:
         flat: The file; one with several subgraphs (loops) is returned unchanged.
         rewrites: Name -> rewrite. Defaults to all.
+        keep: (name of a rewrite, output of a place) -> whether the place stays as it is. Defaults
+            to none.
     """
     places: dict[str, tuple[str, ...]] = {}
     if flat.subgraphs > 1:
         return Rewritten(flat, places)
     for name, rewrite in (PORTABLE if rewrites is None else rewrites).items():
         # Places that share operators come one after the other.
-        while found := tuple(rewrite.find(Graph(flat))):
+        while True:
+            found = [p for p in rewrite.find(Graph(flat)) if not keep(name, p.output)]
+            if not found:
+                break
             editor = ModelEditor(flat)
             for place in found:
                 place.edit(editor)

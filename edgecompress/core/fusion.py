@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -127,7 +127,7 @@ class _Operator:
 class _Graph:
     """The operators of a model, including nested models, in execution order."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, own_means: Collection[str] = ()) -> None:
         self.operators: list[_Operator] = []
         self.notes: list[str] = []
         self._count = 0
@@ -140,7 +140,11 @@ class _Graph:
         self.readers = Counter(v for o in self.operators for v in o.inputs)
         self.readers.update(self.outputs)
         for operator in self.operators:
-            if operator.step.kind == MEAN and self._is_above(operator.inputs[0]):
+            if (
+                operator.step.kind == MEAN
+                and operator.name not in own_means
+                and self._is_above(operator.inputs[0])
+            ):
                 operator.step = replace(operator.step, kind=AVERAGE)
 
     def _is_above(self, value: int) -> bool:
@@ -310,11 +314,12 @@ def _fold_forward(graph: _Graph, operator: _Operator) -> None:
     )
 
 
-def analyse(model: Any) -> FusedGraph:
+def analyse(model: Any, own_means: Collection[str] = ()) -> FusedGraph:
     """Returns the taps, quantized weights and foldable layers of a Keras model.
 
     Args:
         model: A built Sequential or Functional model; nested models are entered.
+        own_means: Taps of means that keep a range of their own in any case. Defaults to none.
 
     Raises:
         UnsupportedModelError: the model is subclassed, has no input shape yet, uses a layer twice
@@ -325,7 +330,7 @@ def analyse(model: Any) -> FusedGraph:
         ...  # doctest: +SKIP
         ['input:0', 're_lu', 'dense/pre_activation', 'dense']
     """
-    graph = _Graph(model)
+    graph = _Graph(model, own_means)
     for operator in graph.operators:
         _absorb(graph, operator)
 

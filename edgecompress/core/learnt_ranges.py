@@ -22,6 +22,8 @@ from edgecompress.core.fusion import analyse, source_of
 from edgecompress.core.keras_graph import layers_before, walk_layers
 from edgecompress.core.record import CompressionRecord, attach_record, record_of
 
+# In a record's step: the tool that has trained the ranges, if it is not this package.
+TRAINED_BY = "trained_by"
 _EPOCHS = "_edgecompress_ranges_of_epochs"
 # Number of epochs whose ranges are kept: the usual patience of early stopping.
 _KEPT = 64
@@ -52,6 +54,16 @@ def weight_hashes(model: Any) -> dict[str, str]:
 def tied(record: CompressionRecord, model: Any) -> CompressionRecord:
     """Returns a record whose ranges belong to the model's current weights."""
     return dataclasses.replace(record, weights=weight_hashes(model), outdated=())
+
+
+def own_means(record: CompressionRecord | None) -> frozenset[str]:
+    """Returns the taps at which a mean keeps its own range (`core.fusion.analyse`).
+
+    Training in this package rounds the mean of a map above zero in the range of the map, as a
+    pooling does; another tool's training has learnt a range for it.
+    """
+    trained = [step for step in (() if record is None else record.steps) if TRAINED_BY in step]
+    return frozenset(record.ranges) if record is not None and trained else frozenset()
 
 
 def remember(model: Any, ranges: Ranges) -> None:

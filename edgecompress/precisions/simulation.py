@@ -14,7 +14,7 @@ from edgecompress.core.fusion import FusedGraph, Tap, analyse, source_of
 from edgecompress.core.inner_kernels import InnerKernel
 from edgecompress.core.keras_graph import layers_by_name
 from edgecompress.core.layer_kinds import WEIGHTED, KernelAxes, int8_kernels
-from edgecompress.core.learnt_ranges import settled_record, valid_record
+from edgecompress.core.learnt_ranges import own_means, settled_record, valid_record
 from edgecompress.core.operator_copy import rebuild
 from edgecompress.core.record import CompressionRecord
 from edgecompress.precisions.base import PRECISIONS, Precision, trained_precision
@@ -213,7 +213,7 @@ def simulate(
     record = valid_record(model, settled_record(model)) if record is None else record
     trained = trained_precision(record)
     quantizer = quantizer or trained or Int8()
-    graph = analyse(model)
+    graph = analyse(model, own_means(record))
     if trained is not None and quantizer == trained:
         kernels = trained_kernels(record)
     else:

@@ -12,9 +12,13 @@ from edgecompress.converters.loaders import wrap
 from edgecompress.converters.portable import repeats
 from edgecompress.converters.portable.base import PORTABLE, Rewritten, rewritten
 from edgecompress.converters.real_values import dequantize
+from edgecompress.core.fusion import analyse
+from edgecompress.core.learnt_ranges import TRAINED_BY, own_means, tied
+from edgecompress.core.record import CompressionRecord, attach_record, record_of
 from edgecompress.engines.run import run_engine
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.reading import read_tflite
+from edgecompress.precisions.base import QAT
 from edgecompress.targets.profile import load_target
 from edgecompress.targets.tflm.latency import predict
 
@@ -123,6 +127,23 @@ def test_upsampling_is_one_enlargement_in_int8() -> None:
     for engine in ("litert", "tflm"):
         output = run_engine(engine, flat.data, [codes]).outputs[0]
         np.testing.assert_array_equal(output, wanted)
+
+
+def test_a_mean_stays_one_where_another_tool_has_learnt_its_range() -> None:
+    step, ranges = (
+        {"technique": QAT, TRAINED_BY: "other"},
+        {"re_lu": (0.0, 4.0), "pool": (0.0, 1.0)},
+    )
+    pool, relu = kl.GlobalAveragePooling2D(name="pool"), kl.ReLU(name="re_lu")
+    model = _model((4, 4, 2), lambda x: kl.Dense(2)(pool(relu(x))))
+    attach_record(model, tied(CompressionRecord((step,), ranges), model))
+    taps = {tap.name: tap.same_as for tap in analyse(model, own_means(record_of(model))).taps}
+    assert taps["pool"] is None
+    assert float32.convert(model).artifact.flat.histogram()["MEAN"] == 1
+    # Training in this package rounds as the pooling does.
+    del step[TRAINED_BY]
+    assert not own_means(CompressionRecord((step,), ranges))
+    assert {tap.name: tap.same_as for tap in analyse(model).taps}["pool"] == "re_lu"
 
 
 def test_means_are_poolings_that_round_codes_and_cost_less(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import keras
 import numpy as np
 import pytest
@@ -39,6 +41,22 @@ def network(activation=None):
     return keras.Model(inputs, x)
 
 
+def small():
+    """As few operators as these properties need: a fit traces and rounds each of them."""
+    keras.backend.clear_session(free_memory=False)
+    keras.utils.set_random_seed(3)
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 2)),
+            layers.Conv2D(4, 3, use_bias=False, name="conv"),
+            layers.BatchNormalization(momentum=0.5, name="bn"),
+            layers.ReLU(),
+            layers.Flatten(),
+            layers.Dense(3, name="dense"),
+        ]
+    )
+
+
 def compiled(model, from_logits=True, **options):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits)
     model.compile(keras.optimizers.SGD(0.02, momentum=0.9), loss, metrics=["accuracy"], **options)
@@ -62,33 +80,86 @@ def is_plain(model):
     return all(found)
 
 
-def test_training_changes_the_loss_and_leaves_a_plain_model():
-    plain = fit(compiled(network()), []).history["loss"]
+@pytest.fixture(scope="module")
+def plain():
+    """Losses of a fit without the callback."""
+    return fit(compiled(network()), [], epochs=6, initial_epoch=3).history["loss"]
+
+
+@pytest.fixture(scope="module")
+def aware(tmp_path_factory):
+    """What a fit with the callback left, and what it wrote into files meanwhile."""
+    x, y = data()
+    path = tmp_path_factory.mktemp("aware") / "model.keras"
     model = compiled(network())
-    names = [weight.path for weight in model.weights]
-    history = fit(model, [QuantizationAwareTraining()]).history
-    assert history["loss"] != plain
-    np.testing.assert_allclose(history["loss"], plain, rtol=0.2)
-    assert history["quantization_active"] == [1, 1]
-    assert history["quantization_drift"][0] == 1 > history["quantization_drift"][1]
-    assert is_plain(model)
-    assert [weight.path for weight in model.weights] == names
-    kernel = model.get_layer("conv").kernel.numpy()
-    codes = kernel / (np.abs(kernel).max(axis=(0, 1, 2)) / 127)
+    before = [weight.path for weight in model.weights]
+    callbacks = [QuantizationAwareTraining(), keras.callbacks.ModelCheckpoint(path)]
+    history = fit(model, callbacks, epochs=8, validation_data=(x, y)).history
+    return SimpleNamespace(
+        history=history,
+        same_weights=[weight.path for weight in model.weights] == before,
+        is_plain=is_plain(model),
+        kind=type(model),
+        kernel=model.get_layer("conv").kernel.numpy(),
+        outputs=model(x).numpy(),
+        simulated=simulate(model)(x).numpy(),
+        record=record_of(model),
+        path=path,
+    )
+
+
+@pytest.fixture(scope="module")
+def softmax():
+    """A fit of a model that ends in a softmax, and the int8 file of it."""
+    from edgecompress.converters import float32, int8
+
+    model = compiled(network("softmax"), from_logits=False)
+    history = fit(model, [QuantizationAwareTraining()], epochs=8).history
+    simulated = simulate(model)(data()[0]).numpy()
+    artifact = int8.convert(float32.convert(model))
+    return SimpleNamespace(
+        history=history, ranges=record_of(model).ranges, simulated=simulated, artifact=artifact
+    )
+
+
+@pytest.fixture(scope="module")
+def begun():
+    """History and record of a fit that rounds from its second epoch on, and the taps."""
+    model = compiled(network())
+    callback = QuantizationAwareTraining(Int8(momentum=0.5), begin_epoch=4)
+    history = fit(model, [callback], epochs=6, initial_epoch=3).history
+    return history, record_of(model), [tap.name for tap in find_taps(model)]
+
+
+def test_training_changes_the_loss_and_leaves_a_plain_model(aware, plain):
+    losses = aware.history["loss"]
+    assert losses[: len(plain)] != plain
+    np.testing.assert_allclose(losses[:2], plain[:2], rtol=0.2)
+    assert aware.history["quantization_active"] == [1] * 8
+    assert aware.history["quantization_drift"][0] == 1 > aware.history["quantization_drift"][1]
+    assert aware.is_plain
+    assert aware.same_weights
+    codes = aware.kernel / (np.abs(aware.kernel).max(axis=(0, 1, 2)) / 127)
     assert np.abs(codes - np.rint(codes)).max() > 0.1  # float, not baked
+
+
+@pytest.fixture(scope="module")
+def step_by_step():
+    """Losses where each step is a call of its own, and compiled by TensorFlow."""
+    model = compiled(small(), jit_compile=False)
+    return fit(model, [QuantizationAwareTraining(begin_epoch=1)]).history["loss"]
 
 
 @pytest.mark.parametrize(
     "options", [{"steps_per_execution": 4}, {"jit_compile": True}, {"steps_per_execution": 3}]
 )
 @pytest.mark.filterwarnings("ignore:.*retracing")
-def test_execution_settings_give_the_same_losses(options):
-    want = fit(compiled(network(), jit_compile=False), [QuantizationAwareTraining(begin_epoch=1)])
-    model = compiled(network(), **options)
+def test_execution_settings_give_the_same_losses(options, step_by_step):
+    model = compiled(small(), **options)
     got = fit(model, [QuantizationAwareTraining(begin_epoch=1)])
     # XLA sums in another order, and a rounded value may then fall on the other side of a tie.
     tolerance = 2e-3 if "jit_compile" in options else 1e-5
-    np.testing.assert_allclose(got.history["loss"], want.history["loss"], rtol=tolerance)
+    np.testing.assert_allclose(got.history["loss"], step_by_step, rtol=tolerance)
 
 
 def test_first_step_matches_numpy():
@@ -119,90 +190,69 @@ def test_first_step_matches_numpy():
     assert ranges[model.layers[-1].name] == pytest.approx((linear.min(), linear.max()), rel=1e-4)
 
 
-def test_moving_average_over_batches():
-    x, y = data()
-    model = compiled(network())
-    model.fit(
-        x, y, batch_size=BATCH, shuffle=False, verbose=0,
-        callbacks=[QuantizationAwareTraining(Int8(momentum=0.5))],
-    )  # fmt: skip
+def test_moving_average_over_batches(begun):
+    x, _ = data()
+    starts = [*range(0, SAMPLES, BATCH)] * 2  # Two epochs with the rounding.
     low, high = x[:BATCH].min(), x[:BATCH].max()
-    for start in range(BATCH, SAMPLES, BATCH):
+    for start in starts[1:]:
         batch = x[start : start + BATCH]
         low, high = (low + batch.min()) / 2, (high + batch.max()) / 2
-    assert record_of(model).ranges["input:0"] == pytest.approx((low, high), rel=1e-5)
+    assert begun[1].ranges["input:0"] == pytest.approx((low, high), rel=1e-5)
 
 
-def test_record_names_every_tap_and_the_step():
-    model = compiled(network())
-    fit(model, [QuantizationAwareTraining(Int8(momentum=0.9), begin_epoch=1)])
-    record = record_of(model)
-    assert list(record.ranges) == [tap.name for tap in find_taps(model)]
+def test_record_names_every_tap_and_the_step(begun):
+    _, record, taps = begun
+    assert list(record.ranges) == taps
     assert record.ranges["pool"] == record.ranges["add"]
     (step,) = record.steps
     assert step["technique"] == "quantization_aware_training"
-    assert (step["weight_bits"], step["momentum"], step["begin_epoch"]) == (8, 0.9, 1)
+    assert (step["weight_bits"], step["momentum"], step["begin_epoch"]) == (8, 0.5, 4)
     assert step["layers"] == ["conv", "sep", "dense"]
-    assert step["epochs"] == 1
+    assert step["epochs"] == 2
 
 
-def test_begin_epoch_counts_as_keras_does():
-    model = compiled(network())
-    history = fit(
-        model, [QuantizationAwareTraining(begin_epoch=4)], epochs=6, initial_epoch=3
-    ).history
+def test_begin_epoch_counts_as_keras_does(begun, plain):
+    history, _, _ = begun
     assert history["quantization_active"] == [0, 1, 1]
-    plain = fit(compiled(network()), [], epochs=6, initial_epoch=3).history
-    assert history["loss"][0] == pytest.approx(plain["loss"][0], rel=1e-6)
-    assert history["loss"][1] != pytest.approx(plain["loss"][1], rel=1e-6)
+    assert history["loss"][0] == pytest.approx(plain[0], rel=1e-6)
+    assert history["loss"][1] != pytest.approx(plain[1], rel=1e-6)
 
 
 def test_training_that_ends_before_begin_epoch_says_so():
-    model = compiled(network())
+    model = compiled(small())
     history = fit(model, [QuantizationAwareTraining(begin_epoch=5)]).history
     assert history["quantization_active"] == [0, 0]
     assert any("never active: begin_epoch is 5" in note for note in record_of(model).notes)
     assert record_of(model).ranges == {}
 
 
-def test_validation_sees_the_simulation():
-    model = compiled(network())
-    x, y = data()
-    history = fit(model, [QuantizationAwareTraining()], validation_data=(x, y)).history
-    simulated = compiled(simulate(model))
-    want, _ = simulated.evaluate(x, y, verbose=0)
-    assert history["val_loss"][-1] == pytest.approx(want, rel=1e-5)
-    assert model.evaluate(x, y, verbose=0)[0] != pytest.approx(want, rel=1e-5)
+def test_validation_sees_the_simulation(aware):
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    _, y = data()
+    want = float(loss(y, aware.simulated))
+    assert aware.history["val_loss"][-1] == pytest.approx(want, rel=1e-5)
+    assert float(loss(y, aware.outputs)) != pytest.approx(want, rel=1e-5)
 
 
-def test_losses_on_softmax_outputs_keep_their_gradient():
+def test_losses_on_softmax_outputs_keep_their_gradient(softmax, aware):
     """A rounded softmax would be 0 for most classes: no loss could train on it."""
-    model = compiled(network("softmax"), from_logits=False)
-    history = fit(model, [QuantizationAwareTraining()], epochs=8).history
-    assert history["loss"][-1] < 0.5 * history["loss"][0]
-    want = fit(compiled(network()), [QuantizationAwareTraining()], epochs=8).history
-    np.testing.assert_allclose(history["loss"], want["loss"], rtol=1e-3)
-    assert record_of(model).ranges["dense"] == (0.0, 255 / 256)
-    x, _ = data()
-    np.testing.assert_allclose(simulate(model).predict(x, verbose=0) * 256 % 1, 0, atol=1e-4)
+    losses = softmax.history["loss"]
+    assert losses[-1] < 0.5 * losses[0]
+    np.testing.assert_allclose(losses, aware.history["loss"], rtol=1e-3)
+    assert softmax.ranges["dense"] == (0.0, 255 / 256)
+    np.testing.assert_allclose(softmax.simulated * 256 % 1, 0, atol=1e-4)
 
 
-def test_second_fit_continues_the_ranges():
-    model = compiled(network())
+def test_second_fit_continues_the_ranges_and_float_epochs_start_them_anew():
+    x, y = data()
+    model = compiled(small())
     fit(model, [QuantizationAwareTraining()], epochs=1)
     before = record_of(model).ranges["input:0"]
-    x, y = data()
     model.fit(10 * x, y, epochs=1, batch_size=SAMPLES, verbose=0,
               callbacks=[QuantizationAwareTraining()])  # fmt: skip
     after = record_of(model).ranges["input:0"]
     assert after[1] == pytest.approx(before[1] + 0.01 * (10 * x.max() - before[1]), rel=1e-5)
     assert len(record_of(model).steps) == 1
-
-
-def test_float_epochs_in_between_start_the_ranges_anew():
-    model = compiled(network())
-    fit(model, [QuantizationAwareTraining()], epochs=1)
-    x, y = data()
     model.fit(10 * x, y, epochs=2, batch_size=SAMPLES, verbose=0,
               callbacks=[QuantizationAwareTraining(begin_epoch=1)])  # fmt: skip
     assert record_of(model).ranges["input:0"][1] == pytest.approx(10 * x.max())
@@ -217,78 +267,72 @@ class Stop(keras.callbacks.Callback):
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_backup_and_restore(tmp_path, first):
+def test_backup_and_restore(tmp_path, first, aware):
     def callbacks(*more):
         restore = keras.callbacks.BackupAndRestore(tmp_path / "backup")
         quantize = QuantizationAwareTraining()
         return [quantize, restore, *more] if first else [restore, quantize, *more]
 
+    stopped, killed = compiled(network()), callbacks(Stop())
     with pytest.raises(KeyboardInterrupt):
-        fit(compiled(network()), callbacks(Stop()), epochs=4)
+        fit(stopped, killed, epochs=4)
+    callback = killed[0 if first else 1]
+    assert callback.active
+    assert not is_plain(stopped)
+    callback.detach()
+    assert not callback.active
+    assert is_plain(stopped)
     model = compiled(network())
     history = fit(model, callbacks(), epochs=4)
     assert len(history.history["loss"]) in (2, 3)
     assert set(history.history["quantization_active"]) == {1}
-    whole = fit(compiled(network()), [QuantizationAwareTraining()], epochs=4)
     # No jump: the restored run goes on where the other stopped.
     restored = history.history["loss"]
-    assert max(restored) < whole.history["loss"][-len(restored) - 1]
-    assert list(record_of(model).ranges) == [tap.name for tap in find_taps(model)]
+    assert max(restored) < aware.history["loss"][:4][-len(restored) - 1]
+    assert list(record_of(model).ranges) == list(aware.record.ranges)
 
 
-def test_an_interrupted_fit_is_cleaned_up():
-    model = compiled(network())
-    callback = QuantizationAwareTraining()
+def test_an_interrupted_fit_is_cleaned_up_by_the_next():
+    model = compiled(small())
     with pytest.raises(KeyboardInterrupt):
-        fit(model, [callback, Stop()], epochs=4)
+        fit(model, [QuantizationAwareTraining(), Stop()], epochs=4)
     assert not is_plain(model)
-    assert callback.active
     fit(model, [QuantizationAwareTraining()], epochs=1)
     assert is_plain(model)
-    with pytest.raises(KeyboardInterrupt):
-        fit(model, [callback, Stop()], epochs=4)
-    callback.detach()
-    assert is_plain(model)
-    assert not callback.active
 
 
-def test_checkpoints_in_mid_training_load_plain(tmp_path):
-    path = tmp_path / "model.keras"
-    model = compiled(network())
-    fit(model, [QuantizationAwareTraining(), keras.callbacks.ModelCheckpoint(path)])
-    loaded = keras.models.load_model(path)
-    x, _ = data()
-    assert type(loaded) is type(model)
+def test_checkpoints_in_mid_training_load_plain(aware):
+    loaded = keras.models.load_model(aware.path)
+    assert type(loaded) is aware.kind
     assert is_plain(loaded)
-    np.testing.assert_allclose(loaded.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-6)
-    record, reason = read_record(path)
+    np.testing.assert_allclose(loaded(data()[0]), aware.outputs, atol=1e-6)
+    record, reason = read_record(aware.path)
     assert reason is None
-    assert record.ranges == record_of(model).ranges
+    assert record.ranges == aware.record.ranges
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_constraints_and_pruning_run_with_it(order):
+def test_pruning_runs_with_it(order):
     from edgecompress.callbacks.magnitude_pruning import MagnitudePruning
-    from edgecompress.schedules.constant import ConstantSparsity
+    from edgecompress.schedules import PolynomialDecay
 
     model = compiled(network())
-    pruning = MagnitudePruning(ConstantSparsity(0.5, begin_step=0, frequency=1))
-    callbacks = [QuantizationAwareTraining(), pruning][::order]
-    history = fit(model, callbacks).history
-    assert np.mean(model.get_layer("dense").kernel.numpy() == 0) == pytest.approx(0.5, abs=0.1)
-    assert history["quantization_active"] == [1, 1]
-    assert len(record_of(model).steps) == 2
-    assert is_plain(model)
+    pruning = MagnitudePruning(PolynomialDecay(0.5, begin_step=0, end_step=8, frequency=2))
+    history = fit(model, [QuantizationAwareTraining(), pruning][::order]).history
     zeros = model.get_layer("dense").kernel.numpy() == 0
+    assert zeros.mean() == pytest.approx(0.5, abs=0.01)
+    assert history["sparsity"][-1] == pytest.approx(0.5, abs=0.01)
+    assert history["quantization_active"] == [1, 1]
+    record = record_of(model)
+    assert {step["technique"] for step in record.steps} == {
+        "magnitude_pruning",
+        "quantization_aware_training",
+    }
+    assert list(record.ranges) == [tap.name for tap in find_taps(model)]
+    assert is_plain(model)
+    assert "apply" not in vars(model.optimizer)
     baked = simulate(model).get_layer("dense").kernel.numpy()
     assert not baked[zeros].any()
-
-
-def test_kernel_constraints_hold():
-    model = network()
-    model.get_layer("dense").kernel.constraint = keras.constraints.NonNeg()
-    fit(compiled(model), [QuantizationAwareTraining()])
-    assert model.get_layer("dense").kernel.numpy().min() >= 0
 
 
 def test_group_lasso_runs_with_it():
@@ -296,7 +340,7 @@ def test_group_lasso_runs_with_it():
 
     losses = []
     for order in (1, -1):
-        model = compiled(network())
+        model = compiled(small())
         callbacks = [QuantizationAwareTraining(), GroupLasso(1e-3, groups="filters")][::order]
         losses.append(fit(model, callbacks).history["loss"])
         assert is_plain(model)
@@ -304,38 +348,40 @@ def test_group_lasso_runs_with_it():
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
 
 
-def test_frozen_batch_norm_keeps_its_statistics():
-    model = compiled(network())
+def test_frozen_batch_norm_keeps_its_statistics_and_constraints_hold():
+    model = network()
+    model.get_layer("dense").kernel.constraint = keras.constraints.NonNeg()
     seen = []
 
     class Statistics(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
             seen.append(self.model.get_layer("bn").moving_mean.numpy().copy())
 
-    fit(model, [QuantizationAwareTraining(freeze_batch_norm_epochs=1), Statistics()], epochs=3)
+    callbacks = [QuantizationAwareTraining(freeze_batch_norm_epochs=1), Statistics()]
+    fit(compiled(model), callbacks, epochs=3)
     assert np.abs(seen[0] - seen[1]).max() > 0
     np.testing.assert_array_equal(seen[1], seen[2])
     assert any(model.get_layer("bn").gamma is weight for weight in model.trainable_variables)
+    assert model.get_layer("dense").kernel.numpy().min() >= 0
 
 
-def test_sequential_and_nested_models_and_dict_inputs():
+def test_nested_models_dict_inputs_and_layers_int8_does_not_know():
     x, y = data()
     keras.utils.set_random_seed(1)
     inner = keras.Sequential(
         [keras.Input((8, 8, 2)), layers.Conv2D(3, 3, activation="silu", name="inner")]
     )
-    model = keras.Sequential([keras.Input((8, 8, 2)), inner, layers.Flatten(), layers.Dense(3)])
-    compiled(model).fit(x, y, verbose=0, callbacks=[QuantizationAwareTraining()])
-    assert {"inner/pre_activation", "inner/sigmoid", "inner"} <= set(record_of(model).ranges)
-    assert is_plain(model)
-
     a, b = keras.Input((8, 8, 2), name="a"), keras.Input((1,), name="b")
-    joined = layers.Concatenate()([layers.Flatten()(a), b])
-    model = compiled(keras.Model({"b": b, "a": a}, layers.Dense(3)(joined)))
-    model.fit({"a": x, "b": 100.0 * y[:, None]}, y, verbose=0,
-              callbacks=[QuantizationAwareTraining()])  # fmt: skip
+    flat = layers.Flatten()(inner(layers.Lambda(lambda v: v, name="mystery")(a)))
+    model = keras.Model({"b": b, "a": a}, layers.Dense(3)(layers.Concatenate()([flat, b])))
+    compiled(model).fit(
+        {"a": x, "b": 100.0 * y[:, None]}, y, verbose=0, callbacks=[QuantizationAwareTraining()]
+    )
+    assert {"inner/pre_activation", "inner/sigmoid", "inner"} <= set(record_of(model).ranges)
     positions = {t.name: i for i, t in enumerate(model.inputs)}
     assert record_of(model).ranges[f"input:{positions['b']}"] == pytest.approx((0, 200))
+    assert any("mystery (Lambda)" in note for note in record_of(model).notes)
+    assert is_plain(model)
 
 
 def test_mixed_precision():
@@ -357,16 +403,6 @@ def test_layers_choose_the_weights():
     assert any(note.startswith("not simulated: conv (Conv2D): `layers`") for note in record.notes)
     with pytest.raises(UnknownNameError, match="Did you mean dense"):
         fit(compiled(network()), [QuantizationAwareTraining(layers=["dens"])])
-
-
-def test_layers_int8_does_not_know_are_noted():
-    x, y = data()
-    model = keras.Sequential(
-        [keras.Input((8, 8, 2)), layers.Lambda(lambda v: v, name="mystery"), layers.Flatten(),
-         layers.Dense(3)]
-    )  # fmt: skip
-    compiled(model).fit(x, y, verbose=0, callbacks=[QuantizationAwareTraining()])
-    assert any("mystery (Lambda)" in note for note in record_of(model).notes)
 
 
 class Hidden(keras.Model):
@@ -410,17 +446,12 @@ def test_arguments_are_checked(arguments, message):
         QuantizationAwareTraining(**arguments)
 
 
-def test_exported_file_predicts_what_training_saw():
+def test_exported_file_predicts_what_training_saw(softmax):
     """Train, convert with the learnt ranges alone (no calibration), compare in the engine."""
-    from edgecompress.converters import float32, int8
     from edgecompress.converters.verify import verify
 
-    model = compiled(network("softmax"), from_logits=False)
-    fit(model, [QuantizationAwareTraining()], epochs=4)
-    x, _ = data()
-    artifact = int8.convert(float32.convert(model))
-    reference = simulate(model).predict(x, verbose=0)
-    parity = verify(artifact.data, reference=reference, samples=x)
+    artifact = softmax.artifact
+    parity = verify(artifact.data, reference=softmax.simulated, samples=data()[0])
     assert parity.agreement >= 0.99
     assert parity.max_error_steps <= 2
     assert not [note for note in artifact.notes if "calibration" in note]

@@ -32,14 +32,24 @@ Y = (X[:, 0, 0, 0] > 0).astype("i4")
 
 
 class _Interrupt(keras.callbacks.Callback):  # type: ignore[misc]
-    def __init__(self, seen: dict[str, Any], model_state: Callable[[], Any]) -> None:
+    """Notes the state of the model in a fit and ends it, after two steps or before the first."""
+
+    def __init__(self, state: Callable[[], Any], trained: bool) -> None:
         super().__init__()
-        self.seen, self.state = seen, model_state
+        self.seen: dict[str, Any] = {}
+        self.state, self.trained = state, trained
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        if not self.trained:
+            self._stop()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if batch == 1:
-            self.seen["during"] = self.state()
-            raise KeyboardInterrupt
+            self._stop()
+
+    def _stop(self) -> None:
+        self.seen = self.state()
+        raise KeyboardInterrupt
 
 
 def _model() -> Any:
@@ -60,7 +70,7 @@ def _model() -> Any:
         keras.optimizers.SGD(0.01, momentum=0.9),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
-    model.fit(X, Y, batch_size=8, verbose=0)
+    model.optimizer.build(model.trainable_variables)
     return model
 
 
@@ -86,32 +96,34 @@ def test_every_public_callback_is_here() -> None:
     assert {kind for kind in public if issubclass(kind, HookedCallback)} == set(CALLBACKS)
 
 
+def _interrupted(model: Any, callback: Any, trained: bool) -> dict[str, Any]:
+    """Returns the state of the model in a fit that ended early."""
+    interrupt = _Interrupt(lambda: _state(model), trained)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(X, Y, batch_size=8, verbose=0, callbacks=[callback, interrupt])
+    assert _state(model) == interrupt.seen
+    return interrupt.seen
+
+
 @pytest.fixture(params=CALLBACKS, ids=lambda kind: kind.__name__)
-def callback(request: pytest.FixtureRequest) -> Any:
-    return CALLBACKS[request.param]()
+def kind(request: pytest.FixtureRequest) -> Any:
+    return request.param
 
 
-def test_a_fit_leaves_no_trace(callback: Any) -> None:
-    model = _model()
+def test_an_interrupted_fit_can_be_undone(kind: type) -> None:
+    model, callback = _model(), CALLBACKS[kind]()
     before = _state(model)
-    model.fit(X, Y, batch_size=8, verbose=0, callbacks=[callback])
+    # It did reach into the training.
+    assert _interrupted(model, callback, trained=True) != before
+    callback.detach()
     assert _state(model) == before
 
 
-@pytest.mark.parametrize("by", ["detach", "the next fit"])
-def test_an_interrupted_fit_can_be_undone(callback: Any, by: str) -> None:
-    model, seen = _model(), {}
+def test_the_next_fit_undoes_an_interrupted_one_and_leaves_no_trace_itself(kind: type) -> None:
+    kinds = list(CALLBACKS)
+    other = CALLBACKS[kinds[kinds.index(kind) - 1]]()
+    model = _model()
     before = _state(model)
-    with pytest.raises(KeyboardInterrupt):
-        model.fit(
-            X, Y, batch_size=8, verbose=0,
-            callbacks=[callback, _Interrupt(seen, lambda: _state(model))],
-        )  # fmt: skip
-    # It did reach into the training.
-    assert seen["during"] != before
-    if by == "detach":
-        callback.detach()
-    else:
-        other = ec.GroupLasso(1e-3) if not isinstance(callback, ec.GroupLasso) else ec.Binarize()
-        model.fit(X, Y, batch_size=8, verbose=0, callbacks=[other])
+    assert _interrupted(model, other, trained=False) != before
+    model.fit(X, Y, batch_size=8, verbose=0, callbacks=[CALLBACKS[kind]()])
     assert _state(model) == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from edgecompress.callbacks.quantization_aware_training import QuantizationAware
 from edgecompress.core.errors import ArgumentError, UnknownNameError, UnsupportedModelError
 from edgecompress.core.record import record_of
 from edgecompress.precisions.int8 import Int8
-from edgecompress.schedules.constant import ConstantSparsity
+from edgecompress.schedules import ConstantSparsity, PolynomialDecay
 from edgecompress.surgery.finalize import finalize
 
 pytestmark = pytest.mark.slow
@@ -61,9 +62,7 @@ def zero_columns(layer: keras.layers.Layer) -> list[int]:
 
 
 def test_loss_grows_by_the_formula() -> None:
-    frozen = keras.optimizers.SGD(0.0)
     plain, model = net(True), net(True)
-    without = fit(compiled(plain, optimizer=frozen), epochs=1)
     model.get_layer("norm").gamma.assign(np.linspace(0.5, 1, 6))
     plain.get_layer("norm").gamma.assign(np.linspace(0.5, 1, 6))
     without = fit(compiled(plain, optimizer=keras.optimizers.SGD(0.0)), epochs=1)
@@ -142,6 +141,7 @@ def test_final_sparsity_takes_an_exact_share() -> None:
     small = finalize(model)
     assert (small.get_layer("conv").filters, small.get_layer("hidden").units) == (3, 6)
     np.testing.assert_allclose(small(X), model(X), atol=1e-5)
+    assert not any("restore_best_weights" in note for note in record_of(small).notes)
 
 
 def test_zeros_stay_while_training_goes_on_and_constraints_come_back() -> None:
@@ -162,52 +162,65 @@ def test_zeros_stay_while_training_goes_on_and_constraints_come_back() -> None:
     conv = model.get_layer("conv")
     assert conv.kernel.constraint is own
     assert model.get_layer("norm").gamma.constraint is None
+    # Trained on with its zeros, and dead channels changed nothing.
+    small = finalize(model)
+    assert small.get_layer("conv").filters == 3
+    np.testing.assert_allclose(small(X), model(X), atol=1e-5)
     before = conv.kernel.numpy()
     fit(model, epochs=1)  # Without the callback everything trains again.
     assert not np.array_equal(before, conv.kernel.numpy())
     assert zero_columns(conv) == []
 
 
-def test_dead_channels_change_nothing_after_training_on() -> None:
+def lasso() -> GroupLasso:
+    return GroupLasso(1e-2, final_sparsity=0.4, end_epoch=2)
+
+
+@pytest.fixture(scope="module")
+def whole() -> list[np.ndarray]:
+    """The weights of a training that nothing interrupts, its steps one by one."""
     model = net(True)
-    fit(model, GroupLasso(1e-3, final_sparsity=0.5, end_epoch=1), epochs=4)
-    small = finalize(model)
-    assert small.get_layer("conv").filters == 3
-    np.testing.assert_allclose(small(X), model(X), atol=1e-5)
+    fit(model, lasso(), epochs=5)
+    return model.get_weights()
 
 
 @pytest.mark.parametrize("options", [{"steps_per_execution": 3}, {"jit_compile": True}])
-def test_execution_options_do_not_change_the_result(options: dict[str, Any]) -> None:
-    weights = []
-    for chosen in ({}, options):
-        model = compiled(net(True), **chosen)
-        fit(model, GroupLasso(1e-2, final_sparsity=0.3, end_epoch=2), epochs=4)
-        weights.append(model.get_weights())
-    for a, b in zip(*weights, strict=True):
+def test_execution_options_do_not_change_the_result(
+    options: dict[str, Any], whole: list[np.ndarray]
+) -> None:
+    model = compiled(net(True), **options)
+    fit(model, lasso(), epochs=5)
+    for a, b in zip(whole, model.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-4)
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3])
-def test_resumed_training_equals_uninterrupted_training(stop: int, tmp_path: Path) -> None:
-    def lasso() -> GroupLasso:
-        return GroupLasso(1e-2, final_sparsity=0.4, end_epoch=2)
-
-    whole = net(True)
-    fit(whole, lasso(), epochs=5)
+@pytest.fixture(scope="module")
+def backups(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What BackupAndRestore kept where a training was killed: a folder for each epoch."""
+    folder = tmp_path_factory.mktemp("backups")
 
     class Kill(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-            if epoch == stop:
+            if epoch:
+                shutil.copytree(folder / "running", folder / str(epoch))
+            if epoch == 3:
                 raise InterruptedError
 
-    def backup() -> keras.callbacks.Callback:
-        return keras.callbacks.BackupAndRestore(tmp_path / "backup")
-
     with pytest.raises(InterruptedError):
-        fit(net(True), Kill(), backup(), lasso(), epochs=5)
+        backup = keras.callbacks.BackupAndRestore(folder / "running")
+        fit(net(True), Kill(), backup, lasso(), epochs=5)
+    return folder
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_resumed_training_equals_uninterrupted_training(
+    stop: int, backups: Path, whole: list[np.ndarray]
+) -> None:
     resumed = net(True, seed=9)
-    fit(resumed, backup(), lasso(), epochs=5)
-    for a, b in zip(whole.get_weights(), resumed.get_weights(), strict=True):
+    backup = keras.callbacks.BackupAndRestore(backups / str(stop))
+    history = fit(resumed, backup, lasso(), epochs=5)
+    assert len(history["loss"]) == 5 - stop
+    for a, b in zip(whole, resumed.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
@@ -215,14 +228,13 @@ def test_interrupted_fit_leaves_nothing_twice() -> None:
     model = net()
 
     class Kill(keras.callbacks.Callback):
-        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
             raise InterruptedError
 
-    lasso = GroupLasso(1e-2)
     with pytest.raises(InterruptedError):
-        fit(model, lasso, Kill())
+        fit(model, GroupLasso(1e-2), Kill())
     assert model.get_layer("conv").kernel.regularizer is not None
-    fit(model, GroupLasso(1e-2))
+    fit(model, GroupLasso(1e-2), epochs=1)
     assert model.get_layer("conv").kernel.regularizer is None
 
 
@@ -239,9 +251,12 @@ def test_averaged_weights_keep_the_zeros() -> None:
 def test_together_with_magnitude_pruning(lasso_first: bool) -> None:
     model = net(True)
     lasso = GroupLasso(1e-3, final_sparsity=0.5, end_epoch=2)
-    pruning = MagnitudePruning(ConstantSparsity(0.8, begin_step=10, frequency=1))
+    # New masks while the penalty works, and afterwards.
+    pruning = MagnitudePruning(PolynomialDecay(0.8, begin_step=0, end_step=16, frequency=4))
     both = [lasso, pruning] if lasso_first else [pruning, lasso]
-    fit(model, *both, epochs=5)
+    history = fit(model, *both, epochs=5)
+    assert history["sparsity"][-1] >= 0.8 - 0.01
+    assert "apply" not in vars(model.optimizer)
     for name, dead in (("conv", 3), ("hidden", 6)):
         layer = model.get_layer(name)
         assert len(zero_columns(layer)) >= dead
@@ -393,21 +408,31 @@ def functional(kind: type[keras.Model], norm: bool) -> keras.Model:
     return compiled(kind(plain.inputs, plain.outputs), optimizer=keras.optimizers.SGD(0.1))
 
 
-@pytest.mark.parametrize("norm", [False, True])
+@pytest.fixture(scope="module")
+def added() -> tuple[list[np.ndarray], np.ndarray]:
+    """The weights where Keras adds the penalty to the loss, and a kernel without any penalty.
+
+    One layer has its normalization, one has none.
+    """
+    plain, without = functional(keras.Model, True), functional(keras.Model, True)
+    fit(plain, GroupLasso(0.05), epochs=2)
+    fit(without, epochs=2)
+    assert not any("reported loss" in note for note in record_of(plain).notes)
+    weights = [weight.numpy() for weight in plain.weights]
+    return weights, without.get_layer("conv").kernel.numpy()
+
+
 @pytest.mark.parametrize("kind", [OwnStep, OwnLoss])
 def test_the_penalty_works_where_the_loss_leaves_it_out(
-    kind: type[keras.Model], norm: bool
+    kind: type[keras.Model], added: tuple[list[np.ndarray], np.ndarray]
 ) -> None:
-    plain, own, without = (functional(k, norm) for k in (keras.Model, kind, kind))
-    for model in (plain, own):
-        fit(model, GroupLasso(0.05), epochs=2)
-    fit(without, epochs=2)
-    for a, b in zip(plain.weights, own.weights, strict=True):
-        np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-4, atol=1e-5)
-    kernels = [model.get_layer("conv").kernel.numpy() for model in (own, without)]
-    assert np.abs(kernels[0] - kernels[1]).max() > 0.01
+    own = functional(kind, True)
+    fit(own, GroupLasso(0.05), epochs=2)
+    weights, without = added
+    for a, b in zip(weights, own.weights, strict=True):
+        np.testing.assert_allclose(a, b.numpy(), rtol=1e-4, atol=1e-5)
+    assert np.abs(own.get_layer("conv").kernel.numpy() - without).max() > 0.01
     assert any("not part of the reported loss" in note for note in record_of(own).notes)
-    assert not any("reported loss" in note for note in record_of(plain).notes)
 
 
 def test_a_train_step_past_the_optimizer_is_refused() -> None:
@@ -418,16 +443,12 @@ def test_a_train_step_past_the_optimizer_is_refused() -> None:
 
 
 def test_finalize_says_that_restored_weights_undid_the_zeros() -> None:
-    def trained(*callbacks: Any) -> tuple[str, ...]:
-        model = net()
-        fit(model, *callbacks, epochs=3)
-        return record_of(finalize(model)).notes
-
-    lasso = GroupLasso(0.01, final_sparsity=0.5)
+    model = net()
     stop = keras.callbacks.EarlyStopping("loss", restore_best_weights=True)
-    undone = [note for note in trained(lasso, stop) if "restore_best_weights" in note]
+    fit(model, GroupLasso(0.01, final_sparsity=0.5), stop)
+    notes = record_of(finalize(model)).notes
+    undone = [note for note in notes if "restore_best_weights" in note]
     assert undone and "set 9 filters to zero, of which 0 still are" in undone[0]
-    assert not any("restore_best_weights" in note for note in trained(lasso))
 
 
 def test_filters_are_compared_by_the_criterion() -> None:

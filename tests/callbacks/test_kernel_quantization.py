@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -47,19 +48,18 @@ def _all(**more: Any) -> list[Any]:
     return [make(**more) for make in MAKERS.values()]
 
 
-def _model(optimizer: Any = None, **compile_args: Any) -> keras.Model:
+def _model(optimizer: Any = None, only: str = "", **compile_args: Any) -> keras.Model:
+    """Returns a network with a layer for each of MAKERS, or for one of them."""
     keras.utils.set_random_seed(1)
-    model = keras.Sequential(
-        [
-            keras.Input((5, 5, 2)),
-            kl.Conv2D(6, 3, activation="relu", name="pattern"),
-            kl.Flatten(),
-            kl.Dense(16, activation="relu", name="binary"),
-            kl.Dense(14, activation="relu", name="twn"),
-            kl.Dense(12, activation="relu", name="ttq"),
-            kl.Dense(3, name="last"),
-        ]
-    )
+    hidden = [
+        kl.Conv2D(6, 3, activation="relu", name="pattern"),
+        kl.Flatten(name="flat"),
+        kl.Dense(16, activation="relu", name="binary"),
+        kl.Dense(14, activation="relu", name="twn"),
+        kl.Dense(12, activation="relu", name="ttq"),
+    ]
+    chosen = [layer for layer in hidden if not only or layer.name in (only, "flat")]
+    model = keras.Sequential([keras.Input((5, 5, 2)), *chosen, kl.Dense(3, name="last")])
     model.compile(
         optimizer or keras.optimizers.SGD(0.05),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -79,19 +79,24 @@ def _kernel(model: keras.Model, name: str) -> np.ndarray:
     return np.array(model.get_layer(name).kernel)
 
 
+def _kernels(model: keras.Model) -> dict[str, np.ndarray]:
+    names = {layer.name for layer in model.layers}
+    return {name: _kernel(model, name) for name in MAKERS if name in names}
+
+
 def _values(model: keras.Model) -> dict[str, int]:
     """Returns the most different values in a channel of each quantized kernel."""
     return {
-        name: max(len(np.unique(channel)) for channel in np.moveaxis(_kernel(model, name), -1, 0))
-        for name in MAKERS
+        name: max(len(np.unique(channel)) for channel in np.moveaxis(kernel, -1, 0))
+        for name, kernel in _kernels(model).items()
     }
 
 
-def _same_kernels(model: keras.Model, other: keras.Model, **tolerance: float) -> None:
-    for name in MAKERS:
-        np.testing.assert_allclose(
-            _kernel(model, name), _kernel(other, name), **{"rtol": 1e-5, "atol": 1e-6, **tolerance}
-        )
+def _same_kernels(model: keras.Model, other: dict[str, np.ndarray], **tolerance: float) -> None:
+    found = _kernels(model)
+    assert found.keys() == other.keys()
+    for name, kernel in found.items():
+        np.testing.assert_allclose(kernel, other[name], **{"rtol": 1e-5, "atol": 1e-6, **tolerance})
 
 
 def _notes(model: keras.Model) -> str:
@@ -110,16 +115,43 @@ class At(keras.callbacks.Callback):
             self.action(self.model)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A training that nothing interrupts, as it was before the model trained on without."""
+    path = tmp_path_factory.mktemp("whole") / "checkpoint.keras"
+    model, callbacks = _model(), _all()
+    checkpoint = keras.callbacks.ModelCheckpoint(path)
+    history = _fit(model, *callbacks, checkpoint, epochs=4, validation_data=(X, Y))
+    small = finalize(model)
+    found = SimpleNamespace(
+        history=history,
+        kernels=_kernels(model),
+        values=_values(model),
+        last=_kernel(model, "last"),
+        loss=float(model.loss(Y, model(X))),
+        variables=len(model.optimizer.variables),
+        path=path,
+        techniques={name: c.technique for name, c in zip(MAKERS, callbacks, strict=True)},
+        small=_kernels(small),
+        steps=record_of(small).steps,
+    )
+    model.get_layer("binary").trainable = False
+    model.compile("sgd", model.loss)
+    _fit(model, epochs=1)
+    found.later = _kernels(model)
+    found.later_values = _values(model)
+    return found
+
+
 class TestEveryWay:
-    def test_same_losses_and_few_values(self) -> None:
-        losses = []
-        for way in ({}, {"steps_per_execution": 4}, {"jit_compile": True}):
+    def test_same_losses_and_few_values(self, whole: Any) -> None:
+        assert whole.values == VALUES
+        assert len(np.unique(whole.last)) == 36
+        for way, rtol in (({"steps_per_execution": 4}, 0), ({"jit_compile": True}, 1e-4)):
             model = _model(**way)
-            losses.append(_fit(model, *_all(begin_epoch=1), epochs=3)["loss"])
+            losses = _fit(model, *_all(), epochs=4)["loss"]
             assert _values(model) == VALUES
-            assert len(np.unique(_kernel(model, "last"))) == 36
-        assert losses[0] == losses[1]
-        np.testing.assert_allclose(losses[2], losses[0], rtol=1e-4)
+            np.testing.assert_allclose(losses, whole.history["loss"], rtol=rtol)
 
     @pytest.mark.parametrize("name", ["scaled", "accumulated", "averaged"])
     def test_special_optimizers(self, name: str) -> None:
@@ -133,27 +165,19 @@ class TestEveryWay:
         assert _values(model) == VALUES
         assert _notes(model).count("again at the end") == (4 if name == "averaged" else 0)
 
-    def test_validation_and_checkpoints_see_the_quantized_values(self, tmp_path: Path) -> None:
-        model = _model()
-        path = tmp_path / "checkpoint.keras"
-        checkpoint = keras.callbacks.ModelCheckpoint(path)
-        history = _fit(model, *_all(), checkpoint, validation_data=(X, Y))
-        assert history["val_loss"][-1] == pytest.approx(model.evaluate(X, Y, verbose=0), rel=1e-5)
-        loaded = keras.saving.load_model(path)
-        _same_kernels(loaded, model, rtol=0, atol=0)
+    def test_validation_and_checkpoints_see_the_quantized_values(self, whole: Any) -> None:
+        assert whole.history["val_loss"][-1] == pytest.approx(whole.loss, rel=1e-5)
+        loaded = keras.saving.load_model(whole.path)
+        _same_kernels(loaded, whole.kernels, rtol=0, atol=0)
         # The file holds a plain optimizer.
-        assert len(loaded.optimizer.variables) == len(model.optimizer.variables)
+        assert len(loaded.optimizer.variables) == whole.variables
 
-    def test_without_the_callback_the_values_part_unless_frozen(self) -> None:
-        model = _model()
-        _fit(model, *_all())
-        model.get_layer("binary").trainable = False
-        model.compile("adam", model.loss)
-        before = _kernel(model, "binary")
-        _fit(model, epochs=1)
-        np.testing.assert_array_equal(_kernel(model, "binary"), before)
-        found = _values(model)
+    def test_without_the_callback_the_values_part_unless_frozen(self, whole: Any) -> None:
+        np.testing.assert_array_equal(whole.later["binary"], whole.kernels["binary"])
+        found = whole.later_values
         assert found["binary"] == 2 and min(found[k] for k in MAKERS if k != "binary") > 3
+        model = _model(only="binary")
+        model.get_layer("binary").trainable = False
         with pytest.raises(ArgumentError, match="binary is not binarized: it is frozen"):
             _fit(model, Binarize(layers="binary"))
 
@@ -166,7 +190,7 @@ class TestEveryWay:
 
     @pytest.mark.parametrize("kind", sorted(MAKERS))
     def test_weights_that_are_no_numbers_are_refused(self, kind: str) -> None:
-        model = _model()
+        model = _model(only=kind)
         kernel = model.get_layer(kind).kernel
         kernel.assign(np.full(kernel.shape, np.nan))
         with pytest.raises(ArgumentError, match=f"finite weights. Got '{kind}'. Did training fail"):
@@ -174,26 +198,23 @@ class TestEveryWay:
 
 
 class TestSeveralFits:
-    def test_a_second_fit_goes_on(self) -> None:
-        whole, model = _model(), _model()
-        _fit(whole, *_all(), epochs=4)
-        _fit(model, *_all())
-        _fit(model, *_all(begin_epoch=9), epochs=4, initial_epoch=2)  # Not float until 9.
-        _same_kernels(model, whole)
-        assert "earlier training" not in _notes(model)
-
-    def test_saved_and_loaded_with_latent_files(self, tmp_path: Path) -> None:
+    def test_a_second_fit_goes_on_in_memory_and_from_files(
+        self, whole: Any, tmp_path: Path
+    ) -> None:
         def callbacks() -> list[Any]:
             made = [MAKERS[kind](latent_file=tmp_path / f"{kind}.npz") for kind in LATENT]
-            return [*made, MAKERS["pattern"]()]
+            return [MAKERS["pattern"](), *made]
 
-        whole, model = _model(), _model()
-        _fit(whole, *_all(), epochs=4)
+        model = _model()
         _fit(model, *callbacks())
         model.save(tmp_path / "model.keras")
+        # Not float until epoch 9.
+        _fit(model, *_all(begin_epoch=9), epochs=4, initial_epoch=2)
+        _same_kernels(model, whole.kernels)
+        assert "earlier training" not in _notes(model)
         loaded = keras.saving.load_model(tmp_path / "model.keras")
         _fit(loaded, *callbacks(), epochs=4, initial_epoch=2)
-        _same_kernels(loaded, whole)
+        _same_kernels(loaded, whole.kernels)
         assert "earlier training" not in _notes(loaded)
         # Without the files it goes on from the quantized values, and says so.
         loaded = keras.saving.load_model(tmp_path / "model.keras")
@@ -203,8 +224,9 @@ class TestSeveralFits:
 
     def test_a_latent_file_of_other_weights_is_not_used(self, tmp_path: Path) -> None:
         file = tmp_path / "latent.npz"
-        _fit(_model(), Binarize(layers="binary", latent_file=file), epochs=1)
-        fresh, same = _model(), _model()
+        _fit(_model(only="binary"), Binarize(layers="binary", latent_file=file), epochs=1)
+        assert file.exists()
+        fresh, same = _model(only="binary"), _model(only="binary")
         for model in (fresh, same):
             model.get_layer("binary").kernel.assign(-_kernel(model, "binary"))
         _fit(fresh, Binarize(layers="binary", latent_file=file), epochs=1)
@@ -219,13 +241,13 @@ class TestSeveralFits:
             backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
             return [Ternarize(layers="twn", latent_file=tmp_path / "latent.npz"), backup]
 
-        whole, model = _model(), _model()
-        _fit(whole, Ternarize(layers="twn"), epochs=4)
+        uninterrupted, model = _model(only="twn"), _model(only="twn")
+        _fit(uninterrupted, Ternarize(layers="twn"), epochs=4)
         with pytest.raises(RuntimeError, match="power cut"):
             _fit(model, *callbacks(), At(2, crash), epochs=4)
-        model = _model()
+        model = _model(only="twn")
         _fit(model, *callbacks(), epochs=4)
-        _same_kernels(model, whole)
+        _same_kernels(model, _kernels(uninterrupted))
 
     def test_restored_weights(self) -> None:
         model, kept = _model(), []
@@ -251,7 +273,7 @@ class TestOthers:
         ):
             callbacks: list[CompressionCallback] = [MAKERS[kind](), other]
             with pytest.raises(ArgumentError, match="another callback of this fit"):
-                _fit(_model(), *(callbacks[::-1] if swap else callbacks))
+                _fit(_model(only=kind), *(callbacks[::-1] if swap else callbacks))
 
     def test_each_on_its_own_weights(self) -> None:
         model = _model()
@@ -263,7 +285,7 @@ class TestOthers:
 
     @pytest.mark.parametrize("swap", [False, True])
     def test_filters_that_group_lasso_silences_stay_silent(self, swap: bool) -> None:
-        model = _model()
+        model = _model(only="twn")
         lasso = GroupLasso(1e-3, final_sparsity=0.5, end_epoch=1, layers=["twn"])
         callbacks = [Ternarize(layers="twn"), lasso]
         _fit(model, *(callbacks[::-1] if swap else callbacks), epochs=3)
@@ -271,16 +293,12 @@ class TestOthers:
         assert _values(model)["twn"] == 3
         assert finalize(model).get_layer("twn").units == 7
 
-    def test_finalize_keeps_the_values_and_the_record(self) -> None:
-        model = _model()
-        callbacks = _all()
-        _fit(model, *callbacks, epochs=1)
-        small = finalize(model)
-        _same_kernels(small, model, rtol=0, atol=0)
-        steps = record_of(small).steps
-        for callback, name in zip(callbacks, MAKERS, strict=True):
-            step = next(s for s in steps if s["layers"] == [name])
-            assert step["technique"] == callback.technique
+    def test_finalize_keeps_the_values_and_the_record(self, whole: Any) -> None:
+        assert whole.small.keys() == whole.kernels.keys()
+        for name, technique in whole.techniques.items():
+            np.testing.assert_array_equal(whole.small[name], whole.kernels[name])
+            step = next(s for s in whole.steps if s["layers"] == [name])
+            assert step["technique"] == technique
             assert set(step["scales"]) == {name}
 
     def test_mistakes_are_named(self) -> None:
@@ -288,7 +306,7 @@ class TestOthers:
             with pytest.raises(ArgumentError, match="`begin_epoch` must be a whole number, 0 or m"):
                 make(begin_epoch=-1)
             with pytest.raises(UnknownNameError, match="Did you mean pattern"):
-                _fit(_model(), make(layers=["patern"]))
+                _fit(_model(only="pattern"), make(layers=["patern"]))
         for arguments, text in (
             ({"first_and_last": 1}, "`first_and_last` must be True or False. Got 1."),
             ({"per_channel": "no"}, "`per_channel` must be True or False"),
@@ -300,30 +318,30 @@ class TestOthers:
 
     def test_latent_files_that_are_none(self, tmp_path: Path) -> None:
         with pytest.raises(ArgumentError, match="`latent_file` must lie in a folder that exists"):
-            _fit(_model(), Binarize(layers="twn", latent_file=tmp_path / "no" / "x.npz"))
+            model = _model(only="twn")
+            _fit(model, Binarize(layers="twn", latent_file=tmp_path / "no" / "x.npz"))
         file = tmp_path / "latent.npz"
         array = tmp_path / "array.npy"
         np.save(array, np.zeros(3))
         for content in (b"", b"no zip", b"PK\x03\x04 cut", array.read_bytes()):
             file.write_bytes(content)
             with pytest.raises(ModelFileError, match=r"latent.npz (holds|is) .*Delete it"):
-                _fit(_model(), Binarize(layers="twn", latent_file=file))
+                _fit(_model(only="twn"), Binarize(layers="twn", latent_file=file))
 
 
 class TestLayers:
     def test_first_and_last_are_left_out_and_named(self) -> None:
         model = _model()
-        _fit(model, Binarize(), epochs=1)
-        assert record_of(model).steps[0]["layers"] == ["binary", "twn", "ttq"]
+        ends = Ternarize(layers=lambda layer: layer.name in "pattern last")
+        _fit(model, Binarize(), ends, epochs=1)
+        chosen = [step["layers"] for step in record_of(model).steps]
+        assert chosen == [["binary", "twn", "ttq"], ["pattern", "last"]]
         assert "pattern is not binarized: it is the first layer with weights" in _notes(model)
         assert "last is not binarized: it is the last layer with weights" in _notes(model)
         model = _model()
         _fit(model, Ternarize(first_and_last=True), epochs=1)
         assert record_of(model).steps[0]["layers"] == [*MAKERS, "last"]
         assert not record_of(model).notes
-        model = _model()
-        _fit(model, Ternarize(layers=lambda layer: layer.name in "pattern last"), epochs=1)
-        assert record_of(model).steps[0]["layers"] == ["pattern", "last"]
 
     def test_nothing_left_is_an_error(self) -> None:
         model = keras.Sequential([keras.Input((4,)), kl.Dense(3, name="only")])
@@ -402,9 +420,22 @@ def test_int8_codes_of_binary_and_ternary_kernels(later: bool) -> None:
 
 
 def test_int8_codes_of_trained_ternary_values() -> None:
-    model = _kinds()
+    keras.utils.set_random_seed(0)
+    gamma = keras.initializers.RandomUniform(-2, 2, seed=3)
+    model = keras.Sequential(
+        [
+            keras.Input((5, 5, 2)),
+            kl.Conv2D(6, 3, use_bias=False, name="conv"),
+            kl.BatchNormalization(gamma_initializer=gamma),
+            kl.ReLU(),
+            kl.Flatten(),
+            kl.Dense(8, activation="relu", name="dense"),
+            kl.Dense(3, name="last"),
+        ]
+    )
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     _fit(model, Ternarize("ttq", 0.2, layers=["conv", "dense"]), QuantizationAwareTraining())
-    codes = _codes(model)
+    conv, dense, last = _codes(model)
     kernel = _kernel(model, "dense")
     assert len(np.unique(kernel)) == 3 and kernel.max() != pytest.approx(-kernel.min())
-    assert len(codes[7]) <= 5 and len(codes[1]) <= 5
+    assert len(dense) <= 5 and len(conv) <= 5 < len(last)

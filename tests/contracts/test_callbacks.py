@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 import edgecompress as ec
 from edgecompress.core.errors import EdgeCompressError
-from edgecompress.core.record import read_record, record_of
+from edgecompress.core.record import CompressionRecord, read_record, record_of
 
 keras = pytest.importorskip("keras")
 
@@ -66,58 +67,87 @@ def fit(model: Any, *callbacks: Any) -> Any:
     return model.fit(X, Y, batch_size=16, epochs=2, verbose=0, callbacks=list(callbacks))
 
 
+class _Stop(keras.callbacks.Callback):  # type: ignore[misc]
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        raise KeyboardInterrupt
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a fit with one callback left, and what fits after it made of the model."""
+
+    path: Path
+    plain: bool
+    outputs: np.ndarray
+    record: CompressionRecord
+    later: list[float]
+
+    @property
+    def loaded_alone(self) -> Path:
+        """The outputs where Keras alone loaded the file."""
+        return self.path.with_suffix(".npy")
+
+
+def _trained(name: str, folder: Path) -> Trained:
+    model = tiny()
+    shapes = [w.shape for w in model.weights]
+    config = model.get_config()
+    fit(model, CALLBACKS[name]())
+    plain = [w.shape for w in model.weights] == shapes and model.get_config() == config
+    path = folder / f"{name}.keras"
+    model.save(path)
+    outputs, record = np.array(model(X)), record_of(model)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, CALLBACKS[name](), _Stop())
+    return Trained(path, plain, outputs, record, fit(model, CALLBACKS[name]()).history["loss"])
+
+
+@pytest.fixture(scope="module")
+def all_trained(
+    tmp_path_factory: pytest.TempPathFactory, run_python: Callable[..., Any]
+) -> dict[str, Trained]:
+    folder = tmp_path_factory.mktemp("trained")
+    found = {name: _trained(name, folder) for name in CALLBACKS}
+    np.save(folder / "x.npy", X)
+    code = (
+        "import pathlib, sys, keras, numpy as np\n"
+        "x = np.load('x.npy')\n"
+        "for path in pathlib.Path().glob('*.keras'):\n"
+        "    model = keras.saving.load_model(path)\n"
+        "    np.save(path.with_suffix('.npy'), model(x))\n"
+        "assert 'edgecompress' not in sys.modules"
+    )
+    done = run_python(["-P", "-c", code], cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return found
+
+
 @pytest.fixture(params=sorted(CALLBACKS))
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def test_training_leaves_a_plain_model(
-    name: str, tmp_path: Path, run_python: Callable[..., Any]
-) -> None:
-    model = tiny()
-    shapes = [w.shape for w in model.weights]
-    config = model.get_config()
-    fit(model, CALLBACKS[name]())
-    assert [w.shape for w in model.weights] == shapes
-    assert model.get_config() == config
-    model.save(tmp_path / "model.keras")
-    np.save(tmp_path / "x.npy", X)
-    code = (
-        "import sys, keras, numpy as np\n"
-        "model = keras.saving.load_model('model.keras')\n"
-        "np.save('y.npy', model.predict(np.load('x.npy'), verbose=0))\n"
-        "assert 'edgecompress' not in sys.modules"
-    )
-    done = run_python(["-P", "-c", code], cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    np.testing.assert_allclose(
-        np.load(tmp_path / "y.npy"), model.predict(X, verbose=0), rtol=1e-5, atol=1e-6
-    )
+@pytest.fixture
+def trained(name: str, all_trained: dict[str, Trained]) -> Trained:
+    return all_trained[name]
 
 
-def test_what_was_done_is_recorded_beside_the_file(name: str, tmp_path: Path) -> None:
-    model = tiny()
-    fit(model, CALLBACKS[name]())
-    assert [step["technique"] for step in record_of(model).steps] == [name]
-    model.save(tmp_path / "model.keras")
-    record, reason = read_record(tmp_path / "model.keras")
+def test_training_leaves_a_plain_model(trained: Trained) -> None:
+    assert trained.plain
+    np.testing.assert_allclose(np.load(trained.loaded_alone), trained.outputs, rtol=1e-5, atol=1e-6)
+
+
+def test_what_was_done_is_recorded_beside_the_file(name: str, trained: Trained) -> None:
+    assert [step["technique"] for step in trained.record.steps] == [name]
+    record, reason = read_record(trained.path)
     assert reason is None
     assert record is not None
     assert [step["technique"] for step in record.steps] == [name]
 
 
-def test_a_second_fit_works_and_an_interrupted_one_can_be_repeated(name: str) -> None:
-    model = tiny()
-    fit(model, CALLBACKS[name]())
-
-    class Stop(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        fit(model, CALLBACKS[name](), Stop())
-    history = fit(model, CALLBACKS[name]()).history
-    assert np.isfinite(history["loss"]).all()
+def test_a_second_fit_works_after_an_interrupted_one(trained: Trained) -> None:
+    assert len(trained.later) == 2
+    assert np.isfinite(trained.later).all()
 
 
 def test_subclassed_models_are_refused_by_name(name: str) -> None:
@@ -150,9 +180,7 @@ def test_all_in_one_fit_in_any_order(exclusive: bool) -> None:
         layers = [{"layers": [EXCLUSIVE[name]]} if name in EXCLUSIVE else {} for name in order]
         fit(model, *(CALLBACKS[name](**more) for name, more in zip(order, layers, strict=True)))
         small = ec.finalize(model)
-        np.testing.assert_allclose(
-            small.predict(X, verbose=0), model.predict(X, verbose=0), rtol=1e-5, atol=1e-5
-        )
+        np.testing.assert_allclose(small(X), model(X), rtol=1e-5, atol=1e-5)
         assert {s["technique"] for s in record_of(small).steps} >= names
 
 

@@ -2,8 +2,8 @@
 
 A first `fit` traces the training step twice if the optimizer or the metrics make their variables
 in it: here they are made before. Keras feeds arrays through functions that it traces for each
-`fit`, `evaluate` and `predict`: here TensorFlow slices them. Programs that the tests start
-(examples of the docs, the demo) train as they are.
+`fit`, `evaluate` and `predict`: here TensorFlow slices those that are not shuffled. Programs that
+the tests start (examples of the docs, the demo) train as they are.
 """
 
 from __future__ import annotations
@@ -47,23 +47,18 @@ def _stop_tuning(tf: Any) -> None:
 
 
 def _feed_slices(keras: Any, tf: Any) -> None:
-    """Feeds arrays in the batches that Keras makes, without functions that need tracing.
-
-    Only the order of shuffled samples is another one.
-    """
+    """Feeds arrays that are not shuffled in the batches that Keras makes, without its functions."""
     from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
 
     keras_dataset = ArrayDataAdapter.get_tf_dataset
 
     def dataset(self: Any) -> Any:
-        if self._shuffle == "batch" or not all(map(_is_numeric, keras.tree.flatten(self._inputs))):
+        if self._shuffle or not all(map(_is_numeric, keras.tree.flatten(self._inputs))):
             return keras_dataset(self)
         arrays = keras.tree.map_structure(
             lambda a: a.astype(keras.config.floatx()) if a.dtype.kind == "f" else a, self._inputs
         )
         samples = tf.data.Dataset.from_tensor_slices(keras.tree.lists_to_tuples(arrays))
-        if self._shuffle:
-            samples = samples.shuffle(self._num_samples)
         return samples.batch(self._batch_size, drop_remainder=not self._partial_batch_size)
 
     ArrayDataAdapter.get_tf_dataset = dataset

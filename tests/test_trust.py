@@ -29,6 +29,7 @@ def trust() -> ModuleType:
     return module
 
 
+@pytest.mark.usefixtures("float_once")
 def test_two_heads_healthy_and_destroyed(trust: ModuleType) -> None:
     cells = trust.row(trust.CASES["two heads"])
     assert set(cells) == set(trust.COLUMNS)

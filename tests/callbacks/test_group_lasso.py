@@ -90,7 +90,11 @@ def test_step_follows_the_gradient_and_own_regularizers_stay() -> None:
     kernel = model.get_layer("a").kernel
     before = kernel.numpy().astype(np.float64)
     model.fit(
-        np.zeros((4, 5)), np.zeros((4, 2)), verbose=0, callbacks=[GroupLasso(0.2, layers=["a"])]
+        np.zeros((4, 5)),
+        np.zeros((4, 2)),
+        shuffle=False,
+        verbose=0,
+        callbacks=[GroupLasso(0.2, layers=["a"])],
     )
     gradient = 0.2 * np.sqrt(5) * before / np.linalg.norm(before, axis=0) + 2 * 0.05 * before
     np.testing.assert_allclose(kernel.numpy(), before - 0.1 * gradient, atol=1e-6)
@@ -299,18 +303,23 @@ def test_what_cannot_be_removed_is_skipped_and_named() -> None:
     model.compile("adam", "mse")
     data = np.ones((4, 4), "float32"), np.ones((4, 2), "float32")
     lasso = GroupLasso(1e-3)
-    model.fit(*data, verbose=0, callbacks=[lasso])
+    model.fit(*data, shuffle=False, verbose=0, callbacks=[lasso])
     text = "\n".join(record_of(model).notes)
     assert "skips out: its filters have to stay because they are an output of the model" in text
     assert "skips into_norm: its filters have to stay because 'ln'" in text
     assert "skips still: it is not trainable" in text
     assert list(record_of(model).steps[0]["zero_filters"]) == ["free"]
     with pytest.raises(ArgumentError, match="output of the model"):
-        model.fit(*data, verbose=0, callbacks=[GroupLasso(1e-3, layers=["out"])])
+        model.fit(*data, shuffle=False, verbose=0, callbacks=[GroupLasso(1e-3, layers=["out"])])
     with pytest.raises(UnknownNameError, match="free"):
-        model.fit(*data, verbose=0, callbacks=[GroupLasso(1e-3, layers=["fre"])])
+        model.fit(*data, shuffle=False, verbose=0, callbacks=[GroupLasso(1e-3, layers=["fre"])])
     with pytest.raises(ArgumentError, match="can be removed"):
-        model.fit(*data, verbose=0, callbacks=[GroupLasso(1e-3, layers=lambda x: x.name == "out")])
+        model.fit(
+            *data,
+            shuffle=False,
+            verbose=0,
+            callbacks=[GroupLasso(1e-3, layers=lambda x: x.name == "out")],
+        )
 
 
 def test_residual_filters_become_zero_together() -> None:
@@ -471,7 +480,7 @@ def test_filters_are_compared_by_the_criterion() -> None:
         model.get_layer("out").kernel.assign(np.ones((4, 1)))
         model.compile(keras.optimizers.SGD(1e-9), "mse")
         lasso = GroupLasso(1e-9, final_sparsity=0.25, layers="hidden", criterion=criterion)
-        model.fit(x, np.zeros((64, 1)), epochs=1, verbose=0, callbacks=[lasso])
+        model.fit(x, np.zeros((64, 1)), epochs=1, shuffle=False, verbose=0, callbacks=[lasso])
         dead = ~model.get_layer("hidden").kernel.numpy().any(axis=0)
         found[criterion] = list(np.flatnonzero(dead))
     assert found["taylor"] == [0]
@@ -488,7 +497,13 @@ def test_a_criterion_that_has_seen_nothing_zeroes_nothing() -> None:
     with pytest.raises(ArgumentError, match="end_epoch"):
         GroupLasso(1e-9, end_epoch=0, criterion="taylor")
     model.fit(
-        np.ones((8, 4)), np.ones((8, 1)), initial_epoch=1, epochs=2, verbose=0, callbacks=[lasso]
+        np.ones((8, 4)),
+        np.ones((8, 1)),
+        initial_epoch=1,
+        epochs=2,
+        shuffle=False,
+        verbose=0,
+        callbacks=[lasso],
     )
     assert np.count_nonzero(model.get_layer("hidden").kernel.numpy()) == before.size
     assert any("has seen no step of training" in note for note in lasso.notes)

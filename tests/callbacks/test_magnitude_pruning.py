@@ -430,7 +430,9 @@ class TestLayers:
         shape = (8, *model.input_shape[1:])
         targets = np.zeros((8, *model.output_shape[1:]), "f4")
         callbacks = [MagnitudePruning(schedule, layers) for layers in choices or (None,)]
-        model.fit(np.ones(shape, "f4"), targets, epochs=1, verbose=0, callbacks=callbacks)
+        model.fit(
+            np.ones(shape, "f4"), targets, epochs=1, shuffle=False, verbose=0, callbacks=callbacks
+        )
 
     def _sparsity(self, model: keras.Model, layer: str, attribute: str = "kernel") -> float:
         return float(np.mean(getattr(model.get_layer(layer), attribute).numpy() == 0))
@@ -500,7 +502,9 @@ class TestLayers:
         model.compile("sgd", {"a": keras.losses.SparseCategoricalCrossentropy(from_logits=True)})
         pruning = MagnitudePruning(TO_80, scope="global")
         with pytest.warns(UserWarning, match="Gradients do not exist"):
-            model.fit(X, {"a": Y}, batch_size=16, epochs=4, verbose=0, callbacks=[pruning])
+            model.fit(
+                X, {"a": Y}, batch_size=16, epochs=4, shuffle=False, verbose=0, callbacks=[pruning]
+            )
         assert _zeros(model, "used", "unused") == pytest.approx(0.8, abs=0.01)
 
     def test_two_prunings_of_one_layer_are_refused(self) -> None:
@@ -595,7 +599,7 @@ class TestBlocks:
         model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         images = _RNG.normal(size=(64, 6, 6, 1)).astype("f4")
         pruning = MagnitudePruning(ConstantSparsity(0.5, frequency=1), block_size=(4, 1))
-        model.fit(images, Y[:64], batch_size=16, verbose=0, callbacks=[pruning])
+        model.fit(images, Y[:64], batch_size=16, shuffle=False, verbose=0, callbacks=[pruning])
         assert _zeros(model, "even") == pytest.approx(0.5)
         assert _zeros(model, "filters", "odd", "last") == 0
         notes = " ".join(record_of(model).notes)

@@ -170,7 +170,7 @@ def test_first_step_matches_numpy():
     kernel, bias = (w.astype(np.float64) for w in model.get_weights())
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     history = model.fit(
-        x, y, batch_size=SAMPLES, verbose=0, callbacks=[QuantizationAwareTraining()]
+        x, y, batch_size=SAMPLES, shuffle=False, verbose=0, callbacks=[QuantizationAwareTraining()]
     )
 
     def rounded(values):
@@ -248,12 +248,12 @@ def test_second_fit_continues_the_ranges_and_float_epochs_start_them_anew():
     model = compiled(small())
     fit(model, [QuantizationAwareTraining()], epochs=1)
     before = record_of(model).ranges["input:0"]
-    model.fit(10 * x, y, epochs=1, batch_size=SAMPLES, verbose=0,
+    model.fit(10 * x, y, epochs=1, batch_size=SAMPLES, shuffle=False, verbose=0,
               callbacks=[QuantizationAwareTraining()])  # fmt: skip
     after = record_of(model).ranges["input:0"]
     assert after[1] == pytest.approx(before[1] + 0.01 * (10 * x.max() - before[1]), rel=1e-5)
     assert len(record_of(model).steps) == 1
-    model.fit(10 * x, y, epochs=2, batch_size=SAMPLES, verbose=0,
+    model.fit(10 * x, y, epochs=2, batch_size=SAMPLES, shuffle=False, verbose=0,
               callbacks=[QuantizationAwareTraining(begin_epoch=1)])  # fmt: skip
     assert record_of(model).ranges["input:0"][1] == pytest.approx(10 * x.max())
 
@@ -375,7 +375,11 @@ def test_nested_models_dict_inputs_and_layers_int8_does_not_know():
     flat = layers.Flatten()(inner(layers.Lambda(lambda v: v, name="mystery")(a)))
     model = keras.Model({"b": b, "a": a}, layers.Dense(3)(layers.Concatenate()([flat, b])))
     compiled(model).fit(
-        {"a": x, "b": 100.0 * y[:, None]}, y, verbose=0, callbacks=[QuantizationAwareTraining()]
+        {"a": x, "b": 100.0 * y[:, None]},
+        y,
+        shuffle=False,
+        verbose=0,
+        callbacks=[QuantizationAwareTraining()],
     )
     assert {"inner/pre_activation", "inner/sigmoid", "inner"} <= set(record_of(model).ranges)
     positions = {t.name: i for i, t in enumerate(model.inputs)}

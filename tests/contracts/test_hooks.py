@@ -100,7 +100,7 @@ def _interrupted(model: Any, callback: Any, trained: bool) -> dict[str, Any]:
     """Returns the state of the model in a fit that ended early."""
     interrupt = _Interrupt(lambda: _state(model), trained)
     with pytest.raises(KeyboardInterrupt):
-        model.fit(X, Y, batch_size=8, verbose=0, callbacks=[callback, interrupt])
+        model.fit(X, Y, batch_size=8, shuffle=False, verbose=0, callbacks=[callback, interrupt])
     assert _state(model) == interrupt.seen
     return interrupt.seen
 
@@ -125,5 +125,5 @@ def test_the_next_fit_undoes_an_interrupted_one_and_leaves_no_trace_itself(kind:
     model = _model()
     before = _state(model)
     assert _interrupted(model, other, trained=False) != before
-    model.fit(X, Y, batch_size=8, verbose=0, callbacks=[CALLBACKS[kind]()])
+    model.fit(X, Y, batch_size=8, shuffle=False, verbose=0, callbacks=[CALLBACKS[kind]()])
     assert _state(model) == before

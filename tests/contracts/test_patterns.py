@@ -64,24 +64,35 @@ def test_it_comes_back_from_its_config(pattern: Pattern) -> None:
     assert all(item.help.endswith(".") for item in options_of(type(pattern)))
 
 
-@pytest.mark.parametrize("compiled", [{"jit_compile": False}, {"jit_compile": True}])
-def test_it_prunes_in_fit(pattern: Pattern, compiled: dict[str, Any]) -> None:
+@pytest.fixture(scope="module", params=[False, True], ids=["graph", "xla"])
+def pruned(request: pytest.FixtureRequest) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Kernel and recorded step of each pattern, all in one fit, each on a layer of its own."""
     keras.utils.set_random_seed(0)
-    model = keras.Sequential(
-        [keras.Input((16,)), keras.layers.Dense(24, "relu"), keras.layers.Dense(8)]
-    )
-    model.compile("adam", "mse", **compiled)
-    pruning = ec.Pruning(ec.PolynomialDecay(0.5, 0, 24, frequency=4), pattern=pattern)
-    x, y = _RNG.normal(size=(128, 16)), _RNG.normal(size=(128, 8))
-    model.fit(x, y, batch_size=16, epochs=4, verbose=0, callbacks=[pruning])
-    for layer in model.layers:
-        kernel = layer.kernel.numpy()
-        assert np.mean(kernel == 0) == pytest.approx(0.5, abs=0.03)
-        # Whole units: the pattern, asked again with what is left, drops the same.
-        again = _mask_of(pattern, np.abs(kernel).astype("f4"))
-        np.testing.assert_array_equal(again, kernel != 0)
-    (step,) = record_of(model).steps
-    assert step["pattern"] == named_config(PATTERNS, pattern)
+    hidden = [keras.layers.Dense(24, "relu", name=name) for name in PATTERNS]
+    model = keras.Sequential([keras.Input((16,)), *hidden, keras.layers.Dense(8)])
+    model.compile("adam", "mse", jit_compile=request.param)
+    schedule = ec.PolynomialDecay(0.5, 0, 24, frequency=4)
+    pruning = [
+        ec.Pruning(schedule, pattern=named(PATTERNS, name, "pattern"), layers=[name])
+        for name in PATTERNS
+    ]
+    random = np.random.default_rng(4)
+    x, y = random.normal(size=(128, 16)), random.normal(size=(128, 8))
+    model.fit(x, y, batch_size=16, epochs=4, shuffle=False, verbose=0, callbacks=pruning)
+    kernels = {name: model.get_layer(name).kernel.numpy() for name in PATTERNS}
+    return kernels, {step["layers"][0]: step for step in record_of(model).steps}
+
+
+@pytest.mark.parametrize("name", sorted(PATTERNS))
+def test_it_prunes_in_fit(name: str, pruned: tuple[dict[str, np.ndarray], dict[str, Any]]) -> None:
+    kernels, steps = pruned
+    pattern, kernel = named(PATTERNS, name, "pattern"), kernels[name]
+    assert np.mean(kernel == 0) == pytest.approx(0.5, abs=0.03)
+    # Whole units: the pattern, asked again with what is left, drops the same.
+    again = _mask_of(pattern, np.abs(kernel).astype("f4"))
+    np.testing.assert_array_equal(again, kernel != 0)
+    assert steps[name]["pattern"] == named_config(PATTERNS, pattern)
+    assert steps[name]["layers"] == [name]
 
 
 def _mask_of(pattern: Pattern, scores: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from edgecompress.core.options import parse_options
 from edgecompress.core.record import CompressionRecord
 from edgecompress.core.registry import Registry
 from edgecompress.core.results import CheckResult
+from edgecompress.core.sensitivity import Sensitivity
 from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.flatbuffers.stepping import Stepping
 
@@ -72,6 +73,8 @@ class FormatRequest:
         costs: What files cost on the targets.
         progress: Called with a short text as each stage begins.
         verbose: Let the converters' log through.
+        score: Measures the accuracy of a file and judges it, in LiteRT or, with True, in the
+            engine of the first target; None without labelled data.
     """
 
     name: str
@@ -82,6 +85,7 @@ class FormatRequest:
     costs: Costs
     progress: Callable[[str], None]
     verbose: bool = False
+    score: Callable[[Artifact, bool], CheckResult | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,7 @@ class FormatResult:
         decompression_memory: Bytes outside the tensor arena that the firmware provides for decoded
             weights; None if they are in the arena.
         notes: What the user needs to know, one sentence each.
+        sensitivity: The damage of each layer, if requested.
     """
 
     artifacts: tuple[Artifact, ...]
@@ -116,6 +121,7 @@ class FormatResult:
     parameters: int | None = None
     decompression_memory: int | None = None
     notes: tuple[str, ...] = ()
+    sensitivity: Sensitivity | None = None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 
 from edgecompress.core import errors
 from edgecompress.core.files import jsonable
+from edgecompress.core.sensitivity import Sensitivity
 
 REPORT_SCHEMA = "edgecompress.report/1"
 
@@ -285,6 +286,7 @@ class Report:
         version: Version of edgecompress.
         artifacts: Files that an export wrote; None for a plain check.
         notes: What was skipped or done differently, one sentence each.
+        sensitivity: The damage of each layer; None unless requested.
     """
 
     model: ModelInfo
@@ -293,6 +295,7 @@ class Report:
     version: str
     artifacts: tuple[ArtifactInfo, ...] | None = None
     notes: tuple[str, ...] = ()
+    sensitivity: Sensitivity | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -337,6 +340,8 @@ class Report:
             result["artifacts"] = [artifact.to_dict() for artifact in self.artifacts]
         if self.notes:
             result["notes"] = list(self.notes)
+        if self.sensitivity is not None:
+            result["sensitivity"] = self.sensitivity.to_dict()
         return result
 
     def to_json(self) -> str:

@@ -21,12 +21,14 @@ from edgecompress.core.errors import ArgumentError, EdgeCompressError, ProcessEr
 from edgecompress.core.labelled import Labelled
 from edgecompress.core.record import sidecar_path
 from edgecompress.core.results import ModelInfo, TargetResult, Verdict, worst_verdict
+from edgecompress.core.sensitivity import Sensitivity
 from edgecompress.core.suppress_output import suppress_output
 from edgecompress.engines.registry import LEGACY
 from edgecompress.engines.run import session
 from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.reading import read_tflite
+from edgecompress.pipeline import scores
 from edgecompress.pipeline.bundle import Bundled, bundle_profile, make_bundle
 from edgecompress.pipeline.costs import costs_on
 from edgecompress.pipeline.measuring import Measurements
@@ -68,6 +70,7 @@ class Build:
         bundled: The bundle for a phone or the host; None without one.
         notes: What was skipped or done differently, one sentence each.
         gaps: Protections that this system does not offer, one sentence each.
+        sensitivity: The damage of each layer; None unless requested.
     """
 
     name: str
@@ -85,6 +88,7 @@ class Build:
     bundled: Bundled | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
     gaps: tuple[str, ...] = ()
+    sensitivity: Sensitivity | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -302,6 +306,7 @@ def _measured(request: BuildRequest, source: _Made, progress: Progress) -> Build
         decompression_memory=made.decompression_memory,
         bundled=bundled,
         notes=tuple(dict.fromkeys(notes)),
+        sensitivity=made.sensitivity,
     )
 
 
@@ -371,6 +376,10 @@ def _made_files(request: BuildRequest, progress: Progress) -> _Made:
     outputs, shapes = _outputs(job)
     if labelled is not None and labelled.argument == "--evaluate":
         check_labels(request.scoring, outputs, shapes, labelled)
+    if labelled is not None:
+        engine = request.profiles[0].engine
+        score = scores.scorer(labelled, request.scoring, outputs, job.loaded, engine)
+        job = dataclasses.replace(job, score=score)
     made = chosen.make(job)
     samples = job.samples
     if samples is None and labelled is not None:

@@ -119,13 +119,14 @@ def export(
         argv: The command for the report.
         options: The format's own, as `edgecompress export --help` lists them. With `"int8"`:
             `precision`, a number format; `keep_float` and `keep_int16`, regular expressions for
-            layers that stay in float or get int16 activations. With `"compressed"`: `codings`, the
-            codes that may be used (`lut`, `prune`, `huffman`; default all); `decompression_memory`,
-            memory outside the arena that the firmware passes to `SetDecompressionMemory` for
-            decoded weights, which the C++ sources then set; `min_saving`, bytes below which a
-            tensor stays as it is. With `"binary-weights"`: `weight_format`, the form that is
-            checked (`int8` by default, `int4`, `int4-dense`, `int2`, `smallest`); `smallest`,
-            short for that.
+            layers that stay in float or get int16 activations; `sensitivity`, whether to measure
+            the damage of each layer and search the layers to keep. With `"compressed"`:
+            `codings`, the codes that may be used (`lut`, `prune`, `huffman`; default all);
+            `decompression_memory`, memory outside the arena that the firmware passes to
+            `SetDecompressionMemory` for decoded weights, which the C++ sources then set;
+            `min_saving`, bytes below which a tensor stays as it is. With `"binary-weights"`:
+            `weight_format`, the form that is checked (`int8` by default, `int4`, `int4-dense`,
+            `int2`, `smallest`); `smallest`, short for that.
 
     Returns:
         The report; `report.exit_code` is 0 if every limit of every target is met.

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from edgecompress.core.labelled import Labelled
 from edgecompress.core.results import CheckResult, judge
+from edgecompress.engines.registry import LITERT
 from edgecompress.flatbuffers.artifact import Artifact
-from edgecompress.pipeline.score_plan import Item, with_drop
+from edgecompress.pipeline.score_plan import Item, plan, with_drop
 from edgecompress.pipeline.scoring import Scoring
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from edgecompress.converters.loaders import LoadedModel
+    from edgecompress.converters.tasks import Output
 
 _SAY = "Say --metric NAME[:OUTPUT], e.g. --metric binary_accuracy@0 for a logit."
 
@@ -247,3 +253,52 @@ def run_file(file: Artifact, x: Sequence[np.ndarray], engine: str) -> Run:
         for raw, index in zip(run.outputs, flat.outputs[: len(run.outputs)], strict=True)
     )
     return Run(run.engine, run.version, len(x[0]), outputs)
+
+
+# Labelled samples that files are compared on which are made only to be compared.
+_MOST_COMPARED = 1000
+
+
+def scorer(
+    labelled: Labelled,
+    scoring: Scoring,
+    outputs: Sequence[Output],
+    loaded: LoadedModel | None,
+    engine: str,
+) -> Callable[[Artifact, bool], CheckResult | None]:
+    """Returns what measures the accuracy of one file after another, in LiteRT or on a target.
+
+    Its result is the metric that fails, else the first with a limit, else the first that could be
+    measured; None if there is none.
+
+    Args:
+        labelled: The data; at most 1,000 samples, evenly spaced, are used.
+        scoring: What is requested.
+        outputs: The model's outputs, by the position they have in a file.
+        loaded: The Keras model, which `--max-drop` compares with; None without one.
+        engine: The target's engine; LiteRT takes its place where it is not installed.
+    """
+    import numpy as np
+
+    from edgecompress.engines.run import engine_available
+
+    on_target = LITERT if engine_available(engine) else engine
+    count = min(len(labelled), _MOST_COMPARED)
+    few = labelled.at(np.arange(count) * len(labelled) // count)
+
+    @functools.cache
+    def reference() -> Reference:
+        if loaded is None or not scoring.drops:
+            return Reference(reason="There is no Keras model to compare with.")
+        return Reference(tuple(loaded.predict(few.x)))
+
+    def score(file: Artifact, as_target: bool) -> CheckResult | None:
+        items = plan(scoring, outputs, file.flat, few)
+        run = run_file(file, few.x, on_target if as_target else LITERT)
+        results = [result(item, run, reference()) for item in items]
+        known = [check for check in results if check.measured is not None]
+        order = {"fail": 0, "pass": 1}
+        known.sort(key=lambda check: (check.limit is None, order.get(check.verdict, 2)))
+        return known[0] if known else None
+
+    return score

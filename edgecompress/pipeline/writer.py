@@ -87,6 +87,7 @@ def report_of(
         version=tool_version(),
         artifacts=artifacts,
         notes=tuple(dict.fromkeys([*build.notes, *notes, *build.gaps])),
+        sensitivity=build.sensitivity,
     )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from edgecompress.core.results import Report
 from edgecompress.core.terminal import shown
 from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.reports import sensitivity
 from edgecompress.reports.figures import (
     Comparison,
     MemoryMap,
@@ -102,7 +103,28 @@ def render_html(
         maps=[(m, svg(plots.memory_chart(m))) for m in maps if m.rectangles],
         latency=[(name, time_bars(rows)) for name, rows in times.items() if rows],
         sqnr=sqnr_bars(layers),
+        sensitivity=_sensitivity(report),
     )
+
+
+def _sensitivity(report: Report) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Returns the tables on single layers: caption, headings, rows."""
+    found = report.sensitivity
+    if found is None:
+        return []
+    return [
+        (
+            f"Signal-to-noise ratio of the outputs on {found.samples} samples, each layer rounded "
+            "alone, the most damaging first.",
+            sensitivity.damage_columns(found),
+            sensitivity.damage_rows(found),
+        ),
+        (
+            "Files with layers kept more exact.",
+            sensitivity.choice_columns(found),
+            sensitivity.choice_rows(found),
+        ),
+    ]
 
 
 @functools.cache

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgecompress.core.results import CheckResult, Report, Verdict
+from edgecompress.core.sensitivity import Sensitivity
 from edgecompress.core.tables import Column, print_table
 from edgecompress.core.units import format_size, format_time
+from edgecompress.reports import sensitivity
 from edgecompress.reports.words import (
     HOW_KNOWN,
     VERDICT_STYLES,
@@ -77,12 +80,37 @@ def render(report: Report, console: Console) -> None:
                 line(f"{check.title}: {check.reason}", VERDICT_STYLES[check.verdict].split()[-1])
             for remark in remarks(check):
                 line(f"{check.title}: {remark}", "dim")
+    if report.sensitivity is not None:
+        _render_sensitivity(report.sensitivity, console, line)
     if report.notes:
         console.print()
     for note in report.notes:
         line(f"Note: {note}", "yellow")
     console.print()
     line(Text.assemble("Verdict: ", _verdict_text(report.verdict)))
+
+
+def _render_sensitivity(
+    found: Sensitivity, console: Console, line: Callable[[str, str], None]
+) -> None:
+    """Prints what each layer costs, and what keeping some costs."""
+    for title, columns, rows in (
+        (
+            f"Each layer rounded alone, {found.samples} samples",
+            sensitivity.damage_columns(found),
+            sensitivity.damage_rows(found),
+        ),
+        ("Layers kept", sensitivity.choice_columns(found), sensitivity.choice_rows(found)),
+    ):
+        console.print()
+        line(title, "bold")
+        shown = [Column(c, left=i < 2, widest=60 if i < 2 else None) for i, c in enumerate(columns)]
+        print_table(console, shown, rows)
+    for choice in found.choices:
+        if choice.cheapest:
+            line(f"To keep them: {shlex.join(sensitivity.command_of(choice))}", "")
+    for note in found.notes:
+        line(f"Sensitivity: {note}", "dim")
 
 
 def _verdict_text(verdict: Verdict) -> tuple[str, str]:

@@ -25,11 +25,10 @@ from edgecompress.flatbuffers.all_outputs import with_outputs
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.flatbuffers.stepping import Stepping
+from edgecompress.precisions.ranges.histogram import Histogram
 
 # Minimum and maximum settle long before that; more samples only cost time.
 MAX_SAMPLES = 500
-# Intervals of a histogram: an eighth of an 8-bit step.
-_BINS = 2048
 _LABELS = "y"
 # Keys of labels: `y`, `y0`, `y1`, ... and `y_<output>`.
 _LABEL_KEY = re.compile(r"y(\d+|_.+)?", re.DOTALL)
@@ -432,22 +431,10 @@ def measure_histograms(
     """
     flat = read_tflite(model)
     interpreter = _Interpreter(with_outputs(flat, list(ranges)), fast=True)
-    counts = {index: np.zeros(_BINS, np.int64) for index in ranges}
-    zeros = dict.fromkeys(ranges, 0)
+    found = {index: Histogram(low, high) for index, (low, high) in ranges.items()}
     for _ in interpreter.run(samples, stepping):
-        for index, (low, high) in ranges.items():
+        for index, histogram in found.items():
             value = interpreter.value(index)
-            if value is None:
-                continue
-            filled = value[value != 0]
-            counts[index] += np.histogram(filled, _BINS, (low, max(high, low + 1e-30)))[0]
-            zeros[index] += value.size - filled.size
-    found = {}
-    for index, (low, high) in ranges.items():
-        middles = low + (np.arange(_BINS) + 0.5) * (high - low) / _BINS
-        place = int(np.searchsorted(middles, 0.0))
-        found[index] = (
-            np.insert(middles, place, 0.0).astype(np.float32),
-            np.insert(counts[index], place, zeros[index]),
-        )
-    return found
+            if value is not None:
+                histogram.add(value)
+    return {index: histogram.result() for index, histogram in found.items()}

@@ -52,6 +52,7 @@ from edgecompress.flatbuffers.operators import FILTER_READERS, Operator
 from edgecompress.precisions import PRECISIONS
 from edgecompress.precisions.base import QUANTIZED_BY, Place, Precision, trained_precision
 from edgecompress.precisions.int8 import Int8
+from edgecompress.precisions.int16x8 import Int16x8
 
 WEIGHT_SCALES = ("auto", "channel", "tensor")
 _DENSE = "FULLY_CONNECTED"
@@ -163,7 +164,8 @@ def convert(
     notes += [*notes_on(precision, exceptions), *chosen.notes(whole)]
     if trained:
         notes += folded_dense(source, precision, exceptions)
-    settled = choose_scales(editor, flat, source.kernels, precision, exceptions)
+    own = exceptions | {name: (Place(name, ""), Int16x8()) for name in chosen.int16}
+    settled = choose_scales(editor, flat, source.kernels, precision, own)
     if weight_scales != "channel":
         always = weight_scales == "tensor"
         # If the user or the precision decided on Dense layers, the quantizer has applied it.

@@ -15,6 +15,8 @@ from edgecompress.core.fusion import analyse, source_of
 from edgecompress.core.keras_graph import layers_by_name, run_graph
 from edgecompress.core.layer_kinds import KernelAxes, int8_kernels
 from edgecompress.core.operator_copy import rebuild
+from edgecompress.precisions.base import Precision
+from edgecompress.precisions.ranges.histogram import Histogram
 
 _BATCH = 32
 
@@ -83,8 +85,14 @@ class Network:
         tensors = [ops.convert_to_tensor(array) for array in inputs]
         return list(keras.tree.flatten(run_graph(self._rebuilt, tensors, call)))
 
-    def ranges(self, samples: Sequence[np.ndarray]) -> dict[str, tuple[float, float]]:
+    def ranges(
+        self, samples: Sequence[np.ndarray], precision: Precision
+    ) -> dict[str, tuple[float, float]]:
         """Returns the range of every tap over samples, prescribed ones included.
+
+        Args:
+            samples: One array for each input.
+            precision: How ranges are chosen.
 
         Raises:
             NotFiniteError: a tap holds NaN or infinity; the text names the first one.
@@ -106,11 +114,27 @@ class Network:
 
         for start in range(0, len(samples[0]), _BATCH):
             self.run([array[start : start + _BATCH] for array in samples], observe)
+        if precision.clips_calibrated:
+            seen = self._clipped(samples, precision, seen)
         sources = {name: source_of(tap, self.taps) for name, tap in self.taps.items()}
         return {
             name: seen[source.name] if source.fixed is None else source.fixed
             for name, source in sources.items()
         }
+
+    def _clipped(
+        self, samples: Sequence[np.ndarray], precision: Precision, extremes: Ranges
+    ) -> dict[str, tuple[float, float]]:
+        """Returns the ranges that leave rare values out."""
+        found = {name: Histogram(*bounds) for name, bounds in extremes.items()}
+
+        def count(name: str, values: Any) -> Any:
+            found[name].add(np.asarray(values))
+            return values
+
+        for start in range(0, len(samples[0]), _BATCH):
+            self.run([array[start : start + _BATCH] for array in samples], count)
+        return {n: precision.calibrated_range(*counted.result()) for n, counted in found.items()}
 
     def judged(self) -> tuple[str, ...]:
         """Returns the taps whose values are compared: outputs, before a softmax or sigmoid."""

@@ -43,6 +43,7 @@ from edgecompress.precisions.mixed import (
     places_of,
     scale_axes,
 )
+from edgecompress.precisions.uniform import Uniform
 
 # Samples that ranges are measured on, as export does, and that techniques compute with.
 _MOST_SAMPLES, _MOST_COMPUTED = 500, 128
@@ -205,19 +206,31 @@ class _Search:
 
     def _finished(self, best: _Candidate, steps: list[dict[str, Any]], notes: list[str]) -> Any:
         result = best.written()
+        precision, kernels = self._precision, best.kernels
+        if best.rounds:
+            # The weights are on their grids, whose ends the largest ones are.
+            precision = _by_extremes(precision)
+            kernels = {name: _by_extremes(own) for name, own in kernels.items()}
         step = {
             "technique": POST_TRAINING,
-            "quantizer": self._precision.name,
-            **named_config(PRECISIONS, self._precision)["config"],
+            "quantizer": precision.name,
+            **named_config(PRECISIONS, precision)["config"],
             "techniques": steps,
             "sqnr_db": _finite(best.outcome.ratio),
             "calibration_samples": len(self._samples[0]),
-            **kernels_step(best.kernels),
+            **kernels_step(kernels),
         }
         record = CompressionRecord((step,), best.ranges, notes=(*best.network.graph.notes, *notes))
         earlier = dataclasses.replace(record_of(self._model), ranges={}, outdated=())
         attach_record(result, tied(earlier.merged(record), result))
         return result
+
+
+def _by_extremes(precision: Precision) -> Precision:
+    """Returns a precision whose weights have the scales of the largest ones."""
+    if not isinstance(precision, Uniform):
+        return precision
+    return dataclasses.replace(precision, weight_ranges="minmax")
 
 
 def _finite(ratio: float) -> float | None:
@@ -259,8 +272,13 @@ class _Candidate:
             )
         self._model, self._precision, self._techniques = model, precision, techniques
         self.kernels = assign(places_of(model, self.network.graph), precision, per_layer)
-        self.ranges: Ranges = self.network.ranges(samples)
+        self.ranges: Ranges = self.network.ranges(samples, precision)
         self.outcome = self._quantized([_spread(array, _MOST_COMPUTED) for array in samples])
+
+    @property
+    def rounds(self) -> bool:
+        """Whether a technique chooses codes."""
+        return any(type(found).round is not Technique.round for found in self._techniques)
 
     def _quantized(self, samples: Sequence[np.ndarray]) -> _Outcome:
         """Runs the model in float (first half of each tensor) and quantized (second half)."""
@@ -324,7 +342,7 @@ class _Candidate:
         axes = scale_axes(kernel, precision.weight_axes(outputs, kernel.ndim), precision)
         nearest = np.asarray(precision.quantize_weights(kernel, axes))
         found = precision.weight_codes(kernel, axes)
-        if found is None or not is_product(layer) or not _rounds(self._techniques):
+        if found is None or not is_product(layer) or not self.rounds:
             return nearest
         scales = np.broadcast_to(np.asarray(found[1], np.float64), kernel.shape)
         problem = Kernel(
@@ -353,7 +371,7 @@ class _Candidate:
         def of(name: str) -> dict[str, np.ndarray]:
             return weights.setdefault(where[name], attributes(layers[where[name]]))
 
-        if _rounds(self._techniques):
+        if self.rounds:
             for name, values in self.outcome.kernels.items():
                 layer, _, attribute = name.rpartition("/")
                 of(layer)[attribute] = values
@@ -372,8 +390,3 @@ class _Candidate:
             return {**config, "use_bias": True} if "bias" in weights.get(path, {}) else config
 
         return copy_model(self._model, edit, weights)
-
-
-def _rounds(techniques: Sequence[Technique]) -> bool:
-    """Returns whether a technique chooses codes."""
-    return any(type(technique).round is not Technique.round for technique in techniques)

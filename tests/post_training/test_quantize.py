@@ -123,6 +123,21 @@ def test_techniques_come_closer_to_float_than_nearest_on_unseen_data(model, smal
     assert error(ec.simulate(small)) < 0.7 * error(plain)
 
 
+def test_clipped_ranges_and_scales_reach_the_record(model, x) -> None:
+    """Rounded weights have the scales of their largest ones: exporting must not clip again."""
+    precision = ec.Int4(
+        edge_bits=4, activation_ranges="percentile", percentile=99, weight_ranges="mse"
+    )
+    record = record_of(ec.quantize(model, precision, x, techniques="gptq"))
+    step = record.steps[-1]
+    assert step["techniques"][0]["kept"] and step["weight_ranges"] == "minmax"
+    assert {own["config"]["weight_ranges"] for own in step["kernels"].values()} == {"minmax"}
+    wide = record_of(ec.quantize(model, "int8", x)).ranges
+    assert record.ranges["mix"][1] < 0.95 * wide["mix"][1]
+    plain = record_of(ec.quantize(model, precision, x)).steps[-1]
+    assert plain["weight_ranges"] == "mse"
+
+
 def test_pairs_are_named_or_left_out_with_the_reason(model) -> None:
     _, folded = fold_batch_norms(model)
     found, skipped = pairs.find_pairs(model, folded)

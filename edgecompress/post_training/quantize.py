@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 
 from edgecompress.core.errors import ArgumentError, UnsupportedModelError
-from edgecompress.core.keras_graph import named_layers
+from edgecompress.core.keras_graph import functional_of, named_layers
 from edgecompress.core.layer_kinds import int8_kernels
 from edgecompress.core.learnt_ranges import tied
 from edgecompress.core.model_copy import Weights, copy_model
@@ -239,10 +239,11 @@ def _finite(ratio: float) -> float | None:
 
 def _differs(model: Any, prepared: Any, samples: Sequence[np.ndarray]) -> str | None:
     """Returns how the outputs of a rewritten model differ; None if they do not."""
-    few = [_spread(array, 16) for array in samples]
+    structure = functional_of(model).input
+    few = keras.tree.pack_sequence_as(structure, [_spread(array, 16) for array in samples])
     for old, new in zip(
-        keras.tree.flatten(model(few if len(few) > 1 else few[0], training=False)),
-        keras.tree.flatten(prepared(few if len(few) > 1 else few[0], training=False)),
+        keras.tree.flatten(model(few, training=False)),
+        keras.tree.flatten(prepared(few, training=False)),
         strict=True,
     ):
         largest = float(ops.max(ops.abs(old)))

@@ -21,8 +21,8 @@ class Histogram:
     Example:
         >>> counted = Histogram(0.0, 1.0)
         >>> counted.add(np.array([0.0, 0.5, 1.0]))
-        >>> counted.result()[1].sum()
-        np.int64(3)
+        >>> int(counted.result()[1].sum())
+        3
     """
 
     low: float

@@ -37,6 +37,7 @@ from edgecompress.converters.shared_scales import share_scales
 from edgecompress.converters.stand_ins import put, take
 from edgecompress.converters.streaming_files import check_states, make_streaming
 from edgecompress.converters.tables import inner_tensors
+from edgecompress.converters.techniques import quantized
 from edgecompress.converters.tensor_ranges import tensor_ranges
 from edgecompress.converters.weight_ranges import choose_scales
 from edgecompress.converters.weights_only import float_weights_left, narrow_weights
@@ -49,6 +50,7 @@ from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.flatbuffers.editor import ModelEditor, strip
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.operators import FILTER_READERS, Operator
+from edgecompress.post_training.techniques import TECHNIQUES, Technique
 from edgecompress.precisions import PRECISIONS
 from edgecompress.precisions.base import QUANTIZED_BY, Place, Precision, trained_precision
 from edgecompress.precisions.int8 import Int8
@@ -253,6 +255,7 @@ class Int8Options:
         keep_float: Regular expressions for layers that stay in float.
         keep_int16: Regular expressions for layers with int16 activations.
         sensitivity: Whether the damage of each layer is measured.
+        techniques: Techniques of post-training quantization, tried in this order.
     """
 
     precision: Precision | None = option(
@@ -308,6 +311,13 @@ class Int8Options:
         "or float for a limit of accuracy.",
         Flag(),
     )
+    techniques: Sequence[Technique] = option(
+        (),
+        "Technique of post-training quantization, tried in the order given, and kept where it "
+        "brings the outputs closer to float.",
+        many(Named(names=TECHNIQUES)),
+        flag="--technique",
+    )
 
 
 @register("int8", summary="integer weights and activations", options=Int8Options)
@@ -316,6 +326,10 @@ def make(request: FormatRequest) -> FormatResult:
     record = request.loaded.record if request.loaded else None
     precision = request.options.precision or trained_precision(record)
     per_layer, form = request.options.per_layer, request.options.recurrent
+    found, said = None, tuple[str, ...]()
+    if techniques := request.options.techniques:
+        request, precision, said = quantized(request, techniques, precision, per_layer)
+        per_layer = None  # As quantized: the record has it.
     keep = Kept(tuple(request.options.keep_float), tuple(request.options.keep_int16))
     if per_layer or keep or (precision is not None and precision.name != Int8.name):
         if form == "fused":
@@ -336,7 +350,6 @@ def make(request: FormatRequest) -> FormatResult:
         floats, plain = choose_form(
             request, form, lambda fused: make_int8(request, precision, per_layer, fused, keep=keep)
         )
-    found = None
     if request.options.sensitivity:
         from edgecompress.converters import sensitivity
 
@@ -344,13 +357,13 @@ def make(request: FormatRequest) -> FormatResult:
             raise ArgumentError("--sensitivity", "be left out with --streaming", True)
         found = sensitivity.measure(request, floats, precision, per_layer, keep)
     named = with_interface(plain, request.options.input_type, request.options.output_type)
-    quantized = strip_names(named)
+    shipped = strip_names(named)
     return FormatResult(
-        artifacts=(floats.artifact, quantized),
-        main=quantized,
+        artifacts=(floats.artifact, shipped),
+        main=shipped,
         # A streaming file's states differ from sample to sample.
         layers=None if floats.stepping else (named, floats.artifact),
-        notes=(*floats.artifact.notes, *quantized.notes),
+        notes=(*said, *floats.artifact.notes, *shipped.notes),
         sensitivity=found,
     )
 

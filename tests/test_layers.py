@@ -23,7 +23,7 @@ _MAY_IMPORT = {
     "criteria": {"core"},
     "patterns": {"core"},
     "callbacks": {"core", "schedules", "criteria", "patterns", "precisions", "layers", "surgery"},
-    "converters": {"core", "flatbuffers", "engines", "precisions", "layers"},
+    "converters": {"core", "flatbuffers", "engines", "precisions", "post_training", "layers"},
     "simulation": {"core", "flatbuffers", "precisions", "converters"},
     "targets": {"core", "flatbuffers", "engines"},
     "reports": {"core", "flatbuffers", "targets"},

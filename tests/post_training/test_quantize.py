@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import keras
@@ -11,12 +12,15 @@ from keras import layers
 
 import edgecompress as ec
 from edgecompress.converters import float32, int8
+from edgecompress.converters.formats import Costs, FormatRequest
+from edgecompress.converters.int8 import Int8Options
+from edgecompress.converters.loaders import wrap
 from edgecompress.core.errors import ArgumentError, NotFiniteError, UnknownNameError
 from edgecompress.core.record import record_of
 from edgecompress.post_training import pairs
 from edgecompress.post_training.bias_correction import BiasCorrection
 from edgecompress.post_training.folding import fold_batch_norms
-from edgecompress.post_training.techniques import TECHNIQUES
+from edgecompress.post_training.techniques import TECHNIQUES, chosen_techniques
 
 pytestmark = pytest.mark.slow
 
@@ -52,6 +56,19 @@ def model() -> keras.Model:
     return made
 
 
+@pytest.fixture(scope="module")
+def simple() -> keras.Model:
+    """Three Dense layers."""
+    keras.utils.set_random_seed(2)
+    sizes = [layers.Dense(n, activation="relu", name=f"dense_{n}") for n in (16, 12)]
+    return keras.Sequential([keras.Input((10,)), *sizes, layers.Dense(4, name="out")])
+
+
+@pytest.fixture(scope="module")
+def rows(x) -> np.ndarray:
+    return x[:, :, 0, 0]
+
+
 def images(seed: int, count: int) -> np.ndarray:
     """Images whose neighbouring pixels are alike, as in photographs."""
     noise = np.random.default_rng(seed).normal(size=(count, 10, 10, 2))
@@ -68,8 +85,13 @@ def small(model, x) -> keras.Model:
     return ec.quantize(model, FEW_BITS, x, techniques=ALL)
 
 
-def test_float_weights_are_left_alone_without_a_technique(model, x) -> None:
-    same = ec.quantize(model, "int8", x)
+@pytest.fixture(scope="module")
+def plain(model, x) -> keras.Model:
+    return ec.quantize(model, FEW_BITS, x)
+
+
+def test_float_weights_are_left_alone_without_a_technique(model, plain) -> None:
+    same = plain
     for old, new in zip(model.weights, same.weights, strict=True):
         assert np.array_equal(old, new)
     record = record_of(same)
@@ -112,29 +134,26 @@ def test_the_file_holds_the_codes_that_were_chosen(small, x) -> None:
     assert np.abs(found - simulated).max() <= 1.01 / 256
 
 
-def test_techniques_come_closer_to_float_than_nearest_on_unseen_data(model, small, x) -> None:
+def test_techniques_come_closer_to_float_than_nearest_on_unseen_data(model, small, plain) -> None:
     fresh = images(5, 60)
     exact = model(fresh)
-    plain = ec.simulate(ec.quantize(model, FEW_BITS, x))
 
     def error(simulated):
         return float(np.mean((simulated(fresh) - exact) ** 2))
 
-    assert error(ec.simulate(small)) < 0.7 * error(plain)
+    assert error(ec.simulate(small)) < 0.7 * error(ec.simulate(plain))
 
 
-def test_clipped_ranges_and_scales_reach_the_record(model, x) -> None:
+def test_clipped_ranges_and_scales_reach_the_record(simple, rows) -> None:
     """Rounded weights have the scales of their largest ones: exporting must not clip again."""
-    precision = ec.Int4(
-        edge_bits=4, activation_ranges="percentile", percentile=99, weight_ranges="mse"
-    )
-    record = record_of(ec.quantize(model, precision, x, techniques="gptq"))
+    precision = ec.Int4(activation_ranges="percentile", percentile=99, weight_ranges="mse")
+    record = record_of(ec.quantize(simple, precision, rows, techniques="gptq"))
     step = record.steps[-1]
     assert step["techniques"][0]["kept"] and step["weight_ranges"] == "minmax"
     assert {own["config"]["weight_ranges"] for own in step["kernels"].values()} == {"minmax"}
-    wide = record_of(ec.quantize(model, "int8", x)).ranges
-    assert record.ranges["mix"][1] < 0.95 * wide["mix"][1]
-    plain = record_of(ec.quantize(model, precision, x)).steps[-1]
+    wide = record_of(ec.quantize(simple, "int8", rows)).ranges
+    assert record.ranges["dense_12"][1] < 0.95 * wide["dense_12"][1]
+    plain = record_of(ec.quantize(simple, precision, rows)).steps[-1]
     assert plain["weight_ranges"] == "mse"
 
 
@@ -185,7 +204,7 @@ def test_biases_are_corrected_where_the_layer_has_them(model, x) -> None:
     assert np.array_equal(new.get_layer("mix").kernel, model.get_layer("mix").kernel)
 
 
-def test_a_technique_that_makes_it_worse_is_not_kept(model, x, monkeypatch) -> None:
+def test_a_technique_that_makes_it_worse_is_not_kept(simple, rows, monkeypatch) -> None:
     @dataclass(frozen=True)
     class Harmful(BiasCorrection):
         """Moves every bias."""
@@ -194,9 +213,9 @@ def test_a_technique_that_makes_it_worse_is_not_kept(model, x, monkeypatch) -> N
             return np.full(errors.shape[-1], 5.0)
 
     monkeypatch.setitem(TECHNIQUES._entries, "harmful", Harmful)
-    same = ec.quantize(model, "int8", x, techniques="harmful")
+    same = ec.quantize(simple, "int8", rows, techniques="harmful")
     assert any(n.startswith("harmful") and n.endswith("; not kept.") for n in record_of(same).notes)
-    assert all(np.array_equal(a, b) for a, b in zip(model.weights, same.weights, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(simple.weights, same.weights, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -219,3 +238,22 @@ def test_unknown_techniques_and_nan_are_refused(model, x) -> None:
         ec.quantize(model, "int8", x, techniques="gptqq")
     with pytest.raises(NotFiniteError, match="input:0"):
         ec.quantize(model, "int8", np.where(x == x.max(), np.nan, x))
+
+
+def test_export_takes_techniques(simple, rows) -> None:
+    told: list[str] = []
+    costs = Costs(lambda flat, memory: None, lambda flat: None, lambda flat: 0.0)
+    options = Int8Options(precision=FEW_BITS, techniques=chosen_techniques("gptq"))
+    request = FormatRequest("m", wrap(simple), None, (rows,), options, costs, told.append)
+    made = int8.make(request)
+    assert "Trying gptq" in told
+    assert any(note.startswith("gptq: outputs at") for note in made.notes)
+    assert made.main.kind == "int4" and not any("calibration samples" in n for n in made.notes)
+    plain = int8.make(dataclasses.replace(request, options=Int8Options(precision=FEW_BITS)))
+    assert len(plain.main.data) <= len(made.main.data) + 64
+    assert plain.main.data != made.main.data
+    with pytest.raises(ArgumentError, match="go with --calibration"):
+        int8.make(dataclasses.replace(request, samples=None))
+    foreign = dataclasses.replace(request.loaded, flavour="saved_model")
+    with pytest.raises(ArgumentError, match="go with a Keras 3 model"):
+        int8.make(dataclasses.replace(request, loaded=foreign))

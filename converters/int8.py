@@ -52,7 +52,7 @@ from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.operators import FILTER_READERS, Operator
 from edgecompress.post_training.techniques import TECHNIQUES, Technique
 from edgecompress.precisions import PRECISIONS
-from edgecompress.precisions.base import QUANTIZED_BY, Place, Precision, trained_precision
+from edgecompress.precisions.base import QAT, QUANTIZED_BY, Place, Precision, trained_precision
 from edgecompress.precisions.int8 import Int8
 from edgecompress.precisions.int16x8 import Int16x8
 
@@ -226,9 +226,13 @@ def _other_training(precision: Precision, record: CompressionRecord | None) -> l
     training = trained_precision(record)
     if training is None or training.name == precision.name:
         return []
+    steps = () if record is None else record.steps
+    trained = any(step.get("technique") == QAT for step in steps)
+    what = "Training simulated" if trained else "The model was quantized for"
+    than = "those of training" if trained else "what was simulated"
     return [
-        f"Training simulated {training.name}, the file is {precision.name}: its predictions may "
-        "differ from those of training."
+        f"{what} {training.name}, the file is {precision.name}: its predictions may differ from "
+        f"{than}."
     ]
 
 

@@ -254,6 +254,10 @@ def test_export_takes_techniques(simple, rows) -> None:
     assert plain.main.data != made.main.data
     with pytest.raises(ArgumentError, match="go with --calibration"):
         int8.make(dataclasses.replace(request, samples=None))
+    other = dataclasses.replace(options, precision=ec.Int8(), techniques=())
+    named = wrap(ec.quantize(simple, FEW_BITS, rows))
+    notes = int8.make(dataclasses.replace(request, loaded=named, options=other)).notes
+    assert any("was quantized for int4, the file is int8" in note for note in notes)
     foreign = dataclasses.replace(request.loaded, flavour="saved_model")
     with pytest.raises(ArgumentError, match="go with a Keras 3 model"):
         int8.make(dataclasses.replace(request, loaded=foreign))

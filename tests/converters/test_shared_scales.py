@@ -145,7 +145,7 @@ def test_codes_scales_and_biases_follow_the_formulas(turned: int) -> None:
 
 
 def test_both_engines_agree_with_keras() -> None:
-    # tests/quantizers/test_simulation.py compares code by code.
+    # tests/precisions/test_simulation.py compares code by code.
     model = network(turned=1)
     x = samples(model, 30, seed=1)
     artifact = int8.convert(float32.convert(model), calibration=samples(model))

@@ -357,8 +357,15 @@ def make(request: FormatRequest) -> FormatResult:
     if request.options.sensitivity:
         from edgecompress.converters import sensitivity
 
-        if request.options.streaming:
-            raise ArgumentError("--sensitivity", "be left out with --streaming", True)
+        for flag, given in (
+            ("--streaming", request.options.streaming),
+            ("--technique", techniques),
+        ):
+            if given:
+                raise ArgumentError(
+                    "--sensitivity", f"be left out with {flag}", True,
+                    "It measures the layers of the float model, each in one inference.",
+                )  # fmt: skip
         found = sensitivity.measure(request, floats, precision, per_layer, keep)
     named = with_interface(plain, request.options.input_type, request.options.output_type)
     shipped = strip_names(named)

@@ -30,7 +30,7 @@ from edgecompress.core.sensitivity import KeptLayers, LayerDamage, Sensitivity
 from edgecompress.engines.registry import LITERT
 from edgecompress.engines.run import run_engine
 from edgecompress.flatbuffers.artifact import Artifact
-from edgecompress.precisions.base import Precision
+from edgecompress.precisions.base import POST_TRAINING, Precision
 from edgecompress.precisions.int8 import Int8
 
 # Samples that the ratios are measured on.
@@ -123,8 +123,16 @@ class _Study:
             damages.append(self._damage(layer, exact))
         damages.sort(key=lambda d: math.inf if d.sqnr_db is None else d.sqnr_db)
         base = self._priced("", ())
-        result = Sensitivity(tuple(damages), len(self._samples[0]), base)
-        return self._searched(result)
+        result = self._searched(Sensitivity(tuple(damages), len(self._samples[0]), base))
+        loaded = self._request.loaded
+        steps = loaded.record.steps if loaded and loaded.record else ()
+        if any(step.get("technique") == POST_TRAINING for step in steps):
+            note = (
+                "The model was quantized after training: weights that were rounded then cost "
+                "nothing here, and keeping their layers does not bring them back."
+            )
+            result = dataclasses.replace(result, notes=(*result.notes, note))
+        return result
 
     def _damage(self, layer: str, exact: Sequence[np.ndarray]) -> LayerDamage:
         others = tuple(re.escape(name) for name in self._layers if name != layer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -20,8 +21,10 @@ from edgecompress.converters.int8 import Int8Options
 from edgecompress.converters.kept_layers import Kept
 from edgecompress.converters.loaders import wrap
 from edgecompress.core.errors import ArgumentError, ConversionError
+from edgecompress.core.record import CompressionRecord
 from edgecompress.core.results import CheckResult, ModelInfo, Report
 from edgecompress.core.sensitivity import KeptLayers, Sensitivity
+from edgecompress.post_training.techniques import chosen_techniques
 from edgecompress.reports.html import render_html
 from edgecompress.reports.text import render
 
@@ -147,6 +150,22 @@ def test_wrong_requests_are_refused(model, floats) -> None:
     without = FormatRequest("m", wrap(model), None, None, Int8Options(), Costs(*[None] * 3), print)
     with pytest.raises(ArgumentError, match="go with --calibration"):
         sensitivity.measure(without, floats, None, None, Kept())
+
+
+@pytest.mark.parametrize("option", [{"streaming": True}, {"techniques": chosen_techniques("gptq")}])
+def test_it_goes_with_the_float_model_alone(model, option, monkeypatch) -> None:
+    monkeypatch.setattr(sensitivity.int8, "make_streaming", lambda *given: (None, None))
+    options = Int8Options(sensitivity=True, **option)
+    with pytest.raises(ArgumentError, match="be left out with --"):
+        sensitivity.int8.make(dataclasses.replace(request(model), options=options))
+
+
+def test_rounded_weights_are_noted(model, floats) -> None:
+    record = CompressionRecord(({"technique": "post_training_quantization"},))
+    loaded = dataclasses.replace(wrap(model), record=record)
+    given = dataclasses.replace(request(model), loaded=loaded)
+    found = sensitivity.measure(given, floats, None, None, Kept())
+    assert "weights that were rounded then cost nothing" in found.notes[-1]
 
 
 def test_it_is_shown_in_text_page_and_json() -> None:

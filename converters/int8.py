@@ -327,6 +327,7 @@ class Int8Options:
 @register("int8", summary="integer weights and activations", options=Int8Options)
 def make(request: FormatRequest) -> FormatResult:
     """Makes the float32 and the int8 file."""
+    _check_sensitivity(request.options)
     record = request.loaded.record if request.loaded else None
     precision = request.options.precision or trained_precision(record)
     per_layer, form = request.options.per_layer, request.options.recurrent
@@ -357,15 +358,6 @@ def make(request: FormatRequest) -> FormatResult:
     if request.options.sensitivity:
         from edgecompress.converters import sensitivity
 
-        for flag, given in (
-            ("--streaming", request.options.streaming),
-            ("--technique", techniques),
-        ):
-            if given:
-                raise ArgumentError(
-                    "--sensitivity", f"be left out with {flag}", True,
-                    "It measures the layers of the float model, each in one inference.",
-                )  # fmt: skip
         found = sensitivity.measure(request, floats, precision, per_layer, keep)
     named = with_interface(plain, request.options.input_type, request.options.output_type)
     shipped = strip_names(named)
@@ -377,6 +369,16 @@ def make(request: FormatRequest) -> FormatResult:
         notes=(*said, *floats.artifact.notes, *shipped.notes),
         sensitivity=found,
     )
+
+
+def _check_sensitivity(options: Int8Options) -> None:
+    """Refuses what changes the layers before they are measured."""
+    for flag, given in (("--streaming", options.streaming), ("--technique", options.techniques)):
+        if options.sensitivity and given:
+            raise ArgumentError(
+                "--sensitivity", f"be left out with {flag}", True,
+                "It measures the layers of the float model, each in one inference.",
+            )  # fmt: skip
 
 
 def strip_names(artifact: Artifact) -> Artifact:

@@ -153,8 +153,7 @@ def test_wrong_requests_are_refused(model, floats) -> None:
 
 
 @pytest.mark.parametrize("option", [{"streaming": True}, {"techniques": chosen_techniques("gptq")}])
-def test_it_goes_with_the_float_model_alone(model, option, monkeypatch) -> None:
-    monkeypatch.setattr(sensitivity.int8, "make_streaming", lambda *given: (None, None))
+def test_it_goes_with_the_float_model_alone(model, option) -> None:
     options = Int8Options(sensitivity=True, **option)
     with pytest.raises(ArgumentError, match="be left out with --"):
         sensitivity.int8.make(dataclasses.replace(request(model), options=options))

@@ -98,14 +98,23 @@ DATA: dict[str, Callable[[Path, int], Data]] = {"Fashion-MNIST": fashion, "watch
 
 
 class Validation(keras.callbacks.Callback):
-    """Keeps what the model predicts at the end of each epoch, as `fit` validates it."""
+    """Keeps what the model predicts at the end of the training, as `fit` validates it.
 
-    def __init__(self, x: np.ndarray) -> None:
+    Args:
+        x: The inputs.
+        training: Validation follows each engine in turn.
+    """
+
+    def __init__(self, x: np.ndarray, training: ec.QuantizationAwareTraining) -> None:
         super().__init__()
-        self.x, self.outputs = x, np.empty(0)
+        self.x, self.training = x, training
+        self.outputs: dict[str, np.ndarray] = {}
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self.outputs = self.model.predict(self.x, batch_size=250, verbose=0)
+        if epoch == self.params["epochs"] - 1:
+            for engine in ENGINES:
+                self.training.engine = engine
+                self.outputs[engine] = self.model.predict(self.x, batch_size=250, verbose=0)
 
 
 def compiled(model: keras.Model, rate: float) -> keras.Model:
@@ -136,14 +145,16 @@ def accuracy(outputs: np.ndarray, y: np.ndarray) -> float:
 
 
 def int8_columns(
-    data: Data, artifact: Artifact, outputs: np.ndarray, tflm_images: int
+    data: Data, artifact: Artifact, outputs: Mapping[str, np.ndarray], tflm_images: int
 ) -> dict[str, Any]:
     """Returns what is measured of an int8 file: accuracy, agreement, steps of the simulation."""
     file = int8.strip_names(artifact)
     flat = artifact.flat
     codes = quantized_inputs(flat, [data.x_test])
-    validated = quantize(outputs, flat.tensors[flat.outputs[0]])
-    row: dict[str, Any] = {"bytes": len(file.data), "val": accuracy(outputs, data.y_test)}
+    row: dict[str, Any] = {
+        "bytes": len(file.data),
+        "val": accuracy(outputs["litert"], data.y_test),
+    }
     for engine in ENGINES:
         count = len(codes[0]) if engine == "litert" else min(tflm_images, len(codes[0]))
         some = [array[:count] for array in codes]
@@ -154,8 +165,9 @@ def int8_columns(
             continue
         found = found.reshape(count, -1)
         row[engine] = accuracy(found, data.y_test[:count])
-        row[f"agree_{engine}"] = agreement(validated[:count], found)
-        row[f"val_{engine}"] = accuracy(outputs[:count], data.y_test[:count])
+        validated = quantize(outputs[engine][:count], flat.tensors[flat.outputs[0]])
+        row[f"agree_{engine}"] = agreement(validated, found)
+        row[f"val_{engine}"] = accuracy(outputs[engine][:count], data.y_test[:count])
         first = [array[:tflm_images] for array in some]
         try:
             own = EngineSimulation(artifact, engine).codes(first)[0][0].reshape(len(first[0]), -1)
@@ -195,15 +207,16 @@ def ours(network: str, data: Data, seed: int, arguments: Any, start: keras.Model
     floats = accuracy(longer.predict(data.x_test, verbose=0), data.y_test)
     row: dict[str, Any] = {"float": floats}
     for precision in (ec.Int8(), ec.Int16x8(), ec.Int4()):
-        validation = Validation(data.x_test)
+        training = ec.QuantizationAwareTraining(precision)
+        validation = Validation(data.x_test, training)
         try:
-            model = further(start, data, [ec.QuantizationAwareTraining(precision), validation])
+            model = further(start, data, [training, validation])
             artifact = file_of(model, data, precision, trained=True)
             if precision == ec.Int8():
                 row |= int8_columns(data, artifact, validation.outputs, arguments.tflm_images)
             else:
                 row[precision.name] = file_accuracy(artifact, data)
-                row[f"{precision.name}_val"] = accuracy(validation.outputs, data.y_test)
+                row[f"{precision.name}_val"] = accuracy(validation.outputs["litert"], data.y_test)
         except EdgeCompressError as error:
             row[f"error_{precision.name}"] = str(error)
     row["int4_calibrated"] = file_accuracy(file_of(longer, data, ec.Int4(), trained=False), data)
@@ -226,7 +239,7 @@ def peer(network: str, data: Data, seed: int, arguments: Any, start: keras.Model
         with np.load(made) as result:
             outputs, content = result["outputs"], result["content"].tobytes()
         artifact = Artifact("int8", content, "tensorflow-model-optimization")
-        return int8_columns(data, artifact, outputs, arguments.tflm_images)
+        return int8_columns(data, artifact, dict.fromkeys(ENGINES, outputs), arguments.tflm_images)
 
 
 def trained(network: str, data: Data, seed: int) -> keras.Model:

@@ -34,6 +34,7 @@ from edgecompress.precisions.mixed import (
     mix_config,
     places_of,
 )
+from edgecompress.precisions.requantization import REQUANTIZATIONS
 
 
 class QuantizationAwareTraining(CompressionCallback):
@@ -68,6 +69,8 @@ class QuantizationAwareTraining(CompressionCallback):
         per_layer: Regular expression -> precision of the weights of layers whose whole name it
             matches, e.g. `{"conv.*": Int4()}`; the first that does counts. Defaults to none. The
             record keeps it, so that the file follows training.
+        engine: Whose integer arithmetic validation follows: `"litert"` or `"tflm"`. Training is
+            the same. Defaults to LiteRT's.
         layers: Names of the layers whose weights are rounded, or a predicate `layer -> bool`, or
             None for all that int8 supports. Activations are rounded everywhere. Defaults to None.
 
@@ -97,6 +100,7 @@ class QuantizationAwareTraining(CompressionCallback):
         freeze_batch_norm_epochs: int = 0,
         layers: LayerChoice = None,
         per_layer: Mapping[str, Precision] | None = None,
+        engine: str = "litert",
     ) -> None:
         """Checks the arguments."""
         super().__init__()
@@ -117,6 +121,9 @@ class QuantizationAwareTraining(CompressionCallback):
         ):
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise ArgumentError(name, "be a whole number of epochs, 0 or more", value)
+        if engine not in REQUANTIZATIONS:
+            raise ArgumentError("engine", f"be {' or '.join(REQUANTIZATIONS)}", engine)
+        self._engine = engine
         self.quantizer = settings
         self.begin_epoch = begin_epoch
         self.freeze_batch_norm_epochs = freeze_batch_norm_epochs
@@ -130,6 +137,18 @@ class QuantizationAwareTraining(CompressionCallback):
         self._active_epochs = 0
         self._before: dict[str, tuple[float, float]] = {}
         self._new_epoch = False
+
+    @property
+    def engine(self) -> str:
+        """The engine that validation follows; may be set during training."""
+        return self._engine
+
+    @engine.setter
+    def engine(self, name: str) -> None:
+        self._engine = name
+        if self._arithmetic is not None:
+            self._arithmetic.engine = REQUANTIZATIONS[name]
+            self.model.test_function = self.model.predict_function = None
 
     @property
     def active(self) -> bool:
@@ -234,6 +253,7 @@ class QuantizationAwareTraining(CompressionCallback):
         arithmetic = QuantizedArithmetic(
             self.model, graph, self.quantizer, self._chosen, ranges, self._kernels
         )
+        arithmetic.engine = REQUANTIZATIONS[self._engine]
         for hook in arithmetic.hooks():
             self.hook(hook)
         self.hook(_RecordKeeping(self._update_record))

@@ -5,7 +5,7 @@ straight-through quantizer, outputs at the taps are rounded. Weights stay float,
 config, the list of weights and every saved file stay those of the plain model.
 
 Training rounds in float. Inference (validation) computes with the integers of the int8 file, as far
-as `precisions.integer_operators` knows them.
+as `precisions.integer_operators` knows them, in the arithmetic of `engine`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from edgecompress.core.keras_graph import functional_of, layers_by_name
 from edgecompress.core.layer_kinds import KernelAxes
 from edgecompress.core.operator_copy import apply_activation
 from edgecompress.precisions.base import Precision
-from edgecompress.precisions.integer_arithmetic import Grid, grid_of, on_grid
+from edgecompress.precisions.integer_arithmetic import LITERT, Grid, grid_of, on_grid
 from edgecompress.precisions.integer_operators import (
     linear,
     name_of,
@@ -64,6 +64,7 @@ class QuantizedArithmetic:
     ) -> None:
         """Creates the range variables; the model is not touched yet."""
         self.batch_norm_frozen = False
+        self.engine = LITERT
         self._model, self._graph, self._quantizer = model, graph, quantizer
         self._layers = set(layers)
         self._kernels = dict(kernels or {})
@@ -248,7 +249,9 @@ class QuantizedArithmetic:
             return function(*values)
         sources = [self._grid(tap) for tap in operator.inputs]
         target = self._grid(operator.output)
-        return operate(what or name_of(function), function, values, tensors, sources, target)
+        return operate(
+            what or name_of(function), function, values, tensors, sources, target, self.engine
+        )
 
     def _operate_weighted(
         self,
@@ -273,6 +276,7 @@ class QuantizedArithmetic:
             self._precision_of(layer.name, attribute),
             self._axes[layer.name][attribute],
             [self._by_name[batch_norm] for batch_norm in operator.batch_norms],
+            engine=self.engine,
         )
 
     def _layer_call(self, layer: Any, call: Callable[..., Any]) -> Callable[..., Any]:

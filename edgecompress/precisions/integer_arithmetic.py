@@ -1,9 +1,10 @@
-"""int8 inference as LiteRT computes it, in float tensors that hold integers.
+"""int8 inference as the engines compute it, in float tensors that hold integers.
 
 Pure functions over keras.ops for validation during training: real values on a tensor's grid go in
 and come out, `scale * (code - zero point)`; in between are the integers of the kernels. Sums of
-products are exact in float32 up to 2^24, and each sum is requantized as XNNPACK does. Formulas and
-engines: `edgecompress.simulation`, which computes files in numpy and covers every operator.
+products are exact in float32 up to 2^24, and each sum is requantized as an engine does
+(`precisions.requantization`). `edgecompress.simulation` computes files in numpy and covers every
+operator.
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ import numpy as np
 from keras import ops
 
 from edgecompress.precisions.fake_quantization import SMALLEST_RANGE
+from edgecompress.precisions.requantization import REQUANTIZATIONS, Requantization
+
+# What functions compute unless told otherwise.
+LITERT = REQUANTIZATIONS["litert"]
 
 # A range narrower than this belongs to a tensor that never left zero: the file has (0, 1).
 _DEAD = 1e-6
@@ -108,12 +113,17 @@ def folded(affine: Affine, gamma: Any, beta: Any, mean: Any, variance: Any, epsi
 
 
 def weighted(
-    sums: Callable[[Any], Any], values: Any, source: Grid, target: Grid, scales: Any, affine: Affine
+    sums: Callable[[Any], Any],
+    values: Any,
+    source: Grid,
+    target: Grid,
+    scales: Any,
+    affine: Affine,
+    engine: Requantization = LITERT,
 ) -> Any:
-    """Returns a convolution or matrix product, requantized as XNNPACK does.
+    """Returns a convolution or matrix product, requantized as an engine does.
 
-    `round(float32(sum) * (input scale * weight scale / output scale))`, halves to even; the bias is
-    part of the sum, as an integer of the scale `input scale * weight scale`.
+    The bias is part of the sum, as an integer of the scale `input scale * weight scale`.
 
     Args:
         sums: Computes the products of integers: steps of the input -> sums with the kernel's codes.
@@ -122,36 +132,43 @@ def weighted(
         target: The output's grid.
         scales: Scales of the kernel: one for each output channel, or one.
         affine: Factor of the weights and bias of each output channel.
+        engine: Its arithmetic. Defaults to LiteRT's.
     """
     # Rounded: some float convolutions compute integers with fractions in between.
-    total = ops.round(sums(steps_of(values, source)))
+    total, bias = ops.round(sums(steps_of(values, source))), None
     if affine.factor is not None:
         # A scale is positive: a negative factor changes the signs of the codes.
         scales = ops.maximum(ops.abs(scales * affine.factor), SMALLEST_RANGE / _HIGHEST)
         total = ops.sign(affine.factor) * total
-    unit = source.scale * scales
     if affine.offset is not None:
-        bias = ops.round(affine.offset / unit)
-        total = total + ops.minimum(ops.maximum(bias, -(2.0**31)), 2.0**31 - 256)
-    return clamped(ops.round(total * (unit / target.scale)), target)
+        bias = ops.round(affine.offset / (source.scale * scales))
+        bias = ops.minimum(ops.maximum(bias, -(2.0**31)), 2.0**31 - 256)
+    return clamped(engine.scaled(total, bias, source.scale, scales, target.scale), target)
 
 
-def add(a: Any, b: Any, sources: Sequence[Grid], target: Grid, sign: int = 1) -> Any:
-    """Returns a + b or, with `sign` -1, a - b: multipliers of 21 bits, halves rounded up."""
-    steps = [
-        ops.cast(steps_of(v, grid), "float64") for v, grid in zip((a, b), sources, strict=True)
-    ]
-    ratios = [ops.cast(grid.scale / target.scale, "float64") for grid in sources]
-    shift = 20 - ops.floor(ops.log2(ops.maximum(*ratios)))
-    first, second = (ops.round(ratio * 2.0**shift) for ratio in ratios)
-    total = steps[0] * first + steps[1] * second * sign
-    return clamped(ops.cast(ops.floor(total / 2.0**shift + 0.5), "float32"), target)
+def add(
+    a: Any,
+    b: Any,
+    sources: Sequence[Grid],
+    target: Grid,
+    sign: int = 1,
+    engine: Requantization = LITERT,
+) -> Any:
+    """Returns a + b or, with `sign` -1, a - b."""
+    first, second = (steps_of(v, grid) for v, grid in zip((a, b), sources, strict=True))
+    scales = sources[0].scale, sources[1].scale
+    return clamped(
+        engine.added(first, second if sign > 0 else -second, scales, target.scale), target
+    )
 
 
-def multiply(a: Any, b: Any, sources: Sequence[Grid], target: Grid) -> Any:
-    """Returns a * b, requantized in float32."""
-    factor = sources[0].scale * sources[1].scale / target.scale
-    return clamped(ops.round(steps_of(a, sources[0]) * steps_of(b, sources[1]) * factor), target)
+def multiply(
+    a: Any, b: Any, sources: Sequence[Grid], target: Grid, engine: Requantization = LITERT
+) -> Any:
+    """Returns a * b."""
+    first, second = (steps_of(v, grid) for v, grid in zip((a, b), sources, strict=True))
+    scales = sources[0].scale, sources[1].scale
+    return clamped(engine.multiplied(first, second, scales, target.scale), target)
 
 
 def average(pool: Callable[[Any], Any], values: Any, grid: Grid) -> Any:

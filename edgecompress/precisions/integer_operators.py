@@ -18,16 +18,17 @@ from keras import ops
 from edgecompress.core.registry import Registry
 from edgecompress.precisions import integer_arithmetic as integers
 from edgecompress.precisions.base import Precision
-from edgecompress.precisions.integer_arithmetic import Affine, Grid
+from edgecompress.precisions.integer_arithmetic import LITERT, Affine, Grid
+from edgecompress.precisions.requantization import Requantization
 
-# (function, values, their grids, the output's grid) -> the output on its grid.
-Operator = Callable[[Callable[..., Any], Sequence[Any], Sequence[Grid], Grid], Any]
+# (function, values, their grids, the output's grid, the engine) -> the output on its grid.
+Operator = Callable[[Callable[..., Any], Sequence[Any], Sequence[Grid], Grid, Requantization], Any]
 OPERATORS: Registry[Operator] = Registry("operator with integer inference")
 
 
 def _sum(sign: int) -> Operator:
-    return lambda function, values, sources, target: integers.add(
-        values[0], values[1], sources, target, sign
+    return lambda function, values, sources, target, engine: integers.add(
+        values[0], values[1], sources, target, sign, engine
     )
 
 
@@ -35,19 +36,23 @@ OPERATORS.register("Add")(_sum(1))
 OPERATORS.register("Subtract")(_sum(-1))
 for _name in ("Multiply", "multiply"):
     OPERATORS.register(_name)(
-        lambda function, values, sources, target: integers.multiply(
-            values[0], values[1], sources, target
+        lambda function, values, sources, target, engine: integers.multiply(
+            values[0], values[1], sources, target, engine
         )
     )
 for _name in (
     "AveragePooling1D", "AveragePooling2D", "GlobalAveragePooling1D", "GlobalAveragePooling2D",
 ):  # fmt: skip
     OPERATORS.register(_name)(
-        lambda function, values, sources, target: integers.average(function, values[0], target)
+        lambda function, values, sources, target, engine: integers.average(
+            function, values[0], target
+        )
     )
 for _name in ("HardSilu", "hard_silu"):
     OPERATORS.register(_name)(
-        lambda function, values, sources, target: integers.hard_swish(values[0], sources[0], target)
+        lambda function, values, sources, target, engine: integers.hard_swish(
+            values[0], sources[0], target
+        )
     )
 
 
@@ -65,6 +70,7 @@ def operate(
     tensors: Sequence[Any],
     sources: Sequence[Grid],
     target: Grid,
+    engine: Requantization = LITERT,
 ) -> Any:
     """Returns the output of an operator without weights.
 
@@ -75,10 +81,11 @@ def operate(
         tensors: The tensors in them, on their grids.
         sources: Their grids.
         target: The grid of its output.
+        engine: The arithmetic to follow. Defaults to LiteRT's.
     """
     if what not in OPERATORS:
         return function(*values)
-    return OPERATORS[what](function, tensors, sources, target)
+    return OPERATORS[what](function, tensors, sources, target, engine)
 
 
 @contextlib.contextmanager
@@ -124,6 +131,7 @@ def operate_weighted(
     axes: Sequence[int],
     batch_norms: Sequence[Any] = (),
     scales: Any = None,
+    engine: Requantization = LITERT,
 ) -> Any:
     """Returns a convolution or matrix product with its bias, on the grid of its output.
 
@@ -138,6 +146,7 @@ def operate_weighted(
         axes: Axes of the kernel with separate scales.
         batch_norms: BatchNormalization layers folded into it.
         scales: The kernel's scales, if the precision does not choose them.
+        engine: The arithmetic to follow. Defaults to LiteRT's.
     """
     more = {} if scales is None else {"scales": scales}
     found = precision.weight_codes(kernel, axes, **more)
@@ -146,7 +155,13 @@ def operate_weighted(
     codes, scales = found
     affine = folded(Affine(None, bias), batch_norms)
     return integers.weighted(
-        functools.partial(run, codes), values, source, target, ops.reshape(scales, [-1]), affine
+        functools.partial(run, codes),
+        values,
+        source,
+        target,
+        ops.reshape(scales, [-1]),
+        affine,
+        engine,
     )
 
 

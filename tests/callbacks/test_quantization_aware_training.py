@@ -10,9 +10,12 @@ import pytest
 from keras import layers
 
 from edgecompress.callbacks.quantization_aware_training import QuantizationAwareTraining
+from edgecompress.converters import float32, int8
+from edgecompress.converters.real_values import quantize, quantized_inputs
 from edgecompress.core.errors import ArgumentError, UnknownNameError, UnsupportedModelError
 from edgecompress.core.fusion import find_taps
 from edgecompress.core.record import read_record, record_of
+from edgecompress.engines.run import run_engine
 from edgecompress.precisions.int8 import Int8
 from edgecompress.precisions.simulation import simulate
 
@@ -232,6 +235,33 @@ def test_validation_sees_the_simulation(aware):
     want = float(loss(y, aware.simulated))
     assert aware.history["val_loss"][-1] == pytest.approx(want, rel=1e-5)
     assert float(loss(y, aware.outputs)) != pytest.approx(want, rel=1e-5)
+
+
+def test_validation_follows_the_engine_bit_for_bit():
+    inputs = keras.Input((8, 8, 1))
+    x = keras.layers.Conv2D(6, 3, activation="relu")(inputs)
+    y = keras.layers.BatchNormalization()(keras.layers.Conv2D(6, 3, padding="same")(x))
+    x = keras.layers.Multiply()([keras.layers.Add()([x, y]), x])
+    model = keras.Model(inputs, keras.layers.Dense(9)(keras.layers.Flatten()(x)))
+    model.compile("sgd", "mse")
+    x = np.random.default_rng(0).normal(size=(500, 8, 8, 1)).astype("f4")
+    callback, seen = QuantizationAwareTraining(engine="tflm"), {}
+
+    def predict(epoch, logs):
+        for callback.engine in ("tflm", "litert"):
+            seen[callback.engine] = model.predict(x, batch_size=500, verbose=0)
+
+    watching = keras.callbacks.LambdaCallback(on_epoch_end=predict)
+    model.fit(x, np.zeros((500, 9)), batch_size=250, verbose=0, callbacks=[callback, watching])
+    flat = int8.convert(float32.convert(model), record=record_of(model)).flat
+    for engine, outputs in seen.items():
+        found = run_engine(engine, flat.data, quantized_inputs(flat, [x])).outputs[0]
+        np.testing.assert_array_equal(
+            quantize(outputs, flat.tensors[flat.outputs[0]]), found.reshape(-1, 9)
+        )
+    assert (seen["litert"] != seen["tflm"]).any()
+    with pytest.raises(ArgumentError, match="`engine` must be litert or tflm"):
+        QuantizationAwareTraining(engine="other")
 
 
 def test_losses_on_softmax_outputs_keep_their_gradient(softmax, aware):

@@ -11,6 +11,7 @@ from keras import layers, ops
 
 from edgecompress.precisions.integer_arithmetic import grid_of, on_grid
 from edgecompress.precisions.integer_operators import OPERATORS
+from edgecompress.precisions.requantization import REQUANTIZATIONS
 
 pytestmark = pytest.mark.slow
 
@@ -29,8 +30,9 @@ CASES: dict[str, tuple[Callable[[], Callable[..., Any]], tuple[int, ...], int]] 
 }
 
 
+@pytest.mark.parametrize("engine", REQUANTIZATIONS)
 @pytest.mark.parametrize("name", sorted(OPERATORS))
-def test_it_is_a_step_from_exact_arithmetic(name: str) -> None:
+def test_it_is_a_step_from_exact_arithmetic(name: str, engine: str) -> None:
     make, shape, count = CASES[name]
     function = make()
     random = np.random.default_rng(3)
@@ -40,7 +42,7 @@ def test_it_is_a_step_from_exact_arithmetic(name: str) -> None:
     exact = np.asarray(function(*given), np.float64)
     pools = "Pooling" in name
     target = sources[0] if pools else grid_of(float(exact.min()), float(exact.max()))
-    found = np.asarray(OPERATORS[name](function, values, sources, target))
+    found = np.asarray(OPERATORS[name](function, values, sources, target, REQUANTIZATIONS[engine]))
     step = float(target.scale)
     assert found.shape == exact.shape
     np.testing.assert_allclose(found / step, np.rint(found / step), atol=1e-3)

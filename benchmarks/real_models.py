@@ -9,8 +9,9 @@ an interrupted run continues. With random weights an agreement of classes says l
 no floor; the signal-to-noise ratio of the outputs (SQNR) against Keras is printed.
 
 A row: operators that stay in float ("none": all integer); SQNR in LiteRT and in TensorFlow Lite
-Micro; whether a phone and a Cortex-M7 run all operators; the exit code; size; cost of the export in
-processor seconds and peak memory. Models above `--board-limit` weights are made for the phone only.
+Micro; the verdict for a phone and for a board (operators, flash, RAM), with the first rule that
+fails or cannot be decided; the exit code; size; cost of the export in processor seconds and peak memory. Models above
+`--board-limit` weights are made for the phone only.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ APPLICATIONS = {
     "InceptionResNetV2": (-1, 1),
 }  # fmt: skip
 SAMPLES = 16
-PHONE, BOARD = "pixel-8", "cortex-m7"
+PHONE, BOARD = "pixel-8", "nucleo-h7a3zi-q"
 
 
 def gru() -> Any:
@@ -133,6 +134,7 @@ def streamed_keywords() -> Any:
     import keras
     from keras import layers as kl
 
+    wide = keras.initializers.RandomNormal(stddev=20.0, seed=0)
     return keras.Sequential(
         [
             keras.Input((48, 16)),
@@ -140,7 +142,8 @@ def streamed_keywords() -> Any:
             kl.SeparableConv1D(24, 5, activation="relu"),
             kl.SeparableConv1D(24, 5, activation="relu"),
             kl.GlobalAveragePooling1D(),
-            kl.Dense(4, activation="softmax"),
+            # Classes further apart than a step of the output, as training would make them.
+            kl.Dense(4, activation="softmax", kernel_initializer=wide),
         ]
     )
 
@@ -248,10 +251,13 @@ def row(name: str, size: int, board_limit: int) -> dict[str, Any]:
     )
     found["notes"] = [note for note in report.notes if "float" in note]
     for target in report.targets:
-        (check,) = (c for c in target.checks if c.rule == "operators")
-        found[f"runs on {target.name}"] = check.verdict + (
-            f": {check.reason}" if check.verdict != "pass" else ""
-        )
+        wrong = [
+            f"{c.verdict}: {c.rule}: {c.reason}"
+            for c in target.checks
+            if c.verdict in ("fail", "uncertain")
+            or (c.verdict == "not_measured" and c.limit is not None)
+        ]
+        found[f"runs on {target.name}"] = wrong[0] if wrong else "pass"
     if len(flat.inputs) != len(samples):
         # A streaming file is run step by step by the export itself.
         (parity,) = (c for c in report.targets[0].checks if c.rule == "parity")
@@ -274,7 +280,7 @@ def row(name: str, size: int, board_limit: int) -> dict[str, Any]:
 def table(rows: list[dict[str, Any]]) -> None:
     """Prints the rows as a table."""
     print(
-        "| model | weights | stays in float | LiteRT, dB | TFLM, dB | phone | Cortex-M7 | exit "
+        "| model | weights | float left | LiteRT, dB | TFLM, dB | phone | board | exit code "
         "| bytes | CPU, s | peak, MB |"
     )
     print("| --- " * 11 + "|")
@@ -285,7 +291,7 @@ def table(rows: list[dict[str, Any]]) -> None:
                   f"| | | | | {found['exit']} | | | |")  # fmt: skip
             continue
         left = ", ".join(found["float"]) or "none"
-        board = found.get(f"runs on {BOARD}", "too large")
+        board = found.get(f"runs on {BOARD}", "not made")
         print(
             f"| {name} | {found['weights']:,} | {left} | {found.get('litert', '')} "
             f"| {found.get('tflm', '')} | {found[f'runs on {PHONE}'][:120]} | {board[:120]} "

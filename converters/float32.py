@@ -40,6 +40,7 @@ KIND = "float32"
 _TOLERANCE = 1e-3
 # A wrong file is wrong on every sample. In a correct one with binary layers, the sign of a value
 # that is zero up to rounding may flip, and everything after it with it.
+_PROBES = 16
 _TRIES = 3
 _TYPES = ("float32", "int32", "int64", "int8", "uint8", "bool")
 
@@ -320,11 +321,15 @@ def _difference(
 
 
 def _distance(want: np.ndarray, have: np.ndarray) -> float:
-    """Returns the largest difference relative to the largest value."""
+    """Returns the largest difference relative to the largest value; infinity for NaN."""
     if not np.isfinite(want).all():
         return 0.0 if np.array_equal(np.isfinite(want), np.isfinite(have)) else np.inf
-    scale = max(float(np.abs(want).max(initial=0)), 1e-6)
-    return float(np.abs(want.astype(np.float64) - have).max(initial=0)) / scale
+    error = float(np.abs(want.astype(np.float64) - have).max(initial=0)) / _scale(want)
+    return np.inf if np.isnan(error) else error
+
+
+def _scale(values: np.ndarray) -> float:
+    return max(float(np.abs(values).max(initial=0)), 1e-6)
 
 
 def _find_taps(
@@ -368,7 +373,19 @@ def match_by_value(
         wanted: Tap -> value, in order of execution.
         values: Tensor index -> value, in order of execution.
     """
-    candidates = {tap: _nearest(value, values) for tap, value in wanted.items()}
+    by_shape: dict[tuple[int, ...], list[int]] = {}
+    by_size: dict[int, list[int]] = {}
+    for index, value in values.items():
+        by_shape.setdefault(value.shape, []).append(index)
+        by_size.setdefault(value.size, []).append(index)
+    probes: dict[tuple[int, ...] | int, np.ndarray] = {}
+    candidates = {}
+    for tap, want in wanted.items():
+        key: tuple[int, ...] | int = want.shape if want.shape in by_shape else want.size
+        same = by_shape[key] if isinstance(key, tuple) else by_size.get(key, [])
+        if key not in probes:
+            probes[key] = np.array([_probe(values[i]) for i in same])
+        candidates[tap] = _nearest(want, _near(want, same, probes[key]), values)
     groups: dict[tuple[int, ...], list[str]] = {}
     for tap, tensors in candidates.items():
         groups.setdefault(tensors, []).append(tap)
@@ -381,17 +398,34 @@ def match_by_value(
     return {tap: found[tap] for tap in wanted if tap in found}
 
 
-def _nearest(want: np.ndarray, values: Mapping[int, np.ndarray]) -> tuple[int, ...]:
-    same = [i for i, v in values.items() if v.shape == want.shape]
-    if not same:
-        same = [i for i, v in values.items() if v.size == want.size]
-    if not same:
+def _probe(values: np.ndarray) -> np.ndarray:
+    """Returns a few of the values."""
+    flat = values.ravel()
+    count = min(_PROBES, flat.size)
+    return flat[np.arange(count) * flat.size // max(count, 1)].astype(np.float64)
+
+
+def _near(want: np.ndarray, tensors: Sequence[int], probes: np.ndarray) -> list[int]:
+    """Returns the tensors that are not too far off at the probes: comparing a few values is cheap.
+
+    A network of a thousand operators has a million pairs of a tap and a tensor.
+    """
+    if not tensors or not np.isfinite(want).all():
+        return list(tensors)
+    far = np.abs(probes - _probe(want)).max(axis=1, initial=0) > _TOLERANCE * _scale(want)
+    return [index for index, is_far in zip(tensors, far, strict=True) if not is_far]
+
+
+def _nearest(
+    want: np.ndarray, tensors: Sequence[int], values: Mapping[int, np.ndarray]
+) -> tuple[int, ...]:
+    if not tensors:
         return ()
-    errors = {i: _distance(want.ravel(), values[i].ravel()) for i in same}
-    best = min(same, key=lambda i: errors[i])
+    errors = {i: _distance(want.ravel(), values[i].ravel()) for i in tensors}
+    best = min(tensors, key=lambda i: errors[i])
     if errors[best] > _TOLERANCE:
         return ()
-    return tuple(i for i in same if np.array_equal(values[i].ravel(), values[best].ravel()))
+    return tuple(i for i in tensors if np.array_equal(values[i].ravel(), values[best].ravel()))
 
 
 def _match_kernels(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -78,14 +79,15 @@ def _pairs(floats: FlatModel, quantized: FlatModel) -> tuple[dict[int, int], lis
     by_name: dict[str, list[int]] = {}
     for index in offered:
         by_name.setdefault(quantized.tensors[index].name, []).append(index)
-    names = [floats.tensors[index].name for index in wanted]
-    same_order = [_makers(floats)[i] for i in wanted] == [_makers(quantized)[i] for i in offered]
+    names = Counter(floats.tensors[index].name for index in wanted)
+    makers, offering = _makers(floats), _makers(quantized)
+    same_order = [makers[i] for i in wanted] == [offering[i] for i in offered]
     by_position = dict(zip(wanted, offered, strict=True)) if same_order else {}
     pairs, unmatched = {}, []
     for index in wanted:
         tensor = floats.tensors[index]
         found = by_name.get(tensor.name, [])
-        unique = tensor.name and len(found) == 1 and names.count(tensor.name) == 1
+        unique = tensor.name and len(found) == 1 and names[tensor.name] == 1
         partner = found[0] if unique else by_position.get(index)
         if (
             tensor.type == "FLOAT32"

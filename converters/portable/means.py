@@ -35,28 +35,31 @@ _RELUS = (1, 3)
 @register("means", "MEAN over a map became AVERAGE_POOL_2D")
 def means(graph: Graph) -> Iterator[Place]:
     """Yields the means over height and width, or over time, as GlobalAveragePooling has them."""
+    above = _above(graph)
     for operator in graph.operators("MEAN"):
         source, axes = graph.flat.tensor(operator, 0), graph.values(operator, 1)
         if source is None or axes is None or source.type != "FLOAT32" or source.shape[:1] != (1,):
             continue
         rank = len(source.shape)
         over = sorted({int(axis) % rank for axis in axes.reshape(-1)})
-        if (rank, over) in ((4, [1, 2]), (3, [1])) and _is_above(graph, source.index):
+        if (rank, over) in ((4, [1, 2]), (3, [1])) and source.index in above:
             yield _pooled(graph, operator)
 
 
-def _is_above(graph: Graph, tensor: int) -> bool:
-    """Returns whether a tensor is hardly below zero, whatever the model's input is."""
-    writer = graph.writer(tensor, *_ABOVE, *_MOVES, *_MERGES, *_FUSING)
-    if writer is None:
-        return False
-    if writer.code in _ABOVE or activation(writer) in _RELUS:
-        return True
-    if writer.code == "MUL" and _is_gated(graph, writer):
-        return True
-    if writer.code in _MERGES:
-        return all(_is_above(graph, index) for index in writer.inputs)
-    return writer.code in _MOVES and _is_above(graph, writer.inputs[0])
+def _above(graph: Graph) -> set[int]:
+    """Returns the tensors that are hardly below zero, whatever the model's input is."""
+    above: set[int] = set()
+    for operator in graph.flat.operators:
+        code, inputs = operator.code, operator.inputs
+        if code in _MERGES:
+            stays = all(index in above for index in inputs)
+        else:
+            stays = code in _MOVES and inputs[0] in above
+        rectified = code in (*_MERGES, *_MOVES, *_FUSING) and activation(operator) in _RELUS
+        gated = code == "MUL" and _is_gated(graph, operator)
+        if code in _ABOVE or rectified or gated or stays:
+            above.update(operator.outputs)
+    return above
 
 
 def _is_gated(graph: Graph, product: Operator) -> bool:

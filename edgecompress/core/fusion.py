@@ -139,28 +139,29 @@ class _Graph:
         self.producer = {operator.output: operator for operator in self.operators}
         self.readers = Counter(v for o in self.operators for v in o.inputs)
         self.readers.update(self.outputs)
+        self.readers_of: dict[int, list[_Operator]] = {}
         for operator in self.operators:
-            if (
-                operator.step.kind == MEAN
-                and operator.name not in own_means
-                and self._is_above(operator.inputs[0])
-            ):
-                operator.step = replace(operator.step, kind=AVERAGE)
+            for value in dict.fromkeys(operator.inputs):
+                self.readers_of.setdefault(value, []).append(operator)
+        self._average(own_means)
 
-    def _is_above(self, value: int) -> bool:
-        """Returns whether a value is hardly below zero: its mean needs no range of its own.
+    def _average(self, own_means: Collection[str]) -> None:
+        """Has means of values that are hardly below zero computed as averages: they need no range.
 
         The mean of a map around zero is much smaller than the map, and would get few codes.
         """
-        operator = self.producer.get(value)
-        if operator is None:
-            return False
-        if operator.step.above:
-            return True
-        kind = operator.step.kind
-        if kind == JOIN or (kind == BINARY and type(operator.layer).__name__ != "Subtract"):
-            return all(self._is_above(value) for value in operator.inputs)
-        return kind in (*KEEPS_RANGE, AVERAGE) and self._is_above(operator.inputs[0])
+        above: set[int] = set()
+        for operator in self.operators:
+            kept = operator.step.kind != MEAN or operator.name in own_means
+            if not kept and operator.inputs[0] in above:
+                operator.step = replace(operator.step, kind=AVERAGE)
+            kind = operator.step.kind
+            if kind == JOIN or (kind == BINARY and type(operator.layer).__name__ != "Subtract"):
+                stays = all(value in above for value in operator.inputs)
+            else:
+                stays = kind in (*KEEPS_RANGE, AVERAGE) and operator.inputs[0] in above
+            if operator.step.above or stays:
+                above.add(operator.output)
 
     def _new(self) -> int:
         self._count += 1
@@ -220,7 +221,7 @@ class _Graph:
 
     def _is_merged(self, operator: _Operator) -> bool:
         """Returns whether all readers of this one's input are equal: the converter merges them."""
-        readers = [o for o in self.operators if operator.inputs[0] in o.inputs]
+        readers = self.readers_of[operator.inputs[0]]
         return len(readers) == self.readers[operator.inputs[0]] and all(
             o.step.kind == operator.step.kind for o in readers
         )
@@ -229,7 +230,7 @@ class _Graph:
         """Returns the only reader of an operator's output, looking through dropout."""
         value = operator.output
         while self.readers[value] == 1:
-            readers = [o for o in self.operators if value in o.inputs]
+            readers = self.readers_of.get(value)
             if not readers:
                 return None
             if readers[0].step.kind != IDENTITY:

@@ -152,9 +152,8 @@ def signature(model: FlatModel, operator: Operator) -> Signature:
         types = [_type(tensor) for tensor in given]
     else:
         known = _PARAMETERS.get(code, ()) + _LEARNT.get(code, ())
-        decoded = _decoded(model)
         types = [
-            _type(t) + ("~" if t and p in known and not _constant(t, decoded) else "")
+            _type(t) + ("~" if t and p in known and not _constant(model, t) else "")
             for p, t in enumerate(inputs)
         ]
         while types and types[-1] == "-":
@@ -172,14 +171,13 @@ def signature(model: FlatModel, operator: Operator) -> Signature:
     )
 
 
-def _decoded(model: FlatModel) -> frozenset[int]:
-    return frozenset(i for o in model.operators if o.name == DECODE for i in o.outputs)
-
-
-def _constant(tensor: Tensor, decoded: frozenset[int]) -> bool:
+def _constant(model: FlatModel, tensor: Tensor) -> bool:
     """Weights that are decoded while the model runs count as constants, as for the kernels."""
     return (
-        tensor.is_constant or tensor.is_variable or not tensor.elements or tensor.index in decoded
+        tensor.is_constant
+        or tensor.is_variable
+        or not tensor.elements
+        or any(tensor.index in o.outputs for o in model.operators if o.name == DECODE)
     )
 
 

@@ -113,6 +113,13 @@ def test_match_by_value() -> None:
     assert match({"only": b}, values) == {}  # two tensors, one tap: not to be told
     assert match({"other": a + 1}, values) == {}
     assert match({"x": a, "same": a}, {3: a}) == {"x": 3, "same": 3}
+    # A tensor that differs in one element of many, or is NaN, is another one.
+    long = np.linspace(1, 2, 1000, dtype=np.float32)
+    for wrong in (7, np.nan):
+        other = long.copy()
+        other[501] = wrong
+        assert match({"long": long}, {3: other}) == {}
+        assert match({"long": long}, {3: other, 5: long * (1 + 1e-5)}) == {"long": 5}
 
 
 def test_several_inputs_and_outputs() -> None:

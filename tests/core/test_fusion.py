@@ -292,3 +292,13 @@ def test_a_mean_has_the_scale_of_a_map_that_is_hardly_below_zero(before, source)
     model = model_of(lambda x: layers.GlobalAveragePooling2D(name="g")(before(x)))
     taps = {tap.name: tap for tap in find_taps(model)}
     assert taps["g"].same_as == source
+
+
+def test_a_value_that_is_read_again_and_again_is_looked_at_once() -> None:
+    """Ways through this graph: 2 ** 60."""
+    x = image = keras.Input((4, 4, 2))
+    x = layers.Conv2D(2, 1, activation="relu")(x)
+    for _ in range(60):
+        x = layers.Add()([layers.MaxPooling2D(1)(x), x])
+    model = keras.Model(image, layers.GlobalAveragePooling2D(name="mean")(x))
+    assert next(t for t in find_taps(model) if t.name == "mean").same_as is not None

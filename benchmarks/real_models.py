@@ -10,8 +10,8 @@ no floor; the signal-to-noise ratio of the outputs (SQNR) against Keras is print
 
 A row: operators that stay in float ("none": all integer); SQNR in LiteRT and in TensorFlow Lite
 Micro; the verdict for a phone and for a board (operators, flash, RAM), with the first rule that
-fails or cannot be decided; the exit code; size; cost of the export in processor seconds and peak memory. Models above
-`--board-limit` weights are made for the phone only.
+fails or cannot be decided; the exit code; size; cost of the export in processor seconds and peak
+memory. Models above `--board-limit` weights are made for the phone only.
 """
 
 from __future__ import annotations

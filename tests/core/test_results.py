@@ -24,6 +24,7 @@ from edgecompress.core.results import (
     judge,
     worst_verdict,
 )
+from edgecompress.core.sensitivity import KeptLayers, LayerDamage, Sensitivity
 
 _DOCS = Path(__file__).resolve().parents[2] / "docs"
 _SCHEMA = json.loads((_DOCS / "report.schema.json").read_text())
@@ -214,6 +215,11 @@ def _full_report() -> Report:
                     detail={"shape": (1, 2), "worst": np.float32(0.5), "db": float("inf")}),
         artifacts=(ArtifactInfo("m_int8.tflite", "int8", 98496, "b" * 64, ("a note",)),),
         notes=("Layer 'head' was skipped.",),
+        sensitivity=Sensitivity(
+            (LayerDamage("head", ("FULLY_CONNECTED",), np.float64(31.5), 0.8, None),),
+            100,
+            KeptLayers("", (), 0.8, False, 4096),
+        ),
     )  # fmt: skip
 
 
@@ -272,6 +278,8 @@ def test_reports_are_valid() -> None:
         lambda d: d["targets"][0]["checks"][0].update(reason=None),
         lambda d: d["artifacts"][0].pop("bytes"),
         lambda d: d.update(notes="one"),
+        lambda d: d["sensitivity"]["layers"][0].pop("operators"),
+        lambda d: d["sensitivity"]["base"].update(how="bfloat16"),
     ],
 )
 def test_broken_reports_are_not(spoil: Any) -> None:

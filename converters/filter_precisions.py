@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgecompress.converters.float32 import Float32Result
@@ -178,3 +178,13 @@ def folded_dense(
         f"not simulated: {', '.join(found)}: BatchNormalization is folded into a Dense layer with "
         "one scale; training rounded the weights before folding, the file rounds them after it."
     ]
+
+
+def trained_scales(
+    source: Float32Result, precision: Precision, record: CompressionRecord | None
+) -> dict[str, Sequence[float]]:
+    """Returns the filters whose scales training learnt: name -> one for each channel, or one."""
+    if record is None or trained_precision(record) != precision:
+        return {}
+    known = record.weight_scales
+    return {name: known[owner] for name, owner in source.owners.items() if owner in known}

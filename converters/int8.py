@@ -24,6 +24,7 @@ from edgecompress.converters.filter_precisions import (
     folded_dense,
     notes_on,
     one_scale_each,
+    trained_scales,
 )
 from edgecompress.converters.float32 import Float32Result
 from edgecompress.converters.float_inputs import float_inputs, put_before, without
@@ -167,7 +168,8 @@ def convert(
     if trained:
         notes += folded_dense(source, precision, exceptions)
     own = exceptions | {name: (Place(name, ""), Int16x8()) for name in chosen.int16}
-    settled = choose_scales(editor, flat, source.kernels, precision, own)
+    learnt = trained_scales(source, precision, record)
+    settled = choose_scales(editor, flat, source.kernels, precision, own, learnt)
     if weight_scales != "channel":
         always = weight_scales == "tensor"
         # If the user or the precision decided on Dense layers, the quantizer has applied it.

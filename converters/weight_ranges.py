@@ -8,7 +8,7 @@ g_c * w_c has the scale |g_c| * s_c and the codes sign(g_c) * round(w_c / s_c).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -28,6 +28,7 @@ def choose_scales(
     kernels: Mapping[str, np.ndarray],
     precision: Precision,
     exceptions: Mapping[str, tuple[Place, Precision]],
+    learnt: Mapping[str, Sequence[float]],
 ) -> frozenset[str]:
     """Gives filters the scales that their precision chooses.
 
@@ -37,6 +38,7 @@ def choose_scales(
         kernels: `Float32Result.kernels`: filters before folding, by name.
         precision: Of filters without an exception.
         exceptions: What `filter_precisions` returned.
+        learnt: Name of a filter -> scales that training learnt.
 
     Returns:
         Names of the outputs of the operators whose filters have such scales.
@@ -56,6 +58,8 @@ def choose_scales(
         scales = own.get(output, precision).weight_scales(kernel, () if single else (axis,))
         if scales is None:
             continue
+        if len(given := learnt.get(weights.name, ())) == np.size(scales):
+            scales = given
         chosen.add(output)
         if kernel.any():
             writer.set(source, target, kernel, np.asarray(scales, np.float32).ravel())

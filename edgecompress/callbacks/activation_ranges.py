@@ -14,12 +14,16 @@ import keras
 import numpy as np
 from keras import ops
 
+from edgecompress.callbacks.learnt_bounds import LearntBounds, ranges_allowed
 from edgecompress.precisions.base import Precision
 from edgecompress.precisions.fake_quantization import SMALLEST_RANGE, rectified_fake_quantize
 from edgecompress.precisions.integer_arithmetic import Grid, grids_of
+from edgecompress.precisions.ranges.learnt import Learnt, learnt_fake_quantize
 from edgecompress.precisions.uniform import Uniform
 
 _UNSEEN = (np.inf, -np.inf)
+# What `LearntBounds` calls the ranges.
+_ROWS = "activation ranges"
 
 
 class ActivationRanges:
@@ -29,10 +33,15 @@ class ActivationRanges:
         quantizer: The precision.
         names: Of the taps.
         start: Tap -> (minimum, maximum) to continue from; others start with the first batch's.
+        bounds: Trains the ranges, if the precision wants that. Defaults to nothing.
     """
 
     def __init__(
-        self, quantizer: Precision, names: Sequence[str], start: Mapping[str, tuple[float, float]]
+        self,
+        quantizer: Precision,
+        names: Sequence[str],
+        start: Mapping[str, tuple[float, float]],
+        bounds: LearntBounds | None = None,
     ) -> None:
         """Creates the variable."""
         self._quantizer = quantizer
@@ -42,6 +51,15 @@ class ActivationRanges:
         self._variable = keras.Variable(
             first, dtype="float32", trainable=False, autocast=False, name="activation_ranges"
         )
+        method = quantizer.activation_method if isinstance(quantizer, Uniform) else None
+        self._method = method if isinstance(method, Learnt) and bounds is not None else None
+        self._bounds = bounds
+        # No gradient reaches the model's inputs.
+        self._by_gradient = [
+            self._method is not None and not name.startswith("input:") for name in names
+        ]
+        if bounds is not None and any(self._by_gradient):
+            bounds.add(_ROWS, self._variable, ranges_allowed(self._by_gradient))
         # During a call: what `averaging` returns (start, its maximum, share), the ranges in effect,
         # and the grids.
         self._old: list[tuple[Any, Any, Any]] = []
@@ -66,6 +84,9 @@ class ActivationRanges:
             return
         old = self._variable.value
         start, share = self._quantizer.averaging(old)
+        if any(self._by_gradient):
+            learnt_rows = ops.convert_to_tensor([[learnt] for learnt in self._by_gradient])
+            share = ops.where(ops.logical_and(learnt_rows, share < 1), 0.0, share)
         _, highest = ops.unstack(start, axis=1)
         parts = (start, highest, ops.reshape(share, [-1]))
         self._old = list(zip(*map(ops.unstack, parts), strict=True))
@@ -105,7 +126,25 @@ class ActivationRanges:
         """Returns activations as the int8 model holds them; inside `learning`, learns from them."""
         if not self._old:
             return self.frozen(name, values)
+        if self._by_gradient[self._positions[name]]:
+            return self._trained(name, values)
         return self._fake_quantize(values, self._learn(name, self._quantizer.batch_range(values)))
+
+    def _trained(self, name: str, values: Any) -> Any:
+        """Returns the rounded activations of a tap whose range has gradients."""
+        method, bounds, position = self._method, self._bounds, self._positions[name]
+        if method is None or bounds is None:
+            raise TypeError(f"The range of {name!r} is not learnt by gradients.")
+        start, _, share = self._old[position]
+        first = ops.cond(share > 0, lambda: self._quantizer.batch_range(values), lambda: start)
+        after = len(self._positions) - position - 1
+
+        def found(gradient: Any) -> None:
+            padded = ops.pad(ops.expand_dims(gradient, 0), [[position, after], [0, 0]])
+            bounds.found(_ROWS, padded)
+
+        bits = self._quantizer.activation_bits
+        return learnt_fake_quantize(values, self._learn(name, first), bits, method, found)
 
     def rectified(self, name: str, values: Any, maximum: float) -> Any:
         """Returns ReLU's output as the int8 model holds it, and learns its range.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import keras
@@ -13,7 +13,7 @@ import keras
 from edgecompress.callbacks.hooks import Hook, HookSession
 from edgecompress.core.errors import UnsupportedModelError
 from edgecompress.core.finite import check_weights
-from edgecompress.core.learnt_ranges import keeping_ranges, tied
+from edgecompress.core.learnt_ranges import keeping_ranges, tied, with_learnt
 from edgecompress.core.record import CompressionRecord, attach_record, record_of
 
 H = TypeVar("H", bound=Hook)
@@ -172,6 +172,10 @@ class CompressionCallback(HookedCallback):
         """Returns learnt activation ranges, tap -> (minimum, maximum); None for none."""
         return None
 
+    def learnt_scales(self) -> Mapping[str, Sequence[float]]:
+        """Returns learnt scales of kernels, `<layer>/<attribute>` -> one for each channel."""
+        return {}
+
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Forgets the notes of an earlier fit and attaches the hooks."""
         self._notes.clear()
@@ -182,7 +186,7 @@ class CompressionCallback(HookedCallback):
         with self._stage():
             with keeping_ranges(self.model):
                 self.settle()
-            self.attach_step(self.results(), self.learnt_ranges())
+            self.attach_step(self.results(), self.learnt_ranges(), self.learnt_scales())
         self.detach()
 
     def log(
@@ -221,6 +225,7 @@ class CompressionCallback(HookedCallback):
         self,
         results: Mapping[str, Any],
         ranges: Mapping[str, tuple[float, float]] | None = None,
+        scales: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         """Adds what was done to the model's CompressionRecord.
 
@@ -231,6 +236,7 @@ class CompressionCallback(HookedCallback):
             results: The outcome as JSON values, e.g. `{"sparsity": 0.8}`.
             ranges: Learnt activation ranges, tap -> (minimum, maximum); they replace the record's
                 and belong to the current weights. Defaults to none.
+            scales: Learnt scales of kernels, which belong to the ranges. Defaults to none.
         """
         # Through JSON, so that tuples and lists compare equal and a bad value fails here.
         identity = json.loads(json.dumps({"technique": self.technique, **self.settings()}))
@@ -246,6 +252,6 @@ class CompressionCallback(HookedCallback):
         kept = tuple(note for note in record.notes if note not in self._attached_notes)
         record = dataclasses.replace(record, steps=tuple(steps), notes=kept)
         if ranges:
-            record = tied(dataclasses.replace(record, ranges=dict(ranges)), self.model)
+            record = tied(with_learnt(record, ranges, scales or {}), self.model)
         attach_record(self.model, record.merged(CompressionRecord(notes=self.notes)))
         self._attached_notes = self.notes

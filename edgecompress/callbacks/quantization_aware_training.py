@@ -248,14 +248,16 @@ class QuantizationAwareTraining(CompressionCallback):
             )
         # Training in between without this callback has moved the activations away from the ranges.
         record = settled_record(self.model)
-        ranges = {} if changed_layers(self.model, record) else record.ranges
+        changed = bool(changed_layers(self.model, record))
+        ranges, scales = ({}, {}) if changed else (record.ranges, record.weight_scales)
         forget(self.model)
         arithmetic = QuantizedArithmetic(
-            self.model, graph, self.quantizer, self._chosen, ranges, self._kernels
+            self.model, graph, self.quantizer, self._chosen, ranges, self._kernels, scales
         )
         arithmetic.engine = REQUANTIZATIONS[self._engine]
         for hook in arithmetic.hooks():
             self.hook(hook)
+        arithmetic.prepare()
         self.hook(_RecordKeeping(self._update_record))
         attach_record(self.model, record)
         return arithmetic
@@ -263,7 +265,7 @@ class QuantizationAwareTraining(CompressionCallback):
     def _update_record(self) -> None:
         # A checkpoint may be written before or after this callback's `on_epoch_end`.
         if self._arithmetic is not None and (ranges := self._arithmetic.ranges()):
-            self._attach_ranges(ranges, self._arithmetic.one_scale)
+            self._attach_ranges(ranges, self._arithmetic)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Logs and keeps the ranges in the record, so that checkpoints carry them."""
@@ -273,15 +275,16 @@ class QuantizationAwareTraining(CompressionCallback):
             ranges = self._arithmetic.ranges()
             self._check_finite(ranges)
             drift = _drift(self._before, ranges)
-            self._attach_ranges(ranges, self._arithmetic.one_scale)
-            remember(self.model, ranges)
+            self._attach_ranges(ranges, self._arithmetic)
+            remember(self.model, ranges, self._arithmetic.weight_scales())
         active = float(self._arithmetic is not None)
         self.log(epoch, logs, {"quantization_active": active, "quantization_drift": drift})
 
     def _attach_ranges(
-        self, ranges: Mapping[str, tuple[float, float]], one_scale: Sequence[str] = ()
+        self, ranges: Mapping[str, tuple[float, float]], arithmetic: QuantizedArithmetic
     ) -> None:
-        self.attach_step(self._outcome(ranges, one_scale), ranges)
+        outcome = self._outcome(ranges, arithmetic.one_scale)
+        self.attach_step(outcome, ranges, arithmetic.weight_scales())
 
     def _outcome(
         self, ranges: Mapping[str, tuple[float, float]], one_scale: Sequence[str]
@@ -308,7 +311,15 @@ class QuantizationAwareTraining(CompressionCallback):
             return {}
         # Early stopping may already have restored the weights of an earlier epoch, or may do so
         # later.
-        return ranges_of_epoch(self.model) or self._arithmetic.ranges()
+        found = ranges_of_epoch(self.model)
+        return self._arithmetic.ranges() if found is None else found[0]
+
+    def learnt_scales(self) -> Mapping[str, Sequence[float]]:
+        """Returns the scales of kernels that belong to the current weights."""
+        if self._arithmetic is None:
+            return {}
+        found = ranges_of_epoch(self.model)
+        return self._arithmetic.weight_scales() if found is None else found[1]
 
     def results(self) -> Mapping[str, Any]:
         """Returns the epochs, the layers, the number of ranges, and the kernels with one scale."""

@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Collection, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
 from edgecompress.callbacks.activation_ranges import ActivationRanges
-from edgecompress.callbacks.hooks import Wrapping
+from edgecompress.callbacks.hooks import Hook, Wrapping
+from edgecompress.callbacks.learnt_bounds import LearntBounds, limits_allowed
 from edgecompress.core.composites import Composite
 from edgecompress.core.fusion import FusedGraph, source_of
 from edgecompress.core.fusion_rules import composite, split_activation, weighted_operator
@@ -37,6 +39,7 @@ from edgecompress.precisions.integer_operators import (
     with_kernel,
 )
 from edgecompress.precisions.mixed import kernel_name, scale_axes
+from edgecompress.precisions.ranges.learnt import learnt_fake_quantize_weights
 from edgecompress.precisions.uniform import Uniform
 
 
@@ -51,6 +54,7 @@ class QuantizedArithmetic:
         ranges: Learnt ranges to continue from, tap -> (minimum, maximum).
         kernels: Kernels that are rounded in a precision of their own (`precisions.mixed`). Defaults
             to none.
+        scales: Learnt scales of kernels to continue from. Defaults to none.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class QuantizedArithmetic:
         layers: Collection[str],
         ranges: Mapping[str, tuple[float, float]],
         kernels: Mapping[str, Precision] | None = None,
+        scales: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         """Creates the range variables; the model is not touched yet."""
         self.batch_norm_frozen = False
@@ -79,7 +84,9 @@ class QuantizedArithmetic:
         }
         self._taps = {tap.name: tap for tap in graph.taps}
         own = [tap.name for tap in graph.taps if tap.fixed is None and tap.same_as is None]
-        self._learnt = ActivationRanges(quantizer, own, ranges)
+        self._bounds = LearntBounds(model)
+        self._learnt = ActivationRanges(quantizer, own, ranges, self._bounds)
+        self._limits = self._learnt_limits(scales or {})
         self._rounding: dict[str, Callable[[Any], Any]] = {
             name: functools.partial(self._learnt.rounded, name) for name in own
         }
@@ -185,10 +192,51 @@ class QuantizedArithmetic:
         axes = self._given_axes(name, kernel)
         return scale_axes(values, axes, self._precision_of(name, kernel.attribute))
 
-    def hooks(self) -> list[Wrapping]:
+    def _learnt_limits(self, scales: Mapping[str, Sequence[float]]) -> dict[str, keras.Variable]:
+        """Returns the limits of the kernels whose scales have gradients."""
+        found = {}
+        for layer, kernels in self._axes.items():
+            for attribute, axes in kernels.items():
+                precision = self._precision_of(layer, attribute)
+                if not isinstance(precision, Uniform) or not precision.weight_method.learnt:
+                    continue
+                name = kernel_name(layer, attribute)
+                values = ops.cast(getattr(self._by_name[layer], attribute), "float32")
+                start: Any = precision.weight_scales(values, axes)
+                if math.prod(start.shape) == len(scales.get(name, ())):
+                    start = ops.reshape(ops.convert_to_tensor(scales[name], "float32"), start.shape)
+                limits = limits_allowed(ops.convert_to_numpy(start * _largest(precision)))
+                found[name] = keras.Variable(
+                    limits, dtype="float32", autocast=False, trainable=False, name="weight_limits"
+                )
+                self._bounds.add(name, found[name], limits_allowed)
+        return found
+
+    def _learnt_scales(self, layer: str, attribute: str) -> Any | None:
+        """Returns the learnt scales of a kernel as a tensor; None if it has none."""
+        limits = self._limits.get(kernel_name(layer, attribute))
+        if limits is None:
+            return None
+        return limits.value / _largest(self._precision_of(layer, attribute))
+
+    def weight_scales(self) -> dict[str, list[float]]:
+        """Returns the learnt scales of kernels, in the order of their channels."""
+        found = {}
+        for name, limits in self._limits.items():
+            layer, _, attribute = name.rpartition("/")
+            scales = ops.convert_to_numpy(limits) / _largest(self._precision_of(layer, attribute))
+            found[name] = scales.ravel().tolist()
+        return found
+
+    def prepare(self) -> None:
+        """Makes what the compiled step cannot make, once the hooks are attached."""
+        self._bounds.prepare()
+
+    def hooks(self) -> list[Hook]:
         """Returns the hooks that put it into the layers."""
+        training = self._bounds.hook()
         inner = {tap.layer for tap in self._graph.taps if tap.layer}
-        found = []
+        found: list[Hook] = [] if training is None else [training]
         for name, layer in self._by_name.items():
             if name in inner or name in self._layers or self._inner.get(name):
                 found.append(Wrapping(layer, "call", functools.partial(self._layer_call, layer)))
@@ -276,6 +324,7 @@ class QuantizedArithmetic:
             self._precision_of(layer.name, attribute),
             self._axes[layer.name][attribute],
             [self._by_name[batch_norm] for batch_norm in operator.batch_norms],
+            scales=self._learnt_scales(layer.name, attribute),
             engine=self.engine,
         )
 
@@ -376,8 +425,16 @@ class QuantizedArithmetic:
         return rounded[0] if len(rounded) == 1 else ops.concatenate(rounded, -1)
 
     def _rounded(self, layer: Any, attribute: str, values: Any) -> Any:
-        axes = self._axes[layer.name][attribute]
-        return self._precision_of(layer.name, attribute).fake_quantize_weights(values, axes)
+        precision = self._precision_of(layer.name, attribute)
+        name = kernel_name(layer.name, attribute)
+        if name in self._limits:
+            return learnt_fake_quantize_weights(
+                ops.convert_to_tensor(values),
+                self._limits[name].value,
+                precision.weight_bits,
+                functools.partial(self._bounds.found, name),
+            )
+        return precision.fake_quantize_weights(values, self._axes[layer.name][attribute])
 
     def _quantized(
         self,
@@ -472,6 +529,11 @@ class QuantizedArithmetic:
         outputs = half(weighted_operator(layer), "pointwise_kernel", pointwise, middle, bias)
         outputs = self._insert(f"{layer.name}/pre_activation", outputs)
         return apply_activation(layer, outputs, self._insert, operate=self._operate)
+
+
+def _largest(precision: Precision) -> int:
+    """Returns the largest code of a weight."""
+    return int(2 ** (precision.weight_bits - 1) - 1)
 
 
 def _is_separable(layer: Any) -> bool:

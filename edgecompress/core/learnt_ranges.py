@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,6 +29,7 @@ _EPOCHS = "_edgecompress_ranges_of_epochs"
 _KEPT = 64
 
 Ranges = Mapping[str, tuple[float, float]]
+Scales = Mapping[str, Sequence[float]]
 
 
 def weight_hashes(model: Any) -> dict[str, str]:
@@ -66,9 +67,9 @@ def own_means(record: CompressionRecord | None) -> frozenset[str]:
     return frozenset(record.ranges) if record is not None and trained else frozenset()
 
 
-def remember(model: Any, ranges: Ranges) -> None:
+def remember(model: Any, ranges: Ranges, scales: Scales) -> None:
     """Keeps the ranges of an epoch, in memory: early stopping may restore its weights later."""
-    epochs = [*getattr(model, _EPOCHS, []), (weight_hashes(model), dict(ranges))]
+    epochs = [*getattr(model, _EPOCHS, []), (weight_hashes(model), dict(ranges), dict(scales))]
     # Past Keras's attribute tracking: the model must not own anything of this.
     object.__setattr__(model, _EPOCHS, epochs[-_KEPT:])
 
@@ -78,13 +79,13 @@ def forget(model: Any) -> None:
     object.__setattr__(model, _EPOCHS, [])
 
 
-def ranges_of_epoch(model: Any) -> Ranges | None:
-    """Returns the ranges of the epoch that ended with the current weights; None if none did."""
+def ranges_of_epoch(model: Any) -> tuple[Ranges, Scales] | None:
+    """Returns the ranges and scales of the epoch that ended with the current weights, or None."""
     epochs = getattr(model, _EPOCHS, [])
     if not epochs:
         return None
     now = weight_hashes(model)
-    return next((ranges for weights, ranges in reversed(epochs) if weights == now), None)
+    return next((found for weights, *found in reversed(epochs) if weights == now), None)
 
 
 def settled_record(model: Any) -> CompressionRecord:
@@ -92,8 +93,16 @@ def settled_record(model: Any) -> CompressionRecord:
     record = record_of(model)
     if not record.ranges or not changed_layers(model, record):
         return record
-    ranges = ranges_of_epoch(model)
-    return record if ranges is None else tied(dataclasses.replace(record, ranges=ranges), model)
+    found = ranges_of_epoch(model)
+    if found is None:
+        return record
+    return tied(with_learnt(record, *found), model)
+
+
+def with_learnt(record: CompressionRecord, ranges: Ranges, scales: Scales) -> CompressionRecord:
+    """Returns a record with other learnt ranges and scales."""
+    fixed = {kernel: tuple(values) for kernel, values in scales.items()}
+    return dataclasses.replace(record, ranges=dict(ranges), weight_scales=fixed)
 
 
 def changed_layers(model: Any, record: CompressionRecord) -> tuple[str, ...]:
@@ -133,7 +142,12 @@ def valid_record(model: Any, record: CompressionRecord) -> CompressionRecord:
 
     kept = {name: bounds for name, bounds in record.ranges.items() if fits(name)}
     outdated = tuple(name for name in record.ranges if name not in kept)
-    return dataclasses.replace(record, ranges=kept, outdated=outdated)
+    scales = {
+        kernel: values
+        for kernel, values in record.weight_scales.items()
+        if kernel.rpartition("/")[0] not in changed
+    }
+    return dataclasses.replace(record, ranges=kept, outdated=outdated, weight_scales=scales)
 
 
 @contextmanager

@@ -41,6 +41,8 @@ class CompressionRecord:
         notes: What was skipped or left masked, with the reason, one sentence each.
         weights: Layer -> hash of its weights when the ranges were learnt
             (`core.learnt_ranges`); empty in records of earlier versions.
+        weight_scales: Learnt scales of kernels, `<layer>/<attribute>` -> one for each channel, or
+            one. They belong to the weights, as the ranges do.
         outdated: Taps whose learnt ranges were dropped because weights changed afterwards.
 
     Example:
@@ -54,12 +56,16 @@ class CompressionRecord:
     notes: tuple[str, ...] = ()
     weights: Mapping[str, str] = field(default_factory=dict)
     outdated: tuple[str, ...] = ()
+    weight_scales: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuses unusable ranges."""
         for tap, (low, high) in self.ranges.items():
             if not (math.isfinite(low) and math.isfinite(high) and low <= high):
                 raise ValueError(f"range of {tap!r} must be finite and ordered. Got {(low, high)}.")
+        for kernel, scales in self.weight_scales.items():
+            if not scales or not all(math.isfinite(scale) and scale > 0 for scale in scales):
+                raise ValueError(f"scales of {kernel!r} must be finite and positive.")
 
     def merged(self, other: CompressionRecord) -> CompressionRecord:
         """Merges two records; if both have a range or a layer, `other` wins."""
@@ -72,6 +78,7 @@ class CompressionRecord:
             outdated=tuple(
                 dict.fromkeys(t for t in (*self.outdated, *other.outdated) if t not in other.ranges)
             ),
+            weight_scales={**self.weight_scales, **other.weight_scales},
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -83,6 +90,7 @@ class CompressionRecord:
             "notes": list(self.notes),
             "weights": dict(self.weights),
             "outdated": list(self.outdated),
+            **({"weight_scales": jsonable(self.weight_scales)} if self.weight_scales else {}),
         }
 
     @classmethod
@@ -97,6 +105,10 @@ class CompressionRecord:
             notes=tuple(data["notes"]),
             weights={str(k): str(v) for k, v in data.get("weights", {}).items()},
             outdated=tuple(map(str, data.get("outdated", ()))),
+            weight_scales={
+                str(kernel): tuple(map(float, scales))
+                for kernel, scales in data.get("weight_scales", {}).items()
+            },
         )
 
 

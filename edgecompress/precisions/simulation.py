@@ -218,6 +218,7 @@ def simulate(
         kernels = trained_kernels(record)
     else:
         kernels = assign(places_of(model, graph), quantizer)
+    scales = record.weight_scales if quantizer == trained else {}
     taps = {tap.name: tap for tap in graph.taps}
     ranges = {name: _range_of(tap, taps, record, quantizer) for name, tap in taps.items()}
 
@@ -233,7 +234,8 @@ def simulate(
         precision = kernels.get(kernel_name(layer, kernel.attribute), quantizer)
         axes = precision.weight_axes(kernel.outputs, values.ndim)
         axes = scale_axes(values, axes, precision)
-        return ops.convert_to_numpy(precision.quantize_weights(values, axes))
+        known = given_scales(values, axes, scales.get(kernel_name(layer, kernel.attribute)))
+        return ops.convert_to_numpy(precision.quantize_weights(values, axes, **known))
 
     def inner(precision: Precision, kernel: InnerKernel, values: Any) -> Any:
         if precision.stored_bits >= 8:
@@ -246,7 +248,7 @@ def simulate(
         rounded = quantizer.fake_quantize(values, values.min(), values.max())
         return ops.convert_to_numpy(rounded)
 
-    operate = _Operators(model, graph, ranges, quantizer, kernels)
+    operate = _Operators(model, graph, ranges, quantizer, kernels, scales)
     return rebuild(model, insert, weights, operate, constant)
 
 
@@ -260,9 +262,10 @@ class _Operators:
         ranges: Mapping[str, tuple[float, float]],
         quantizer: Precision,
         kernels: Mapping[str, Precision],
+        scales: Mapping[str, Sequence[float]],
     ) -> None:
         self._graph, self._ranges, self._layers = graph, ranges, layers_by_name(model)
-        self._quantizer, self._kernels = quantizer, kernels
+        self._quantizer, self._kernels, self._scales = quantizer, kernels, scales
         self._folded: set[str] = set()
 
     def __call__(self, name: str, function: Any, *values: Any) -> Any:
@@ -310,10 +313,20 @@ class _Operators:
         precision = self._kernels.get(kernel_name(layer, kernel.attribute), self._quantizer)
         values = ops.convert_to_numpy(kernel.of(self._layers[layer]))
         axes = scale_axes(values, precision.weight_axes(kernel.outputs, values.ndim), precision)
-        codes = precision.weight_codes(values, axes)
+        learnt = self._scales.get(kernel_name(layer, kernel.attribute))
+        codes = precision.weight_codes(values, axes, **given_scales(values, axes, learnt))
         scales = None if codes is None else ops.convert_to_numpy(codes[1]).ravel().tolist()
         # A separable layer is copied as two layers.
         return "kernel" if len(found) == 2 else kernel.attribute, precision, axes, scales
+
+
+def given_scales(
+    values: Any, axes: Sequence[int], learnt: Sequence[float] | None
+) -> dict[str, Any]:
+    """Returns the argument `scales` of the functions that round weights; {} for no learnt ones."""
+    if learnt is None:
+        return {}
+    return {"scales": spread_scales(learnt, values.shape, axes)}
 
 
 def _range_of(

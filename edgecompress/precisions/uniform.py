@@ -70,6 +70,11 @@ class Uniform(Precision):
         """How ranges of activations are chosen."""
         return RANGES[self.activation_ranges]
 
+    @property
+    def weight_method(self) -> RangeMethod:
+        """How the scales of weights are chosen."""
+        return RANGES[self.weight_ranges]
+
     def weight_scales(self, weights: Any, channel_axes: Sequence[int]) -> Any | None:
         """Returns the scales of weights; None where the largest weights decide.
 
@@ -81,7 +86,7 @@ class Uniform(Precision):
             return None
         from edgecompress.precisions.fake_quantization import weight_scales
 
-        return weight_scales(weights, channel_axes, self.weight_bits, RANGES[self.weight_ranges])
+        return weight_scales(weights, channel_axes, self.weight_bits, self.weight_method)
 
     def fake_quantize_weights(
         self, weights: Any, channel_axes: Sequence[int], scales: Any = None

@@ -23,6 +23,7 @@ class RangeMethod:
         weights: Whether it has scales for weights.
         activations: Whether it has ranges for activations.
         extremes_only: Whether the range of a batch depends on its minimum and maximum alone.
+        learnt: Whether training learns it by gradients.
         calibration: The method that measures activations on calibration data; "" for itself.
     """
 
@@ -30,6 +31,7 @@ class RangeMethod:
     weights: ClassVar[bool] = False
     activations: ClassVar[bool] = True
     extremes_only: ClassVar[bool] = False
+    learnt: ClassVar[bool] = False
     calibration: ClassVar[str] = ""
 
     @property

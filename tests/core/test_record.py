@@ -27,6 +27,7 @@ _FULL = CompressionRecord(
     notes=("Layer 'head' was skipped: it is the output layer.",),
     weights={"conv": "5bf1d46a3d6a5c8e"},
     outdated=("head",),
+    weight_scales={"conv/kernel": (0.25, 0.5)},
 )
 
 

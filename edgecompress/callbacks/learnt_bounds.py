@@ -20,7 +20,6 @@ from edgecompress.core.errors import ArgumentError
 _NARROWEST = 1e-6
 # Settings of the model's optimizer that are about its weights alone.
 _PLAIN = {
-    "weight_decay": None,
     "clipnorm": None,
     "clipvalue": None,
     "global_clipnorm": None,
@@ -83,6 +82,9 @@ class LearntBounds:
         original = self._innermost()
         config = {**original.get_config(), "learning_rate": 0.0}
         config |= {name: value for name, value in _PLAIN.items() if name in config}
+        if config.get("weight_decay") is not None:
+            # AdamW takes no None.
+            config["weight_decay"] = 0.0
         config["name"] = "learnt_bounds"
         self._optimizer = type(original).from_config(config)
         self._optimizer.build([variable for variable, _ in self._variables.values()])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import edgecompress as ec
+from edgecompress.callbacks.learnt_bounds import LearntBounds
 from edgecompress.converters import float32, int8
 from edgecompress.converters.loaders import load_model
 from edgecompress.core.learnt_ranges import valid_record
@@ -176,3 +177,21 @@ def test_other_weights_lose_their_scales(trained: tuple[keras.Model, list[np.nda
     assert not valid_record(copy, record_of(model)).weight_scales
     with pytest.raises(ValueError, match="finite and positive"):
         CompressionRecord(weight_scales={"dense/kernel": (0.0,)})
+
+
+@pytest.mark.parametrize("name", ["AdamW", "Adam", "SGD", "Lion"])
+def test_ends_are_updated_without_the_weights_decay_and_clipping(name: str) -> None:
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(getattr(keras.optimizers, name)(0.1, weight_decay=0.5, clipnorm=1e-3), "mse")
+    bounds, end = LearntBounds(model), keras.Variable([2.0, -2.0])
+    bounds.add("end", end, lambda values: values)
+    bounds.prepare()
+    bounds.found("end", keras.ops.zeros(2))
+    hook = bounds.hook()
+    assert hook is not None
+    hook.after()
+    # Decay would pull them to zero.
+    np.testing.assert_array_equal(end.numpy(), [2.0, -2.0])
+    bounds.found("end", keras.ops.convert_to_tensor([1.0, -1.0]))
+    hook.after()
+    np.testing.assert_array_less(np.abs(end.numpy()), 1.95)

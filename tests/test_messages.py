@@ -25,8 +25,8 @@ _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
 # of the examples of plugins.
 _OTHERS = {
     "--bundle", "--fashion-mnist", "--force-reinstall", "--images", "--lanes",
-    "--max-operators", "--mnist", "--models", "--published", "--resnet", "--results", "--rounds",
-    "--seeds", "--tag", "--tflm-images", "--thinness", "--warmups", "--watch",
+    "--max-operators", "--mnist", "--models", "--pairs", "--published", "--resnet", "--results",
+    "--rounds", "--seeds", "--tag", "--tflm-images", "--thinness", "--warmups", "--watch",
 }  # fmt: skip
 
 

@@ -53,6 +53,11 @@ def without_loops(model: Any, fused: bool = False) -> Iterator[list[str]]:
             elif isinstance(layer, keras.layers.RNN):
                 loop = functools.partial(_run, layer, layer.inner_loop, fused, notes)
                 stack.enter_context(_replaced(layer, "inner_loop", loop))
+                # Keras draws the masks of dropout in inference, too, and does not use them.
+                for cell in getattr(layer.cell, "cells", [layer.cell]):
+                    for rate in ("dropout", "recurrent_dropout"):
+                        if getattr(cell, rate, 0):
+                            stack.enter_context(_replaced(cell, rate, 0.0))
         yield notes
 
 

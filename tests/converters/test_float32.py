@@ -145,6 +145,13 @@ def test_layers_that_need_more_than_one_operator(layer: Any) -> None:
     check_outputs(model, float32.convert(model))
 
 
+def test_dropout_of_recurrent_layers_is_left_out_of_the_file_and_stays_in_the_model() -> None:
+    cells = [layers.LSTMCell(3, dropout=0.4), layers.GRUCell(2, recurrent_dropout=0.3)]
+    model = keras.Sequential([keras.Input((4, 3)), layers.RNN(cells)])
+    check_outputs(model, float32.convert(model))
+    assert (cells[0].dropout, cells[1].recurrent_dropout) == (0.4, 0.3)
+
+
 SCRIPT = """
 import sys, hashlib, keras
 if sys.argv[2] == "busy":  # Other names, other counters, other traces before.

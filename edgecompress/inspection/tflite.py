@@ -204,7 +204,8 @@ def _row(model: FlatModel, operator: Operator, parts: list[_Part], notes: list[s
     else:
         zeros = sum(int(mask.sum()) for mask in masks)
         zero_filters = 0
-        if filters and axis is not None and masks:
+        # A filter of no elements may have billions of channels.
+        if filters and axis is not None and masks and masks[0].size:
             channels = np.moveaxis(masks[0], axis, 0).reshape(filters, -1)
             zero_filters = int(channels.all(axis=1).sum())
     macs: int | None = operator_macs(model, operator)

@@ -53,7 +53,11 @@ def quantized(
     )
     record = record_of(small)
     known = () if loaded.record is None else loaded.record.notes
-    notes = tuple(note for note in record.notes if note not in known)
+    notes = (
+        *(note for note in record.notes if note not in known),
+        "Techniques were fitted to some of the calibration samples that agreement is measured on: "
+        "judge accuracy by --evaluate with other samples.",
+    )
     request = dataclasses.replace(
         request, loaded=dataclasses.replace(loaded, model=small, record=record)
     )

@@ -249,7 +249,8 @@ def test_export_takes_techniques(simple, rows) -> None:
     made = int8.make(request)
     assert "Trying gptq" in told
     assert any(note.startswith("gptq: outputs at") for note in made.notes)
-    assert made.main.kind == "int4" and not any("calibration samples" in n for n in made.notes)
+    assert made.main.kind == "int4" and not any("ranges were measured" in n for n in made.notes)
+    assert sum("judge accuracy by --evaluate" in note for note in made.notes) == 1
     with pytest.raises(ArgumentError, match="go with --calibration"):
         int8.make(dataclasses.replace(request, samples=None))
     other = dataclasses.replace(options, precision=ec.Int8(), techniques=())

@@ -3,10 +3,11 @@
     python benchmarks/qat_agreement.py --fashion-mnist fashion_mnist.npz --watch watch_exercises.npz
         --results results.json [--seeds 3] [--networks CNN LSTM] [--docs docs/qat.md]
 
-Seven networks on two data sets. One float model for each seed; from its weights, one more epoch in
-float, and the same epoch quantization-aware in int8, int16x8 and int4, and in
-tensorflow-model-optimization (`qat_agreement_peer.py`, a process of its own with tf_keras). Files
-run in LiteRT (XNNPACK) and TensorFlow Lite Micro (reference kernels).
+Seven networks on two data sets. One float model for each seed; from its weights, a few more epochs
+in float, and the same epochs quantization-aware in int8, int16x8 and int4, and in
+tensorflow-model-optimization (`qat_agreement_peer.py`, a process of its own with tf_keras). The
+learning rate falls to 0 as half a cosine, in both: an accuracy taken in mid-descent moves by more
+than rounding does. Files run in LiteRT (XNNPACK) and TensorFlow Lite Micro (reference kernels).
 
 Columns: accuracy of the float model, of the int8 model as `fit` validates it, and of the file in
 each engine; share of test samples on which `fit`'s validation and the file predict the same class,
@@ -37,7 +38,14 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 import keras
 import numpy as np
 from precision_engines import replaced
-from qat_agreement_networks import NETWORKS, Input, build, keeps_probabilities
+from qat_agreement_networks import (
+    BATCH,
+    FURTHER_RATE,
+    NETWORKS,
+    Input,
+    build,
+    keeps_probabilities,
+)
 
 import edgecompress as ec
 from edgecompress.converters import float32, int8
@@ -65,6 +73,7 @@ class Data:
     x_test: np.ndarray
     y_test: np.ndarray
     float_epochs: int
+    further_epochs: int
 
     @property
     def calibration(self) -> list[np.ndarray]:
@@ -78,7 +87,7 @@ def fashion(path: Path, images: int) -> Data:
         x, x_test = (part[..., None].astype("f4") / 255 for part in parts)
         return Data(
             Input((28, 28, 1), square=True, classes=10), x, data["y_train"][:12_000].astype("i4"),
-            x_test, data["y_test"][:images].astype("i4"), 3,
+            x_test, data["y_test"][:images].astype("i4"), 6, 3,
         )  # fmt: skip
 
 
@@ -90,7 +99,7 @@ def watch(path: Path, images: int) -> Data:
         return Data(
             Input((128, 6), square=False, classes=7), (x - mean) / deviation,
             data["y_train"].astype("i4"), (x_test - mean) / deviation,
-            data["y_test"][:images].astype("i4"), 8,
+            data["y_test"][:images].astype("i4"), 20, 6,
         )  # fmt: skip
 
 
@@ -117,21 +126,24 @@ class Validation(keras.callbacks.Callback):
                 self.outputs[engine] = self.model.predict(self.x, batch_size=250, verbose=0)
 
 
-def compiled(model: keras.Model, rate: float) -> keras.Model:
+def fit(
+    model: keras.Model, data: Data, rate: float, epochs: int, callbacks: Sequence[Any] = ()
+) -> keras.Model:
+    """Trains a model with a learning rate that falls from `rate` to 0."""
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=not keeps_probabilities(model))
-    model.compile(keras.optimizers.Adam(rate), loss)
+    steps = epochs * -(-len(data.x) // BATCH)
+    decay = keras.optimizers.schedules.CosineDecay(rate, steps)
+    model.compile(keras.optimizers.Adam(decay), loss)
+    model.fit(data.x, data.y, batch_size=BATCH, epochs=epochs, verbose=0, callbacks=list(callbacks))
     return model
 
 
 def further(start: keras.Model, data: Data, callbacks: Sequence[Any]) -> keras.Model:
-    """Returns a copy of a model after one more epoch."""
+    """Returns a copy of a model after some more epochs."""
     model = keras.models.clone_model(start)
     model.set_weights(start.get_weights())
     keras.utils.set_random_seed(1)
-    compiled(model, 5e-4).fit(
-        data.x, data.y, batch_size=64, epochs=1, verbose=0, callbacks=list(callbacks)
-    )
-    return model
+    return fit(model, data, FURTHER_RATE, data.further_epochs, callbacks)
 
 
 def agreement(found: np.ndarray, expected: np.ndarray) -> float:
@@ -231,7 +243,10 @@ def peer(network: str, data: Data, seed: int, arguments: Any, start: keras.Model
         np.savez(given, x=data.x, y=data.y, x_test=data.x_test, **weights)
         square = data.inputs.square
         done = subprocess.run(
-            [sys.executable, str(_PEER), network, str(int(square)), str(given), str(made)],
+            [
+                sys.executable, str(_PEER), network, str(int(square)), str(data.further_epochs),
+                str(given), str(made),
+            ],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode:
@@ -247,8 +262,7 @@ def trained(network: str, data: Data, seed: int) -> keras.Model:
     keras.backend.clear_session()
     keras.utils.set_random_seed(seed)
     model = build(keras, NETWORKS[network], data.inputs)
-    compiled(model, 2e-3).fit(data.x, data.y, batch_size=64, epochs=data.float_epochs, verbose=0)
-    return model
+    return fit(model, data, 2e-3, data.float_epochs)
 
 
 def main() -> None:

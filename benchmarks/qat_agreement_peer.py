@@ -1,6 +1,6 @@
 """One network of `qat_agreement.py` in tensorflow-model-optimization, with tf_keras.
 
-    python benchmarks/qat_agreement_peer.py NETWORK SQUARE GIVEN.npz MADE.npz
+    python benchmarks/qat_agreement_peer.py NETWORK SQUARE EPOCHS GIVEN.npz MADE.npz
 
 GIVEN holds the data and the float weights, MADE gets the outputs of the trained model on the test
 samples and the int8 file.
@@ -18,13 +18,20 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 import numpy as np
 import tensorflow as tf
 import tf_keras
-from qat_agreement_networks import NETWORKS, Input, build, keeps_probabilities
+from qat_agreement_networks import (
+    BATCH,
+    FURTHER_RATE,
+    NETWORKS,
+    Input,
+    build,
+    keeps_probabilities,
+)
 from tensorflow_model_optimization.python.core.quantization.keras import quantize
 
 
 def main() -> None:
     """Trains and converts."""
-    network, square, given, made = sys.argv[1:]
+    network, square, epochs, given, made = sys.argv[1:]
     with np.load(given) as data:
         x, y, x_test = data["x"], data["y"], data["x_test"]
         weights = [data[f"w{i}"] for i in range(len(data.files) - 3)]
@@ -35,8 +42,10 @@ def main() -> None:
     model = quantize.quantize_model(model)
     loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=not probabilities)
     tf_keras.utils.set_random_seed(1)
-    model.compile(tf_keras.optimizers.Adam(5e-4), loss)
-    model.fit(x, y, batch_size=64, epochs=1, verbose=0)
+    steps = int(epochs) * -(-len(x) // BATCH)
+    decay = tf_keras.optimizers.schedules.CosineDecay(FURTHER_RATE, steps)
+    model.compile(tf_keras.optimizers.Adam(decay), loss)
+    model.fit(x, y, batch_size=BATCH, epochs=int(epochs), verbose=0)
     outputs = model.predict(x_test, batch_size=250, verbose=0)
     converter = tf.lite.TFLiteConverter.from_keras_model(model)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]

@@ -16,6 +16,8 @@ _TOYS = {
     "precision": "precision",
     "loss": "loss",
     "rewrite": "rewrite",
+    "range_method": "range_method",
+    "technique": "technique",
     "format": "format_with_option",
     "recipe": "recipe_with_option",
     "target_family": "family",
@@ -30,6 +32,8 @@ _PRINTS = {
     "precision": "['float32', 'coarse']",
     "loss": "['The original model teaches by LogitDistance(weight=0.25).']",
     "rewrite": "74 -> 64 {'technique': 'drop-zero-biases', 'tolerance': 1e-06, 'biases': 10}",
+    "range_method": "-2.80 to 2.09, values -3.77 to 3.07",
+    "technique": "['partial-correction']",
     "format": "The tag is red.",
     "recipe": "thinning 0.25 ['original', 'int8', 'prune', 'file']",
     "target_family": "['4 lanes take 16 us.']",
@@ -73,7 +77,7 @@ def test_it_is_a_page_and_names_three_files(page: Path) -> None:
     for part in (thing, imported):
         (path, *_) = re.findall(r"`((?:edgecompress|converters|targets)/[\w/<>]+\.py)`", part)
         assert (_ROOT / path).parent.is_dir(), path
-    contracts = re.findall(r"`(tests/contracts/\w+\.py)`", test)
+    contracts = re.findall(r"`(tests/(?:\w+/)+\w+\.py)`", test)
     assert contracts and all((_ROOT / path).is_file() for path in contracts)
     assert f"docs/{page.name}" in (_ROOT / "CONTRIBUTING.md").read_text()
 

@@ -1,4 +1,4 @@
-"""A precision and a loss from packages outside: no file of the product knows them."""
+"""What rounds and what trains, from packages outside: no file of the product knows them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from edgecompress.converters import float32, int8
 from edgecompress.converters.formats import FORMATS, format_options
 from edgecompress.core.options import named
 from edgecompress.core.record import record_of
+from edgecompress.post_training.techniques import TECHNIQUES
 from edgecompress.precisions import PRECISIONS
+from edgecompress.precisions.ranges import RANGES
 from edgecompress.training import LOSSES
 from edgecompress.training.base import Outputs
 
@@ -34,7 +36,16 @@ said = {"step": record.steps[0]["quantizer"], "bits": record.steps[0]["weight_bi
 said["kind"] = made.kind
 said["loss"] = float(named(LOSSES, "logit-distance:weight=0.25", "loss").compare(
     np.zeros((1, 2), "f4"), np.array([[1.0, -1.0]], "f4"), Outputs())[0])
-for registry in (PRECISIONS, LOSSES):
+widths = {}
+for name in ("moving-average", "narrower"):
+    narrow = ec.quantize(model, ec.Int8(activation_ranges=name), x)
+    low, high = record_of(narrow).ranges["input:0"]
+    widths[name] = high - low
+said["narrower"] = widths["narrower"] / widths["moving-average"]
+said["corrected"] = record_of(
+    ec.quantize(model, ec.Int4(), x, techniques="partial-correction:share=1")
+).notes
+for registry in (PRECISIONS, LOSSES, RANGES, TECHNIQUES):
     try:
         registry["no-such"]
     except Exception as error:
@@ -44,8 +55,12 @@ print(json.dumps(said))
 
 
 def test_they_are_used_by_name_and_recorded(installed: Callable[..., Any]) -> None:
-    said = installed("precision", "loss").python(_PROGRAM)
+    said = installed("precision", "loss", "range_method", "technique").python(_PROGRAM)
     assert (said["step"], said["bits"], said["kind"]) == ("coarse", 4, "coarse")
     assert said["loss"] == 1.0
     assert "coarse" in said["refused"][0] and "int8" in said["refused"][0]
     assert "logit-distance" in said["refused"][1] and "distillation" in said["refused"][1]
+    assert "narrower" in said["refused"][2] and "percentile" in said["refused"][2]
+    assert "partial-correction" in said["refused"][3] and "gptq" in said["refused"][3]
+    assert said["narrower"] == pytest.approx(0.9, rel=0.02)  # ranges are widened to hold a zero
+    assert any(note.startswith("partial-correction") for note in said["corrected"])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 BATCH = 64
-FURTHER_RATE = 5e-4  # the learning rate that the epochs after the float training start with
+FURTHER_RATE = 1e-4  # the learning rate that the epochs after the float training start with
 
 
 @dataclass(frozen=True)

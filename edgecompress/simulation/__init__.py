@@ -132,8 +132,8 @@ def simulate(
         quantizer: The precision. Defaults to the one the record says it was trained in, else int8.
         engine: None for a Keras model that computes as validation does. `"litert"` (LiteRT
             with XNNPACK on x86-64) or `"tflm"` (TensorFlow Lite Micro's reference kernels): the
-            model is converted to an int8 file, which is computed with the integer arithmetic of
-            that engine.
+            model is converted to an int8 file, with LSTM layers as one operator where possible,
+            which is computed with the integer arithmetic of that engine.
         calibration: Samples, one array for each input, to measure ranges that training did not
             learn; only with an engine.
 
@@ -161,15 +161,18 @@ def simulate(
     from edgecompress.converters import float32, int8
     from edgecompress.core.learnt_ranges import settled_record, valid_record
     from edgecompress.precisions.base import trained_precision
+    from edgecompress.precisions.int8 import Int8
     from edgecompress.simulation.interpreter import require_engine
 
     require_engine(engine)
     record = valid_record(model, settled_record(model)) if record is None else record
+    precision = quantizer or trained_precision(record) or Int8()
     artifact = int8.convert(
-        float32.convert(model),
+        # As `export` does unless told otherwise.
+        float32.convert(float32.Trace(model, fused=precision.name == Int8.name)),
         record=record,
         calibration=calibration,
-        precision=quantizer or trained_precision(record),
+        precision=precision,
     )
     return EngineSimulation(artifact, engine)
 

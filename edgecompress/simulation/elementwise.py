@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgecompress.simulation.fixed_point import multiply, quantize_multiplier
+from edgecompress.core.fixed_point import multiply, quantize_multiplier
 from edgecompress.simulation.kernels import (
     LITERT,
     Call,

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from edgecompress.simulation import fixed_point
-from edgecompress.simulation.fixed_point import (
+from edgecompress.core import fixed_point
+from edgecompress.core.fixed_point import (
     exp_of_negative,
     high_product,
     input_radius,

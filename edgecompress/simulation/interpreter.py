@@ -10,8 +10,15 @@ from edgecompress.core.errors import ArgumentError, UnsupportedModelError
 from edgecompress.flatbuffers.model import FlatModel
 
 # Registers the kernels.
-from edgecompress.simulation import elementwise, functions, moves, pooling, weighted  # noqa: F401
-from edgecompress.simulation.kernels import KERNELS, Call, run_operator
+from edgecompress.simulation import (  # noqa: F401
+    elementwise,
+    functions,
+    moves,
+    pooling,
+    recurrent,
+    weighted,
+)
+from edgecompress.simulation.kernels import KERNELS, Call, numpy_type, run_operator, zero_point
 
 # Elements of the largest tensor that are computed at a time, in all samples together.
 _CHUNK = 2_000_000
@@ -47,8 +54,10 @@ def run(
 ) -> tuple[list[np.ndarray], dict[int, np.ndarray]]:
     """Returns what an engine computes of a file, bit for bit where the engine's kernels are known.
 
+    Variables are as after a reset in every sample.
+
     Args:
-        flat: The file; one subgraph, no dynamic shapes, no variables.
+        flat: The file; one subgraph, no dynamic shapes.
         engine: `litert` (XNNPACK on x86-64) or `tflm` (the reference kernels).
         inputs: One array for each input, in its type; shape (samples, *shape), where a leading 1 of
             the input's shape may be left out.
@@ -112,9 +121,11 @@ def _source(flat: FlatModel, values: Mapping[int, np.ndarray], index: int) -> np
     if index in values:
         return values[index]
     tensor = flat.tensors[index]
+    if tensor.is_variable:
+        return np.full((1, *tensor.shape), zero_point(tensor), numpy_type(tensor))
     if tensor.raw is None:
         raise UnsupportedModelError(
-            f"Tensor {tensor.name!r} is a variable or is never computed; it cannot be simulated."
+            f"Tensor {tensor.name!r} is never computed; it cannot be simulated."
         )
     return tensor.values()[None]
 

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from edgecompress.simulation.fixed_point import multiply, quantize_multiplier
+from edgecompress.core.fixed_point import multiply, quantize_multiplier
 from edgecompress.simulation.kernels import (
     LITERT,
     TFLM,

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgecompress.flatbuffers.tensors import Tensor
-from edgecompress.simulation.fixed_point import (
+from edgecompress.core.fixed_point import (
     multiply,
     quantize_multiplier,
     quantize_multipliers,
     wrap,
 )
+from edgecompress.flatbuffers.tensors import Tensor
 from edgecompress.simulation.kernels import (
     LITERT,
     Call,

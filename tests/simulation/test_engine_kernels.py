@@ -161,6 +161,35 @@ def biases_only(scale, output, values):
     )  # fmt: skip
 
 
+def lstm(features, units, scale, cell_bits, time_major=False, batch=1, clip=0.0, **changes):
+    """An LSTM over 7 time steps; `scale` is the largest of its weights' scales."""
+    random = np.random.default_rng(features)
+    shape = (7, batch) if time_major else (batch, 7)
+    widths = [features] * 4 + [units] * 4
+    scales = scale * np.linspace(0.5, 1, 8).astype(np.float32)
+    matrices = [
+        T("INT8", (units, width), random.integers(-127, 128, (units, width)), (factor,), 0)
+        for width, factor in zip(widths, scales, strict=True)
+    ]
+    biases = [
+        T("INT32", (units,), random.integers(-3000, 3000, units), (0.02 * factor,), 0)
+        for factor in scales[:4]
+    ]
+    output = (0.0063, -17)
+    states = [
+        T("INT8", (batch, units), None, output[:1], output[1], variable=True),
+        T("INT16", (batch, units), None, (2.0**-cell_bits,), 0, variable=True),
+    ]
+    inputs = [t((*shape, features), 0.02, 23), *matrices, *[None] * 3, *biases, None, None, *states]
+    for position, other in changes.pop("replaced", {}).items():
+        inputs[position] = other
+    return Case(
+        "UNIDIRECTIONAL_SEQUENCE_LSTM", (*inputs, *[None] * 4), (t((*shape, units), *output),),
+        {"fusedActivationFunction": 4, "timeMajor": time_major, "cellClip": clip, **changes},
+        (*[T("FLOAT32", (0,))] * 4, t((0,), *output)),
+    )  # fmt: skip
+
+
 _MAP = (1, 4, 6, 5)
 EXACT = {
     "conv": conv((1, 9, 7, 5), 6, 3),
@@ -255,6 +284,15 @@ EXACT = {
     "rsqrt_precise": unary("RSQRT", 0.012955058366060257, -128, (0.05449577048420906, -128)),
     "dense_precise": biases_only(0.007703397423028946, 0.01774776354432106,
                                  [-6162, 6162, 0, 500, -5000]),
+    "lstm": lstm(9, 12, 0.002, 12),
+    "lstm_batch": lstm(8, 5, 0.004, 13, batch=2),
+    "lstm_time_major": lstm(8, 5, 0.004, 13, time_major=True),
+    # Sums and cell states that saturate.
+    "lstm_coarse": lstm(10, 7, 0.05, 15),
+    "lstm_clip": lstm(7, 6, 0.01, 9, clip=1.7),
+    "lstm_cell_14": lstm(6, 4, 0.004, 14),
+    "lstm_cell_11": lstm(5, 4, 0.004, 11),
+    "lstm_cell_10": lstm(4, 4, 0.004, 10),
     "reshape": Case("RESHAPE", (t(_MAP), ints(1, 120)), (t((1, 120)),)),
     "pad": Case("PAD", (t(_MAP), T("INT32", (4, 2), np.array([[0, 0], [1, 2], [0, 1], [0, 0]]))),
                 (t((1, 7, 7, 5)),)),
@@ -304,7 +342,8 @@ def samples(flat, count=SAMPLES):
     random = np.random.default_rng(0)
     arrays = []
     for index in flat.inputs:
-        shape = flat.tensors[index].shape[1:]
+        shape = flat.tensors[index].shape
+        shape = shape[1:] if shape[0] == 1 else shape
         if flat.tensors[index].type == "INT32":
             arrays.append(random.integers(0, 9, (count, *shape)).astype(np.int32))
         elif flat.tensors[index].type == "FLOAT32":
@@ -368,6 +407,16 @@ def test_an_unknown_operator_is_named_before_anything_runs() -> None:
         (unary("LOGISTIC", 0.05, 0, (0.01, -128)), "tflm", "1/256"),
         (unary("HARD_SWISH", 0.0006, 0, (0.4, 0)), "tflm", "ratio"),
         (unary("RELU6", 0.05, 0, (0.06, 0)), "tflm", "different scales"),
+        (lstm(4, 3, 0.01, 8), "tflm", "cell state"),
+        (lstm(4, 3, 0.01, 12, fusedActivationFunction=1), "tflm", "not tanh"),
+        (lstm(4, 3, 0.01, 12, replaced={9: T("INT16", (3,), np.ones(3))}), "tflm", "input 9"),
+        (lstm(4, 3, 0.01, 12, replaced={1: None}), "litert", "no input 1"),
+        (lstm(4, 3, 0.01, 12, replaced={2: T("INT16", (3, 4), np.ones((3, 4)))}), "tflm",
+         "its weights"),
+        (lstm(4, 3, 0.01, 12, replaced={18: T("INT8", (1, 3), None, (0.007,), 0, 0, True)}),
+         "tflm", "different scales"),
+        (lstm(4, 3, 0.01, 12, replaced={18: T("INT8", (1, 3), np.ones(3), (0.0063,), -17)}),
+         "tflm", "variables"),
     ],
 )  # fmt: skip
 def test_a_form_that_is_not_known_is_refused(case, engine, reason) -> None:

@@ -54,7 +54,8 @@ def gated(x):
 def sequence(x):
     x = layers.Dense(8)(layers.Reshape((4, 36))(x))
     x = layers.Add()([x, layers.MultiHeadAttention(2, 4)(x, x)])
-    return layers.Dense(5)(layers.LSTM(6, unroll=True)(layers.LayerNormalization()(x)))
+    x = layers.Bidirectional(layers.LSTM(4, return_sequences=True))(layers.LayerNormalization()(x))
+    return layers.Dense(5)(layers.GRU(4)(layers.LSTM(5, return_sequences=True)(x)))
 
 
 def made(build):

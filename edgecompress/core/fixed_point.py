@@ -1,7 +1,8 @@
 """The fixed-point arithmetic of TensorFlow Lite's reference kernels, on numpy arrays of integers.
 
-A number in Qm.n format is an int32 whose real value is raw / 2^n, with m + n = 31. All functions
-take and return int64 arrays that hold int32 values, so that products do not overflow.
+A number in Qm.n format is an int32 whose real value is raw / 2^n, with m + n = 31, or an int16 with
+m + n = 15. All functions take and return int64 arrays that hold such values, so that products do
+not overflow. `bits` is the sum m + n.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 
 _INT32_MAX = 2**31 - 1
 _INT32_MIN = -(2**31)
+# In 31 bits; 15 bits have the same constants, rounded.
 # exp(-2^k) in Q0.31 for k = -2 ... 4.
 _EXPONENTIALS = {
     -2: 1672461947, -1: 1302514674, 0: 790015084, 1: 290630308, 2: 39332535, 3: 720401, 4: 242
@@ -65,9 +67,14 @@ def shift_right(values: np.ndarray, shift: np.ndarray | int) -> np.ndarray:
     return (values >> shift) + ((values & mask) > threshold)
 
 
-def shift_left(values: np.ndarray, shift: int) -> np.ndarray:
-    """Returns values * 2^shift, saturated to int32."""
-    return np.clip(values << shift, _INT32_MIN, _INT32_MAX)
+def shift_left(values: np.ndarray, shift: int, bits: int = 31) -> np.ndarray:
+    """Returns values * 2^shift, saturated."""
+    return np.clip(values << shift, -(1 << bits), (1 << bits) - 1)
+
+
+def _constant(value: int, bits: int) -> int:
+    """Returns a constant of 31 bits in fewer: halves away from zero."""
+    return int(shift_right(np.array(value), 31 - bits))
 
 
 def multiply(
@@ -84,58 +91,66 @@ def multiply(
     return shift_right(high_product(wrap(values << left), multiplier), right)
 
 
-def exp_of_negative(values: np.ndarray, integer_bits: int) -> np.ndarray:
-    """Returns exp(x) in Q0.31 of x <= 0.
+def exp_of_negative(values: np.ndarray, integer_bits: int, bits: int = 31) -> np.ndarray:
+    """Returns exp(x) in Q0.`bits` of x <= 0.
 
     Args:
-        values: x in Q`integer_bits`, at most 5 integer bits.
+        values: x in Q`integer_bits`; in 31 bits, at most 5 of them.
         integer_bits: Integer bits of x.
+        bits: Of x and the result, 31 or 15. Defaults to 31.
     """
-    fraction_bits = 31 - integer_bits
+    fraction_bits = bits - integer_bits
     quarter = 1 << (fraction_bits - 2)
+    largest = (1 << bits) - 1
     # x = r - k / 4 with r in [-1/4, 0): a polynomial of r, then one factor for each bit of k.
     rest = (values & (quarter - 1)) - quarter
-    x = shift_left(rest, integer_bits) + (1 << 28)
-    x2 = high_product(x, x)
-    x3, x4 = high_product(x2, x), high_product(x2, x2)
-    cubic = high_product(shift_right(x4, 2) + x3, _THIRD) + x2
-    series = x + shift_right(cubic, 1)
-    result = _EXP_OF_MINUS_1_8 + high_product(series, _EXP_OF_MINUS_1_8)
+    x = shift_left(rest, integer_bits, bits) + (1 << (bits - 3))
+    x2 = high_product(x, x, bits)
+    x3, x4 = high_product(x2, x, bits), high_product(x2, x2, bits)
+    cubic = high_product(shift_right(x4, 2) + x3, _constant(_THIRD, bits), bits) + x2
+    series, start = x + shift_right(cubic, 1), _constant(_EXP_OF_MINUS_1_8, bits)
+    result = np.minimum(start + high_product(series, start, bits), largest)
     quarters = rest - values
     for exponent, factor in _EXPONENTIALS.items():
         if integer_bits > exponent:
             bit = 1 << (fraction_bits + exponent)
-            result = np.where(quarters & bit, high_product(result, factor), result)
-    return np.where(values == 0, _INT32_MAX, result)
+            product = high_product(result, _constant(factor, bits), bits)
+            result = np.where(quarters & bit, product, result)
+    if integer_bits > 5:
+        # The bits of k end at 16.
+        result = np.where(values < -(32 << fraction_bits), 0, result)
+    return np.where(values == 0, largest, result)
 
 
-def _inverse_of_half_sum(values: np.ndarray) -> np.ndarray:
-    """Returns 2 / (1 + x) in Q2.29 of x in [0, 1], Q0.31: three steps of Newton's division."""
-    half_sum = (values + 2**31) >> 1
-    x = _GUESS + high_product(half_sum, _SLOPE)
+def _inverse_of_half_sum(values: np.ndarray, bits: int = 31) -> np.ndarray:
+    """Returns 2 / (1 + x) in Q2 of x in [0, 1], Q0: three steps of Newton's division."""
+    half_sum = (values + (1 << bits)) >> 1
+    x = _constant(_GUESS, bits) + high_product(half_sum, _constant(_SLOPE, bits), bits)
     for _ in range(3):
-        error = (1 << 29) - high_product(half_sum, x)
-        x = x + shift_left(high_product(x, error), 2)
+        error = (1 << (bits - 2)) - high_product(half_sum, x, bits)
+        x = x + shift_left(high_product(x, error, bits), 2, bits)
     return x
 
 
-def one_over_one_plus(values: np.ndarray) -> np.ndarray:
-    """Returns 1 / (1 + x) in Q0.31 of x in [0, 1], Q0.31."""
-    return shift_left(_inverse_of_half_sum(values), 1)
+def one_over_one_plus(values: np.ndarray, bits: int = 31) -> np.ndarray:
+    """Returns 1 / (1 + x) in Q0 of x in [0, 1], Q0."""
+    return shift_left(_inverse_of_half_sum(values, bits), 1, bits)
 
 
-def logistic(values: np.ndarray) -> np.ndarray:
-    """Returns 1 / (1 + exp(-x)) in Q0.31 of x in Q4.27."""
-    positive = one_over_one_plus(exp_of_negative(-np.abs(values), 4))
-    result = np.where(values > 0, positive, _INT32_MAX - positive)
-    return np.where(values == 0, 1 << 30, result)
+def logistic(values: np.ndarray, integer_bits: int = 4, bits: int = 31) -> np.ndarray:
+    """Returns 1 / (1 + exp(-x)) in Q0.`bits` of x in Q`integer_bits`."""
+    positive = one_over_one_plus(exp_of_negative(-np.abs(values), integer_bits, bits), bits)
+    result = np.where(values > 0, positive, (1 << bits) - 1 - positive)
+    return np.where(values == 0, 1 << (bits - 1), result)
 
 
-def tanh(values: np.ndarray) -> np.ndarray:
-    """Returns tanh(x) in Q0.31 of x in Q4.27."""
-    # (1 - e) / (1 + e) = 2 / (1 + e) - 1 of e = exp(-2 |x|): the same bits are -2 |x| in Q5.26.
-    inverse = _inverse_of_half_sum(exp_of_negative(-np.abs(values), 5))
-    result = shift_left(inverse - (1 << 29), 2)
+def tanh(values: np.ndarray, integer_bits: int = 4, bits: int = 31) -> np.ndarray:
+    """Returns tanh(x) in Q0.`bits` of x in Q`integer_bits`."""
+    # (1 - e) / (1 + e) = 2 / (1 + e) - 1 of e = exp(-2 |x|): the same bits are -2 |x| with one more
+    # integer bit.
+    exponential = exp_of_negative(-np.abs(values), integer_bits + 1, bits)
+    one = 1 << (bits - 2)
+    result = shift_left(_inverse_of_half_sum(exponential, bits) - one, 2, bits)
     return np.where(values == 0, 0, np.where(values < 0, -result, result))
 
 

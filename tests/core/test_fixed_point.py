@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from edgecompress.simulation import fixed_point as fp
+from edgecompress.core import fixed_point as fp
 
 
 def test_multipliers_have_31_bits_and_stand_for_their_factor() -> None:
@@ -66,3 +66,12 @@ def test_reciprocal() -> None:
     real = np.array([1.0, 1.25, 3.0, 10.7, 500.0, 4000.0])
     share, bits = fp.reciprocal(np.rint(real * 2**19).astype(np.int64), 12)
     assert share / 2**31 / 2.0**bits == pytest.approx(1 / real, rel=1e-6)
+
+
+@pytest.mark.parametrize("integer_bits", [3, 5, 7])
+def test_exp_in_16_bits(integer_bits: int) -> None:
+    raw = -np.arange(2**15, dtype=np.int64)
+    found = fp.exp_of_negative(raw, integer_bits, 15) / 2**15
+    truth = np.exp(raw / 2 ** (15 - integer_bits))
+    assert np.abs(found - truth).max() < 2**-12
+    assert np.abs(found - truth**1.01).max() > 2**-9

@@ -87,7 +87,7 @@ def fashion(path: Path, images: int) -> Data:
         x, x_test = (part[..., None].astype("f4") / 255 for part in parts)
         return Data(
             Input((28, 28, 1), square=True, classes=10), x, data["y_train"][:12_000].astype("i4"),
-            x_test, data["y_test"][:images].astype("i4"), 6, 3,
+            x_test, data["y_test"][:images].astype("i4"), 6, 2,
         )  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def watch(path: Path, images: int) -> Data:
         return Data(
             Input((128, 6), square=False, classes=7), (x - mean) / deviation,
             data["y_train"].astype("i4"), (x_test - mean) / deviation,
-            data["y_test"][:images].astype("i4"), 20, 6,
+            data["y_test"][:images].astype("i4"), 20, 4,
         )  # fmt: skip
 
 

@@ -34,6 +34,7 @@ _PUBLIC = {
     "quantize": "edgecompress.post_training.quantize",
     "simulate": "edgecompress.simulation",
     "finalize": "edgecompress.surgery.finalize",
+    "load_model": "edgecompress.core.record",
     "export": "edgecompress.pipeline",
     "check": "edgecompress.pipeline",
     "bench": "edgecompress.pipeline",

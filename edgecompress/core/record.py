@@ -202,6 +202,39 @@ def attach_record(model: Any, record: CompressionRecord) -> None:
     object.__setattr__(model, "save", save_with_record)
 
 
+def load_model(path: Path | str, **options: Any) -> Any:
+    """Loads a Keras model with its record, for more training or for `export`.
+
+    `keras.saving.load_model` returns a plain model: Keras refuses marks of other packages on its
+    own classes, so the record stays in its sidecar. For your own files: an untrusted one is opened
+    in a limited process by `export` and `inspect`.
+
+    Args:
+        path: A file that `model.save` wrote.
+        options: Passed to `keras.saving.load_model`, e.g. `custom_objects` and `compile`.
+
+    Returns:
+        The model. It has no ranges if the sidecar was written for another file: its record's notes
+        say so.
+
+    Raises:
+        ModelFileError: the sidecar is damaged.
+        ValueError: Keras cannot read the file.
+
+    Example:
+        >>> model = ec.load_model("model.keras")  # doctest: +SKIP
+        >>> record_of(model).ranges  # doctest: +SKIP
+        {'input:0': (0.0, 1.0), 'relu': (0.0, 5.2)}
+    """
+    import keras
+
+    model = keras.saving.load_model(path, **options)
+    record, reason = read_record(path)
+    if record is not None:
+        attach_record(model, record.merged(CompressionRecord(notes=(reason,) if reason else ())))
+    return model
+
+
 def before_save(model: Any, update: Callable[[], None] | None) -> None:
     """Sets a function that updates the record before `model.save` writes it; None for none."""
     object.__setattr__(model, _BEFORE_SAVE, update)

@@ -14,6 +14,7 @@ from edgecompress.core.errors import ModelFileError
 from edgecompress.core.record import (
     CompressionRecord,
     attach_record,
+    load_model,
     read_record,
     record_of,
     sidecar_path,
@@ -86,6 +87,11 @@ def test_saving_a_model_writes_the_sidecar(tmp_path: Path, name: str) -> None:
     x = np.ones((2, 4), "float32")
     np.testing.assert_array_equal(model(x), loaded(x))
     assert record_of(loaded) == CompressionRecord()
+    # Loaded with its record, it writes it again.
+    kept = load_model(tmp_path / name, compile=False)
+    assert record_of(kept) == _FULL
+    kept.save(tmp_path / f"again_{name}")
+    assert read_record(tmp_path / f"again_{name}") == (_FULL, None)
 
 
 def test_the_latest_record_is_saved(tmp_path: Path) -> None:
@@ -113,6 +119,8 @@ def test_a_record_of_other_weights_is_not_used(tmp_path: Path) -> None:
     # What was dropped is known by name, so that it can be asked for.
     assert record == CompressionRecord(outdated=("conv", "input:0"))
     assert reason is not None and "another version of m.keras" in reason and "not used" in reason
+    loaded = record_of(load_model(tmp_path / "m.keras"))
+    assert not loaded.ranges and loaded.outdated == record.outdated and loaded.notes == (reason,)
 
 
 @pytest.mark.parametrize(

@@ -40,12 +40,13 @@ from edgecompress.targets.profile import load_target
 layers = keras.layers
 Layer = Callable[[Any], Any]
 
-# Of int4, every filter that can have 4 bits.
+# Of int4 and int2, every filter that can have so few bits.
 PRECISION_NAMES = (
     "int8",
     "int16x8",
     "int4:edge-bits=4,depthwise-bits=4",
     "int4:edge-bits=4,scale-per-unit=true",
+    "int2:edge-bits=2",
     "dynamic-range",
     "float16",
 )
@@ -99,7 +100,8 @@ def _wider(flat: FlatModel, precision: Precision) -> str:
     if precision.activation_bits < 32:
         if "FLOAT32" in types:
             return "float"
-        return "int8" if precision.stored_bits == 4 and "INT4" not in types else ""
+        few = precision.stored_bits < 8
+        return "int8" if few and f"INT{precision.stored_bits}" not in types else ""
     large = {t.type for t in flat.tensors if t.is_constant and t.elements > 32}
     return "float" if large == {"FLOAT32"} else ""
 
@@ -153,7 +155,8 @@ def tables() -> str:
     lines = [f"Measured with {versions}; CMSIS-NN on a Cortex-M4.", ""]
     titles = (*COLUMNS.values(), _CMSIS)
     for text in PRECISION_NAMES:
-        narrow = named(PRECISIONS, text, "precision").activation_bits == 32 or "int4" in text
+        precision = named(PRECISIONS, text, "precision")
+        narrow = precision.activation_bits == 32 or precision.stored_bits < 8
         names = [n for n in OPERATORS if not narrow or n.startswith(_WEIGHTED)]
         rows = {name: row(name, text) for name in names}
         lines += [f"`{text}`" + (", layers with weights:" if narrow else ":"), ""]

@@ -132,8 +132,9 @@ def configure(
                 activation_tensor_config=activations,
                 weight_tensor_config=weights,
                 compute_precision=qtyping.ComputePrecision.INTEGER,
-                # The quantizer's list lacks depthwise filters of 4 bits, which engines run.
-                skip_checks=operator.code == _DEPTHWISE and own.stored_bits < 8,
+                # The quantizer's list lacks filters that engines run: depthwise ones of 4 bits,
+                # and 2 bits with integer activations.
+                skip_checks=own.stored_bits < (8 if operator.code == _DEPTHWISE else 4),
             ),
         )
 

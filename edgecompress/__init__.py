@@ -27,6 +27,7 @@ _PUBLIC = {
     "Int8": "edgecompress.precisions.int8",
     "DynamicRange": "edgecompress.precisions.weights_only",
     "Float16": "edgecompress.precisions.weights_only",
+    "Int2": "edgecompress.precisions.int2",
     "Int4": "edgecompress.precisions.int4",
     "Int16x8": "edgecompress.precisions.int16x8",
     "BinaryConv2D": "edgecompress.layers.binary",

@@ -19,7 +19,7 @@ from edgecompress.core.fixed_point import (
     quantize_multipliers,
     wrap,
 )
-from edgecompress.flatbuffers.tensors import Tensor
+from edgecompress.flatbuffers.tensors import PACKED, Tensor
 from edgecompress.simulation.kernels import (
     LITERT,
     Call,
@@ -85,11 +85,18 @@ def _requantized(
 def _weights(call: Call, source: int = 0) -> np.ndarray:
     call.require_int8(call.tensor(source), call.output)
     filters = call.tensor(1)
-    if filters.type not in ("INT8", "INT4") or any(filters.zero_points) or not filters.scales:
-        raise NotSimulated(f"its weights are {filters.type}, not symmetric int8 or int4")
-    dense = call.operator.code == "FULLY_CONNECTED" and filters.shape[1] % 2 == 0
-    if filters.type == "INT4" and call.engine == LITERT and not dense:
-        raise NotSimulated("XNNPACK leaves its int4 weights to a kernel that is not known")
+    if (
+        filters.type not in ("INT8", "INT4", "INT2")
+        or any(filters.zero_points)
+        or not filters.scales
+    ):
+        raise NotSimulated(f"its weights are {filters.type}, not symmetric int8, int4 or int2")
+    # XNNPACK takes narrow filters of Dense layers whose rows fill whole bytes.
+    in_a_byte = 8 // PACKED.get(filters.type, 8)
+    whole = call.operator.code == "FULLY_CONNECTED" and filters.shape[1] % in_a_byte == 0
+    if in_a_byte > 1 and call.engine == LITERT and not whole:
+        kind = filters.type.lower()
+        raise NotSimulated(f"XNNPACK leaves its {kind} weights to a kernel that is not known")
     return call.constant(1)
 
 

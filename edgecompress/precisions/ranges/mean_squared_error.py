@@ -14,6 +14,7 @@ than a power of two, take the place of the paper's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -55,10 +56,33 @@ def best_limits(weights: Any, axes: Sequence[int], largest: int) -> Any:
         inside = (count - beyond) / (12 * largest**2)
         return sums(sizes * above) / ops.maximum(inside + beyond, 1e-12)
 
-    limits = ops.fori_loop(0, _REPETITIONS, closer, sums(sizes) / count)
+    if largest == 1:
+        limits = _three_levels(sizes, axes)
+    else:
+        limits = ops.fori_loop(0, _REPETITIONS, closer, sums(sizes) / count)
     most = ops.max(sizes, axis=tuple(axes), keepdims=True)
     parts = ops.round(_PARTS * limits / ops.maximum(most, 1e-30))
     return most * (ops.clip(parts, 1, _PARTS) / _PARTS)
+
+
+def _three_levels(sizes: Any, axes: Sequence[int]) -> Any:
+    """Returns the best limit for codes -1, 0 and 1, where the model of the error is too coarse.
+
+    With the k largest weights on a code of +-1, the best scale is their mean magnitude m, and the
+    squared error is that of all zeros less k m^2 (Li et al., Ternary Weight Networks,
+    https://arxiv.org/abs/1605.04711, section 2.2); the best k is found among all.
+    """
+    from keras import ops
+
+    rank = len(sizes.shape)
+    inner = [axis % rank for axis in axes]
+    outer = [axis for axis in range(rank) if axis not in inner]
+    kept = [1 if axis in inner else int(sizes.shape[axis]) for axis in range(rank)]
+    rows = ops.reshape(ops.transpose(sizes, (*outer, *inner)), (math.prod(kept), -1))
+    reached = ops.cumsum(ops.flip(ops.sort(rows, axis=-1), axis=-1), axis=-1)
+    count = ops.arange(1, reached.shape[-1] + 1, dtype="float32")
+    best = ops.argmax(reached**2 / count, axis=-1, keepdims=True)
+    return ops.reshape(ops.take_along_axis(reached / count, best, axis=-1), kept)
 
 
 def best_range(values: Any, steps: int, counts: Any = None) -> Any:

@@ -31,6 +31,7 @@ from edgecompress.converters.formats import (
     proven_parity,
     register,
 )
+from edgecompress.converters.recalled import Sources, float_file
 from edgecompress.converters.stripping import strip_for_tflm
 from edgecompress.core.errors import ArgumentError, ConversionError, UnsupportedModelError
 from edgecompress.core.options import Choice, Size, many, option
@@ -136,6 +137,7 @@ class CompressedOptions(DecodingOptions):
     from_tflite=True,
     families=(TFLM,),
     why="Only TensorFlow Lite Micro decodes such files.",
+    sources=lambda request: Sources(KIND, {False: float_file(request)}),
 )
 def make(request: FormatRequest) -> FormatResult:
     """Makes the int8 file from a Keras model, and codes its weights.

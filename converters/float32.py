@@ -8,6 +8,7 @@ then run against the model, which also locates the tensor of each tap by value.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -70,6 +71,11 @@ class Float32Result:
         object.__setattr__(self, "tap_tensors", MappingProxyType(dict(self.tap_tensors)))
         object.__setattr__(self, "kernels", MappingProxyType(dict(self.kernels)))
         object.__setattr__(self, "owners", MappingProxyType(dict(self.owners)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles it; the file is parsed again where it is needed."""
+        mappings = (dict(self.tap_tensors), dict(self.kernels), dict(self.owners))
+        return Float32Result, (dataclasses.replace(self.artifact), *mappings, self.stepping)
 
 
 class Trace:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from edgecompress.converters.float32 import Float32Result
     from edgecompress.converters.kept_layers import Kept
     from edgecompress.converters.loaders import LoadedModel
+    from edgecompress.converters.recalled import Sources
     from edgecompress.flatbuffers.model import FlatModel
     from edgecompress.precisions.base import Precision
 
@@ -141,6 +142,8 @@ class Format:
         families: Names of the families of targets that run it; empty for all.
         why: Why only those, one sentence.
         summary: What it is, in a few words for `--help`.
+        sources: Returns the float files, if `make` needs nothing else of the Keras model; then
+            that model, and TensorFlow, are gone when it is called. None if it does.
     """
 
     name: str
@@ -150,6 +153,9 @@ class Format:
     families: tuple[str, ...] = ()
     why: str = ""
     summary: str = ""
+    sources: Callable[[FormatRequest], Sources | None] = field(
+        default=lambda request: None, repr=False
+    )
 
 
 FORMATS: Registry[Format] = Registry("--format", home="edgecompress.converters")
@@ -204,11 +210,10 @@ def make_int8(
     Returns:
         The float flatbuffer, and the int8 file with the names of its inner tensors.
     """
-    from edgecompress.converters import float32, int8, tables
+    from edgecompress.converters import int8, tables
+    from edgecompress.converters.recalled import float_file
 
-    request.progress("Converting to a float32 flatbuffer")
-    trace = float32.Trace(request.loaded, fused)
-    floats = float32.convert(trace, verbose=request.verbose)
+    floats = float_file(request, fused)
     if stepping is not None:
         floats = dataclasses.replace(floats, stepping=stepping)
     name = "int8" if precision is None else precision.name

@@ -13,6 +13,7 @@ replaced.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -33,7 +34,8 @@ from edgecompress.converters.fused_lstm import largest_cells, put_stand_ins, tak
 from edgecompress.converters.interface_types import TYPES, with_interface
 from edgecompress.converters.kept_layers import Kept, KeptOperators, kept_operators, tell
 from edgecompress.converters.masks import narrowed
-from edgecompress.converters.recurrent_forms import FORMS, choose_form
+from edgecompress.converters.recalled import Sources
+from edgecompress.converters.recurrent_forms import FORMS, choose_form, float_files
 from edgecompress.converters.shared_scales import share_scales
 from edgecompress.converters.stand_ins import put, take
 from edgecompress.converters.streaming_files import check_states, make_streaming
@@ -326,25 +328,48 @@ class Int8Options:
     )
 
 
-@register("int8", summary="integer weights and activations", options=Int8Options)
+def _precision(request: FormatRequest) -> Precision | None:
+    """Returns the precision that was asked for or trained."""
+    record = request.loaded.record if request.loaded else None
+    chosen: Precision | None = request.options.precision or trained_precision(record)
+    return chosen
+
+
+def _form(options: Int8Options, precision: Precision | None) -> str:
+    """Returns the form of LSTM layers, after making sure that the file can have it."""
+    keep = options.keep_float or options.keep_int16
+    if options.per_layer or keep or (precision is not None and precision.name != Int8.name):
+        if options.recurrent == "fused":
+            raise ArgumentError(
+                "--recurrent", "be auto or unrolled unless all layers are int8", "fused",
+                "Other precisions have no fused LSTM.",
+            )  # fmt: skip
+        return "unrolled"
+    return options.recurrent
+
+
+def sources(request: FormatRequest) -> Sources | None:
+    """Returns the float files; None with options that go back to the Keras model."""
+    options: Int8Options = request.options
+    if options.techniques or options.streaming or options.sensitivity:
+        return None
+    precision = _precision(request)
+    kind = Int8.name if precision is None else precision.name
+    return Sources(kind, float_files(request, _form(options, precision)))
+
+
+@register("int8", summary="integer weights and activations", options=Int8Options, sources=sources)
 def make(request: FormatRequest) -> FormatResult:
     """Makes the float32 and the int8 file."""
     _check_sensitivity(request.options)
-    record = request.loaded.record if request.loaded else None
-    precision = request.options.precision or trained_precision(record)
-    per_layer, form = request.options.per_layer, request.options.recurrent
+    precision = _precision(request)
+    per_layer = request.options.per_layer
     found, said = None, tuple[str, ...]()
     if techniques := request.options.techniques:
         request, precision, said = quantized(request, techniques, precision, per_layer)
         per_layer = None  # As quantized: the record has it.
     keep = Kept(tuple(request.options.keep_float), tuple(request.options.keep_int16))
-    if per_layer or keep or (precision is not None and precision.name != Int8.name):
-        if form == "fused":
-            raise ArgumentError(
-                "--recurrent", "be auto or unrolled unless all layers are int8", form,
-                "Other precisions have no fused LSTM.",
-            )  # fmt: skip
-        form = "unrolled"
+    form = _form(dataclasses.replace(request.options, per_layer=per_layer), precision)
     if request.options.streaming:
         floats, plain = make_streaming(
             request,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgecompress.converters.formats import FormatRequest
 from edgecompress.converters.fused_lstm import lstm_operators
+from edgecompress.converters.recalled import float_file
 from edgecompress.core.units import format_size
 from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.flatbuffers.editor import strip
@@ -39,9 +40,7 @@ def choose_form(request: FormatRequest, form: str, make: Callable[[bool], Made])
     lstms = lstm_operators(floats.artifact.flat)
     if form == "fused" or not lstms:
         return floats, fused
-    flat = floats.artifact.flat
-    steps = sum(flat.tensors[operator.inputs[0]].shape[0] for operator in lstms)
-    if steps > MOST_COMPARED:
+    if (steps := _steps(floats.artifact.flat)) > MOST_COMPARED:
         note = (
             f"LSTM layers are fused, at {_sizes(request, fused.flat)[1]}; unrolling {steps} time "
         )
@@ -59,6 +58,21 @@ def choose_form(request: FormatRequest, form: str, make: Callable[[bool], Made])
     )
     floats, made = (floats, fused) if chosen == "fused" else (other_floats, unrolled)
     return floats, made.having(notes=(*made.notes, note))
+
+
+def float_files(request: FormatRequest, form: str) -> dict[bool, Float32Result]:
+    """Returns the float files of `choose_form`, by whether LSTM layers are fused."""
+    if form == "unrolled":
+        return {False: float_file(request)}
+    found = {True: float_file(request, True)}
+    if form == "auto" and 0 < _steps(found[True].artifact.flat) <= MOST_COMPARED:
+        found[False] = float_file(request)
+    return found
+
+
+def _steps(flat: FlatModel) -> int:
+    """Returns the time steps of all fused LSTM layers together."""
+    return sum(flat.tensors[o.inputs[0]].shape[0] for o in lstm_operators(flat))
 
 
 def _sizes(request: FormatRequest, flat: FlatModel) -> tuple[float, str]:

@@ -16,25 +16,23 @@ from typing import TYPE_CHECKING, Any
 
 from edgecompress.converters.formats import FORMATS, FormatRequest, FormatResult, file_stem
 from edgecompress.converters.verify import Parity
-from edgecompress.core import isolation
+from edgecompress.core import handover, isolation
 from edgecompress.core.errors import ArgumentError, EdgeCompressError, ProcessError
 from edgecompress.core.labelled import Labelled
 from edgecompress.core.record import sidecar_path
 from edgecompress.core.results import ModelInfo, TargetResult, Verdict, worst_verdict
 from edgecompress.core.sensitivity import Sensitivity
-from edgecompress.core.suppress_output import suppress_output
 from edgecompress.engines.registry import LEGACY
 from edgecompress.engines.run import session
 from edgecompress.flatbuffers.artifact import Artifact
-from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.pipeline import scores
 from edgecompress.pipeline.bundle import Bundled, bundle_profile, make_bundle
 from edgecompress.pipeline.costs import costs_on
+from edgecompress.pipeline.inputs import Inputs, read_inputs, recalled
 from edgecompress.pipeline.measuring import Measurements
 from edgecompress.pipeline.parity import Agreement, legacy_runtime_note
 from edgecompress.pipeline.request import BuildRequest, labelled_data, silent
-from edgecompress.pipeline.score_plan import check_labels
 from edgecompress.pipeline.target_checks import model_info, run_checks
 from edgecompress.targets.family import family_of
 from edgecompress.targets.profile import TargetProfile
@@ -42,7 +40,6 @@ from edgecompress.targets.profile import TargetProfile
 if TYPE_CHECKING:
     import numpy as np
 
-    from edgecompress.converters.formats import Costs, Format
     from edgecompress.converters.loaders import LoadedModel
     from edgecompress.converters.tasks import Output
 
@@ -365,17 +362,16 @@ def _made_files(request: BuildRequest, progress: Progress) -> _Made:
     """Reads the model and the data, and makes the files of the format."""
     chosen = FORMATS[str(request.file_format)]
     costs = costs_on(request.profiles, request.budgets, request.target_options, progress)
-    job, labelled, notes = _inputs(request, chosen, costs, progress)
-    if request.name is not None:
-        job = dataclasses.replace(job, name=request.name)
-    if request.scoring.drops and job.loaded is None:
-        raise ArgumentError(
-            "--max-drop", "be left out with a .tflite file", str(request.model),
-            "There is no Keras model to compare with; use --min-metric.",
+    found = read_inputs(request, chosen, progress)
+
+    def job_of(inputs: Inputs) -> FormatRequest:
+        return FormatRequest(
+            request.name or inputs.name, inputs.loaded, inputs.original, inputs.samples,
+            request.options, costs, progress, request.verbose,
         )  # fmt: skip
-    outputs, shapes = _outputs(job)
-    if labelled is not None and labelled.argument == "--evaluate":
-        check_labels(request.scoring, outputs, shapes, labelled)
+
+    inputs = handover.apart(lambda: recalled(found(), job_of(found()), chosen)) or found()
+    job, labelled, outputs = job_of(inputs), inputs.labelled, inputs.outputs
     if labelled is not None:
         engine = request.profiles[0].engine
         score = scores.scorer(labelled, request.scoring, outputs, job.loaded, engine)
@@ -392,79 +388,5 @@ def _made_files(request: BuildRequest, progress: Progress) -> _Made:
         labelled,
         outputs,
         made.main.file_name(job.name),
-        (*notes, *made.notes),
+        (*inputs.notes, *made.notes),
     )
-
-
-def _inputs(
-    request: BuildRequest, chosen: Format, costs: Costs, progress: Progress
-) -> tuple[FormatRequest, Labelled | None, list[str]]:
-    """Reads the model and the data; returns what the format works from, with notes on both."""
-    model = request.model
-    given = {
-        "options": request.options,
-        "costs": costs,
-        "progress": progress,
-        "verbose": request.verbose,
-    }
-    if isinstance(model, (str, Path)) and Path(model).suffix == ".tflite":
-        original = _original(request, chosen)
-        labelled = None
-        if request.evaluate is not None:
-            labelled = labelled_data(request.evaluate, original, None, None)
-        return FormatRequest(file_stem(Path(model)), None, original, None, **given), labelled, []
-    from edgecompress.converters import calibration as calibrations
-    from edgecompress.converters import loaders
-    from edgecompress.converters.streams import is_stream
-
-    progress("Loading the model")
-    # The first import of TensorFlow writes to standard error.
-    with suppress_output(request.verbose):
-        from_file = isinstance(model, (str, Path))
-        loaded = loaders.load_model(model) if from_file else loaders.wrap(model)
-    loaders.refuse_unconvertible(loaded)
-    calibration, evaluate = request.calibration, request.evaluate
-    samples, labels = calibrations.load(calibration, loaded, argument="--calibration")
-    labelled = labelled_data(evaluate, loaded, samples, labels)
-    taken = [
-        f"{len(data[0])} samples were taken from what {argument} yields."
-        for argument, source, data in (
-            ("--calibration", calibration, samples),
-            ("--evaluate", evaluate, labelled.x if labelled is not None else None),
-        )
-        if data and is_stream(source)
-    ]
-    learnt = loaded.record.notes if loaded.record else ()
-    job = FormatRequest(loaded.name, loaded, None, samples, **given)
-    return job, labelled, [*loaded.notes, *learnt, *taken]
-
-
-def _original(request: BuildRequest, chosen: Format) -> FlatModel:
-    """Returns the .tflite file that a format starts from."""
-    path = Path(request.model)
-    if not chosen.from_tflite:
-        able = " or ".join(name for name in FORMATS if FORMATS[name].from_tflite)
-        raise ArgumentError(
-            "MODEL", f"be a Keras model for --format {chosen.name}", str(path),
-            f"With --format {able} it may be an int8 .tflite file; `edgecompress check` checks it.",
-        )  # fmt: skip
-    for name, value in (
-        ("--calibration", request.calibration),
-        ("--min-agreement", request.min_agreement),
-    ):
-        if value is not None:
-            raise ArgumentError(
-                name, "be left out with a .tflite file", str(value)[:80],
-                "Its ranges are set, and its outputs stay the same.",
-            )  # fmt: skip
-    return read_tflite(path)
-
-
-def _outputs(job: FormatRequest) -> tuple[tuple[Output, ...], list[tuple[int | None, ...]]]:
-    """Returns the outputs of the original model, and their shapes, samples first."""
-    from edgecompress.converters import tasks
-
-    if job.original is None:
-        return tasks.outputs_of(job.loaded), tasks.output_shapes(job.loaded)
-    tensors = [job.original.tensors[index] for index in job.original.outputs]
-    return tasks.outputs_of_file(job.original), [tensor.shape for tensor in tensors]

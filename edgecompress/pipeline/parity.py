@@ -33,6 +33,13 @@ REFERENCE = "Keras model"
 MUCH_CLIPPED = 0.001
 
 
+def parity_samples(samples: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """Returns the samples on which files are compared with the Keras model."""
+    from edgecompress.converters.calibration import spread
+
+    return tuple(spread(array, PARITY_SAMPLES) for array in samples)
+
+
 def reference_outputs(
     loaded: LoadedModel, samples: tuple[np.ndarray, ...], kind: str = ""
 ) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
@@ -50,7 +57,11 @@ def reference_outputs(
     Raises:
         NotFiniteError: an output is NaN or infinite.
     """
+    from edgecompress.converters.recalled import RecalledModel
+
     plain = loaded.predict(samples)
+    if isinstance(loaded, RecalledModel):
+        return plain, None if loaded.simulated is None else list(loaded.simulated)
     check_outputs(loaded.model, plain, samples)
     if loaded.record is None or not loaded.record.ranges:
         return plain, None
@@ -268,12 +279,10 @@ class Agreement:
             engines: Where it runs.
             progress: Called with a short text as each run begins.
         """
-        from edgecompress.converters import calibration as calibrations
-
         notes: list[str] = []
         few = reference = simulated = None
         if samples is not None:
-            few = tuple(calibrations.spread(array, PARITY_SAMPLES) for array in samples)
+            few = parity_samples(samples)
             kind = self._product.main.kind
             reference, simulated = reference_outputs(loaded, few, kind)
         for engine, file, floats in self._runs(engines):

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgecompress.converters import c_array, float32, int8
+from edgecompress.converters import c_array, float32, int8, recurrent_forms
 from edgecompress.converters.float32 import Float32Result, Trace
 from edgecompress.converters.formats import Costs, FormatRequest
 from edgecompress.converters.fused_lstm import LSTM, cell_scale, why_not_fused
 from edgecompress.converters.loaders import example_inputs, wrap
-from edgecompress.converters.recurrent_forms import choose_form
+from edgecompress.converters.recurrent_forms import FORMS, choose_form
 from edgecompress.converters.time_steps import joined, reversed_steps
 from edgecompress.converters.verify import verify
 from edgecompress.core.errors import ArgumentError, ConversionError, UnsupportedModelError
@@ -195,6 +195,28 @@ def test_the_form_is_chosen_by_bytes_and_arena(fused: Any) -> None:
         found = chosen("auto", lambda flat, arenas=arenas: arenas[flat.data])
         assert found.data is wins.data
         assert "976.6 KiB of arena" in found.notes[-1]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_float_files_made_in_advance_are_those_that_are_chosen_from(
+    form: str, fused: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, floats, quantized = fused
+    flat = floats.artifact.flat
+    lstm = recurrent_forms.lstm_operators(flat)[0]
+    steps = flat.tensors[lstm.inputs[0]].shape[0]
+    monkeypatch.setattr(recurrent_forms, "float_file", lambda request, fused=False: floats)
+    for most, found in ((steps, [lstm]), (steps - 1, [lstm]), (steps, [])):
+        monkeypatch.setattr(recurrent_forms, "MOST_COMPARED", most)
+        monkeypatch.setattr(recurrent_forms, "lstm_operators", lambda flat, found=found: found)
+        asked: list[bool] = []
+
+        def made(fused: bool, asked: list[bool] = asked) -> Any:
+            asked.append(fused)
+            return floats, quantized
+
+        choose_form(request_for(None), form, made)
+        assert list(recurrent_forms.float_files(request_for(None), form)) == asked
 
 
 def test_other_precisions_have_no_fused_form() -> None:

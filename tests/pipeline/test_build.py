@@ -16,10 +16,12 @@ import pytest
 from keras import layers
 
 import edgecompress as ec
+from edgecompress.core import handover, isolation
 from edgecompress.core.errors import ArgumentError, ProcessError
 from edgecompress.core.isolation import Answer
 from edgecompress.core.record import CompressionRecord, attach_record
 from edgecompress.pipeline import Build, build, build_request, builder, write
+from edgecompress.pipeline.inputs import Inputs
 from edgecompress.pipeline.writer import report_of
 
 pytestmark = pytest.mark.slow
@@ -215,6 +217,40 @@ def test_a_build_writes_nothing_and_prints_nothing(
     assert "WRITTEN True" in lines
     # Nothing is left of the temporary folders either.
     assert list((tmp_path / "scratch").iterdir()) == []
+
+
+# --- a build whose Keras model ends before its file is quantized ----------------------------------
+
+
+@pytest.mark.parametrize("file_format", ["int8", "compressed"])
+def test_a_build_without_its_keras_model_is_the_same(
+    file_format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    targets = ["nucleo-l4r5zi", *(["pixel-8"] if file_format == "int8" else [])]
+    request = build_request(
+        _model(), targets, file_format=file_format, calibration=_X, evaluate=(_X, _Y),
+        max_drop=0.5,
+    )  # fmt: skip
+    expected = _numbers(build(request))
+    loaded: list[Any] = []
+
+    def apart(work: Callable[[], Inputs | None]) -> Inputs | None:
+        assert handover._leave(tmp_path, work())
+        found: Inputs = handover._taken(tmp_path)
+        loaded.append(found.loaded)
+        return found
+
+    monkeypatch.setattr(handover, "apart", apart)
+    assert _numbers(build(request)) == expected
+    (model,) = loaded
+    assert model.model is None
+    with pytest.raises(LookupError, match="did not run on these inputs"):
+        model.predict([_X[:3]])
+
+
+def _numbers(made: Build) -> dict[str, Any]:
+    """Returns what a build holds, without the times of this computer."""
+    return isolation.encode(dataclasses.replace(made, profiles=(), bundled=None))
 
 
 # --- a build that comes out of another process --------------------------------------------------

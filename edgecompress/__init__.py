@@ -19,6 +19,7 @@ _PUBLIC = {
     "WeightClustering": "edgecompress.callbacks.weight_clustering",
     "Binarize": "edgecompress.callbacks.binarize",
     "Ternarize": "edgecompress.callbacks.ternarize",
+    "FixedPointTraining": "edgecompress.callbacks.fixed_point_training",
     "PatternBinarization": "edgecompress.callbacks.pattern_binarization",
     "FastGroupedConvolutions": "edgecompress.callbacks.fast_grouped_convolutions",
     "PatternResidualBlock": "edgecompress.layers.sepnet",

@@ -28,6 +28,7 @@ CALLBACKS: dict[str, Callable[..., Any]] = {
     "weight_clustering": lambda **more: ec.WeightClustering(4, **more),
     "binary_weights": lambda **more: ec.Binarize(first_and_last=True, **more),
     "ternary_weights": lambda **more: ec.Ternarize(first_and_last=True, **more),
+    "fixed_point_training": lambda **more: ec.FixedPointTraining(8, 5, **more),
     "pattern_binarization": lambda **more: ec.PatternBinarization(**more),
 }
 # These want their kernels for themselves: each its layer where all are in one fit.
@@ -35,6 +36,7 @@ EXCLUSIVE = {
     "pattern_binarization": "pattern",
     "binary_weights": "hidden",
     "ternary_weights": "classes",
+    "fixed_point_training": "other",
 }
 X = np.random.default_rng(0).normal(size=(64, 6)).astype("float32")
 Y = (X[:, 0] > 0).astype("int32")
@@ -49,6 +51,7 @@ def tiny() -> Any:
             keras.layers.Conv2D(4, 2, name="pattern"),
             keras.layers.Flatten(),
             keras.layers.Dense(8, activation="relu", name="hidden"),
+            keras.layers.Dense(8, activation="relu", name="other"),
             keras.layers.Dense(2, name="classes"),
         ]
     )

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from edgecompress.converters.calibration import tensor_values
-from edgecompress.converters.fused_lstm import has_marks, replace_marks
+from edgecompress.converters.fused_lstm import has_marks, layers_of_lstms, replace_marks
 from edgecompress.converters.loaders import LoadedModel, example_inputs, wrap
 from edgecompress.converters.portable.base import PORTABLE, Rewritten, rewritten
 from edgecompress.core.errors import ConversionError, UnsupportedModelError, few, one_line
@@ -57,6 +57,7 @@ class Float32Result:
         kernels: Name of a filter -> the layer's own kernel in the filter's layout, if the file
             holds a different one because BatchNormalization was folded into it, `W_c = g_c * w_c`.
         owners: Name of a filter -> the kernel it holds, `<layer>/<attribute>`.
+        lstms: Name of a fused LSTM's output -> its name in `core.lstm_layers.lstm_parts`.
         stepping: How a streaming file runs over a sequence; None for other files.
     """
 
@@ -65,12 +66,14 @@ class Float32Result:
     kernels: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
     owners: Mapping[str, str] = field(default_factory=dict, repr=False)
     stepping: Stepping | None = None
+    lstms: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         """Makes the mappings read-only."""
         object.__setattr__(self, "tap_tensors", MappingProxyType(dict(self.tap_tensors)))
         object.__setattr__(self, "kernels", MappingProxyType(dict(self.kernels)))
         object.__setattr__(self, "owners", MappingProxyType(dict(self.owners)))
+        object.__setattr__(self, "lstms", MappingProxyType(dict(self.lstms)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles it; the file is parsed again where it is needed."""
@@ -167,6 +170,7 @@ def convert(model: Any, taps: bool = True, verbose: bool = False) -> Float32Resu
         {tap: named[0, index] for tap, index in tensors.items()},
         {named[0, index]: kernel for index, kernel in folded.items()},
         {named[0, index]: owner for index, owner in owners.items()},
+        lstms={named[0, index]: name for index, name in layers_of_lstms(loaded, raw).items()},
     )
 
 

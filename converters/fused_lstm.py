@@ -19,18 +19,24 @@ application resets them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgecompress.converters.calibration import spread, tensor_samples
 from edgecompress.converters.time_steps import reversed_steps
+from edgecompress.core import lstm_layers
 from edgecompress.core.errors import ConversionError
+from edgecompress.core.keras_graph import walk_layers
+from edgecompress.core.lstm_layers import CELL_MARGIN, cell_name, integer_bits, lstm_parts
 from edgecompress.flatbuffers.editor import ModelEditor
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.operators import Operator
 from edgecompress.flatbuffers.stepping import Stepping
+
+if TYPE_CHECKING:
+    from edgecompress.converters.loaders import LoadedModel
 
 LSTM = "UNIDIRECTIONAL_SEQUENCE_LSTM"
 RESET = (
@@ -48,12 +54,8 @@ _MATRICES, _BIASES, _OUTPUT_STATE, _CELL_STATE, _INPUTS = 1, 12, 18, 19, 24
 _TANH = 4
 # Version 5 keeps the number of dimensions.
 _STAND_IN, _STAND_IN_VERSION = "FULLY_CONNECTED", 5
-# The kernels take cell states up to 64 and no scale below 2^-15.
-_CELL_BITS = range(9, 16)
 # Without calibration, a cell state may grow by 1 in each time step; more than this is rare.
 _LARGEST_UNSEEN_CELL = 16.0
-# Calibration may miss the largest cell state.
-_CELL_MARGIN = 1.25
 _CELL_SAMPLES = 100
 
 
@@ -64,18 +66,10 @@ def why_not_fused(layer: Any, states: Sequence[Any]) -> str | None:
         layer: The layer, without a mask.
         states: Its initial states, None for zero.
     """
-    import keras
-
-    cell = layer.cell
-    if type(cell) is not keras.layers.LSTMCell:
-        return "only LSTM has a fused operator"
-    if cell.activation is not keras.activations.tanh:
-        return "its activation is not tanh"
-    if cell.recurrent_activation is not keras.activations.sigmoid:
-        return "its recurrent activation is not sigmoid"
-    if any(state is not None for state in states):
+    reason = lstm_layers.why_not_fused(layer)
+    if reason is None and any(state is not None for state in states):
         return "the fused operator starts at zero"
-    return "its final states are read" if layer.return_state else None
+    return reason
 
 
 def mark(cell: Any, sequences: Any, backwards: bool) -> Any:
@@ -167,6 +161,52 @@ def _set_options(editor: ModelEditor, operator: Any) -> None:
 def lstm_operators(flat: FlatModel) -> list[Operator]:
     """Returns the fused LSTM operators of a file."""
     return [operator for operator in flat.operators if operator.code == LSTM]
+
+
+def layers_of_lstms(loaded: LoadedModel, flat: FlatModel) -> dict[int, str]:
+    """Returns which layer each operator of a float file computes, found by its weights.
+
+    Args:
+        loaded: The model.
+        flat: The float file.
+
+    Returns:
+        Index of the operator's output -> the name that `core.lstm_layers.lstm_parts` gives.
+    """
+    operators = lstm_operators(flat)
+    if not operators or loaded.flavour != "keras3":
+        return {}
+    parts = [part for layer in walk_layers(loaded.model) for part in lstm_parts(layer).items()]
+    found = {}
+    for operator in operators:
+        matrices = [
+            np.concatenate([flat.tensors[i].values() for i in operator.inputs[first:][:_GATES]]).T
+            for first in (_MATRICES, _MATRICES + _GATES)
+        ]
+        for position, (name, part) in enumerate(parts):
+            kernels = part.cell.kernel, part.cell.recurrent_kernel
+            if all(np.array_equal(m, k) for m, k in zip(matrices, kernels, strict=True)):
+                found[flat.output(operator).index] = name
+                # Layers of equal weights have an operator each, in their order.
+                parts.pop(position)
+                break
+    return found
+
+
+def learnt_cells(
+    lstms: Mapping[str, str], ranges: Mapping[str, tuple[float, float]]
+) -> dict[str, float]:
+    """Returns the largest absolute cell states that training has learnt, by the LSTM's output.
+
+    Args:
+        lstms: As in `Float32Result`.
+        ranges: The learnt ranges.
+    """
+    return {
+        tensor: max(map(abs, ranges[cell_name(name)]))
+        for tensor, name in lstms.items()
+        if cell_name(name) in ranges
+    }
 
 
 def put_stand_ins(flat: FlatModel) -> FlatModel:
@@ -266,15 +306,16 @@ def cell_scale(largest: float | None, steps: float) -> float:
         >>> cell_scale(1.5, 20) == 2**-14
         True
     """
-    bound = float(steps) if largest is None else min(largest * _CELL_MARGIN, float(steps))
-    if largest is None:
-        bound = min(bound, _LARGEST_UNSEEN_CELL)
-    bits = 15 - int(np.ceil(np.log2(max(bound, 2.0**-15))))
-    return float(2.0 ** -min(max(bits, _CELL_BITS[0]), _CELL_BITS[-1]))
+    seen = _LARGEST_UNSEEN_CELL if largest is None else CELL_MARGIN * largest
+    # The kernels take cell states up to 64.
+    return float(2.0 ** (integer_bits(min(seen, steps)) - 15))
 
 
 def largest_cells(
-    flat: FlatModel, samples: Sequence[np.ndarray] | None, stepping: Stepping | None = None
+    flat: FlatModel,
+    samples: Sequence[np.ndarray] | None,
+    stepping: Stepping | None = None,
+    known: Collection[str] = (),
 ) -> dict[str, float]:
     """Returns the largest absolute cell state of each LSTM, by the name of its output.
 
@@ -282,8 +323,9 @@ def largest_cells(
         flat: The float file.
         samples: Calibration inputs, one array for each input; None for none.
         stepping: How a streaming file runs over them. Defaults to None.
+        known: LSTMs to leave out. Defaults to none.
     """
-    operators = lstm_operators(flat)
+    operators = [o for o in lstm_operators(flat) if flat.output(o).name not in known]
     if samples is None or not operators:
         return {}
     samples = [spread(array, _CELL_SAMPLES) for array in samples]

@@ -30,7 +30,12 @@ from edgecompress.converters.filter_precisions import (
 from edgecompress.converters.float32 import Float32Result
 from edgecompress.converters.float_inputs import float_inputs, put_before, without
 from edgecompress.converters.formats import FormatRequest, FormatResult, make_int8, register
-from edgecompress.converters.fused_lstm import largest_cells, put_stand_ins, take_stand_ins
+from edgecompress.converters.fused_lstm import (
+    largest_cells,
+    learnt_cells,
+    put_stand_ins,
+    take_stand_ins,
+)
 from edgecompress.converters.interface_types import TYPES, with_interface
 from edgecompress.converters.kept_layers import Kept, KeptOperators, kept_operators, tell
 from edgecompress.converters.masks import narrowed
@@ -163,7 +168,8 @@ def convert(
     notes += [part.note for part in kept]
     whole, flat = flat, without(flat, kept)
     editor = _quantize(flat, by_tensor, precision, exceptions, chosen, per_channel, notes, verbose)
-    cells = largest_cells(whole, calibration, stepping)
+    cells = learnt_cells(source.lstms, ranges)
+    cells |= largest_cells(whole, calibration, stepping, cells)
     editor = take_stand_ins(editor, flat, cells, limited=stepping is None)
     exceptions = {name: own for name, own in exceptions.items() if name not in chosen}
     notes += [*notes_on(precision, exceptions), *chosen.notes(whole)]

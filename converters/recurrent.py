@@ -22,6 +22,7 @@ from typing import Any
 from edgecompress.converters.fused_lstm import LSTM, RESET, mark, why_not_fused
 from edgecompress.converters.time_steps import joined, reversed_steps
 from edgecompress.core.keras_graph import every_layer
+from edgecompress.core.lstm_layers import replaced
 
 # Computes the states of the next time step from the input's part, by gate, and the states, which
 # are None at the first time step if they start at zero.
@@ -49,30 +50,16 @@ def without_loops(model: Any, fused: bool = False) -> Iterator[list[str]]:
     with contextlib.ExitStack() as stack:
         for layer in every_layer(model):
             if isinstance(layer, keras.layers.Bidirectional):
-                stack.enter_context(_replaced(layer, "call", functools.partial(_both_ways, layer)))
+                stack.enter_context(replaced(layer, "call", functools.partial(_both_ways, layer)))
             elif isinstance(layer, keras.layers.RNN):
                 loop = functools.partial(_run, layer, layer.inner_loop, fused, notes)
-                stack.enter_context(_replaced(layer, "inner_loop", loop))
+                stack.enter_context(replaced(layer, "inner_loop", loop))
                 # Keras draws the masks of dropout in inference, too, and does not use them.
                 for cell in getattr(layer.cell, "cells", [layer.cell]):
                     for rate in ("dropout", "recurrent_dropout"):
                         if getattr(cell, rate, 0):
-                            stack.enter_context(_replaced(cell, rate, 0.0))
+                            stack.enter_context(replaced(cell, rate, 0.0))
         yield notes
-
-
-@contextlib.contextmanager
-def _replaced(target: Any, name: str, value: Any) -> Iterator[None]:
-    """Gives an object another method, or value, of its own."""
-    own = vars(target).get(name, None)
-    setattr(target, name, value)
-    try:
-        yield
-    finally:
-        if own is None:
-            delattr(target, name)
-        else:
-            setattr(target, name, own)
 
 
 def _run(
@@ -99,7 +86,7 @@ def _run(
     if make is None or None in (batch, steps) or batch > 1 or mask is not None:
         notes += _notes(label, steps, mask)
         # Keras's own unrolled loop also takes masks, other cells and several of them.
-        with _replaced(layer, "unroll", steps is not None):
+        with replaced(layer, "unroll", steps is not None):
             found: tuple[Any, Any, list[Any]] = loop(sequences, initial_state, mask, training)
         return found
     why = why_not_fused(layer, states) if fused else None

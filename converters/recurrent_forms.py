@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from edgecompress.converters.formats import FormatRequest
-from edgecompress.converters.fused_lstm import lstm_operators
+from edgecompress.converters.fused_lstm import learnt_cells, lstm_operators
 from edgecompress.converters.recalled import float_file
 from edgecompress.core.units import format_size
 from edgecompress.flatbuffers.artifact import Artifact
@@ -27,7 +27,8 @@ def choose_form(request: FormatRequest, form: str, make: Callable[[bool], Made])
     """Returns the files with LSTM layers in the wanted form, or in the cheaper one.
 
     The cheaper form needs the fewest bytes, of the file and of the arena together where the arena
-    is known on all targets. A note gives the sizes of both.
+    is known on all targets. A note gives the sizes of both. Layers that training simulated in one
+    form get that.
 
     Args:
         request: What is converted.
@@ -40,6 +41,9 @@ def choose_form(request: FormatRequest, form: str, make: Callable[[bool], Made])
     lstms = lstm_operators(floats.artifact.flat)
     if form == "fused" or not lstms:
         return floats, fused
+    if _trained_fused(floats):
+        note = "LSTM layers are fused (--recurrent auto), as training simulated them."
+        return floats, fused.having(notes=(*fused.notes, note))
     if (steps := _steps(floats.artifact.flat)) > MOST_COMPARED:
         note = (
             f"LSTM layers are fused, at {_sizes(request, fused.flat)[1]}; unrolling {steps} time "
@@ -65,9 +69,16 @@ def float_files(request: FormatRequest, form: str) -> dict[bool, Float32Result]:
     if form == "unrolled":
         return {False: float_file(request)}
     found = {True: float_file(request, True)}
-    if form == "auto" and 0 < _steps(found[True].artifact.flat) <= MOST_COMPARED:
+    compared = 0 < _steps(found[True].artifact.flat) <= MOST_COMPARED
+    if form == "auto" and compared and not _trained_fused(found[True]):
         found[False] = float_file(request)
     return found
+
+
+def _trained_fused(floats: Float32Result) -> bool:
+    """Returns whether training has learnt the ranges of all fused LSTM layers."""
+    record, count = floats.artifact.record, len(lstm_operators(floats.artifact.flat))
+    return record is not None and len(learnt_cells(floats.lstms, record.ranges)) == count
 
 
 def _steps(flat: FlatModel) -> int:

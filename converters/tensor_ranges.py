@@ -16,6 +16,7 @@ from edgecompress.converters.calibration import (
 from edgecompress.converters.float32 import Float32Result
 from edgecompress.converters.streaming_files import few_sequences, tie_states
 from edgecompress.core.errors import ArgumentError, few
+from edgecompress.core.lstm_layers import cell_name, is_cell, tap_name
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.precisions.base import Precision
 
@@ -54,7 +55,21 @@ def tensor_ranges(
         for tap, bounds in ranges.items()
         if tap in source.tap_tensors
     }
-    unused = sorted(set(ranges) - set(source.tap_tensors))
+    # Learnt over all time steps: the range of the operator, not only of what is read of it.
+    lstms = {part: tensor for tensor, part in source.lstms.items() if cell_name(part) in ranges}
+    learnt |= {
+        index_of[tensor]: ranges[tap_name(part)]
+        for part, tensor in lstms.items()
+        if tap_name(part) in ranges
+    }
+    used = {*source.tap_tensors, *map(tap_name, lstms), *map(cell_name, lstms)}
+    unused = sorted(set(ranges) - used)
+    if layers := dict.fromkeys(tap_name(name) for name in unused if is_cell(name)):
+        notes.append(
+            f"Training simulated {few(list(layers))} as one operator, which this file does not "
+            "have: its predictions may differ from those of training."
+        )
+        unused = [name for name in unused if not is_cell(name)]
     if unused:
         notes.append(f"Learnt ranges of {', '.join(unused)} have no tensor in the flatbuffer.")
     known = _propagate(flat, learnt, fixed)
@@ -122,8 +137,18 @@ def _propagate(
 ) -> dict[int, tuple[float, float]]:
     """Adds ranges that follow from others: of moved values and of fixed-range functions."""
     known = dict(ranges)
+    # Of parts of a tensor: that tensor. Put together in another order, they keep its range.
+    whole: dict[int, int | None] = {}
     for operator in flat.operators:
+        wholes = {whole.get(index) for index in operator.inputs}
         for output in operator.outputs:
+            if operator.code == "SPLIT":
+                whole[output] = operator.inputs[1]
+            elif operator.code == "CONCATENATION" and len(wholes) == 1 and None not in wholes:
+                (tensor,) = wholes
+                whole[output] = tensor
+                if tensor in known:
+                    known.setdefault(output, known[tensor])
             if operator.code in fixed:
                 known.setdefault(output, fixed[operator.code])
             elif operator.code in SAME_RANGE:

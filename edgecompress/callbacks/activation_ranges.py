@@ -7,7 +7,7 @@ variable for each tap would make the step slower, and longer to trace.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -34,6 +34,7 @@ class ActivationRanges:
         names: Of the taps.
         start: Tap -> (minimum, maximum) to continue from; others start with the first batch's.
         bounds: Trains the ranges, if the precision wants that. Defaults to nothing.
+        observed: Names of ranges that nothing is rounded to. Defaults to none.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class ActivationRanges:
         names: Sequence[str],
         start: Mapping[str, tuple[float, float]],
         bounds: LearntBounds | None = None,
+        observed: Collection[str] = (),
     ) -> None:
         """Creates the variable."""
         self._quantizer = quantizer
@@ -56,7 +58,8 @@ class ActivationRanges:
         self._bounds = bounds
         # No gradient reaches the model's inputs.
         self._by_gradient = [
-            self._method is not None and not name.startswith("input:") for name in names
+            self._method is not None and not name.startswith("input:") and name not in observed
+            for name in names
         ]
         if bounds is not None and any(self._by_gradient):
             bounds.add(_ROWS, self._variable, ranges_allowed(self._by_gradient))
@@ -65,6 +68,7 @@ class ActivationRanges:
         self._old: list[tuple[Any, Any, Any]] = []
         self._updated: dict[str, Any] = {}
         self._grids: list[Grid] = []
+        self._limits: list[Any] = []
 
     def __contains__(self, name: str) -> bool:
         """Returns whether a tap's range is learnt."""
@@ -110,33 +114,50 @@ class ActivationRanges:
         """
         if integer and self._positions:
             self._grids = grids_of(self._variable.value)
+            self._limits = ops.unstack(ops.max(ops.abs(self._variable.value), axis=1))
         elif self._positions:
             rows = ops.unstack(self._variable.value)
             self._updated = dict(zip(self._positions, rows, strict=True))
         try:
             yield
         finally:
-            self._grids, self._updated = [], {}
+            self._grids, self._limits, self._updated = [], [], {}
+
+    def largest(self, name: str) -> Any:
+        """Returns the largest absolute value of a range, inside `settled` with integers."""
+        return self._limits[self._positions[name]]
+
+    def observe(self, name: str, values: Any) -> None:
+        """Learns a range that nothing is rounded to, inside `learning`."""
+        if self._old:
+            self._learn(name, self._quantizer.batch_range(values))
 
     def grid(self, name: str) -> Grid:
         """Returns the grid of a tap, inside `settled`."""
         return self._grids[self._positions[name]]
 
-    def rounded(self, name: str, values: Any) -> Any:
-        """Returns activations as the int8 model holds them; inside `learning`, learns from them."""
+    def rounded(self, name: str, values: Any, seen: Any = None) -> Any:
+        """Returns activations as the int8 model holds them; inside `learning`, learns from them.
+
+        Args:
+            name: The tap.
+            values: The activations.
+            seen: What the range is learnt from. Defaults to the activations.
+        """
         if not self._old:
             return self.frozen(name, values)
+        seen = values if seen is None else seen
         if self._by_gradient[self._positions[name]]:
-            return self._trained(name, values)
-        return self._fake_quantize(values, self._learn(name, self._quantizer.batch_range(values)))
+            return self._trained(name, values, seen)
+        return self._fake_quantize(values, self._learn(name, self._quantizer.batch_range(seen)))
 
-    def _trained(self, name: str, values: Any) -> Any:
+    def _trained(self, name: str, values: Any, seen: Any) -> Any:
         """Returns the rounded activations of a tap whose range has gradients."""
         method, bounds, position = self._method, self._bounds, self._positions[name]
         if method is None or bounds is None:
             raise TypeError(f"The range of {name!r} is not learnt by gradients.")
         start, _, share = self._old[position]
-        first = ops.cond(share > 0, lambda: self._quantizer.batch_range(values), lambda: start)
+        first = ops.cond(share > 0, lambda: self._quantizer.batch_range(seen), lambda: start)
         after = len(self._positions) - position - 1
 
         def found(gradient: Any) -> None:

@@ -27,6 +27,7 @@ from edgecompress.core.options import named_config
 from edgecompress.core.record import attach_record, before_save
 from edgecompress.precisions.base import PRECISIONS, QAT, Precision
 from edgecompress.precisions.int8 import Int8
+from edgecompress.precisions.integer_lstm import has_fused
 from edgecompress.precisions.mixed import (
     assign,
     check_mix,
@@ -179,7 +180,8 @@ class QuantizationAwareTraining(CompressionCallback):
         self._active_epochs = 0
         self._graph = analyse(self.model)
         self._choose(self._graph)
-        for text in self._graph.notes:
+        unrolled = [] if has_fused(self.quantizer) else self._graph.unrolled_notes()
+        for text in (*self._graph.notes, *unrolled):
             self.note(text)
 
     def _choose(self, graph: FusedGraph) -> None:

@@ -28,9 +28,11 @@ from edgecompress.core.fusion_rules import composite, split_activation, weighted
 from edgecompress.core.inner_kernels import InnerKernel, inner_kernels
 from edgecompress.core.keras_graph import functional_of, layers_by_name
 from edgecompress.core.layer_kinds import KernelAxes
+from edgecompress.core.lstm_layers import cell_name, lstm_parts
 from edgecompress.core.operator_copy import apply_activation
 from edgecompress.precisions.base import Precision
 from edgecompress.precisions.integer_arithmetic import LITERT, Grid, grid_of, on_grid
+from edgecompress.precisions.integer_lstm import has_fused, layer_states, run_layers
 from edgecompress.precisions.integer_operators import (
     linear,
     name_of,
@@ -84,8 +86,12 @@ class QuantizedArithmetic:
         }
         self._taps = {tap.name: tap for tap in graph.taps}
         own = [tap.name for tap in graph.taps if tap.fixed is None and tap.same_as is None]
+        self._cells = dict(graph.cells) if has_fused(quantizer) else {}
+        self._lstms = {name: lstm_parts(self._by_name[name]) for name in self._cells.values()}
         self._bounds = LearntBounds(model)
-        self._learnt = ActivationRanges(quantizer, own, ranges, self._bounds)
+        self._learnt = ActivationRanges(
+            quantizer, [*own, *self._cells], ranges, self._bounds, self._cells
+        )
         self._limits = self._learnt_limits(scales or {})
         self._rounding: dict[str, Callable[[Any], Any]] = {
             name: functools.partial(self._learnt.rounded, name) for name in own
@@ -133,7 +139,8 @@ class QuantizedArithmetic:
         Returns:
             Whether that has changed: what is traced of inference is outdated.
         """
-        before, self._seen = self._seen, self._seen or len(self.ranges()) == len(self._taps)
+        count = len(self._taps) + len(self._cells)
+        before, self._seen = self._seen, self._seen or len(self.ranges()) == count
         return self._seen != before
 
     def _has_codes(self, name: str) -> bool:
@@ -255,7 +262,7 @@ class QuantizedArithmetic:
                 found[tap.name] = source.fixed
             elif source.name in learnt:
                 found[tap.name] = learnt[source.name]
-        return found
+        return found | {name: learnt[name] for name in self._cells if name in learnt}
 
     @property
     def _with_integers(self) -> bool:
@@ -344,6 +351,8 @@ class QuantizedArithmetic:
                 return self._insert(layer.name, args[0])
             if layer.name in self._rectified and self._training:
                 return self._rectify(layer, call, *args, **kwargs)
+            if layer.name in self._lstms and self._training:
+                return run(*args, **kwargs)
             return self._insert(layer.name, run(*args, **kwargs))
 
         return quantized_call
@@ -448,6 +457,8 @@ class QuantizedArithmetic:
             return apply_activation(layer, args[0], self._insert, operate=self._operate)
         if (parts := composite(layer)) is not None:
             return self._composite(parts, layer, args[0])
+        if layer.name in self._lstms:
+            return self._sequences(layer, functools.partial(call, *args, **kwargs))
         split = split_activation(layer) is not None
         outputs = None
         if axes:
@@ -479,6 +490,22 @@ class QuantizedArithmetic:
             return self._quantizer.fake_quantize(values, ops.min(values), ops.max(values))
 
         return run(layer, inputs, insert, constant)
+
+    def _sequences(self, layer: Any, call: Callable[[], Any]) -> Any:
+        """Computes LSTM layers; in training, learns the ranges of all their states."""
+
+        def integer(name: str, part: Any, sequences: Any) -> Any:
+            source = self._grid(self._graph.operators[layer.name].inputs[0])
+            largest = self._learnt.largest(cell_name(name))
+            grid = self._grid(layer.name)
+            return layer_states(part, sequences, source, grid, largest, self.engine)
+
+        known = self._with_integers and layer.name in self._graph.operators
+        parts = self._lstms[layer.name]
+        outputs, seen = run_layers(parts, call, integer if known else None, self._learnt.observe)
+        if not self._training:
+            return outputs
+        return self._learnt.rounded(layer.name, outputs, ops.concatenate(seen, axis=-1))
 
     def _rectify(self, layer: Any, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Computes a layer that ends in ReLU in training; rounding takes ReLU's place."""

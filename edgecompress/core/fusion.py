@@ -30,14 +30,17 @@ from edgecompress.core.fusion_rules import (
     MAXPOOL,
     MEAN,
     OWN_RANGE,
+    RECURRENT,
     RELU,
     RELU6,
+    UNROLLED,
     VIEW,
     Step,
     lower,
 )
-from edgecompress.core.keras_graph import GraphNode, follow_graph, functional_of
+from edgecompress.core.keras_graph import GraphNode, carries_mask, follow_graph, functional_of
 from edgecompress.core.layer_kinds import WEIGHTED, KernelAxes, int8_kernels
+from edgecompress.core.lstm_layers import cell_name, lstm_parts
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,8 @@ class FusedGraph:
         operators: The operators that round, `<layer>` or `<layer>/<part>` -> operator. Those are
             left out whose inputs or outputs are not all rounded at taps, and those that absorb a
             Rescaling.
+        cells: Ranges of the cell states of LSTM layers that are one operator: `<layer>/cell`, of a
+            Bidirectional `<layer>/forward/cell` and `<layer>/backward/cell` -> the layer.
     """
 
     taps: tuple[Tap, ...]
@@ -102,6 +107,15 @@ class FusedGraph:
     batch_norms: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     operators: Mapping[str, FusedOperator] = field(default_factory=dict)
+    cells: Mapping[str, str] = field(default_factory=dict)
+
+    def unrolled_notes(self) -> list[str]:
+        """Returns the notes on LSTM layers for files in which they are not one operator."""
+        kinds = {
+            layer: "LSTM" if name == cell_name(layer) else "Bidirectional"
+            for name, layer in self.cells.items()
+        }
+        return [f"not simulated: {name} ({kind}): {UNROLLED}." for name, kind in kinds.items()]
 
 
 @dataclass
@@ -173,7 +187,7 @@ class _Graph:
             self.notes.append(_not_simulated(layer, "it has several outputs"))
             return [self._new() for _ in outputs]
         shapes = [t.shape for t in (*node.inputs, *outputs)]
-        steps = lower(layer, len(read), node.plain, len(shapes[0]))
+        steps = lower(layer, len(read), node.plain, len(shapes[0]), _are_sequences(node))
         same = len(shapes[0]) > 0 and shapes[0][-1] == shapes[-1][-1]
         values = list(read)
         for position, step in enumerate(steps):
@@ -247,6 +261,12 @@ class _Graph:
 
 # Maximum of each kind of ReLU.
 _MAXIMA = {RELU: math.inf, RELU6: 6.0}
+
+
+def _are_sequences(node: GraphNode) -> bool:
+    """Returns whether a node reads a fixed number of time steps, all of them valid."""
+    shape = node.inputs[0].shape
+    return len(shape) == 3 and shape[1] is not None and not carries_mask(node.inputs[0])
 
 
 def _not_simulated(layer: Any, reason: str) -> str:
@@ -367,6 +387,12 @@ def analyse(model: Any, own_means: Collection[str] = ()) -> FusedGraph:
         ),
         notes=tuple(dict.fromkeys(graph.notes)),
         operators=_fused(graph, covering),
+        cells={
+            cell_name(part): operator.layer.name
+            for operator in graph.operators
+            if operator.step.kind == RECURRENT
+            for part in lstm_parts(operator.layer)
+        },
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from edgecompress.core.composites import COMPOSITES, Composite
 from edgecompress.core.layer_kinds import WEIGHTED, exact_kind_of, int8_kernels
+from edgecompress.core.lstm_layers import lstm_parts
 from edgecompress.core.registry import Registry
 
 # What a step does to scales. Rounding kinds get a tap, the others keep their input's scale.
@@ -29,6 +30,7 @@ MAXPOOL = "maxpool"  # keeps values and range, absorbs ReLU
 VIEW = "view"  # keeps values and range; ReLU and BN are moved in front of it
 MOVE = "move"  # keeps values and range: padding, cropping, global maximum
 IDENTITY = "identity"  # does nothing in inference: dropout
+RECURRENT = "recurrent"  # own range, of the states of all time steps; absorbs nothing
 UNSUPPORTED = "unsupported"  # not simulated
 OWN_RANGE = (WEIGHTED, AFFINE, RELU, RELU6, BINARY, FREE, MEAN)
 KEEPS_RANGE = (MAXPOOL, VIEW, MOVE, IDENTITY)
@@ -170,13 +172,19 @@ def _lower_weighted(layer: Any) -> tuple[Step, ...]:
     return (*first, Step(WEIGHTED, "pre_activation" if activation else ""), *activation)
 
 
+# Of recurrent layers whose time steps become operators.
+UNROLLED = "only the file rounds the weights and states of its time steps"
+
+
 def _over_map(axes: Any, rank: int) -> bool:
     """Returns whether a mean is over height and width, or time: the file has a pooling for it."""
     listed = [axes] if isinstance(axes, int) else list(axes or ())
     return rank > 0 and (rank, sorted(axis % rank for axis in listed)) in ((4, [1, 2]), (3, [1]))
 
 
-def lower(layer: Any, inputs: int, plain: bool, rank: int = 0) -> tuple[Step, ...]:
+def lower(
+    layer: Any, inputs: int, plain: bool, rank: int = 0, sequences: bool = False
+) -> tuple[Step, ...]:
     """Returns the operators that a layer or operation becomes.
 
     Args:
@@ -184,10 +192,13 @@ def lower(layer: Any, inputs: int, plain: bool, rank: int = 0) -> tuple[Step, ..
         inputs: How many tensors it reads.
         plain: Whether it is called with tensors only.
         rank: Number of dimensions of the first tensor; 0 if unknown.
+        sequences: Whether that holds a fixed number of time steps and has no mask.
     """
     kind = exact_kind_of(layer)
     if kind is not None and kind.family in ("recurrent", "bidirectional"):
-        return _unsupported("only the file rounds the weights and states of its time steps")
+        if plain and inputs == 1 and sequences and lstm_parts(layer):
+            return (Step(RECURRENT),)
+        return _unsupported(UNROLLED)
     if kind is None or not kind.operator:
         return _unsupported("int8 quantization does not support this class")
     if not plain:

@@ -233,6 +233,11 @@ def follow_graph(
     return [known[id(tensor)] for tensor in functional.outputs]
 
 
+def carries_mask(tensor: Any) -> bool:
+    """Returns whether a tensor of a model's graph has a mask (Masking, `mask_zero`)."""
+    return getattr(tensor, "_keras_mask", None) is not None
+
+
 def layers_before(model: Any) -> dict[str, frozenset[str]]:
     """Returns the layers that each layer's output depends on, itself among them, by name.
 

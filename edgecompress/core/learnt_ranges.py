@@ -126,13 +126,16 @@ def valid_record(model: Any, record: CompressionRecord) -> CompressionRecord:
     if not changed:
         return record
     try:
-        taps = {tap.name: tap for tap in analyse(model).taps}
+        graph = analyse(model)
+        taps, cells = {tap.name: tap for tap in graph.taps}, graph.cells
         before = layers_before(model)
     except UnsupportedModelError:
         # The graph cannot be read: any range may depend on any layer.
-        taps, before = {}, {}
+        taps, cells, before = {}, {}, {}
 
     def fits(name: str) -> bool:
+        if name in cells:
+            return not before.get(cells[name], changed) & changed
         tap = taps.get(name)
         if tap is None:
             return False

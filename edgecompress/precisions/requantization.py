@@ -20,11 +20,13 @@ class Requantization(NamedTuple):
     """The arithmetic of an engine; all results are steps of the output that may exceed its codes.
 
     Attributes:
+        engine: The engine's name.
         scaled: (sums, bias or None, input scale, weight scales, output scale) -> steps.
         added: (steps of a, steps of b, their scales, output scale) -> steps of a + b.
         multiplied: (steps of a, steps of b, their scales, output scale) -> steps of a * b.
     """
 
+    engine: str
     scaled: Callable[[Any, Any, Any, Any, Any], Any]
     added: Callable[[Any, Any, tuple[Any, Any], Any], Any]
     multiplied: Callable[[Any, Any, tuple[Any, Any], Any], Any]
@@ -84,11 +86,25 @@ def _rescaled(values: Any, factor: Any) -> Any:
 
 
 def _multiplied(values: Any, factor: Any) -> Any:
-    """Returns integers times a factor as TensorFlow Lite's reference kernels compute it.
+    return multiplied(values, multiplier_of(factor))
 
-    The factor is `multiplier * 2^(shift - 31)`. The product is rounded to 31 bits, halves up, then
-    shifted right, halves away from zero; a positive shift comes first.
+
+class Multiplier(NamedTuple):
+    """A factor as TensorFlow Lite's reference kernels hold it, as int64 tensors.
+
+    Attributes:
+        multiplier: 31 bits.
+        left: The power of two that a value is multiplied by before.
+        right: The bits that the product is shifted right by.
     """
+
+    multiplier: Any
+    left: Any
+    right: Any
+
+
+def multiplier_of(factor: Any) -> Multiplier:
+    """Returns positive factors, a float64 tensor, as multipliers: `multiplier * 2^(shift - 31)`."""
     shift = ops.floor(ops.log2(factor)) + 1
     # The logarithm of a number next to a power of two may be that of the power.
     shift = ops.where(factor >= 2.0**shift, shift + 1, shift)
@@ -96,20 +112,37 @@ def _multiplied(values: Any, factor: Any) -> Any:
     multiplier = ops.floor(factor / 2.0**shift * 2.0**31 + 0.5)
     full = multiplier >= 2.0**31
     multiplier, shift = ops.where(full, 2.0**30, multiplier), ops.where(full, shift + 1, shift)
-    multiplier = _integers(ops.where(shift < -31, 0.0, multiplier))
-    left = _integers(2.0 ** ops.maximum(shift, 0.0))
-    right = _integers(ops.clip(-shift, 0.0, 31.0))
-    one = ops.ones_like(right)
-    product = ops.right_shift(values * left * multiplier + 2**30, 31 * one)
-    product = ops.minimum(product, 2**31 - 1)
-    mask = ops.left_shift(one, right) - 1
-    rest = ops.bitwise_and(product, mask)
-    threshold = ops.right_shift(mask, one) + _integers(product < 0)
-    return ops.right_shift(product, right) + _integers(rest > threshold)
+    return Multiplier(
+        _integers(ops.where(shift < -31, 0.0, multiplier)),
+        _integers(2.0 ** ops.maximum(shift, 0.0)),
+        _integers(ops.clip(-shift, 0.0, 31.0)),
+    )
+
+
+def multiplied(values: Any, factor: Multiplier) -> Any:
+    """Returns int64 values times a factor as TensorFlow Lite's reference kernels compute it.
+
+    The product is rounded to 31 bits, halves up, then shifted right, halves away from zero; a
+    positive shift comes first.
+    """
+    one = ops.ones_like(factor.right)
+    product = ops.right_shift(values * factor.left * factor.multiplier + 2**30, 31 * one)
+    return shifted_right(ops.minimum(product, 2**31 - 1), factor.right)
+
+
+def shifted_right(values: Any, bits: Any) -> Any:
+    """Returns int64 values / 2^bits, halves away from zero."""
+    one = ops.ones_like(bits)
+    mask = ops.left_shift(one, bits) - 1
+    rest = ops.bitwise_and(values, mask)
+    threshold = ops.right_shift(mask, one) + _integers(values < 0)
+    return ops.right_shift(values, bits) + _integers(rest > threshold)
 
 
 # Engine -> its arithmetic.
 REQUANTIZATIONS: Mapping[str, Requantization] = {
-    "litert": Requantization(_scaled_in_float, _added_by_xnnpack, _multiplied_in_float),
-    "tflm": Requantization(_scaled_by_integers, _added_by_integers, _multiplied_by_integers),
+    "litert": Requantization("litert", _scaled_in_float, _added_by_xnnpack, _multiplied_in_float),
+    "tflm": Requantization(
+        "tflm", _scaled_by_integers, _added_by_integers, _multiplied_by_integers
+    ),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,16 +12,19 @@ from keras import ops
 
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.fusion import FusedGraph, Tap, analyse, source_of
+from edgecompress.core.fusion_rules import RECURRENT
 from edgecompress.core.inner_kernels import InnerKernel
 from edgecompress.core.keras_graph import layers_by_name
 from edgecompress.core.layer_kinds import WEIGHTED, KernelAxes, int8_kernels
 from edgecompress.core.learnt_ranges import own_means, settled_record, valid_record
+from edgecompress.core.lstm_layers import cell_name, lstm_parts
 from edgecompress.core.operator_copy import rebuild
 from edgecompress.core.record import CompressionRecord
 from edgecompress.precisions.base import PRECISIONS, Precision, trained_precision
 from edgecompress.precisions.fake_quantization import spread_scales
 from edgecompress.precisions.int8 import Int8
 from edgecompress.precisions.integer_arithmetic import grid_of, on_grid
+from edgecompress.precisions.integer_lstm import has_fused, layer_states, run_layers
 from edgecompress.precisions.integer_operators import (
     OPERATORS,
     name_of,
@@ -181,6 +185,62 @@ class IntegerOperator(keras.layers.Layer):
         return {**super().get_config(), **own}
 
 
+@keras.saving.register_keras_serializable(package="edgecompress")
+class IntegerLSTM(keras.layers.Layer):
+    """Computes an LSTM, or a Bidirectional of them, in inference as the int8 operator does.
+
+    Args:
+        layer: The layer.
+        inputs: The range of its input.
+        output: The range of its states.
+        cells: The largest absolute cell state of each of its `core.lstm_layers.lstm_parts`.
+    """
+
+    def __init__(
+        self,
+        layer: Any,
+        inputs: tuple[float, float],
+        output: tuple[float, float],
+        cells: Sequence[float],
+        **kwargs: Any,
+    ) -> None:
+        """Keeps the layer."""
+        super().__init__(**kwargs)
+        restore = keras.saving.deserialize_keras_object
+        self.layer = restore(layer) if isinstance(layer, dict) else layer
+        self.ranges, self.cells = (tuple(inputs), tuple(output)), list(cells)
+
+    def build(self, input_shape: Any) -> None:
+        """Builds the layer."""
+        if not self.layer.built:
+            self.layer.build(input_shape)
+        self.built = True
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """Returns the output, unrounded in training."""
+        if training:
+            return self.layer(inputs, training=True)
+        source, target = (grid_of(*bounds) for bounds in self.ranges)
+        parts = lstm_parts(self.layer)
+        cells = dict(zip(parts, self.cells, strict=True))
+
+        def integer(name: str, part: Any, sequences: Any) -> Any:
+            return layer_states(part, sequences, source, target, cells[name])
+
+        return run_layers(parts, functools.partial(self.layer, inputs), integer)[0]
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """Returns the layer's."""
+        return self.layer.compute_output_shape(input_shape)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments."""
+        layer = keras.saving.serialize_keras_object(self.layer)
+        inputs, output = self.ranges
+        own = {"layer": layer, "inputs": inputs, "output": output, "cells": self.cells}
+        return {**super().get_config(), **own}
+
+
 def simulate(
     model: keras.Model,
     record: CompressionRecord | None = None,
@@ -248,7 +308,8 @@ def simulate(
         rounded = quantizer.fake_quantize(values, values.min(), values.max())
         return ops.convert_to_numpy(rounded)
 
-    operate = _Operators(model, graph, ranges, quantizer, kernels, scales)
+    cells = {name: record.ranges[name] for name in graph.cells if name in record.ranges}
+    operate = _Operators(model, graph, ranges | cells, quantizer, kernels, scales)
     return rebuild(model, insert, weights, operate, constant)
 
 
@@ -297,6 +358,12 @@ class _Operators:
             for copy, original in zip(copies, originals, strict=True):
                 copy.set_weights(original.get_weights())
             return outputs
+        if operator.kind == RECURRENT:
+            cells = [self._ranges.get(cell_name(part)) for part in lstm_parts(function)]
+            if None in cells or not has_fused(self._quantizer):
+                return function(*values)
+            largest = [max(map(abs, bounds)) for bounds in cells if bounds is not None]
+            return IntegerLSTM(function, inputs[0], output, largest, **known)(*values)
         what = name_of(function)
         if what not in OPERATORS or len({len(tensor.shape) for tensor in tensors}) > 1:
             return function(*values)

@@ -201,7 +201,7 @@ def test_weights_and_folded_layers_are_named():
         (lambda x: conv(layers.BatchNormalization(name="early")(x), "c"), "early"),
         (lambda x: conv(layers.Rescaling(1 / 127, offset=-1, name="r")(x), "c"), "r"),
         (lambda x: layers.Lambda(lambda v: v * 2, name="twice")(conv(x, "c")), "twice"),
-        (lambda x: layers.LSTM(3, name="lstm")(layers.Reshape((64, 3))(x)), "lstm"),
+        (lambda x: layers.GRU(3, name="gru")(layers.Reshape((64, 3))(x)), "gru"),
         (lambda x: conv(x, "c", activation="hard_sigmoid"), "c"),
         (
             lambda x: layers.UpSampling2D(interpolation="bicubic", name="up")(conv(x, "c")),

@@ -78,7 +78,8 @@ class Float32Result:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles it; the file is parsed again where it is needed."""
         mappings = (dict(self.tap_tensors), dict(self.kernels), dict(self.owners))
-        return Float32Result, (dataclasses.replace(self.artifact), *mappings, self.stepping)
+        artifact = dataclasses.replace(self.artifact)
+        return Float32Result, (artifact, *mappings, self.stepping, dict(self.lstms))
 
 
 class Trace:

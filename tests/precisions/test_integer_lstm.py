@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from typing import Any
 
 import keras
@@ -188,7 +189,7 @@ def test_the_largest_cell_state_counts(trained: Any) -> None:
     model, _, _, simulated = trained
     record = record_of(model)
     wide = record.ranges | {"last/cell": (-9.0, 1.0)}
-    floats = float32.convert(float32.Trace(model, fused=True))
+    floats = pickle.loads(pickle.dumps(float32.convert(float32.Trace(model, fused=True))))
     made: Artifact = int8.convert(floats, ranges=wide, record=record)
 
     def scales(artifact: Artifact) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy as np
 from keras import ops
 
 from edgecompress.callbacks.base import CompressionCallback
+from edgecompress.callbacks.fused import fused, on_one_device
 from edgecompress.callbacks.hooks import UpdateHook
 from edgecompress.callbacks.layer_choice import (
     ChosenKernel,
@@ -133,6 +135,7 @@ class Pruning(CompressionCallback):
         self.scope = scope
         self._groups = SCOPES[scope]
         self._pruned: list[_Pruned] = []
+        self._apply: Callable[[], Any] = bool
         self._hook: UpdateHook | None = None
         self._seen: Observation | None = None
         self._started = False
@@ -174,6 +177,8 @@ class Pruning(CompressionCallback):
         self._seen = Observation(
             self.criterion, [(kernel.layer.name, kernel.variable) for kernel in kernels], hook
         )
+        apply = functools.partial(self._apply_unless_due, self._seen, hook.optimizer.iterations)
+        self._apply = fused(apply, self.model, [pruned.kernel for pruned in self._pruned])
         if self._seen.needed:
             hook.before = self._seen.observe
         self._started = False
@@ -208,6 +213,7 @@ class Pruning(CompressionCallback):
         """Releases the model; see `HookedCallback.detach`."""
         super().detach()
         self._pruned = []
+        self._apply = bool
 
     def _check_reach(self) -> None:
         """Refuses a schedule with a higher sparsity than the pattern allows."""
@@ -250,22 +256,37 @@ class Pruning(CompressionCallback):
         """Recomputes the masks where due and applies them; part of the compiled step."""
         if self._hook is None or self._seen is None:
             return
-        # The optimizer has counted its update: these are the weights of the coming step.
-        step = ops.convert_to_tensor(self._hook.optimizer.iterations) + 1
-        # At the start of a fit, an observing criterion has no data yet: the masks stay as they are.
-        due = ops.logical_and(self.schedule.due(step), self._seen.ready)
-        seen = self._seen
-        masks = ops.cond(
-            due,
-            lambda: self._new_masks(step, seen),
-            lambda: [ops.convert_to_tensor(pruned.mask) for pruned in self._pruned],
-        )
+        seen, iterations = self._seen, self._hook.optimizer.iterations
+        if on_one_device(self.model):
+            # Masks are assigned in the branch: other steps pass over the weights once.
+            ops.cond(self._apply(), lambda: self._renew(seen, iterations), lambda: False)
+            return
+        known = [ops.convert_to_tensor(pruned.mask) for pruned in self._pruned]
+        due = self._due(seen, iterations)
+        masks = ops.cond(due, lambda: self._new_masks(seen, iterations), lambda: known)
         for pruned, mask in zip(self._pruned, masks, strict=True):
             pruned.mask.assign(mask)
             pruned.apply(mask)
 
-    def _new_masks(self, step: Any, seen: Observation) -> list[Any]:
-        sparsity = self.schedule.value(step, ops)
+    def _due(self, seen: Observation, iterations: keras.Variable) -> Any:
+        # At the start of a fit, an observing criterion has no data yet: the masks stay as they are.
+        return ops.logical_and(self.schedule.due(_coming_step(iterations)), seen.ready)
+
+    def _apply_unless_due(self, seen: Observation, iterations: keras.Variable) -> Any:
+        """Applies the masks, unless new ones are due; returns whether they are."""
+        due = self._due(seen, iterations)
+        for pruned in self._pruned:
+            pruned.apply(ops.logical_or(ops.convert_to_tensor(pruned.mask), due))
+        return due
+
+    def _renew(self, seen: Observation, iterations: keras.Variable) -> bool:
+        for pruned, mask in zip(self._pruned, self._new_masks(seen, iterations), strict=True):
+            pruned.mask.assign(mask)
+            pruned.apply(mask)
+        return True
+
+    def _new_masks(self, seen: Observation, iterations: keras.Variable) -> list[Any]:
+        sparsity = self.schedule.value(_coming_step(iterations), ops)
         masks: dict[int, Any] = {}
         for group in self._groups(len(self._pruned)):
             members = [self._pruned[index] for index in group]
@@ -342,6 +363,11 @@ class Pruning(CompressionCallback):
                 f"frequency={self.schedule.frequency}). Set a smaller frequency.",
                 stacklevel=2,
             )
+
+
+def _coming_step(iterations: keras.Variable) -> Any:
+    """Returns the number of the step whose weights these are; the update before it is counted."""
+    return ops.convert_to_tensor(iterations) + 1
 
 
 def _shape_of(kernel: ChosenKernel) -> KernelShape:

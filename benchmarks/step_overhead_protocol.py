@@ -1,0 +1,211 @@
+"""What `step_overhead.py` and its peer share: five networks, and variants that train by turns.
+
+Works with Keras 3 and with tf_keras, whichever module it is given.
+"""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+WARM_UP, COOL_DOWN = 3, 2
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network to train.
+
+    Attributes:
+        title: In the table.
+        build: Makes it with a Keras module.
+        shape: Of a sample.
+        batch: Samples of a step.
+        steps: Steps of a turn; masks are recomputed as often.
+    """
+
+    title: str
+    build: Callable[[Any], Any]
+    shape: tuple[int, ...]
+    batch: int
+    steps: int
+
+
+def _mlp(keras: Any) -> Any:
+    """LeNet-300-100: 266,610 parameters."""
+    layers = [
+        keras.Input((28, 28, 1)),
+        keras.layers.Flatten(),
+        keras.layers.Dense(300, activation="relu"),
+        keras.layers.Dense(100, activation="relu"),
+        keras.layers.Dense(10),
+    ]
+    return keras.Sequential(layers)
+
+
+def _unit(keras: Any, x: Any, layer: Any, relu: bool = True) -> Any:
+    x = keras.layers.BatchNormalization()(layer(x))
+    return keras.layers.ReLU()(x) if relu else x
+
+
+def _conv(keras: Any) -> Any:
+    """Two convolutions with pooling, two Dense layers."""
+    layers = keras.layers
+    x = inputs = keras.Input((28, 28, 1))
+    for filters in (16, 24):
+        x = layers.MaxPooling2D()(layers.Conv2D(filters, 3, activation="relu")(x))
+    x = layers.Dense(48, activation="relu")(layers.Flatten()(x))
+    return keras.Model(inputs, layers.Dense(10)(x))
+
+
+def _separable(keras: Any) -> Any:
+    """Depthwise-separable, one residual sum: 13,770 parameters."""
+    layers, same = keras.layers, {"padding": "same", "use_bias": False}
+    inputs = keras.Input((28, 28, 1))
+    x = _unit(keras, inputs, layers.Conv2D(16, 3, strides=2, **same))
+    x = _unit(keras, x, layers.DepthwiseConv2D(3, **same))
+    x = _unit(keras, x, layers.Conv2D(32, 1, **same))
+    y = _unit(keras, x, layers.Conv2D(32, 3, **same), relu=False)
+    x = layers.ReLU()(layers.Add()([x, y]))
+    x = _unit(keras, x, layers.DepthwiseConv2D(3, strides=2, **same))
+    x = _unit(keras, x, layers.Conv2D(64, 1, **same))
+    return keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
+
+
+def _resnet20(keras: Any) -> Any:
+    """ResNet-20 for images of 32 x 32."""
+    layers, same = keras.layers, {"padding": "same", "use_bias": False}
+    inputs = keras.Input((32, 32, 3))
+    x = _unit(keras, inputs, layers.Conv2D(16, 3, **same))
+    for stage, filters in enumerate((16, 32, 64)):
+        for block in range(3):
+            strides = 2 if stage and not block else 1
+            y = _unit(keras, x, layers.Conv2D(filters, 3, strides=strides, **same))
+            y = _unit(keras, y, layers.Conv2D(filters, 3, **same), relu=False)
+            if strides == 2:
+                shortcut = layers.Conv2D(filters, 1, strides=2, **same)
+                x = _unit(keras, x, shortcut, relu=False)
+            x = layers.ReLU()(layers.Add()([x, y]))
+    return keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
+
+
+def _mobilenet(keras: Any) -> Any:
+    """MobileNetV2 with a linear output."""
+    arguments = {"weights": None, "classes": 10, "classifier_activation": None}
+    return keras.applications.MobileNetV2((96, 96, 3), **arguments)
+
+
+NETWORKS = {
+    "mlp": Network("LeNet-300-100", _mlp, (28, 28, 1), 128, 100),
+    "conv": Network("small conv net", _conv, (28, 28, 1), 64, 50),
+    "separable": Network("depthwise-separable", _separable, (28, 28, 1), 64, 50),
+    "mobilenet": Network("MobileNetV2-96", _mobilenet, (96, 96, 3), 16, 10),
+    "resnet": Network("ResNet-20", _resnet20, (32, 32, 3), 32, 20),
+}
+
+
+class Turns:
+    """Lets the variants run one epoch at a time, round after round."""
+
+    def __init__(self, names: list[str]) -> None:
+        """Begins with the first."""
+        self.names, self.next, self.changed = list(names), 0, threading.Condition()
+
+    def wait(self, name: str) -> None:
+        """Returns when it is a variant's turn."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.names[self.next] == name)
+
+    def pass_on(self) -> None:
+        """Ends a turn."""
+        with self.changed:
+            self.next = (self.next + 1) % len(self.names)
+            self.changed.notify_all()
+
+    def leave(self, name: str) -> None:
+        """Ends a variant."""
+        with self.changed:
+            self.names.remove(name)
+            self.next %= max(len(self.names), 1)
+            self.changed.notify_all()
+
+
+def gate(keras: Any, name: str, turns: Turns, seconds: list[float]) -> Any:
+    """Returns a callback that waits for the variant's turn and measures each turn's CPU seconds."""
+
+    class Gate(keras.callbacks.Callback):
+        started: float | None = None
+
+        def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+            if self.started is not None:
+                seconds.append(time.process_time() - self.started)
+                turns.pass_on()
+                turns.wait(name)
+            self.started = time.process_time()
+
+    return Gate()
+
+
+# Prepares a model; returns it with its callbacks. Given: model, steps of a turn, all steps.
+Variant = Callable[[Any, int, int], tuple[Any, list[Any]]]
+
+
+def measure(
+    keras: Any, network: Network, variants: Mapping[str, Variant], rounds: int
+) -> dict[str, list[float]]:
+    """Returns the CPU seconds of every measured turn of each variant."""
+    epochs = WARM_UP + rounds + COOL_DOWN
+    turns, failures = Turns(list(variants)), []
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+
+    def train(name: str) -> None:
+        turns.wait(name)
+        try:
+            keras.utils.set_random_seed(0)
+            random = np.random.default_rng(0)
+            x = random.random((network.steps * network.batch, *network.shape), dtype="f4")
+            y = random.integers(0, 10, len(x))
+            steps = network.steps
+            model, callbacks = variants[name](network.build(keras), steps, steps * epochs)
+            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+            model.compile("adam", loss, metrics=["accuracy"])
+            model.fit(
+                x,
+                y,
+                batch_size=network.batch,
+                epochs=epochs,
+                verbose=0,
+                callbacks=[gate(keras, name, turns, seconds[name]), *callbacks],
+            )
+        except Exception as error:
+            failures.append((name, error))
+        turns.leave(name)
+
+    threads = [threading.Thread(target=train, args=(name,)) for name in variants]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for name, error in failures:
+        raise RuntimeError(f"variant {name} failed on {network.title}") from error
+    return {name: found[WARM_UP : WARM_UP + rounds] for name, found in seconds.items()}
+
+
+def rows(seconds: Mapping[str, list[float]], steps: int) -> dict[str, dict[str, float]]:
+    """Returns the time of a step and its ratio to plain fit, in turns of the same round."""
+    found = {}
+    for name, turns in seconds.items():
+        ratios = [a / b for a, b in zip(turns, seconds["plain"], strict=True)]
+        quartiles = statistics.quantiles(ratios, n=4)
+        found[name] = {
+            "us": statistics.median(turns) / steps * 1e6,
+            "ratio": statistics.median(ratios),
+            "low": quartiles[0],
+            "high": quartiles[2],
+        }
+    return found

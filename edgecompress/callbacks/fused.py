@@ -1,0 +1,44 @@
+"""Functions of a training step that run as one compiled operator (XLA, TensorFlow only).
+
+A step over the weights of a model reads and writes each of them for every operator, and the
+scheduling of an operator takes longer than a small kernel. Compiled together, the operators pass
+over the memory once. Arithmetic and order stay the same for each element.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import keras
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# Below this number of weights, compiling takes longer than it saves.
+_WORTHWHILE = 2**13
+
+
+def on_one_device(model: keras.Model) -> bool:
+    """Returns whether TensorFlow trains a model without copies on other devices."""
+    if keras.backend.backend() != "tensorflow":
+        return False
+    strategy = getattr(model, "distribute_strategy", None)
+    return strategy is None or strategy.num_replicas_in_sync == 1
+
+
+def fused(function: F, model: keras.Model, weights: Iterable[Any]) -> F:
+    """Returns a function that computes the same, as one operator where that is worthwhile.
+
+    Args:
+        function: Called inside the step with tensors of static shapes; it may assign variables.
+        model: The model being trained.
+        weights: What it passes over: kernels, whose sizes decide.
+    """
+    size = sum(math.prod(weight.shape) for weight in weights)
+    if size < _WORTHWHILE or not on_one_device(model):
+        return function
+    import tensorflow as tf
+
+    compiled: F = tf.function(function, jit_compile=True, autograph=False)
+    return compiled

@@ -11,6 +11,8 @@ import numpy as np
 from keras import ops
 
 from edgecompress.callbacks.base import CompressionCallback
+from edgecompress.callbacks.fused import on_one_device
+from edgecompress.callbacks.fused_penalty import FusedPenalty, PenalizedGroups
 from edgecompress.callbacks.hooks import Hook, UpdateHook, Wrapping, own_training
 from edgecompress.callbacks.layer_choice import LayerChoice, layer_choice, select_layers
 from edgecompress.callbacks.observation import Observation
@@ -260,6 +262,11 @@ class GroupLasso(CompressionCallback):
     def _penalize(self) -> None:
         """Adds the penalty to the train step."""
         own = own_training(self.model)
+        if own is None and not self.criterion.statistics and on_one_device(self.model):
+            groups = [target.groups() for target in self._targets]
+            for part in FusedPenalty(self.model, groups, self.strength).hooks():
+                self._penalties.append(self.hook(part))
+            return
         if own is None:
             for target in self._targets:
                 self._penalties.append(self.hook(target.penalty_hook(self.strength)))
@@ -400,6 +407,10 @@ class _Target:
         # The group's size includes gamma if it belongs to the group.
         self.size = int(np.prod(self.kernel.shape)) // count + (self.gamma is not None)
 
+    def groups(self) -> PenalizedGroups:
+        """Returns the filters as groups of weights."""
+        return PenalizedGroups(self.kernel, self.where.axis, self.gamma, self.size)
+
     def penalty_hook(self, strength: float) -> Wrapping:
         """Returns what adds the penalty to the kernel's regularizer, which the train step sums."""
         add = functools.partial(_Penalty, target=self, strength=strength)
@@ -413,13 +424,11 @@ class _Target:
 
     def gradients(self, strength: float) -> dict[int, Any]:
         """Returns the penalty's gradients inside a train step, by the variable's identity."""
-        squares = group_squares(self.kernel, self.where.axis, self.gamma)
-        parts = [(self.kernel, self.where.axis)]
-        if self.gamma is not None:
-            parts.append((self.gamma, 0))
+        groups = self.groups()
+        squares = groups.squares()
         return {
             id(variable): group_lasso_gradient(variable, squares, axis, self.size, strength)
-            for variable, axis in parts
+            for variable, axis in groups.parts()
         }
 
     def scores(self, criterion: Criterion, seen: Observation | None) -> np.ndarray:

@@ -177,7 +177,7 @@ class Pruning(CompressionCallback):
         self._seen = Observation(
             self.criterion, [(kernel.layer.name, kernel.variable) for kernel in kernels], hook
         )
-        apply = functools.partial(self._apply_unless_due, self._seen, hook.optimizer.iterations)
+        apply = functools.partial(self._apply_unless_due, self._seen, hook.optimizer)
         self._apply = fused(apply, self.model, [pruned.kernel for pruned in self._pruned])
         if self._seen.needed:
             hook.before = self._seen.observe
@@ -256,37 +256,37 @@ class Pruning(CompressionCallback):
         """Recomputes the masks where due and applies them; part of the compiled step."""
         if self._hook is None or self._seen is None:
             return
-        seen, iterations = self._seen, self._hook.optimizer.iterations
+        seen, optimizer = self._seen, self._hook.optimizer
         if on_one_device(self.model):
             # Masks are assigned in the branch: other steps pass over the weights once.
-            ops.cond(self._apply(), lambda: self._renew(seen, iterations), lambda: False)
+            ops.cond(self._apply(), lambda: self._renew(seen, optimizer), lambda: False)
             return
         known = [ops.convert_to_tensor(pruned.mask) for pruned in self._pruned]
-        due = self._due(seen, iterations)
-        masks = ops.cond(due, lambda: self._new_masks(seen, iterations), lambda: known)
+        due = self._due(seen, optimizer)
+        masks = ops.cond(due, lambda: self._new_masks(seen, optimizer), lambda: known)
         for pruned, mask in zip(self._pruned, masks, strict=True):
             pruned.mask.assign(mask)
             pruned.apply(mask)
 
-    def _due(self, seen: Observation, iterations: keras.Variable) -> Any:
+    def _due(self, seen: Observation, optimizer: keras.optimizers.Optimizer) -> Any:
         # At the start of a fit, an observing criterion has no data yet: the masks stay as they are.
-        return ops.logical_and(self.schedule.due(_coming_step(iterations)), seen.ready)
+        return ops.logical_and(self.schedule.due(_coming_step(optimizer)), seen.ready)
 
-    def _apply_unless_due(self, seen: Observation, iterations: keras.Variable) -> Any:
+    def _apply_unless_due(self, seen: Observation, optimizer: keras.optimizers.Optimizer) -> Any:
         """Applies the masks, unless new ones are due; returns whether they are."""
-        due = self._due(seen, iterations)
+        due = self._due(seen, optimizer)
         for pruned in self._pruned:
             pruned.apply(ops.logical_or(ops.convert_to_tensor(pruned.mask), due))
         return due
 
-    def _renew(self, seen: Observation, iterations: keras.Variable) -> bool:
-        for pruned, mask in zip(self._pruned, self._new_masks(seen, iterations), strict=True):
+    def _renew(self, seen: Observation, optimizer: keras.optimizers.Optimizer) -> bool:
+        for pruned, mask in zip(self._pruned, self._new_masks(seen, optimizer), strict=True):
             pruned.mask.assign(mask)
             pruned.apply(mask)
         return True
 
-    def _new_masks(self, seen: Observation, iterations: keras.Variable) -> list[Any]:
-        sparsity = self.schedule.value(_coming_step(iterations), ops)
+    def _new_masks(self, seen: Observation, optimizer: keras.optimizers.Optimizer) -> list[Any]:
+        sparsity = self.schedule.value(_coming_step(optimizer), ops)
         masks: dict[int, Any] = {}
         for group in self._groups(len(self._pruned)):
             members = [self._pruned[index] for index in group]
@@ -365,9 +365,9 @@ class Pruning(CompressionCallback):
             )
 
 
-def _coming_step(iterations: keras.Variable) -> Any:
+def _coming_step(optimizer: keras.optimizers.Optimizer) -> Any:
     """Returns the number of the step whose weights these are; the update before it is counted."""
-    return ops.convert_to_tensor(iterations) + 1
+    return ops.convert_to_tensor(optimizer.iterations) + 1
 
 
 def _shape_of(kernel: ChosenKernel) -> KernelShape:

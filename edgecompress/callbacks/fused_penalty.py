@@ -1,0 +1,123 @@
+"""The group lasso penalty of all layers in two passes over their weights: norms, then gradients.
+
+Left to automatic differentiation, each weight is read and written six times in a step. Here the
+loss gets the penalty's value, and its gradient is added to the others as the optimizer applies
+them, before it clips or accumulates anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+from keras import ops
+
+from edgecompress.callbacks.fused import fused
+from edgecompress.callbacks.hooks import Hook, UpdateHook, Wrapping
+from edgecompress.surgery.groups import group_lasso_gradient, group_lasso_penalty, group_squares
+
+
+@dataclass(frozen=True, eq=False)
+class PenalizedGroups:
+    """Groups of weights.
+
+    Attributes:
+        kernel: A layer's kernel.
+        axis: The axis that counts the groups.
+        gamma: Scale of the following BatchNormalization, which belongs to the groups, or None.
+        size: Number of weights in each group.
+    """
+
+    kernel: keras.Variable
+    axis: int
+    gamma: keras.Variable | None
+    size: int
+
+    def squares(self) -> Any:
+        """Returns the squared norms."""
+        return group_squares(self.kernel, self.axis, self.gamma)
+
+    def parts(self) -> list[tuple[keras.Variable, int]]:
+        """Returns the variables, with their axes that count the groups."""
+        gamma = [] if self.gamma is None else [(self.gamma, 0)]
+        return [(self.kernel, self.axis), *gamma]
+
+
+class FusedPenalty:
+    """Adds the penalty to a model's training through `hooks`; on one device only.
+
+    Args:
+        model: The model being trained, with Keras's own train step.
+        groups: What is penalized.
+        strength: Weight of the penalty.
+    """
+
+    def __init__(
+        self, model: keras.Model, groups: Sequence[PenalizedGroups], strength: float
+    ) -> None:
+        """Prepares both passes."""
+        self._groups, self._strength, self._model = list(groups), strength, model
+        parts = [part for group in self._groups for part in group.parts()]
+        self._positions = {id(variable): index for index, (variable, _) in enumerate(parts)}
+        self._variables = [variable for variable, _ in parts]
+        self._measure = fused(self._penalty, model, self._variables)
+        self._sum = fused(self._summed, model, self._variables)
+        self._squares: list[Any] | None = None
+        self._update = UpdateHook(before=self._with_gradients)
+
+    def hooks(self) -> list[Hook]:
+        """Returns what adds the value to the loss, and the gradient to the others."""
+        return [Wrapping(self._variables[0], "regularizer", self._in_loss), self._update]
+
+    def _penalty(self) -> tuple[Any, list[Any]]:
+        """Returns the penalty, and the squared norms of the groups."""
+        squares = [group.squares() for group in self._groups]
+        return sum(
+            group_lasso_penalty(found, group.size, self._strength)
+            for group, found in zip(self._groups, squares, strict=True)
+        ), squares
+
+    def _in_loss(self, inner: Callable[[Any], Any] | None) -> Callable[[Any], Any]:
+        def regularizer(value: Any) -> Any:
+            penalty, squares = self._measure()
+            self._squares = [ops.stop_gradient(found) for found in squares]
+            penalty = ops.stop_gradient(penalty)
+            return penalty if inner is None else penalty + inner(value)
+
+        return regularizer
+
+    def _with_gradients(self, gradients: list[Any], variables: list[Any]) -> list[Any]:
+        """Adds the penalty's gradients; part of the compiled step."""
+        # The norms of this step were found for its loss.
+        squares, self._squares = self._squares, None
+        if squares is None:
+            squares = self._measure()[1]
+        known: list[Any] = [ops.zeros_like(variable) for variable in self._variables]
+        places = {}
+        for place, (gradient, variable) in enumerate(zip(gradients, variables, strict=True)):
+            index = self._positions.get(id(variable))
+            if index is not None:
+                places[index] = place
+                if gradient is not None:
+                    known[index] = ops.convert_to_tensor(gradient)
+        summed, gradients = self._sum(known, squares), list(gradients)
+        for index, place in places.items():
+            gradients[place] = summed[index]
+        return gradients
+
+    def _summed(self, gradients: list[Any], squares: list[Any]) -> list[Any]:
+        optimizer = self._update.optimizer
+        # Without a wrapper that undoes it, gradients are still scaled here.
+        factor = optimizer.loss_scale_factor if optimizer is self._model.optimizer else None
+        strength = self._strength * (factor or 1.0)
+        slopes = [
+            group_lasso_gradient(variable, found, axis, group.size, strength)
+            for group, found in zip(self._groups, squares, strict=True)
+            for variable, axis in group.parts()
+        ]
+        return [
+            gradient + ops.cast(slope, gradient.dtype)
+            for gradient, slope in zip(gradients, slopes, strict=True)
+        ]

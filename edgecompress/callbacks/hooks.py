@@ -119,6 +119,10 @@ class UpdateHook(Hook):
         exclusive: Whether no other hook may assign any of these variables, because only this one
             can preserve their values. Defaults to False.
 
+    Attributes:
+        updates: Variables that `before` updates itself; the optimizer leaves them alone.
+        sync: Called before the optimizer's variables are saved, to bring them up to date, or None.
+
     Raises:
         ArgumentError: when attached, another hook assigns one of the variables, and one of the two
             is exclusive.
@@ -133,6 +137,8 @@ class UpdateHook(Hook):
     ) -> None:
         self.after, self.before = after, before
         self.assigns, self.exclusive = tuple(assigns), exclusive
+        self.updates: tuple[keras.Variable, ...] = ()
+        self.sync: Callable[[], None] | None = None
         self.variables: list[keras.Variable] = []
         self._optimizer: keras.optimizers.Optimizer | None = None
 
@@ -393,15 +399,20 @@ class _Updates:
     def _running_hooks(self, apply: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(apply)
         def apply_and_run_hooks(grads: Any, trainable_variables: Any = None) -> Any:
+            # Without its variables, these are the ones the optimizer was built with.
+            known = list(
+                self._model.trainable_variables
+                if trainable_variables is None
+                else trainable_variables
+            )
             for hook in self._hooks:
                 if hook.before is not None:
-                    # Without its variables, these are the ones the optimizer was built with.
-                    known = (
-                        self._model.trainable_variables
-                        if trainable_variables is None
-                        else trainable_variables
-                    )
                     grads = hook.before(list(grads), list(known))
+            if updated := {id(variable) for hook in self._hooks for variable in hook.updates}:
+                left = [
+                    pair for pair in zip(grads, known, strict=True) if id(pair[1]) not in updated
+                ]
+                grads, trainable_variables = map(list, zip(*left, strict=True))
             result = apply(grads, trainable_variables)
             for hook in self._hooks:
                 if hook.after is not None:
@@ -419,6 +430,9 @@ class _Updates:
     ) -> Callable[..., Any]:
         @functools.wraps(save)
         def save_own_variables(store: Any) -> None:
+            for hook in self._hooks:
+                if hook.sync is not None:
+                    hook.sync()
             for index, variable in enumerate(self._own_variables(optimizer)):
                 store[str(index)] = keras.ops.convert_to_numpy(variable)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -10,8 +10,10 @@ import numpy as np
 from keras import ops
 
 from edgecompress.callbacks.base import CompressionCallback
+from edgecompress.callbacks.fused import fused
 from edgecompress.callbacks.hooks import UpdateHook
 from edgecompress.callbacks.layer_choice import LayerChoice, choose_kernels, layer_choice
+from edgecompress.callbacks.shared_values import SharedKernel, SharedValues, may_train_values
 from edgecompress.core.errors import ArgumentError
 from edgecompress.precisions.kmeans import INITIALIZATIONS, cluster
 
@@ -26,6 +28,7 @@ class _Clustered:
         self.error_base = 0.0
         self.labels: keras.Variable | None = None  # 0: a zero that stays; 1 to k: a cluster
         self.values: keras.Variable | None = None  # values[0] is 0
+        self.members: keras.Variable | None = None  # How many weights have each label.
 
     def numpy(self) -> np.ndarray:
         return ops.convert_to_numpy(ops.cast(self.kernel, "float32"))
@@ -35,15 +38,26 @@ class _Clustered:
         found = np.unique(self.numpy())
         return found[found != 0] if preserve_zeros else found
 
+    def shared(self, zeros_stay: bool) -> SharedKernel:
+        """Returns its part in training the values; assigned already."""
+        if self.labels is None or self.values is None:
+            raise RuntimeError(f"{self.layer} has no clusters yet.")
+        return SharedKernel(self.kernel, self.labels, self.values, zeros_stay)
+
+    def count_members(self) -> None:
+        """Counts the weights that have each label."""
+        labels = ops.convert_to_numpy(self.labels)
+        members = np.bincount(labels, minlength=self.clusters + 1).astype("float32")
+        self.members.assign(members)  # type: ignore[union-attr]
+
     def summed(self, gradient: Any) -> Any:
         """Returns `dL/dC_k = sum of dL/dW over cluster k` in the place of every member."""
-        dense = ops.convert_to_tensor(gradient)  # Embeddings have sparse gradients.
         labels = ops.convert_to_tensor(self.labels)
         sums = ops.segment_sum(
-            ops.reshape(ops.cast(dense, "float32"), (-1,)), labels, self.clusters + 1
+            ops.reshape(ops.cast(gradient, "float32"), (-1,)), labels, self.clusters + 1
         )
         sums = ops.where(ops.arange(self.clusters + 1) > 0, sums, 0.0)
-        return ops.cast(ops.reshape(ops.take(sums, labels), self.kernel.shape), dense.dtype)
+        return ops.cast(ops.reshape(ops.take(sums, labels), self.kernel.shape), gradient.dtype)
 
     def share(self, preserve_zeros: bool) -> None:
         """Restores one common value per cluster: the mean of its updated members."""
@@ -51,13 +65,20 @@ class _Clustered:
         labels, values = ops.convert_to_tensor(self.labels), ops.convert_to_tensor(self.values)
         if preserve_zeros:
             # A weight that another callback has since set to zero leaves its cluster for good.
-            labels = ops.where(ops.equal(weights, 0.0), 0, labels)
+            left = ops.logical_and(ops.equal(weights, 0.0), labels > 0)
+            labels = ops.where(left, 0, labels)
             self.labels.assign(labels)  # type: ignore[union-attr]
+            known, ones = ops.convert_to_tensor(self.members), ops.ones_like(weights)
+            members = ops.cond(
+                ops.any(left),
+                lambda: ops.segment_sum(ones, labels, self.clusters + 1),
+                lambda: known,
+            )
+            self.members.assign(members)  # type: ignore[union-attr]
         # The mean of the changes: exact to the last bit where all members changed alike.
         changes = weights - ops.take(values, labels)
-        members = ops.segment_sum(ops.ones_like(weights), labels, self.clusters + 1)
         sums = ops.segment_sum(changes, labels, self.clusters + 1)
-        values = values + sums / ops.maximum(members, 1.0)
+        values = values + sums / ops.maximum(ops.convert_to_tensor(self.members), 1.0)
         values = ops.where(ops.arange(self.clusters + 1) > 0, values, 0.0)
         self.values.assign(values)  # type: ignore[union-attr]
         shared = ops.reshape(ops.take(values, labels), self.kernel.shape)
@@ -150,6 +171,11 @@ class WeightClustering(CompressionCallback):
         self.seed = seed
         self._clustered: list[_Clustered] = []
         self._active = False
+        self._hook: UpdateHook | None = None
+        self._trained: SharedValues | None = None
+        self._new_epoch = False
+        self._summed: Callable[..., list[Any]] = list
+        self._shared: Callable[[], None] = lambda: None
 
     def settings(self) -> Mapping[str, Any]:
         """Returns the arguments as JSON values, with the names of the clustered layers."""
@@ -176,6 +202,14 @@ class WeightClustering(CompressionCallback):
         """Assigns the weights at the chosen epoch, or at once if they already share values."""
         if not self._active and (epoch >= self.begin_epoch or self._shared_already()):
             self._activate()
+        self._new_epoch = self._active
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Chooses in each epoch, after all callbacks began it, what the optimizer moves."""
+        if self._new_epoch and self._hook is not None:
+            self._new_epoch = False
+            with self._stage():
+                self._choose_trained(self._hook)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes the number of values and the error into the history."""
@@ -191,6 +225,7 @@ class WeightClustering(CompressionCallback):
                 f"ended after epoch {self.params.get('epochs', 0) - 1}."
             )
             return
+        self._sync()
         for clustered in self._clustered:
             if len(clustered.distinct(self.preserve_zeros)) <= clustered.clusters:
                 continue
@@ -216,6 +251,9 @@ class WeightClustering(CompressionCallback):
 
     def detach(self) -> None:
         """Releases the model; see `HookedCallback.detach`."""
+        if self._hook is not None and self._hook.attached:
+            self._sync()
+        self._hook = self._trained = None
         super().detach()
         self._clustered = []
 
@@ -258,15 +296,20 @@ class WeightClustering(CompressionCallback):
                     f"be True where another callback of this fit prunes the layer ({taken[0]})",
                     False,
                 )
-        hook = self.hook(
-            UpdateHook(self._share, self._sum_gradients, [c.kernel for c in self._clustered])
-        )
+        kernels = [clustered.kernel for clustered in self._clustered]
+        hook = self._hook = self.hook(UpdateHook(self._share, self._sum_gradients, kernels))
+        hook.sync = self._sync
+        self._summed = fused(self._sums, self.model, kernels)
+        self._shared = fused(self._share_all, self.model, kernels)
         for clustered in self._clustered:
             clustered.labels = hook.add_variable(
                 (clustered.size,), "int32", f"{clustered.layer}_cluster_labels"
             )
             clustered.values = hook.add_variable(
                 (clustered.clusters + 1,), "float32", f"{clustered.layer}_cluster_values"
+            )
+            clustered.members = hook.add_variable(
+                (clustered.clusters + 1,), "float32", f"{clustered.layer}_cluster_members"
             )
             self._assign(clustered)
         self._active = True
@@ -293,22 +336,64 @@ class WeightClustering(CompressionCallback):
         labels = (found.labels + 1).astype("int32")
         clustered.labels.assign(labels.ravel())  # type: ignore[union-attr]
         clustered.values.assign(values)  # type: ignore[union-attr]
+        clustered.count_members()
         clustered.kernel.assign(values[labels])
         clustered.error_base = float(np.sum(np.float64(weights) ** 2))
         clustered.error = found.error**2 * clustered.error_base
 
+    def _choose_trained(self, hook: UpdateHook) -> None:
+        """Lets the optimizer move the values where that is the same, all weights elsewhere."""
+        shared = [c.shared(self.preserve_zeros) for c in self._clustered]
+        others = self.session.updates(hook)
+        if may_train_values(self.model, hook, others, shared):
+            if self._trained is not None:
+                self._trained.read()
+                return
+            self._trained = SharedValues(self.model, hook, shared)
+            hook.updates = tuple(clustered.kernel for clustered in self._clustered)
+            self.session.trace(always=True)
+        elif self._trained is not None:
+            self._sync()
+            self._trained, hook.updates = None, ()
+            for clustered in self._clustered:
+                clustered.count_members()
+            self.session.trace(always=True)
+
+    def _sync(self) -> None:
+        """Brings the labels' values and the optimizer's states up to date."""
+        if self._trained is not None:
+            self._trained.write()
+
     def _sum_gradients(self, gradients: list[Any], variables: list[keras.Variable]) -> list[Any]:
         """Replaces the gradients of clustered weights; part of the compiled step."""
-        own = {id(clustered.kernel): clustered for clustered in self._clustered}
-        return [
-            own[id(variable)].summed(gradient)
-            if id(variable) in own and gradient is not None
-            else gradient
-            for gradient, variable in zip(gradients, variables, strict=True)
+        places = {id(variable): place for place, variable in enumerate(variables)}
+        found = [
+            gradients[places[id(c.kernel)]] if id(c.kernel) in places else None
+            for c in self._clustered
         ]
+        # Embeddings have sparse gradients.
+        dense = [
+            ops.zeros_like(c.kernel) if gradient is None else ops.convert_to_tensor(gradient)
+            for gradient, c in zip(found, self._clustered, strict=True)
+        ]
+        if self._trained is not None:
+            self._trained.update(dense)
+            return gradients
+        gradients = list(gradients)
+        for old, new, c in zip(found, self._summed(dense), self._clustered, strict=True):
+            if old is not None:
+                gradients[places[id(c.kernel)]] = new
+        return gradients
+
+    def _sums(self, gradients: list[Any]) -> list[Any]:
+        return [c.summed(g) for c, g in zip(self._clustered, gradients, strict=True)]
 
     def _share(self) -> None:
         """Restores one shared value per cluster after an update; part of the compiled step."""
+        if self._trained is None:
+            self._shared()
+
+    def _share_all(self) -> None:
         for clustered in self._clustered:
             clustered.share(self.preserve_zeros)
 

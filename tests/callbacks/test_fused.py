@@ -10,17 +10,20 @@ import numpy as np
 import pytest
 from keras import layers as kl
 
-from edgecompress import GroupLasso, MagnitudePruning, PolynomialDecay
-from edgecompress.callbacks import fused
+from edgecompress import GroupLasso, MagnitudePruning, PolynomialDecay, WeightClustering
+from edgecompress.callbacks import fused, weight_clustering
 from edgecompress.patterns import base as patterns
 
 pytestmark = pytest.mark.slow
 
 
-def _weights(
-    monkeypatch: pytest.MonkeyPatch, smallest: int, callback: Callable[[], Any]
-) -> list[np.ndarray]:
-    """Returns the weights after ten steps of training."""
+def _trained(
+    monkeypatch: pytest.MonkeyPatch,
+    smallest: int,
+    callback: Callable[[], Any],
+    optimizer: Any = None,
+) -> keras.Model:
+    """Returns a model after ten steps of training."""
     monkeypatch.setattr(fused, "_WORTHWHILE", smallest)
     monkeypatch.setattr(patterns, "_LARGE", smallest)
     keras.utils.set_random_seed(3)
@@ -36,10 +39,10 @@ def _weights(
             kl.Dense(3, name="head"),
         ]
     )
-    model.compile(keras.optimizers.SGD(0.05, momentum=0.9), "mse")
+    model.compile(optimizer or keras.optimizers.SGD(0.05, momentum=0.9), "mse")
     x, y = random.normal(size=(50, 5, 5, 2)), random.normal(size=(50, 3))
     model.fit(x, y, batch_size=10, epochs=2, shuffle=False, verbose=0, callbacks=[callback()])
-    return model.get_weights()
+    return model
 
 
 @pytest.mark.parametrize("what", ["pruning", "lasso"])
@@ -52,11 +55,30 @@ def test_compiled_and_plain_operators_train_the_same_weights(
         ),
         "lasso": lambda: GroupLasso(0.01, threshold=1e-6),
     }[what]
-    compiled = _weights(monkeypatch, 1, callback)
-    plain = _weights(monkeypatch, 2**30, callback)
+    compiled = _trained(monkeypatch, 1, callback).get_weights()
+    plain = _trained(monkeypatch, 2**30, callback).get_weights()
     for one, other in zip(compiled, plain, strict=True):
         # Norms are sums, whose order differs.
         np.testing.assert_allclose(one, other, rtol=1e-5 if what == "lasso" else 0, atol=0)
         assert not np.any(np.signbit(one) & (one == 0))
     if what == "pruning":
         assert np.mean(compiled[6] == 0) > 0.6
+
+
+def test_values_train_as_their_members_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained(values: bool) -> keras.Model:
+        if not values:
+            monkeypatch.setattr(weight_clustering, "may_train_values", lambda *_: False)
+        adam = keras.optimizers.Adam(0.01, amsgrad=True)
+        return _trained(monkeypatch, 1 if values else 2**30, lambda: WeightClustering(6), adam)
+
+    one, other = trained(True), trained(False)
+    for found, want in zip(one.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_allclose(found, want, rtol=2e-4, atol=1e-6)
+    for layer in ("conv", "dense", "head"):
+        assert len(np.unique(one.get_layer(layer).kernel)) == 6
+    # A later fit without the callback goes on from the same state.
+    states = one.optimizer.variables, other.optimizer.variables
+    assert len(states[0]) == len(states[1]) == 2 + 3 * 8
+    for found, want in zip(*states, strict=True):
+        np.testing.assert_allclose(found, want, rtol=2e-3, atol=1e-7, err_msg=found.path)

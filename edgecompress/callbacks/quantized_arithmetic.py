@@ -20,6 +20,7 @@ import keras
 from keras import ops
 
 from edgecompress.callbacks.activation_ranges import ActivationRanges
+from edgecompress.callbacks.fused_rounding import FusedRounding
 from edgecompress.callbacks.hooks import Hook, Wrapping
 from edgecompress.callbacks.learnt_bounds import LearntBounds, limits_allowed
 from edgecompress.core.composites import Composite
@@ -93,6 +94,8 @@ class QuantizedArithmetic:
             quantizer, [*own, *self._cells], ranges, self._bounds, self._cells
         )
         self._limits = self._learnt_limits(scales or {})
+        self._together = FusedRounding(model, self._by_name, self._precision_of)
+        self._ready: dict[str, Any] = {}
         self._rounding: dict[str, Callable[[Any], Any]] = {
             name: functools.partial(self._learnt.rounded, name) for name in own
         }
@@ -272,6 +275,7 @@ class QuantizedArithmetic:
     def _of_call(self) -> contextlib.AbstractContextManager[None]:
         """Returns what a call of the model needs of the learnt ranges."""
         if self._training:
+            self._ready = self._together.rounded(self._axes)
             return self._learnt.learning()
         if self._seen:
             return self._learnt.settled(self._with_integers)
@@ -382,7 +386,7 @@ class QuantizedArithmetic:
                 with self._of_call():
                     return call(rounded_inputs(inputs), *args, **kwargs)
             finally:
-                self._training = None
+                self._training, self._ready = None, {}
 
         def rounded_inputs(inputs: Any) -> Any:
             if isinstance(inputs, Mapping):
@@ -436,6 +440,8 @@ class QuantizedArithmetic:
     def _rounded(self, layer: Any, attribute: str, values: Any) -> Any:
         precision = self._precision_of(layer.name, attribute)
         name = kernel_name(layer.name, attribute)
+        if name in self._ready:
+            return self._ready[name]
         if name in self._limits:
             return learnt_fake_quantize_weights(
                 ops.convert_to_tensor(values),

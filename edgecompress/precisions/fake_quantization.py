@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -149,6 +149,21 @@ def fake_quantize_weights(
         quantize = tf.function(quantize, jit_compile=True)
     rounded = ops.custom_gradient(lambda values: (quantize(values), _passed))
     return rounded(weights)
+
+
+def fake_quantize_together(weights: Sequence[Any], quantize: Callable[..., Any]) -> list[Any]:
+    """Rounds all kernels of a model in one call, with straight-through gradients (TensorFlow only).
+
+    Args:
+        weights: Kernels of any shapes.
+        quantize: Returns their rounded values, given all of them.
+    """
+    rounded = ops.custom_gradient(lambda *values: (quantize(*values), _all_passed))
+    return list(rounded(*weights))
+
+
+def _all_passed(*upstream: Any) -> Any:
+    return upstream
 
 
 def _passed(*arguments: Any, upstream: Any = None) -> Any:

@@ -68,10 +68,11 @@ _NUMPY = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an engine did with a model."""
+    """What an engine did with a model; `arena`: the bytes of its arena where it says so."""
 
     text: str
     outputs: bytes = b""
+    arena: int | None = None
 
     @property
     def runs(self) -> bool:
@@ -230,11 +231,13 @@ def run_program(models: Sequence[bytes], command: str) -> Iterator[Outcome]:
                 file, _, rest = part.partition("\n")
                 file = file.strip()
                 printed, end, status = rest.partition("@END ")
-                printed = "\n".join(p for p in printed.splitlines() if "@USED" not in p)
+                used = re.search(r"@USED (\d+)", printed)
+                arena = int(used[1]) if used else None
+                printed = re.sub(r"@(USED|INVOKE|OP) .*", "", printed)
                 if not end:
                     found[file] = Outcome(f"{CRASHES}: {_one_line(printed.replace('@FAULT', ''))}")
                 elif status.split()[1] == "0" and not _complains(printed):
-                    found[file] = Outcome(RUNS, (folder / f"{file}.out").read_bytes())
+                    found[file] = Outcome(RUNS, (folder / f"{file}.out").read_bytes(), arena)
                 else:
                     found[file] = Outcome(_one_line(printed))
             if not text.count("@BEGIN "):

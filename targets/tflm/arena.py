@@ -32,6 +32,7 @@ from edgecompress.flatbuffers.operators import Operator
 from edgecompress.flatbuffers.tensors import Tensor
 from edgecompress.targets.tflm.arena_rules import (
     ALIGNMENT,
+    EVAL_TENSOR_BYTES,
     QUANTIZATION_BYTES,
     RULES,
     TENSOR_BYTES,
@@ -64,7 +65,7 @@ _MODEL = (8, 8)  # data allocator, subgraph
 _FIXED_TAIL = (*_INTERPRETER, *_MODEL)
 # What SetDecompressionMemory stores for its region, between the two.
 _REGION = 4
-_EVAL_TENSOR, _NODE = 12, 32
+_NODE = 32
 _SCRATCH_REQUEST, _SCRATCH_HANDLE, _ALLOCATION_INFO, _PLANNER_BUFFER = 12, 4, 24, 40
 # The interpreter reserves room for this many scratch requests beyond those already made.
 _SCRATCH_SLACK = 12
@@ -324,7 +325,7 @@ def _tail(
         tail.add(_REGION)
     for size in _MODEL:
         tail.add(size, 4)
-    tail.add(_EVAL_TENSOR * len(model.tensors), 4)
+    tail.add(EVAL_TENSOR_BYTES * len(model.tensors), 4)
     tail.add(_NODE * len(model.operators), 4)
     for need in needs:
         if need.params[0]:
@@ -397,7 +398,7 @@ def _lower_bound(model: FlatModel, lifetimes: dict[int, tuple[int, int]]) -> int
     for change in changes:
         alive += change
         peak = max(peak, alive)
-    fixed = sum(_FIXED_TAIL) + _EVAL_TENSOR * len(model.tensors) + _NODE * len(model.operators)
+    fixed = sum(_FIXED_TAIL) + EVAL_TENSOR_BYTES * len(model.tensors) + _NODE * len(model.operators)
     return peak + fixed
 
 

@@ -93,7 +93,7 @@ def normalized(x: Any) -> Any:
 
 
 def recurrent(x: Any) -> Any:
-    """An unrolled LSTM over the rows of the image."""
+    """An LSTM over the rows of the image, which becomes one operator."""
     return kl.Dense(CLASSES)(kl.LSTM(20, unroll=True)(kl.Reshape((28, 28))(x)))
 
 
@@ -218,7 +218,8 @@ def int8_file(model: keras.Model, calibration: Sequence[np.ndarray]) -> Artifact
     """Returns the int8 file of a model, whether or not it can be simulated."""
     from edgecompress.converters import float32, int8
 
-    return int8.convert(float32.convert(model), calibration=calibration)
+    floats = float32.convert(float32.Trace(model, fused=True))
+    return int8.convert(floats, calibration=calibration)
 
 
 if __name__ == "__main__":

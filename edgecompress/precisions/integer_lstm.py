@@ -52,13 +52,14 @@ class _Engine(NamedTuple):
     shifted: Callable[[Any, Any], Any]
 
 
-def _shifted_twice(products: Any, bits: Any) -> Any:
+def shifted_twice(products: Any, bits: Any) -> Any:
+    """Returns int64 products / 2^bits, rounded twice as `multiplied` does."""
     return shifted_right(ops.right_shift(products + 1, ops.ones_like(bits)), bits - 1)
 
 
 _ENGINES: Mapping[str, _Engine] = {
     "litert": _Engine("float32", False, shifted_right),
-    "tflm": _Engine("float64", True, _shifted_twice),
+    "tflm": _Engine("float64", True, shifted_twice),
 }
 
 

@@ -43,6 +43,8 @@ _TOLERANCE = 1e-3
 # that is zero up to rounding may flip, and everything after it with it.
 _PROBES = 16
 _TRIES = 3
+# Operators that give a tensor another shape only.
+_VIEWS = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS")
 _TYPES = ("float32", "int32", "int64", "int8", "uint8", "bool")
 
 
@@ -367,11 +369,14 @@ def _find_taps(
     by_name = dict(zip(sorted(tapped.model.output), tapped.predict(sample), strict=True))
     wanted = {tap.name: by_name[tap.name] for tap in find_taps(model) if tap.layer}
     others = {i: v for i, v in values.items() if i not in raw.inputs}
-    return inputs | match_by_value(wanted, others)
+    views = {o.outputs[0]: o.inputs[0] for o in raw.operators if o.code in _VIEWS}
+    return inputs | match_by_value(wanted, others, views)
 
 
 def match_by_value(
-    wanted: Mapping[str, np.ndarray], values: Mapping[int, np.ndarray]
+    wanted: Mapping[str, np.ndarray],
+    values: Mapping[int, np.ndarray],
+    views: Mapping[int, int] = MappingProxyType({}),
 ) -> dict[str, int]:
     """Returns for each tap the tensor that holds its value.
 
@@ -383,6 +388,8 @@ def match_by_value(
     Args:
         wanted: Tap -> value, in order of execution.
         values: Tensor index -> value, in order of execution.
+        views: Tensor -> the tensor whose values it has in another shape; of the two, that one is
+            found. Defaults to none.
     """
     by_shape: dict[tuple[int, ...], list[int]] = {}
     by_size: dict[int, list[int]] = {}
@@ -396,7 +403,8 @@ def match_by_value(
         same = by_shape[key] if isinstance(key, tuple) else by_size.get(key, [])
         if key not in probes:
             probes[key] = np.array([_probe(values[i]) for i in same])
-        candidates[tap] = _nearest(want, _near(want, same, probes[key]), values)
+        nearest = _nearest(want, _near(want, same, probes[key]), values)
+        candidates[tap] = tuple(i for i in nearest if views.get(i) not in nearest)
     groups: dict[tuple[int, ...], list[str]] = {}
     for tap, tensors in candidates.items():
         groups.setdefault(tensors, []).append(tap)

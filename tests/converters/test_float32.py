@@ -111,6 +111,8 @@ def test_match_by_value() -> None:
     assert match({"flat": a.reshape(4, 1)}, {3: a}) == {"flat": 3}  # dropped reshape
     assert match({"first": b, "second": b}, values) == {"first": 5, "second": 7}
     assert match({"only": b}, values) == {}  # two tensors, one tap: not to be told
+    assert match({"only": b}, values, {7: 5}) == {"only": 5}  # unless one is made of the other
+    assert match({"only": b}, values, {7: 3, 5: 3}) == {}
     assert match({"other": a + 1}, values) == {}
     assert match({"x": a, "same": a}, {3: a}) == {"x": 3, "same": 3}
     # A tensor that differs in one element of many, or is NaN, is another one.

@@ -17,7 +17,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import tf_keras
-from step_overhead_protocol import NETWORKS, Variant, measure, rows
+from step_overhead_protocol import FREQUENCY, NETWORKS, Variant, measure, rows
 from tensorflow_model_optimization.python.core.clustering.keras import cluster
 from tensorflow_model_optimization.python.core.quantization.keras import quantize
 from tensorflow_model_optimization.python.core.sparsity.keras import (
@@ -27,23 +27,23 @@ from tensorflow_model_optimization.python.core.sparsity.keras import (
 )
 
 
-def pruning(model: Any, steps: int, all_steps: int) -> tuple[Any, list[Any]]:
-    """Masks recomputed once in every turn up to the end."""
-    schedule = pruning_schedule.PolynomialDecay(0.0, 0.8, 0, all_steps, frequency=steps)
+def pruning(model: Any, steps: int) -> tuple[Any, list[Any]]:
+    """Masks recomputed every 100 steps up to the end."""
+    schedule = pruning_schedule.PolynomialDecay(0.0, 0.8, 0, max(steps, 2 * FREQUENCY))
     model = prune.prune_low_magnitude(model, pruning_schedule=schedule)
     return model, [pruning_callbacks.UpdatePruningStep()]
 
 
 VARIANTS: dict[str, Variant] = {
-    "plain": lambda model, steps, all_steps: (model, []),
+    "plain": lambda model, steps: (model, []),
     "pruning": pruning,
-    "clustering": lambda model, steps, all_steps: (
+    "clustering": lambda model, steps: (
         cluster.cluster_weights(
             model, 16, cluster_centroids_init=cluster.cluster_config.CentroidInitialization.LINEAR
         ),
         [],
     ),
-    "qat": lambda model, steps, all_steps: (quantize.quantize_model(model), []),
+    "qat": lambda model, steps: (quantize.quantize_model(model), []),
 }
 
 

@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
-WARM_UP, COOL_DOWN = 3, 2
+WARM_UP, COOL_DOWN = 2, 1
+# Steps between two updates of the masks.
+FREQUENCY = 100
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Network:
         build: Makes it with a Keras module.
         shape: Of a sample.
         batch: Samples of a step.
-        steps: Steps of a turn; masks are recomputed as often.
+        steps: Steps of a turn.
     """
 
     title: str
@@ -102,10 +104,10 @@ def _mobilenet(keras: Any) -> Any:
 
 NETWORKS = {
     "mlp": Network("LeNet-300-100", _mlp, (28, 28, 1), 128, 100),
-    "conv": Network("small conv net", _conv, (28, 28, 1), 64, 50),
-    "separable": Network("depthwise-separable", _separable, (28, 28, 1), 64, 50),
-    "mobilenet": Network("MobileNetV2-96", _mobilenet, (96, 96, 3), 16, 10),
-    "resnet": Network("ResNet-20", _resnet20, (32, 32, 3), 32, 20),
+    "conv": Network("small conv net", _conv, (28, 28, 1), 64, 40),
+    "separable": Network("depthwise-separable", _separable, (28, 28, 1), 64, 30),
+    "mobilenet": Network("MobileNetV2-96", _mobilenet, (96, 96, 3), 16, 5),
+    "resnet": Network("ResNet-20", _resnet20, (32, 32, 3), 32, 8),
 }
 
 
@@ -151,8 +153,8 @@ def gate(keras: Any, name: str, turns: Turns, seconds: list[float]) -> Any:
     return Gate()
 
 
-# Prepares a model; returns it with its callbacks. Given: model, steps of a turn, all steps.
-Variant = Callable[[Any, int, int], tuple[Any, list[Any]]]
+# Prepares a model; returns it with its callbacks. Given: model, number of steps.
+Variant = Callable[[Any, int], tuple[Any, list[Any]]]
 
 
 def measure(
@@ -170,8 +172,7 @@ def measure(
             random = np.random.default_rng(0)
             x = random.random((network.steps * network.batch, *network.shape), dtype="f4")
             y = random.integers(0, 10, len(x))
-            steps = network.steps
-            model, callbacks = variants[name](network.build(keras), steps, steps * epochs)
+            model, callbacks = variants[name](network.build(keras), network.steps * epochs)
             loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
             model.compile("adam", loss, metrics=["accuracy"])
             model.fit(

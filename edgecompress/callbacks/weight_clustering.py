@@ -96,9 +96,13 @@ class WeightClustering(CompressionCallback):
     (Han, Mao and Dally, Deep Compression, 2016, https://arxiv.org/abs/1510.00149, section 3.3,
     equation 3). The exact rule: before the optimizer's update, the gradient of every weight is
     replaced by the sum over its cluster; after it, each cluster takes the mean of its updated
-    members. With plain SGD this is `C_k - learning_rate * dL/dC_k`; the mean matters only if
-    members have different optimizer states from before they were clustered. Both happen inside the
-    compiled step, so `steps_per_execution` and `jit_compile` do not change the result.
+    members. With plain SGD this is `C_k - learning_rate * dL/dC_k`. Members that have equal
+    optimizer states move alike, so the optimizer moves the k values themselves where it can: where
+    it updates each weight on its own (SGD, Adam, RMSprop, Adagrad, Adadelta, Adamax, Lion, without
+    weight decay, clipping by norms, accumulation or averages), on one device, with nothing else
+    changing the weights. A value starts with the mean of its members' states, and they get its
+    state back. All this happens inside the compiled step, so `steps_per_execution` and
+    `jit_compile` do not change the result.
 
     Summed gradients grow with the clusters: with SGD, lower the learning rate by about the number
     of weights per cluster; Adam normalizes the scale away. Gradient clipping sees the sums.

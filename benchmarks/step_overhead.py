@@ -3,8 +3,9 @@
 Every variant trains a model of its own with a real `model.fit`, each in a thread, and they take
 turns of one epoch. Only one thread runs at a time, so the CPU time of the process is the variant's.
 A ratio compares turns of the same round, which saw the same load of the machine; the table shows
-the median over all rounds, with quartiles. Tracing, the first epochs and the last ones are left
-out. Masks are recomputed every 100 steps; where a turn has fewer, the median turn has no such step.
+the median over all rounds with quartiles, and the ratio of the shortest turns. Tracing, the first
+epochs, the last ones, and what callbacks do between epochs are left out. Masks are recomputed every
+100 steps; where a turn has fewer, the median turn has no such step.
 
 tensorflow-model-optimization runs right after, by the same protocol, in a process of its own with
 tf_keras; its ratios are relative to the plain fit of tf_keras.
@@ -111,9 +112,9 @@ def verdict(name: str, ratio: float, other: float | None) -> str:
 def table(results: Mapping[str, Any]) -> str:
     """Returns the table of all measured networks."""
     lines = [
-        "| network | plain, us a step | callback | ratio | quartiles | limit "
+        "| network | plain, us a step | callback | ratio | quartiles | of minima | limit "
         "| tensorflow-model-optimization | |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for key, network in NETWORKS.items():
         if key not in results:
@@ -128,7 +129,8 @@ def table(results: Mapping[str, Any]) -> str:
             met = verdict(name, row["ratio"], None if other is None else other["ratio"])
             lines.append(
                 f"| {title} | {plain} | {TITLES[name]} | {row['ratio']:.3f} "
-                f"| {row['low']:.3f} to {row['high']:.3f} | {limit} | {their} | {met} |"
+                f"| {row['low']:.3f} to {row['high']:.3f} | {row['minima']:.3f} "
+                f"| {limit} | {their} | {met} |"
             )
             title = plain = ""
     return "\n".join(lines)

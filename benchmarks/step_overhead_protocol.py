@@ -137,20 +137,29 @@ class Turns:
             self.changed.notify_all()
 
 
-def gate(keras: Any, name: str, turns: Turns, seconds: list[float]) -> Any:
-    """Returns a callback that waits for the variant's turn and measures each turn's CPU seconds."""
+def gates(keras: Any, name: str, turns: Turns, seconds: list[float]) -> tuple[Any, Any]:
+    """Returns callbacks to list last and first, which measure the CPU seconds of an epoch's steps.
 
-    class Gate(keras.callbacks.Callback):
-        started: float | None = None
+    What other callbacks do before and after the steps of an epoch is left out. The first waits for
+    the variant's turn at every epoch.
+    """
+
+    class Start(keras.callbacks.Callback):
+        started = 0.0
 
         def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-            if self.started is not None:
-                seconds.append(time.process_time() - self.started)
+            if epoch:
                 turns.pass_on()
                 turns.wait(name)
             self.started = time.process_time()
 
-    return Gate()
+    start = Start()
+
+    class End(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+            seconds.append(time.process_time() - start.started)
+
+    return start, End()
 
 
 # Prepares a model; returns it with its callbacks. Given: model, number of steps.
@@ -173,6 +182,7 @@ def measure(
             x = random.random((network.steps * network.batch, *network.shape), dtype="f4")
             y = random.integers(0, 10, len(x))
             model, callbacks = variants[name](network.build(keras), network.steps * epochs)
+            start, end = gates(keras, name, turns, seconds[name])
             loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
             model.compile("adam", loss, metrics=["accuracy"])
             model.fit(
@@ -181,7 +191,7 @@ def measure(
                 batch_size=network.batch,
                 epochs=epochs,
                 verbose=0,
-                callbacks=[gate(keras, name, turns, seconds[name]), *callbacks],
+                callbacks=[end, *callbacks, start],
             )
         except Exception as error:
             failures.append((name, error))
@@ -208,5 +218,6 @@ def rows(seconds: Mapping[str, list[float]], steps: int) -> dict[str, dict[str, 
             "ratio": statistics.median(ratios),
             "low": quartiles[0],
             "high": quartiles[2],
+            "minima": min(turns) / min(seconds["plain"]),
         }
     return found

@@ -5,7 +5,7 @@ random images whose classes differ by a shift. The table says whether the losses
 settings (where the setting should not change them), and compares the int8 file, run in LiteRT, with
 `simulate` on 500 images: equal predictions, and the largest difference in steps of the output.
 
-Run: python benchmarks/works_with.py [--settings mixed_float16 ...] [--json FILE]
+Run: python benchmarks/works_with.py [--settings mixed_float16 ...] [--compiled] [--json FILE]
 """
 
 from __future__ import annotations
@@ -268,9 +268,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=[*SETTINGS])
     parser.add_argument("--json", type=Path, help="write the numbers here")
+    parser.add_argument(
+        "--compiled", action="store_true", help="compile operators of small kernels, too"
+    )
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
+        if arguments.compiled:
+            from edgecompress.callbacks import fused
+
+            fused._WORTHWHILE = 1
         print(json.dumps(measure(arguments.measure)))
         return
     found: dict[str, Any] = {}
@@ -278,6 +285,7 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- |")
     for name in dict.fromkeys(["plain", *arguments.settings]):
         command = [sys.executable, __file__, "--measure", name]
+        command += ["--compiled"] if arguments.compiled else []
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             found[name] = {"error": (done.stderr.strip().splitlines() or ["?"])[-1]}

@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from edgecompress.converters.portable.base import Graph, activation
+from edgecompress.core.composites import MASKED
+from edgecompress.core.fusion_rules import BELOW_SCORES
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.operators import Operator
 
-_HUGE = -1e3
-# exp(-10) of the largest share is a hundredth of a step of the softmax's output, 1 / 256.
-_BELOW = 10.0
 _VIEWS = ("RESHAPE", "TRANSPOSE", "SQUEEZE", "EXPAND_DIMS")
 
 Range = tuple[float, float]
@@ -59,14 +58,27 @@ def narrowed(flat: FlatModel, ranges: Mapping[str, Range]) -> Narrowed:
         known = ranges.get(flat.tensors[scores].name)
         if known is None:
             continue
+        own = ranges.get(flat.output(operator).name)
+        if operator.code == "ADD" and own is not None and own[0] > MASKED:
+            known = own  # Learnt without the masked ones.
         low, high = min(known[0], 0.0), max(known[1], 0.0)
         same = tensors if operator.code == "ADD" else [*tensors, scores]
-        found |= {flat.tensors[index].name: (low - _BELOW, high) for index in same}
+        found |= {flat.tensors[index].name: (low - BELOW_SCORES, high) for index in same}
         if operator.code == "ADD":
             values = graph.tensor(operator.inputs[place]).values()
-            least = np.float32(low - _BELOW - high)
+            least = np.float32(low - BELOW_SCORES - high)
             constants[operator.index, place] = np.maximum(values, least)
     return Narrowed({**ranges, **found}, constants)
+
+
+def masked_scores(graph: Graph, operator: Operator) -> int | None:
+    """Returns the tensor of scores from which an operator selects, beside a mask; None if none."""
+    if operator.code not in ("SELECT", "SELECT_V2"):
+        return None
+    place = _mask(graph, operator)
+    if place is None:
+        return None
+    return next(i for position, i in enumerate(operator.inputs) if position not in (0, place))
 
 
 def _mask(graph: Graph, operator: Operator) -> int | None:
@@ -75,6 +87,6 @@ def _mask(graph: Graph, operator: Operator) -> int | None:
         return None
     for position in range(len(operator.inputs) - 2, len(operator.inputs)):
         values = graph.values(operator, position)
-        if values is not None and values.dtype == np.float32 and values.min(initial=0) <= _HUGE:
+        if values is not None and values.dtype == np.float32 and values.min(initial=0) <= MASKED:
             return position
     return None

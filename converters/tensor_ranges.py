@@ -14,6 +14,8 @@ from edgecompress.converters.calibration import (
     spread,
 )
 from edgecompress.converters.float32 import Float32Result
+from edgecompress.converters.masks import masked_scores
+from edgecompress.converters.portable.base import Graph
 from edgecompress.converters.streaming_files import few_sequences, tie_states
 from edgecompress.core.errors import ArgumentError, few
 from edgecompress.core.lstm_layers import cell_name, is_cell, tap_name
@@ -136,7 +138,7 @@ def _propagate(
     fixed: Mapping[str, tuple[float, float]],
 ) -> dict[int, tuple[float, float]]:
     """Adds ranges that follow from others: of moved values and of fixed-range functions."""
-    known = dict(ranges)
+    known, graph = dict(ranges), Graph(flat)
     # Of parts of a tensor: that tensor. Put together in another order, they keep its range.
     whole: dict[int, int | None] = {}
     for operator in flat.operators:
@@ -155,6 +157,9 @@ def _propagate(
                 moved = operator.inputs[1 if operator.code == "SPLIT" else 0]
                 if moved in known:
                     known.setdefault(output, known[moved])
+            elif (scores := masked_scores(graph, operator)) is not None and scores in known:
+                # `masks.narrowed` sets both.
+                known.setdefault(output, known[scores])
     # One-dimensional convolutions are wrapped in reshapes; training learns the range after them.
     for operator in reversed(flat.operators):
         if operator.code in _SAME_VALUES and operator.outputs[0] in known:

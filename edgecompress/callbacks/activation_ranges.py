@@ -15,6 +15,7 @@ import numpy as np
 from keras import ops
 
 from edgecompress.callbacks.learnt_bounds import LearntBounds, ranges_allowed
+from edgecompress.core.composites import MASKED
 from edgecompress.precisions.base import Precision
 from edgecompress.precisions.fake_quantization import SMALLEST_RANGE, rectified_fake_quantize
 from edgecompress.precisions.integer_arithmetic import Grid, grids_of
@@ -35,6 +36,8 @@ class ActivationRanges:
         start: Tap -> (minimum, maximum) to continue from; others start with the first batch's.
         bounds: Trains the ranges, if the precision wants that. Defaults to nothing.
         observed: Names of ranges that nothing is rounded to. Defaults to none.
+        lowered: Tap -> how much further down than its values its range in the file reaches.
+            Defaults to none.
     """
 
     def __init__(
@@ -44,8 +47,10 @@ class ActivationRanges:
         start: Mapping[str, tuple[float, float]],
         bounds: LearntBounds | None = None,
         observed: Collection[str] = (),
+        lowered: Mapping[str, float] | None = None,
     ) -> None:
         """Creates the variable."""
+        self._lowered = dict(lowered or {})
         self._quantizer = quantizer
         self._positions = {name: position for position, name in enumerate(names)}
         # Ranges and rounding stay float32 under mixed precision.
@@ -56,9 +61,12 @@ class ActivationRanges:
         method = quantizer.activation_method if isinstance(quantizer, Uniform) else None
         self._method = method if isinstance(method, Learnt) and bounds is not None else None
         self._bounds = bounds
-        # No gradient reaches the model's inputs.
+        # No gradient reaches the model's inputs; those of masked scores end below the scores.
         self._by_gradient = [
-            self._method is not None and not name.startswith("input:") and name not in observed
+            self._method is not None
+            and not name.startswith("input:")
+            and name not in observed
+            and not self._lowered.get(name)
             for name in names
         ]
         if bounds is not None and any(self._by_gradient):
@@ -113,7 +121,7 @@ class ActivationRanges:
             integer: Whether it computes with integers.
         """
         if integer and self._positions:
-            self._grids = grids_of(self._variable.value)
+            self._grids = grids_of(self._reaching(self._variable.value))
             self._limits = ops.unstack(ops.max(ops.abs(self._variable.value), axis=1))
         elif self._positions:
             rows = ops.unstack(self._variable.value)
@@ -132,6 +140,22 @@ class ActivationRanges:
         if self._old:
             self._learn(name, self._quantizer.batch_range(values))
 
+    def _reaching(self, rows: Any) -> Any:
+        """Returns all ranges as the file has them."""
+        if not any(self._lowered.values()):
+            return rows
+        distances = np.array([[self._lowered.get(name, 0.0)] for name in self._positions], "f4")
+        low, high = ops.split(rows, 2, axis=1)
+        low = ops.where(distances > 0, ops.minimum(low, 0.0) - distances, low)
+        return ops.concatenate([low, high], axis=1)
+
+    def _lower(self, name: str, bounds: Any) -> Any:
+        """Returns a range as the file has it."""
+        if not (distance := self._lowered.get(name, 0.0)):
+            return bounds
+        low, high = ops.unstack(bounds)
+        return ops.stack([ops.minimum(low, 0.0) - distance, high])
+
     def grid(self, name: str) -> Grid:
         """Returns the grid of a tap, inside `settled`."""
         return self._grids[self._positions[name]]
@@ -149,7 +173,11 @@ class ActivationRanges:
         seen = values if seen is None else seen
         if self._by_gradient[self._positions[name]]:
             return self._trained(name, values, seen)
-        return self._fake_quantize(values, self._learn(name, self._quantizer.batch_range(seen)))
+        if self._lowered.get(name):
+            # Zero is part of every range.
+            seen = ops.where(seen > MASKED, seen, ops.zeros_like(seen))
+        found = self._learn(name, self._quantizer.batch_range(seen))
+        return self._fake_quantize(values, self._lower(name, found))
 
     def _trained(self, name: str, values: Any, seen: Any) -> Any:
         """Returns the rounded activations of a tap whose range has gradients."""
@@ -191,9 +219,10 @@ class ActivationRanges:
     def frozen(self, name: str, values: Any) -> Any:
         """Returns the rounded values without learning; unchanged before the first batch."""
         if name in self._updated:
-            return self._fake_quantize(values, self._updated[name])
+            return self._fake_quantize(values, self._lower(name, self._updated[name]))
         low, high = ops.unstack(self._variable.value[self._positions[name]])
         seen = low <= high
+        low, high = ops.unstack(self._lower(name, ops.stack([low, high])))
         rounded = self._quantizer.fake_quantize(
             values, ops.where(seen, low, 0.0), ops.where(seen, high, 0.0)
         )

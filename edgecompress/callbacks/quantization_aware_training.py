@@ -14,7 +14,8 @@ from edgecompress.callbacks.layer_choice import LayerChoice, layer_choice, selec
 from edgecompress.callbacks.quantized_arithmetic import QuantizedArithmetic
 from edgecompress.core.errors import ArgumentError, UnsupportedModelError
 from edgecompress.core.finite import check_ranges, check_weights
-from edgecompress.core.fusion import FusedGraph, analyse
+from edgecompress.core.fusion import FusedGraph, analyse, layer_of_use
+from edgecompress.core.inner_kernels import inner_kernels
 from edgecompress.core.keras_graph import layers_by_name
 from edgecompress.core.learnt_ranges import (
     changed_layers,
@@ -186,17 +187,23 @@ class QuantizationAwareTraining(CompressionCallback):
 
     def _choose(self, graph: FusedGraph) -> None:
         by_name = layers_by_name(self.model)
-        known = {id(by_name[name]) for name in graph.weights}
+        followed = {layer_of_use(use) for use in graph.composites}
+        weighted = [
+            name for name in by_name if name in graph.weights
+            or (name in followed and inner_kernels(by_name[name]))
+        ]  # fmt: skip
+        known = {id(by_name[name]) for name in weighted}
         if not known:
             raise UnsupportedModelError(
                 f"Model {self.model.name!r} has no layer whose weights int8 quantization knows "
-                "(Dense, Conv1D, Conv2D, Conv2DTranspose, DepthwiseConv, SeparableConv)."
+                "(Dense, EinsumDense, Conv, ConvTranspose, DepthwiseConv, SeparableConv, "
+                "MultiHeadAttention)."
             )
-        kinds = tuple({type(by_name[name]) for name in graph.weights})
+        kinds = tuple({type(by_name[name]) for name in weighted})
         chosen = select_layers(self.model, self.layers, kinds)
         self._chosen = tuple(layer.name for layer in chosen if id(layer) in known)
         self._kernels = assign(places_of(self.model, graph), self.quantizer, self.per_layer)
-        for name in graph.weights:
+        for name in weighted:
             if name not in self._chosen:
                 self.note(
                     f"not simulated: {name} ({type(by_name[name]).__name__}): `layers` leaves its "
@@ -221,7 +228,7 @@ class QuantizationAwareTraining(CompressionCallback):
         """Chooses the scales of the kernels again in each epoch, after all callbacks began it."""
         if self._new_epoch and self._arithmetic is not None:
             self._new_epoch = False
-            if self._arithmetic.choose_scales():
+            if self._arithmetic.kernels.choose_scales():
                 self.session.trace(always=True)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -278,15 +285,15 @@ class QuantizationAwareTraining(CompressionCallback):
             self._check_finite(ranges)
             drift = _drift(self._before, ranges)
             self._attach_ranges(ranges, self._arithmetic)
-            remember(self.model, ranges, self._arithmetic.weight_scales())
+            remember(self.model, ranges, self._arithmetic.kernels.weight_scales())
         active = float(self._arithmetic is not None)
         self.log(epoch, logs, {"quantization_active": active, "quantization_drift": drift})
 
     def _attach_ranges(
         self, ranges: Mapping[str, tuple[float, float]], arithmetic: QuantizedArithmetic
     ) -> None:
-        outcome = self._outcome(ranges, arithmetic.one_scale)
-        self.attach_step(outcome, ranges, arithmetic.weight_scales())
+        outcome = self._outcome(ranges, arithmetic.kernels.one_scale)
+        self.attach_step(outcome, ranges, arithmetic.kernels.weight_scales())
 
     def _outcome(
         self, ranges: Mapping[str, tuple[float, float]], one_scale: Sequence[str]
@@ -321,12 +328,14 @@ class QuantizationAwareTraining(CompressionCallback):
         if self._arithmetic is None:
             return {}
         found = ranges_of_epoch(self.model)
-        return self._arithmetic.weight_scales() if found is None else found[1]
+        return self._arithmetic.kernels.weight_scales() if found is None else found[1]
 
     def results(self) -> Mapping[str, Any]:
         """Returns the epochs, the layers, the number of ranges, and the kernels with one scale."""
         active = self._arithmetic
-        return self._outcome(self.learnt_ranges(), () if active is None else active.one_scale)
+        return self._outcome(
+            self.learnt_ranges(), () if active is None else active.kernels.one_scale
+        )
 
     def detach(self) -> None:
         """Makes the model compute in float again; `fit` does so unless interrupted."""

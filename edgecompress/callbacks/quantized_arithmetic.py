@@ -12,25 +12,24 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
 from edgecompress.callbacks.activation_ranges import ActivationRanges
-from edgecompress.callbacks.fused_rounding import FusedRounding
 from edgecompress.callbacks.hooks import Hook, Wrapping
-from edgecompress.callbacks.learnt_bounds import LearntBounds, limits_allowed
-from edgecompress.core.composites import Composite
-from edgecompress.core.fusion import FusedGraph, source_of
-from edgecompress.core.fusion_rules import composite, split_activation, weighted_operator
-from edgecompress.core.inner_kernels import InnerKernel, inner_kernels
+from edgecompress.callbacks.learnt_bounds import LearntBounds
+from edgecompress.callbacks.rounded_kernels import RoundedKernels
+from edgecompress.callbacks.trained_parts import TrainedParts
+from edgecompress.core.composites import told
+from edgecompress.core.fusion import FusedGraph, Tap, layer_of_use, source_of, use_name
+from edgecompress.core.fusion_rules import composite_of_use, split_activation, weighted_operator
+from edgecompress.core.inner_kernels import inner_kernels
 from edgecompress.core.keras_graph import functional_of, layers_by_name
-from edgecompress.core.layer_kinds import KernelAxes
 from edgecompress.core.lstm_layers import cell_name, lstm_parts
-from edgecompress.core.operator_copy import apply_activation
 from edgecompress.precisions.base import Precision
 from edgecompress.precisions.integer_arithmetic import LITERT, Grid, grid_of, on_grid
 from edgecompress.precisions.integer_lstm import has_fused, layer_states, run_layers
@@ -38,11 +37,10 @@ from edgecompress.precisions.integer_operators import (
     linear,
     name_of,
     operate,
+    operate_einsum,
     operate_weighted,
     with_kernel,
 )
-from edgecompress.precisions.mixed import kernel_name, scale_axes
-from edgecompress.precisions.ranges.learnt import learnt_fake_quantize_weights
 from edgecompress.precisions.uniform import Uniform
 
 
@@ -73,32 +71,49 @@ class QuantizedArithmetic:
         """Creates the range variables; the model is not touched yet."""
         self.batch_norm_frozen = False
         self.engine = LITERT
-        self._model, self._graph, self._quantizer = model, graph, quantizer
+        self._model, self._graph, self.quantizer = model, graph, quantizer
         self._layers = set(layers)
-        self._kernels = dict(kernels or {})
         self._by_name = layers_by_name(model)
-        self._axes: dict[str, dict[str, tuple[int, ...]]] = {}
-        self.choose_scales()
-        # 8 bits are fine enough to leave these in float.
+        self._bounds = LearntBounds(model)
+        self.kernels = RoundedKernels(
+            model,
+            graph,
+            quantizer,
+            self._by_name,
+            layers,
+            kernels or {},
+            scales or {},
+            self._bounds,
+        )
+        self._parts = {layer_of_use(use) for use in graph.composites}
+        # Where the operators of a layer are not followed, 8 bits are fine enough to stay in float.
         self._inner = {
-            name: [k for k in found if self._precision_of(name, k.name).stored_bits < 8]
+            name: [k for k in found if self.kernels.precision_of(name, k.name).stored_bits < 8]
             for name, layer in self._by_name.items()
-            if (found := inner_kernels(layer))
+            if name not in self._parts and (found := inner_kernels(layer))
         }
         self._taps = {tap.name: tap for tap in graph.taps}
-        own = [tap.name for tap in graph.taps if tap.fixed is None and tap.same_as is None]
+        self._tables = {
+            tap.name
+            for tap in graph.taps
+            if tap.table and tap.same_as is None and quantizer.activation_bits == 8
+        }
+        own = [
+            tap.name
+            for tap in graph.taps
+            if tap.fixed is None and tap.same_as is None and tap.name not in self._tables
+        ]
         self._cells = dict(graph.cells) if has_fused(quantizer) else {}
         self._lstms = {name: lstm_parts(self._by_name[name]) for name in self._cells.values()}
-        self._bounds = LearntBounds(model)
+        lowered = {name: self._taps[name].lowered for name in own}
         self._learnt = ActivationRanges(
-            quantizer, [*own, *self._cells], ranges, self._bounds, self._cells
+            quantizer, [*own, *self._cells], ranges, self._bounds, self._cells, lowered
         )
-        self._limits = self._learnt_limits(scales or {})
-        self._together = FusedRounding(model, self._by_name, self._precision_of)
-        self._ready: dict[str, Any] = {}
         self._rounding: dict[str, Callable[[Any], Any]] = {
             name: functools.partial(self._learnt.rounded, name) for name in own
         }
+        # A loss needs the small probabilities of an output, which rounding would make 0.
+        self._untouched = {t.name for t in graph.taps if t.fixed is not None and t.is_output}
         # A tap whose source comes later is rounded there, by the concatenation.
         known: set[str] = set()
         for tap in graph.taps:
@@ -109,9 +124,12 @@ class QuantizedArithmetic:
                 )
             elif tap.same_as in known:
                 self._rounding[tap.name] = self._learnt_like(tap.same_as)
+            elif tap.name in self._tables:
+                self._rounding[tap.name] = functools.partial(self._looked_up, tap)
             known.add(tap.name)
         self._training: bool | None = None
         self._seen = False
+        self._uses: Counter[str] = Counter()
         # Rounding that clips at 0, to a range that depends on the extremes alone, needs no ReLU.
         clips = (
             isinstance(quantizer, Uniform)
@@ -119,20 +137,20 @@ class QuantizedArithmetic:
             and quantizer.activation_method.extremes_only
         )
         self._rectified = {
-            tap.layer: tap.relu
+            tap.name: tap.relu
             for tap in graph.taps
             if clips
             and tap.relu is not None
-            and tap.name == tap.layer
+            and tap.layer not in self._parts
             and tap.name in self._learnt
             and not _is_separable(self._by_name[tap.layer])
         }
         self._integer = quantizer.activation_bits == 8
         self._folded = {
-            name
+            use
             for operator in graph.operators.values()
             if self._has_codes(operator.layer)
-            for name in operator.batch_norms
+            for use in operator.batch_norms
         }
         self.observe()
 
@@ -149,94 +167,34 @@ class QuantizedArithmetic:
     def _has_codes(self, name: str) -> bool:
         """Returns whether inference computes a layer with the codes of its kernels."""
         return (
-            name in self._axes
+            name in self.kernels.axes
             and self._by_name[name].compute_dtype == "float32"
             and all(
-                type(self._precision_of(name, attribute)).weight_codes is not Precision.weight_codes
-                for attribute in self._axes[name]
+                type(self.kernels.precision_of(name, attribute)).weight_codes
+                is not Precision.weight_codes
+                for attribute in self.kernels.axes[name]
             )
         )
 
+    def _table_range(self, tap: Tap) -> tuple[Any, Any]:
+        """Returns the range of a table's values, whose codes have the zero point 0."""
+        table = ops.cast(
+            ops.convert_to_tensor(getattr(self._by_name[tap.layer], tap.table)), "float32"
+        )
+        scale = ops.stop_gradient(ops.max(ops.abs(table))) / _LARGEST_CODE
+        return -(_LARGEST_CODE + 1) * scale, _LARGEST_CODE * scale
+
+    def _looked_up(self, tap: Tap, values: Any) -> Any:
+        return self.quantizer.fake_quantize(values, *self._table_range(tap))
+
     def _learnt_like(self, name: str) -> Callable[[Any], Any]:
         source = source_of(self._taps[name], self._taps)
+        if source.name in self._tables:
+            return functools.partial(self._looked_up, source)
         if source.fixed is not None:
-            low, high = self._quantizer.fixed_range(*source.fixed)
-            return functools.partial(self._quantizer.fake_quantize, low=low, high=high)
+            low, high = self.quantizer.fixed_range(*source.fixed)
+            return functools.partial(self.quantizer.fake_quantize, low=low, high=high)
         return functools.partial(self._learnt.frozen, source.name)
-
-    @property
-    def one_scale(self) -> list[str]:
-        """The layers with a kernel that has a single scale because its weights share few values."""
-        return [
-            name
-            for name, axes in self._axes.items()
-            if any(
-                not axes[kernel.attribute] and self._given_axes(name, kernel)
-                for kernel in self._graph.weights[name]
-            )
-        ]
-
-    def choose_scales(self) -> bool:
-        """Gives kernels that now share values a single scale, all others per-channel scales.
-
-        Returns:
-            Whether a kernel's scales have changed: the train function must be rebuilt.
-        """
-        before = self._axes
-        self._axes = {
-            name: {kernel.attribute: self._scale_axes(name, kernel) for kernel in kernels}
-            for name, kernels in self._graph.weights.items()
-            if name in self._layers
-        }
-        return self._axes != before
-
-    def _precision_of(self, layer: str, attribute: str) -> Precision:
-        return self._kernels.get(kernel_name(layer, attribute), self._quantizer)
-
-    def _given_axes(self, name: str, kernel: KernelAxes) -> tuple[int, ...]:
-        rank = len(kernel.of(self._by_name[name]).shape)
-        return self._precision_of(name, kernel.attribute).weight_axes(kernel.outputs, rank)
-
-    def _scale_axes(self, name: str, kernel: KernelAxes) -> tuple[int, ...]:
-        values = ops.convert_to_numpy(ops.cast(kernel.of(self._by_name[name]), "float32"))
-        axes = self._given_axes(name, kernel)
-        return scale_axes(values, axes, self._precision_of(name, kernel.attribute))
-
-    def _learnt_limits(self, scales: Mapping[str, Sequence[float]]) -> dict[str, keras.Variable]:
-        """Returns the limits of the kernels whose scales have gradients."""
-        found = {}
-        for layer, kernels in self._axes.items():
-            for attribute, axes in kernels.items():
-                precision = self._precision_of(layer, attribute)
-                if not isinstance(precision, Uniform) or not precision.weight_method.learnt:
-                    continue
-                name = kernel_name(layer, attribute)
-                values = ops.cast(getattr(self._by_name[layer], attribute), "float32")
-                start: Any = precision.weight_scales(values, axes)
-                if math.prod(start.shape) == len(scales.get(name, ())):
-                    start = ops.reshape(ops.convert_to_tensor(scales[name], "float32"), start.shape)
-                limits = limits_allowed(ops.convert_to_numpy(start * _largest(precision)))
-                found[name] = keras.Variable(
-                    limits, dtype="float32", autocast=False, trainable=False, name="weight_limits"
-                )
-                self._bounds.add(name, found[name], limits_allowed)
-        return found
-
-    def _learnt_scales(self, layer: str, attribute: str) -> Any | None:
-        """Returns the learnt scales of a kernel as a tensor; None if it has none."""
-        limits = self._limits.get(kernel_name(layer, attribute))
-        if limits is None:
-            return None
-        return limits.value / _largest(self._precision_of(layer, attribute))
-
-    def weight_scales(self) -> dict[str, list[float]]:
-        """Returns the learnt scales of kernels, in the order of their channels."""
-        found = {}
-        for name, limits in self._limits.items():
-            layer, _, attribute = name.rpartition("/")
-            scales = ops.convert_to_numpy(limits) / _largest(self._precision_of(layer, attribute))
-            found[name] = scales.ravel().tolist()
-        return found
 
     def prepare(self) -> None:
         """Makes what the compiled step cannot make, once the hooks are attached."""
@@ -250,7 +208,7 @@ class QuantizedArithmetic:
         for name, layer in self._by_name.items():
             if name in inner or name in self._layers or self._inner.get(name):
                 found.append(Wrapping(layer, "call", functools.partial(self._layer_call, layer)))
-            elif name in self._graph.batch_norms:
+            elif name in {layer_of_use(use) for use in self._graph.batch_norms}:
                 wrap = functools.partial(self._batch_norm_call, name)
                 found.append(Wrapping(layer, "call", wrap))
         found.append(Wrapping(self._model, "call", self._model_call))
@@ -263,31 +221,44 @@ class QuantizedArithmetic:
             source = source_of(tap, self._taps)
             if source.fixed is not None:
                 found[tap.name] = source.fixed
+            elif source.name in self._tables:
+                low, high = self._table_range(source)
+                found[tap.name] = float(low), float(high)
             elif source.name in learnt:
                 found[tap.name] = learnt[source.name]
         return found | {name: learnt[name] for name in self._cells if name in learnt}
+
+    @property
+    def in_training(self) -> bool:
+        """Whether the call that is being traced is one of training."""
+        return bool(self._training)
 
     @property
     def _with_integers(self) -> bool:
         """Whether the call that is being traced computes with integers."""
         return self._integer and self._training is False and self._seen
 
-    def _of_call(self) -> contextlib.AbstractContextManager[None]:
-        """Returns what a call of the model needs of the learnt ranges."""
-        if self._training:
-            self._ready = self._together.rounded(self._axes)
-            return self._learnt.learning()
-        if self._seen:
-            return self._learnt.settled(self._with_integers)
-        return contextlib.nullcontext()
+    @contextlib.contextmanager
+    def _of_call(self) -> Iterator[None]:
+        """Prepares what a call of the model needs of kernels and learnt ranges."""
+        with contextlib.ExitStack() as stack:
+            if self._training:
+                stack.enter_context(self.kernels.rounded_together())
+                stack.enter_context(self._learnt.learning())
+            elif self._seen:
+                stack.enter_context(self._learnt.settled(self._with_integers))
+            yield
 
     def _grid(self, name: str) -> Grid:
         source = source_of(self._taps[name], self._taps)
         if source.fixed is not None:
-            return grid_of(*self._quantizer.fixed_range(*source.fixed))
+            return grid_of(*self.quantizer.fixed_range(*source.fixed))
+        if source.name in self._tables:
+            return grid_of(*self._table_range(source))
         return self._learnt.grid(source.name)
 
-    def _insert(self, name: str, values: Any) -> Any:
+    def insert(self, name: str, values: Any) -> Any:
+        """Returns values as they are behind a tap."""
         rounding = self._rounding.get(name)
         if rounding is None:
             return values
@@ -296,15 +267,17 @@ class QuantizedArithmetic:
             return ops.cast(rounded, values.dtype)
         return rounding(values)
 
-    def _operate(
+    def operate(
         self, name: str, function: Callable[..., Any], *values: Any, what: str | None = None
     ) -> Any:
         """Computes an operator without weights as the file does."""
         operator = self._graph.operators.get(name) if self._with_integers else None
+        if operator is None or name in self._untouched:
+            return function(*values)
         tensors = keras.tree.flatten(values)
         ranks = {len(tensor.shape) for tensor in tensors}
         types = {keras.backend.standardize_dtype(tensor.dtype) for tensor in tensors}
-        if operator is None or len(ranks) > 1 or types != {"float32"}:
+        if len(ranks) > 1 or types != {"float32"}:
             return function(*values)
         sources = [self._grid(tap) for tap in operator.inputs]
         target = self._grid(operator.output)
@@ -332,41 +305,82 @@ class QuantizedArithmetic:
             values,
             self._grid(operator.inputs[0]),
             self._grid(operator.output),
-            self._precision_of(layer.name, attribute),
-            self._axes[layer.name][attribute],
-            [self._by_name[batch_norm] for batch_norm in operator.batch_norms],
-            scales=self._learnt_scales(layer.name, attribute),
+            self.kernels.precision_of(layer.name, attribute),
+            self.kernels.axes[layer.name][attribute],
+            [self._by_name[layer_of_use(use)] for use in operator.batch_norms],
+            scales=self.kernels.learnt_scales(layer.name, attribute),
             engine=self.engine,
         )
 
+    def weigh(self, owner: str, name: str, attribute: str, layer: Any, values: Any) -> Any:
+        """Returns the output of an EinsumDense layer without its activation.
+
+        Args:
+            owner: The layer of the graph, which it is or is inside of.
+            name: Of the operator.
+            attribute: Name of its inner kernel.
+            layer: The EinsumDense layer.
+            values: Its input.
+        """
+        kernel = ops.convert_to_tensor(layer.kernel)
+        bias = None if layer.bias is None else ops.convert_to_tensor(layer.bias)
+        inner = next(k for k in inner_kernels(self._by_name[owner]) if k.name == attribute)
+        operator = self._graph.operators.get(name)
+        precision = self.kernels.precision_of(owner, attribute)
+        chosen = owner in self._layers
+        axes = self.kernels.inner_axes(owner, inner)
+        exact = keras.backend.standardize_dtype(values.dtype) == "float32" and has_codes(precision)
+        if not (chosen and exact and self._with_integers and operator is not None):
+            kernel = precision.fake_quantize_weights(kernel, axes) if chosen else kernel
+            outputs = ops.einsum(layer.equation, values, ops.cast(kernel, values.dtype))
+            return outputs if bias is None else ops.add(outputs, ops.cast(bias, outputs.dtype))
+        return operate_einsum(
+            layer,
+            inner.outputs,
+            kernel,
+            bias,
+            values,
+            self._grid(operator.inputs[0]),
+            self._grid(operator.output),
+            precision,
+            axes,
+            [self._by_name[layer_of_use(use)] for use in operator.batch_norms],
+            engine=self.engine,
+        )
+
+    def _use_of(self, layer: Any) -> str:
+        """Returns what the next call of a layer is called."""
+        self._uses[layer.name] += 1
+        return use_name(layer.name, self._uses[layer.name])
+
     def _layer_call(self, layer: Any, call: Callable[..., Any]) -> Callable[..., Any]:
-        if _is_separable(layer):
-            plain = functools.partial(self._separable, layer)
-        else:
-            plain = functools.partial(self._quantized, layer, call)
-        run = self._with_inner(layer, plain)
-        frozen = layer.name in self._graph.batch_norms
+        plain = self._separable if _is_separable(layer) else self._quantized
 
         @functools.wraps(call)
         def quantized_call(*args: Any, **kwargs: Any) -> Any:
-            if frozen and self.batch_norm_frozen:
+            use = self._use_of(layer)
+            if use in self._graph.batch_norms and self.batch_norm_frozen:
                 kwargs["training"] = False
-            if layer.name in self._folded and self._with_integers:
-                return self._insert(layer.name, args[0])
-            if layer.name in self._rectified and self._training:
-                return self._rectify(layer, call, *args, **kwargs)
+            if use in self._folded and self._with_integers:
+                return self.insert(use, args[0])
+            if use in self._rectified and self._training:
+                return self._rectify(use, layer, call, *args, **kwargs)
+            run = self._with_inner(layer, functools.partial(plain, use, layer, call))
             if layer.name in self._lstms and self._training:
                 return run(*args, **kwargs)
-            return self._insert(layer.name, run(*args, **kwargs))
+            return self.insert(use, run(*args, **kwargs))
 
         return quantized_call
 
     def _batch_norm_call(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        layer = self._by_name[name]
+
         @functools.wraps(call)
         def batch_norm_call(*args: Any, **kwargs: Any) -> Any:
+            use = self._use_of(layer)
             if self.batch_norm_frozen:
                 kwargs["training"] = False
-            if name in self._folded and self._with_integers:
+            if use in self._folded and self._with_integers:
                 return args[0]
             return call(*args, **kwargs)
 
@@ -377,16 +391,17 @@ class QuantizedArithmetic:
 
         def rounded(position: int, values: Any) -> Any:
             values = ops.cast(ops.convert_to_tensor(values), functional.inputs[position].dtype)
-            return self._insert(f"input:{position}", values)
+            return self.insert(f"input:{position}", values)
 
         @functools.wraps(call)
         def model_call(inputs: Any, *args: Any, **kwargs: Any) -> Any:
             self._training = bool(args[0] if args else kwargs.get("training"))
+            self._uses.clear()
             try:
                 with self._of_call():
                     return call(rounded_inputs(inputs), *args, **kwargs)
             finally:
-                self._training, self._ready = None, {}
+                self._training = None
 
         def rounded_inputs(inputs: Any) -> Any:
             if isinstance(inputs, Mapping):
@@ -406,7 +421,7 @@ class QuantizedArithmetic:
         """Returns a scope in which the layer reads rounded kernels."""
         variables = {name: getattr(layer, name) for name in axes}
         return keras.StatelessScope(
-            [(v, self._rounded(layer, name, v.value)) for name, v in variables.items()]
+            [(v, self.kernels.rounded(layer, name, v.value)) for name, v in variables.items()]
         )
 
     def _with_inner(self, layer: Any, run: Callable[..., Any]) -> Callable[..., Any]:
@@ -415,7 +430,7 @@ class QuantizedArithmetic:
             return run
 
         def rounded_run(*args: Any, **kwargs: Any) -> Any:
-            values = [(k.variable, self._rounded_inner(layer.name, k)) for k in kernels]
+            values = [(k.variable, self.kernels.rounded_inner(layer.name, k)) for k in kernels]
             known = {id(variable) for variable, _ in values}
             values += [(v, v.value) for v in layer.variables if id(v) not in known]
             with keras.StatelessScope(values) as scope:
@@ -428,48 +443,28 @@ class QuantizedArithmetic:
 
         return rounded_run
 
-    def _rounded_inner(self, layer: str, kernel: InnerKernel) -> Any:
-        precision = self._precision_of(layer, kernel.name)
-        axes = precision.weight_axes(kernel.outputs, 2)
-        rounded = [
-            precision.fake_quantize_weights(part, axes)
-            for part in kernel.split(kernel.variable.value)
-        ]
-        return rounded[0] if len(rounded) == 1 else ops.concatenate(rounded, -1)
-
-    def _rounded(self, layer: Any, attribute: str, values: Any) -> Any:
-        precision = self._precision_of(layer.name, attribute)
-        name = kernel_name(layer.name, attribute)
-        if name in self._ready:
-            return self._ready[name]
-        if name in self._limits:
-            return learnt_fake_quantize_weights(
-                ops.convert_to_tensor(values),
-                self._limits[name].value,
-                precision.weight_bits,
-                functools.partial(self._bounds.found, name),
-            )
-        return precision.fake_quantize_weights(values, self._axes[layer.name][attribute])
-
     def _quantized(
         self,
+        use: str,
         layer: Any,
         call: Callable[..., Any],
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        axes = self._axes.get(layer.name)
+        axes = self.kernels.axes.get(layer.name)
+        parts = TrainedParts(use, layer, call, self)
         if type(layer).__name__ == "Activation":
-            return apply_activation(layer, args[0], self._insert, operate=self._operate)
-        if (parts := composite(layer)) is not None:
-            return self._composite(parts, layer, args[0])
+            return parts.activate(layer, args[0])
+        if use in self._graph.composites:
+            known = told(kwargs)
+            return composite_of_use(layer, args, known)(layer, parts, *args, **known)
         if layer.name in self._lstms:
             return self._sequences(layer, functools.partial(call, *args, **kwargs))
         split = split_activation(layer) is not None
         outputs = None
         if axes:
             (attribute,) = axes
-            name = weighted_operator(layer)
+            name = weighted_operator(layer, use)
             run = with_kernel(layer, attribute, functools.partial(call, **kwargs))
             bias = None if layer.bias is None else ops.convert_to_tensor(layer.bias)
             outputs = self._operate_weighted(name, layer, attribute, run, bias, args[0])
@@ -481,21 +476,10 @@ class QuantizedArithmetic:
         elif axes or kwargs:
             outputs = self._in_float(layer, call, *args, **kwargs)
         else:
-            outputs = self._operate(layer.name, call, *args, what=type(layer).__name__)
+            outputs = self.operate(use, call, *args, what=type(layer).__name__)
         if not split:
             return outputs
-        outputs = self._insert(f"{layer.name}/pre_activation", outputs)
-        return apply_activation(layer, outputs, self._insert, operate=self._operate)
-
-    def _composite(self, run: Composite, layer: Any, inputs: Any) -> Any:
-        def insert(suffix: str, values: Any) -> Any:
-            return self._insert(f"{layer.name}/{suffix}", values)
-
-        def constant(attribute: str) -> Any:
-            values = ops.cast(ops.convert_to_tensor(getattr(layer, attribute)), inputs.dtype)
-            return self._quantizer.fake_quantize(values, ops.min(values), ops.max(values))
-
-        return run(layer, inputs, insert, constant)
+        return parts.activate(layer, self.insert(f"{use}/pre_activation", outputs))
 
     def _sequences(self, layer: Any, call: Callable[[], Any]) -> Any:
         """Computes LSTM layers; in training, learns the ranges of all their states."""
@@ -513,24 +497,26 @@ class QuantizedArithmetic:
             return outputs
         return self._learnt.rounded(layer.name, outputs, ops.concatenate(seen, axis=-1))
 
-    def _rectify(self, layer: Any, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _rectify(
+        self, use: str, layer: Any, call: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
         """Computes a layer that ends in ReLU in training; rounding takes ReLU's place."""
         if layer.name in self._graph.weights:
             with linear(layer):
                 outputs = self._in_float(layer, call, *args, **kwargs)
         else:
             outputs = args[0]
-        return self._learnt.rectified(layer.name, outputs, self._rectified[layer.name])
+        return self._learnt.rectified(use, outputs, self._rectified[use])
 
     def _in_float(self, layer: Any, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        axes = self._axes.get(layer.name)
+        axes = self.kernels.axes.get(layer.name)
         if not axes:
             return call(*args, **kwargs)
         with self._scope(layer, axes):
             return call(*args, **kwargs)
 
-    def _separable(self, layer: Any, inputs: Any) -> Any:
-        axes = self._axes.get(layer.name, {})
+    def _separable(self, use: str, layer: Any, call: Callable[..., Any], inputs: Any) -> Any:
+        axes = self.kernels.axes.get(layer.name, {})
 
         def depthwise(kernel: Any, values: Any) -> Any:
             return ops.depthwise_conv(
@@ -552,21 +538,25 @@ class QuantizedArithmetic:
             if found is not None:
                 return found
             kernel = ops.convert_to_tensor(getattr(layer, attribute))
-            kernel = self._rounded(layer, attribute, kernel) if attribute in axes else kernel
+            kernel = self.kernels.rounded(layer, attribute, kernel) if attribute in axes else kernel
             outputs = run(kernel, values)
             return outputs if bias is None else outputs + bias
 
-        middle = half(f"{layer.name}/depthwise", "depthwise_kernel", depthwise, inputs)
-        middle = self._insert(f"{layer.name}/depthwise", middle)
+        middle = half(f"{use}/depthwise", "depthwise_kernel", depthwise, inputs)
+        middle = self.insert(f"{use}/depthwise", middle)
         bias = ops.convert_to_tensor(layer.bias) if layer.use_bias else None
-        outputs = half(weighted_operator(layer), "pointwise_kernel", pointwise, middle, bias)
-        outputs = self._insert(f"{layer.name}/pre_activation", outputs)
-        return apply_activation(layer, outputs, self._insert, operate=self._operate)
+        outputs = half(weighted_operator(layer, use), "pointwise_kernel", pointwise, middle, bias)
+        outputs = self.insert(f"{use}/pre_activation", outputs)
+        return TrainedParts(use, layer, call, self).activate(layer, outputs)
 
 
-def _largest(precision: Precision) -> int:
-    """Returns the largest code of a weight."""
-    return int(2 ** (precision.weight_bits - 1) - 1)
+# Of an Embedding's table.
+_LARGEST_CODE = 127
+
+
+def has_codes(precision: Precision) -> bool:
+    """Returns whether the weights of a precision have codes."""
+    return type(precision).weight_codes is not Precision.weight_codes
 
 
 def _is_separable(layer: Any) -> bool:

@@ -6,9 +6,10 @@ agree on these points, called taps, or the trained ranges would not match the fi
 module finds them in a Keras model; `core.fusion_rules` defines what each layer becomes.
 
 A tap is named after its layer (`conv_relu`), `<layer>/pre_activation` for the linear output of a
-layer whose own activation cannot be fused (softmax, sigmoid, ...), `<layer>/sigmoid` for the gate
-inside SiLU, `<layer>/depthwise` for the first half of a separable convolution, and `input:0`,
-`input:1`, ... for the model's inputs.
+layer whose own activation cannot be fused (softmax, sigmoid, ...), `<layer>/<part>` for a part of a
+layer that is several operators (`core.composites`), `<layer>/depthwise` for the first half of a
+separable convolution, and `input:0`, `input:1`, ... for the model's inputs. A layer that is used
+again has taps for each use: `<layer>/use_2`, ...
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from edgecompress.core.composites import COMPOSITES
 from edgecompress.core.errors import UnsupportedModelError
 from edgecompress.core.fusion_rules import (
     AFFINE,
@@ -34,9 +36,12 @@ from edgecompress.core.fusion_rules import (
     RELU,
     RELU6,
     UNROLLED,
+    UNSUPPORTED,
     VIEW,
     Step,
+    composite,
     lower,
+    recorded,
 )
 from edgecompress.core.keras_graph import GraphNode, carries_mask, follow_graph, functional_of
 from edgecompress.core.layer_kinds import WEIGHTED, KernelAxes, int8_kernels
@@ -57,6 +62,8 @@ class Tap:
         is_output: Whether its values are an output of the model.
         relu: Maximum of the ReLU whose output it rounds, infinity or 6; None behind other operators
             and where the range is that of another tap.
+        lowered: How much further down than its values the file's range reaches, for masked scores.
+        table: Attribute of its layer whose values it holds; their scale is its own. "" if none.
     """
 
     name: str
@@ -65,6 +72,8 @@ class Tap:
     same_as: str | None = None
     is_output: bool = False
     relu: float | None = None
+    lowered: float = 0.0
+    table: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,8 @@ class FusedOperator:
         layer: Name of the layer it computes.
         inputs: The taps that its inputs were rounded at, one for each.
         output: The tap that its output is rounded at, behind what is fused into it.
-        batch_norms: Names of the BatchNormalization layers folded into it, in order.
+        batch_norms: The uses of BatchNormalization layers folded into it, in order.
+        kernel: Name of the inner kernel that it reads; "" if it reads none.
     """
 
     kind: str
@@ -84,6 +94,7 @@ class FusedOperator:
     inputs: tuple[str, ...]
     output: str
     batch_norms: tuple[str, ...] = ()
+    kernel: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,13 +104,14 @@ class FusedGraph:
     Attributes:
         taps: In the order of the graph, inputs first.
         weights: Layer name -> its kernels: each output channel has its own scale.
-        batch_norms: Names of BatchNormalization layers that fold into the layer before.
+        batch_norms: Uses of BatchNormalization layers that fold into the layer before.
         notes: What training cannot simulate, one sentence each with the layer and the reason.
         operators: The operators that round, `<layer>` or `<layer>/<part>` -> operator. Those are
             left out whose inputs or outputs are not all rounded at taps, and those that absorb a
             Rescaling.
         cells: Ranges of the cell states of LSTM layers that are one operator: `<layer>/cell`, of a
             Bidirectional `<layer>/forward/cell` and `<layer>/backward/cell` -> the layer.
+        composites: The uses of layers that are computed operator by operator.
     """
 
     taps: tuple[Tap, ...]
@@ -108,6 +120,7 @@ class FusedGraph:
     notes: tuple[str, ...] = ()
     operators: Mapping[str, FusedOperator] = field(default_factory=dict)
     cells: Mapping[str, str] = field(default_factory=dict)
+    composites: frozenset[str] = frozenset()
 
     def unrolled_notes(self) -> list[str]:
         """Returns the notes on LSTM layers for files in which they are not one operator."""
@@ -118,11 +131,22 @@ class FusedGraph:
         return [f"not simulated: {name} ({kind}): {UNROLLED}." for name, kind in kinds.items()]
 
 
-@dataclass
+def use_name(layer: str, number: int) -> str:
+    """Returns what the uses of a layer are called: by its name, the second `<layer>/use_2`, ..."""
+    return layer if number == 1 else f"{layer}/use_{number}"
+
+
+def layer_of_use(name: str) -> str:
+    """Returns the layer of a use, tap or operator."""
+    return name.partition("/")[0]
+
+
+@dataclass(eq=False)
 class _Operator:
     """One operator with the values it reads and writes (numbers), and how it is fused."""
 
     layer: Any
+    use: str
     step: Step
     inputs: tuple[int, ...]
     output: int
@@ -135,7 +159,7 @@ class _Operator:
 
     @property
     def name(self) -> str:
-        return f"{self.layer.name}/{self.step.suffix}" if self.step.suffix else self.layer.name
+        return f"{self.use}/{self.step.suffix}" if self.step.suffix else self.use
 
 
 class _Graph:
@@ -144,12 +168,15 @@ class _Graph:
     def __init__(self, model: Any, own_means: Collection[str] = ()) -> None:
         self.operators: list[_Operator] = []
         self.notes: list[str] = []
+        self.composites: set[str] = set()
+        self._uses: Counter[int] = Counter()
+        self._before: dict[int, list[_Operator]] = {}
         self._count = 0
         functional = functional_of(model)
         self.inputs = [self._new() for _ in functional.inputs]
         self.input_dtypes = [str(tensor.dtype) for tensor in functional.inputs]
         self.outputs = follow_graph(model, self.inputs, self._add)
-        self._refuse_shared()
+        self._refuse_ambiguous()
         self.producer = {operator.output: operator for operator in self.operators}
         self.readers = Counter(v for o in self.operators for v in o.inputs)
         self.readers.update(self.outputs)
@@ -183,34 +210,51 @@ class _Graph:
 
     def _add(self, node: GraphNode, read: list[int]) -> list[int]:
         layer, outputs = node.operation, node.outputs
+        self._uses[id(layer)] += 1
         if len(outputs) != 1:
             self.notes.append(_not_simulated(layer, "it has several outputs"))
             return [self._new() for _ in outputs]
+        use = use_name(layer.name, self._uses[id(layer)])
         shapes = [t.shape for t in (*node.inputs, *outputs)]
-        steps = lower(layer, len(read), node.plain, len(shapes[0]), _are_sequences(node))
+        steps = lower(
+            layer,
+            len(read),
+            node.plain,
+            len(shapes[0]),
+            _are_sequences(node),
+            node.args,
+            node.kwargs,
+        )
+        if steps[0].kind != UNSUPPORTED and composite(layer, node.args, node.kwargs) is not None:
+            self.composites.add(use)
         same = len(shapes[0]) > 0 and shapes[0][-1] == shapes[-1][-1]
         values = list(read)
         for position, step in enumerate(steps):
-            used = read if position == 0 else [values[offset] for offset in step.reads]
+            offsets = (-1,) if step.reads is None else step.reads
+            used = [values[offset] for offset in offsets]
+            if position == 0 and step.reads is None:
+                used = read
             last = position == len(steps) - 1
             values.append(self._new())
             dtype = str(outputs[0].dtype)
             self.operators.append(
-                _Operator(layer, step, tuple(used), values[-1], last, same, len(shapes[-1]), dtype)
+                _Operator(
+                    layer, use, step, tuple(used), values[-1], last, same, len(shapes[-1]), dtype
+                )
             )
             if step.reason:
                 self.notes.append(_not_simulated(layer, step.reason))
         return [values[-1]]
 
-    def _refuse_shared(self) -> None:
-        uses = Counter(id(o.layer) for o in self.operators if o.last)
-        layers = {id(o.layer): o.layer for o in self.operators if o.step.kind not in KEEPS_RANGE}
-        for key, layer in layers.items():
-            if uses[key] > 1:
+    def _refuse_ambiguous(self) -> None:
+        for operator in self.operators:
+            if operator.step.kind == RECURRENT and self._uses[id(operator.layer)] > 1:
                 raise UnsupportedModelError(
-                    f"Layer {layer.name!r} is used {uses[key]} times in the model's graph: each "
-                    "use would need its own activation range. Create one layer per use."
+                    f"Layer {operator.layer.name!r} is used {self._uses[id(operator.layer)]} times "
+                    "in the model's graph: its states would need ranges for each use. Create one "
+                    "layer per use."
                 )
+        layers = {id(o.layer): o.layer for o in self.operators if o.step.kind not in KEEPS_RANGE}
         names = Counter(layer.name for layer in layers.values())
         for name, count in names.items():
             if count > 1:
@@ -218,6 +262,30 @@ class _Graph:
                     f"{count} layers of nested models share the name {name!r}. Give each layer a "
                     "name of its own."
                 )
+
+    def split(self, operator: _Operator) -> None:
+        """Replaces a normalization that does not fold by a multiplication and an addition."""
+        import keras
+
+        given = keras.KerasTensor((None,) * operator.rank)
+        steps = recorded(COMPOSITES[AFFINE], operator.layer, (given,), {})
+        self.composites.add(operator.use)
+        for step in steps[:-1]:
+            first = replace(operator, step=step, output=self._new(), last=False)
+            self._before.setdefault(id(operator), []).append(first)
+            readers = self.readers_of[operator.inputs[0]]
+            readers[readers.index(operator)] = first
+            self.producer[first.output] = first
+            self.readers[first.output] = 1
+            self.readers_of[first.output] = [operator]
+            operator.inputs = (first.output,)
+        operator.step = steps[-1]
+
+    def settle(self) -> None:
+        """Puts the operators that `split` made in their places."""
+        self.operators = [
+            found for o in self.operators for found in (*self._before.get(id(o), ()), o)
+        ]
 
     def before(self, operator: _Operator, transparent: tuple[str, ...]) -> _Operator | None:
         """Returns the operator whose only reader is this one, looking through some kinds."""
@@ -310,14 +378,14 @@ def _fold_forward(graph: _Graph, operator: _Operator) -> None:
     layer, after = operator.layer, graph.after(operator)
     rescaling = type(layer).__name__ == "Rescaling"
     if rescaling and after is not None and after.step.kind == WEIGHTED:
-        convolution = type(after.layer).__name__ not in ("Dense", "Conv2DTranspose")
+        convolution = type(after.layer).__name__ in _FOLDS_BEFORE
         # An offset would also have to reach the padded border.
         operator.folded_forward = convolution and (
             layer.offset == 0 or after.layer.padding == "valid"
         )
-    if rescaling and layer.offset == 0:
-        return
-    if operator.folded_forward:
+    if not operator.folded_forward:
+        graph.split(operator)
+    elif layer.offset != 0:
         graph.notes.append(
             _not_simulated(
                 layer,
@@ -325,14 +393,12 @@ def _fold_forward(graph: _Graph, operator: _Operator) -> None:
                 "before rounding",
             )
         )
-        return
-    graph.notes.append(
-        _not_simulated(
-            layer,
-            "it does not fold into a preceding convolution, but becomes a multiplication and an "
-            "addition; the product between them is rounded in the int8 model only",
-        )
-    )
+
+
+# Convolutions that take over a Rescaling before them.
+_FOLDS_BEFORE = (
+    "Conv1D", "Conv2D", "DepthwiseConv1D", "DepthwiseConv2D", "SeparableConv1D", "SeparableConv2D",
+)  # fmt: skip
 
 
 def analyse(model: Any, own_means: Collection[str] = ()) -> FusedGraph:
@@ -343,8 +409,8 @@ def analyse(model: Any, own_means: Collection[str] = ()) -> FusedGraph:
         own_means: Taps of means that keep a range of their own in any case. Defaults to none.
 
     Raises:
-        UnsupportedModelError: the model is subclassed, has no input shape yet, uses a layer twice
-            or has two layers of one name.
+        UnsupportedModelError: the model is subclassed, has no input shape yet, or has two layers of
+            one name.
 
     Example:
         >>> [tap.name for tap in analyse(model).taps]    # Conv2D, BatchNormalization, ReLU, Dense
@@ -354,6 +420,7 @@ def analyse(model: Any, own_means: Collection[str] = ()) -> FusedGraph:
     graph = _Graph(model, own_means)
     for operator in graph.operators:
         _absorb(graph, operator)
+    graph.settle()
 
     taps: list[Tap] = []
     covering: dict[int, str | None] = {}
@@ -362,7 +429,7 @@ def analyse(model: Any, own_means: Collection[str] = ()) -> FusedGraph:
         if "float" in dtype:
             taps.append(Tap(f"input:{position}"))
             covering[value] = taps[-1].name
-        else:
+        elif any(not o.step.table for o in graph.readers_of.get(value, ())):
             graph.notes.append(f"not simulated: input:{position}: it holds {dtype}, not floats.")
 
     # Values that a fused ReLU or BN reads are inside a fused operator.
@@ -379,9 +446,9 @@ def analyse(model: Any, own_means: Collection[str] = ()) -> FusedGraph:
     layers = {o.layer.name: o.layer for o in graph.operators if o.step.kind == WEIGHTED}
     return FusedGraph(
         taps=tuple(taps),
-        weights={name: int8_kernels(layer) for name, layer in layers.items()},
+        weights={name: found for name, layer in layers.items() if (found := int8_kernels(layer))},
         batch_norms=tuple(
-            o.layer.name
+            o.use
             for o in graph.operators
             if o.absorbed and type(o.layer).__name__ == "BatchNormalization"
         ),
@@ -393,6 +460,7 @@ def analyse(model: Any, own_means: Collection[str] = ()) -> FusedGraph:
             if operator.step.kind == RECURRENT
             for part in lstm_parts(operator.layer)
         },
+        composites=frozenset(graph.composites),
     )
 
 
@@ -421,7 +489,8 @@ def _fused(graph: _Graph, covering: Mapping[int, str | None]) -> dict[str, Fused
             operator.layer.name,
             tuple(tap for tap in reads if tap is not None),
             writes,
-            tuple(o.layer.name for o in affine),
+            tuple(o.use for o in affine),
+            operator.step.kernel,
         )
     return found
 
@@ -455,9 +524,19 @@ def _tap_of(graph: _Graph, operator: _Operator, source: str | None) -> Tap | Non
         return Tap(name, layer, same_as=source, is_output=is_output)
     # Convolutions of one dimension end in a reshape, which must keep their range.
     reshaped = root.step.kind == WEIGHTED and operator.rank == 3
-    if after is not None and after.step.kind == JOIN and step.kind in OWN_RANGE and not reshaped:
+    own = step.kind in OWN_RANGE and not reshaped and not step.table
+    if after is not None and after.step.kind == JOIN and own:
         return Tap(name, layer, same_as=after.name)
-    return Tap(name, layer, fixed=step.fixed, is_output=is_output, relu=_MAXIMA.get(step.kind))
+    return Tap(
+        name,
+        layer,
+        step.fixed,
+        None,
+        is_output,
+        _MAXIMA.get(step.kind),
+        step.lowered,
+        step.table,
+    )
 
 
 def find_taps(model: Any) -> tuple[Tap, ...]:

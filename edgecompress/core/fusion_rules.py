@@ -6,11 +6,15 @@ of litert-quantizer. A layer class names its rule in the table of `core.layer_ki
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
-from edgecompress.core.composites import COMPOSITES, Composite
+from edgecompress.core.composite_layers import ACTIVATIONS
+from edgecompress.core.composites import COMPOSITES, Composite, Declined, is_computed, told
+from edgecompress.core.keras_graph import masks_of
 from edgecompress.core.layer_kinds import WEIGHTED, exact_kind_of, int8_kernels
 from edgecompress.core.lstm_layers import lstm_parts
 from edgecompress.core.registry import Registry
@@ -38,17 +42,30 @@ KEEPS_RANGE = (MAXPOOL, VIEW, MOVE, IDENTITY)
 
 @dataclass(frozen=True)
 class Step:
-    """One operator a layer becomes; reads the values at `reads`, counted from the last one.
+    """One operator a layer becomes.
 
-    `above` says that its values are hardly below zero, whatever its inputs are.
+    Attributes:
+        kind: What it does to scales.
+        suffix: Of its tap; "" for the layer's output.
+        fixed: The range that the operator prescribes.
+        reason: Why it is not simulated.
+        reads: The values it reads, counted from the last one; None for all inputs of the layer in
+            its first step, else the last value.
+        above: Whether its values are hardly below zero, whatever its inputs are.
+        kernel: Name of the inner kernel that it reads; "" if it reads none.
+        lowered: How much further down than its values its range in the file reaches.
+        table: Attribute of the layer whose values are looked up; "" if none are.
     """
 
     kind: str
     suffix: str = ""
     fixed: tuple[float, float] | None = None
     reason: str = ""
-    reads: tuple[int, ...] = (-1,)
+    reads: tuple[int, ...] | None = None
     above: bool = False
+    kernel: str = ""
+    lowered: float = 0.0
+    table: str = ""
 
 
 _Lowering = Callable[[Any], tuple[Step, ...]]
@@ -73,8 +90,24 @@ _ACTIVATIONS: dict[str, tuple[Step, ...]] = {
     "exponential": (Step(FREE, above=True),),
     "leaky_relu": (Step(FREE),),
     "elu": (Step(FREE),),
-    "silu": (Step(FIXED, "sigmoid", _UNIT), Step(BINARY, reads=(-2, -1), above=True)),
 }
+# What a part becomes by its function; others have a range of their own.
+_PARTS: dict[str, Step] = {
+    "add": Step(BINARY),
+    "subtract": Step(BINARY),
+    "multiply": Step(BINARY),
+    "softmax": _ACTIVATIONS["softmax"][0],
+    "sigmoid": _ACTIVATIONS["sigmoid"][0],
+    "relu": _ACTIVATIONS["relu"][0],
+    "relu6": _ACTIVATIONS["relu6"][0],
+    "minimum": Step(JOIN),
+    "inverse_root": Step(FREE, above=True),
+    "squared_difference": Step(FREE, above=True),
+}
+# A masked score only has to be so low that its share rounds to zero: exp(-10) of the largest share
+# is a hundredth of a step of the softmax's output, 1 / 256.
+BELOW_SCORES = 10.0
+_PARTS["masked_sum"] = Step(FREE, lowered=BELOW_SCORES)
 
 
 def _always(*steps: Step) -> _Lowering:
@@ -86,6 +119,7 @@ for _operator in (
     AFFINE, BINARY, FREE, JOIN, AVERAGE, MEAN, MAXPOOL, VIEW, MOVE, IDENTITY,
 ):  # fmt: skip
     LOWERINGS.register(_operator)(_always(Step(_operator)))
+LOWERINGS.register("lookup")(_always(Step(FREE, table="embeddings")))
 LOWERINGS.register("mean over axes")(_always(Step(FREE)))
 for _operator in ("relu", "relu6", "hard_silu", "softmax", "sigmoid", "tanh"):
     LOWERINGS.register(_operator)(_always(*_ACTIVATIONS[_operator]))
@@ -100,13 +134,18 @@ def activation_name(layer: Any) -> str:
     import keras
 
     function = layer.activation
-    for name in _ACTIVATIONS:
+    for name in (*_ACTIVATIONS, *ACTIVATIONS):
         if function is keras.activations.get(name):
             return name
     return str(getattr(function, "__name__", function))
 
 
 def _activation_steps(name: str) -> tuple[Step, ...]:
+    if name in ACTIVATIONS:
+        recorder = _Recorder([])
+        recorder.count = 1
+        ACTIVATIONS[name](recorder, _Value(0))
+        return (*recorder.steps[:-1], replace(recorder.steps[-1], above=True))
     if name in _ACTIVATIONS:
         return _ACTIVATIONS[name]
     return _unsupported(f"int8 has no operator for its activation {name}")
@@ -119,10 +158,8 @@ def _lower_activation(layer: Any) -> tuple[Step, ...]:
 
 @LOWERINGS.register("rectifier")
 def _lower_relu(layer: Any) -> tuple[Step, ...]:
-    if layer.negative_slope and layer.max_value is None and not layer.threshold:
-        return (Step(FREE),)
-    if layer.negative_slope or layer.threshold or layer.max_value not in (None, 6):
-        return _unsupported("int8 supports only ReLU, ReLU6 and leaky ReLU")
+    if layer.negative_slope or layer.threshold:
+        return _unsupported("int8 supports only ReLU with a maximum, or leaky ReLU")
     return _ACTIVATIONS["relu" if layer.max_value is None else "relu6"]
 
 
@@ -133,6 +170,15 @@ def _lower_upsampling(layer: Any) -> tuple[Step, ...]:
     return (Step(AVERAGE if layer.interpolation == "bilinear" else MOVE),)
 
 
+@LOWERINGS.register("resizing")
+def _lower_resizing(layer: Any) -> tuple[Step, ...]:
+    if layer.interpolation not in ("nearest", "bilinear"):
+        return _unsupported(f"int8 has no operator for {layer.interpolation} resizing")
+    if layer.crop_to_aspect_ratio or layer.pad_to_aspect_ratio or layer.antialias:
+        return _unsupported("it crops, pads or smooths")
+    return (Step(AVERAGE if layer.interpolation == "bilinear" else MOVE),)
+
+
 @LOWERINGS.register("rescaling")
 def _lower_rescaling(layer: Any) -> tuple[Step, ...]:
     if not all(isinstance(value, (int, float)) for value in (layer.scale, layer.offset)):
@@ -140,26 +186,95 @@ def _lower_rescaling(layer: Any) -> tuple[Step, ...]:
     return (Step(AFFINE),)
 
 
-@LOWERINGS.register("layer_normalization")
-def _lower_layer_normalization(layer: Any) -> tuple[Step, ...]:
-    axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
-    spec = getattr(layer, "input_spec", None)
-    last = axes == [-1] or (spec is not None and axes == [getattr(spec, "ndim", 0) - 1])
-    if not (layer.center and layer.scale and last) or getattr(layer, "rms_scaling", False):
-        return _unsupported("int8 simulation knows it over the last axis, with gamma and beta")
-    # As `core.composites.layer_normalization` computes it.
-    return (
-        Step(FREE, "mean"),
-        Step(FREE, "squared_difference", reads=(-2, -1)),
-        Step(FREE, "variance"),
-        Step(FREE, "epsilon"),
-        Step(FREE, "inverse_root"),
-        Step(FREE, "factor"),
-        Step(FREE, "mean_product", reads=(-6, -1)),
-        Step(FREE, "offset"),
-        Step(FREE, "product", reads=(-9, -3)),
-        Step(BINARY, reads=(-1, -2)),
-    )
+@dataclass(frozen=True)
+class _Value:
+    """What a part reads or writes while operators are recorded: its number."""
+
+    number: int
+
+
+class _Recorder:
+    """Lists the operators of a layer; its values are numbers, those of the inputs come first."""
+
+    def __init__(self, inputs: Sequence[Any]) -> None:
+        self.numbers = {id(tensor): number for number, tensor in enumerate(inputs)}
+        self.count = len(inputs)
+        self.steps: list[Step] = []
+
+    def _number(self, value: Any) -> int:
+        return value.number if isinstance(value, _Value) else self.numbers[id(value)]
+
+    def _add(self, step: Step, values: Sequence[Any]) -> _Value:
+        known = self.count + len(self.steps)
+        numbers = [self._number(v) for v in values if isinstance(v, _Value) or is_computed(v)]
+        self.steps.append(replace(step, reads=tuple(n - known for n in numbers)))
+        return _Value(known)
+
+    def operate(self, suffix: str, function: str, *values: Any, **arguments: Any) -> Any:
+        return self._add(replace(_PARTS.get(function, Step(FREE)), suffix=suffix), values)
+
+    def move(self, function: str, *values: Any, **arguments: Any) -> Any:
+        return self._add(Step(MOVE), values)
+
+    def weighted(self, suffix: str, kernel: str, layer: Any, values: Any) -> Any:
+        return self._add(Step(WEIGHTED, suffix, kernel=kernel), [values])
+
+    def activate(self, layer: Any, values: Any) -> Any:
+        name = activation_name(layer)
+        if name in ACTIVATIONS:
+            return ACTIVATIONS[name](self, values)
+        for step in _activation_steps(name):
+            if step.kind == UNSUPPORTED:
+                raise Declined(step.reason)
+            values = self._add(step, [values])
+        return values
+
+    def masked(self, scores: Any, mask: Any) -> Any:
+        writer = self._number(scores) - self.count
+        if writer < 0:
+            raise Declined("its scores are an input")
+        self.steps[writer] = replace(self.steps[writer], lowered=BELOW_SCORES)
+        return self._add(Step(MOVE), [scores])
+
+    def statistics(self, layer: Any, values: Any) -> tuple[Any, Any]:
+        return layer.moving_mean, layer.moving_variance
+
+    def inner(self, layer: Any, values: Any) -> Any:
+        return self._add(Step(IDENTITY), [values])
+
+
+def recorded(run: Composite, layer: Any, args: Any, kwargs: Any) -> tuple[Step, ...]:
+    """Returns the operators of a layer that is several of them.
+
+    Args:
+        run: What computes it.
+        layer: The layer or operation.
+        args: Positional arguments of its call in the graph.
+        kwargs: The others.
+    """
+    import keras
+
+    # The same tensor may be given twice, and each has a position of its own.
+    given: list[Any] = []
+
+    def fresh(leaf: Any) -> Any:
+        if not isinstance(leaf, keras.KerasTensor):
+            return leaf
+        given.append(keras.KerasTensor(leaf.shape, leaf.dtype))
+        return given[-1]
+
+    args, kwargs = keras.tree.map_structure(fresh, (tuple(args), told(kwargs)))
+    recorder = _Recorder(given)
+    try:
+        inspect.signature(run).bind(layer, recorder, *args, **kwargs)
+        output = run(layer, recorder, *args, **kwargs)
+    except TypeError:
+        return _unsupported("it is called with other arguments than int8 simulation knows")
+    except Declined as reason:
+        return _unsupported(str(reason))
+    if not recorder.steps or output.number != recorder.count + len(recorder.steps) - 1:
+        return (*recorder.steps, Step(IDENTITY))
+    return tuple(recorder.steps)
 
 
 @LOWERINGS.register(WEIGHTED)
@@ -183,7 +298,13 @@ def _over_map(axes: Any, rank: int) -> bool:
 
 
 def lower(
-    layer: Any, inputs: int, plain: bool, rank: int = 0, sequences: bool = False
+    layer: Any,
+    inputs: int,
+    plain: bool,
+    rank: int = 0,
+    sequences: bool = False,
+    args: Any = (),
+    kwargs: Any = MappingProxyType({}),
 ) -> tuple[Step, ...]:
     """Returns the operators that a layer or operation becomes.
 
@@ -193,6 +314,8 @@ def lower(
         plain: Whether it is called with tensors only.
         rank: Number of dimensions of the first tensor; 0 if unknown.
         sequences: Whether that holds a fixed number of time steps and has no mask.
+        args: Positional arguments of its call. Defaults to none: not known.
+        kwargs: The others.
     """
     kind = exact_kind_of(layer)
     if kind is not None and kind.family in ("recurrent", "bidirectional"):
@@ -201,30 +324,73 @@ def lower(
         return _unsupported(UNROLLED)
     if kind is None or not kind.operator:
         return _unsupported("int8 quantization does not support this class")
-    if not plain:
+    if masks_of(layer, (args, kwargs)):
+        return _unsupported("it reads the mask of its input")
+    if (run := composite(layer, args, kwargs)) is not None:
+        return recorded(run, layer, args, kwargs)
+    if not plain or kind.operator not in LOWERINGS:
         return _unsupported("it is called with additional arguments or constants")
     if type(layer).__name__ == "SeparableConv1D" and layer.padding == "causal":
         return _unsupported("causal padding inside a separable convolution")
     steps = LOWERINGS[kind.operator](layer)
     if kind.operator == "mean over axes" and _over_map(layer.axis, rank):
         steps = (Step(MEAN),)
-    if steps[0].kind == BINARY and inputs != 2:
+    if kind.operator == BINARY and inputs != 2:
         return _unsupported(f"it combines {inputs} tensors; chain layers that combine two")
     return steps
 
 
-def composite(layer: Any) -> Composite | None:
-    """Returns what computes a layer operator by operator; None for a layer of one operator."""
+# What combines two tensors or, in keras.ops, one and a constant; as a layer, more than two.
+_PAIRS = {"Add": "add", "Subtract": "subtract", "Multiply": "multiply"}
+
+
+def composite(layer: Any, args: Any, kwargs: Any) -> Composite | None:
+    """Returns what computes a call of a layer operator by operator; None for a single operator.
+
+    Args:
+        layer: The layer or operation.
+        args: Positional arguments of the call.
+        kwargs: The others.
+    """
     kind = exact_kind_of(layer)
-    if kind is None or kind.operator not in COMPOSITES:
+    if kind is None:
         return None
-    steps = LOWERINGS[kind.operator](layer)
-    return None if steps[0].kind == UNSUPPORTED else COMPOSITES[kind.operator]
+    if kind.operator == BINARY:
+        several = isinstance(args[0], (list, tuple)) if args else False
+        if several:
+            return COMPOSITES["sum of all"] if len(args[0]) > 2 else None
+        constant = not all(map(is_computed, args))
+        return COMPOSITES[_PAIRS[type(layer).__name__]] if constant else None
+    if kind.operator in (AFFINE, "rescaling"):
+        return None  # Folded, unless the graph does not allow it.
+    if kind.operator == "rectifier" and layer.negative_slope:
+        several = layer.max_value is not None or layer.threshold
+        return None if several else COMPOSITES["leaky_relu"]
+    if kind.operator == "rectifier" and not layer.threshold:
+        limited = layer.max_value not in (None, 6)
+        return COMPOSITES["rectifier with maximum"] if limited else None
+    return COMPOSITES.get(kind.operator)
 
 
-def weighted_operator(layer: Any) -> str:
-    """Returns the name of the operator that holds a layer's last kernel."""
-    return f"{layer.name}/pre_activation" if activation_name(layer) != "linear" else layer.name
+def composite_of_use(layer: Any, args: Any, kwargs: Any) -> Composite:
+    """Returns what computes a call that `core.fusion.FusedGraph.composites` names."""
+    kind = exact_kind_of(layer)
+    folds = kind is not None and kind.operator in (AFFINE, "rescaling")
+    found = COMPOSITES[AFFINE] if folds else composite(layer, args, kwargs)
+    if found is None:
+        raise TypeError(f"{layer.name!r} is a single operator.")
+    return found
+
+
+def weighted_operator(layer: Any, use: str = "") -> str:
+    """Returns the name of the operator that holds a layer's last kernel.
+
+    Args:
+        layer: The layer.
+        use: Name of a use of it. Defaults to its first.
+    """
+    name = use or layer.name
+    return f"{name}/pre_activation" if activation_name(layer) != "linear" else name
 
 
 def split_activation(layer: Any) -> str | None:

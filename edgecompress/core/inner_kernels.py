@@ -44,7 +44,7 @@ def inner_kernels(layer: Any) -> tuple[InnerKernel, ...]:
         layer: A built layer of Keras 3, or anything else, which has none.
     """
     kind = exact_kind_of(layer)
-    find = None if kind is None or kind.operator else _KERNELS.get(type(layer).__name__)
+    find = None if kind is None or kind.int8_kernels else _KERNELS.get(type(layer).__name__)
     return () if find is None or not getattr(layer, "built", False) else find(layer)
 
 

@@ -2,14 +2,16 @@
 
 Private names used: `Sequential._functional` (the Functional model inside a built Sequential),
 `Functional._nodes_by_depth` (the calls that make up a model's graph),
-`Functional._run_through_graph`, `Layer._flatten_layers` (the layers inside a layer) and
-`Optimizer._untrack_variable` (the counterpart of the public `add_variable`).
+`Functional._run_through_graph`, `Layer._flatten_layers` (the layers inside a layer),
+`MultiHeadAttention._dropout_layer`, `KerasTensor._keras_mask` (the mask that comes with a tensor)
+and `Optimizer._untrack_variable` (the counterpart of the public `add_variable`).
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 from edgecompress.core.errors import UnsupportedModelError
@@ -81,6 +83,28 @@ def every_layer(model: Any) -> list[Any]:
     return list({id(layer): layer for layer in model._flatten_layers(include_self=False)}.values())
 
 
+def dropout_of(attention: Any) -> Any:
+    """Returns the Dropout layer of a MultiHeadAttention layer."""
+    return attention._dropout_layer
+
+
+def masks_of(layer: Any, arguments: Any) -> bool:
+    """Returns whether a call of a layer reads a mask that comes with its tensors.
+
+    Args:
+        layer: A layer or operation.
+        arguments: Those of the call, in any structure.
+    """
+    import keras
+
+    leaves = keras.tree.flatten(arguments)
+    if not any(map(carries_mask, leaves)):
+        return False
+    call = getattr(layer, "call", None)
+    names = [] if call is None else list(inspect.signature(call).parameters)
+    return any(name == "mask" or name.endswith("_mask") for name in names)
+
+
 class LayerCall(NamedTuple):
     """One use of a layer in a model's graph; a shared layer has several.
 
@@ -132,12 +156,16 @@ class GraphNode(NamedTuple):
         outputs: The graph tensors it writes.
         plain: Whether it was called with tensors only, without further arguments such as
             `training=True` or arrays.
+        args: Positional arguments of the call, graph tensors among them.
+        kwargs: The other arguments.
     """
 
     operation: Any
     inputs: tuple[Any, ...]
     outputs: tuple[Any, ...]
     plain: bool
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = MappingProxyType({})
 
 
 def graph_nodes(model: Any) -> list[GraphNode]:
@@ -163,8 +191,13 @@ def graph_nodes(model: Any) -> list[GraphNode]:
             )
             nodes.append(
                 GraphNode(
-                    node.operation, tuple(node.input_tensors), tuple(node.output_tensors), plain
-                )
+                    node.operation,
+                    tuple(node.input_tensors),
+                    tuple(node.output_tensors),
+                    plain,
+                    node.arguments.args,
+                    node.arguments.kwargs,
+                )  # fmt: skip
             )
     return nodes
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from edgecompress.core.composites import Composite
-from edgecompress.core.fusion import find_taps
+import numpy as np
+
+from edgecompress.core.composites import Composite, Computing, bounds_of, told
+from edgecompress.core.fusion import analyse, find_taps, use_name
 from edgecompress.core.fusion_rules import (
     activation_name,
-    composite,
+    composite_of_use,
     split_activation,
     weighted_operator,
 )
@@ -25,31 +28,6 @@ Operate = Callable[..., Any]
 def plainly(name: str, function: Callable[..., Any], *values: Any) -> Any:
     """Computes an operator as Keras does."""
     return function(*values)
-
-
-def apply_activation(
-    layer: Any,
-    values: Any,
-    insert: Callable[[str, Any], Any],
-    function: Any = None,
-    operate: Operate = plainly,
-) -> Any:
-    """Applies a layer's activation operator by operator, calling `insert` on inner taps.
-
-    Args:
-        layer: A layer with an `activation`.
-        values: The linear output, any shape.
-        insert: `(tap name, tensor) -> tensor`, called for the gate inside SiLU.
-        function: The activation; defaults to `layer.activation`.
-        operate: `(operator, function, *tensors) -> tensor`, computes each operator. Defaults to
-            calling the function.
-    """
-    import keras
-
-    if activation_name(layer) == "silu":
-        gate = insert(f"{layer.name}/sigmoid", keras.ops.sigmoid(values))
-        return operate(layer.name, keras.ops.multiply, values, gate)
-    return operate(layer.name, function or layer.activation, values)
 
 
 def rebuild(
@@ -87,7 +65,7 @@ def rebuild(
 
     functional = functional_of(model)
     _reserve_names(model)
-    copies = _Copies(insert, weights, operate, constant)
+    copies = _Copies(analyse(model).composites, insert, weights, operate, constant)
     inputs = [
         keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name)
         for tensor in functional.inputs
@@ -118,58 +96,84 @@ class _Copies:
 
     def __init__(
         self,
+        composites: frozenset[str],
         insert: Callable[[str, Any], Any],
         weights: Callable[[str, KernelAxes | InnerKernel, Any], Any] | None,
         operate: Operate,
         constant: Callable[[Any], Any],
     ) -> None:
-        self._insert, self._weights, self._operate = insert, weights, operate
-        self._constant = constant
+        self.insert, self._weights, self.operate = insert, weights, operate
+        self.constant = constant
+        self._composites = composites
         self._made: dict[int, Any] = {}
+        self._uses: Counter[int] = Counter()
 
     def call(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
         import keras
 
         if is_nested(layer):
             return run_graph(layer, keras.tree.flatten(args), self.call)
+        self._uses[id(layer)] += 1
+        use = use_name(layer.name, self._uses[id(layer)])
         if type(layer).__name__ == "Activation":
-            function = keras.layers.Activation(layer.activation, name=layer.name)
-            outputs = apply_activation(layer, args[0], self._insert, function, self._operate)
-        elif (run := composite(layer)) is not None:
-            outputs = self._composite(run, layer, *args)
+            outputs = self._activated(use, layer, args[0])
+        elif use in self._composites:
+            run: Composite = composite_of_use(layer, args, kwargs)
+            outputs = run(layer, _CopiedParts(use, layer, self), *args, **told(kwargs))
         elif not int8_kernels(layer):
-            outputs = self._copy(layer.name, layer, args, kwargs)
+            outputs = self._copy(use, layer, args, kwargs)
         elif len(int8_kernels(layer)) == 2:
-            outputs = self._separable(layer, *args)
+            outputs = self._separable(use, layer, *args)
         else:
-            outputs = self._weighted(layer, *args, **kwargs)
+            outputs = self._weighted(use, layer, *args, **kwargs)
         if isinstance(outputs, keras.KerasTensor):
-            return self._insert(layer.name, outputs)
+            return self.insert(use, outputs)
         return outputs
+
+    def _activated(self, use: str, layer: Any, values: Any) -> Any:
+        """Applies a layer's own activation, which does not fuse."""
+        import keras
+
+        function = self._made.get(-id(layer))
+        if function is None:
+            function = keras.layers.Activation(layer.activation, name=layer.name)
+            self._made[-id(layer)] = function
+        return _CopiedParts(use, layer, self).activate(layer, values, function)
 
     def _copy(self, operator: str, layer: Any, args: Any, kwargs: Any, **changes: Any) -> Any:
         """Calls the copy of a layer; a layer that is used twice has one copy."""
-        if id(layer) in self._made:
-            return self._made[id(layer)](*args, **kwargs)
-        copied = type(layer).from_config({**layer.get_config(), **changes})
+        made = self._made.get(id(layer))
+        copied = made or type(layer).from_config({**layer.get_config(), **changes})
         self._made[id(layer)] = copied
         plain = all(value is None or value is False for value in kwargs.values())
         if plain:
             kwargs = {}
-        run = functools.partial(self._operate, operator, copied) if plain else copied
+        run = functools.partial(self.operate, operator, copied) if plain else copied
         outputs = run(*args, **kwargs)
-        if getattr(layer, "weights", None) and copied.built:
+        if made is None and getattr(layer, "weights", None) and copied.built:
             copied.set_weights(self._weights_of(layer))
         return outputs
 
-    def _composite(self, run: Composite, layer: Any, inputs: Any) -> Any:
-        def insert(suffix: str, tensor: Any) -> Any:
-            return self._insert(f"{layer.name}/{suffix}", tensor)
-
-        def constant(attribute: str) -> Any:
-            return self._constant(getattr(layer, attribute).numpy())
-
-        return run(layer, inputs, insert, constant)
+    def weigh(self, owner: Any, operator: str, name: str, layer: Any, values: Any) -> Any:
+        """Calls the copy of an EinsumDense layer, or of one inside a layer."""
+        made = self._made.get(id(layer))
+        copied = made or type(layer).from_config(
+            {
+                **layer.get_config(),
+                "activation": "linear",
+                # Inside MultiHeadAttention, layers are named as in another one.
+                "name": re.sub("/", "_", operator),
+            }
+        )
+        self._made[id(layer)] = copied
+        outputs = self.operate(operator, copied, values)
+        if made is None:
+            found, weights = layer.get_weights(), self._weights
+            for kernel in inner_kernels(owner):
+                if kernel.name == name and weights is not None:
+                    found[0] = weights(owner.name, kernel, found[0])
+            copied.set_weights(found)
+        return outputs
 
     def _weights_of(self, layer: Any) -> list[Any]:
         values = layer.get_weights()
@@ -183,18 +187,15 @@ class _Copies:
             values[position] = self._weights(layer.name, inner, values[position])
         return values
 
-    def _weighted(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
-        import keras
-
+    def _weighted(self, use: str, layer: Any, *args: Any, **kwargs: Any) -> Any:
+        operator = weighted_operator(layer, use)
         if split_activation(layer) is None:
-            return self._copy(weighted_operator(layer), layer, args, kwargs)
-        operator, name = weighted_operator(layer), f"{layer.name}_pre_activation"
+            return self._copy(operator, layer, args, kwargs)
+        name = f"{layer.name}_pre_activation"
         linear = self._copy(operator, layer, args, kwargs, activation="linear", name=name)
-        linear = self._insert(operator, linear)
-        function = keras.layers.Activation(layer.activation, name=layer.name)
-        return apply_activation(layer, linear, self._insert, function, self._operate)
+        return self._activated(use, layer, self.insert(operator, linear))
 
-    def _separable(self, layer: Any, inputs: Any) -> Any:
+    def _separable(self, use: str, layer: Any, inputs: Any) -> Any:
         import keras
 
         rank = len(layer.kernel_size)
@@ -212,21 +213,54 @@ class _Copies:
         pointwise = getattr(keras.layers, f"Conv{rank}D")(
             layer.filters, 1, use_bias=layer.use_bias, name=f"{layer.name}_pointwise", **common
         )
+        made = self._made.setdefault(id(layer), (depthwise, pointwise))
+        first, (depthwise, pointwise) = made[0] is depthwise, made
         values = dict(zip((id(w) for w in layer.weights), self._weights_of(layer), strict=True))
-        middle = self._operate(f"{layer.name}/depthwise", depthwise, inputs)
-        depthwise.set_weights([values[id(layer.depthwise_kernel)]])
-        last = weighted_operator(layer)
-        outputs = self._insert(f"{layer.name}/depthwise", middle)
-        outputs = self._operate(last, pointwise, outputs)
+        middle = self.operate(f"{use}/depthwise", depthwise, inputs)
+        if first:
+            depthwise.set_weights([values[id(layer.depthwise_kernel)]])
+        last = weighted_operator(layer, use)
+        outputs = self.insert(f"{use}/depthwise", middle)
+        outputs = self.operate(last, pointwise, outputs)
         bias = [values[id(layer.bias)]] if layer.use_bias else []
-        pointwise.set_weights([values[id(layer.pointwise_kernel)], *bias])
+        if first:
+            pointwise.set_weights([values[id(layer.pointwise_kernel)], *bias])
         if activation_name(layer) == "linear":
             return outputs
-        function = keras.layers.Activation(layer.activation, name=layer.name)
-        if split_activation(layer) is None:
-            return function(outputs)
-        outputs = self._insert(last, outputs)
-        return apply_activation(layer, outputs, self._insert, function, self._operate)
+        if split_activation(layer) is not None:
+            outputs = self.insert(last, outputs)
+        return self._activated(use, layer, outputs)
+
+
+class _CopiedParts(Computing):
+    """Builds the operators of a layer into the new model."""
+
+    def __init__(self, name: str, layer: Any, copies: _Copies) -> None:
+        super().__init__(name)
+        self._layer, self._copies = layer, copies
+
+    def compute(self, operator: str, function: Callable[..., Any], *tensors: Any) -> Any:
+        return self._copies.operate(operator, function, *tensors)
+
+    def insert(self, tap: str, values: Any) -> Any:
+        return self._copies.insert(tap, values)
+
+    def rounded(self, values: Any, like: Any) -> tuple[Any, tuple[Any, Any]]:
+        import keras
+
+        array = np.asarray(keras.ops.convert_to_numpy(values), np.float32)
+        rounded = array if array.ndim == 0 else self._copies.constant(array)
+        low, high = bounds_of(array)
+        return np.asarray(rounded, np.float32), (float(low), float(high))
+
+    def weigh(self, operator: str, kernel: str, layer: Any, values: Any) -> Any:
+        return self._copies.weigh(self._layer, operator, kernel, layer, values)
+
+    def statistics(self, layer: Any, values: Any) -> tuple[Any, Any]:
+        return layer.moving_mean, layer.moving_variance
+
+    def inner(self, layer: Any, values: Any) -> Any:
+        return values
 
 
 def _position(layer: Any, variable: Any) -> int:

@@ -49,7 +49,8 @@ class Network:
         return marker(tensor)
 
     def _operate(self, name: str, function: Callable[..., Any], *values: Any) -> Any:
-        self._names[id(function)] = name
+        if isinstance(function, keras.layers.Layer):
+            self._names[id(function)] = name
         return function(*values)
 
     def kernel_of(self, operator: str) -> tuple[str, KernelAxes]:

@@ -16,7 +16,12 @@ import numpy as np
 from keras import ops
 
 from edgecompress.precisions.fake_quantization import SMALLEST_RANGE
-from edgecompress.precisions.requantization import REQUANTIZATIONS, Requantization
+from edgecompress.precisions.requantization import (
+    REQUANTIZATIONS,
+    Requantization,
+    difference_squared,
+    root_steps,
+)
 
 # What functions compute unless told otherwise.
 LITERT = REQUANTIZATIONS["litert"]
@@ -169,6 +174,93 @@ def multiply(
     first, second = (steps_of(v, grid) for v, grid in zip((a, b), sources, strict=True))
     scales = sources[0].scale, sources[1].scale
     return clamped(engine.multiplied(first, second, scales, target.scale), target)
+
+
+def product(
+    multiply_matrices: Callable[..., Any],
+    values: Sequence[Any],
+    sources: Sequence[Grid],
+    target: Grid,
+    engine: Requantization = LITERT,
+) -> Any:
+    """Returns a product of two computed matrices.
+
+    Args:
+        multiply_matrices: Computes it in float; its sums of integers are exact.
+        values: The matrices, on their grids.
+        sources: Their grids.
+        target: The output's grid.
+        engine: Its arithmetic. Defaults to LiteRT's.
+    """
+    steps = [steps_of(v, grid) for v, grid in zip(values, sources, strict=True)]
+    return clamped(engine.matrices(multiply_matrices(*steps), sources, target.scale), target)
+
+
+def mean(
+    average_of: Callable[[Any], Any],
+    count: int,
+    values: Any,
+    source: Grid,
+    target: Grid,
+    engine: Requantization = LITERT,
+) -> Any:
+    """Returns a mean over axes with a grid of its own.
+
+    Args:
+        average_of: Computes it in float.
+        count: How many elements it is of.
+        values: The input, on its grid.
+        source: Its grid.
+        target: The output's grid.
+        engine: Its arithmetic. Defaults to LiteRT's.
+    """
+    total = ops.round(average_of(steps_of(values, source)) * count)
+    return clamped(engine.averaged(total, count, source, target), target)
+
+
+def squared_difference(a: Any, b: Any, sources: Sequence[Grid], target: Grid) -> Any:
+    """Returns (a - b)^2 by integer multipliers, as both engines do."""
+    return clamped(
+        difference_squared(
+            steps_of(a, sources[0]),
+            steps_of(b, sources[1]),
+            (sources[0].scale, sources[1].scale),
+            target.scale,
+        ),
+        target,
+    )
+
+
+def inverse_root(values: Any, source: Grid, target: Grid) -> Any:
+    """Returns 1 / sqrt(x) in the fixed point of both engines; 0 gives the largest code."""
+    steps = ops.maximum(ops.cast(steps_of(values, source), "int64"), 1)
+    found = root_steps(steps, source.scale, target.scale)
+    zero = steps_of(values, source) <= 0
+    return clamped(ops.where(zero, target.highest, found), target)
+
+
+def softmax(values: Any, source: Grid, target: Grid) -> Any:
+    """Returns a softmax over the last axis as LiteRT computes it.
+
+    Args:
+        values: The input, on its grid; masked values may be below it.
+        source: Its grid.
+        target: The output's grid.
+    """
+    steps = ops.maximum(steps_of(values, source), source.lowest)
+    below = steps - ops.max(steps, axis=-1, keepdims=True)
+    # A table of the function in float32; its last bit may differ.
+    terms = ops.cast(ops.exp(ops.cast(below * source.scale, "float64")), "float32")
+    share = terms * (1.0 / (ops.sum(terms, axis=-1, keepdims=True) * target.scale))
+    return clamped(ops.floor(share + 0.5), target)
+
+
+def leaky(
+    values: Any, slope: float, source: Grid, target: Grid, engine: Requantization = LITERT
+) -> Any:
+    """Returns leaky ReLU."""
+    steps = steps_of(values, source)
+    return clamped(engine.leaky(steps, slope, source.scale, target.scale), target)
 
 
 def average(pool: Callable[[Any], Any], values: Any, grid: Grid) -> Any:

@@ -9,21 +9,34 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import keras
 from keras import ops
 
+from edgecompress.core.composites import Part
 from edgecompress.core.registry import Registry
 from edgecompress.precisions import integer_arithmetic as integers
 from edgecompress.precisions.base import Precision
-from edgecompress.precisions.integer_arithmetic import LITERT, Affine, Grid
+from edgecompress.precisions.integer_arithmetic import LITERT, Affine, Grid, grid_of
 from edgecompress.precisions.requantization import Requantization
 
 # (function, values, their grids, the output's grid, the engine) -> the output on its grid.
 Operator = Callable[[Callable[..., Any], Sequence[Any], Sequence[Grid], Grid, Requantization], Any]
 OPERATORS: Registry[Operator] = Registry("operator with integer inference")
+
+
+def _count(function: Any, values: Any) -> int:
+    """Returns how many elements a mean over axes is of."""
+    return math.prod(values.shape[axis] for axis in function.arguments["axis"])
+
+
+def _slope(function: Any) -> float:
+    """Returns the slope of leaky ReLU; that of Keras's function, unless a part has another."""
+    return float(getattr(function, "arguments", {}).get("negative_slope", 0.2))
 
 
 def _sum(sign: int) -> Operator:
@@ -32,14 +45,47 @@ def _sum(sign: int) -> Operator:
     )
 
 
-OPERATORS.register("Add")(_sum(1))
-OPERATORS.register("Subtract")(_sum(-1))
+for _name in ("Add", "add"):
+    OPERATORS.register(_name)(_sum(1))
+for _name in ("Subtract", "subtract"):
+    OPERATORS.register(_name)(_sum(-1))
+for _name in ("matmul", "product"):
+    OPERATORS.register(_name)(
+        lambda function, values, sources, target, engine: integers.product(
+            function, values, sources, target, engine
+        )
+    )
 for _name in ("Multiply", "multiply"):
     OPERATORS.register(_name)(
         lambda function, values, sources, target, engine: integers.multiply(
             values[0], values[1], sources, target, engine
         )
     )
+OPERATORS.register("mean")(
+    lambda function, values, sources, target, engine: integers.mean(
+        function, _count(function, values[0]), values[0], sources[0], target, engine
+    )
+)
+OPERATORS.register("squared_difference")(
+    lambda function, values, sources, target, engine: integers.squared_difference(
+        values[0], values[1], sources, target
+    )
+)
+OPERATORS.register("inverse_root")(
+    lambda function, values, sources, target, engine: integers.inverse_root(
+        values[0], sources[0], target
+    )
+)
+OPERATORS.register("softmax")(
+    lambda function, values, sources, target, engine: integers.softmax(
+        values[0], sources[0], target
+    )
+)
+OPERATORS.register("leaky_relu")(
+    lambda function, values, sources, target, engine: integers.leaky(
+        values[0], _slope(function), sources[0], target, engine
+    )
+)
 for _name in (
     "AveragePooling1D", "AveragePooling2D", "GlobalAveragePooling1D", "GlobalAveragePooling2D",
 ):  # fmt: skip
@@ -58,6 +104,8 @@ for _name in ("HardSilu", "hard_silu"):
 
 def name_of(function: Any) -> str:
     """Returns what an operator computes: the name of a layer's class or of a function."""
+    if isinstance(function, Part):
+        return function.function
     if isinstance(function, keras.layers.Activation):
         function = function.activation
     return getattr(function, "__name__", type(function).__name__)
@@ -85,6 +133,11 @@ def operate(
     """
     if what not in OPERATORS:
         return function(*values)
+    if isinstance(function, Part):
+        bounds = {position: grid_of(*found) for position, found in function.bounds.items()}
+        tensors = function.filled(tuple(tensors))
+        sources = function.filled(tuple(sources), bounds)
+        function = replace(function, constants={}, bounds={})
     return OPERATORS[what](function, tensors, sources, target, engine)
 
 
@@ -163,6 +216,44 @@ def operate_weighted(
         affine,
         engine,
     )
+
+
+def operate_einsum(
+    layer: Any,
+    outputs: Sequence[int],
+    kernel: Any,
+    bias: Any,
+    values: Any,
+    source: Grid,
+    target: Grid,
+    precision: Precision,
+    axes: Sequence[int],
+    batch_norms: Sequence[Any] = (),
+    scales: Any = None,
+    engine: Requantization = LITERT,
+) -> Any:
+    """Returns the output of an EinsumDense layer without its activation, on its grid.
+
+    Args:
+        layer: The layer.
+        outputs: Axes of the kernel that count outputs: the last ones of the layer's output.
+        kernel: As the other arguments, see `operate_weighted`.
+    """
+    shape: list[Any] = []
+    sizes = [kernel.shape[axis] for axis in outputs]
+
+    # The file's matrix has the outputs of all axes along one.
+    def run(codes: Any, steps: Any) -> Any:
+        sums = ops.einsum(layer.equation, steps, codes)
+        shape[:] = [-1, *ops.shape(sums)[1:]]
+        return ops.reshape(sums, [*shape[: -len(outputs)], math.prod(sizes)])
+
+    if bias is not None:
+        bias = ops.reshape(ops.broadcast_to(bias, sizes), [-1])
+    flat = operate_weighted(
+        run, kernel, bias, values, source, target, precision, axes, batch_norms, scales, engine
+    )
+    return ops.reshape(flat, shape)
 
 
 def folded(affine: Affine, batch_norms: Sequence[Any]) -> Affine:

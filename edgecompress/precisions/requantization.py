@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 from keras import ops
 
+_HALF_ROOT_OF_2 = 1518500250  # sqrt(2)/2 in Q0.31
 # Bits by which TensorFlow Lite Micro shifts the terms of a sum left, to keep them precise.
 _HEADROOM = 20
 
@@ -24,12 +26,18 @@ class Requantization(NamedTuple):
         scaled: (sums, bias or None, input scale, weight scales, output scale) -> steps.
         added: (steps of a, steps of b, their scales, output scale) -> steps of a + b.
         multiplied: (steps of a, steps of b, their scales, output scale) -> steps of a * b.
+        matrices: (sums of products, grids of the matrices, output scale) -> steps.
+        averaged: (sums of steps, their count, input grid, output grid) -> steps.
+        leaky: (steps, slope, input scale, output scale) -> steps of leaky ReLU.
     """
 
     engine: str
     scaled: Callable[[Any, Any, Any, Any, Any], Any]
     added: Callable[[Any, Any, tuple[Any, Any], Any], Any]
     multiplied: Callable[[Any, Any, tuple[Any, Any], Any], Any]
+    matrices: Callable[[Any, Any, Any], Any]
+    averaged: Callable[[Any, int, Any, Any], Any]
+    leaky: Callable[[Any, float, Any, Any], Any]
 
 
 def _scaled_in_float(sums: Any, bias: Any, source: Any, scales: Any, target: Any) -> Any:
@@ -73,6 +81,91 @@ def _multiplied_by_integers(a: Any, b: Any, scales: tuple[Any, Any], target: Any
     return _rescaled(_integers(a) * _integers(b), factor)
 
 
+def _matrices_by_xnnpack(sums: Any, sources: Any, target: Any) -> Any:
+    """Returns steps of a product; of a second matrix with a zero point, LiteRT's own kernel's."""
+    first, second = sources
+    own = _rescaled(_integers(sums), _precise(first.scale * second.scale) / _precise(target))
+    fast = ops.round(sums * (first.scale * second.scale / target))
+    return ops.where(ops.equal(second.zero_point, 0), fast, own)
+
+
+def _matrices_by_integers(sums: Any, sources: Any, target: Any) -> Any:
+    factor = _precise(sources[0].scale) * _precise(sources[1].scale) / _precise(target)
+    return _rescaled(_integers(sums), factor)
+
+
+def _leaky_by_xnnpack(steps: Any, slope: float, source: Any, target: Any) -> Any:
+    """Returns steps times multipliers of 8 fraction bits, halves rounded up."""
+    ratio = source / target
+    factors = (ratio, ratio * np.float32(slope))
+    positive, negative = (ops.round(ops.cast(256 * factor, "float32")) for factor in factors)
+    total = steps * ops.where(steps > 0, positive, negative)
+    return ops.floor((total + 128) / 256)
+
+
+def _leaky_by_integers(steps: Any, slope: float, source: Any, target: Any) -> Any:
+    ratio = _precise(source) / _precise(target)
+    return ops.where(
+        steps >= 0,
+        _rescaled(_integers(steps), ratio),
+        _rescaled(_integers(steps), ratio * float(np.float32(slope))),
+    )
+
+
+def _averaged_in_float(total: Any, count: int, source: Any, target: Any) -> Any:
+    """Returns the sum of codes scaled and moved in float32."""
+    factor = source.scale / target.scale * (np.float32(1) / np.float32(count))
+    codes = total + count * source.zero_point
+    offset = target.zero_point - count * source.zero_point * factor
+    return ops.round(codes * factor + offset) - target.zero_point
+
+
+def _averaged_by_integers(total: Any, count: int, source: Any, target: Any) -> Any:
+    """Returns the sum of steps by a multiplier that holds 1 / count."""
+    factor = multiplier_of(_precise(source.scale) / _precise(target.scale))
+    bits = ops.minimum(_integers(min(count.bit_length() - 1, 32)), 31 + factor.shift)
+    shared = ops.floor_divide(ops.left_shift(factor.multiplier, bits), count)
+    return ops.cast(multiplied(_integers(total), shifted(shared, factor.shift - bits)), "float32")
+
+
+def difference_squared(a: Any, b: Any, scales: tuple[Any, Any], target: Any) -> Any:
+    """Returns steps of (a - b)^2, in both engines."""
+    precise = [_precise(scale) for scale in scales]
+    common = 2 * ops.maximum(*precise)
+    first, second = (
+        _multiplied(_integers(steps) * 2**7, scale / common)
+        for steps, scale in zip((a, b), precise, strict=True)
+    )
+    return _rescaled((first - second) ** 2, common**2 / (2**14 * _precise(target)))
+
+
+def root_steps(steps: Any, source: Any, target: Any) -> Any:
+    """Returns steps of 1 / sqrt(x) of positive steps, in both engines: Newton's method in Q3.28."""
+    exact = ops.cast(steps, "float64")
+    bits = ops.floor(ops.log2(exact)) + 1
+    pairs = _integers(ops.floor((31 - bits) / 2) - 1)
+    number = ops.right_shift(ops.left_shift(steps, 2 * pairs), ops.ones_like(steps))
+    half = ops.right_shift(number + 1, ops.ones_like(steps))
+    x = ops.full_like(steps, 2**28)
+    for _ in range(5):
+        cube = _high_product(_high_product(x, x), x) * 2**6
+        x = (_high_product(x, 3 * 2**27) - _high_product(half, cube)) * 2**3
+    x = _high_product(x, _HALF_ROOT_OF_2)
+    shift = pairs - 11
+    one = steps <= 1
+    root = ops.where(one, 2**31 - 1, x * ops.left_shift(ops.ones_like(x), ops.maximum(shift, 0)))
+    shift = ops.where(one, 0, ops.minimum(shift, 0))
+    fine = multiplied(ops.ones_like(steps), shifted(root, shift + 20))
+    factor = multiplier_of(1 / (ops.sqrt(_precise(source)) * _precise(target)))
+    found = multiplied(fine, shifted(factor.multiplier, factor.shift - 20))
+    return ops.cast(found, "float32")
+
+
+def _high_product(a: Any, b: Any) -> Any:
+    """Returns a * b / 2^31 of integers, halves rounded up; -1 * -1 saturates."""
+    return ops.minimum(ops.floor_divide(a * b + 2**30, 2**31), 2**31 - 1)
+
+
 def _precise(scale: Any) -> Any:
     return ops.cast(scale, "float64")
 
@@ -101,6 +194,20 @@ class Multiplier(NamedTuple):
     multiplier: Any
     left: Any
     right: Any
+
+    @property
+    def shift(self) -> Any:
+        """The power of two as one number, as in `multiplier_of`."""
+        powers = ops.cast(self.left, "float64")
+        return _integers(ops.round(ops.log2(powers))) - self.right
+
+
+def shifted(multiplier: Any, shift: Any) -> Multiplier:
+    """Returns `multiplier * 2^(shift - 31)` of int64 tensors."""
+    one = ops.ones_like(shift)
+    return Multiplier(
+        multiplier, ops.left_shift(one, ops.maximum(shift, 0)), ops.clip(-shift, 0, 31)
+    )
 
 
 def multiplier_of(factor: Any) -> Multiplier:
@@ -141,8 +248,22 @@ def shifted_right(values: Any, bits: Any) -> Any:
 
 # Engine -> its arithmetic.
 REQUANTIZATIONS: Mapping[str, Requantization] = {
-    "litert": Requantization("litert", _scaled_in_float, _added_by_xnnpack, _multiplied_in_float),
+    "litert": Requantization(
+        "litert",
+        _scaled_in_float,
+        _added_by_xnnpack,
+        _multiplied_in_float,
+        _matrices_by_xnnpack,
+        _averaged_in_float,
+        _leaky_by_xnnpack,
+    ),
     "tflm": Requantization(
-        "tflm", _scaled_by_integers, _added_by_integers, _multiplied_by_integers
+        "tflm",
+        _scaled_by_integers,
+        _added_by_integers,
+        _multiplied_by_integers,
+        _matrices_by_integers,
+        _averaged_by_integers,
+        _leaky_by_integers,
     ),
 }

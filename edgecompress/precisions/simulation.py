@@ -8,12 +8,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
+from edgecompress.core.composites import Part
 from edgecompress.core.errors import ArgumentError
-from edgecompress.core.fusion import FusedGraph, Tap, analyse, source_of
+from edgecompress.core.fusion import (
+    FusedGraph,
+    FusedOperator,
+    Tap,
+    analyse,
+    layer_of_use,
+    source_of,
+)
 from edgecompress.core.fusion_rules import RECURRENT
-from edgecompress.core.inner_kernels import InnerKernel
+from edgecompress.core.inner_kernels import InnerKernel, inner_kernels
 from edgecompress.core.keras_graph import layers_by_name
 from edgecompress.core.layer_kinds import WEIGHTED, KernelAxes, int8_kernels
 from edgecompress.core.learnt_ranges import own_means, settled_record, valid_record
@@ -29,6 +38,7 @@ from edgecompress.precisions.integer_operators import (
     OPERATORS,
     name_of,
     operate,
+    operate_einsum,
     operate_weighted,
     with_kernel,
 )
@@ -81,7 +91,7 @@ class IntegerOperator(keras.layers.Layer):
     """Computes an operator in inference with the integers of an int8 file, in training in float.
 
     Args:
-        operator: A layer, or the name of a function of keras.ops.
+        operator: A layer, or the name of a function of a part (`core.composites.function_of`).
         inputs: The range of each input.
         output: The range of the output.
         batch_norms: BatchNormalization layers folded into the operator. Defaults to none.
@@ -89,6 +99,10 @@ class IntegerOperator(keras.layers.Layer):
         precision: Name of the kernel's precision. Defaults to `"int8"`.
         axes: Axes of the kernel with separate scales.
         scales: The kernel's scales. Defaults to those that the precision chooses.
+        arguments: Further arguments of the function. Defaults to none.
+        constants: Position among the function's values -> a constant, as the file holds it.
+        bounds: Position -> range of the constant.
+        outputs: For an EinsumDense layer, the axes of its kernel that count outputs.
     """
 
     def __init__(
@@ -101,6 +115,10 @@ class IntegerOperator(keras.layers.Layer):
         precision: str = "int8",
         axes: Sequence[int] = (),
         scales: Sequence[float] | None = None,
+        arguments: Mapping[str, Any] | None = None,
+        constants: Mapping[str, Any] | None = None,
+        bounds: Mapping[str, tuple[float, float]] | None = None,
+        outputs: Sequence[int] = (),
         **kwargs: Any,
     ) -> None:
         """Keeps the operator."""
@@ -111,10 +129,15 @@ class IntegerOperator(keras.layers.Layer):
         self.ranges = [tuple(bounds) for bounds in inputs], tuple(output)
         self.attribute, self.precision, self.axes = attribute, precision, tuple(axes)
         self.scales = None if scales is None else list(scales)
+        self.outputs = tuple(outputs)
+        if isinstance(operator, str):
+            held = {int(k): np.asarray(v, np.float32) for k, v in (constants or {}).items()}
+            known = {int(k): (v[0], v[1]) for k, v in (bounds or {}).items()}
+            self.operator = Part(operator, dict(arguments or {}), held, known)
 
     def _run(self, values: Any) -> Any:
-        if isinstance(self.operator, str):
-            return getattr(ops, self.operator)(*values)
+        if isinstance(self.operator, Part):
+            return self.operator(*keras.tree.flatten(values))
         return self.operator(values)
 
     @property
@@ -124,7 +147,7 @@ class IntegerOperator(keras.layers.Layer):
 
     def build(self, input_shape: Any) -> None:
         """Builds the layers."""
-        if not isinstance(self.operator, str) and not self.operator.built:
+        if not isinstance(self.operator, Part) and not self.operator.built:
             self.operator.build(input_shape)
         for layer in self.batch_norms:
             if not layer.built:
@@ -140,16 +163,21 @@ class IntegerOperator(keras.layers.Layer):
             return outputs
         sources, target = [grid_of(*bounds) for bounds in self.ranges[0]], grid_of(*self.ranges[1])
         if not self.attribute:
-            what = self.operator if isinstance(self.operator, str) else name_of(self.operator)
             tensors = keras.tree.flatten(inputs)
-            return operate(what, self._run, (inputs,), tensors, sources, target)
+            part = isinstance(self.operator, Part)
+            function, values = (self.operator, tensors) if part else (self._run, (inputs,))
+            return operate(name_of(self.operator), function, values, tensors, sources, target)
         layer, kernel, scales = self.operator, ops.convert_to_tensor(self.kernel), None
         if self.scales is not None:
             scales = spread_scales(self.scales, kernel.shape, self.axes)
-        outputs = operate_weighted(
-            with_kernel(layer, self.attribute, layer.call),
+        if self.outputs:
+            run = functools.partial(operate_einsum, layer, self.outputs)
+        else:
+            with_codes = with_kernel(layer, self.attribute, layer.call)
+            run = functools.partial(operate_weighted, with_codes)
+        outputs = run(
             kernel,
-            ops.convert_to_tensor(layer.bias) if layer.use_bias else None,
+            None if layer.bias is None else ops.convert_to_tensor(layer.bias),
             inputs,
             sources[0],
             target,
@@ -162,18 +190,17 @@ class IntegerOperator(keras.layers.Layer):
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """Returns the operator's."""
-        if isinstance(self.operator, str):
-            return getattr(ops, self.operator)(
-                *(keras.KerasTensor(shape) for shape in input_shape)
-            ).shape
+        if isinstance(self.operator, Part):
+            shapes = [input_shape] if isinstance(input_shape[0], (int, type(None))) else input_shape
+            return self.operator(*(keras.KerasTensor(shape) for shape in shapes)).shape
         return self.operator.compute_output_shape(input_shape)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments."""
         save = keras.saving.serialize_keras_object
-        operator = self.operator if isinstance(self.operator, str) else save(self.operator)
+        part = self.operator if isinstance(self.operator, Part) else None
         own = {
-            "operator": operator,
+            "operator": part.function if part else save(self.operator),
             "inputs": self.ranges[0],
             "output": self.ranges[1],
             "batch_norms": [save(layer) for layer in self.batch_norms],
@@ -181,7 +208,12 @@ class IntegerOperator(keras.layers.Layer):
             "precision": self.precision,
             "axes": self.axes,
             "scales": self.scales,
+            "outputs": self.outputs,
         }
+        if part is not None:
+            own["arguments"] = dict(part.arguments)
+            own["constants"] = {str(k): np.asarray(v).tolist() for k, v in part.constants.items()}
+            own["bounds"] = {str(k): list(v) for k, v in part.bounds.items()}
         return {**super().get_config(), **own}
 
 
@@ -290,15 +322,18 @@ def simulate(
 
     def weights(layer: str, kernel: KernelAxes | InnerKernel, values: Any) -> Any:
         if isinstance(kernel, InnerKernel):
-            return inner(kernels.get(kernel_name(layer, kernel.name), quantizer), kernel, values)
+            own = kernels.get(kernel_name(layer, kernel.name), quantizer)
+            return inner(own, kernel, values, layer in parts)
         precision = kernels.get(kernel_name(layer, kernel.attribute), quantizer)
         axes = precision.weight_axes(kernel.outputs, values.ndim)
         axes = scale_axes(values, axes, precision)
         known = given_scales(values, axes, scales.get(kernel_name(layer, kernel.attribute)))
         return ops.convert_to_numpy(precision.quantize_weights(values, axes, **known))
 
-    def inner(precision: Precision, kernel: InnerKernel, values: Any) -> Any:
-        if precision.stored_bits >= 8:
+    parts = {layer_of_use(use) for use in graph.composites}
+
+    def inner(precision: Precision, kernel: InnerKernel, values: Any, followed: bool) -> Any:
+        if precision.stored_bits >= 8 and not followed:
             return values
         axes = precision.weight_axes(kernel.outputs, 2)
         parts = [precision.quantize_weights(part, axes) for part in kernel.split(values)]
@@ -328,6 +363,7 @@ class _Operators:
         self._graph, self._ranges, self._layers = graph, ranges, layers_by_name(model)
         self._quantizer, self._kernels, self._scales = quantizer, kernels, scales
         self._folded: set[str] = set()
+        self._named: set[str] = set()
 
     def __call__(self, name: str, function: Any, *values: Any) -> Any:
         operator = self._graph.operators.get(name)
@@ -344,15 +380,17 @@ class _Operators:
             [self._ranges[tap] for tap in operator.inputs],
             self._ranges[operator.output],
         )
-        known: dict[str, Any] = {"name": getattr(function, "name", re.sub("/", "_", name))}
+        known: dict[str, Any] = {"name": self._name_of(name, function)}
         if operator.kind == WEIGHTED:
-            kernel, precision, axes, scales = self._kernel_of(name, operator.layer)
+            kernel, precision, axes, scales = self._kernel_of(name, operator)
             if type(precision).weight_codes is Precision.weight_codes:
                 return function(*values)
             known |= {"attribute": kernel, "precision": precision.name, "axes": axes}
             known["scales"] = scales
             self._folded |= set(operator.batch_norms)
-            originals = [self._layers[batch_norm] for batch_norm in operator.batch_norms]
+            if operator.kernel:
+                known["outputs"] = self._inner(operator).outputs
+            originals = [self._layers[layer_of_use(use)] for use in operator.batch_norms]
             copies = [type(layer).from_config(layer.get_config()) for layer in originals]
             outputs = IntegerOperator(function, inputs, output, copies, **known)(*values)
             for copy, original in zip(copies, originals, strict=True):
@@ -369,18 +407,43 @@ class _Operators:
             return function(*values)
         if isinstance(function, keras.layers.Layer):
             return IntegerOperator(function, inputs, output, **known)(*values)
-        return IntegerOperator(what, inputs, output, **known)(list(values))
+        if isinstance(function, Part):
+            known |= {"arguments": function.arguments, "bounds": function.bounds}
+            known["constants"] = function.constants
+        single = values[0] if len(values) == 1 else list(values)
+        return IntegerOperator(what, inputs, output, **known)(single)
+
+    def _name_of(self, name: str, function: Any) -> str:
+        """Returns a name for a new layer: of the layer it computes, or of the operator."""
+        own = getattr(function, "name", None)
+        if own is None or own in self._named:
+            own = re.sub("/", "_", name)
+        self._named.add(own)
+        return own
+
+    def _inner(self, operator: FusedOperator) -> InnerKernel:
+        layer = self._layers[operator.layer]
+        return next(k for k in inner_kernels(layer) if k.name == operator.kernel)
 
     def _kernel_of(
-        self, name: str, layer: str
+        self, name: str, operator: FusedOperator
     ) -> tuple[str, Precision, tuple[int, ...], list[float] | None]:
         """Returns the attribute of a copied layer's kernel, its precision, its scales and axes."""
-        found = int8_kernels(self._layers[layer])
+        layer = self._layers[operator.layer]
+        if operator.kernel:
+            inner = self._inner(operator)
+            precision = self._kernels.get(kernel_name(operator.layer, inner.name), self._quantizer)
+            values, axes = inner.variable, precision.weight_axes(inner.outputs, 2)
+            codes = precision.weight_codes(ops.convert_to_tensor(values), axes)
+            scales = None if codes is None else ops.convert_to_numpy(codes[1]).ravel().tolist()
+            return "kernel", precision, axes, scales
+        found = int8_kernels(layer)
         kernel = found[0] if name.endswith("/depthwise") else found[-1]
-        precision = self._kernels.get(kernel_name(layer, kernel.attribute), self._quantizer)
-        values = ops.convert_to_numpy(kernel.of(self._layers[layer]))
+        name_of_kernel = kernel_name(operator.layer, kernel.attribute)
+        precision = self._kernels.get(name_of_kernel, self._quantizer)
+        values = ops.convert_to_numpy(kernel.of(layer))
         axes = scale_axes(values, precision.weight_axes(kernel.outputs, values.ndim), precision)
-        learnt = self._scales.get(kernel_name(layer, kernel.attribute))
+        learnt = self._scales.get(name_of_kernel)
         codes = precision.weight_codes(values, axes, **given_scales(values, axes, learnt))
         scales = None if codes is None else ops.convert_to_numpy(codes[1]).ravel().tolist()
         # A separable layer is copied as two layers.
@@ -411,4 +474,5 @@ def _range_of(
             if tap.name in record.outdated
             else "Train with QuantizationAwareTraining, or pass the record of this model.",
         )
-    return record.ranges[tap.name]
+    low, high = record.ranges[tap.name]
+    return (min(low, 0.0) - tap.lowered, high) if tap.lowered else (low, high)

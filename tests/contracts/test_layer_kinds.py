@@ -10,6 +10,8 @@ import pytest
 
 import edgecompress as ec
 from edgecompress.core import fusion_rules
+from edgecompress.core.composites import COMPOSITES
+from edgecompress.core.fusion import analyse
 from edgecompress.core.fusion_rules import LOWERINGS, lower
 from edgecompress.core.layer_kinds import (
     LAYER_KINDS,
@@ -21,6 +23,7 @@ from edgecompress.core.layer_kinds import (
     kind_of,
     layer_classes,
 )
+from edgecompress.core.operator_copy import rebuild
 from edgecompress.inspection.keras_models import MACS, inspect_keras
 from edgecompress.surgery.rules import RULES
 
@@ -45,6 +48,8 @@ _SETTINGS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "Dot": ({"axes": -1}, (6, 4)),
     "GroupNormalization": ({"groups": 1}, (6, 4)),
     **{f"AveragePooling{n}D": ({"pool_size": 2}, (6,) * n + (4,)) for n in (1, 2, 3)},
+    "RepeatVector": ({"n": 3}, (4,)),
+    "Resizing": ({"height": 4, "width": 8}, (6, 6, 4)),
     **dict.fromkeys(("LSTM", "GRU", "SimpleRNN"), (_UNITS, (6, 4))),
 }
 _OPERATIONS = [name for name, kind in LAYER_KINDS.items() if kind.module == "keras.ops"]
@@ -123,14 +128,79 @@ def test_every_weight_of_the_layer_is_in_the_table(name: str) -> None:
 
 @pytest.mark.parametrize("name", [n for n in _LAYERS if LAYER_KINDS[n].operator])
 def test_every_operator_has_a_rule(name: str) -> None:
-    assert LAYER_KINDS[name].operator in LOWERINGS
+    assert LAYER_KINDS[name].operator in {**LOWERINGS, **COMPOSITES}
+
+
+# Functions with other names or with arguments that they need.
+_FUNCTIONS: dict[str, Any] = {
+    "HardSilu": lambda x: keras.ops.hard_silu(x),
+    "Squeeze": lambda x: keras.ops.squeeze(x[..., :1], -1),
+    "ExpandDims": lambda x: keras.ops.expand_dims(x, 1),
+}
 
 
 def _operation(name: str) -> Any:
     """Returns an operation of keras.ops on one tensor, as a graph holds it."""
     x = keras.Input((6, 4))
-    function = getattr(keras.ops, "hard_silu" if name == "HardSilu" else name.lower())
+    function = _FUNCTIONS.get(name) or getattr(keras.ops, name.lower())
     return keras.Model(x, function(x)).operations[-1]
+
+
+def _composites() -> dict[str, Any]:
+    """Operator -> a model of one layer that is computed part by part."""
+    row, other, tall = keras.Input((6, 4)), keras.Input((5, 4)), keras.Input((4, 4, 6))
+    ops, kl = keras.ops, keras.layers
+    uniform = keras.initializers.RandomUniform(0.5, 1.5, seed=1)
+    both = {"beta_initializer": uniform, "gamma_initializer": uniform}
+    normalized = kl.Normalization(mean=[0.1, 0.2, 0.3, 0.4], variance=[1.0, 2.0, 1.0, 2.0])
+    return {
+        "layer_normalization": (tall, kl.LayerNormalization(axis=(1, 3), **both)(tall)),
+        "group_normalization": (tall, kl.GroupNormalization(3, **both)(tall)),
+        "rms_normalization": (row, kl.RMSNormalization()(row)),
+        "unit_normalization": (row, kl.UnitNormalization(axis=1)(row)),
+        "einsum": (row, kl.EinsumDense("abc,cde->abde", (6, 2, 3), "tanh", "de")(row)),
+        "heads": ([row, other], kl.MultiHeadAttention(2, 3)(row, other, use_causal_mask=True)),
+        "attention": ([row, other], kl.Attention(use_scale=True)([row, other])),
+        "dot": ([row, other], kl.Dot(axes=(2, 2))([row, other])),
+        "matmul": ([row, other], ops.matmul(row, ops.transpose(other, (0, 2, 1)))),
+        "einsum of tensors": ([row, other], ops.einsum("bij,bkj->bik", row, other)),
+        "add": (row, row + np.arange(4, dtype="f4")),
+        "subtract": (row, 2.0 - row),
+        "multiply": (row, row * 3),
+        "divide": (row, row / 8**0.5),
+        "sum of all": (row, kl.Average()([row, row * 2.0, kl.Add()([row, row, row])])),
+        "sum over axes": (row, ops.sum(row, axis=(0 - 1), keepdims=True)),
+        "slice": (row, row[:, 1:4]),
+        "silu": (row, ops.silu(row)),
+        "hard_sigmoid": (row, ops.hard_sigmoid(row)),
+        "rectifier with maximum": (row, kl.ReLU(1.0)(row)),
+        "leaky_relu": (row, kl.ReLU(negative_slope=0.3)(row)),
+        "prelu": (tall, kl.PReLU(uniform, shared_axes=(1, 2))(tall)),
+        "normalization": (row, normalized(row)),
+        "affine": (
+            tall,
+            kl.BatchNormalization(moving_mean_initializer=uniform, **both)(
+                kl.Rescaling(0.5, 0.1)(tall)
+            ),
+        ),
+    }
+
+
+def test_every_layer_of_several_operators_computes_the_same_part_by_part() -> None:
+    made = _composites()
+    assert set(made) == set(COMPOSITES)
+    random = np.random.default_rng(0)
+    for operator, (inputs, outputs) in made.items():
+        model = keras.Model(inputs, outputs)
+        graph = analyse(model)
+        assert graph.notes == (), operator
+        assert graph.composites, operator
+        given = [random.normal(size=(3, *x.shape[1:])).astype("f4") for x in model.inputs]
+        seen = []
+        copy = rebuild(model, lambda name, tensor, seen=seen: seen.append(name) or tensor)
+        given = given if isinstance(inputs, list) else given[0]
+        np.testing.assert_allclose(copy(given), model(given), atol=2e-6, err_msg=operator)
+        assert {tap.name for tap in graph.taps} <= set(seen), operator
 
 
 _STEPS = {

@@ -38,6 +38,9 @@ def _sign(call: Call) -> int:
 @kernel("ADD", "SUB")
 def add(call: Call) -> np.ndarray:
     """A sum or difference."""
+    if call.output.type == "INT32" and not call.option("fused_activation_function"):
+        a, b = broadcast(call, centred=False)
+        return (a + _sign(call) * b).astype(np.int32)
     call.require_int8(call.output)
     factors = [float(scale(call.tensor(i)) / scale(call.output)) for i in (0, 1)]
     if call.engine == LITERT and all(2**-10 <= factor < 2**8 for factor in factors):

@@ -74,6 +74,27 @@ def gather(call: Call) -> np.ndarray:
     return rows[indices]
 
 
+@kernel("SELECT_V2")
+def select(call: Call) -> np.ndarray:
+    """Codes of one tensor where a condition holds, else those of another."""
+    call.require_same_scale(call.tensor(1), call.tensor(2))
+    rank = len(call.output.shape)
+    values = [call.value(position) for position in range(3)]
+    condition, yes, no = (
+        v.reshape(len(v), *(1,) * (rank + 1 - v.ndim), *v.shape[1:]) for v in values
+    )
+    return np.where(condition, yes, no)
+
+
+@kernel("CAST")
+def cast(call: Call) -> np.ndarray:
+    """Codes as integers of another type."""
+    kinds = ("INT8", "INT32")
+    if call.tensor(0).type not in kinds or call.output.type not in kinds:
+        raise NotSimulated(f"it converts {call.tensor(0).type} to {call.output.type}")
+    return call.value(0).astype(numpy_type(call.output))
+
+
 @kernel("RESIZE_NEAREST_NEIGHBOR")
 def resize_nearest(call: Call) -> np.ndarray:
     """Every element of a map repeated, or some left out."""

@@ -63,14 +63,30 @@ def _summed(call: Call) -> tuple[np.ndarray, int]:
     return total.reshape(len(values), *call.output.shape), math.prod(shape[a] for a in axes)
 
 
-@kernel("MEAN", engines=(LITERT,))
-def litert_mean(call: Call) -> np.ndarray:
-    """XNNPACK's mean: the sum of codes, scaled and shifted in float32, halves to even."""
+def _reduced_by_xnnpack(call: Call, parts: int) -> np.ndarray:
+    """Returns the sum of codes over axes, scaled and shifted in float32, halves to even.
+
+    Args:
+        call: The operator.
+        parts: What the sum is divided by.
+    """
     total, count = _summed(call)
-    factor = scale(call.tensor(0)) / scale(call.output) * (np.float32(1) / np.float32(count))
+    factor = scale(call.tensor(0)) / scale(call.output) * (np.float32(1) / np.float32(parts))
     offset = np.float32(zero_point(call.output))
     offset = offset - np.float32(count * zero_point(call.tensor(0))) * factor
     return call.clamp(np.rint(np.clip(total.astype(np.float32) * factor + offset, -128, 127)))
+
+
+@kernel("MEAN", engines=(LITERT,))
+def litert_mean(call: Call) -> np.ndarray:
+    """XNNPACK's mean."""
+    return _reduced_by_xnnpack(call, _summed(call)[1])
+
+
+@kernel("SUM", engines=(LITERT,))
+def litert_sum(call: Call) -> np.ndarray:
+    """XNNPACK's sum."""
+    return _reduced_by_xnnpack(call, 1)
 
 
 @kernel("MEAN", engines=(TFLM,))
@@ -84,6 +100,15 @@ def tflm_mean(call: Call) -> np.ndarray:
         total - zero_point(call.tensor(0)) * count, (multiplier << bits) // count, shift - bits
     )
     return call.clamp(mean + zero_point(call.output))
+
+
+@kernel("SUM", engines=(TFLM,))
+def tflm_sum(call: Call) -> np.ndarray:
+    """TensorFlow Lite Micro's sum: an integer multiplier."""
+    found, count = _summed(call)
+    factor = float(scale(call.tensor(0))) / float(scale(call.output))
+    steps = multiply(found - zero_point(call.tensor(0)) * count, *quantize_multiplier(factor))
+    return call.clamp(steps + zero_point(call.output))
 
 
 @kernel("REDUCE_MAX", "REDUCE_MIN")

@@ -161,6 +161,7 @@ class _Copies:
             {
                 **layer.get_config(),
                 "activation": "linear",
+                "output_shape": _output_shape(layer, values),
                 # Inside MultiHeadAttention, layers are named as in another one.
                 "name": re.sub("/", "_", operator),
             }
@@ -261,6 +262,15 @@ class _CopiedParts(Computing):
 
     def inner(self, layer: Any, values: Any) -> Any:
         return values
+
+
+def _output_shape(layer: Any, values: Any) -> tuple[int | None, ...]:
+    """Returns the output shape of an EinsumDense layer, where its own leaves sizes open."""
+    import keras
+
+    kernel = keras.KerasTensor(layer.kernel.shape)
+    shape = keras.ops.einsum(layer.equation, keras.KerasTensor(values.shape), kernel).shape
+    return tuple(shape[1:])
 
 
 def _position(layer: Any, variable: Any) -> int:

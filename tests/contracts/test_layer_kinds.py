@@ -188,9 +188,9 @@ def _composites() -> dict[str, Any]:
 
 def test_every_layer_of_several_operators_computes_the_same_part_by_part() -> None:
     made = _composites()
-    assert set(made) == set(COMPOSITES)
     random = np.random.default_rng(0)
-    for operator, (inputs, outputs) in made.items():
+    for operator in sorted(COMPOSITES):
+        inputs, outputs = made[operator]
         model = keras.Model(inputs, outputs)
         graph = analyse(model)
         assert graph.notes == (), operator

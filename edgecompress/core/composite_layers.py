@@ -248,7 +248,9 @@ for _name in ("subtract", "multiply"):
 
 @COMPOSITES.register("add")
 def add(layer: Any, parts: Parts, first: Any, second: Any) -> Any:
-    """A sum with a constant, of keras.ops, which may be a mask."""
+    """A sum of keras.ops; a constant may be a mask."""
+    if is_computed(first) and is_computed(second):
+        return parts.operate("", "add", first, second)
     values, constant = (first, second) if is_computed(first) else (second, first)
     if np.min(np.asarray(constant), initial=0) <= MASKED:
         return parts.operate("", "masked_sum", values, mask=np.asarray(constant, np.float32))

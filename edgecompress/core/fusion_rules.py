@@ -340,7 +340,7 @@ def lower(
     return steps
 
 
-# What combines two tensors or, in keras.ops, one and a constant; as a layer, more than two.
+# Operations of keras.ops that combine two tensors, or one and a constant.
 _PAIRS = {"Add": "add", "Subtract": "subtract", "Multiply": "multiply"}
 
 
@@ -359,8 +359,7 @@ def composite(layer: Any, args: Any, kwargs: Any) -> Composite | None:
         several = isinstance(args[0], (list, tuple)) if args else False
         if several:
             return COMPOSITES["sum of all"] if len(args[0]) > 2 else None
-        constant = not all(map(is_computed, args))
-        return COMPOSITES[_PAIRS[type(layer).__name__]] if constant else None
+        return COMPOSITES[_PAIRS[type(layer).__name__]] if len(args) == 2 else None
     if kind.operator in (AFFINE, "rescaling"):
         return None  # Folded, unless the graph does not allow it.
     if kind.operator == "rectifier" and layer.negative_slope:

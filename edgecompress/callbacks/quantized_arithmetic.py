@@ -131,7 +131,7 @@ class QuantizedArithmetic:
         self._seen = False
         self._uses: Counter[str] = Counter()
         # Rounding that clips at 0, to a range that depends on the extremes alone, needs no ReLU.
-        clips = (
+        self._clips = (
             isinstance(quantizer, Uniform)
             and quantizer.activation_bits == 8
             and quantizer.activation_method.extremes_only
@@ -139,7 +139,7 @@ class QuantizedArithmetic:
         self._rectified = {
             tap.name: tap.relu
             for tap in graph.taps
-            if clips
+            if self._clips
             and tap.relu is not None
             and tap.layer not in self._parts
             and tap.name in self._learnt
@@ -492,9 +492,11 @@ class QuantizedArithmetic:
 
         known = self._with_integers and layer.name in self._graph.operators
         parts = self._lstms[layer.name]
-        outputs, seen = run_layers(parts, call, integer if known else None, self._learnt.observe)
         if not self._training:
-            return outputs
+            return run_layers(parts, call, integer if known else None)[0]
+        outputs, seen = run_layers(
+            parts, call, observe=self._learnt.observe, extremes_only=self._clips
+        )
         return self._learnt.rounded(layer.name, outputs, ops.concatenate(seen, axis=-1))
 
     def _rectify(

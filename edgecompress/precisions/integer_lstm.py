@@ -184,61 +184,107 @@ def layer_states(
     return time_steps(weights, ordered, source, target, largest, engine)
 
 
-def float_states(
-    part: Any, sequences: Any, initial_state: Any, mask: Any, training: Any
-) -> tuple[Any, Any]:
-    """Returns an LSTM layer's states and cell states of all time steps, computed by Keras."""
+class _Seen(NamedTuple):
+    """What an LSTM layer computed in float.
+
+    Attributes:
+        last: Its last state.
+        outputs: Its outputs, of all time steps if it returns them.
+        states: Values with the range of its states.
+        cells: Values with the range of its cell states.
+    """
+
+    last: Any
+    outputs: Any
+    states: Any
+    cells: Any
+
+
+def _all_states(part: Any, sequences: Any, initial: Any, mask: Any, training: Any) -> _Seen:
+    """Computes a layer as Keras does, and returns the states of all time steps."""
     import keras
 
     call = part.cell.call
 
-    def with_cell(inputs: Any, states: Any, training: bool = False) -> tuple[Any, Any]:
+    def step(inputs: Any, states: Any, training: bool = False) -> tuple[Any, Any]:
         hidden, states = call(inputs, states, training=training)
         return ops.concatenate([hidden, states[1]], axis=-1), states
 
-    with replaced(part.cell, "call", with_cell), replaced(part, "return_sequences", True):
-        _, outputs, _ = keras.layers.RNN.inner_loop(
-            part, sequences, initial_state, mask, training=training
-        )
+    with replaced(part.cell, "call", step), replaced(part, "return_sequences", True):
+        _, outputs, _ = keras.layers.RNN.inner_loop(part, sequences, initial, mask, training)
     hidden, cells = ops.split(outputs, 2, axis=-1)
-    return hidden, cells
+    return _Seen(hidden[:, -1], hidden, hidden, cells)
+
+
+def _extremes(part: Any, sequences: Any, initial: Any, mask: Any, training: Any) -> _Seen:
+    """Computes a layer as Keras does, and keeps the extremes of its states: that costs less."""
+    import keras
+
+    call = part.cell.call
+
+    def step(inputs: Any, states: Any, training: bool = False) -> tuple[Any, Any]:
+        before, (lowest, highest, largest) = states[:2], states[2:]
+        output, after = call(inputs, before, training=training)
+        hidden, cell = map(ops.stop_gradient, after)
+        lowest, highest = ops.minimum(lowest, hidden), ops.maximum(highest, hidden)
+        return output, [*after, lowest, highest, ops.maximum(largest, ops.abs(cell))]
+
+    start = [*initial, *[ops.zeros_like(initial[0])] * 3]
+    with replaced(part.cell, "call", step):
+        last, outputs, found = keras.layers.RNN.inner_loop(part, sequences, start, mask, training)
+    _, _, lowest, highest, largest = found
+    states, cells = (
+        ops.concatenate(ends, axis=-1) for ends in ((lowest, highest), (-largest, largest))
+    )
+    return _Seen(last, outputs, states, cells)
 
 
 def run_layers(
     parts: Mapping[str, Any],
     call: Callable[[], Any],
     integer: Callable[[str, Any, Any], Any] | None = None,
-    observe: Callable[[str, Any], None] = lambda name, cells: None,
+    observe: Callable[[str, Any], None] | None = None,
+    extremes_only: bool = False,
 ) -> tuple[Any, list[Any]]:
-    """Returns what calls LSTM layers, with integers where possible, and the float states.
+    """Returns what calls LSTM layers, with integers where possible, and values of their states.
 
     Args:
         parts: The layers, as `core.lstm_layers.lstm_parts` returns them.
         call: Calls them.
         integer: `(name, layer, sequences) -> states of all time steps`; not called for sequences
             with a mask or of another type than float32. Defaults to none.
-        observe: `(name of the range, values)`, called with the cell states of a layer that is
-            computed in float.
+        observe: `(name of the range, values)`, called with cell states of all time steps of a layer
+            that is computed in float. Defaults to none.
+        extremes_only: Whether only the ends of the values matter. Defaults to False.
 
     Returns:
-        What `call` returns, and the states of all time steps of each layer computed in float.
+        What `call` returns, and, with `observe`, states of all time steps of each layer computed in
+        float.
     """
     import keras
 
     seen = []
 
     def loop(name: str, part: Any) -> Callable[..., Any]:
+        plain = part.inner_loop
+
         def inner_loop(
             sequences: Any, initial_state: Any, mask: Any, training: Any = False
         ) -> tuple[Any, Any, Any]:
             types = {part.compute_dtype, keras.backend.standardize_dtype(sequences.dtype)}
             if integer is not None and mask is None and types == {"float32"}:
                 states = integer(name, part, sequences)
-            else:
-                states, cells = float_states(part, sequences, initial_state, mask, training)
-                observe(cell_name(name), cells)
-                seen.append(states)
-            return states[:, -1], states, initial_state
+                return states[:, -1], states, initial_state
+            if observe is None:
+                found: tuple[Any, Any, Any] = plain(
+                    sequences, initial_state, mask=mask, training=training
+                )
+                return found
+            watch = _extremes if extremes_only and mask is None else _all_states
+            watched = watch(part, sequences, initial_state, mask, training)
+            observe(cell_name(name), watched.cells)
+            seen.append(watched.states)
+            return watched.last, watched.outputs, initial_state
 
         return inner_loop
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pickle
 from typing import Any
 
@@ -23,7 +24,7 @@ from edgecompress.core.record import CompressionRecord, record_of
 from edgecompress.engines.run import run_engine
 from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.precisions.integer_arithmetic import Grid
-from edgecompress.precisions.integer_lstm import layer_states, shifted_twice
+from edgecompress.precisions.integer_lstm import layer_states, run_layers, shifted_twice
 from edgecompress.precisions.requantization import REQUANTIZATIONS, shifted_right
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("float_once")]
@@ -162,6 +163,23 @@ def test_time_steps_are_those_of_the_operator() -> None:
         found = np.asarray(layer_states(lstm, values, source, target, largest, arithmetic))
         wanted = run_engine(engine, made.data, [codes]).outputs[0].reshape(40, 9, 5)
         np.testing.assert_array_equal(np.rint(found / target.scale) + target.zero_point, wanted)
+
+
+@pytest.mark.parametrize("sequences", [True, False])
+def test_extremes_of_states_are_those_of_all_states(sequences: bool) -> None:
+    lstm = layers.LSTM(3, return_sequences=sequences, name="one")
+    x = np.random.default_rng(1).normal(size=(5, 4, 2)).astype(np.float32)
+    wanted, found = np.asarray(lstm(x)), []
+    for extremes_only in (False, True):
+        cells: dict[str, Any] = {}
+        run = functools.partial(lstm, x)
+        outputs, (states,) = run_layers(
+            lstm_parts(lstm), run, observe=cells.__setitem__, extremes_only=extremes_only
+        )
+        np.testing.assert_allclose(outputs, wanted, atol=1e-6)
+        found.append((np.min(states), np.max(states), np.abs(cells["one/cell"]).max()))
+    np.testing.assert_allclose(*found, atol=1e-6)
+    assert found[0][0] < wanted.min() + 1e-6 and found[0][2] > wanted.max()
 
 
 def test_one_engine_rounds_products_twice() -> None:

@@ -1,12 +1,18 @@
 """What becomes of each Keras layer in an int8 file: a table of tiny models, one layer each.
 
     python benchmarks/layer_support.py [--only PART] [--precision int8]
+    python benchmarks/layer_support.py --train [--only PART]
 
 Each model is converted with 64 random calibration samples and runs in LiteRT and in TensorFlow Lite
 Micro (reference kernels). A row gives the operators, the tensors left in float ("none": all
 integer), the signal-to-noise ratio of the outputs against Keras in both engines (SQNR, in dB, above
 20 is usual for int8), whether a Cortex-M4 with CMSIS-NN runs all its operators, and whether
 quantization-aware training simulates the layer, else why not.
+
+With `--train`, the layer is followed by a Dense layer or a convolution and trained for eight steps;
+the file is made without calibration data. A row gives how many steps of the output the model as
+`fit` validates it, `simulate`, and `simulate(engine=...)` are from the file in LiteRT, or in
+TensorFlow Lite Micro, at most.
 """
 
 from __future__ import annotations
@@ -25,13 +31,16 @@ import numpy as np
 from keras import layers as kl
 from keras import ops
 
+import edgecompress as ec
 from edgecompress.converters import float32, int8, tables
 from edgecompress.converters.loaders import wrap
 from edgecompress.converters.real_values import dequantize, quantized_inputs
 from edgecompress.core.errors import EdgeCompressError
 from edgecompress.core.fusion import analyse
+from edgecompress.core.record import record_of
 from edgecompress.engines.run import run_engine
 from edgecompress.precisions import PRECISIONS
+from edgecompress.simulation import EngineSimulation
 from edgecompress.targets.checks import check
 from edgecompress.targets.operators import unsupported
 from edgecompress.targets.profile import load_target
@@ -138,7 +147,12 @@ for _name, _shape, _build in (
     ("GroupNormalization", _MAP, lambda x: kl.GroupNormalization(2)(x)),
     ("UnitNormalization", _ROW, lambda x: kl.UnitNormalization()(x)),
     ("Normalization, columns of very different ranges", (4,), normalization),
-    ("Rescaling", _MAP, lambda x: kl.Conv2D(4, 3)(kl.Rescaling(0.5, 0.1)(x))),
+    ("Normalization", _MAP,
+     lambda x: kl.Conv2D(4, 3)(kl.Normalization(mean=[0.1] * 4, variance=[2.0] * 4)(x))),
+    ("Rescaling", _MAP, lambda x: kl.Conv2D(4, 3)(kl.Rescaling(0.5)(x))),
+    ("Rescaling with an offset", _MAP, lambda x: kl.Conv2D(4, 3)(kl.Rescaling(0.5, 0.1)(x))),
+    ("Rescaling with an offset, padded", _MAP,
+     lambda x: kl.Conv2D(4, 3, padding="same")(kl.Rescaling(0.5, 0.1)(x))),
     ("MultiHeadAttention", _ROW, lambda x: kl.MultiHeadAttention(2, 4)(x, x)),
     ("MultiHeadAttention, causal", _ROW, masked),
     ("GroupQueryAttention", _ROW, lambda x: kl.GroupQueryAttention(4, 4, 2)(x, x)),
@@ -317,22 +331,85 @@ def said(error: object) -> str:
     return " ".join(str(error).replace("|", "/").split())[:160]
 
 
+class Validation(keras.callbacks.Callback):
+    """Keeps the outputs of the model under the arithmetic of training."""
+
+    def __init__(self, samples: Any) -> None:
+        super().__init__()
+        self._samples = samples
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Computes them in inference."""
+        self.outputs = np.asarray(self.model(self._samples, training=False))
+
+
+def trained_row(name: str) -> str:
+    """Returns how far training and simulations of a model are from its file, in steps."""
+    keras.utils.set_random_seed(0)
+    inputs, found = MODELS[name]()
+    if "float" in found.dtype and len(found.shape) in (2, 3):
+        found = kl.Dense(5)(kl.LeakyReLU()(found))
+    elif "float" in found.dtype and len(found.shape) == 4:
+        found = kl.Conv2D(4, 2)(kl.LeakyReLU()(found))
+    model = keras.Model(inputs, found)
+    rng = np.random.default_rng(0)
+    samples = samples_for(model, rng)[0]
+    validation = Validation(samples)
+    try:
+        model.compile(keras.optimizers.SGD(0.05), "mse")
+        labels = rng.normal(size=(SAMPLES, *model(samples[:1]).shape[1:])).astype(np.float32)
+        callbacks = [ec.QuantizationAwareTraining(), validation]
+        model.fit(samples, labels, epochs=2, batch_size=16, verbose=0, callbacks=callbacks)
+        artifact = int8.convert(float32.convert(model), record=record_of(model))
+        flat = artifact.flat
+        output = flat.tensors[flat.outputs[0]]
+        given = quantized_inputs(flat, [samples])
+        real = {
+            engine: dequantize(run_engine(engine, artifact.data, given).outputs[0], output)
+            for engine in ("litert", "tflm")
+        }
+    except (EdgeCompressError, ValueError) as error:
+        return f"| {name} | {said(error)} | | | |"
+
+    def steps(values: Any, engine: str) -> str:
+        error = np.abs(np.asarray(values).reshape(real[engine].shape) - real[engine])
+        return f"{np.rint(error / output.scales[0]).max():.0f}"
+
+    parts = [
+        steps(validation.outputs, "litert"),
+        steps(ec.simulate(model)(samples), "litert"),
+    ]
+    for engine in real:
+        try:
+            parts.append(steps(EngineSimulation(artifact, engine).predict([samples]), engine))
+        except EdgeCompressError as error:
+            parts.append(str(error).split(" (")[0] + " not known")
+    return f"| {name} | {' | '.join(parts)} |"
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="part of a model's name")
     parser.add_argument("--after", default="", help="name of a model to begin after")
     parser.add_argument("--precision", default="int8", choices=list(PRECISIONS))
+    parser.add_argument("--train", action="store_true", help="train, and compare with the file")
     arguments = parser.parse_args()
+    names = list(MODELS)
+    names = names[names.index(arguments.after) + 1 if arguments.after else 0 :]
+    names = [name for name in names if arguments.only.lower() in name.lower()]
+    if arguments.train:
+        print("| layer | validation | simulate | LiteRT | TFLM |\n| --- | --- | --- | --- | --- |")
+        for name in names:
+            print(trained_row(name), flush=True)
+        return
     print(
         "| layer | operators | float left | LiteRT, dB | TFLM, dB | Cortex-M4 | simulated in "
         "training |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- |")
-    names = list(MODELS)
-    for name in names[names.index(arguments.after) + 1 if arguments.after else 0 :]:
-        if arguments.only.lower() in name.lower():
-            print(row(name, arguments.precision), flush=True)
+    for name in names:
+        print(row(name, arguments.precision), flush=True)
 
 
 if __name__ == "__main__":

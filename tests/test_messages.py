@@ -26,7 +26,8 @@ _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
 _OTHERS = {
     "--bundle", "--fashion-mnist", "--force-reinstall", "--images", "--lanes",
     "--max-operators", "--mnist", "--models", "--pairs", "--published", "--resnet", "--results",
-    "--rounds", "--seeds", "--tag", "--tflm-images", "--thinness", "--warmups", "--watch",
+    "--rounds", "--seeds", "--tag", "--tflm-images", "--thinness", "--train", "--warmups",
+    "--watch",
 }  # fmt: skip
 
 

@@ -328,8 +328,6 @@ def lower(
         return _unsupported("it reads the mask of its input")
     if (run := composite(layer, args, kwargs)) is not None:
         return recorded(run, layer, args, kwargs)
-    # Resizing is called with `training`, which changes nothing.
-    plain = plain or kind.operator == "resizing"
     if not plain or kind.operator not in LOWERINGS:
         return _unsupported("it is called with additional arguments or constants")
     if type(layer).__name__ == "SeparableConv1D" and layer.padding == "causal":

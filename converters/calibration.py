@@ -233,7 +233,7 @@ def _checked(array: np.ndarray, spec: InputSpec, argument: str) -> np.ndarray:
                 got,
                 "Give x.astype('float32') with the scaling that training used (e.g. / 255).",
             )
-        array = array.astype(np.float32)
+        array = array.astype(np.float32, copy=False)
         if not np.isfinite(array).all():
             bad = int(np.count_nonzero(~np.isfinite(array)))
             raise ArgumentError(

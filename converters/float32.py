@@ -20,9 +20,11 @@ import numpy as np
 
 from edgecompress.converters.calibration import tensor_values
 from edgecompress.converters.fused_lstm import has_marks, layers_of_lstms, replace_marks
+from edgecompress.converters.lean_freezing import lean_freezing
 from edgecompress.converters.loaders import LoadedModel, example_inputs, wrap
 from edgecompress.converters.portable.base import PORTABLE, Rewritten, rewritten
 from edgecompress.core.errors import ConversionError, UnsupportedModelError, few, one_line
+from edgecompress.core.freed_memory import give_back
 from edgecompress.core.inner_kernels import inner_kernels
 from edgecompress.core.keras_graph import functional_of, walk_layers
 from edgecompress.core.layer_kinds import int8_kernels
@@ -162,6 +164,9 @@ def convert(model: Any, taps: bool = True, verbose: bool = False) -> Float32Resu
     tensors: dict[str, int] = {}
     if taps:
         tensors = _find_taps(loaded, raw, values, sample, notes)
+    # The values of all tensors, and those of the taps.
+    del values
+    give_back()
     folded, owners = _match_kernels(loaded, raw, notes)
     named = _tensor_names(loaded, raw, tensors)
     notes += _rewrites(loaded, made)
@@ -243,7 +248,12 @@ def to_flatbuffer(model: LoadedModel | Trace, verbose: bool = False) -> bytes:
             converter.experimental_lower_to_saved_model = False
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
             converter.allow_custom_ops = marked = has_marks(concrete)
-            data = bytes(converter.convert())
+            # It would be unpacked and packed once more for metadata that are removed here.
+            converter.exclude_conversion_metadata = True
+            with lean_freezing():
+                data = bytes(converter.convert())
+            del converter
+            give_back()
             return replace_marks(data) if marked else data
     # The converter raises its own error type and, for models it cannot trace, any other.
     except Exception as error:

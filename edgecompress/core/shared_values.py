@@ -17,6 +17,8 @@ import numpy as np
 MOST_VALUES = 128
 # This many weights of an ordinary kernel have more than MOST_VALUES values: no need to sort it.
 _PROBE = 4096
+# Weights that are compared at a time.
+_AT_ONCE = 1 << 16
 # Folding multiplies float32 numbers, at most twice.
 _FOLDING = 1e-5
 
@@ -107,12 +109,19 @@ def fold_factors(kernel: np.ndarray, folded: np.ndarray) -> np.ndarray | None:
     """
     if kernel.shape != folded.shape:
         return None
-    # Nearly all pairs that do not match differ in their first channel.
-    if len(kernel) > 1 and fold_factors(kernel[:1], folded[:1]) is None:
-        return None
-    small, large = kernel.astype(np.float64), folded.astype(np.float64)
-    rows, largest = np.arange(len(small)), np.abs(small).argmax(1)
-    base = small[rows, largest]
-    factors = np.divide(large[rows, largest], base, out=np.zeros_like(base), where=base != 0)
-    error = np.abs(large - factors[:, None] * small).max(1)
-    return factors if (error <= _FOLDING * np.abs(large).max(1)).all() else None
+    found: list[np.ndarray] = []
+    # Nearly all pairs that do not match differ in their first channel; the others are compared a
+    # few at a time, since float64 copies of all of them would take much memory.
+    start, count = 0, 1
+    while start < len(kernel):
+        small = kernel[start : start + count].astype(np.float64)
+        large = folded[start : start + count].astype(np.float64)
+        rows, largest = np.arange(len(small)), np.abs(small).argmax(1)
+        base = small[rows, largest]
+        factors = np.divide(large[rows, largest], base, out=np.zeros_like(base), where=base != 0)
+        error = np.abs(large - factors[:, None] * small).max(1)
+        if not (error <= _FOLDING * np.abs(large).max(1)).all():
+            return None
+        found.append(factors)
+        start, count = start + count, max(1, _AT_ONCE // kernel.shape[1])
+    return np.concatenate(found)

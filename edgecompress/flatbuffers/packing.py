@@ -28,8 +28,9 @@ class _Builder(flatbuffers.Builder):
     bytes for each channel, nearly always zero: shared, they are stored once for each length.
     """
 
-    def __init__(self) -> None:
-        super().__init__(1024)
+    def __init__(self, size: int = 1024) -> None:
+        """Starts with room for `size` bytes; whenever that is used up, it doubles."""
+        super().__init__(size)
         self._vectors: dict[tuple[str, bytes], int] = {}
         self.tables: dict[tuple[Any, ...], int] = {}
 
@@ -121,10 +122,14 @@ def pack(model: Any) -> bytes:
     change.
     """
     _share_buffers(model)
-    builder = _Builder()
+    values = sum(
+        len(buffer.data) + _ALIGNMENT for buffer in model.buffers if buffer.data is not None
+    )
+    builder = _Builder(values + max(1024, values // 16))
     with _shared_tables(model):
         builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
-    return bytes(builder.Output())
+    # One copy: `Output` makes another.
+    return bytes(memoryview(builder.Bytes)[builder.Head() :])
 
 
 def _share_buffers(model: Any) -> None:
@@ -136,7 +141,7 @@ def _share_buffers(model: Any) -> None:
     for index, buffer in enumerate(model.buffers):
         # A plain sequence of integers packs far slower than an array.
         values = np.asarray([] if buffer.data is None else buffer.data, np.uint8)
-        content = hashlib.sha256(values.tobytes()).digest()
+        content = hashlib.sha256(np.ascontiguousarray(values).data).digest()
         if content not in known:
             known[content] = len(buffers)
             buffers.append(schema.BufferT(data=values))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from edgecompress.converters.formats import FORMATS, Format, FormatRequest, file_stem
 from edgecompress.core.errors import ArgumentError
+from edgecompress.core.freed_memory import give_back
 from edgecompress.core.handover import spilled
 from edgecompress.core.labelled import Labelled
 from edgecompress.core.suppress_output import suppress_output
@@ -89,6 +90,7 @@ def _read_keras(request: BuildRequest, progress: Progress) -> Inputs:
     labelled = labelled_data(evaluate, loaded, samples, labels)
     if evaluate is not None and labelled is not None:
         labelled = replace(labelled, x=tuple(map(spilled, labelled.x)))
+    give_back()
     taken = [
         f"{len(data[0])} samples were taken from what {argument} yields."
         for argument, source, data in (
@@ -164,6 +166,7 @@ def recalled(inputs: Inputs, job: FormatRequest, chosen: Format) -> Inputs | Non
     sources = chosen.sources(job)
     if sources is None:
         return None
+    give_back()
     runs, simulated = [], None
     samples = inputs.samples
     if samples is None and labelled is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from edgecompress.core import shared_values
 from edgecompress.core.shared_values import (
     channels_first,
     codes,
@@ -79,6 +80,24 @@ def test_factors_of_binary_and_ternary_channels_keep_their_scales(levels: tuple[
     assert shares_values(kernel)
     assert not per_tensor(kernel, (-1,))
     assert per_tensor(clustered((3, 3, 8, 20)) * np.repeat([0.5, 1], 10), (-1,)) is False
+
+
+def test_fold_factors_of_kernels_that_are_compared_in_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kernel = np.random.default_rng(0).normal(size=(11, 7)).astype(np.float32)
+    factors = np.linspace(-2, 2, 11)
+    folded = (kernel * factors[:, None]).astype(np.float32)
+    whole = fold_factors(kernel, folded)
+    assert whole is not None
+    np.testing.assert_allclose(whole, factors, rtol=1e-6)
+    for at_once in (1, 21):
+        monkeypatch.setattr(shared_values, "_AT_ONCE", at_once)
+        np.testing.assert_array_equal(fold_factors(kernel, folded), whole)
+        for row in range(11):
+            wrong = folded.copy()
+            wrong[row, 3] += 1
+            assert fold_factors(kernel, wrong) is None
 
 
 def test_fold_factors() -> None:

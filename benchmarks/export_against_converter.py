@@ -1,20 +1,27 @@
 """Compares what an int8 export costs with TensorFlow's own converter, in fresh processes, in turns.
 
     python benchmarks/export_against_converter.py [--models mobilenet_v2 ds_cnn ...] [--pairs 3]
+        [--results results.json] [--docs docs/converters.md]
 
 The export is the whole command: conversion, calibration with 100 random samples, runs in the
 engines, agreement, checks for a phone, report. The converter only makes its file: full integer,
 the same samples. Each row: user and system time of all processes, the most memory that they held
 together (proportional set size, sampled 20 times a second), bytes of the file, and microseconds of
-an inference in LiteRT with one thread (the median of 5 runs of each file, in turns).
+an inference in LiteRT with one thread (the median of 5 runs of each file, in turns). `floor` is
+what importing TensorFlow and Keras alone costs, as shares of the converter's time and memory.
 
-Linux only. With the defaults about 15 minutes on two cores; the first pair of a model warms the
-disk's cache and is left out.
+With `--results`, pairs are kept in that file, and a benchmark that was interrupted, or asked for
+more pairs, continues. With `--docs`, the table of all results replaces what is between the page's
+markers.
+
+Linux only. With the defaults about 12 minutes on two cores that do nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import os
 import statistics
 import subprocess
@@ -24,8 +31,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from precision_engines import replaced
 from rich.console import Console
 
 _SAMPLES = 100
@@ -43,6 +52,9 @@ converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
 converter.inference_input_type = converter.inference_output_type = tf.int8
 open(sys.argv[3], "wb").write(converter.convert())
 """
+
+
+_IMPORT = "import tensorflow, keras"
 
 
 def _application(name: str, side: int) -> Callable[[], object]:
@@ -165,61 +177,96 @@ def _latencies(files: list[Path]) -> list[float]:
     return [statistics.median(found) for found in runs]
 
 
-def _compare(name: str, pairs: int, scratch: Path, console: Console) -> list[str]:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+def _saved(name: str, folder: Path) -> None:
+    """Saves the model, with seeded random weights, and the samples."""
     import keras
 
-    folder = scratch / name
-    folder.mkdir()
     keras.utils.set_random_seed(0)
     model = _MODELS[name]()
     model.save(folder / "model.keras")  # type: ignore[attr-defined]
     shape = model.input_shape[1:]  # type: ignore[attr-defined]
-    x = np.random.default_rng(0).uniform(-1, 1, (_SAMPLES, *shape)).astype("float32")
+    # EfficientNet scales pixels itself.
+    low, high = (0, 255) if name.startswith("efficientnet") else (-1, 1)
+    x = np.random.default_rng(0).uniform(low, high, (_SAMPLES, *shape)).astype("float32")
     np.savez(folder / "x.npz", x=x)
-    del model, x
     keras.backend.clear_session()
-    theirs = [sys.executable, "-P", "-c", _CONVERTER, "model.keras", "x.npz", "theirs.tflite"]
-    ours = [sys.executable, "-P", "-m", "edgecompress", "export", "model.keras", "-t", "pixel-8",
-            "--calibration", "x.npz", "-o", "out", "--quiet"]  # fmt: skip
-    costs: list[tuple[Cost, Cost]] = []
-    for number in range(pairs + 1):
-        console.print(f"{name}: pair {number} of {pairs}")
-        order = (theirs, ours) if number % 2 else (ours, theirs)
-        found = [_run(command, folder) for command in order]
-        costs.append((found[0], found[1]) if number % 2 else (found[1], found[0]))
-    costs = costs[1:]
-    files = [folder / "theirs.tflite", next((folder / "out").glob("*_int8.tflite"))]
+
+
+def _measure(name: str, pairs: int, results: dict[str, Any], save: Callable[[], None]) -> None:
+    """Adds pairs of a model to the results until there are enough."""
+    found = results.setdefault(name, {"pairs": []})
+    if len(found["pairs"]) >= pairs:
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        _saved(name, folder)
+        theirs = [sys.executable, "-P", "-c", _CONVERTER, "model.keras", "x.npz", "theirs.tflite"]
+        ours = [sys.executable, "-P", "-m", "edgecompress", "export", "model.keras", "-t",
+                "pixel-8", "--calibration", "x.npz", "-o", "out", "--quiet"]  # fmt: skip
+        while len(found["pairs"]) < pairs:
+            number = len(found["pairs"])
+            Console(stderr=True).print(f"{name}: pair {number + 1} of {pairs}")
+            # Who goes first alternates: a machine that gets slower favours neither.
+            order = (theirs, ours) if number % 2 else (ours, theirs)
+            costs = [_run(command, folder) for command in order]
+            costs = costs if number % 2 else costs[::-1]
+            costs.append(_run([sys.executable, "-P", "-c", _IMPORT], folder))
+            found["pairs"].append([dataclasses.asdict(cost) for cost in costs])
+            save()
+        files = [folder / "theirs.tflite", next((folder / "out").glob("*_int8.tflite"))]
+        found["bytes"] = [file.stat().st_size for file in files]
+        found["latency_us"] = _latencies(files)
+        save()
+
+
+def _row(name: str, found: dict[str, Any]) -> str:
     cells = [name]
-    for label in ("cpu_s", "memory"):
-        a = statistics.median(getattr(pair[0], label) for pair in costs)
-        b = statistics.median(getattr(pair[1], label) for pair in costs)
-        ratio = statistics.median(getattr(q, label) / getattr(p, label) for p, q in costs)
-        shown = (
-            (f"{a:.1f}", f"{b:.1f}") if label == "cpu_s" else (f"{a / 1e6:.0f}", f"{b / 1e6:.0f}")
+    for label, unit, digits in (("cpu_s", 1, 1), ("memory", 1e6, 0)):
+        columns = list(
+            zip(*([cost[label] for cost in pair] for pair in found["pairs"]), strict=True)
         )
-        cells += [*shown, f"{ratio:.2f}"]
-    sizes = [file.stat().st_size for file in files]
-    latencies = _latencies(files)
-    cells += [f"{size:,}" for size in sizes]
-    cells += [f"{latencies[1] / latencies[0]:.3f}"]
-    return cells
+        theirs, ours, floor = (statistics.median(column) / unit for column in columns)
+        ratio = statistics.median(b / a for a, b, _ in zip(*columns, strict=True))
+        cells += [f"{theirs:.{digits}f}", f"{ours:.{digits}f}", f"{ratio:.2f}"]
+        cells.append(f"{floor / theirs:.2f}")
+    cells += [f"{size:,}" for size in found["bytes"]]
+    cells.append(f"{found['latency_us'][1] / found['latency_us'][0]:.2f}")
+    cells.append(str(len(found["pairs"])))
+    return f"| {' | '.join(cells)} |"
+
+
+def _table(results: dict[str, Any]) -> str:
+    head = ("model", "converter, s", "export, s", "ratio", "floor", "converter, MB", "export, MB",
+            "ratio", "floor", "converter, bytes", "export, bytes", "latency", "pairs")  # fmt: skip
+    rows = [_row(name, results[name]) for name in _MODELS if "bytes" in results.get(name, {})]
+    return "\n".join([f"| {' | '.join(head)} |", "| --- |" + " ---: |" * (len(head) - 1), *rows])
 
 
 def main() -> int:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=_MODELS, default=list(_MODELS))
-    parser.add_argument("--pairs", type=int, default=3, help="counted runs of each")
+    parser.add_argument("--pairs", type=int, default=3, help="runs of each")
+    parser.add_argument("--results", type=Path)
+    parser.add_argument("--docs", type=Path)
     options = parser.parse_args()
-    console = Console(stderr=True)
-    print("| model | converter, s | export, s | ratio | converter, MB | export, MB | ratio "
-          "| converter, bytes | export, bytes | latency ratio |")  # fmt: skip
-    print("| --- |" + " ---: |" * 9)
-    with tempfile.TemporaryDirectory() as scratch:
-        for name in options.models:
-            print("| " + " | ".join(_compare(name, options.pairs, Path(scratch), console)) + " |",
-                  flush=True)  # fmt: skip
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    results: dict[str, Any] = {}
+    if options.results is not None and options.results.exists():
+        results = json.loads(options.results.read_text(encoding="utf-8"))
+
+    def save() -> None:
+        if options.results is not None:
+            options.results.write_text(json.dumps(results, indent=1), encoding="utf-8")
+
+    for name in options.models:
+        _measure(name, options.pairs, results, save)
+    table = _table(results)
+    print(table)
+    if options.docs is not None:
+        page = options.docs.read_text(encoding="utf-8")
+        page = replaced(page, "export against converter", table)
+        options.docs.write_text(page, encoding="utf-8")
     return 0
 
 

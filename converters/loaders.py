@@ -27,6 +27,7 @@ from edgecompress.core.errors import (
 )
 from edgecompress.core.files import sha256
 from edgecompress.core.finite import check_weights
+from edgecompress.core.handover import leave_unread
 from edgecompress.core.keras_graph import walk_layers
 from edgecompress.core.learnt_ranges import settled_record, valid_record
 from edgecompress.core.model_copy import in_float32
@@ -128,6 +129,8 @@ class LoadedModel:
                 for start in range(0, len(inputs[0]), batch):
                     given = [tf.convert_to_tensor(x[start : start + batch]) for x in inputs]
                     parts.append([np.asarray(y) for y in compute(given)])
+                    if much:
+                        leave_unread()
         except Exception as error:
             raise UnsupportedModelError(
                 f"Model {self.name!r} fails on the given data: {one_line(error)}"

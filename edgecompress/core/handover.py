@@ -42,11 +42,13 @@ class _State:
         folder: For its files; None if nothing may run apart.
         may_fork: Whether it has not yet been forked.
         files: Address and bytes of an array that is a map of a file -> its file and place there.
+        maps: The maps of these files.
     """
 
     folder: Path | None = None
     may_fork: bool = False
     files: dict[tuple[int, int], tuple[str, int]] = field(default_factory=dict)
+    maps: list[mmap.mmap] = field(default_factory=list)
 
 
 _state = _State()
@@ -113,10 +115,17 @@ def spilled(array: np.ndarray) -> np.ndarray:
         return array
     path = folder / f"array_{len(_state.files)}"
     array.tofile(path)
-    # A plain array, which is pickled without a copy.
-    mapped = np.asarray(np.memmap(path, array.dtype, "r", shape=array.shape))
+    with open(path, "rb") as file:
+        _state.maps.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    mapped = np.frombuffer(_state.maps[-1], array.dtype).reshape(array.shape)
     _state.files[_address(mapped), array.nbytes] = (path.name, 0)
     return mapped
+
+
+def leave_unread() -> None:
+    """Takes the values of spilled arrays out of memory until they are read again."""
+    for spilled_map in _state.maps:
+        spilled_map.madvise(mmap.MADV_DONTNEED)
 
 
 def _address(array: np.ndarray) -> int:

@@ -19,9 +19,18 @@ from edgecompress.core.errors import ArgumentError
 
 SAMPLES = np.arange(1 << 19, dtype=np.float32)
 
+def resident():
+    # KiB of files in memory.
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssFile"))
+
 def first():
     import colorsys
     samples = handover.spilled(SAMPLES.reshape(2, -1))
+    samples.sum()
+    before = resident()
+    handover.leave_unread()
+    assert resident() < before - 1000, (before, resident())
     # Nested, so not run apart: there is no third process.
     assert handover.apart(lambda: 1) is None
     return {"pid": os.getpid(), "samples": samples, "same": samples, "small": np.arange(3),

@@ -48,8 +48,8 @@ _MOST_FILES = 10_000
 _SILENCE_S = 7200.0
 _PLAIN_NAME = re.compile(r"[^/\\\x00-\x1f\x7f]{1,255}")
 _DEEPEST = 4
-# Keras imports them, if they are installed, for functions that only users call; that takes 0.5 s.
-_UNUSED = ("matplotlib", "PIL", "requests")
+# Keras imports it, if it is installed, for functions that only users call; that takes 0.4 s.
+_UNUSED = ("matplotlib",)
 _HINT = (
     "Set EDGECOMPRESS_MAX_MEMORY_MIB or EDGECOMPRESS_MAX_CPU_MINUTES for a model that needs more."
 )

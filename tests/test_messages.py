@@ -25,9 +25,9 @@ _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
 # of the examples of plugins.
 _OTHERS = {
     "--bundle", "--docs", "--fashion-mnist", "--force-reinstall", "--images", "--lanes",
-    "--max-operators", "--mnist", "--models", "--pairs", "--published", "--resnet", "--results",
-    "--rounds", "--seeds", "--tag", "--tflm-images", "--thinness", "--train", "--warmups",
-    "--watch",
+    "--max-operators", "--mnist", "--models", "--networks", "--pairs", "--published", "--resnet",
+    "--results", "--rounds", "--seeds", "--tag", "--tflm-images", "--thinness", "--train",
+    "--warmups", "--watch",
 }  # fmt: skip
 
 

@@ -77,6 +77,10 @@ def masked_scores(graph: Graph, operator: Operator) -> int | None:
         return None
     place = _mask(graph, operator)
     if place is None:
+        # Masked shares are 0, which every range contains.
+        constants = ((n, graph.values(operator, n)) for n in (1, 2))
+        place = next((n for n, v in constants if v is not None and not v.any()), None)
+    if place is None:
         return None
     return next(i for position, i in enumerate(operator.inputs) if position not in (0, place))
 

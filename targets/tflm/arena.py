@@ -40,6 +40,7 @@ from edgecompress.targets.tflm.arena_rules import (
     Unmeasured,
     described_bytes,
     has_quantization,
+    require_compared,
     round_up,
 )
 
@@ -381,6 +382,8 @@ def _needs(model: FlatModel, family: str) -> tuple[list[OperatorMemory], list[Un
             unknown.append(UnknownOperator(operator.index, operator.name, reason))
             continue
         try:
+            if family == "mve":
+                require_compared(model, operator)
             needs.append(rule(model, operator, family))
         except Unmeasured as error:
             unknown.append(UnknownOperator(operator.index, operator.name, str(error)))

@@ -20,6 +20,7 @@ from edgecompress.targets.tflm.arena_rules.base import (
     has_quantization,
     round_up,
 )
+from edgecompress.targets.tflm.arena_rules.vectors import require_compared
 
 __all__ = [
     "ALIGNMENT",
@@ -33,6 +34,7 @@ __all__ = [
     "described_bytes",
     "has_quantization",
     "plain",
+    "require_compared",
     "round_up",
     "shaped",
     "weighted",

@@ -93,6 +93,22 @@ def test_every_operator_to_the_byte() -> None:
     assert min(checked.values()) > 1000 and len(checked) >= 2
 
 
+def test_what_no_vector_core_was_measured_with_is_unknown_there() -> None:
+    wide = {"GATHER", "BATCH_MATMUL", "RSQRT", "SELECT_V2", "CAST", "ABS"}
+    seen = set()
+    for row in _operator_rows():
+        if row["operator"] in wide:
+            arena = operators.computed(operators.model_of(row), "cmsis-nn mve")
+            assert arena.used is None and "vector instructions" in str(arena.unknown[0])
+            seen.add(row["operator"])
+        elif row["operator"] == "RELU":
+            known = row["inputs"].startswith("INT8")
+            assert (
+                operators.computed(operators.model_of(row), "cmsis-nn mve").used is None
+            ) != known
+    assert seen == wide
+
+
 def _int16_case(operator: str, shape: tuple[int, ...], axes: tuple[int, ...] = ()) -> FlatModel:
     T, data = models.T, models.T("INT16", shape, None, (1 / 512,), 0)
     if not axes:

@@ -23,6 +23,7 @@ CALLBACKS: dict[type, Callable[[], Any]] = {
     ec.QuantizationAwareTraining: lambda: ec.QuantizationAwareTraining(),
     ec.WeightClustering: lambda: ec.WeightClustering(4),
     ec.Binarize: lambda: ec.Binarize(first_and_last=True),
+    ec.FixedPointTraining: lambda: ec.FixedPointTraining(8, 5),
     ec.Ternarize: lambda: ec.Ternarize(first_and_last=True),
     ec.PatternBinarization: lambda: ec.PatternBinarization(),
     ec.FastGroupedConvolutions: lambda: ec.FastGroupedConvolutions(),

@@ -27,6 +27,7 @@ _OTHERS = {
     "--bundle", "--docs", "--fashion-mnist", "--force-reinstall", "--images", "--lanes",
     "--max-operators", "--mnist", "--models", "--networks", "--pairs", "--published", "--resnet",
     "--results", "--rounds", "--seeds", "--tag", "--tflm-images", "--thinness", "--train",
+    "--variants",
     "--warmups", "--watch",
 }  # fmt: skip
 

@@ -8,6 +8,8 @@ their values are put into the finished graph, which is the same as without.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import secrets
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,7 +44,8 @@ def lean_freezing() -> Iterator[None]:
             large = isinstance(values, np.ndarray) and _LARGE <= values.nbytes < _LARGEST
             if not large or values.dtype != np.float32:
                 return make(values, dtype, shape, **more)
-            name = f"weights {len(held)}".encode()
+            # No constant of the model can hold it: it is drawn anew, and no array of floats.
+            name = secrets.token_bytes(17)
             held[name] = values
             return TensorProto(
                 dtype=tf.float32.as_datatype_enum,
@@ -55,7 +58,8 @@ def lean_freezing() -> Iterator[None]:
             frozen, graph = original(function, *arguments, **options)
         finally:
             tensor_util.make_tensor_proto = make
-        for node in (*graph.node, *(n for f in graph.library.function for n in f.node_def)):
+        bodies = (inner.node_def for inner in graph.library.function)
+        for node in itertools.chain(graph.node, *bodies):
             if node.op == "Const":
                 tensor = node.attr["value"].tensor
                 if tensor.tensor_content in held:

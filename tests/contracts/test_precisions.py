@@ -111,7 +111,7 @@ def test_it_trains_and_its_file_runs(trainable: Precision) -> None:
     _runs(int8.convert(float32.convert(model), record=record, precision=precision), precision)
 
 
-def test_its_file_after_training_runs(precision: Precision) -> None:
+def test_its_file_without_training_runs(precision: Precision) -> None:
     _runs(int8.convert(float32.convert(_model()), calibration=[X], precision=precision), precision)
 
 

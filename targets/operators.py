@@ -401,7 +401,9 @@ def _differs(model: FlatModel, operator: Operator, kernels: str, family: str) ->
 def _copied_relu6(model: FlatModel, operator: Operator) -> str | None:
     """TensorFlow Lite Micro's RELU6 clamps codes without converting them from scale to scale."""
     source = model.tensor(operator, 0)
-    if operator.code != "RELU6" or source is None or not source.is_quantized:
+    if operator.code != "RELU6" or not operator.outputs:
+        return None
+    if source is None or not source.is_quantized:
         return None
     output = model.output(operator)
     if (source.scales, source.zero_points) == (output.scales, output.zero_points):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -84,7 +85,13 @@ _SHAPES = [(), (0,), (2,), (2, 3), (1, 2, 3), (1, 2, 2, 3), (1, 2, 2, 3, 1)]
 _TARGETS = ("cortex-m4", "cortex-m55", "nucleo-l4r5zi", "pixel-8")
 
 
-def _two_inputs(code: int, first: tuple[int, ...], second: tuple[int, ...]) -> bytes:
+def _two_inputs(
+    code: int,
+    first: tuple[int, ...],
+    second: tuple[int, ...],
+    inputs: Sequence[int] = (0, 1),
+    outputs: Sequence[int] = (2,),
+) -> bytes:
     """Returns an int8 model of one operator without options, its second input constant."""
     scale = schema.QuantizationParametersT(scale=np.float32([0.5]), zeroPoint=np.int64([0]))
     shapes = [first, second, first[::-1]]
@@ -96,7 +103,7 @@ def _two_inputs(code: int, first: tuple[int, ...], second: tuple[int, ...]) -> b
         tensors=tensors,
         inputs=np.int32([0]),
         outputs=np.int32([2]),
-        operators=[schema.OperatorT(inputs=np.int32([0, 1]), outputs=np.int32([2]))],
+        operators=[schema.OperatorT(inputs=np.int32(inputs), outputs=np.int32(outputs))],
     )
     buffers = [schema.BufferT() for _ in range(4)]
     buffers[2].data = np.zeros(np.prod(second, dtype=int), np.uint8)
@@ -104,15 +111,13 @@ def _two_inputs(code: int, first: tuple[int, ...], second: tuple[int, ...]) -> b
     return pack(schema.ModelT(version=3, operatorCodes=codes, subgraphs=[graph], buffers=buffers))
 
 
-def test_every_operator_of_any_rank_is_judged_or_refused() -> None:
-    """No reader or formula takes the number of dimensions for granted."""
+def _judged_and_refused(models: Iterable[bytes]) -> tuple[int, int]:
+    """Reads, inspects and checks models; returns how many were judged and how many refused."""
     targets = [load_target(name) for name in _TARGETS]
-    refused, judged = 0, 0
-    codes = [code for name, code in vars(schema.BuiltinOperator).items() if name.isupper()]
-    pairs = [((1, 2, 3), shape) for shape in _SHAPES] + [(shape, (2, 3)) for shape in _SHAPES]
-    for code, pair in itertools.product(codes, pairs):
+    judged, refused = 0, 0
+    for data in models:
         try:
-            model = read_tflite(_two_inputs(code, *pair))
+            model = read_tflite(data)
             inspect_tflite(model).to_dict()
             for target in targets:
                 check(model, target, Budgets()).to_dict()
@@ -120,7 +125,30 @@ def test_every_operator_of_any_rank_is_judged_or_refused() -> None:
         except EdgeCompressError as error:
             assert "\n" not in str(error)
             refused += 1
+    return judged, refused
+
+
+_CODES = [code for name, code in vars(schema.BuiltinOperator).items() if name.isupper()]
+
+
+def test_every_operator_of_any_rank_is_judged_or_refused() -> None:
+    """No reader or formula takes the number of dimensions for granted."""
+    pairs = [((1, 2, 3), shape) for shape in _SHAPES] + [(shape, (2, 3)) for shape in _SHAPES]
+    judged, refused = _judged_and_refused(
+        _two_inputs(code, *pair) for code, pair in itertools.product(_CODES, pairs)
+    )
     assert judged > 2000 and refused > 50, (judged, refused)
+
+
+def test_every_operator_with_tensors_left_out_is_judged_or_refused() -> None:
+    """No reader or formula takes the number of inputs or outputs for granted."""
+    left_out = [((), (2,)), ((0,), (2,)), ((-1,), (2,)), ((-1, 1), (2,)), ((0, -1), (2,)),
+                ((0, 1), ()), ((), ())]  # fmt: skip
+    judged, refused = _judged_and_refused(
+        _two_inputs(code, (1, 2, 3), (2, 3), *kept)
+        for code, kept in itertools.product(_CODES, left_out)
+    )
+    assert judged > 500 and refused > 10, (judged, refused)
 
 
 @pytest.mark.parametrize("name", _MODELS)

@@ -189,7 +189,8 @@ def _form(
     operator: Operator, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor]
 ) -> Iterable[str]:
     code, options = operator.code, operator.options
-    weights = inputs[1] if len(inputs) > 1 else None
+    # A broken file may leave out any input.
+    source, weights = (*inputs, None, None)[:2]
     if code == _LSTM:
         yield f"inputs {sum(1 << p for p, t in enumerate(inputs) if t is not None):x}"
     elif code in WEIGHTED and code != "BATCH_MATMUL" and weights is not None:
@@ -197,12 +198,11 @@ def _form(
             yield "per-channel"
         if any(weights.zero_points):
             yield "asymmetric"
-        source = inputs[0]
         if code == "CONV_2D" and source is not None and len(weights.shape) == 4:
             channels = source.shape[-1] if source.shape else 0
             if channels != weights.shape[3]:
                 yield "grouped"
-    if code == "RSQRT" and inputs[0] is not None and _signed(inputs[0]):
+    if code == "RSQRT" and source is not None and _signed(source):
         yield "signed"
     if code in _ELEMENTWISE and len({t.shape for t in inputs if t is not None}) > 1:
         yield "broadcast"

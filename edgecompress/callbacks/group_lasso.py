@@ -15,9 +15,11 @@ from edgecompress.callbacks.fused import on_one_device
 from edgecompress.callbacks.fused_penalty import FusedPenalty, PenalizedGroups
 from edgecompress.callbacks.hooks import Hook, UpdateHook, Wrapping, own_training
 from edgecompress.callbacks.layer_choice import LayerChoice, layer_choice, select_layers
-from edgecompress.callbacks.observation import Observation
+from edgecompress.callbacks.observation import Observation, Observed, views_of, why_not
+from edgecompress.callbacks.views import View
 from edgecompress.core.errors import ArgumentError, UnknownNameError, UnsupportedModelError
 from edgecompress.core.keras_graph import named_layers
+from edgecompress.core.kernel_shape import KernelShape
 from edgecompress.core.options import named, named_config
 from edgecompress.criteria import CRITERIA
 from edgecompress.criteria.base import Criterion
@@ -129,6 +131,7 @@ class GroupLasso(CompressionCallback):
         self.end_epoch = end_epoch
         self.criterion: Criterion = named(CRITERIA, criterion, "criterion")
         self._seen: Observation | None = None
+        self._views: Mapping[str, View] = {}
         self._targets: list[_Target] = []
         self._analyses: list[Analysis] = []
         self._frozen: list[FrozenZeros] = []
@@ -224,6 +227,7 @@ class GroupLasso(CompressionCallback):
     def _find_targets(self) -> list[_Target]:
         """Returns the chosen layers whose filters `finalize` can remove; notes the others."""
         self._analyses = analyse(self.model)  # Refuses subclassed models.
+        self._views = views_of(self.criterion, self.model)
         kinds = tuple({type(x) for _, x in named_layers(self.model) if _has_filters(x)})
         chosen = {id(layer) for layer in select_layers(self.model, self.layers, kinds)}
         named = self.layers is not None and not callable(self.layers)
@@ -233,7 +237,11 @@ class GroupLasso(CompressionCallback):
             where = filter_axis(layer)
             if id(layer) not in chosen or where is None:
                 continue
+            shape = KernelShape(tuple(getattr(layer, where.attribute).shape), where.axis)
             reason = _why_not(path, layer, self._analyses)
+            unseen = why_not(self.criterion, layer, shape, self._views)
+            if reason is None and unseen is not None:
+                reason = f"{unseen}, so the criterion {self.criterion} cannot score it"
             if reason is None:
                 norm = next(
                     (a.following_norm[path] for a in self._analyses if path in a.following_norm),
@@ -262,7 +270,7 @@ class GroupLasso(CompressionCallback):
     def _penalize(self) -> None:
         """Adds the penalty to the train step."""
         own = own_training(self.model)
-        if own is None and not self.criterion.statistics and on_one_device(self.model):
+        if own is None and not self.criterion.looks and on_one_device(self.model):
             groups = [target.groups() for target in self._targets]
             for part in FusedPenalty(self.model, groups, self.strength).hooks():
                 self._penalties.append(self.hook(part))
@@ -270,7 +278,7 @@ class GroupLasso(CompressionCallback):
         if own is None:
             for target in self._targets:
                 self._penalties.append(self.hook(target.penalty_hook(self.strength)))
-            if not self.criterion.statistics:
+            if not self.criterion.looks:
                 return
         else:
             self.note(
@@ -280,9 +288,15 @@ class GroupLasso(CompressionCallback):
         self._reached = set()
         hook = self.hook(UpdateHook(before=self._with_gradients))
         self._penalties.append(hook)
-        kernels = [(target.path.replace("/", "_"), target.kernel) for target in self._targets]
-        self._seen = Observation(self.criterion, kernels, hook)
+        kernels = [
+            Observed(target.path.replace("/", "_"), target.layer, target.kernel, target.shape)
+            for target in self._targets
+        ]
+        self._seen = Observation(self.criterion, kernels, hook, self._hook_penalty, self._views)
         self._adds_gradient = own is not None
+
+    def _hook_penalty(self, hook: Hook) -> None:
+        self._penalties.append(self.hook(hook))
 
     def _with_gradients(self, gradients: list[Any], variables: list[Any]) -> list[Any]:
         """Shows the gradients to the criterion, then adds the penalty's; part of the step."""
@@ -343,7 +357,7 @@ class GroupLasso(CompressionCallback):
         return scores
 
     def _zero_weak_filters(self) -> None:
-        if self.criterion.statistics and self._seen is None:
+        if self.criterion.looks and self._seen is None:
             self.note(
                 f"group lasso set no filter to zero: its criterion {self.criterion} has seen no "
                 "step of training. Begin before end_epoch."
@@ -401,7 +415,9 @@ class _Target:
         self, path: str, layer: Any, where: FilterAxis, norm_path: str | None, norm: Any
     ) -> None:
         self.path, self.where, self.norm_path, self.norm = path, where, norm_path, norm
+        self.layer = layer
         self.kernel = getattr(layer, self.where.attribute)
+        self.shape = KernelShape(tuple(self.kernel.shape), where.axis)
         self.gamma = getattr(norm, "gamma", None)
         count = self.kernel.shape[self.where.axis]
         # The group's size includes gamma if it belongs to the group.

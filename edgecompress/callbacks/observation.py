@@ -2,45 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 from keras import ops
 
-from edgecompress.callbacks.hooks import UpdateHook
+from edgecompress.callbacks.hooks import Hook, UpdateHook
+from edgecompress.callbacks.views import VIEWS, View
+from edgecompress.core.kernel_shape import KernelShape
 from edgecompress.criteria.base import Criterion
 
 
+@dataclass(frozen=True)
+class Observed:
+    """A kernel that a criterion scores.
+
+    Attributes:
+        name: Its name, for the statistics.
+        layer: Its layer.
+        variable: Its weights.
+        shape: Its shape and axes.
+    """
+
+    name: str
+    layer: Any
+    variable: keras.Variable
+    shape: KernelShape
+
+
+def views_of(criterion: Criterion, model: keras.Model) -> dict[str, View]:
+    """Returns the views of a model that a criterion needs, by name."""
+    return {name: VIEWS[name](model) for name in criterion.views}
+
+
+def why_not(
+    criterion: Criterion, layer: Any, shape: KernelShape, views: Mapping[str, View]
+) -> str | None:
+    """Returns why a criterion cannot score a layer's kernel; None if it can."""
+    if not criterion.fits(shape):
+        return "it has no separate filters"
+    return next((reason for view in views.values() if (reason := view.missing(layer))), None)
+
+
 class Observation:
-    """The statistics of a criterion for the kernels of a fit, initially zero.
+    """The statistics of a criterion for the kernels of a fit, and its views of the model.
 
     Args:
         criterion: The criterion.
-        kernels: Name -> kernel.
+        kernels: The kernels.
         hook: An attached hook of the fit; it keeps the statistics out of saved files.
+        attach: Attaches further hooks to the fit.
+        views: As `views_of` returns them. Defaults to none.
     """
 
     def __init__(
-        self, criterion: Criterion, kernels: Sequence[tuple[str, keras.Variable]], hook: UpdateHook
+        self,
+        criterion: Criterion,
+        kernels: Sequence[Observed],
+        hook: UpdateHook,
+        attach: Callable[[Hook], Any],
+        views: Mapping[str, View] | None = None,
     ) -> None:
         """Adds the variables, if the criterion needs any."""
         self._criterion = criterion
-        self._kernels = {id(kernel): kernel for _, kernel in kernels}
-        self._kept: dict[int, dict[str, keras.Variable]] = {
-            id(kernel): {
-                statistic: hook.add_variable(kernel.shape, "float32", f"{name}_{statistic}")
+        self._views = dict(views or {})
+        self._kernels = {id(kernel.variable): kernel for kernel in kernels}
+        self._kept: dict[int, dict[str, keras.Variable]] = {}
+        for kernel in kernels:
+            start = criterion.start(kernel.name, kernel.shape)
+            self._kept[id(kernel.variable)] = {
+                statistic: hook.add_variable(
+                    criterion.statistic_shape(kernel.shape), "float32", f"{kernel.name}_{statistic}"
+                )
                 for statistic in criterion.statistics
             }
-            for name, kernel in kernels
-        }
+            for statistic, variable in self._kept[id(kernel.variable)].items():
+                variable.assign(start[statistic])
         self._steps = None
-        if criterion.statistics:
+        if criterion.looks:
             self._steps = hook.add_variable((), "float32", "observed_steps")
             self._steps.assign(0.0)
-        for statistics in self._kept.values():
-            for variable in statistics.values():
-                variable.assign(ops.zeros(variable.shape))
+        layers = [(kernel.layer, kernel.shape.filters or 1) for kernel in kernels]
+        for view in self._views.values():
+            for further in view.begin(layers, hook):
+                attach(further)
 
     @property
     def needed(self) -> bool:
@@ -53,12 +100,18 @@ class Observation:
         return True if self._steps is None else ops.convert_to_tensor(self._steps) > 0
 
     def statistics(self, kernel: keras.Variable) -> Mapping[str, Any]:
-        """Returns the statistics of a kernel as tensors."""
-        return {name: ops.convert_to_tensor(v) for name, v in self._kept[id(kernel)].items()}
+        """Returns the statistics and views of a kernel as tensors."""
+        kept = {name: ops.convert_to_tensor(v) for name, v in self._kept[id(kernel)].items()}
+        layer = self._kernels[id(kernel)].layer
+        return kept | {name: view.tensor(layer) for name, view in self._views.items()}
 
     def scores(self, kernel: keras.Variable) -> Any:
         """Returns the scores of a kernel's weights."""
-        return self._criterion.score(ops.convert_to_tensor(kernel), self.statistics(kernel))
+        return self._criterion.score_kernel(
+            ops.convert_to_tensor(kernel),
+            self.statistics(kernel),
+            self._kernels[id(kernel)].shape,
+        )
 
     def observe(self, gradients: list[Any], variables: list[Any]) -> list[Any]:
         """Shows the criterion the gradients of a step; part of the compiled step.
@@ -73,10 +126,15 @@ class Observation:
             kernel = self._kernels.get(id(variable))
             if kernel is None or gradient is None:
                 continue
-            found = self._criterion.observe(
-                ops.convert_to_tensor(kernel), gradient, self.statistics(kernel), step
+            kept = self._kept[id(variable)]
+            found = self._criterion.observe_kernel(
+                ops.convert_to_tensor(variable),
+                gradient,
+                {name: ops.convert_to_tensor(value) for name, value in kept.items()},
+                step,
+                kernel.shape,
             )
             for name, value in found.items():
-                self._kept[id(kernel)][name].assign(value)
+                kept[name].assign(value)
         self._steps.assign(step + 1)
         return gradients

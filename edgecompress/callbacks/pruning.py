@@ -21,15 +21,17 @@ from edgecompress.callbacks.layer_choice import (
     choose_kernels,
     layer_choice,
 )
-from edgecompress.callbacks.observation import Observation
+from edgecompress.callbacks.observation import Observation, Observed, views_of, why_not
+from edgecompress.callbacks.views import View
 from edgecompress.core.errors import ArgumentError
+from edgecompress.core.kernel_shape import KernelShape
 from edgecompress.core.layer_kinds import exact_kind_of
 from edgecompress.core.options import named, named_config
 from edgecompress.core.registry import Registry
 from edgecompress.criteria import CRITERIA
 from edgecompress.criteria.base import Criterion
 from edgecompress.patterns import PATTERNS
-from edgecompress.patterns.base import KernelShape, Pattern
+from edgecompress.patterns.base import Pattern
 from edgecompress.schedules.base import Schedule, serialize
 
 # Scope -> function that splits the number of kernels into groups sharing one threshold.
@@ -138,6 +140,7 @@ class Pruning(CompressionCallback):
         self._apply: Callable[[], Any] = bool
         self._hook: UpdateHook | None = None
         self._seen: Observation | None = None
+        self._views: Mapping[str, View] = {}
         self._started = False
 
     def settings(self) -> Mapping[str, Any]:
@@ -174,9 +177,11 @@ class Pruning(CompressionCallback):
             for kernel in kernels
         ]
         self._hook = hook
-        self._seen = Observation(
-            self.criterion, [(kernel.layer.name, kernel.variable) for kernel in kernels], hook
-        )
+        observed = [
+            Observed(kernel.layer.name, kernel.layer, kernel.variable, _shape_of(kernel))
+            for kernel in kernels
+        ]
+        self._seen = Observation(self.criterion, observed, hook, self.hook, self._views)
         apply = functools.partial(self._apply_unless_due, self._seen, hook.optimizer)
         self._apply = fused(apply, self.model, [pruned.kernel for pruned in self._pruned])
         if self._seen.needed:
@@ -227,17 +232,24 @@ class Pruning(CompressionCallback):
             )
 
     def _fitting(self, kernels: list[ChosenKernel]) -> list[ChosenKernel]:
-        """Skips kernels that do not fit the pattern."""
+        """Skips kernels that do not fit the pattern or the criterion."""
         chosen = []
+        self._views = views_of(self.criterion, self.model)
         for kernel in kernels:
             shape = _shape_of(kernel)
-            if self.pattern.fits(shape):
+            reason = why_not(self.criterion, kernel.layer, shape, self._views)
+            if not self.pattern.fits(shape):
+                self.note(
+                    f"{kernel.name} is not pruned: its kernel of shape {shape.shape} has no "
+                    f"{self.pattern.title}. Prune it with a separate {type(self).__name__}."
+                )
+            elif reason is not None:
+                self.note(
+                    f"{kernel.name} is not pruned: {reason}, so the criterion {self.criterion} "
+                    f"cannot score it. Prune it with a separate {type(self).__name__}."
+                )
+            else:
                 chosen.append(kernel)
-                continue
-            self.note(
-                f"{kernel.name} is not pruned: its kernel of shape {shape.shape} has no "
-                f"{self.pattern.title}. Prune it with a separate {type(self).__name__}."
-            )
         if not chosen:
             raise ArgumentError(*self._pattern_argument(), " ".join(self.notes))
         return chosen

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from edgecompress.core.options import Number, option
-from edgecompress.criteria.base import CRITERIA, Criterion
+from edgecompress.criteria.base import CRITERIA, Criterion, moving_average
 
 
 @CRITERIA.register("taylor")
@@ -51,8 +51,7 @@ class Taylor(Criterion):
         from keras import ops
 
         change = ops.square(ops.cast(weights, "float32") * ops.cast(gradient, "float32"))
-        past = ops.where(step > 0, self.momentum, 0.0)
-        return {"taylor": past * statistics["taylor"] + (1 - past) * change}
+        return {"taylor": moving_average(statistics["taylor"], change, self.momentum, step)}
 
     def score(self, weights: Any, statistics: Mapping[str, Any]) -> Any:
         """Returns the root of the moving average; see `Criterion.score`."""

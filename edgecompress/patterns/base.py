@@ -5,27 +5,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from edgecompress.core.kernel_shape import KernelShape
 from edgecompress.core.registry import Registry
 
 PATTERNS: Registry[type[Pattern]] = Registry("pattern")
 # Number of units from which on compiling the search for the threshold is worthwhile.
 _LARGE = 2**14
-
-
-@dataclass(frozen=True)
-class KernelShape:
-    """What a pattern knows about a kernel.
-
-    Attributes:
-        shape: Its shape.
-        filter_axis: The axis that counts output channels; None if the layer has none.
-    """
-
-    shape: tuple[int, ...]
-    filter_axis: int | None = -1
 
 
 class Pattern(ABC):
@@ -38,6 +25,7 @@ class Pattern(ABC):
 
     Example:
         >>> from keras import ops
+        >>> from edgecompress.core.kernel_shape import KernelShape
         >>> from edgecompress.patterns.blocks import Blocks
         >>> scores = ops.array([[1.0], [2.0], [3.0], [0.5]])
         >>> Blocks(2, 1).masks([scores], 0.5, [KernelShape((4, 1))])[0][:, 0]

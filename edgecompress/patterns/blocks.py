@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgecompress.core.errors import ArgumentError
+from edgecompress.core.kernel_shape import KernelShape
 from edgecompress.core.options import option, whole
-from edgecompress.patterns.base import PATTERNS, KernelShape, Pattern
+from edgecompress.patterns.base import PATTERNS, Pattern
 
 
 @PATTERNS.register("blocks")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from edgecompress.patterns.base import PATTERNS, KernelShape, Pattern
+from edgecompress.core.kernel_shape import KernelShape
+from edgecompress.patterns.base import PATTERNS, Pattern
 
 
 @PATTERNS.register("filters")

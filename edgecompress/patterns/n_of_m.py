@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgecompress.core.errors import ArgumentError
+from edgecompress.core.kernel_shape import KernelShape
 from edgecompress.core.options import option, whole
-from edgecompress.patterns.base import PATTERNS, KernelShape, Pattern
+from edgecompress.patterns.base import PATTERNS, Pattern
 
 # Comparing each weight with its group takes m numbers for each weight.
 _LARGEST_GROUP = 64
@@ -58,14 +59,14 @@ class NOfM(Pattern):
 
     def fits(self, kernel: KernelShape) -> bool:
         """Returns whether the kernel's input channels divide into groups."""
-        axis = _input_axis(kernel)
+        axis = kernel.input_axis
         return axis is not None and not kernel.shape[axis] % self.m
 
     def units(self, scores: Any, kernel: KernelShape) -> Any:
         """Returns the scores in groups, of shape (input channels / m, everything else, m)."""
         from keras import ops
 
-        moved = ops.moveaxis(scores, _input_axis(kernel) or 0, -1)
+        moved = ops.moveaxis(scores, kernel.input_axis or 0, -1)
         return ops.reshape(moved, (*moved.shape[:-1], moved.shape[-1] // self.m, self.m))
 
     def expand(self, kept: Any, kernel: KernelShape) -> Any:
@@ -73,7 +74,7 @@ class NOfM(Pattern):
         from keras import ops
 
         moved = ops.reshape(kept, (*kept.shape[:-2], kept.shape[-2] * self.m))
-        return ops.moveaxis(moved, -1, _input_axis(kernel) or 0)
+        return ops.moveaxis(moved, -1, kernel.input_axis or 0)
 
     def masks(
         self, scores: Sequence[Any], sparsity: Any, kernels: Sequence[KernelShape]
@@ -87,14 +88,6 @@ class NOfM(Pattern):
             self.expand(_ranks(self.units(score, kernel)) < staying, kernel)
             for score, kernel in zip(scores, kernels, strict=True)
         ]
-
-
-def _input_axis(kernel: KernelShape) -> int | None:
-    """Returns the axis of the input channels: the other one of the last two; None for none."""
-    if kernel.filter_axis is None or len(kernel.shape) < 2:
-        return None
-    rank = len(kernel.shape)
-    return rank - 2 if kernel.filter_axis % rank == rank - 1 else rank - 1
 
 
 def _ranks(groups: Any) -> Any:

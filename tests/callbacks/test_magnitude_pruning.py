@@ -18,9 +18,9 @@ from edgecompress.callbacks.group_lasso import GroupLasso
 from edgecompress.callbacks.hooks import rebuild_train_function
 from edgecompress.callbacks.magnitude_pruning import MagnitudePruning
 from edgecompress.core.errors import ArgumentError, UnknownNameError, UnsupportedModelError
+from edgecompress.core.kernel_shape import KernelShape
 from edgecompress.core.record import CompressionRecord, record_of, sidecar_path
 from edgecompress.criteria.magnitude import Magnitude
-from edgecompress.patterns.base import KernelShape
 from edgecompress.patterns.blocks import Blocks
 from edgecompress.patterns.weights import Weights
 from edgecompress.schedules import ConstantSparsity, PolynomialDecay

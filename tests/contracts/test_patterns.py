@@ -9,10 +9,11 @@ import pytest
 
 import edgecompress as ec
 from edgecompress.core.errors import ArgumentError, UnknownNameError
+from edgecompress.core.kernel_shape import KernelShape
 from edgecompress.core.options import named, named_config, options_of
 from edgecompress.core.record import record_of
 from edgecompress.patterns import PATTERNS
-from edgecompress.patterns.base import KernelShape, Pattern
+from edgecompress.patterns.base import Pattern
 
 keras = pytest.importorskip("keras")
 

@@ -9,7 +9,7 @@ import pytest
 
 import edgecompress as ec
 from edgecompress.core.errors import ArgumentError
-from edgecompress.patterns.base import KernelShape
+from edgecompress.core.kernel_shape import KernelShape
 from edgecompress.patterns.n_of_m import NOfM
 
 keras = pytest.importorskip("keras")

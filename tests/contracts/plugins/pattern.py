@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from edgecompress.patterns.base import PATTERNS, KernelShape, Pattern
+from edgecompress.core.kernel_shape import KernelShape
+from edgecompress.patterns.base import PATTERNS, Pattern
 
 
 @PATTERNS.register("rows")

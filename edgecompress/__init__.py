@@ -11,6 +11,9 @@ from typing import Any
 # Public name -> module that defines it.
 _PUBLIC = {
     "ConstantSparsity": "edgecompress.schedules.constant",
+    "CustomSchedule": "edgecompress.schedules.custom",
+    "IterativeSparsity": "edgecompress.schedules.iterative",
+    "OneShotSparsity": "edgecompress.schedules.one_shot",
     "PolynomialDecay": "edgecompress.schedules.polynomial",
     "Pruning": "edgecompress.callbacks.pruning",
     "MagnitudePruning": "edgecompress.callbacks.magnitude_pruning",

@@ -5,4 +5,7 @@ from edgecompress.schedules.base import Schedule as Schedule
 from edgecompress.schedules.base import deserialize as deserialize
 from edgecompress.schedules.base import serialize as serialize
 from edgecompress.schedules.constant import ConstantSparsity as ConstantSparsity
+from edgecompress.schedules.custom import CustomSchedule as CustomSchedule
+from edgecompress.schedules.iterative import IterativeSparsity as IterativeSparsity
+from edgecompress.schedules.one_shot import OneShotSparsity as OneShotSparsity
 from edgecompress.schedules.polynomial import PolynomialDecay as PolynomialDecay

@@ -7,7 +7,7 @@ import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.registry import Registry
@@ -26,8 +26,8 @@ S = TypeVar("S", bound="Schedule")
 class Schedule(ABC):
     """Defines how sparse the weights should be at a training step, and when masks are recomputed.
 
-    A schedule is a frozen dataclass with at least the fields `begin_step`, `end_step` and
-    `frequency`. Its formula is written once, in `value`, and serves plain numbers as well as
+    A schedule is a frozen dataclass with `begin_step`, `end_step` and `frequency`, as fields or
+    properties. Its formula is written once, in `value`, and serves plain numbers as well as
     tensors inside a compiled train step. Steps count the optimizer's updates; the first is 1.
 
     Example:
@@ -46,9 +46,14 @@ class Schedule(ABC):
         0.4
     """
 
-    begin_step: int
-    end_step: int
-    frequency: int
+    if TYPE_CHECKING:
+        # Fields or properties of the subclass.
+        @property
+        def begin_step(self) -> int: ...  # noqa: D102
+        @property
+        def end_step(self) -> int: ...  # noqa: D102
+        @property
+        def frequency(self) -> int: ...  # noqa: D102
 
     def __post_init__(self) -> None:
         """Turns numpy numbers into plain ones, so that a config is JSON; subclasses call it."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
+import keras
 import numpy as np
 import pytest
 
@@ -12,15 +14,28 @@ from edgecompress.core.errors import UnknownNameError
 from edgecompress.schedules import (
     SCHEDULES,
     ConstantSparsity,
+    CustomSchedule,
+    IterativeSparsity,
+    OneShotSparsity,
     PolynomialDecay,
     Schedule,
     deserialize,
     serialize,
 )
 
+
+@keras.saving.register_keras_serializable("edgecompress_tests")
+def half_way(step: Any) -> Any:
+    """Approaches 0.9, and is halfway there at step 40."""
+    return 0.9 * step / (step + 40)
+
+
 # Every field away from its default.
 EXAMPLES: dict[str, Schedule] = {
     "constant_sparsity": ConstantSparsity(0.6, begin_step=3, end_step=47, frequency=11),
+    "custom": CustomSchedule(half_way, begin_step=2, end_step=50, frequency=12),
+    "iterative": IterativeSparsity(0.9, begin_step=5, rounds=4, frequency=9),
+    "one-shot": OneShotSparsity(0.7, step=13),
     "polynomial_decay": PolynomialDecay(
         0.9, begin_step=4, end_step=44, initial_sparsity=0.3, power=2.5, frequency=8
     ),

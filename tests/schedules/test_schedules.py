@@ -11,8 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgecompress.core.errors import ArgumentError
-from edgecompress.schedules import ConstantSparsity, PolynomialDecay
+from edgecompress.core.errors import ArgumentError, UnknownNameError
+from edgecompress.schedules import (
+    ConstantSparsity,
+    CustomSchedule,
+    IterativeSparsity,
+    OneShotSparsity,
+    PolynomialDecay,
+)
 
 
 @pytest.mark.parametrize("step", [0, 9, 10, 11, 300, 500, 509, 510, 511, 10_000])
@@ -149,3 +155,47 @@ def test_schedules_need_no_keras() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("rounds", [1, 3, 5])
+def test_iterative_rounds_leave_equal_shares(rounds: int) -> None:
+    schedule = IterativeSparsity(0.9, begin_step=7, rounds=rounds, frequency=10)
+    steps = [step for step in range(1, 200) if schedule.should_update(step)]
+    assert steps == [7 + 10 * k for k in range(rounds)]
+    left = [1.0, *(1 - schedule(step) for step in steps)]
+    np.testing.assert_allclose(np.divide(left[1:], left[:-1]), 0.1 ** (1 / rounds))
+    assert (
+        schedule(6) == 0 and schedule(16) == schedule(7) and schedule(10**6) == schedule(steps[-1])
+    )
+
+
+def test_one_shot_prunes_once() -> None:
+    schedule = OneShotSparsity(0.5, step=20)
+    assert [step for step in range(100) if schedule.should_update(step)] == [20]
+    assert schedule.last_update(19) is None and schedule.last_update(10**6) == 20
+
+
+@pytest.mark.parametrize(
+    "make, rule",
+    [
+        (lambda: IterativeSparsity(1.0, 1, 3), "final_sparsity"),
+        (lambda: IterativeSparsity(0.5, 0, 3), "be at least 1"),
+        (lambda: IterativeSparsity(0.5, 1, 0), "rounds"),
+        (lambda: OneShotSparsity(0.5, 0), "step"),
+        (lambda: OneShotSparsity(-0.1, 5), "target_sparsity"),
+        (lambda: CustomSchedule(0.5), "function"),
+        (lambda: CustomSchedule(lambda step: step / 1000), "at step 31.. it returned"),
+        (lambda: CustomSchedule(lambda step: math.nan), "below 1"),
+        (lambda: CustomSchedule(lambda step: "x"), "it failed"),
+    ],
+)
+def test_a_broken_schedule_is_refused(make: Any, rule: str) -> None:
+    with pytest.raises(ArgumentError, match=rule) as error:
+        make()
+    assert "\n" not in str(error.value)
+
+
+def test_a_function_that_is_not_registered_is_named() -> None:
+    config = CustomSchedule(lambda step: 0.5).get_config()
+    with pytest.raises(UnknownNameError, match="lambda"):
+        CustomSchedule.from_config(config)

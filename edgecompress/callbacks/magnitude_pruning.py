@@ -29,6 +29,7 @@ class MagnitudePruning(Pruning):
         schedule: Target sparsity over the steps, e.g. `PolynomialDecay`.
         layers: As in `Pruning`.
         scope: As in `Pruning`. Defaults to "layer".
+        per_layer: As in `Pruning`.
         block_size: Rows and columns of the blocks of a Dense or Embedding kernel that are pruned as
             a unit, by their mean magnitude. (4, 1) is four inputs of one unit, as required by the
             sparse kernels on phones. Layers whose kernel does not divide into such blocks are
@@ -53,6 +54,7 @@ class MagnitudePruning(Pruning):
         layers: LayerChoice = None,
         scope: str = "layer",
         block_size: tuple[int, int] = (1, 1),
+        per_layer: Mapping[str, float] | None = None,
     ) -> None:
         """Checks the arguments; the model is looked at when training begins."""
         sizes = tuple(block_size) if isinstance(block_size, (tuple, list)) else ()
@@ -62,15 +64,15 @@ class MagnitudePruning(Pruning):
             )
         blocks = Blocks(*sizes)
         self.block_size = sizes
-        super().__init__(
-            schedule, "magnitude", Weights() if sizes == (1, 1) else blocks, layers, scope
-        )
+        pattern = Weights() if sizes == (1, 1) else blocks
+        super().__init__(schedule, "magnitude", pattern, layers, scope, per_layer)
 
     def settings(self) -> Mapping[str, Any]:
         """Returns schedule, scope, block size and the names of the pruned layers."""
         return {
             "schedule": serialize(self.schedule),
             "scope": self.scope,
+            **self._per_layer_setting(),
             "block_size": list(self.block_size),
             "layers": [pruned.layer for pruned in self._pruned],
         }

@@ -21,6 +21,7 @@ from edgecompress.callbacks.layer_choice import (
     choose_kernels,
     layer_choice,
 )
+from edgecompress.callbacks.layer_shares import check_shares, factors, final_sparsity
 from edgecompress.callbacks.observation import Observation, Observed, views_of, why_not
 from edgecompress.callbacks.views import View
 from edgecompress.core.errors import ArgumentError
@@ -50,12 +51,17 @@ def _all_together(count: int) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class _Pruned:
-    """A layer's pruned weights and their mask (True stays)."""
+    """A layer's pruned weights and their mask (True stays).
+
+    Attributes:
+        factor: By how much its sparsity differs from the schedule's; None for not at all.
+    """
 
     layer: str
     kernel: keras.Variable
     mask: keras.Variable
     shape: KernelShape
+    factor: float | None = None
 
     def apply(self, mask: Any) -> None:
         # Not a product: 0.0 and -0.0 are different bytes in a file.
@@ -93,6 +99,9 @@ class Pruning(CompressionCallback):
         layers: Names of the layers to prune, or a predicate `layer -> bool`. Defaults to None:
             all Dense, EinsumDense, Conv, Conv transpose, SeparableConv (pointwise part) and
             Embedding layers; depthwise layers only if named.
+        per_layer: Regular expression -> share of zeros at the end, for the layers whose whole name
+            it matches; the first that does counts. They follow the schedule in proportion and are
+            not compared with other layers. 0 protects a layer. Defaults to none.
         scope: "layer" gives every layer the same sparsity; "global" compares the weights of all
             layers, so that robust layers lose more, which is usually more accurate at the same
             total (Gupta et al., "Is complexity required for neural network pruning?", 2022,
@@ -119,6 +128,7 @@ class Pruning(CompressionCallback):
         pattern: str | Pattern = "weights",
         layers: LayerChoice = None,
         scope: str = "layer",
+        per_layer: Mapping[str, float] | None = None,
     ) -> None:
         """Checks the arguments; the model is looked at when training begins."""
         super().__init__()
@@ -132,6 +142,7 @@ class Pruning(CompressionCallback):
         self.schedule = schedule
         self.criterion: Criterion = named(CRITERIA, criterion, "criterion")
         self.pattern: Pattern = named(PATTERNS, pattern, "pattern")
+        self.per_layer = check_shares(per_layer, schedule)
         self._check_reach()
         self.layers = layer_choice(layers)
         self.scope = scope
@@ -150,8 +161,12 @@ class Pruning(CompressionCallback):
             "criterion": named_config(CRITERIA, self.criterion),
             "pattern": named_config(PATTERNS, self.pattern),
             "scope": self.scope,
+            **self._per_layer_setting(),
             "layers": [pruned.layer for pruned in self._pruned],
         }
+
+    def _per_layer_setting(self) -> dict[str, Any]:
+        return {"per_layer": self.per_layer} if self.per_layer else {}
 
     def attach(self) -> None:
         """Hooks the masks into the optimizer."""
@@ -173,8 +188,13 @@ class Pruning(CompressionCallback):
                     kernel.variable.shape, "bool", f"{kernel.layer.name}_pruning_mask"
                 ),
                 _shape_of(kernel),
+                factor,
             )
-            for kernel in kernels
+            for kernel, factor in zip(
+                kernels,
+                factors([kernel.name for kernel in kernels], self.per_layer, self.schedule),
+                strict=True,
+            )
         ]
         self._hook = hook
         observed = [
@@ -222,14 +242,20 @@ class Pruning(CompressionCallback):
 
     def _check_reach(self) -> None:
         """Refuses a schedule with a higher sparsity than the pattern allows."""
-        schedule, highest = self.schedule, self.pattern.highest_sparsity
-        wanted = schedule(schedule.end_step if schedule.end_step >= 0 else schedule.begin_step)
-        if wanted > highest + 1e-6:
+        highest = self.pattern.highest_sparsity
+        if final_sparsity(self.schedule) > highest + 1e-6:
             raise ArgumentError(
                 "schedule",
                 f"end at a sparsity of at most {highest:.4g}, which is what {self.pattern} leaves",
-                schedule,
+                self.schedule,
             )
+        for layer, share in self.per_layer.items():
+            if share > highest + 1e-6:
+                raise ArgumentError(
+                    "per_layer",
+                    f"map to at most {highest:.4g}, which is what {self.pattern} leaves",
+                    f"{layer}: {share}",
+                )
 
     def _fitting(self, kernels: list[ChosenKernel]) -> list[ChosenKernel]:
         """Skips kernels that do not fit the pattern or the criterion."""
@@ -300,12 +326,30 @@ class Pruning(CompressionCallback):
     def _new_masks(self, seen: Observation, optimizer: keras.optimizers.Optimizer) -> list[Any]:
         sparsity = self.schedule.value(_coming_step(optimizer), ops)
         masks: dict[int, Any] = {}
-        for group in self._groups(len(self._pruned)):
+        highest = self.pattern.highest_sparsity
+        alike = [index for index, pruned in enumerate(self._pruned) if pruned.factor is None]
+        groups = []
+        if alike:
+            groups = [[alike[place] for place in group] for group in self._groups(len(alike))]
+        groups += [[index] for index in range(len(self._pruned)) if index not in alike]
+        for group in groups:
             members = [self._pruned[index] for index in group]
+            factor = members[0].factor
             scores = [seen.scores(pruned.kernel) for pruned in members]
-            found = self.pattern.masks(scores, sparsity, [pruned.shape for pruned in members])
+            found = self.pattern.masks(
+                scores,
+                sparsity if factor is None else ops.clip(sparsity * factor, 0.0, highest),
+                [pruned.shape for pruned in members],
+            )
             masks.update(zip(group, found, strict=True))
         return [masks[index] for index in range(len(self._pruned))]
+
+    def _target(self, step: int) -> float:
+        """Returns the sparsity of all pruned weights that the schedule asks for at a step."""
+        factors = [1.0 if pruned.factor is None else pruned.factor for pruned in self._pruned]
+        size = sum(pruned.size for pruned in self._pruned)
+        shares = zip(self._pruned, factors, strict=True)
+        return self.schedule(step) * sum(pruned.size * factor for pruned, factor in shares) / size
 
     def _resume(self) -> None:
         """Takes the masks from the zeros of a model that was pruned before."""
@@ -317,7 +361,7 @@ class Pruning(CompressionCallback):
             pruned.mask.assign(ops.not_equal(ops.convert_to_tensor(pruned.kernel), 0.0))
         zeros = sum(pruned.zeros() for pruned in self._pruned)
         size = sum(pruned.size for pruned in self._pruned)
-        missing = self.schedule(last) - zeros / size
+        missing = self._target(last) - zeros / size
         if missing <= 0.01:
             return
         shift = f"Compile the model again, or add {step} to begin_step and end_step."
@@ -329,10 +373,10 @@ class Pruning(CompressionCallback):
                 self.schedule,
                 shift,
             )
-        if self.schedule(last) - self.schedule(self.schedule.begin_step) > 0.01:
+        if self._target(last) - self._target(self.schedule.begin_step) > 0.01:
             text = (
                 f"Pruning starts in the middle of its schedule: the optimizer is at step {step}, "
-                f"where the schedule is at sparsity {self.schedule(last):.2f} and the weights at "
+                f"where the schedule is at sparsity {self._target(last):.2f} and the weights at "
                 f"{zeros / size:.2f}."
             )
             self.note(text)
@@ -347,7 +391,7 @@ class Pruning(CompressionCallback):
     def _note_shortfall(self, total: float, step: int) -> None:
         end = self.schedule.end_step if self.schedule.end_step >= 0 else step
         last = self.schedule.last_update(end)
-        target = self.schedule(end)
+        target = self._target(end)
         if total >= target - 0.01:
             return
         reason = f"frequency {self.schedule.frequency} puts the last mask update at step {last}"

@@ -1,0 +1,79 @@
+"""Sparsity by layer: a table of final shares beside the schedule of all others."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edgecompress.core.errors import ArgumentError, few
+from edgecompress.schedules.base import Schedule
+
+_FAR = 2**31 - 1
+
+
+def check_shares(per_layer: Mapping[str, Any] | None, schedule: Schedule) -> dict[str, float]:
+    """Returns a table of final sparsities by layer as plain numbers.
+
+    Args:
+        per_layer: Regular expression for whole names of layers -> share of zeros at the end.
+        schedule: The schedule that the layers follow in proportion.
+
+    Raises:
+        ArgumentError: an expression is invalid, a value is not at least 0 and below 1, or
+            the schedule ends at 0, so that nothing is in proportion to it.
+    """
+    if per_layer is None:
+        return {}
+    if not isinstance(per_layer, Mapping):
+        raise ArgumentError("per_layer", "map names of layers to shares", per_layer)
+    for pattern, share in per_layer.items():
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError) as error:
+            rule = "hold valid regular expressions"
+            raise ArgumentError("per_layer", rule, pattern, f"{error}.") from error
+        number = isinstance(share, (int, float)) and not isinstance(share, bool)
+        if not number or not 0 <= share < 1:
+            rule = "map to shares of at least 0 and below 1"
+            raise ArgumentError("per_layer", rule, f"{pattern}: {share}", "0 protects a layer.")
+    if per_layer and final_sparsity(schedule) <= 0:
+        rule = "be left out if the schedule ends at a sparsity of 0"
+        raise ArgumentError("per_layer", rule, dict(per_layer))
+    return {pattern: float(share) for pattern, share in per_layer.items()}
+
+
+def final_sparsity(schedule: Schedule) -> float:
+    """Returns the sparsity at the end of a schedule; far away for one that never ends."""
+    return schedule(schedule.end_step if schedule.end_step >= 0 else _FAR)
+
+
+def factors(
+    names: Sequence[str], per_layer: Mapping[str, float], schedule: Schedule
+) -> list[float | None]:
+    """Returns by how much each layer's sparsity differs from the schedule's; None for not at all.
+
+    Args:
+        names: Names of the layers.
+        per_layer: As `check_shares` returns it; the first expression that matches counts.
+        schedule: The schedule.
+
+    Raises:
+        ArgumentError: an expression matches no layer.
+
+    Example:
+        >>> from edgecompress.schedules.constant import ConstantSparsity
+        >>> factors(["stem", "conv_1", "head"], {"stem": 0.0, "conv.*": 0.9}, ConstantSparsity(0.6))
+        [0.0, 1.5, None]
+    """
+    found: list[float | None] = []
+    used: set[str] = set()
+    for name in names:
+        matching = [pattern for pattern in per_layer if re.fullmatch(pattern, name)]
+        used.update(matching)
+        found.append(per_layer[matching[0]] / final_sparsity(schedule) if matching else None)
+    unused = [pattern for pattern in per_layer if pattern not in used]
+    if unused:
+        rule = f"match the whole name of a pruned layer ({few(list(names), 8)})"
+        raise ArgumentError("per_layer", rule, unused[0])
+    return found

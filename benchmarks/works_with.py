@@ -2,10 +2,12 @@
 
 For each setting, in a process of its own, a small convolutional network trains for two epochs on
 random images whose classes differ by a shift. The table says whether the losses are those of plain
-settings (where the setting should not change them), and compares the int8 file, run in LiteRT, with
-`simulate` on 500 images: equal predictions, and the largest difference in steps of the output.
+settings on TensorFlow (where the setting should not change them), and compares the int8 file, run
+in LiteRT, with `simulate` on 500 images: equal predictions, and the largest difference in steps of
+the output. With `--backend jax`, Keras trains on JAX, and the saved model is exported as usual.
 
-Run: python benchmarks/works_with.py [--settings mixed_float16 ...] [--compiled] [--json FILE]
+Run: python benchmarks/works_with.py [--backend jax] [--settings mixed_float16 ...] [--compiled]
+[--json FILE]
 """
 
 from __future__ import annotations
@@ -42,9 +44,9 @@ def data(seed: int, samples: int = SAMPLES) -> tuple[Any, Any]:
 def network(kind: Any = None) -> Any:
     """Convolution, depthwise-separable block, residual sum, pooling, Dense."""
     import keras
+    import numpy as np
     from keras import layers
 
-    keras.utils.set_random_seed(5)
     inputs = keras.Input((12, 12, 2))
     x = layers.Conv2D(8, 3, padding="same", use_bias=False, name="conv")(inputs)
     first = layers.ReLU(name="relu")(layers.BatchNormalization(momentum=0.9, name="norm")(x))
@@ -53,7 +55,14 @@ def network(kind: Any = None) -> Any:
     x = layers.ReLU(name="sum_relu")(layers.Add(name="sum")([x, first]))
     x = layers.MaxPooling2D(name="pool")(x)
     x = layers.Dense(4, dtype="float32", name="head")(layers.Flatten(name="flat")(x))
-    return (kind or keras.Model)(inputs, x)
+    model = (kind or keras.Model)(inputs, x)
+    # The same on every backend.
+    random = np.random.default_rng(5)
+    for variable in model.trainable_variables:
+        if len(variable.shape) > 1:
+            limit = np.sqrt(6 / np.prod(variable.shape[:-1]))
+            variable.assign(random.uniform(-limit, limit, variable.shape).astype("f4"))
+    return model
 
 
 def train(
@@ -87,13 +96,17 @@ def train(
 
 _Setting = Callable[[], tuple[Any, list[float]]]
 SETTINGS: dict[str, tuple[_Setting, bool]] = {}
+# Those of one backend alone.
+ONLY: dict[str, str] = {}
 
 
-def setting(name: str, same: bool = False) -> Callable[[_Setting], _Setting]:
+def setting(name: str, same: bool = False, only: str = "") -> Callable[[_Setting], _Setting]:
     """Adds a setting."""
 
     def add(function: _Setting) -> _Setting:
         SETTINGS[name] = function, same
+        if only:
+            ONLY[name] = only
         return function
 
     return add
@@ -135,7 +148,7 @@ def _weighted() -> tuple[Any, list[float]]:
     return train(sample_weight=np.linspace(0.5, 1.5, SAMPLES).astype("f4"))
 
 
-@setting("custom train_step", True)
+@setting("custom train_step", True, "tensorflow")
 def _own_step() -> tuple[Any, list[float]]:
     import keras
     import tensorflow as tf
@@ -153,7 +166,15 @@ def _own_step() -> tuple[Any, list[float]]:
     return train(model=network(OwnStep))
 
 
-@setting("MirroredStrategy, 2 devices")
+@setting("DataParallel, 2 devices", True, "jax")
+def _parallel() -> tuple[Any, list[float]]:
+    import keras
+
+    keras.distribution.set_distribution(keras.distribution.DataParallel())
+    return train(model=network())
+
+
+@setting("MirroredStrategy, 2 devices", only="tensorflow")
 def _mirrored() -> tuple[Any, list[float]]:
     import tensorflow as tf
 
@@ -235,7 +256,22 @@ def _clustered() -> tuple[Any, list[float]]:
 # --- measuring ------------------------------------------------------------------------------------
 
 
-def measure(name: str) -> dict[str, Any]:
+def train_elsewhere(name: str, backend: str) -> tuple[Any, list[float]]:
+    """Trains on another backend; returns the model that it saved, and the losses."""
+    import edgecompress as ec
+
+    flags = "--xla_force_host_platform_device_count=2" if "DataParallel" in name else ""
+    environment = {**os.environ, "KERAS_BACKEND": backend, "XLA_FLAGS": flags}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.keras"
+        command = [sys.executable, __file__, "--train", name, str(path)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(done.stderr)
+        return ec.load_model(path), json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(name: str, backend: str) -> dict[str, Any]:
     """Trains in one setting; returns what the table shows."""
     import numpy as np
 
@@ -243,7 +279,8 @@ def measure(name: str) -> dict[str, Any]:
     from edgecompress.converters import float32, int8
     from edgecompress.engines.run import run_engine
 
-    model, losses = SETTINGS[name][0]()
+    here = backend == "tensorflow"
+    model, losses = SETTINGS[name][0]() if here else train_elsewhere(name, backend)
     x, _ = data(1, 500)
     artifact = int8.convert(float32.convert(model), calibration=[x[:100]])
     flat = artifact.flat
@@ -254,7 +291,7 @@ def measure(name: str) -> dict[str, Any]:
     simulated = ec.simulate(model).predict(x, verbose=0)
     want = np.rint(simulated / out.scales[0]).astype(int) + int(out.zero_points[0])
     chosen = want[np.arange(len(x)), have.argmax(1)]
-    kernels = [layer.kernel.numpy() for layer in model.layers if hasattr(layer, "kernel")]
+    kernels = [np.array(layer.kernel) for layer in model.layers if hasattr(layer, "kernel")]
     return {
         "losses": [float(loss) for loss in losses],
         "agreement": float(np.mean(chosen == want.max(1))),
@@ -266,25 +303,37 @@ def measure(name: str) -> dict[str, Any]:
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=[*SETTINGS])
+    parser.add_argument("--backend", choices=("tensorflow", "jax"), default="tensorflow")
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS)
     parser.add_argument("--json", type=Path, help="write the numbers here")
     parser.add_argument(
         "--compiled", action="store_true", help="compile operators of small kernels, too"
     )
-    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--train", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.train:
+        name, path = arguments.train
+        model, losses = SETTINGS[name][0]()
+        model.save(path)
+        print(json.dumps([float(loss) for loss in losses]))
+        return
     if arguments.measure:
         if arguments.compiled:
             from edgecompress.callbacks import fused
 
             fused._WORTHWHILE = 1
-        print(json.dumps(measure(arguments.measure)))
+        print(json.dumps(measure(*arguments.measure)))
         return
     found: dict[str, Any] = {}
+    plain: list[float] = []
     print("| setting | losses | predictions equal | largest difference | zeros |")
     print("| --- | --- | --- | --- | --- |")
-    for name in dict.fromkeys(["plain", *arguments.settings]):
-        command = [sys.executable, __file__, "--measure", name]
+    backend = arguments.backend
+    chosen = arguments.settings or [n for n in SETTINGS if ONLY.get(n, backend) == backend]
+    rows = dict.fromkeys([("plain", "tensorflow"), *((name, backend) for name in chosen)])
+    for name, trained_on in rows:
+        command = [sys.executable, __file__, "--measure", name, trained_on]
         command += ["--compiled"] if arguments.compiled else []
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -292,13 +341,13 @@ def main() -> None:
             print(f"| {name} | fails: {found[name]['error'][:160]} | | | |", flush=True)
             continue
         row = found[name] = json.loads(done.stdout.splitlines()[-1])
-        pairs = zip(row["losses"], found["plain"]["losses"], strict=False)
-        apart = max(abs(a - b) for a, b in pairs) / found["plain"]["losses"][0]
-        losses = f"plain's, within {apart:.1%} of the first" if SETTINGS[name][1] else "its own"
-        print(
-            f"| {name} | {losses} | {row['agreement']:.2%} | {row['steps']} | {row['zeros']:.0%} |",
-            flush=True,
-        )
+        plain = plain or row["losses"]
+        pairs = zip(row["losses"], plain, strict=False)
+        apart = max(abs(a - b) for a, b in pairs) / plain[0]
+        losses = f"plain's, within {apart:.2%} of the first" if SETTINGS[name][1] else "its own"
+        title = name if trained_on == backend else f"{name}, {trained_on}"
+        numbers = f"{row['agreement']:.2%} | {row['steps']} | {row['zeros']:.0%}"
+        print(f"| {title} | {losses} | {numbers} |", flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")
 

@@ -55,7 +55,7 @@ class ActivationRanges:
         self._positions = {name: position for position, name in enumerate(names)}
         # Ranges and rounding stay float32 under mixed precision.
         first = np.asarray([start.get(name, _UNSEEN) for name in names], "f4").reshape(-1, 2)
-        self._variable = keras.Variable(
+        self.variable = keras.Variable(
             first, dtype="float32", trainable=False, autocast=False, name="activation_ranges"
         )
         method = quantizer.activation_method if isinstance(quantizer, Uniform) else None
@@ -70,7 +70,7 @@ class ActivationRanges:
             for name in names
         ]
         if bounds is not None and any(self._by_gradient):
-            bounds.add(_ROWS, self._variable, ranges_allowed(self._by_gradient))
+            bounds.add(_ROWS, self.variable, ranges_allowed(self._by_gradient))
         # During a call: what `averaging` returns (start, its maximum, share), the ranges in effect,
         # and the grids.
         self._old: list[tuple[Any, Any, Any]] = []
@@ -84,7 +84,7 @@ class ActivationRanges:
 
     def learnt(self) -> dict[str, tuple[float, float]]:
         """Returns the ranges that have seen data; NaN where it is."""
-        values = ops.convert_to_numpy(self._variable.value)
+        values = ops.convert_to_numpy(self.variable.value)
         found = {n: (float(values[i][0]), float(values[i][1])) for n, i in self._positions.items()}
         return {name: bounds for name, bounds in found.items() if bounds != _UNSEEN}
 
@@ -94,7 +94,7 @@ class ActivationRanges:
         if not self._positions:
             yield
             return
-        old = self._variable.value
+        old = self.variable.value
         start, share = self._quantizer.averaging(old)
         if any(self._by_gradient):
             learnt_rows = ops.convert_to_tensor([[learnt] for learnt in self._by_gradient])
@@ -109,7 +109,7 @@ class ActivationRanges:
                     self._updated.get(name, old[position])
                     for name, position in self._positions.items()
                 ]
-                self._variable.assign(ops.stack(rows))
+                self.variable.assign(ops.stack(rows))
         finally:
             self._old, self._updated = [], {}
 
@@ -121,10 +121,10 @@ class ActivationRanges:
             integer: Whether it computes with integers.
         """
         if integer and self._positions:
-            self._grids = grids_of(self._reaching(self._variable.value))
-            self._limits = ops.unstack(ops.max(ops.abs(self._variable.value), axis=1))
+            self._grids = grids_of(self._reaching(self.variable.value))
+            self._limits = ops.unstack(ops.max(ops.abs(self.variable.value), axis=1))
         elif self._positions:
-            rows = ops.unstack(self._variable.value)
+            rows = ops.unstack(self.variable.value)
             self._updated = dict(zip(self._positions, rows, strict=True))
         try:
             yield
@@ -220,7 +220,7 @@ class ActivationRanges:
         """Returns the rounded values without learning; unchanged before the first batch."""
         if name in self._updated:
             return self._fake_quantize(values, self._lower(name, self._updated[name]))
-        low, high = ops.unstack(self._variable.value[self._positions[name]])
+        low, high = ops.unstack(self.variable.value[self._positions[name]])
         seen = low <= high
         low, high = ops.unstack(self._lower(name, ops.stack([low, high])))
         rounded = self._quantizer.fake_quantize(

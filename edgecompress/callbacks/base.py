@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import keras
 
+from edgecompress.callbacks.backends import check_backend
 from edgecompress.callbacks.hooks import Hook, HookSession
 from edgecompress.core.errors import UnsupportedModelError
 from edgecompress.core.finite import check_weights
@@ -93,7 +94,12 @@ class HookedCallback(Keras3Callback):
         return hook
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Attaches the hooks; those that an interrupted fit left behind go first."""
+        """Attaches the hooks; those that an interrupted fit left behind go first.
+
+        Raises:
+            ArgumentError: Keras runs on a backend other than TensorFlow and JAX.
+        """
+        check_backend(type(self).__name__)
         self.detach()
         self._session = HookSession.of(self.model, self.params)
         with self._stage():

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from edgecompress.callbacks import backends
 from edgecompress.callbacks.base import CompressionCallback
 from edgecompress.callbacks.hooks import UpdateHook
 from edgecompress.callbacks.layer_choice import LayerChoice, choose_kernels, layer_choice
@@ -45,9 +46,8 @@ class FixedPointTraining(CompressionCallback):
         seed: Of stochastic rounding. Defaults to 0.
 
     Raises:
-        ArgumentError: an argument breaks its rule, or the Keras backend is not TensorFlow; when
-            training begins also if no layer is left, or another callback of the fit sets the same
-            weights.
+        ArgumentError: an argument breaks its rule; when training begins also if no layer is left,
+            or another callback of the fit sets the same weights.
         UnknownNameError: a layer is unknown.
         UnsupportedModelError: when training begins, the model is subclassed.
 
@@ -101,11 +101,6 @@ class FixedPointTraining(CompressionCallback):
 
     def attach(self) -> None:
         """Chooses the weights; refuses what cannot be trained so."""
-        if keras.backend.backend() != "tensorflow":
-            # Every replica and every retrace must draw the same numbers, from a counter.
-            raise ArgumentError(
-                "KERAS_BACKEND", "be tensorflow for FixedPointTraining", keras.backend.backend()
-            )
         chosen = choose_kernels(self.model, self.layers, "rounded to fixed point", self.note)
         found: dict[int, keras.Variable] = {}
         for kernel in chosen:
@@ -154,14 +149,12 @@ class FixedPointTraining(CompressionCallback):
 
     def _round(self) -> None:
         """Rounds all weights after an update; part of the compiled step."""
-        import tensorflow as tf
-
+        # Every replica and every retrace must draw the same numbers, from a counter.
         count = ops.convert_to_tensor(self._updates)
         for index, weights in enumerate(self._weights):
             chance: Any = 0.5
             if self.rounding == "stochastic":
-                key = tf.random.experimental.stateless_fold_in([self.seed, index], count)
-                chance = tf.random.stateless_uniform(weights.shape, key)
+                chance = backends.current().uniform(weights.shape, self.seed, index, count)
             values = ops.cast(weights, "float32")
             rounded = fixed_point(values, self.word_bits, self.fraction_bits, chance)
             weights.assign(ops.cast(rounded, weights.dtype))

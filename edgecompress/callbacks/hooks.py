@@ -17,8 +17,13 @@ from typing import Any
 
 import keras
 
+from edgecompress.callbacks import backends
 from edgecompress.core.errors import ArgumentError
-from edgecompress.core.keras_graph import remove_optimizer_variables, walk_layers
+from edgecompress.core.keras_graph import (
+    add_optimizer_variables,
+    remove_optimizer_variables,
+    walk_layers,
+)
 
 # Where a session is found again: an attribute of every object it has changed.
 _SESSION = "_edgecompress_hooks"
@@ -35,9 +40,7 @@ def rebuild_train_function(model: keras.Model) -> None:
     one: hooks that a callback adds to the model or its optimizer would go unnoticed. Nothing is
     traced here, so repeated calls are free.
     """
-    model.make_train_function(force=True)
-    model.test_function = None
-    model.predict_function = None
+    backends.current().retrace(model)
 
 
 def own_training(model: keras.Model) -> str | None:
@@ -180,6 +183,32 @@ class UpdateHook(Hook):
         self.variables.append(variable)
         return variable
 
+    def adopt(self, variables: Iterable[keras.Variable]) -> None:
+        """Lets the hook's functions assign the variables of another optimizer, on any backend."""
+        if backends.current().pure:
+            taken = list(variables)
+            add_optimizer_variables(self.optimizer, taken)
+            self.variables += taken
+
+
+class StateHook(Hook):
+    """Lets calls of the model assign variables from outside the model, on any backend.
+
+    Args:
+        variables: They; none of the model's weights.
+    """
+
+    def __init__(self, variables: Iterable[keras.Variable]) -> None:
+        self.variables = list(variables)
+
+    def attach(self, session: HookSession) -> None:
+        """Adds them to what enters and leaves a step."""
+        backends.current().lend(session.model, self.variables)
+
+    def detach(self, session: HookSession) -> None:
+        """Removes them."""
+        backends.current().take_back(session.model, self.variables)
+
 
 class HookSession:
     """All hooks of one fit.
@@ -233,6 +262,8 @@ class HookSession:
         if hook not in self.hooks:
             return
         self.hooks.remove(hook)
+        # A state that goes around belongs to the variables that were there.
+        backends.current().sync(self.model)
         hook.detach(self)
         hook.session = None
         self._changed = True

@@ -13,6 +13,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from edgecompress.callbacks.backends import check_backend
 from edgecompress.callbacks.hooks import UpdateHook
 from edgecompress.core.errors import ArgumentError
 
@@ -61,10 +62,12 @@ class LearntBounds:
         """Returns the hook that updates the variables; None if there are none.
 
         Raises:
-            ArgumentError: several devices train copies of the model.
+            ArgumentError: several devices train copies of the model, or Keras runs on JAX.
         """
         if not self._variables:
             return None
+        # On JAX, a pass through the model cannot leave gradients behind for the update.
+        check_backend("ranges that are learnt by gradients (lsq, pact)", ["tensorflow"])
         strategy = getattr(self._model, "distribute_strategy", None)
         if strategy is not None and strategy.num_replicas_in_sync > 1:
             raise ArgumentError(

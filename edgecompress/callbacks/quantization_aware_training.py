@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 
+from edgecompress.callbacks import backends
 from edgecompress.callbacks.base import DIVERGED, CompressionCallback
 from edgecompress.callbacks.hooks import Hook, HookSession
 from edgecompress.callbacks.layer_choice import LayerChoice, layer_choice, select_layers
@@ -77,7 +77,7 @@ class QuantizationAwareTraining(CompressionCallback):
             None for all that int8 supports. Activations are rounded everywhere. Defaults to None.
 
     Raises:
-        ArgumentError: an argument breaks its rule, or the Keras backend is not TensorFlow.
+        ArgumentError: an argument breaks its rule.
         UnsupportedModelError: when training begins, if the model is subclassed, uses a layer
             twice, or has no layer that int8 supports.
         NotFiniteError: in training, if a weight or a range becomes NaN or infinite.
@@ -150,7 +150,7 @@ class QuantizationAwareTraining(CompressionCallback):
         self._engine = name
         if self._arithmetic is not None:
             self._arithmetic.engine = REQUANTIZATIONS[name]
-            self.model.test_function = self.model.predict_function = None
+            backends.current().retrace_inference(self.model)
 
     @property
     def active(self) -> bool:
@@ -171,13 +171,6 @@ class QuantizationAwareTraining(CompressionCallback):
 
     def attach(self) -> None:
         """Finds taps and weights; refuses models that int8 cannot take."""
-        if keras.backend.backend() != "tensorflow":
-            # Ranges are variables outside the model; JAX would silently drop their updates.
-            raise ArgumentError(
-                "KERAS_BACKEND",
-                "be tensorflow for QuantizationAwareTraining",
-                keras.backend.backend(),
-            )
         self._active_epochs = 0
         self._graph = analyse(self.model)
         self._choose(self._graph)
@@ -233,8 +226,11 @@ class QuantizationAwareTraining(CompressionCallback):
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Stops training when a NaN weight or range has made the loss NaN."""
-        if self._arithmetic is not None and self._arithmetic.observe():
-            self.model.test_function = self.model.predict_function = None
+        if self._arithmetic is not None and not self._arithmetic.seen:
+            # In the middle of an epoch, `model` brings the variables up to date on JAX.
+            model = self.model
+            if self._arithmetic.observe():
+                backends.current().retrace_inference(model)
         loss = (logs or {}).get("loss", 0.0)
         if self._arithmetic is not None and not np.isfinite(loss):
             self._check_finite(self._arithmetic.ranges())

@@ -19,8 +19,9 @@ from typing import Any
 import keras
 from keras import ops
 
+from edgecompress.callbacks import backends
 from edgecompress.callbacks.activation_ranges import ActivationRanges
-from edgecompress.callbacks.hooks import Hook, Wrapping
+from edgecompress.callbacks.hooks import Hook, StateHook, Wrapping
 from edgecompress.callbacks.learnt_bounds import LearntBounds
 from edgecompress.callbacks.rounded_kernels import RoundedKernels
 from edgecompress.callbacks.trained_parts import TrainedParts
@@ -28,7 +29,7 @@ from edgecompress.core.composites import told
 from edgecompress.core.fusion import FusedGraph, Tap, layer_of_use, source_of, use_name
 from edgecompress.core.fusion_rules import composite_of_use, split_activation, weighted_operator
 from edgecompress.core.inner_kernels import inner_kernels
-from edgecompress.core.keras_graph import functional_of, layers_by_name
+from edgecompress.core.keras_graph import functional_of, layers_by_name, reading
 from edgecompress.core.lstm_layers import cell_name, lstm_parts
 from edgecompress.precisions.base import Precision
 from edgecompress.precisions.integer_arithmetic import LITERT, Grid, grid_of, on_grid
@@ -154,6 +155,11 @@ class QuantizedArithmetic:
         }
         self.observe()
 
+    @property
+    def seen(self) -> bool:
+        """Whether every range has seen data, as `observe` found."""
+        return self._seen
+
     def observe(self) -> bool:
         """Looks whether every range has seen data, from when on inference computes with integers.
 
@@ -205,6 +211,9 @@ class QuantizedArithmetic:
         training = self._bounds.hook()
         inner = {tap.layer for tap in self._graph.taps if tap.layer}
         found: list[Hook] = [] if training is None else [training]
+        found.append(StateHook([self._learnt.variable, *self.kernels.limits]))
+        if self._integer:
+            found += backends.current().precise_inference(self._model)
         for name, layer in self._by_name.items():
             if name in inner or name in self._layers or self._inner.get(name):
                 found.append(Wrapping(layer, "call", functools.partial(self._layer_call, layer)))
@@ -420,8 +429,9 @@ class QuantizedArithmetic:
     def _scope(self, layer: Any, axes: Mapping[str, tuple[int, ...]]) -> keras.StatelessScope:
         """Returns a scope in which the layer reads rounded kernels."""
         variables = {name: getattr(layer, name) for name in axes}
-        return keras.StatelessScope(
-            [(v, self.kernels.rounded(layer, name, v.value)) for name, v in variables.items()]
+        return reading(
+            layer,
+            [(v, self.kernels.rounded(layer, name, v.value)) for name, v in variables.items()],
         )
 
     def _with_inner(self, layer: Any, run: Callable[..., Any]) -> Callable[..., Any]:

@@ -67,6 +67,11 @@ class RoundedKernels:
             self._ready = {}
 
     @property
+    def limits(self) -> list[keras.Variable]:
+        """The variables that hold learnt scales."""
+        return list(self._limits.values())
+
+    @property
     def one_scale(self) -> list[str]:
         """The layers with a kernel that has a single scale because its weights share few values."""
         return [

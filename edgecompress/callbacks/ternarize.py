@@ -94,8 +94,7 @@ class Ternarize(LatentWeights):
 
     Raises:
         ArgumentError: an argument breaks its rule; when training begins also if no layer is left,
-            another callback of the fit sets the same weights, or TTQ is used with a backend other
-            than TensorFlow.
+            or another callback of the fit sets the same weights.
         UnknownNameError: `method` or a layer is unknown.
         UnsupportedModelError: when training begins, the model is subclassed.
         ModelFileError: `latent_file` cannot be read.
@@ -148,13 +147,6 @@ class Ternarize(LatentWeights):
 
     def attach(self) -> None:
         """Chooses the kernels and hooks them; nothing is ternary before `begin_epoch`."""
-        if self.method == "ttq" and keras.backend.backend() != "tensorflow":
-            # The optimizer of W_p and W_n is separate from the model's; JAX would drop its updates.
-            raise ArgumentError(
-                "KERAS_BACKEND",
-                'be tensorflow for Ternarize(method="ttq")',
-                keras.backend.backend(),
-            )
         super().attach()
 
     def prepare(self, hook: UpdateHook) -> None:
@@ -170,6 +162,7 @@ class Ternarize(LatentWeights):
             self._values[kernel.name] = (positive, negative)
         self._value_optimizer = _clone_settings(hook.optimizer)
         self._value_optimizer.build([value for pair in self._values.values() for value in pair])
+        hook.adopt(self._value_optimizer.variables)
 
     def is_quantized(self, values: np.ndarray, axes: tuple[int, ...]) -> bool:
         """Returns whether each channel holds zeros and one value on each side."""

@@ -129,9 +129,8 @@ class WeightClustering(CompressionCallback):
         seed: Of `"k-means++"`. Defaults to 0.
 
     Raises:
-        ArgumentError: an argument breaks its rule, or the Keras backend is not TensorFlow; when
-            training begins also if no layer is left to cluster or another callback clusters the
-            same layer.
+        ArgumentError: an argument breaks its rule; when training begins also if no layer is left to
+            cluster or another callback clusters the same layer.
         UnknownNameError: `initialization` or a layer is unknown.
         UnsupportedModelError: when training begins, the model is subclassed.
 
@@ -194,11 +193,6 @@ class WeightClustering(CompressionCallback):
 
     def attach(self) -> None:
         """Chooses the kernels; refuses what cannot be clustered."""
-        if keras.backend.backend() != "tensorflow":
-            # The step changes its variables in the middle of a fit; JAX would not see them.
-            raise ArgumentError(
-                "KERAS_BACKEND", "be tensorflow for WeightClustering", keras.backend.backend()
-            )
         self._active = False
         self._clustered = self._choose()
 

@@ -48,8 +48,9 @@ _MOST_FILES = 10_000
 _SILENCE_S = 7200.0
 _PLAIN_NAME = re.compile(r"[^/\\\x00-\x1f\x7f]{1,255}")
 _DEEPEST = 4
-# Keras imports it, if it is installed, for functions that only users call; that takes 0.4 s.
-_UNUSED = ("matplotlib",)
+# Keras and TensorFlow import them, if they are installed, for functions that only users call; that
+# takes half a second each.
+_UNUSED = ("matplotlib", "jax")
 _HINT = (
     "Set EDGECOMPRESS_MAX_MEMORY_MIB or EDGECOMPRESS_MAX_CPU_MINUTES for a model that needs more."
 )
@@ -197,7 +198,8 @@ def _environment(folder: Path) -> dict[str, str]:
     own = ("HOME", "USERPROFILE", "TMPDIR", "TEMP", "TMP", "XDG_CACHE_HOME", "XDG_CONFIG_HOME",
            "MPLCONFIGDIR", "KERAS_HOME")  # fmt: skip
     # HDF5 filters are code; none is loaded from elsewhere.
-    return kept | dict.fromkeys(own, str(folder)) | {"HDF5_PLUGIN_PRELOAD": "::"}
+    fixed = {"HDF5_PLUGIN_PRELOAD": "::", "KERAS_BACKEND": "tensorflow"}
+    return kept | dict.fromkeys(own, str(folder)) | fixed
 
 
 # A confined process has no network to use a secret on, and no need to know it.

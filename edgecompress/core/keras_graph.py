@@ -3,14 +3,17 @@
 Private names used: `Sequential._functional` (the Functional model inside a built Sequential),
 `Functional._nodes_by_depth` (the calls that make up a model's graph),
 `Functional._run_through_graph`, `Layer._flatten_layers` (the layers inside a layer),
-`MultiHeadAttention._dropout_layer`, `KerasTensor._keras_mask` (the mask that comes with a tensor)
-and `Optimizer._untrack_variable` (the counterpart of the public `add_variable`).
+`Layer._seed_generators` (state that is none of a layer's weights),
+`MultiHeadAttention._dropout_layer`, `KerasTensor._keras_mask` (the mask that comes with a tensor),
+`Optimizer._track_variable` and `Optimizer._untrack_variable` (the counterpart of the public
+`add_variable`).
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
@@ -289,6 +292,52 @@ def layers_before(model: Any) -> dict[str, frozenset[str]]:
     nothing: list[frozenset[str]] = [frozenset()] * len(functional_of(model).inputs)
     follow_graph(model, nothing, visit)
     return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Lent:
+    """A variable in the place of a random generator's."""
+
+    state: Any
+
+
+def lend_variables(model: Any, variables: Sequence[Any]) -> None:
+    """Makes variables part of a model's state, which JAX passes to each call, but not its weights.
+
+    They are not saved, and neither `get_weights` nor `summary` knows them.
+    """
+    model._seed_generators.extend(_Lent(variable) for variable in variables)
+
+
+def take_back_variables(model: Any, variables: Sequence[Any]) -> None:
+    """Undoes `lend_variables`."""
+    lent = {id(variable) for variable in variables}
+    model._seed_generators[:] = [
+        generator for generator in model._seed_generators if id(generator.state) not in lent
+    ]
+
+
+def reading(layer: Any, values: Iterable[tuple[Any, Any]]) -> Any:
+    """Returns a `keras.StatelessScope` in which a layer reads other values of some variables.
+
+    Args:
+        layer: The layer, of which only its call runs inside.
+        values: Variables and their values.
+    """
+    import keras
+
+    values = list(values)
+    if keras.backend.backend() != "tensorflow":
+        # A scope hides the one around it, in which JAX has put the values of all variables.
+        known = {id(variable) for variable, _ in values}
+        values += [(v, v.value) for v in layer.variables if id(v) not in known]
+    return keras.StatelessScope(values)
+
+
+def add_optimizer_variables(optimizer: Any, variables: Sequence[Any]) -> None:
+    """Makes variables that exist already an optimizer's own."""
+    for variable in variables:
+        optimizer._track_variable(variable)
 
 
 def remove_optimizer_variables(optimizer: Any, variables: list[Any]) -> None:

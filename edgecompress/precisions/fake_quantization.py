@@ -206,7 +206,34 @@ def fake_quantize(values: Any, low: Any, high: Any, bits: int = 8) -> Any:
     """
     if keras.backend.backend() == "tensorflow":
         return _native_fake_quantize(values, low, high, bits)
-    return portable_fake_quantize(values, low, high, bits)
+    low, high = (ops.stop_gradient(ops.cast(end, "float32")) for end in (low, high))
+    return _rounded_between(values, *nudged_range(low, high, bits), ops.greater_equal)
+
+
+def _rounded_between(
+    values: Any, low: Any, high: Any, scale: Any, passes_above: Callable[[Any, Any], Any]
+) -> Any:
+    """Rounds as TensorFlow's own operator does, halves up, on backends that have none.
+
+    Args:
+        values: A float tensor of any shape.
+        low: Lowest value.
+        high: Highest value.
+        scale: Distance of neighbouring values.
+        passes_above: (values, lowest value) -> where the gradient passes, unless above `high`.
+    """
+
+    def rounded(inputs: Any) -> Any:
+        steps = (ops.minimum(ops.maximum(inputs, low), high) - low) * (1.0 / scale)
+        zero = ops.floor(-low * (1.0 / scale) + 0.5)
+        inside = ops.logical_and(passes_above(inputs, low), ops.less_equal(inputs, high))
+
+        def gradient(*arguments: Any, upstream: Any = None) -> Any:
+            return ops.where(inside, _passed(*arguments, upstream=upstream), 0.0)
+
+        return ops.floor(steps - zero + 0.5) * scale, gradient
+
+    return ops.cast(ops.custom_gradient(rounded)(ops.cast(values, "float32")), values.dtype)
 
 
 def portable_fake_quantize(values: Any, low: Any, high: Any, bits: int = 8) -> Any:
@@ -235,10 +262,31 @@ def fake_quantize_symmetric(values: Any, low: Any, high: Any, bits: int = 16) ->
     """
     largest = 2 ** (bits - 1)
     span = ops.maximum(ops.abs(ops.cast(low, "float32")), ops.abs(ops.cast(high, "float32")))
-    scale = ops.stop_gradient(ops.maximum(span, SMALLEST_RANGE) / (largest - 1))
-    clipped = ops.clip(ops.cast(values, "float32"), -largest * scale, (largest - 1) * scale)
+    span = ops.stop_gradient(ops.maximum(span, SMALLEST_RANGE))
+    scale = span / (largest - 1)
+    # The range itself is the limit: a product with the scale may round to less.
+    lowest = -span - scale
+    if keras.backend.backend() == "tensorflow":
+        clipped = ops.clip(ops.cast(values, "float32"), lowest, span)
+    else:
+        # There, `clip` passes half of the gradient at the ends.
+        clipped = _clipped(ops.cast(values, "float32"), lowest, span)
     rounded = ops.round(clipped / scale) * scale
     return ops.cast(clipped + ops.stop_gradient(rounded - clipped), values.dtype)
+
+
+def _clipped(values: Any, low: Any, high: Any) -> Any:
+    """Returns clipped values; the gradient passes at both ends, as on TensorFlow."""
+
+    def clipped(inputs: Any) -> Any:
+        inside = ops.logical_and(inputs >= low, inputs <= high)
+
+        def gradient(*arguments: Any, upstream: Any = None) -> Any:
+            return ops.where(inside, _passed(*arguments, upstream=upstream), 0.0)
+
+        return ops.clip(inputs, low, high), gradient
+
+    return ops.custom_gradient(clipped)(values)
 
 
 def _native_fake_quantize(values: Any, low: Any, high: Any, bits: int) -> Any:
@@ -258,7 +306,7 @@ def _native_fake_quantize(values: Any, low: Any, high: Any, bits: int) -> Any:
 
 
 def rectified_fake_quantize(values: Any, high: Any, bits: int = 8) -> Any:
-    """Returns `fake_quantize(relu(values), 0, high)` in the time of one operator (TensorFlow only).
+    """Returns `fake_quantize(relu(values), 0, high)`, on TensorFlow in the time of one operator.
 
     Rounding to a range from 0 clips what ReLU clips, and so does its gradient: ReLU itself is left
     out of the training step.
@@ -268,6 +316,9 @@ def rectified_fake_quantize(values: Any, high: Any, bits: int = 8) -> Any:
         high: Maximum of the range, a scalar above 0.
         bits: Width of the codes. Defaults to 8.
     """
+    if keras.backend.backend() != "tensorflow":
+        highest = ops.stop_gradient(high)
+        return _rounded_between(values, 0.0, highest, highest / (2**bits - 1), ops.greater)
     import tensorflow as tf
 
     @tf.custom_gradient

@@ -18,6 +18,7 @@ import keras
 from keras import ops
 
 from edgecompress.core.composites import Part
+from edgecompress.core.keras_graph import reading
 from edgecompress.core.registry import Registry
 from edgecompress.precisions import integer_arithmetic as integers
 from edgecompress.precisions.base import Precision
@@ -167,7 +168,7 @@ def with_kernel(
         values = [(variable, kernel)]
         if bias is not None:
             values.append((bias, ops.zeros_like(bias)))
-        with linear(layer), keras.StatelessScope(values):
+        with linear(layer), reading(layer, values):
             return call(inputs)
 
     return run

@@ -459,13 +459,6 @@ def test_refusals():
         fit(compiled(network()), [QuantizationAwareTraining(), QuantizationAwareTraining()])
 
 
-def test_other_backends_are_refused(monkeypatch):
-    model = compiled(network())
-    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
-    with pytest.raises(ArgumentError, match="be tensorflow for Quantization.* Got 'jax'"):
-        fit(model, [QuantizationAwareTraining()])
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

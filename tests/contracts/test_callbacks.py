@@ -189,6 +189,15 @@ def test_all_in_one_fit_in_any_order(exclusive: bool) -> None:
         assert {s["technique"] for s in record_of(small).steps} >= names
 
 
+def test_other_backends_are_refused_by_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    callback = CALLBACKS[name]()
+    callback.set_model(tiny())
+    monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
+    text = f"be tensorflow or jax for {type(callback).__name__}. Got 'torch'. Set it before"
+    with pytest.raises(EdgeCompressError, match=text):
+        callback.on_train_begin()
+
+
 def test_a_model_of_keras_2_is_refused_by_name(name: str) -> None:
     tf_keras = pytest.importorskip("tf_keras")
     model = tf_keras.Sequential([tf_keras.Input((6,)), tf_keras.layers.Dense(2, name="hidden")])

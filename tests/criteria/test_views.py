@@ -108,3 +108,21 @@ def test_macs_count_positions() -> None:
     view.begin([(layers[0], 4), (layers[1], 5)], None)
     assert list(view.tensor(layers[0])) == [6 * 6 * 27] * 4
     assert list(view.tensor(layers[1])) == [6 * 6 * 4] * 5
+
+
+class _Variables:
+    """Stands for the hook that owns a view's variables."""
+
+    def add_variable(self, shape: tuple[int, ...], dtype: str, name: str) -> Any:
+        return keras.Variable(np.ones(shape), dtype=dtype, name=name)
+
+
+@pytest.mark.parametrize("name", sorted(VIEWS))
+def test_every_view_has_a_number_for_each_filter(name: str) -> None:
+    units = kl.Dense(6, name="units")
+    view = VIEWS[name](_block(units, kl.BatchNormalization(), kl.ReLU()))
+    assert view.missing(units) is None
+    view.begin([(units, 6)], _Variables())
+    numbers = np.asarray(view.tensor(units))
+    assert numbers.shape == (6,) and numbers.dtype == np.float32
+    assert np.isfinite(numbers).all() and (numbers >= 0).all()

@@ -26,6 +26,18 @@ DIVERGED = "Training diverged: lower the learning rate, and begin from finite we
 class Keras3Callback(keras.callbacks.Callback):
     """A callback that works only on Keras 3 models."""
 
+    _fit_model: keras.Model | None = None
+
+    @property
+    def model(self) -> Any:
+        """The model of the fit.
+
+        On JAX, its variables hold no values in the middle of an epoch (`backends.Backend.sync`).
+        Keras's own property brings them up to date, which the functions of hooks must not do: they
+        run while a step is traced, and would put the values of an earlier step into it.
+        """
+        return self._fit_model
+
     def set_model(self, model: Any) -> None:
         """Takes the model of the fit.
 
@@ -39,6 +51,7 @@ class Keras3Callback(keras.callbacks.Callback):
                 "keras`; keras.models.load_model reads most files of Keras 2."
             )
         super().set_model(model)
+        self._fit_model = model
 
 
 class HookedCallback(Keras3Callback):

@@ -227,12 +227,12 @@ class QuantizationAwareTraining(CompressionCallback):
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Stops training when a NaN weight or range has made the loss NaN."""
         if self._arithmetic is not None and not self._arithmetic.seen:
-            # In the middle of an epoch, `model` brings the variables up to date on JAX.
-            model = self.model
+            backends.current().sync(self.model)
             if self._arithmetic.observe():
-                backends.current().retrace_inference(model)
+                backends.current().retrace_inference(self.model)
         loss = (logs or {}).get("loss", 0.0)
         if self._arithmetic is not None and not np.isfinite(loss):
+            backends.current().sync(self.model)
             self._check_finite(self._arithmetic.ranges())
 
     def _check_finite(self, ranges: Mapping[str, tuple[float, float]]) -> None:

@@ -29,6 +29,7 @@ from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.pipeline import scores
 from edgecompress.pipeline.bundle import Bundled, bundle_profile, make_bundle
 from edgecompress.pipeline.costs import costs_on
+from edgecompress.pipeline.elsewhere import as_file, on_another_backend
 from edgecompress.pipeline.inputs import Inputs, read_inputs, recalled
 from edgecompress.pipeline.measuring import Measurements
 from edgecompress.pipeline.parity import Agreement, legacy_runtime_note
@@ -124,6 +125,9 @@ def build(request: BuildRequest, progress: Progress = silent) -> Build:
     """
     if request.file_format is not None and isinstance(request.model, (str, Path)):
         return _build_apart(request, progress)
+    if request.file_format is not None and on_another_backend(request.model):
+        with as_file(request) as saved:
+            return _build_apart(saved, progress)
     return _build(request, progress)
 
 

@@ -295,13 +295,22 @@ def simulate(
         A model of new layers with the current weights; it can be saved and loaded.
 
     Raises:
-        ArgumentError: the record has no range for a tap of the model.
+        ArgumentError: the record has no range for a tap of the model, or the Keras backend is not
+            TensorFlow.
         UnsupportedModelError: the model is subclassed or has no input shape.
 
     Example:
         >>> model.fit(x, y, callbacks=[QuantizationAwareTraining()])  # doctest: +SKIP
         >>> simulate(model).evaluate(x_test, y_test)  # doctest: +SKIP
     """
+    if keras.backend.backend() != "tensorflow":
+        # JAX would compute integers of 64 bits with 32, and the layers could not tell.
+        raise ArgumentError(
+            "KERAS_BACKEND",
+            "be tensorflow for simulate",
+            keras.backend.backend(),
+            "Save the model and simulate what load_model returns there.",
+        )
     record = valid_record(model, settled_record(model)) if record is None else record
     trained = trained_precision(record)
     quantizer = quantizer or trained or Int8()

@@ -17,6 +17,7 @@ _PUBLIC = {
     "PolynomialDecay": "edgecompress.schedules.polynomial",
     "Pruning": "edgecompress.callbacks.pruning",
     "MagnitudePruning": "edgecompress.callbacks.magnitude_pruning",
+    "KeepSparsity": "edgecompress.callbacks.keep_sparsity",
     "GroupLasso": "edgecompress.callbacks.group_lasso",
     "QuantizationAwareTraining": "edgecompress.callbacks.quantization_aware_training",
     "WeightClustering": "edgecompress.callbacks.weight_clustering",

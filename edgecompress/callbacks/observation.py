@@ -81,7 +81,7 @@ class Observation:
             for statistic, variable in self._kept[id(kernel.variable)].items():
                 variable.assign(start[statistic])
         self._steps = None
-        if criterion.looks:
+        if criterion.waits:
             self._steps = hook.add_variable((), "float32", "observed_steps")
             self._steps.assign(0.0)
         layers = [(kernel.layer, kernel.shape.filters or 1) for kernel in kernels]

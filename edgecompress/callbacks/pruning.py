@@ -86,8 +86,9 @@ class Pruning(CompressionCallback):
     strip after training.
 
     Steps are the optimizer's updates since the model was compiled: a second `fit`, or one after
-    `load_model`, continues the schedule. Keep the callback in every later `fit`; without it the
-    zeros grow back. `fit` adds `sparsity` to its history, and `sparsity/<layer>` for each layer.
+    `load_model`, continues the schedule. Keep the callback in every later `fit`, or use
+    `KeepSparsity`; without either, the zeros grow back. `fit` adds `sparsity` to its history, and
+    `sparsity/<layer>` for each layer.
 
     Args:
         schedule: Target sparsity over the steps, e.g. `PolynomialDecay`.
@@ -171,7 +172,12 @@ class Pruning(CompressionCallback):
     def attach(self) -> None:
         """Hooks the masks into the optimizer."""
         kernels = self._fitting(choose_kernels(self.model, self.layers, "pruned", self.note))
-        taken = {id(variable) for other in self.session.updates() for variable in other.assigns}
+        taken = {
+            id(variable)
+            for other in self.session.updates()
+            if isinstance(other.owner, Pruning)
+            for variable in other.assigns
+        }
         for kernel in kernels:
             if id(kernel.variable) in taken:
                 raise ArgumentError(
@@ -207,6 +213,7 @@ class Pruning(CompressionCallback):
         if self._seen.needed:
             hook.before = self._seen.observe
         self._started = False
+        self._refuse_early_end()
         self._warn_of_no_update()
 
     def start_epoch(self, epoch: int) -> None:
@@ -403,6 +410,19 @@ class Pruning(CompressionCallback):
         elif not last or step < last:
             reason = f"training ended at step {step}, before the last mask update of the schedule"
         self.note(f"Sparsity is {total:.3f}, below the schedule's {target:.3f}: {reason}.")
+
+    def _refuse_early_end(self) -> None:
+        """Refuses a schedule that is over before an observing criterion has seen a step."""
+        schedule, first = self.schedule, self._step() + 1
+        if not self.criterion.waits or schedule.end_step != first:
+            return
+        if schedule.due(first):
+            raise ArgumentError(
+                "schedule",
+                f"end after step {first}, because the criterion {self.criterion} ranks weights by "
+                "the steps before",
+                schedule,
+            )
 
     def _warn_of_no_update(self) -> None:
         """Warns if the fit is too short for the first update of the masks."""

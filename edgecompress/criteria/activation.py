@@ -34,6 +34,11 @@ class Activation(FilterCriterion):
         """As `Criterion.views`."""
         return (_VIEWS[self.measure],)
 
+    @property
+    def waits(self) -> bool:
+        """Yes, for activations."""
+        return True
+
     def score_filters(self, filters: Any, statistics: Mapping[str, Any]) -> Any:
         """Returns what was measured; see `FilterCriterion`."""
         return statistics[_VIEWS[self.measure]]

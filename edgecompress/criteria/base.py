@@ -57,6 +57,11 @@ class Criterion(ABC):
         """Whether it needs more than the weights: to observe training, or views of the model."""
         return bool(self.statistics or self.views)
 
+    @property
+    def waits(self) -> bool:
+        """Whether it can rank weights only after a step of training."""
+        return bool(self.statistics)
+
     @abstractmethod
     def score(self, weights: Any, statistics: Mapping[str, Any]) -> Any:
         """Returns a score, 0 or more, for each weight: float32, of the kernel's shape.

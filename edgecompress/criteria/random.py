@@ -29,6 +29,11 @@ class Random(Criterion):
 
     seed: int = option(0, "Seed of the random numbers.", whole(0))
 
+    @property
+    def waits(self) -> bool:
+        """No: the numbers are there from the start."""
+        return False
+
     def start(self, name: str, kernel: KernelShape) -> Mapping[str, Any]:
         """Returns the numbers."""
         import numpy as np

@@ -14,9 +14,12 @@ from edgecompress.surgery.groups import filter_axis, find_zero_filters
 
 # A sparsity is recorded as a share; a smaller difference is rounding, not a loss.
 _TOLERANCE = 0.01
+# Techniques that record the sparsity of each layer.
+_PRUNING = ("magnitude_pruning", "pruning", "keep_sparsity")
 _CAUSE = (
     "The weights were changed after the callback set them to zero: by "
-    "EarlyStopping(restore_best_weights=True) listed after it, or by training without it."
+    "EarlyStopping(restore_best_weights=True) listed after it, or by training without it. "
+    "KeepSparsity keeps them in any later fit."
 )
 
 
@@ -51,8 +54,10 @@ def undone_zeros(model: Any, record: CompressionRecord) -> tuple[str, ...]:
             notes.append(
                 f"group lasso set {before} filters to zero, of which {after} still are. {_CAUSE}"
             )
-    pruned = steps.get("magnitude_pruning", {}).get("layer_sparsity")
-    if isinstance(pruned, Mapping):
+    for technique in _PRUNING:
+        pruned = steps.get(technique, {}).get("layer_sparsity")
+        if not isinstance(pruned, Mapping):
+            continue
         lost = {
             name: (share, found)
             for name, share in pruned.items()
@@ -62,8 +67,8 @@ def undone_zeros(model: Any, record: CompressionRecord) -> tuple[str, ...]:
             name, (share, found) = next(iter(lost.items()))
             more = f" (and {len(lost) - 1} more layers)" if len(lost) > 1 else ""
             notes.append(
-                f"magnitude pruning left {name} with sparsity {share:.2f}, now it has {found:.2f}"
-                f"{more}. {_CAUSE}"
+                f"{technique.replace('_', ' ')} left {name} with sparsity {share:.2f}, now it has "
+                f"{found:.2f}{more}. {_CAUSE}"
             )
     return tuple(notes)
 

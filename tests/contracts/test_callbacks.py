@@ -24,6 +24,7 @@ CALLBACKS: dict[str, Callable[..., Any]] = {
         ec.ConstantSparsity(0.5, frequency=1), **more
     ),
     "group_lasso": lambda **more: ec.GroupLasso(1e-3, **more),
+    "keep_sparsity": lambda **more: ec.KeepSparsity(**{"layers": lambda layer: True} | more),
     "quantization_aware_training": lambda **more: ec.QuantizationAwareTraining(**more),
     "weight_clustering": lambda **more: ec.WeightClustering(4, **more),
     "binary_weights": lambda **more: ec.Binarize(first_and_last=True, **more),

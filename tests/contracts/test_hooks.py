@@ -19,6 +19,7 @@ pytestmark = pytest.mark.slow
 CALLBACKS: dict[type, Callable[[], Any]] = {
     ec.MagnitudePruning: lambda: ec.MagnitudePruning(ec.ConstantSparsity(0.5, frequency=1)),
     ec.Pruning: lambda: ec.Pruning(ec.ConstantSparsity(0.5, frequency=1), "taylor"),
+    ec.KeepSparsity: lambda: ec.KeepSparsity(lambda layer: True),
     ec.GroupLasso: lambda: ec.GroupLasso(1e-3),
     ec.QuantizationAwareTraining: lambda: ec.QuantizationAwareTraining(),
     ec.WeightClustering: lambda: ec.WeightClustering(4),

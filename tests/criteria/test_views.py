@@ -9,6 +9,7 @@ import pytest
 
 import edgecompress as ec
 from edgecompress.callbacks.views import VIEWS
+from edgecompress.core.errors import ArgumentError
 
 keras = pytest.importorskip("keras")
 kl = keras.layers
@@ -126,3 +127,10 @@ def test_every_view_has_a_number_for_each_filter(name: str) -> None:
     numbers = np.asarray(view.tensor(units))
     assert numbers.shape == (6,) and numbers.dtype == np.float32
     assert np.isfinite(numbers).all() and (numbers >= 0).all()
+
+
+def test_a_schedule_must_leave_a_step_to_observe() -> None:
+    model = _block(kl.Dense(6, name="units"))
+    pruning = ec.Pruning(ec.OneShotSparsity(0.5, 1), "taylor")
+    with pytest.raises(ArgumentError, match="end after step 1"):
+        model.fit(np.ones((8, 8)), np.zeros((8, 2)), verbose=0, callbacks=[pruning])

@@ -1,0 +1,130 @@
+"""Keeping zeros: training that goes on after pruning, without further pruning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from edgecompress.callbacks.base import CompressionCallback
+from edgecompress.callbacks.fused import fused
+from edgecompress.callbacks.hooks import UpdateHook
+from edgecompress.callbacks.layer_choice import LayerChoice, choose_kernels, layer_choice
+from edgecompress.core.errors import ArgumentError
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A kernel with zeros, and where it may differ from zero."""
+
+    layer: str
+    kernel: keras.Variable
+    mask: keras.Variable
+
+    def apply(self) -> None:
+        self.kernel.assign(
+            ops.where(ops.convert_to_tensor(self.mask), ops.convert_to_tensor(self.kernel), 0.0)
+        )
+
+
+class KeepSparsity(CompressionCallback):
+    """Keeps every weight at zero that is zero when training begins.
+
+    For any `fit` after pruning: fine-tuning, distillation, a lottery ticket. Optimizers move zeros
+    as they move all weights, so without it (or the pruning callback itself) they grow back. It
+    works inside the compiled train step, as `Pruning` does.
+
+    Args:
+        layers: As in `Pruning`. Defaults to None: every layer with zeros.
+
+    Raises:
+        ArgumentError: at the start of `fit`, no layer has a weight of zero, and none was named.
+        UnknownNameError: a name is not a layer of the model.
+        UnsupportedModelError: at the start of `fit`, the model is subclassed.
+
+    Example:
+        >>> model.fit(x, y, epochs=5, callbacks=[KeepSparsity()])  # doctest: +SKIP
+    """
+
+    technique = "keep_sparsity"
+
+    def __init__(self, layers: LayerChoice = None) -> None:
+        """Keeps the choice; the model is looked at when training begins."""
+        super().__init__()
+        self.layers = layer_choice(layers)
+        self._kept: list[_Kept] = []
+        self._apply: Callable[[], Any] = bool
+        self._started = False
+
+    def settings(self) -> Mapping[str, Any]:
+        """Returns the names of the layers."""
+        return {"layers": [kept.layer for kept in self._kept]}
+
+    def attach(self) -> None:
+        """Hooks the masks into the optimizer."""
+        choice = (lambda _: True) if self.layers is None else self.layers
+        kernels = [
+            kernel
+            for kernel in choose_kernels(self.model, choice, "kept sparse", self.note)
+            if self.layers is not None or _zeros(kernel.variable)
+        ]
+        if not kernels:
+            rule = "be given for a model without weights of zero"
+            raise ArgumentError("layers", rule, self.layers, "Prune the model first.")
+        for kernel in kernels:
+            if not _zeros(kernel.variable):
+                self.note(f"{kernel.name} has no weights of zero to keep.")
+        hook = self.hook(UpdateHook(self._keep, assigns=[kernel.variable for kernel in kernels]))
+        self._kept = [
+            _Kept(
+                kernel.name,
+                kernel.variable,
+                hook.add_variable(kernel.variable.shape, "bool", f"{kernel.layer.name}_kept_mask"),
+            )
+            for kernel in kernels
+        ]
+        self._apply = fused(self._mask_all, self.model, [kept.kernel for kept in self._kept])
+        self._started = False
+
+    def start_epoch(self, epoch: int) -> None:
+        """Reads the zeros, once every callback has restored its state."""
+        if not self._started:
+            for kept in self._kept:
+                kept.mask.assign(ops.not_equal(ops.convert_to_tensor(kept.kernel), 0.0))
+            self._started = True
+
+    def settle(self) -> None:
+        """Masks the weights once more: with weight averaging, `fit` has just replaced them."""
+        self._mask_all()
+
+    def results(self) -> Mapping[str, Any]:
+        """Returns the sparsity of each layer."""
+        return {
+            "layer_sparsity": {
+                kept.layer: _zeros(kept.kernel) / int(np.prod(kept.kernel.shape))
+                for kept in self._kept
+            }
+        }
+
+    def detach(self) -> None:
+        """Releases the model; see `HookedCallback.detach`."""
+        super().detach()
+        self._kept = []
+        self._apply = bool
+
+    def _keep(self) -> None:
+        self._apply()
+
+    def _mask_all(self) -> bool:
+        for kept in self._kept:
+            kept.apply()
+        return True
+
+
+def _zeros(kernel: keras.Variable) -> int:
+    values = ops.convert_to_numpy(kernel)
+    return int(values.size - np.count_nonzero(values))

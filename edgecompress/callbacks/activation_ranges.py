@@ -7,6 +7,7 @@ variable for each tap would make the step slower, and longer to trace.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,11 @@ from keras import ops
 from edgecompress.callbacks.learnt_bounds import LearntBounds, ranges_allowed
 from edgecompress.core.composites import MASKED
 from edgecompress.precisions.base import Precision
-from edgecompress.precisions.fake_quantization import SMALLEST_RANGE, rectified_fake_quantize
+from edgecompress.precisions.fake_quantization import (
+    SMALLEST_RANGE,
+    passing,
+    rectified_fake_quantize,
+)
 from edgecompress.precisions.integer_arithmetic import Grid, grids_of
 from edgecompress.precisions.ranges.learnt import Learnt, learnt_fake_quantize
 from edgecompress.precisions.uniform import Uniform
@@ -38,6 +43,9 @@ class ActivationRanges:
         observed: Names of ranges that nothing is rounded to. Defaults to none.
         lowered: Tap -> how much further down than its values its range in the file reaches.
             Defaults to none.
+
+    Attributes:
+        follows_extremes: Whether ranges depend on the extremes of the batches alone.
     """
 
     def __init__(
@@ -61,6 +69,7 @@ class ActivationRanges:
         method = quantizer.activation_method if isinstance(quantizer, Uniform) else None
         self._method = method if isinstance(method, Learnt) and bounds is not None else None
         self._bounds = bounds
+        self.follows_extremes = method is not None and method.extremes_only
         # No gradient reaches the model's inputs; those of masked scores end below the scores.
         self._by_gradient = [
             self._method is not None
@@ -177,7 +186,7 @@ class ActivationRanges:
             # Zero is part of every range.
             seen = ops.where(seen > MASKED, seen, ops.zeros_like(seen))
         found = self._learn(name, self._quantizer.batch_range(seen))
-        return self._fake_quantize(values, self._lower(name, found))
+        return self._fake_quantize(name, values, found)
 
     def _trained(self, name: str, values: Any, seen: Any) -> Any:
         """Returns the rounded activations of a tap whose range has gradients."""
@@ -214,12 +223,12 @@ class ActivationRanges:
         start, share = self._old[self._positions[name]][1:]
         highest = start + share * (highest - start)
         self._updated[name] = ops.stack([0.0, highest])
-        return rectified_fake_quantize(values, highest, self._quantizer.activation_bits)
+        return rectified_fake_quantize(values, highest, self._quantizer.activation_bits, maximum)
 
     def frozen(self, name: str, values: Any) -> Any:
         """Returns the rounded values without learning; unchanged before the first batch."""
         if name in self._updated:
-            return self._fake_quantize(values, self._lower(name, self._updated[name]))
+            return self._fake_quantize(name, values, self._updated[name])
         low, high = ops.unstack(self.variable.value[self._positions[name]])
         seen = low <= high
         low, high = ops.unstack(self._lower(name, ops.stack([low, high])))
@@ -233,5 +242,9 @@ class ActivationRanges:
         self._updated[name] = start + share * (extremes - start)
         return self._updated[name]
 
-    def _fake_quantize(self, values: Any, bounds: Any) -> Any:
-        return self._quantizer.fake_quantize(values, *ops.unstack(bounds))
+    def _fake_quantize(self, name: str, values: Any, bounds: Any) -> Any:
+        low, high = ops.unstack(ops.stop_gradient(self._lower(name, bounds)))
+        quantize = functools.partial(self._quantizer.fake_quantize, low=low, high=high)
+        # Masked scores are far below their range.
+        passes = self.follows_extremes and not self._lowered.get(name)
+        return passing(quantize, values) if passes else quantize(values)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import keras
 
 from edgecompress.callbacks.backends import check_backend
+from edgecompress.callbacks.fused_updates import fused_updates
 from edgecompress.callbacks.hooks import Hook, HookSession
 from edgecompress.core.errors import UnsupportedModelError
 from edgecompress.core.finite import check_weights
@@ -117,6 +118,8 @@ class HookedCallback(Keras3Callback):
         self._session = HookSession.of(self.model, self.params)
         with self._stage():
             self.attach()
+            for hook in fused_updates(self.session):
+                self.hook(hook)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Lets the technique begin, change or end its work."""

@@ -15,8 +15,8 @@ import keras
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# Below this number of weights, compiling takes longer than it saves.
-_WORTHWHILE = 2**13
+# Starting a compiled operator takes as long as plain ones take for smaller kernels.
+_WORTHWHILE = 2**14
 
 
 def on_one_device(model: keras.Model) -> bool:
@@ -27,16 +27,21 @@ def on_one_device(model: keras.Model) -> bool:
     return strategy is None or strategy.num_replicas_in_sync == 1
 
 
+def is_large(model: keras.Model, weight: Any) -> bool:
+    """Returns whether a function of a weight is faster when compiled."""
+    return math.prod(weight.shape) >= _WORTHWHILE and on_one_device(model)
+
+
 def fused(function: F, model: keras.Model, weights: Iterable[Any]) -> F:
     """Returns a function that computes the same, as one operator where that is worthwhile.
 
     Args:
         function: Called inside the step with tensors of static shapes; it may assign variables.
         model: The model being trained.
-        weights: What it passes over: kernels, whose sizes decide.
+        weights: What it passes over: kernels, whose mean size decides.
     """
-    size = sum(math.prod(weight.shape) for weight in weights)
-    if size < _WORTHWHILE or not on_one_device(model):
+    sizes = [math.prod(weight.shape) for weight in weights]
+    if sum(sizes) < _WORTHWHILE * len(sizes) or not on_one_device(model):
         return function
     import tensorflow as tf
 

@@ -1,4 +1,4 @@
-"""Rounding all kernels of a model at the begin of a training step, in one compiled operator."""
+"""Rounding the large kernels of a model at the start of a training step, in one operator."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from edgecompress.callbacks.fused import fused, on_one_device
+from edgecompress.callbacks.fused import fused, is_large
 from edgecompress.precisions.base import Precision
 from edgecompress.precisions.fake_quantization import fake_quantize_together, quantize_weights
 from edgecompress.precisions.mixed import kernel_name
@@ -17,7 +17,7 @@ _Place = tuple[str, str, tuple[int, ...], int]
 
 
 class FusedRounding:
-    """Rounds the kernels whose scales follow from their largest weights.
+    """Rounds the large kernels whose scales follow from their largest weights.
 
     Args:
         model: The model being trained.
@@ -42,7 +42,7 @@ class FusedRounding:
             axes: Layer -> kernel's attribute -> the axes with separate scales.
         """
         # Half precision reads kernels in the type of their layer.
-        if self._model.compute_dtype != "float32" or not on_one_device(self._model):
+        if self._model.compute_dtype != "float32":
             return {}
         places = tuple(
             (layer, attribute, channels, self._precision_of(layer, attribute).weight_bits)
@@ -70,7 +70,8 @@ class FusedRounding:
     def _fits(self, layer: str, attribute: str) -> bool:
         precision = self._precision_of(layer, attribute)
         return (
-            self._layers[layer].compute_dtype == "float32"
+            is_large(self._model, getattr(self._layers[layer], attribute))
+            and self._layers[layer].compute_dtype == "float32"
             and isinstance(precision, Uniform)
             and type(precision).fake_quantize_weights is Uniform.fake_quantize_weights
             and precision.weight_ranges == "minmax"

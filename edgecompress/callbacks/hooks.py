@@ -334,7 +334,7 @@ def _sessions_on(model: keras.Model) -> Iterator[HookSession]:
     found: dict[int, HookSession] = {}
     layers = list(walk_layers(model)) if hasattr(model, "layers") else []
     weights = [weight for layer in layers for weight in layer.weights]
-    optimizers = _optimizers(model) if getattr(model, "optimizer", None) is not None else []
+    optimizers = optimizers_of(model) if getattr(model, "optimizer", None) is not None else []
     for part in (model, *layers, *weights, *optimizers):
         session = getattr(part, "__dict__", {}).get(_SESSION)
         if session is not None:
@@ -342,7 +342,7 @@ def _sessions_on(model: keras.Model) -> Iterator[HookSession]:
     yield from found.values()
 
 
-def _optimizers(model: keras.Model) -> list[keras.optimizers.Optimizer]:
+def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
     """Returns the model's optimizer and those that it wraps, the innermost last."""
     optimizers = [model.optimizer]
     while hasattr(optimizers[-1], "inner_optimizer"):
@@ -400,7 +400,7 @@ class _Updates:
         model = session.model
         self._session = session
         self._model = model
-        self._optimizers = _optimizers(model)
+        self._optimizers = optimizers_of(model)
         self._hooks: list[UpdateHook] = []
         self._wrappings = [Wrapping(self._optimizers[-1], "apply", self._running_hooks)]
         for optimizer in self._optimizers:

@@ -42,7 +42,6 @@ from edgecompress.precisions.integer_operators import (
     operate_weighted,
     with_kernel,
 )
-from edgecompress.precisions.uniform import Uniform
 
 
 class QuantizedArithmetic:
@@ -132,11 +131,7 @@ class QuantizedArithmetic:
         self._seen = False
         self._uses: Counter[str] = Counter()
         # Rounding that clips at 0, to a range that depends on the extremes alone, needs no ReLU.
-        self._clips = (
-            isinstance(quantizer, Uniform)
-            and quantizer.activation_bits == 8
-            and quantizer.activation_method.extremes_only
-        )
+        self._clips = quantizer.activation_bits == 8 and self._learnt.follows_extremes
         self._rectified = {
             tap.name: tap.relu
             for tap in graph.taps
@@ -146,6 +141,13 @@ class QuantizedArithmetic:
             and tap.name in self._learnt
             and not _is_separable(self._by_name[tap.layer])
         }
+        # Rounding does not change which value is the largest: behind pooling there are fewer.
+        self._pooled = {
+            layer: tap
+            for layer, tap in graph.pooled.items()
+            if self._learnt.follows_extremes and tap in self._learnt
+        }
+        self._late = set(self._pooled.values())
         self._integer = quantizer.activation_bits == 8
         self._folded = {
             use
@@ -219,6 +221,9 @@ class QuantizedArithmetic:
                 found.append(Wrapping(layer, "call", functools.partial(self._layer_call, layer)))
             elif name in {layer_of_use(use) for use in self._graph.batch_norms}:
                 wrap = functools.partial(self._batch_norm_call, name)
+                found.append(Wrapping(layer, "call", wrap))
+            elif name in self._pooled:
+                wrap = functools.partial(self._pooling_call, self._pooled[name])
                 found.append(Wrapping(layer, "call", wrap))
         found.append(Wrapping(self._model, "call", self._model_call))
         return found
@@ -372,14 +377,28 @@ class QuantizedArithmetic:
                 kwargs["training"] = False
             if use in self._folded and self._with_integers:
                 return self.insert(use, args[0])
+            late = self._training and use in self._late
             if use in self._rectified and self._training:
-                return self._rectify(use, layer, call, *args, **kwargs)
+                outputs = self._before_relu(layer, call, *args, **kwargs)
+                return outputs if late else self._rectify(use, outputs)
             run = self._with_inner(layer, functools.partial(plain, use, layer, call))
             if layer.name in self._lstms and self._training:
                 return run(*args, **kwargs)
-            return self.insert(use, run(*args, **kwargs))
+            outputs = run(*args, **kwargs)
+            return outputs if late else self.insert(use, outputs)
 
         return quantized_call
+
+    def _pooling_call(self, tap: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(call)
+        def pooling_call(*args: Any, **kwargs: Any) -> Any:
+            outputs = call(*args, **kwargs)
+            if not self._training:
+                return outputs
+            rounding = self._rectify if tap in self._rectified else self.insert
+            return rounding(tap, outputs)
+
+        return pooling_call
 
     def _batch_norm_call(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         layer = self._by_name[name]
@@ -509,16 +528,16 @@ class QuantizedArithmetic:
         )
         return self._learnt.rounded(layer.name, outputs, ops.concatenate(seen, axis=-1))
 
-    def _rectify(
-        self, use: str, layer: Any, call: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Any:
-        """Computes a layer that ends in ReLU in training; rounding takes ReLU's place."""
-        if layer.name in self._graph.weights:
-            with linear(layer):
-                outputs = self._in_float(layer, call, *args, **kwargs)
-        else:
-            outputs = args[0]
-        return self._learnt.rectified(use, outputs, self._rectified[use])
+    def _before_relu(self, layer: Any, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Computes a layer without the ReLU it ends in."""
+        if layer.name not in self._graph.weights:
+            return args[0]
+        with linear(layer):
+            return self._in_float(layer, call, *args, **kwargs)
+
+    def _rectify(self, tap: str, values: Any) -> Any:
+        """Rounds what a ReLU reads; that takes its place."""
+        return self._learnt.rectified(tap, values, self._rectified[tap])
 
     def _in_float(self, layer: Any, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         axes = self.kernels.axes.get(layer.name)

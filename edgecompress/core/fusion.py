@@ -112,6 +112,7 @@ class FusedGraph:
         cells: Ranges of the cell states of LSTM layers that are one operator: `<layer>/cell`, of a
             Bidirectional `<layer>/forward/cell` and `<layer>/backward/cell` -> the layer.
         composites: The uses of layers that are computed operator by operator.
+        pooled: Max pooling layers that alone read the values of a tap: layer -> tap.
     """
 
     taps: tuple[Tap, ...]
@@ -121,6 +122,7 @@ class FusedGraph:
     operators: Mapping[str, FusedOperator] = field(default_factory=dict)
     cells: Mapping[str, str] = field(default_factory=dict)
     composites: frozenset[str] = frozenset()
+    pooled: Mapping[str, str] = field(default_factory=dict)
 
     def unrolled_notes(self) -> list[str]:
         """Returns the notes on LSTM layers for files in which they are not one operator."""
@@ -320,6 +322,20 @@ class _Graph:
             value = readers[0].output
         return None
 
+    def only_tap(self, operator: _Operator, covering: Mapping[int, str | None]) -> str | None:
+        """Returns the tap of a layer's output that no other operator reads; None if there is none.
+
+        Args:
+            operator: One whose layer is used once.
+            covering: The tap that each value was rounded at.
+        """
+        value = operator.inputs[0]
+        before = self.producer.get(value)
+        if before is None or self.readers[value] != 1 or covering[value] != before.use:
+            return None
+        once = all(self._uses[id(found.layer)] == 1 for found in (before, operator))
+        return before.use if once else None
+
     def root(self, operator: _Operator) -> _Operator:
         """Returns the operator that this one is fused into, or itself."""
         while operator.absorbed and (before := self.before(operator, (VIEW, IDENTITY))):
@@ -461,6 +477,11 @@ def analyse(model: Any, own_means: Collection[str] = ()) -> FusedGraph:
             for part in lstm_parts(operator.layer)
         },
         composites=frozenset(graph.composites),
+        pooled={
+            operator.layer.name: name
+            for operator in graph.operators
+            if operator.step.kind == MAXPOOL and (name := graph.only_tap(operator, covering))
+        },
     )
 
 

@@ -207,11 +207,16 @@ def fake_quantize(values: Any, low: Any, high: Any, bits: int = 8) -> Any:
     if keras.backend.backend() == "tensorflow":
         return _native_fake_quantize(values, low, high, bits)
     low, high = (ops.stop_gradient(ops.cast(end, "float32")) for end in (low, high))
-    return _rounded_between(values, *nudged_range(low, high, bits), ops.greater_equal)
+    low, high, scale = nudged_range(low, high, bits)
+
+    def inside(inputs: Any, outputs: Any) -> Any:
+        return ops.logical_and(ops.greater_equal(inputs, low), ops.less_equal(inputs, high))
+
+    return _rounded_between(values, low, high, scale, inside)
 
 
 def _rounded_between(
-    values: Any, low: Any, high: Any, scale: Any, passes_above: Callable[[Any, Any], Any]
+    values: Any, low: Any, high: Any, scale: Any, passes: Callable[[Any, Any], Any]
 ) -> Any:
     """Rounds as TensorFlow's own operator does, halves up, on backends that have none.
 
@@ -220,18 +225,19 @@ def _rounded_between(
         low: Lowest value.
         high: Highest value.
         scale: Distance of neighbouring values.
-        passes_above: (values, lowest value) -> where the gradient passes, unless above `high`.
+        passes: (values, rounded values) -> where the gradient passes.
     """
 
     def rounded(inputs: Any) -> Any:
         steps = (ops.minimum(ops.maximum(inputs, low), high) - low) * (1.0 / scale)
         zero = ops.floor(-low * (1.0 / scale) + 0.5)
-        inside = ops.logical_and(passes_above(inputs, low), ops.less_equal(inputs, high))
+        outputs = ops.floor(steps - zero + 0.5) * scale
+        passed = passes(inputs, outputs)
 
         def gradient(*arguments: Any, upstream: Any = None) -> Any:
-            return ops.where(inside, _passed(*arguments, upstream=upstream), 0.0)
+            return ops.where(passed, _passed(*arguments, upstream=upstream), 0.0)
 
-        return ops.floor(steps - zero + 0.5) * scale, gradient
+        return outputs, gradient
 
     return ops.cast(ops.custom_gradient(rounded)(ops.cast(values, "float32")), values.dtype)
 
@@ -305,29 +311,54 @@ def _native_fake_quantize(values: Any, low: Any, high: Any, bits: int) -> Any:
     return ops.cast(result, values.dtype)
 
 
-def rectified_fake_quantize(values: Any, high: Any, bits: int = 8) -> Any:
+def passing(quantize: Callable[[Any], Any], values: Any) -> Any:
+    """Returns rounded values whose gradient passes unchanged, even where they are clipped.
+
+    For ranges that follow the extremes of the values: they clip next to nothing, and finding out
+    what takes longer than rounding.
+
+    Args:
+        quantize: Returns the rounded values.
+        values: A float tensor of any shape.
+    """
+    return ops.custom_gradient(lambda inputs: (quantize(inputs), _passed))(values)
+
+
+def rectified_fake_quantize(
+    values: Any, high: Any, bits: int = 8, maximum: float = math.inf
+) -> Any:
     """Returns `fake_quantize(relu(values), 0, high)`, on TensorFlow in the time of one operator.
 
-    Rounding to a range from 0 clips what ReLU clips, and so does its gradient: ReLU itself is left
-    out of the training step.
+    Rounding to a range from 0 clips what ReLU clips: ReLU itself is left out of the training step.
+    The gradient is ReLU's, at the rounded output: 1 above 0, and above `high` as well, which
+    follows the largest values. ReLU6 has none from 6 on.
 
     Args:
         values: What ReLU would read, a float tensor of any shape.
         high: Maximum of the range, a scalar above 0.
         bits: Width of the codes. Defaults to 8.
+        maximum: Of ReLU: infinity or 6. Defaults to infinity.
     """
     if keras.backend.backend() != "tensorflow":
         highest = ops.stop_gradient(high)
-        return _rounded_between(values, 0.0, highest, highest / (2**bits - 1), ops.greater)
+
+        def passes(inputs: Any, outputs: Any) -> Any:
+            if maximum == math.inf:
+                return outputs > 0
+            return ops.logical_and(inputs > 0, inputs < maximum)
+
+        return _rounded_between(values, 0.0, highest, highest / (2**bits - 1), passes)
     import tensorflow as tf
 
     @tf.custom_gradient
     def rounded(inputs: Any) -> Any:
         outputs = tf.quantization.fake_quant_with_min_max_vars(inputs, 0.0, high, num_bits=bits)
-        # Passes where 0 < x <= high: the gradient of ReLU6 is one operator, too.
-        return outputs, lambda upstream: tf.raw_ops.Relu6Grad(
-            gradients=upstream, features=inputs * (5.99999 / high)
-        )
+        # With ReLU's output alone, the memory of its input is free for the next layer.
+        if maximum == math.inf:
+            return outputs, lambda upstream: tf.raw_ops.ReluGrad(
+                gradients=upstream, features=outputs
+            )
+        return outputs, lambda upstream: tf.raw_ops.Relu6Grad(gradients=upstream, features=inputs)
 
     return ops.cast(rounded(ops.cast(values, "float32")), values.dtype)
 

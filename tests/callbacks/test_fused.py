@@ -17,7 +17,9 @@ from edgecompress import (
     QuantizationAwareTraining,
     WeightClustering,
 )
-from edgecompress.callbacks import fused, fused_rounding, weight_clustering
+from edgecompress.callbacks import fused, weight_clustering
+from edgecompress.callbacks.fused_updates import fused_updates
+from edgecompress.callbacks.hooks import HookSession
 from edgecompress.patterns import base as patterns
 
 pytestmark = pytest.mark.slow
@@ -59,8 +61,6 @@ def test_compiled_and_plain_operators_train_the_same_weights(
         return [MagnitudePruning(schedule), QuantizationAwareTraining()]
 
     compiled = _trained(monkeypatch, 1, callbacks).get_weights()
-    # Each layer rounds its own kernel.
-    monkeypatch.setattr(fused_rounding, "on_one_device", lambda model: False)
     plain = _trained(monkeypatch, 2**30, callbacks).get_weights()
     for one, other in zip(compiled, plain, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -98,3 +98,35 @@ def test_values_train_as_their_members_would(monkeypatch: pytest.MonkeyPatch) ->
     assert len(states[0]) == len(states[1]) == 2 + 3 * 7
     for found, want in zip(*states, strict=True):
         np.testing.assert_allclose(found, want, rtol=2e-3, atol=1e-7, err_msg=found.path)
+
+
+def test_updates_of_large_weights_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "_WORTHWHILE", 12)
+    model = keras.Sequential([keras.Input((3,)), kl.Dense(4)])
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9))
+    session = HookSession(model, None)
+    assert fused_updates(session) == []
+    model.compile(keras.optimizers.Adam(0.1))
+    model.optimizer.build(model.trainable_variables)
+    [hook] = fused_updates(session)
+    session.attach(hook)
+    assert fused_updates(session) == []
+    random = np.random.default_rng(5)
+    weights = [np.array(w) for w in model.get_weights()]
+    states = [np.zeros((2, *w.shape)) for w in weights]
+    # A bias of 4 is updated by plain operators.
+    for step in (1, 2, 3):
+        gradients = [random.normal(size=w.shape).astype("f4") for w in weights]
+        model.optimizer.apply([keras.ops.convert_to_tensor(g) for g in gradients])
+        for weight, gradient, (m, v) in zip(weights, gradients, states, strict=True):
+            m += 0.1 * (gradient - m)
+            v += 0.001 * (gradient**2 - v)
+            rate = 0.1 * np.sqrt(1 - 0.999**step) / (1 - 0.9**step)
+            weight -= rate * m / (np.sqrt(v) + 1e-7)
+    for found, want in zip(model.get_weights(), weights, strict=True):
+        np.testing.assert_allclose(found, want, rtol=1e-4)
+    assert [f.experimental_get_tracing_count() for f in hook.compiled.values()] == [1]
+    session.close()
+    assert "update_step" not in vars(model.optimizer)
+    monkeypatch.setattr(fused, "_WORTHWHILE", 13)
+    assert fused_updates(session) == []

@@ -16,6 +16,7 @@ from edgecompress.core.errors import ArgumentError, UnknownNameError, Unsupporte
 from edgecompress.core.fusion import find_taps
 from edgecompress.core.record import read_record, record_of
 from edgecompress.engines.run import run_engine
+from edgecompress.precisions.fake_quantization import fake_quantize, quantize_weights
 from edgecompress.precisions.int8 import Int8
 from edgecompress.precisions.simulation import simulate
 
@@ -238,6 +239,7 @@ def test_validation_sees_the_simulation(aware):
 
 
 def test_validation_follows_the_engine_bit_for_bit():
+    keras.utils.set_random_seed(1)
     inputs = keras.Input((8, 8, 1))
     x = keras.layers.Conv2D(6, 3, activation="relu")(inputs)
     y = keras.layers.BatchNormalization()(keras.layers.Conv2D(6, 3, padding="same")(x))
@@ -262,6 +264,50 @@ def test_validation_follows_the_engine_bit_for_bit():
     assert (seen["litert"] != seen["tflm"]).any()
     with pytest.raises(ArgumentError, match="`engine` must be litert or tflm"):
         QuantizationAwareTraining(engine="other")
+
+
+def test_training_rounds_behind_max_pooling():
+    """The same values with fewer operations; the range is that of what the next layer reads."""
+    keras.utils.set_random_seed(2)
+    inputs = keras.Input((5, 5, 1))
+    x = layers.Conv2D(3, 1, activation="relu", name="conv")(inputs)
+    y = layers.Conv2D(3, 1, name="linear")(layers.MaxPooling2D(2, name="pool")(x))
+    outputs = layers.Flatten()(layers.MaxPooling2D(2, name="last")(y))
+    model = keras.Model(inputs, outputs)
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    x = np.random.default_rng(4).uniform(-1, 1, (6, 5, 5, 1)).astype("f4")
+    # Pooling leaves out the last row, and pooled values of both signs remain.
+    x[:, 4] *= 8
+    y = np.zeros((6, 3), "f4")
+    fitted = model.fit(x, y, batch_size=6, verbose=0, callbacks=[QuantizationAwareTraining()])
+    ranges = record_of(model).ranges
+
+    def pooled(values):
+        return (
+            values[:, : values.shape[1] // 2 * 2, : values.shape[2] // 2 * 2]
+            .reshape(6, values.shape[1] // 2, 2, values.shape[2] // 2, 2, 3)
+            .max((2, 4))
+        )
+
+    def weighted(values, name):
+        kernel, bias = (np.asarray(w) for w in model.get_layer(name).weights)
+        return values @ np.asarray(quantize_weights(kernel, (-1,)))[0, 0] + bias
+
+    def rounded(values, low, high):
+        assert (low, high) == pytest.approx((min(values.min(), 0), values.max()), rel=1e-5)
+        return np.asarray(fake_quantize(values, low, high))
+
+    # Every step rounds before it pools, as the file does.
+    read = rounded(x, *ranges["input:0"])
+    first = np.maximum(weighted(read, "conv"), 0)
+    assert first.max() > 2 * pooled(first).max() == pytest.approx(2 * ranges["conv"][1], rel=1e-5)
+    first = pooled(np.asarray(fake_quantize(first, *ranges["conv"])))
+    second = weighted(first, "linear")
+    low, high = ranges["linear"]
+    assert high == pytest.approx(pooled(second).max(), rel=1e-5)
+    assert second.min() < low == pytest.approx(min(pooled(second).min(), 0), rel=1e-5)
+    second = pooled(np.asarray(fake_quantize(second, low, high)))
+    assert fitted.history["loss"][0] == pytest.approx(np.mean(second**2), rel=1e-4)
 
 
 def test_losses_on_softmax_outputs_keep_their_gradient(softmax, aware):

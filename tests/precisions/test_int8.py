@@ -14,8 +14,10 @@ from edgecompress.precisions.fake_quantization import (
     fake_quantize_weights,
     moving_range,
     nudged_range,
+    passing,
     portable_fake_quantize,
     quantize_weights,
+    rectified_fake_quantize,
     weight_scales,
 )
 from edgecompress.precisions.int8 import Int8
@@ -117,6 +119,23 @@ def test_activation_gradient_is_clipped(function):
     gradient, *ranges = tape.gradient(loss, [values, low, high])
     np.testing.assert_array_equal(gradient, [0, 2, 3, 4, 5, 0])
     assert ranges == [None, None]  # ranges are observed, not trained
+
+
+def test_gradients_where_the_range_follows_the_extremes():
+    """They pass above the range, too; below zero ReLU stops them, from 6 on ReLU6."""
+    values = tf.Variable([-5.0, -0.9, 0.0, 0.3, 1.9, 5.0, 7.0])
+    upstream = np.array([1.0, 2, 3, 4, 5, 6, 7], "f4")
+    cases = (
+        (lambda x: passing(lambda v: fake_quantize(v, -1.0, 2.0), x), -1.0, 2.0, [1] * 7),
+        (lambda x: rectified_fake_quantize(x, tf.constant(2.0)), 0.0, 2.0, [0, 0, 0, 1, 1, 1, 1]),
+        (lambda x: rectified_fake_quantize(x, 4.0, maximum=6.0), 0.0, 4.0, [0, 0, 0, 1, 1, 1, 0]),
+    )
+    for function, low, high, passed in cases:
+        with tf.GradientTape() as tape:
+            found = function(values)
+            loss = tf.reduce_sum(found * upstream)
+        np.testing.assert_array_equal(found, fake_quantize(values, low, high))
+        np.testing.assert_array_equal(tape.gradient(loss, values), upstream * passed)
 
 
 @pytest.mark.parametrize("function", [fake_quantize, portable_fake_quantize])

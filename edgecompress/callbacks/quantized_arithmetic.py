@@ -23,13 +23,14 @@ from edgecompress.callbacks import backends
 from edgecompress.callbacks.activation_ranges import ActivationRanges
 from edgecompress.callbacks.hooks import Hook, StateHook, Wrapping
 from edgecompress.callbacks.learnt_bounds import LearntBounds
+from edgecompress.callbacks.model_inputs import map_inputs
 from edgecompress.callbacks.rounded_kernels import RoundedKernels
 from edgecompress.callbacks.trained_parts import TrainedParts
 from edgecompress.core.composites import told
 from edgecompress.core.fusion import FusedGraph, Tap, layer_of_use, source_of, use_name
 from edgecompress.core.fusion_rules import composite_of_use, split_activation, weighted_operator
 from edgecompress.core.inner_kernels import inner_kernels
-from edgecompress.core.keras_graph import functional_of, layers_by_name, reading
+from edgecompress.core.keras_graph import layers_by_name, reading
 from edgecompress.core.lstm_layers import cell_name, lstm_parts
 from edgecompress.precisions.base import Precision
 from edgecompress.precisions.integer_arithmetic import LITERT, Grid, grid_of, on_grid
@@ -415,33 +416,15 @@ class QuantizedArithmetic:
         return batch_norm_call
 
     def _model_call(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        functional = functional_of(self._model)
-
-        def rounded(position: int, values: Any) -> Any:
-            values = ops.cast(ops.convert_to_tensor(values), functional.inputs[position].dtype)
-            return self.insert(f"input:{position}", values)
-
         @functools.wraps(call)
         def model_call(inputs: Any, *args: Any, **kwargs: Any) -> Any:
             self._training = bool(args[0] if args else kwargs.get("training"))
             self._uses.clear()
             try:
                 with self._of_call():
-                    return call(rounded_inputs(inputs), *args, **kwargs)
+                    return call(map_inputs(self._model, inputs, self.insert), *args, **kwargs)
             finally:
                 self._training = None
-
-        def rounded_inputs(inputs: Any) -> Any:
-            if isinstance(inputs, Mapping):
-                # By key: a dict may hold the inputs in any order, or more than the model reads.
-                keys = _input_keys(self._model)
-                return {
-                    key: rounded(keys[key], value) if key in keys else value
-                    for key, value in inputs.items()
-                }
-            flat = keras.tree.flatten(inputs)
-            flat = [rounded(position, value) for position, value in enumerate(flat)]
-            return keras.tree.pack_sequence_as(inputs, flat)
 
         return model_call
 
@@ -593,15 +576,3 @@ def has_codes(precision: Precision) -> bool:
 def _is_separable(layer: Any) -> bool:
     """Returns whether a layer is two operators with a tap between them."""
     return type(layer).__name__.startswith("Separable")
-
-
-def _input_keys(model: keras.Model) -> dict[str, int]:
-    """Returns every key under which data for a model input may be given -> its position."""
-    inputs = functional_of(model).inputs
-    keys = {tensor.name: position for position, tensor in enumerate(inputs)}
-    if isinstance(functional_of(model).input, Mapping):
-        positions = {id(tensor): position for position, tensor in enumerate(inputs)}
-        keys.update(
-            {key: positions[id(tensor)] for key, tensor in functional_of(model).input.items()}
-        )
-    return keys

@@ -23,6 +23,7 @@ _MAY_IMPORT = {
     "criteria": {"core"},
     "patterns": {"core"},
     "callbacks": {"core", "schedules", "criteria", "patterns", "precisions", "layers", "surgery"},
+    "baselines": {"core", "criteria", "patterns", "surgery", "callbacks", "inspection"},
     "converters": {"core", "flatbuffers", "engines", "precisions", "post_training", "layers"},
     "simulation": {"core", "flatbuffers", "precisions", "converters"},
     "targets": {"core", "flatbuffers", "engines"},

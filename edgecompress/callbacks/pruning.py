@@ -441,6 +441,24 @@ class Pruning(CompressionCallback):
             )
 
 
+def observed_kernels(
+    model: keras.Model, layers: LayerChoice, pattern: Pattern, criterion: Criterion
+) -> list[Observed]:
+    """Returns the kernels that a pattern and a criterion which reads only weights can prune.
+
+    Raises:
+        As `Pruning` at the start of `fit`.
+    """
+    found = [
+        Observed(kernel.name, kernel.layer, kernel.variable, _shape_of(kernel))
+        for kernel in choose_kernels(model, layers, "pruned", lambda text: None)
+    ]
+    fitting = [x for x in found if pattern.fits(x.shape) and criterion.fits(x.shape)]
+    if not fitting:
+        raise ArgumentError("pattern", "fit at least one kernel", pattern)
+    return fitting
+
+
 def _coming_step(optimizer: keras.optimizers.Optimizer) -> Any:
     """Returns the number of the step whose weights these are; the update before it is counted."""
     return ops.convert_to_tensor(optimizer.iterations) + 1

@@ -1,0 +1,99 @@
+"""A uniformly thinner network: the baseline for pruning at equal cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from edgecompress.baselines.fresh_copy import fresh_copy
+from edgecompress.core.errors import ArgumentError, UnsupportedModelError
+from edgecompress.core.keras_graph import is_plain_model, named_layers
+from edgecompress.core.model_copy import copy_model
+from edgecompress.inspection.keras_models import inspect_keras
+from edgecompress.surgery.finalize import finalize
+from edgecompress.surgery.groups import filter_axis
+
+# Halvings of the interval of shares; channels are whole numbers, so few tell shares apart.
+_TRIES = 7
+
+
+def thinner_copy(model: Any, macs: float, seed: int | None = None) -> Any:
+    """Returns an untrained copy with the same share of channels left out of every layer.
+
+    What a pruned network has to beat: training a smaller network from scratch costs less than
+    pruning a large one. The share is the smallest one that meets the cost.
+
+    Args:
+        model: A built Sequential or Functional model.
+        macs: Largest share of the model's multiply-accumulates, between 0 and 1.
+        seed: As in `fresh_copy`.
+
+    Returns:
+        The copy, not compiled.
+
+    Raises:
+        ArgumentError: `macs` is not between 0 and 1, or a single channel in each layer costs more.
+        UnsupportedModelError: the model is subclassed or not built.
+
+    Example:
+        >>> baseline = edgecompress.thinner_copy(model, macs=0.5, seed=1)  # doctest: +SKIP
+    """
+    if isinstance(macs, bool) or not isinstance(macs, (int, float)) or not 0 < macs < 1:
+        raise ArgumentError("macs", "be a share between 0 and 1", macs)
+    if not is_plain_model(model):
+        raise UnsupportedModelError(
+            f"Model {getattr(model, 'name', '')!r} ({type(model).__name__}) is not a built "
+            "Sequential or Functional model, so its layers cannot be made thinner."
+        )
+    whole = inspect_keras(model).macs
+    low, high = 0.0, 1.0
+    found = _without(model, high)
+    reached = inspect_keras(found).macs / whole
+    if reached > macs:
+        raise ArgumentError(
+            "macs", f"be at least {reached:.3g}, what the thinnest copy of this model takes", macs
+        )
+    for _ in range(_TRIES):
+        share = (low + high) / 2
+        small = _without(model, share)
+        if inspect_keras(small).macs <= macs * whole:
+            found, high = small, share
+        else:
+            low = share
+    return fresh_copy(found, seed)
+
+
+def _without(model: Any, share: float) -> Any:
+    """Returns a copy without the last channels of every layer whose channels can go."""
+    activations: dict[str, Any] = {}
+
+    def linear(path: str, config: dict[str, Any]) -> dict[str, Any]:
+        # A channel that is 0 before a sigmoid is not 0 after it, and could not go.
+        if "activation" not in config:
+            return config
+        activations[path] = config["activation"]
+        return {**config, "activation": "linear"}
+
+    def restored(path: str, config: dict[str, Any]) -> dict[str, Any]:
+        found = {"activation": activations[path]} if path in activations else {}
+        return {**config, **found}
+
+    copied = copy_model(model, linear)
+    for _, layer in named_layers(copied):
+        for name in ("bias", "beta", "moving_mean"):
+            if (variable := getattr(layer, name, None)) is not None:
+                variable.assign(np.zeros(variable.shape))
+        where = filter_axis(layer)
+        if where is not None:
+            variable = getattr(layer, where.attribute)
+            variable.assign(_thinned(tuple(variable.shape), where.axis, share))
+    return copy_model(finalize(copied), restored)
+
+
+def _thinned(shape: tuple[int, ...], axis: int, share: float) -> np.ndarray:
+    """Returns a kernel whose last filters alone are zero; one stays."""
+    count = min(round(share * shape[axis]), shape[axis] - 1)
+    kernel = np.full(shape, 1e-3, np.float32)
+    np.moveaxis(kernel, axis, 0)[shape[axis] - count :] = 0
+    return kernel

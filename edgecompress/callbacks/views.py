@@ -15,6 +15,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from edgecompress.callbacks.backends import check_backend, current
 from edgecompress.callbacks.hooks import Hook, UpdateHook, Wrapping
 from edgecompress.core.keras_graph import (
     GraphNode,
@@ -106,6 +107,8 @@ class FollowingScale(View):
         norm = self._norms.get(id(layer))
         if norm is None or not _is_linear(layer):
             return "no BatchNormalization follows it"
+        if current().pure and not norm.trainable:
+            return "its BatchNormalization is frozen, which an update on JAX does not see"
         return "its BatchNormalization has no gamma (scale=False)" if norm.gamma is None else None
 
     def tensor(self, layer: Any) -> Any:
@@ -127,7 +130,13 @@ class _Activity(View):
         self._training = False
 
     def begin(self, layers: Sequence[tuple[Any, int]], hook: UpdateHook) -> Sequence[Hook]:
-        """Hooks into the layers whose outputs it averages; see `View.begin`."""
+        """Hooks into the layers whose outputs it averages; see `View.begin`.
+
+        Raises:
+            ArgumentError: Keras runs on JAX.
+        """
+        # On JAX, a pass through the model cannot leave averages behind for the update.
+        check_backend("criteria that look at activations", ["tensorflow"])
         hooks: list[Hook] = [Wrapping(self.model, "call", self._noticing_training)]
         for layer, filters in layers:
             average = hook.add_variable((filters,), "float32", f"{layer.name}_{self.name}")

@@ -36,6 +36,17 @@ def _sandbox() -> Any:
     return module
 
 
+class _NotInstalled:
+    """Finds some modules missing; unlike None in `sys.modules`, without a trace of them there."""
+
+    def __init__(self, names: list[str]) -> None:
+        self._names = names
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        if name in self._names:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
 def _places_of(modules: list[str], here: str) -> list[str]:
     """Returns the folders of the modules that the user has named."""
     folders = [here, *sys.path]
@@ -76,8 +87,7 @@ def main(path: str) -> int:
         job = json.load(text)
     folder = job["folder"]
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
-    # None stands for a module that is not installed.
-    sys.modules.update(dict.fromkeys(job["unused"]))
+    sys.meta_path.insert(0, _NotInstalled(job["unused"]))
     # Answers use standard output; whatever libraries print goes to standard error.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

@@ -16,6 +16,7 @@ import pytest
 
 import edgecompress as ec
 from edgecompress.callbacks.learnt_bounds import LearntBounds
+from edgecompress.callbacks.views import VIEWS
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.record import record_of
 
@@ -95,5 +96,8 @@ def test_what_does_not_run_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
     with pytest.raises(ArgumentError, match="be tensorflow for ranges that are learnt by grad.*Go"):
         bounds.hook()
+    view = VIEWS["active-share"](model)
+    with pytest.raises(ArgumentError, match="be tensorflow for criteria that look at activations"):
+        view.begin([], None)
     with pytest.raises(ArgumentError, match="be tensorflow for simulate. Got 'jax'. Save the mod"):
         ec.simulate(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 
 from edgecompress.core import errors, isolation
 from edgecompress.core.errors import ArgumentError, IsolatedDefect, ProcessError
+from edgecompress.core.isolation_child import _NotInstalled
 from edgecompress.core.sandbox import Limits
 
 # What runs in the process; each function is what a hostile file might make of it.
@@ -247,3 +249,19 @@ def _is_dead(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
     except OSError:
         return True
+
+
+def test_it_runs_on_tensorflow_whatever_the_user_trains_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    assert isolation._environment(tmp_path)["KERAS_BACKEND"] == "tensorflow"
+
+
+def test_what_it_has_no_use_for_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "meta_path", [_NotInstalled(["colorsys"]), *sys.meta_path])
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    with pytest.raises(ModuleNotFoundError, match="No module named 'colorsys'"):
+        importlib.import_module("colorsys")
+    assert "colorsys" not in sys.modules
+    assert {"jax", "matplotlib"} <= set(isolation._UNUSED)

@@ -5,8 +5,9 @@ Private names used: `Sequential._functional` (the Functional model inside a buil
 `Functional._run_through_graph`, `Layer._flatten_layers` (the layers inside a layer),
 `Layer._seed_generators` (state that is none of a layer's weights),
 `MultiHeadAttention._dropout_layer`, `KerasTensor._keras_mask` (the mask that comes with a tensor),
-`Optimizer._track_variable` and `Optimizer._untrack_variable` (the counterpart of the public
-`add_variable`).
+`KerasTensor._keras_history` (the layer that made it), `Optimizer._track_variable` and
+`Optimizer._untrack_variable` (the counterpart of the public `add_variable`), and the modules of
+layers that networks of `keras.applications` define for themselves (`APPLICATION_LAYERS`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,14 @@ from typing import Any, NamedTuple, TypeVar
 from edgecompress.core.errors import UnsupportedModelError
 
 T = TypeVar("T")
+
+# Layers that Keras does not export: class -> its module.
+APPLICATION_LAYERS = MappingProxyType(
+    {
+        "LayerScale": "keras.src.applications.convnext",
+        "CustomScaleLayer": "keras.src.applications.inception_resnet_v2",
+    }
+)
 
 
 def functional_of(model: Any) -> Any:
@@ -203,6 +212,11 @@ def graph_nodes(model: Any) -> list[GraphNode]:
                 )  # fmt: skip
             )
     return nodes
+
+
+def input_layers(model: Any) -> list[Any]:
+    """Returns the InputLayers of a built Sequential or Functional model, one for each input."""
+    return [tensor._keras_history.operation for tensor in functional_of(model).inputs]
 
 
 def is_nested(layer: Any) -> bool:

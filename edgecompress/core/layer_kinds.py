@@ -21,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from edgecompress.core.keras_graph import APPLICATION_LAYERS
 from edgecompress.core.registry import Registry
 
 
@@ -77,6 +78,7 @@ class LayerKind:
             keeps channels separate, but not with softmax as its activation.
         kernels: Its filters and matrices, the one that callbacks work on last.
         vectors: Its other weights, one number for each channel.
+        inner: Weights of layers inside it, as `layer.attribute`; only surgery changes them.
         operator: What it becomes in an int8 file: a key of `core.fusion_rules.LOWERINGS`; "" for
             classes that int8 simulation does not know.
         use: Whether callbacks change its kernel.
@@ -94,6 +96,7 @@ class LayerKind:
     sign_patterns: bool = False
     one_bit: bool = False
     module: str = "keras.layers"
+    inner: tuple[str, ...] = ()
 
     @property
     def kernel(self) -> KernelAxes | None:
@@ -115,7 +118,7 @@ class LayerKind:
     @property
     def weights(self) -> tuple[str, ...]:
         """Attributes of all its weights."""
-        return (*(kernel.attribute for kernel in self.kernels), *self.vectors)
+        return (*(kernel.attribute for kernel in self.kernels), *self.vectors, *self.inner)
 
 
 # The operators of layers with kernels; other names exist only in `core.fusion_rules`.
@@ -182,6 +185,10 @@ def _add(names: str, kind: LayerKind) -> None:
         LAYER_KINDS.register(name)(kind)
 
 
+def _parts(layer: str, attributes: str) -> tuple[str, ...]:
+    return tuple(f"{layer}.{attribute}" for attribute in attributes.split())
+
+
 _MIXED, _KEPT, _MOVED = Channels.MIXED, Channels.KEPT, Channels.MOVED
 _BIAS = ("bias",)
 _LAST = (KernelAxes("kernel", (-1,), -2),)
@@ -242,7 +249,10 @@ for _names, _kind_of_names in (
             "binary", _MIXED, _LAST, _BIAS, one_bit=True, module="edgecompress.layers.binary"
         ),
     ),
-    ("LSTM GRU SimpleRNN", LayerKind("recurrent", _MIXED)),
+    (
+        "LSTM GRU SimpleRNN",
+        LayerKind("recurrent", _MIXED, inner=_parts("cell", "kernel recurrent_kernel bias")),
+    ),
     ("Bidirectional", LayerKind("bidirectional", _MIXED)),
     (
         "BatchNormalization",
@@ -255,11 +265,30 @@ for _names, _kind_of_names in (
     ),
     (
         "LayerNormalization",
-        LayerKind("statistics", _MIXED, operator="layer_normalization"),
+        LayerKind(
+            "layer_normalization",
+            _MIXED,
+            vectors=("gamma", "beta"),
+            operator="layer_normalization",
+        ),
     ),
-    ("GroupNormalization", LayerKind("statistics", _MIXED, operator="group_normalization")),
-    ("UnitNormalization", LayerKind("statistics", _MIXED, operator="unit_normalization")),
-    ("RMSNormalization", LayerKind("statistics", _MIXED, operator="rms_normalization")),
+    (
+        "GroupNormalization",
+        LayerKind(
+            "group_normalization",
+            _MIXED,
+            vectors=("gamma", "beta"),
+            operator="group_normalization",
+        ),
+    ),
+    (
+        "UnitNormalization",
+        LayerKind("unit_normalization", _MIXED, operator="unit_normalization"),
+    ),
+    (
+        "RMSNormalization",
+        LayerKind("rms_normalization", _MIXED, vectors=("scale",), operator="rms_normalization"),
+    ),
     ("Normalization", LayerKind("statistics", operator="normalization")),
     ("PReLU", LayerKind("slope", _KEPT, vectors=("alpha",), operator="prelu")),
     ("Activation", LayerKind("activation", _KEPT, operator="activation")),
@@ -303,7 +332,28 @@ for _names, _kind_of_names in (
     ("Permute", LayerKind("permute", operator="view")),
     ("Dot", LayerKind("product", _MIXED, operator="dot")),
     ("Attention", LayerKind("product", _MIXED, operator="attention")),
-    ("MultiHeadAttention", LayerKind("product", _MIXED, operator="heads")),
+    (
+        "MultiHeadAttention",
+        LayerKind(
+            "product",
+            _MIXED,
+            operator="heads",
+            inner=tuple(
+                name
+                for part in ("query_dense", "key_dense", "value_dense", "output_dense")
+                for name in _parts(part, "kernel bias")
+            ),
+        ),
+    ),
+    # Layers that networks of `keras.applications` define for themselves.
+    (
+        "LayerScale",
+        LayerKind("scale", _KEPT, vectors=("gamma",), module=APPLICATION_LAYERS["LayerScale"]),
+    ),
+    (
+        "CustomScaleLayer",
+        LayerKind("scaled sum", _KEPT, module=APPLICATION_LAYERS["CustomScaleLayer"]),
+    ),
     ("AdditiveAttention GroupedQueryAttention", LayerKind("product", _MIXED)),
     # Operations that `keras.ops` and activations leave in a graph.
     ("Matmul", LayerKind("product", _MIXED, operator="matmul", module="keras.ops")),
@@ -314,7 +364,7 @@ for _names, _kind_of_names in (
     ("Sum", LayerKind("mean", operator="sum over axes", module="keras.ops")),
     ("Max Min", LayerKind("mean", operator="move", module="keras.ops")),
     ("Normalize", LayerKind("statistics", operator="unit_normalization", module="keras.ops")),
-    ("Squeeze ExpandDims", LayerKind("reshape", operator="view", module="keras.ops")),
+    ("Squeeze ExpandDims", LayerKind("axes", operator="view", module="keras.ops")),
     ("Gelu", LayerKind("activation", _KEPT, operator="free", module="keras.ops")),
     ("LeakyRelu", LayerKind("activation", _KEPT, operator="leaky_relu", module="keras.ops")),
     ("Silu", LayerKind("activation", _KEPT, operator="silu", module="keras.ops")),

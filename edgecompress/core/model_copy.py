@@ -20,7 +20,22 @@ Weights = dict[str, dict[str, np.ndarray]]
 Edit = Callable[[str, dict[str, Any]], dict[str, Any]]
 
 
-def copy_model(model: Any, edit: Edit | None = None, weights: Weights | None = None) -> Any:
+def variable_of(layer: Any, name: str) -> Any:
+    """Returns a layer's variable by its attribute, `layer.attribute` for one of an inner layer.
+
+    None if there is none.
+    """
+    for part in name.split("."):
+        layer = getattr(layer, part, None)
+    return layer
+
+
+def copy_model(
+    model: Any,
+    edit: Edit | None = None,
+    weights: Weights | None = None,
+    replaced: Mapping[str, Any] | None = None,
+) -> Any:
     """Returns a new model of the same class, layer names, dtype policies and trainable flags.
 
     The copy has its own weights and is not compiled.
@@ -32,6 +47,8 @@ def copy_model(model: Any, edit: Edit | None = None, weights: Weights | None = N
             change.
         weights: Weights of layers whose shapes or values change: path -> attribute -> array. All
             others keep their values. Defaults to none.
+        replaced: Models that take the place of layers, with the same name, inputs and outputs:
+            path -> model. Defaults to none.
 
     Raises:
         ConversionError: Keras cannot make the model from its own config, or the weights do not fit.
@@ -47,7 +64,8 @@ def copy_model(model: Any, edit: Edit | None = None, weights: Weights | None = N
     for key in ("build_config", "compile_config"):
         config.pop(key, None)
     custom_objects = _custom_objects(model)
-    config["config"] = _edited(config["config"], edit, custom_objects, "")
+    replaced = replaced or {}
+    config["config"] = _edited(config["config"], edit, custom_objects, replaced, "")
     try:
         # Lambda layers come from the live model, not from a file, so they are as safe as the model.
         result = keras.saving.deserialize_keras_object(
@@ -57,14 +75,20 @@ def copy_model(model: Any, edit: Edit | None = None, weights: Weights | None = N
         raise ConversionError(
             f"Model {model.name!r} cannot be rebuilt from its config: {str(error).splitlines()[0]}"
         ) from error
-    _copy_weights(model, result, weights or {})
+    _copy_weights(model, result, weights or {}, replaced)
     _copy_trainable(model, result)
     return result
 
 
 def _edited(
-    config: dict[str, Any], edit: Edit | None, custom_objects: Mapping[str, Any], path: str
+    config: dict[str, Any],
+    edit: Edit | None,
+    custom_objects: Mapping[str, Any],
+    replaced: Mapping[str, Any],
+    path: str,
 ) -> dict[str, Any]:
+    import keras
+
     layers = config.get("layers")
     if not isinstance(layers, list):
         config = config if edit is None else edit(path, config)
@@ -76,7 +100,12 @@ def _edited(
             entry.pop("build_config", None)
             inner = entry["config"]
             inside = f"{path}/{inner.get('name')}" if path else str(inner.get("name"))
-            entry["config"] = _edited(inner, edit, custom_objects, inside)
+            if inside in replaced:
+                made = keras.saving.serialize_keras_object(replaced[inside])
+                for key in ("module", "class_name", "registered_name", "config"):
+                    entry[key] = made[key]
+            else:
+                entry["config"] = _edited(inner, edit, custom_objects, replaced, inside)
     function = f"{path}:function"
     if function in custom_objects:
         config["function"] = {
@@ -104,8 +133,15 @@ def _custom_objects(model: Any) -> dict[str, Any]:
     return objects
 
 
-def _copy_weights(source: Any, result: Any, weights: Weights) -> None:
-    for (path, old), (_, new) in zip(named_layers(source), named_layers(result), strict=True):
+def _copy_weights(source: Any, result: Any, weights: Weights, replaced: Mapping[str, Any]) -> None:
+    copies = dict(named_layers(result))
+    for path, model in replaced.items():
+        for inside, layer in named_layers(model, f"{path}/"):
+            copies[inside].set_weights(layer.get_weights())
+    for path, old in named_layers(source):
+        if path in replaced:
+            continue
+        new = copies[path]
         if path not in weights:
             new.set_weights(old.get_weights())
             continue
@@ -115,7 +151,7 @@ def _copy_weights(source: Any, result: Any, weights: Weights) -> None:
                 f"Layer {path!r} has {len(new.weights)} weights, not {', '.join(names)}."
             )
         for name in names:
-            getattr(new, name).assign(weights[path][name])
+            variable_of(new, name).assign(weights[path][name])
 
 
 def _copy_trainable(source: Any, result: Any) -> None:

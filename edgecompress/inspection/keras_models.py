@@ -26,7 +26,10 @@ Mac = Callable[[Any, LayerCall], int]
 # Formulas by family of layers: (layer, one call) -> multiply-accumulates of that call.
 MACS: Registry[Mac] = Registry("family of layers")
 # Families whose parameters scale, normalize or look up: no weighted sums, by convention.
-_NO_MACS = ("normalization", "statistics", "slope", "lookup")
+_NO_MACS = (
+    "normalization", "statistics", "layer_normalization", "group_normalization",
+    "unit_normalization", "rms_normalization", "slope", "scale", "lookup",
+)  # fmt: skip
 # Variables that are not weights in the sense of filters and matrices, whatever their rank.
 _NO_WEIGHTS = ("alpha", "gamma", "beta", "bias", "moving_mean", "moving_variance", "mean",
                "variance")  # fmt: skip

@@ -23,13 +23,15 @@ import numpy as np
 
 from edgecompress.core.keras_graph import (
     GraphNode,
+    carries_mask,
     functional_of,
     graph_nodes,
+    input_layers,
     is_plain_model,
     named_layers,
 )
 from edgecompress.core.layer_kinds import exact_kind_of
-from edgecompress.core.model_copy import Weights
+from edgecompress.core.model_copy import Weights, variable_of
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,13 @@ class Call:
         inputs: Channels of its inputs.
         shapes: Shapes of its inputs, with the batch axis.
         output_shape: Shape of its output.
+        tensors: The graph tensors that it reads.
+        args: Positional arguments of the call, tensors among them.
+        kwargs: The other arguments.
+        plain: Whether it is called with tensors only.
+        masked: Whether an input carries a mask.
+        inner: Which of its other channels stay, by name: those of `Analysis.inner`, once they are
+            chosen.
     """
 
     path: str
@@ -111,6 +120,12 @@ class Call:
     inputs: tuple[Channels, ...]
     shapes: tuple[tuple[int | None, ...], ...]
     output_shape: tuple[int | None, ...]
+    tensors: tuple[Any, ...] = ()
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    plain: bool = True
+    masked: bool = False
+    inner: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -124,7 +139,7 @@ class NotUnderstood(Exception):
 
 @dataclass
 class Analysis:
-    """Labels, readers and producers of one graph; nested models have separate analyses.
+    """Labels, readers and producers of one graph; `analyse` says which nested models are in it.
 
     Attributes:
         producers: Layer -> labels of the filters it makes.
@@ -134,6 +149,8 @@ class Analysis:
         following_norm: Layer -> the BatchNormalization that is the only reader of its linear
             output.
         frozen: Label -> why it must stay.
+        inputs: Input layer of a nested model -> labels of its channels.
+        inner: Layer -> labels of its other channels by name: heads, or further inputs.
         borders: Whether zero padding at the border counts; if not, a constant is its value in the
             interior of an image.
     """
@@ -144,6 +161,8 @@ class Analysis:
     uses: dict[str, Use] = field(default_factory=dict)
     following_norm: dict[str, str] = field(default_factory=dict)
     frozen: dict[int, str] = field(default_factory=dict)
+    inputs: dict[str, np.ndarray] = field(default_factory=dict)
+    inner: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     borders: bool = True
     _parents: list[int] = field(default_factory=list)
 
@@ -273,7 +292,7 @@ def read_weights(model: Any) -> Weights:
         kind = exact_kind_of(layer)
         if kind is None or rule_of(layer) is None:
             continue
-        found = {name: getattr(layer, name, None) for name in kind.weights}
+        found = {name: variable_of(layer, name) for name in kind.weights}
         weights[path] = {
             name: keras.ops.convert_to_numpy(value).copy()
             for name, value in found.items()
@@ -292,71 +311,101 @@ def analyse(model: Any, weights: Weights | None = None, borders: bool = True) ->
         borders: See `Analysis.borders`. Defaults to True, the exact answer.
 
     Returns:
-        The analysis of the model itself, then one for each nested model. The channels at a nested
-        model's inputs and outputs stay as they are.
+        The analysis of the model itself, then one for each nested model that is called more than
+        once, or with masks: the channels at its inputs and outputs stay as they are. Any other
+        nested model belongs to the analysis of the model around it.
 
     Raises:
         UnsupportedModelError: the model is subclassed or not built.
     """
     weights = read_weights(model) if weights is None else weights
-    analyses: list[Analysis] = []
-    _analyse(model, weights, "", analyses, borders)
-    return analyses
+    walk = _Walk(weights, borders)
+    _analyse(model, "", walk)
+    return walk.analyses
 
 
-def _analyse(
-    model: Any, weights: Weights, prefix: str, analyses: list[Analysis], borders: bool
-) -> None:
+@dataclass
+class _Walk:
+    weights: Weights
+    borders: bool
+    analyses: list[Analysis] = field(default_factory=list)
+
+
+def _analyse(model: Any, prefix: str, walk: _Walk) -> None:
+    """Adds the analysis of a model whose inputs and outputs stay as they are."""
+    analysis = Analysis(borders=walk.borders)
+    walk.analyses.append(analysis)
+    inputs = [
+        _opaque(analysis, tensor, "they are an input of the model")
+        for tensor in functional_of(model).inputs
+    ]
+    for found in _follow(analysis, model, inputs, prefix, walk):
+        if found is not None:
+            analysis.freeze(found.labels, "they are an output of the model")
+
+
+def _follow(
+    analysis: Analysis, model: Any, inputs: list[Channels | None], prefix: str, walk: _Walk
+) -> list[Channels | None]:
+    """Follows channels through a graph; returns those of its outputs."""
     from edgecompress.surgery.rules import rule_of
 
-    functional = functional_of(model)
-    analysis = Analysis(borders=borders)
-    analyses.append(analysis)
-    channels: dict[int, Channels | None] = {}
-    nodes = graph_nodes(model)
+    functional, nodes = functional_of(model), graph_nodes(model)
+    channels: dict[int, Channels | None] = {
+        id(tensor): found for tensor, found in zip(functional.inputs, inputs, strict=True)
+    }
     calls_of: dict[int, int] = {}
     for node in nodes:
         calls_of[id(node.operation)] = calls_of.get(id(node.operation), 0) + 1
-    for tensor in functional.inputs:
-        channels[id(tensor)] = _opaque(analysis, tensor, "they are an input of the model")
 
     entered: set[str] = set()
     unclear: dict[str, str] = {}
     for node in nodes:
         operation = node.operation
         path = f"{prefix}{operation.name}"
+        read = [channels.get(id(tensor)) for tensor in node.inputs]
         if is_plain_model(operation) and path not in entered:
             entered.add(path)
-            _analyse(operation, weights, f"{path}/", analyses, borders)
-        inputs = [channels.get(id(tensor)) for tensor in node.inputs]
+            if calls_of[id(operation)] == 1 and _passes(node):
+                for layer, found in zip(input_layers(operation), read, strict=True):
+                    if found is not None:
+                        analysis.inputs[f"{path}/{layer.name}"] = found.labels
+                made = _follow(analysis, operation, read, f"{path}/", walk)
+                channels.update({id(t): c for t, c in zip(node.outputs, made, strict=True)})
+                continue
+            _analyse(operation, f"{path}/", walk)
         rule = rule_of(operation)
         reason = None
-        if rule is None or not node.plain or len(node.outputs) != 1 or None in inputs:
+        if (
+            rule is None
+            or not (node.plain or rule.operations)
+            or len(node.outputs) != 1
+            or (None in read and rule.reads_channels)
+        ):
             reason = f"'{path}' ({type(operation).__name__}) is not understood"
         else:
             call = Call(
                 path,
                 operation,
-                weights.get(path, {}),
-                tuple(c for c in inputs if c is not None),
+                walk.weights.get(path, {}),
+                tuple(c for c in read if c is not None),
                 tuple(tuple(tensor.shape) for tensor in node.inputs),
                 tuple(node.outputs[0].shape),
+                node.inputs,
+                node.args,
+                node.kwargs,
+                node.plain,
+                any(carries_mask(tensor) for tensor in node.inputs),
             )
             try:
                 result = rule.follow(analysis, call)
             except NotUnderstood as error:
                 reason = f"{call.title} {error}"
             else:
-                before = analysis.uses.get(path)
-                if before is None:
-                    analysis.uses[path] = Use(call, call.inputs[0].labels, result.labels)
-                else:
-                    # A shared layer is cut once, so its calls share one choice of channels.
-                    analysis.unite(before.inputs, call.inputs[0].labels)
-                    analysis.unite(before.outputs, result.labels)
+                _use(analysis, call, result)
                 channels[id(node.outputs[0])] = result
         if reason is not None:
-            for known in inputs:
+            for known in read:
                 if known is not None:
                     analysis.freeze(known.labels, reason)
             unclear[path] = reason
@@ -365,11 +414,33 @@ def _analyse(
 
     for path, reason in unclear.items():
         _freeze_layer(analysis, path, reason)
-    for tensor in functional.outputs:
-        found = channels.get(id(tensor))
-        if found is not None:
-            analysis.freeze(found.labels, "they are an output of the model")
     _find_norms(analysis, nodes, functional, calls_of, prefix)
+    return [channels.get(id(tensor)) for tensor in functional.outputs]
+
+
+def _passes(node: GraphNode) -> bool:
+    """Returns whether a nested model reads and writes tensors in the order of its own."""
+    model = functional_of(node.operation)
+    structures = (model.input, model.output, *node.args)
+    return (
+        not any(isinstance(part, dict) for part in structures)
+        and node.plain
+        and not any(isinstance(leaf, keras.KerasTensor) for leaf in node.kwargs.values())
+        and not any(carries_mask(tensor) for tensor in node.inputs)
+        and len(model.inputs) == len(node.inputs)
+        and len(model.outputs) == len(node.outputs)
+    )
+
+
+def _use(analysis: Analysis, call: Call, result: Channels) -> None:
+    read = call.inputs[0].labels if call.inputs else np.empty(0, np.int64)
+    before = analysis.uses.get(call.path)
+    if before is None:
+        analysis.uses[call.path] = Use(call, read, result.labels)
+    else:
+        # A shared layer is cut once, so its calls share one choice of channels.
+        analysis.unite(before.inputs, read)
+        analysis.unite(before.outputs, result.labels)
 
 
 def _freeze_layer(analysis: Analysis, path: str, reason: str) -> None:

@@ -6,7 +6,7 @@ The plan lists the new weights and the changed config entries, layer by layer.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
@@ -25,6 +25,7 @@ class Plan:
         weights: New weights: layer -> attribute -> array.
         changes: New config entries: layer -> entry -> value.
         removed: Layer -> (channels before, after) of layers that lose some.
+        replaced: Models that take the place of layers: layer -> model.
         notes: What stays despite being zero, with the reason.
     """
 
@@ -32,6 +33,7 @@ class Plan:
     changes: Mapping[str, Mapping[str, Any]]
     removed: Mapping[str, tuple[int, int]]
     notes: tuple[str, ...]
+    replaced: Mapping[str, keras.Model] = field(default_factory=dict)
 
 
 def plan_removal(model: keras.Model) -> Plan:
@@ -44,6 +46,7 @@ def plan_removal(model: keras.Model) -> Plan:
     weights: Weights = {path: dict(values) for path, values in source.items()}
     changes: dict[str, dict[str, Any]] = {}
     removed: dict[str, tuple[int, int]] = {}
+    replaced: dict[str, keras.Model] = {}
     notes: list[str] = []
     for analysis in analyse(model, source):
         gone = analysis.removable()
@@ -51,17 +54,34 @@ def plan_removal(model: keras.Model) -> Plan:
             keep_in = analysis.kept(use.inputs, gone)
             keep_out = analysis.kept(use.outputs, gone)
             rule = rule_of(use.call.layer)
-            if rule is None or (keep_in.all() and keep_out.all()):
+            inner = {
+                name: analysis.kept(labels, gone)
+                for name, labels in analysis.inner.get(path, {}).items()
+            }
+            kept = (keep_in, keep_out, *inner.values())
+            if rule is None or all(mask.all() for mask in kept):
                 continue
-            cut, entries = rule.cut(use.call, keep_in, keep_out)
+            call = replace(use.call, inner=inner)
+            if "heads" in inner and not inner["heads"].all():
+                heads = inner["heads"]
+                removed[f"{path}:heads"] = (len(heads), int(heads.sum()))
+            model_instead = rule.replacement(call, keep_out)
+            if model_instead is not None:
+                replaced[path] = model_instead
+                continue
+            cut, entries = rule.cut(call, keep_in, keep_out)
             weights[path] = cut
             if entries:
                 changes[path] = entries
             if path in analysis.filters and not keep_out.all():
                 removed[path] = (len(keep_out), int(keep_out.sum()))
+        for path, labels in analysis.inputs.items():
+            keep = analysis.kept(labels, gone)
+            if not keep.all():
+                changes[path] = {"channels": int(keep.sum())}
         _fold(analysis, gone, weights, changes)
         notes += _what_stays(analysis, gone)
-    return Plan(weights, changes, removed, tuple(notes))
+    return Plan(weights, changes, removed, tuple(notes), replaced)
 
 
 def folded_bias(analysis: Analysis, path: str, gone: set[int]) -> np.ndarray:
@@ -111,6 +131,12 @@ def _what_stays(analysis: Analysis, gone: set[int]) -> list[str]:
     return notes
 
 
+def _changed(config: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    if "channels" in changes:  # An input of a nested model.
+        return {**config, "batch_shape": [*config["batch_shape"][:-1], changes["channels"]]}
+    return {**config, **changes}
+
+
 def rebuild(model: keras.Model, plan: Plan) -> keras.Model:
     """Returns a new model of the same class and layer names, changed as planned; not compiled.
 
@@ -118,5 +144,8 @@ def rebuild(model: keras.Model, plan: Plan) -> keras.Model:
         ConversionError: Keras could not make the model from its own config.
     """
     return copy_model(
-        model, lambda path, config: {**config, **plan.changes.get(path, {})}, plan.weights
+        model,
+        lambda path, config: _changed(config, plan.changes.get(path, {})),
+        plan.weights,
+        plan.replaced,
     )

@@ -15,7 +15,7 @@ import numpy as np
 
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.keras_graph import named_layers
-from edgecompress.core.model_copy import Weights
+from edgecompress.core.model_copy import Weights, variable_of
 from edgecompress.surgery.channels import Analysis, analyse, read_weights
 from edgecompress.surgery.groups import FilterAxis, filter_axis, find_zero_filters
 
@@ -236,4 +236,4 @@ def _assign(model: Any, source: Weights, after: Weights) -> None:
     for path, layer in named_layers(model):
         for name, value in after.get(path, {}).items():
             if not np.array_equal(value, source[path][name]):
-                getattr(layer, name).assign(value)
+                variable_of(layer, name).assign(value)

@@ -265,8 +265,8 @@ def test_notes_name_what_stays_and_why() -> None:
         "channels that are not zero." in notes
     )
     assert (
-        "left masked: into_norm: 1 zero filter stays because 'norm' (LayerNormalization) is not "
-        "understood." in notes
+        "left masked: into_norm: 1 zero filter stays because 'out' reads them joined with channels "
+        "that are not zero." in notes
     )
     assert "left masked: out: 1 zero filter stays because they are an output of the model." in notes
     assert_same(model, small)
@@ -311,7 +311,8 @@ def test_sequential_without_input_layer() -> None:
     assert_same(model, small)
 
 
-def test_nested_models_are_entered_and_keep_their_boundary() -> None:
+@pytest.mark.parametrize("calls", [1, 2])
+def test_nested_models_are_entered_and_a_shared_one_keeps_its_boundary(calls: int) -> None:
     inner = keras.Sequential(
         [
             keras.Input((4, 4, 3)),
@@ -320,21 +321,24 @@ def test_nested_models_are_entered_and_keep_their_boundary() -> None:
         ],
         name="backbone",
     )
-    model = keras.Sequential(
-        [
-            keras.Input((4, 4, 3)),
-            inner,
-            layers.Flatten(),
-            layers.Dense(4, name="d"),
-            layers.Dense(2, name="o"),
-        ]
-    )
+    x = inputs = keras.Input((4, 4, 3))
+    x = layers.Conv2D(3, 1, name="first")(x)
+    x = layers.Concatenate()([inner(x) for _ in range(calls)]) if calls > 1 else inner(x)
+    x = layers.Dense(4, name="d")(layers.Flatten()(x))
+    model = keras.Model(inputs, layers.Dense(2, name="o")(x))
     randomize(model)
     kill(inner, {"c1": [0], "c2": [1]})
-    kill(model, {"d": [3]})
+    kill(model, {"first": [0], "d": [3]})
     small = finalize(model)
-    assert dict(record_of(small).removed_channels) == {"backbone/c1": (5, 4), "d": (4, 3)}
-    assert any("backbone/c2: 1 zero filter stays" in note for note in record_of(small).notes)
+    removed = dict(record_of(small).removed_channels)
+    if calls == 1:
+        assert removed == {
+            "first": (3, 2), "backbone/c1": (5, 4), "backbone/c2": (6, 5), "d": (4, 3)
+        }  # fmt: skip
+        assert small.get_layer("backbone").input_shape == (None, 4, 4, 2)
+    else:
+        assert removed == {"backbone/c1": (5, 4), "d": (4, 3)}
+        assert any("backbone/c2: 1 zero filter stays" in note for note in record_of(small).notes)
     assert_same(model, small)
 
 

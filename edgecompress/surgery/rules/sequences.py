@@ -1,0 +1,162 @@
+"""Rules of layers of sequences: tables, recurrent layers, attention."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import keras
+import numpy as np
+
+from edgecompress.surgery.channels import Analysis, Call, Channels, Reader
+from edgecompress.surgery.rules.base import (
+    Cut,
+    Rule,
+    activate,
+    is_elementwise,
+    need,
+    plain_weights,
+    register,
+)
+
+
+@register("lookup")
+class EmbeddingRule(Rule):
+    """A table of vectors; a channel is a column of it."""
+
+    reads_channels: ClassVar[bool] = False
+
+    def follow(self, analysis: Analysis, call: Call) -> Channels:
+        """See Rule."""
+        plain_weights(call.layer)
+        table = call.weights["embeddings"]
+        labels = analysis.made_by(call.path, table.shape[1])
+        analysis.filters[call.path] = ~(table != 0).any(axis=0)
+        same = (table == table[:1]).all(axis=0)
+        return Channels(labels, np.where(same, table[0].astype(np.float64), np.nan))
+
+    def cut(self, call: Call, keep_in: np.ndarray, keep_out: np.ndarray) -> Cut:
+        """See Rule."""
+        table = call.weights["embeddings"][:, keep_out]
+        return {"embeddings": table}, {"output_dim": table.shape[1]}
+
+
+# Class -> number of gates, and which of them proposes the new state.
+_GATES = {"LSTM": (4, 2), "GRU": (3, 2), "SimpleRNN": (1, 0)}
+
+
+def _reads_only(
+    source: Channels, outputs: np.ndarray, reads: np.ndarray, constant: np.ndarray | None = None
+) -> Reader:
+    """Returns a reader that no bias makes up for: only zeros can be left out."""
+    known = source.constant if constant is None else constant
+    return Reader(source.labels, known, outputs, np.zeros(reads.shape), reads, exact=False)
+
+
+@register("recurrent")
+class RecurrentRule(Rule):
+    """LSTM, GRU and SimpleRNN with a state that starts at zero.
+
+    A unit whose proposed state is always activation(0) = 0 never leaves zero, whatever its other
+    gates do.
+    """
+
+    def follow(self, analysis: Analysis, call: Call) -> Channels:
+        """See Rule."""
+        layer, weights, source = call.layer, call.weights, call.inputs[0]
+        need(not layer.stateful, "keeps its state between calls")
+        zero = activate(layer.activation, np.zeros(1)) if is_elementwise(layer.activation) else [1]
+        need(zero[0] == 0, "has an activation that does not keep zero")
+        gates, proposal = _GATES[type(layer).__name__]
+        units = layer.units
+        kernel = weights["cell.kernel"].reshape(-1, gates, units)
+        recurrent = weights["cell.recurrent_kernel"].reshape(units, gates, units)
+        bias = weights.get("cell.bias", np.zeros(gates * units)).reshape(-1, gates, units)
+        parts = (kernel, recurrent, bias)
+        still = ~np.any([(part[:, proposal] != 0).any(axis=0) for part in parts], axis=0)
+        analysis.filters[call.path] = still
+        labels = analysis.made_by(call.path, units)
+        result = Channels(labels, np.where(still, 0.0, np.nan))
+        reads = (kernel != 0).any(axis=1)
+        analysis.read(call.path, _reads_only(source, labels, reads))
+        again = (recurrent != 0).any(axis=1)
+        np.fill_diagonal(again, False)  # What only a unit itself reads goes with it.
+        analysis.read(f"{call.path}:recurrent", _reads_only(result, labels, again))
+        return result
+
+    def cut(self, call: Call, keep_in: np.ndarray, keep_out: np.ndarray) -> Cut:
+        """See Rule."""
+        gates, _ = _GATES[type(call.layer).__name__]
+        columns = np.tile(keep_out, gates)
+        weights = {name: value[..., columns] for name, value in call.weights.items()}
+        weights["cell.kernel"] = weights["cell.kernel"][keep_in]
+        weights["cell.recurrent_kernel"] = weights["cell.recurrent_kernel"][keep_out]
+        return weights, {"units": int(keep_out.sum())}
+
+
+@register("product")
+class AttentionRule(Rule):
+    """MultiHeadAttention: its heads, and the widths of its inputs and output.
+
+    A head without values, or whose output nothing reads, is removed whole.
+    """
+
+    operations: ClassVar[bool] = True
+
+    def follow(self, analysis: Analysis, call: Call) -> Channels:
+        """See Rule."""
+        need(type(call.layer) is keras.layers.MultiHeadAttention, "is not understood")
+        weights = call.weights
+        whole = len(weights) == len([w for w in call.layer.weights if "seed" not in w.path])
+        need(whole and weights["output_dense.kernel"].ndim == 3, "has an unusual form")
+        given = _given(call)
+        heads, _, width = weights["output_dense.kernel"].shape
+        inner = analysis.made_by(f"{call.path}:heads", heads)
+        value = weights["value_dense.kernel"]
+        silent = ~(value != 0).any(axis=(0, 2))
+        if "value_dense.bias" in weights:
+            silent &= ~(weights["value_dense.bias"] != 0).any(axis=1)
+        for name, source in given.items():
+            reads = (weights[f"{name}_dense.kernel"] != 0).any(axis=2)
+            analysis.read(f"{call.path}:{name}", _reads_only(source, inner, reads))
+        labels = analysis.made_by(call.path, width)
+        kernel = weights["output_dense.kernel"]
+        reads = (kernel != 0).any(axis=1)
+        made = Channels(inner, np.where(silent, 0.0, np.nan))
+        analysis.read(f"{call.path}:output", _reads_only(made, labels, reads))
+        analysis.filters[call.path] = ~reads.any(axis=0)
+        analysis.inner[call.path] = {
+            "heads": inner, **{name: source.labels for name, source in given.items()}
+        }  # fmt: skip
+        offset = weights.get("output_dense.bias", np.zeros(width)).astype(np.float64)
+        return Channels(labels, np.where(reads[~silent].any(axis=0), np.nan, offset))
+
+    def cut(self, call: Call, keep_in: np.ndarray, keep_out: np.ndarray) -> Cut:
+        """See Rule."""
+        heads, weights = call.inner["heads"], dict(call.weights)
+        for name in ("query", "key", "value"):
+            kernel = weights[f"{name}_dense.kernel"]
+            weights[f"{name}_dense.kernel"] = kernel[call.inner[name]][:, heads]
+            if f"{name}_dense.bias" in weights:
+                weights[f"{name}_dense.bias"] = weights[f"{name}_dense.bias"][heads]
+        weights["output_dense.kernel"] = weights["output_dense.kernel"][heads][..., keep_out]
+        if "output_dense.bias" in weights:
+            weights["output_dense.bias"] = weights["output_dense.bias"][keep_out]
+        return weights, {"num_heads": int(heads.sum()), "output_shape": [int(keep_out.sum())]}
+
+
+def _given(call: Call) -> dict[str, Channels]:
+    """Returns the channels of `query`, `value` and `key`."""
+    arguments = {**dict(zip(("query", "value", "key"), call.args, strict=False)), **call.kwargs}
+    known = {id(tensor): c for tensor, c in zip(call.tensors, call.inputs, strict=True)}
+    given = {
+        name: known[id(arguments[name])]
+        for name in ("query", "value", "key")
+        if arguments.get(name) is not None
+    }
+    if "key" not in given:
+        given["key"] = given["value"]
+    others = {name: value for name, value in arguments.items() if name not in given}
+    others.pop("use_causal_mask", None)
+    unused = all(value is None or value is False for value in others.values())
+    need(unused, "is called with a mask of its own")
+    return given

@@ -51,6 +51,14 @@ _DEEPEST = 4
 # Keras and TensorFlow import them, if they are installed, for functions that only users call; that
 # takes half a second each.
 _UNUSED = ("matplotlib", "jax")
+# TensorFlow's own allocator keeps what it once took: a model's weights three times. The C library
+# gives large blocks back when they are freed; by default, it learns to keep those up to 32 MiB.
+_FRUGAL = {
+    "TF_ONEDNN_USE_SYSTEM_ALLOCATOR": "1",
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(4 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(4 << 20),
+}
 _HINT = (
     "Set EDGECOMPRESS_MAX_MEMORY_MIB or EDGECOMPRESS_MAX_CPU_MINUTES for a model that needs more."
 )
@@ -142,7 +150,7 @@ def call(
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE if verbose else errors_to,
                 cwd=folder,
-                env=_environment(folder),
+                env=_environment(folder, {} if training else _FRUGAL),
                 # Ctrl-C is the caller's to handle; it ends the whole group.
                 start_new_session=os.name == "posix",
             )
@@ -188,7 +196,7 @@ def _folder() -> Iterator[Path]:
         yield folder.resolve()
 
 
-def _environment(folder: Path) -> dict[str, str]:
+def _environment(folder: Path, defaults: Mapping[str, str]) -> dict[str, str]:
     """Returns the environment of the process: settings and caches in its own folder."""
     kept = {
         name: value
@@ -199,7 +207,7 @@ def _environment(folder: Path) -> dict[str, str]:
            "MPLCONFIGDIR", "KERAS_HOME")  # fmt: skip
     # HDF5 filters are code; none is loaded from elsewhere.
     fixed = {"HDF5_PLUGIN_PRELOAD": "::", "KERAS_BACKEND": "tensorflow"}
-    return kept | dict.fromkeys(own, str(folder)) | fixed
+    return {**defaults, **kept, **dict.fromkeys(own, str(folder)), **fixed}
 
 
 # A confined process has no network to use a secret on, and no need to know it.

@@ -52,6 +52,9 @@ def reach(own, other, tell, gaps):
     }
     return {"found": found, "gaps": list(gaps)}, {"a.txt": "text", "c/b.bin": b"bytes"}
 
+def variable(name, tell, gaps):
+    return os.environ.get(name, "none"), {}
+
 def spin(tell, gaps):
     while True: pass
 
@@ -110,6 +113,21 @@ def attacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def call(function: str, **arguments: Any) -> isolation.Answer:
     return isolation.call(f"attacks:{function}", arguments, modules=["attacks"])
+
+
+def test_allocators_are_frugal_but_for_training(
+    attacks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "TF_ONEDNN_USE_SYSTEM_ALLOCATOR"
+    monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "3")
+    assert call("variable", name=name).value == "1"
+    # The caller's own settings win.
+    assert call("variable", name="MALLOC_ARENA_MAX").value == "3"
+    training = isolation.call(
+        "attacks:variable", {"name": name}, modules=["attacks"], training=True
+    )
+    assert training.value == "none"
 
 
 def test_it_reaches_what_it_was_given_alone(

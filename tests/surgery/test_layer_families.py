@@ -228,3 +228,25 @@ def test_arrays_and_reductions_over_channels_keep_them() -> None:
     for reason in ("constant of more than one number", "reduces the channels", "selects channels"):
         assert reason in notes
     agree(model, small)
+
+
+def test_shared_layers_and_given_states_are_cut_only_where_every_call_agrees() -> None:
+    x = inputs = keras.Input((4, 3))
+    a, b = (layers.Dense(6, name=name)(x) for name in ("first", "second"))
+    attention = layers.MultiHeadAttention(2, 3, name="attention")
+    norm = layers.LayerNormalization(name="norm")
+    calls = [attention(a, b), attention(a, a), norm(a), norm(layers.GlobalMaxPooling1D()(a))]
+    state = [layers.Dense(6, name=name)(layers.Flatten()(x)) for name in ("h", "c")]
+    calls.append(layers.LSTM(6, name="units")(b, initial_state=state))
+    joined = layers.Concatenate()([layers.Flatten()(call) for call in calls])
+    model = randomized(lambda: keras.Model(inputs, layers.Dense(2, name="out")(joined)), 3)
+    for name in ("first", "second"):
+        silence(model, [(name, "kernel", -1), (name, "bias", -1)], np.array([1]))
+    silence(model, [("norm", "gamma", -1), ("norm", "beta", -1)], np.array([1]))
+    silence(model, _unit(2), np.array([2]))
+    small = finalize(model)
+    assert record_of(small).removed_channels == {}
+    notes = " ".join(record_of(small).notes)
+    assert "all layers" not in notes
+    assert "is called on different shapes" in notes
+    agree(model, small)

@@ -64,6 +64,7 @@ class RecurrentRule(Rule):
         """See Rule."""
         layer, weights, source = call.layer, call.weights, call.inputs[0]
         need(not layer.stateful, "keeps its state between calls")
+        need(len(call.inputs) == 1, "starts from a state that it is given")
         zero = activate(layer.activation, np.zeros(1)) if is_elementwise(layer.activation) else [1]
         need(zero[0] == 0, "has an activation that does not keep zero")
         gates, proposal = _GATES[type(layer).__name__]
@@ -124,9 +125,9 @@ class AttentionRule(Rule):
         made = Channels(inner, np.where(silent, 0.0, np.nan))
         analysis.read(f"{call.path}:output", _reads_only(made, labels, reads))
         analysis.filters[call.path] = ~reads.any(axis=0)
-        analysis.inner[call.path] = {
-            "heads": inner, **{name: source.labels for name, source in given.items()}
-        }  # fmt: skip
+        chosen = {"heads": inner, **{name: source.labels for name, source in given.items()}}
+        for name, before in analysis.inner.setdefault(call.path, chosen).items():
+            analysis.unite(before, chosen[name])
         offset = weights.get("output_dense.bias", np.zeros(width)).astype(np.float64)
         return Channels(labels, np.where(reads[~silent].any(axis=0), np.nan, offset))
 

@@ -24,7 +24,8 @@ _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
 # Options of pip, of the app's build, of the programs in benchmarks/ that pages tell how to run, and
 # of the examples of plugins.
 _OTHERS = {
-    "--bundle", "--docs", "--fashion-mnist", "--force-reinstall", "--images", "--lanes",
+    "--backend", "--bundle", "--docs", "--fashion-mnist", "--force-reinstall", "--images",
+    "--lanes",
     "--max-operators", "--mnist", "--models", "--networks", "--pairs", "--published", "--resnet",
     "--results", "--rounds", "--seeds", "--tag", "--tflm-images", "--thinness", "--train",
     "--variants",

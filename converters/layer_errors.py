@@ -95,7 +95,8 @@ def _pairs(floats: FlatModel, quantized: FlatModel) -> tuple[dict[int, int], lis
             and quantized.tensors[partner].elements == tensor.elements
         ):
             pairs[index] = partner
-        elif tensor.type == "FLOAT32":
+        elif tensor.type == "FLOAT32" and makers[index] != "RESHAPE":
+            # A reshape that the other model does without moves no value.
             unmatched.append(_short(tensor))
     return pairs, unmatched
 

@@ -2,7 +2,7 @@
 
 A file of a few kilobytes is mostly tables: each tensor costs about 100 bytes and each operator
 about 60, whatever it holds. Stripping these parts changes no output bit in that engine. Other
-engines may need them, so only files that no other engine runs are stripped.
+engines may need some of them, so only files that no other engine runs are stripped of all.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from edgecompress.core.errors import few
+from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.flatbuffers.editor import ModelEditor
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.operators import Operator
@@ -43,14 +45,43 @@ def strip_for_tflm(editor: ModelEditor) -> tuple[int, ...]:
     Returns:
         The former numbers of the tensors that are left.
     """
-    flat = editor.original
+    readers = _readers(editor.original)
+    moved = _moved(editor.original, readers)
+    for tensor in editor.original.tensors:
+        _strip_scales(editor, tensor, readers.get(tensor.index, []), moved)
+    return _strip_moves(editor, moved)
+
+
+def for_microcontrollers(artifact: Artifact) -> Artifact:
+    """Returns an int8 file without what neither TensorFlow Lite Micro nor LiteRT reads.
+
+    Of `strip_for_tflm` these are the unneeded reshapes and the rank flags; without the scales and
+    zero points that it removes besides, LiteRT refuses a file, and people try their files there.
+    """
+    flat = artifact.flat
+    editor = ModelEditor(flat)
+    moved = _moved(flat, _readers(flat))
+    _strip_moves(editor, moved)
+    notes = artifact.notes
+    if moved:
+        gone = few([flat.tensors[index].name for index in moved])
+        notes += (
+            f"RESHAPE before FULLY_CONNECTED, which reads rows of any shape, is left out: {gone}.",
+        )
+    return artifact.having(data=editor.pack(), notes=notes)
+
+
+def _readers(flat: FlatModel) -> dict[int, list[Operator]]:
     readers: dict[int, list[Operator]] = {}
     for operator in flat.operators:
         for index in operator.inputs:
             readers.setdefault(index, []).append(operator)
-    moved = _moved(flat, readers)
-    for tensor in flat.tensors:
-        _strip_scales(editor, tensor, readers.get(tensor.index, []), moved)
+    return readers
+
+
+def _strip_moves(editor: ModelEditor, moved: Mapping[int, int]) -> tuple[int, ...]:
+    """Removes reshapes and rank flags; returns the former numbers of the tensors that are left."""
+    flat = editor.original
     editor.clear_rank_flags()
     if not moved:
         return tuple(range(len(flat.tensors)))

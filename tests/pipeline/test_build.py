@@ -219,6 +219,16 @@ def test_a_build_writes_nothing_and_prints_nothing(
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
+def test_a_file_for_microcontrollers_alone_has_no_reshape(made: Build) -> None:
+    small = build(build_request(_model(), ["nucleo-l4r5zi"], calibration=_X))
+    assert "RESHAPE" in made.main.flat.histogram()
+    assert "RESHAPE" not in small.main.flat.histogram()
+    assert len(small.main.data) < len(made.main.data)
+    (note,) = (note for note in small.notes if "RESHAPE" in note)
+    assert note.endswith("is left out: flat/reshape.")
+    assert small.layered is not None and "flat" not in str(small.notes).replace(note, "")
+
+
 # --- a build whose Keras model ends before its file is quantized ----------------------------------
 
 

@@ -214,6 +214,7 @@ def make_int8(
     """
     from edgecompress.converters import int8, tables
     from edgecompress.converters.recalled import float_file
+    from edgecompress.converters.stripping import for_microcontrollers
 
     floats = float_file(request, fused)
     if stepping is not None:
@@ -235,6 +236,8 @@ def make_int8(
         keep=keep,
     )
     made = tables.for_targets(made, request.costs.refused)
+    if request.costs.only_arenas and stepping is None:
+        made = for_microcontrollers(made)
     return floats, made.having(record=learnt.merged(CompressionRecord(steps=(step,))))
 
 

@@ -44,7 +44,6 @@ from edgecompress.converters.recurrent_forms import FORMS, choose_form, float_fi
 from edgecompress.converters.shared_scales import share_scales
 from edgecompress.converters.stand_ins import put, take
 from edgecompress.converters.streaming_files import check_states, make_streaming
-from edgecompress.converters.stripping import for_microcontrollers
 from edgecompress.converters.tables import inner_tensors
 from edgecompress.converters.techniques import quantized
 from edgecompress.converters.tensor_ranges import tensor_ranges
@@ -393,8 +392,6 @@ def make(request: FormatRequest) -> FormatResult:
         from edgecompress.converters import sensitivity
 
         found = sensitivity.measure(request, floats, precision, per_layer, keep)
-    if request.costs.only_arenas and floats.stepping is None:
-        plain = for_microcontrollers(plain)
     named = with_interface(plain, request.options.input_type, request.options.output_type)
     shipped = strip_names(named)
     return FormatResult(

@@ -150,7 +150,7 @@ def test_a_tflite_file_gives_the_file_that_the_model_gives(
 ) -> None:
     made = builds[name]
     path = tmp_path / "tiny_int8.tflite"
-    path.write_bytes(build(build_request(_dense(), ["cortex-m4"], calibration=_X)).main.data)
+    path.write_bytes(build(build_request(_dense(), [_target(name)], calibration=_X)).main.data)
     again = build(build_request(path, [_target(name)], file_format=name))
     assert again.main.data == made.main.data
     parity = next(check for check in again.targets[0].checks if check.rule == "parity")

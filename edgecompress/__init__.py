@@ -40,6 +40,7 @@ _PUBLIC = {
     "quantize": "edgecompress.post_training.quantize",
     "simulate": "edgecompress.simulation",
     "finalize": "edgecompress.surgery.finalize",
+    "savings": "edgecompress.inspection.savings",
     "fresh_copy": "edgecompress.baselines.fresh_copy",
     "thinner_copy": "edgecompress.baselines.thinner_copy",
     "lottery_ticket": "edgecompress.baselines.lottery_ticket",

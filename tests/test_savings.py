@@ -1,0 +1,64 @@
+"""What compression bought, against counts made by hand."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import edgecompress as ec
+
+keras = pytest.importorskip("keras")
+kl = keras.layers
+
+
+def _model() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    return keras.Sequential(
+        [
+            keras.Input((6, 6, 2)),
+            kl.Conv2D(8, 3, activation="relu", name="conv"),
+            kl.GlobalAveragePooling2D(),
+            kl.Dense(4, name="head"),
+        ]
+    )
+
+
+def test_removed_channels_save_everything() -> None:
+    model = _model()
+    kernel = model.get_layer("conv").kernel
+    kernel.assign(np.where(np.arange(8) < 4, 0.0, kernel))
+    found = ec.savings(model, ec.finalize(model))
+    conv, head = found.layers[0], found.layers[-1]
+    assert (conv.name, conv.type) == ("conv", "Conv2D")
+    assert (conv.channels.before, conv.channels.after) == (8, 4)
+    assert (conv.parameters.before, conv.parameters.after) == (8 * 18 + 8, 4 * 18 + 4)
+    # Silent filters were zeros before they went.
+    assert (conv.nonzeros.before, conv.nonzeros.after) == (4 * 18, 4 * 18)
+    assert (conv.macs.before, conv.macs.after) == (16 * 8 * 18, 16 * 4 * 18)
+    assert (head.parameters.before, head.parameters.after) == (36, 20)
+    assert found.alpha == pytest.approx((152 + 36) / (76 + 20))
+    assert found.delta == pytest.approx((16 * 8 * 18 + 32) / (16 * 4 * 18 + 16))
+    text = str(found)
+    assert "8 > 4" in text and "alpha (parameters) 1.96" in text and "delta (MACs) 2.00" in text
+    assert json.loads(json.dumps(found.to_dict()))["alpha"] == found.alpha
+
+
+def test_single_zeros_are_no_speed() -> None:
+    """The destroyed case: half of the weights are zero, and no channel can go."""
+    dense, sparse = _model(), _model()
+    kernel = sparse.get_layer("conv").kernel
+    kernel.assign(np.where(np.arange(18).reshape(3, 3, 2, 1) % 2, 0.0, kernel))
+    found = ec.savings(dense, sparse)
+    assert (found.alpha, found.delta) == (1, 1)
+    assert (found.nonzeros.before, found.nonzeros.after) == (144 + 32, 72 + 32)
+    assert "144 > 72" in str(found)
+
+
+def test_layers_that_only_one_model_has_are_shown() -> None:
+    other = keras.Sequential([keras.Input((6, 6, 2)), kl.Flatten(), kl.Dense(4, name="other")])
+    found = {layer.name: layer for layer in ec.savings(_model(), other).layers}
+    assert found["conv"].parameters.after is None and found["other"].parameters.before is None
+    assert found["conv"].parameters.ratio is None
+    assert "152 > -" in str(ec.savings(_model(), other))

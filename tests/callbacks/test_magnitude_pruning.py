@@ -700,10 +700,12 @@ class TestTogether:
 
 def test_example_of_the_page() -> None:
     page = Path(__file__).parents[2] / "docs" / "pruning.md"
-    code, other = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    code, other, ticket = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     scope: dict[str, Any] = {}
     exec(code, scope)
     assert scope["history"]["sparsity"][-1] == pytest.approx(0.8, abs=0.002)
     assert record_of(scope["model"]).notes == ()
     exec(other, scope)
     assert scope["pruning"].criterion.momentum == 0.95
+    exec(ticket, scope)
+    assert scope["ticket"].sparsities[-1] == pytest.approx(0.8, abs=0.002)

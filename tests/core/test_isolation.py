@@ -273,7 +273,7 @@ def test_it_runs_on_tensorflow_whatever_the_user_trains_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KERAS_BACKEND", "jax")
-    assert isolation._environment(tmp_path)["KERAS_BACKEND"] == "tensorflow"
+    assert isolation._environment(tmp_path, {})["KERAS_BACKEND"] == "tensorflow"
 
 
 def test_what_it_has_no_use_for_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:

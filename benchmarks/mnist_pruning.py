@@ -35,7 +35,7 @@ import edgecompress as ec
 from edgecompress.core.files import write_atomic
 
 BATCH, RATE = 128, 1e-3
-EPOCHS = {"lenet-300-100": 40, "lenet-5": 30}
+EPOCHS = {"lenet-300-100": 40, "lenet-5": 15}
 # The rates of the paper first.
 RATES = {"lenet-300-100": (12.2, 20, 30, 40), "lenet-5": (11.9, 40, 70, 100)}
 

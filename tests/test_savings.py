@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import edgecompress as ec
+from edgecompress.core.errors import ArgumentError
 
 keras = pytest.importorskip("keras")
 kl = keras.layers
@@ -62,3 +63,8 @@ def test_layers_that_only_one_model_has_are_shown() -> None:
     assert found["conv"].parameters.after is None and found["other"].parameters.before is None
     assert found["conv"].parameters.ratio is None
     assert "152 > -" in str(ec.savings(_model(), other))
+
+
+def test_what_is_no_model_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="`after` must be a Keras model. Got 'small.keras'"):
+        ec.savings(_model(), "small.keras")

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from edgecompress.core.errors import ArgumentError
 from edgecompress.inspection.keras_models import inspect_keras
 from edgecompress.inspection.types import Row
 
@@ -121,6 +122,9 @@ def savings(before: Any, after: Any) -> Savings:
         before: The model before compression.
         after: The model after it.
 
+    Raises:
+        ArgumentError: one of the two is not a Keras model.
+
     Example:
         >>> print(savings(model, edgecompress.finalize(model)))  # doctest: +SKIP
         layer  type       channels  parameters  non-zeros       MACs
@@ -128,6 +132,10 @@ def savings(before: Any, after: Any) -> Savings:
         ...
         alpha (parameters) 2.31, delta (MACs) 2.05
     """
+    for name, model in (("before", before), ("after", after)):
+        if not hasattr(model, "layers"):
+            rule = "be a Keras model"
+            raise ArgumentError(name, rule, model, "edgecompress.load_model reads files.")
     found = [_rows(model) for model in (before, after)]
     names = list(dict.fromkeys([*found[0], *found[1]]))
     layers = tuple(_layer(name, found[0].get(name), found[1].get(name)) for name in names)

@@ -9,6 +9,7 @@ from typing import Any
 from edgecompress.core.errors import ArgumentError, few
 from edgecompress.schedules.base import Schedule
 
+# A step by which a schedule that never ends has settled.
 _FAR = 2**31 - 1
 
 

@@ -39,6 +39,25 @@ class PenalizedGroups:
         """Returns the squared norms."""
         return group_squares(self.kernel, self.axis, self.gamma)
 
+    def penalty(self, strength: float, kernel: Any = None) -> Any:
+        """Returns the penalty as a tensor.
+
+        Args:
+            strength: Weight of the penalty.
+            kernel: The kernel's value inside a train step. Defaults to that of the variable.
+        """
+        kernel = self.kernel if kernel is None else kernel
+        squares = group_squares(kernel, self.axis, self.gamma)
+        return group_lasso_penalty(squares, self.size, strength)
+
+    def gradients(self, strength: float) -> dict[int, Any]:
+        """Returns the penalty's gradients inside a train step, by the variable's identity."""
+        squares = self.squares()
+        return {
+            id(variable): group_lasso_gradient(variable, squares, axis, self.size, strength)
+            for variable, axis in self.parts()
+        }
+
     def parts(self) -> list[tuple[keras.Variable, int]]:
         """Returns the variables, with their axes that count the groups."""
         gamma = [] if self.gamma is None else [(self.gamma, 0)]

@@ -11,33 +11,24 @@ import numpy as np
 from keras import ops
 
 from edgecompress.callbacks.base import CompressionCallback
+from edgecompress.callbacks.channel_targets import (
+    ChannelTarget,
+    ChannelTargets,
+    find_targets,
+    keep_zeros,
+)
 from edgecompress.callbacks.fused import on_one_device
 from edgecompress.callbacks.fused_penalty import FusedPenalty, PenalizedGroups
 from edgecompress.callbacks.hooks import Hook, UpdateHook, Wrapping, own_training
-from edgecompress.callbacks.layer_choice import LayerChoice, layer_choice, select_layers
-from edgecompress.callbacks.observation import Observation, Observed, views_of, why_not
-from edgecompress.callbacks.views import View
+from edgecompress.callbacks.layer_choice import LayerChoice, layer_choice
+from edgecompress.callbacks.observation import Observation
 from edgecompress.core.errors import ArgumentError, UnknownNameError, UnsupportedModelError
-from edgecompress.core.keras_graph import named_layers
-from edgecompress.core.kernel_shape import KernelShape
 from edgecompress.core.options import named, named_config
 from edgecompress.criteria import CRITERIA
 from edgecompress.criteria.base import Criterion
 from edgecompress.criteria.magnitude import Magnitude
-from edgecompress.surgery.channels import Analysis, analyse
-from edgecompress.surgery.groups import (
-    GROUPS,
-    FilterAxis,
-    filter_axis,
-    find_zero_filters,
-    group_lasso_gradient,
-    group_lasso_penalty,
-    group_squares,
-    norm_scale,
-    smallest,
-)
-from edgecompress.surgery.rules import rule_of
-from edgecompress.surgery.zero_filters import FrozenZeros, frozen_zeros, zero_filters
+from edgecompress.surgery.groups import GROUPS, smallest
+from edgecompress.surgery.zero_filters import FrozenZeros, zero_filters
 
 
 class GroupLasso(CompressionCallback):
@@ -131,9 +122,8 @@ class GroupLasso(CompressionCallback):
         self.end_epoch = end_epoch
         self.criterion: Criterion = named(CRITERIA, criterion, "criterion")
         self._seen: Observation | None = None
-        self._views: Mapping[str, View] = {}
-        self._targets: list[_Target] = []
-        self._analyses: list[Analysis] = []
+        self._found: ChannelTargets
+        self._groups: list[PenalizedGroups] = []
         self._frozen: list[FrozenZeros] = []
         self._state = "waiting"  # then "penalized", then "frozen" if training continues
         self._penalties: list[Hook] = []
@@ -162,7 +152,8 @@ class GroupLasso(CompressionCallback):
     def attach(self) -> None:
         """Finds the filters; the penalty starts with its first epoch."""
         self._seen, self._penalties, self._adds_gradient = None, [], False
-        self._targets = self._find_targets()
+        self._found = self._find_targets()
+        self._groups = [_groups(target) for target in self._targets]
         self._state = "waiting"
 
     def start_epoch(self, epoch: int) -> None:
@@ -184,7 +175,7 @@ class GroupLasso(CompressionCallback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes the penalty and the number of weak or zero filters into the history."""
         self._refuse_unreached()
-        penalty = sum(float(target.penalty(self.strength)) for target in self._targets)
+        penalty = sum(float(groups.penalty(self.strength)) for groups in self._groups)
         weak = [t.zeros() for t in self._targets]
         if self._state != "frozen":
             scores = self._scores()
@@ -224,60 +215,33 @@ class GroupLasso(CompressionCallback):
         zero = {t.path: [int(t.zeros().sum()), len(t.zeros())] for t in self._targets}
         return {"zero_filters": zero}
 
-    def _find_targets(self) -> list[_Target]:
-        """Returns the chosen layers whose filters `finalize` can remove; notes the others."""
-        self._analyses = analyse(self.model)  # Refuses subclassed models.
-        self._views = views_of(self.criterion, self.model)
-        kinds = tuple({type(x) for _, x in named_layers(self.model) if _has_filters(x)})
-        chosen = {id(layer) for layer in select_layers(self.model, self.layers, kinds)}
-        named = self.layers is not None and not callable(self.layers)
-        live = dict(named_layers(self.model))
-        targets = []
-        for path, layer in live.items():
-            where = filter_axis(layer)
-            if id(layer) not in chosen or where is None:
-                continue
-            shape = KernelShape(tuple(getattr(layer, where.attribute).shape), where.axis)
-            reason = _why_not(path, layer, self._analyses)
-            unseen = why_not(self.criterion, layer, shape, self._views)
-            if reason is None and unseen is not None:
-                reason = f"{unseen}, so the criterion {self.criterion} cannot score it"
-            if reason is None:
-                norm = next(
-                    (a.following_norm[path] for a in self._analyses if path in a.following_norm),
-                    None,
-                )
-                targets.append(_Target(path, layer, where, norm, live.get(norm or "")))
-            elif named:
-                raise ArgumentError(
-                    "layers", "name layers whose filters can be removed", path, f"Here {reason}."
-                )
-            else:
-                self.note(f"group lasso skips {path}: {reason}.")
-        if not targets:
-            raise ArgumentError(
-                "layers", "leave a layer whose filters can be removed", self.layers,
-                " ".join(self.notes),
-            )  # fmt: skip
-        for target in targets:
+    @property
+    def _targets(self) -> tuple[ChannelTarget, ...]:
+        return self._found.layers
+
+    def _find_targets(self) -> ChannelTargets:
+        """Returns the layers to penalize; notes the others, and where it has no effect."""
+        found = find_targets(self.model, self.layers, self.criterion, "group lasso", self.note)
+        for target in found.layers:
             if target.norm is not None and target.gamma is None:
                 self.note(
                     f"group lasso on {target.path} shrinks numbers only: its BatchNormalization "
                     f"{target.norm_path} has no gamma (scale=False), which undoes it."
                 )
-        return targets
+        return found
 
     def _penalize(self) -> None:
         """Adds the penalty to the train step."""
         own = own_training(self.model)
         if own is None and not self.criterion.looks and on_one_device(self.model):
-            groups = [target.groups() for target in self._targets]
-            for part in FusedPenalty(self.model, groups, self.strength).hooks():
+            for part in FusedPenalty(self.model, self._groups, self.strength).hooks():
                 self._penalties.append(self.hook(part))
             return
         if own is None:
-            for target in self._targets:
-                self._penalties.append(self.hook(target.penalty_hook(self.strength)))
+            for groups in self._groups:
+                # The train step sums the regularizers.
+                add = functools.partial(_Penalty, groups=groups, strength=self.strength)
+                self._penalties.append(self.hook(Wrapping(groups.kernel, "regularizer", add)))
             if not self.criterion.looks:
                 return
         else:
@@ -288,11 +252,7 @@ class GroupLasso(CompressionCallback):
         self._reached = set()
         hook = self.hook(UpdateHook(before=self._with_gradients))
         self._penalties.append(hook)
-        kernels = [
-            Observed(target.path.replace("/", "_"), target.layer, target.kernel, target.shape)
-            for target in self._targets
-        ]
-        self._seen = Observation(self.criterion, kernels, hook, self._hook_penalty, self._views)
+        self._seen = self._found.observe(hook, self._hook_penalty)
         self._adds_gradient = own is not None
 
     def _hook_penalty(self, hook: Hook) -> None:
@@ -305,8 +265,8 @@ class GroupLasso(CompressionCallback):
         if not self._adds_gradient:
             return gradients
         own: dict[int, Any] = {}
-        for target in self._targets:
-            own |= target.gradients(self.strength)
+        for target, groups in zip(self._targets, self._groups, strict=True):
+            own |= groups.gradients(self.strength)
             if any(variable is target.kernel for variable in variables):
                 self._reached.add(target.path)
         summed = []
@@ -337,24 +297,9 @@ class GroupLasso(CompressionCallback):
         Filters whose channels are added together can only be removed together: each gets the
         largest score among them.
         """
-        own = {}
-        for target in self._targets:
-            norms = target.scores(self.criterion, self._seen)
-            own[target.path] = norms / max(float(norms.max()), np.finfo(np.float64).tiny)
-        scores = {path: score.copy() for path, score in own.items()}
-        for analysis in self._analyses:
-            best: dict[int, float] = {}
-            roots = {
-                path: analysis.roots(analysis.producers[path])
-                for path in own
-                if path in analysis.producers
-            }
-            for path, labels in roots.items():
-                for root, score in zip(labels, own[path], strict=True):
-                    best[int(root)] = max(best.get(int(root), 0.0), float(score))
-            for path, labels in roots.items():
-                scores[path] = np.array([best[int(root)] for root in labels])
-        return scores
+        tiny = np.finfo(np.float64).tiny
+        scores = self._found.scores(self._seen).items()
+        return self._found.strongest({p: s / max(float(s.max()), tiny) for p, s in scores})
 
     def _zero_weak_filters(self) -> None:
         if self.criterion.looks and self._seen is None:
@@ -378,10 +323,9 @@ class GroupLasso(CompressionCallback):
 
     def _freeze(self) -> None:
         """Keeps the zero filters at zero while training continues."""
-        self._frozen = frozen_zeros(self.model, [target.path for target in self._targets])
+        self._frozen = self._found.frozen(self.model)
         for frozen in self._frozen:
-            keep = functools.partial(_KeepZeros, mask=frozen.mask)
-            self.hook(Wrapping(frozen.variable, "constraint", keep))
+            self.hook(keep_zeros(frozen))
 
     def _lift_penalty(self) -> None:
         for hook in self._penalties:
@@ -389,79 +333,12 @@ class GroupLasso(CompressionCallback):
         self._penalties = []
 
 
-def _has_filters(layer: Any) -> bool:
-    return filter_axis(layer) is not None and rule_of(layer) is not None
-
-
-def _why_not(path: str, layer: Any, analyses: list[Analysis]) -> str | None:
-    """Returns why none of a layer's filters can be removed; None if some can."""
-    if not layer.trainable:
-        return "it is not trainable"
-    for analysis in analyses:
-        if path not in analysis.producers:
-            continue
-        reasons = {analysis.root(label): why for label, why in analysis.frozen.items()}
-        roots = analysis.roots(analysis.producers[path])
-        if all(int(root) in reasons for root in roots):
-            return f"its filters have to stay because {reasons[int(roots[0])]}"
-        return None
-    return "it is not understood in this model"
-
-
-class _Target:
-    """A layer under the penalty, with the BatchNormalization that reads it."""
-
-    def __init__(
-        self, path: str, layer: Any, where: FilterAxis, norm_path: str | None, norm: Any
-    ) -> None:
-        self.path, self.where, self.norm_path, self.norm = path, where, norm_path, norm
-        self.layer = layer
-        self.kernel = getattr(layer, self.where.attribute)
-        self.shape = KernelShape(tuple(self.kernel.shape), where.axis)
-        self.gamma = getattr(norm, "gamma", None)
-        count = self.kernel.shape[self.where.axis]
-        # The group's size includes gamma if it belongs to the group.
-        self.size = int(np.prod(self.kernel.shape)) // count + (self.gamma is not None)
-
-    def groups(self) -> PenalizedGroups:
-        """Returns the filters as groups of weights."""
-        return PenalizedGroups(self.kernel, self.where.axis, self.gamma, self.size)
-
-    def penalty_hook(self, strength: float) -> Wrapping:
-        """Returns what adds the penalty to the kernel's regularizer, which the train step sums."""
-        add = functools.partial(_Penalty, target=self, strength=strength)
-        return Wrapping(self.kernel, "regularizer", add)
-
-    def penalty(self, strength: float, kernel: Any = None) -> Any:
-        """Returns the penalty as a tensor, for the kernel's value inside a train step."""
-        kernel = self.kernel if kernel is None else kernel
-        squares = group_squares(kernel, self.where.axis, self.gamma)
-        return group_lasso_penalty(squares, self.size, strength)
-
-    def gradients(self, strength: float) -> dict[int, Any]:
-        """Returns the penalty's gradients inside a train step, by the variable's identity."""
-        groups = self.groups()
-        squares = groups.squares()
-        return {
-            id(variable): group_lasso_gradient(variable, squares, axis, self.size, strength)
-            for variable, axis in groups.parts()
-        }
-
-    def scores(self, criterion: Criterion, seen: Observation | None) -> np.ndarray:
-        """Returns each filter's score, with BatchNormalization folded in where it counts."""
-        statistics = None if seen is None else seen.statistics(self.kernel)
-        kernel = ops.convert_to_numpy(self.kernel)
-        scores = criterion.group_scores(kernel, self.where.axis, statistics)
-        if self.norm is None or not criterion.grows_with_weights:
-            return scores
-        names = ("gamma", "moving_variance")
-        found = {name: getattr(self.norm, name) for name in names}
-        weights = {k: ops.convert_to_numpy(v) for k, v in found.items() if v is not None}
-        return scores * norm_scale(weights, self.norm.epsilon)
-
-    def zeros(self) -> np.ndarray:
-        """Returns which filters are entirely zero."""
-        return find_zero_filters(ops.convert_to_numpy(self.kernel), self.where.axis)
+def _groups(target: ChannelTarget) -> PenalizedGroups:
+    """Returns a layer's filters as groups of weights."""
+    kernel, axis = target.kernel, target.where.axis
+    # The group's size includes gamma if it belongs to the group.
+    size = int(np.prod(kernel.shape)) // target.filters + (target.gamma is not None)
+    return PenalizedGroups(kernel, axis, target.gamma, size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -469,21 +346,9 @@ class _Penalty:
     """A variable's regularizer: its own, if any, plus the group lasso."""
 
     inner: Callable[[Any], Any] | None
-    target: _Target
+    groups: PenalizedGroups
     strength: float
 
     def __call__(self, value: Any) -> Any:
-        penalty = self.target.penalty(self.strength, value)
+        penalty = self.groups.penalty(self.strength, value)
         return penalty if self.inner is None else penalty + self.inner(value)
-
-
-@dataclass(frozen=True, eq=False)
-class _KeepZeros:
-    """A variable's constraint: its own, if any, then zeros for zero filters."""
-
-    inner: Callable[[Any], Any] | None
-    mask: np.ndarray
-
-    def __call__(self, value: Any) -> Any:
-        value = value if self.inner is None else self.inner(value)
-        return value * ops.cast(self.mask, value.dtype)

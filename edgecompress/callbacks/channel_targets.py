@@ -1,0 +1,228 @@
+"""Channel targets: the filters of a model that a training may set to zero, and their scores.
+
+What callbacks that remove channels share: which layers have filters that `finalize` can remove,
+how a criterion scores them, which have to go together, and how zeros stay zero.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from edgecompress.callbacks.hooks import Hook, UpdateHook, Wrapping
+from edgecompress.callbacks.layer_choice import LayerChoice, select_layers
+from edgecompress.callbacks.observation import Observation, Observed, views_of, why_not
+from edgecompress.callbacks.views import View
+from edgecompress.core.errors import ArgumentError
+from edgecompress.core.keras_graph import named_layers
+from edgecompress.core.kernel_shape import KernelShape
+from edgecompress.criteria.base import Criterion
+from edgecompress.surgery.channels import Analysis, analyse
+from edgecompress.surgery.groups import FilterAxis, filter_axis, find_zero_filters, norm_scale
+from edgecompress.surgery.rules import rule_of
+from edgecompress.surgery.zero_filters import FrozenZeros, frozen_zeros
+
+
+class ChannelTarget:
+    """A layer whose filters can be removed, with the BatchNormalization that reads it.
+
+    Args:
+        path: The layer's name; `<nested model>/<layer>` inside nested models.
+        layer: The layer.
+        where: Its weight that holds the filters.
+        norm_path: Path of the BatchNormalization that is its only reader, or None.
+        norm: That layer, or None.
+    """
+
+    def __init__(
+        self, path: str, layer: Any, where: FilterAxis, norm_path: str | None, norm: Any
+    ) -> None:
+        self.path, self.where, self.norm_path, self.norm = path, where, norm_path, norm
+        self.layer = layer
+        self.kernel = getattr(layer, self.where.attribute)
+        self.shape = KernelShape(tuple(self.kernel.shape), where.axis)
+        self.gamma = getattr(norm, "gamma", None)
+        self.filters: int = self.kernel.shape[self.where.axis]
+
+    def scores(self, criterion: Criterion, seen: Observation | None) -> np.ndarray:
+        """Returns each filter's score, with BatchNormalization folded in where it counts."""
+        statistics = None if seen is None else seen.statistics(self.kernel)
+        kernel = ops.convert_to_numpy(self.kernel)
+        scores = criterion.group_scores(kernel, self.where.axis, statistics)
+        if self.norm is None or not criterion.grows_with_weights:
+            return scores
+        names = ("gamma", "moving_variance")
+        found = {name: getattr(self.norm, name) for name in names}
+        weights = {k: ops.convert_to_numpy(v) for k, v in found.items() if v is not None}
+        return scores * norm_scale(weights, self.norm.epsilon)
+
+    def zeros(self) -> np.ndarray:
+        """Returns which filters are entirely zero."""
+        return find_zero_filters(ops.convert_to_numpy(self.kernel), self.where.axis)
+
+
+@dataclass(frozen=True)
+class ChannelTargets:
+    """The filters that a callback works on.
+
+    Attributes:
+        layers: Their layers, in the model's order.
+        criterion: What scores them.
+        analyses: How channels go through the model.
+        views: What the criterion looks at in the model.
+    """
+
+    layers: tuple[ChannelTarget, ...]
+    criterion: Criterion
+    analyses: tuple[Analysis, ...]
+    views: Mapping[str, View]
+
+    def observe(self, hook: UpdateHook, attach: Callable[[Hook], Any]) -> Observation:
+        """Returns what shows training to the criterion.
+
+        Args:
+            hook: An attached hook of the fit, which has to call `Observation.observe`.
+            attach: Attaches further hooks to the fit.
+        """
+        kernels = [
+            Observed(target.path.replace("/", "_"), target.layer, target.kernel, target.shape)
+            for target in self.layers
+        ]
+        return Observation(self.criterion, kernels, hook, attach, self.views)
+
+    def scores(self, seen: Observation | None) -> dict[str, np.ndarray]:
+        """Returns the score of each filter, path -> (filters,) in float64.
+
+        Args:
+            seen: What the criterion has seen of training; None for nothing.
+        """
+        return {target.path: target.scores(self.criterion, seen) for target in self.layers}
+
+    def roots(self) -> list[dict[str, np.ndarray]]:
+        """Returns which filters go together, for each analysis: path -> a number for each filter.
+
+        Filters with the same number, of one layer or of several whose channels are added together,
+        can only be removed together.
+        """
+        return [
+            {
+                target.path: analysis.roots(analysis.producers[target.path])
+                for target in self.layers
+                if target.path in analysis.producers
+            }
+            for analysis in self.analyses
+        ]
+
+    def strongest(self, scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns scores with that of the strongest filter for all that go together."""
+        joined = {path: score.copy() for path, score in scores.items()}
+        for roots in self.roots():
+            best: dict[int, float] = {}
+            for path, labels in roots.items():
+                for root, score in zip(labels, scores[path], strict=True):
+                    best[int(root)] = max(best.get(int(root), 0.0), float(score))
+            for path, labels in roots.items():
+                joined[path] = np.array([best[int(root)] for root in labels])
+        return joined
+
+    def frozen(self, model: Any) -> list[FrozenZeros]:
+        """Returns what has to stay zero so that the filters that are zero stay removable."""
+        return frozen_zeros(model, [target.path for target in self.layers])
+
+
+def find_targets(
+    model: Any,
+    layers: LayerChoice,
+    criterion: Criterion,
+    title: str,
+    note: Callable[[str], None],
+) -> ChannelTargets:
+    """Returns the chosen layers whose filters `finalize` can remove; notes the others.
+
+    Args:
+        model: A built Sequential or Functional model.
+        layers: The user's choice; None for every layer with filters.
+        criterion: What scores them.
+        title: Of the technique, for the notes.
+        note: Takes a sentence for each layer that is left out.
+
+    Raises:
+        ArgumentError: filters of a named layer cannot be removed, or no layer is left.
+        UnknownNameError: a name is not a layer of the model.
+        UnsupportedModelError: the model is subclassed or not built.
+    """
+    analyses = tuple(analyse(model))  # Refuses subclassed models.
+    views = views_of(criterion, model)
+    kinds = tuple({type(x) for _, x in named_layers(model) if _has_filters(x)})
+    chosen = {id(layer) for layer in select_layers(model, layers, kinds)}
+    named = layers is not None and not callable(layers)
+    live = dict(named_layers(model))
+    targets, left_out = [], []
+    for path, layer in live.items():
+        where = filter_axis(layer)
+        if id(layer) not in chosen or where is None:
+            continue
+        shape = KernelShape(tuple(getattr(layer, where.attribute).shape), where.axis)
+        reason = _why_not(path, layer, analyses)
+        unseen = why_not(criterion, layer, shape, views)
+        if reason is None and unseen is not None:
+            reason = f"{unseen}, so the criterion {criterion} cannot score it"
+        if reason is None:
+            norm = next(
+                (a.following_norm[path] for a in analyses if path in a.following_norm), None
+            )
+            targets.append(ChannelTarget(path, layer, where, norm, live.get(norm or "")))
+        elif named:
+            raise ArgumentError(
+                "layers", "name layers whose filters can be removed", path, f"Here {reason}."
+            )
+        else:
+            left_out.append(f"{title} skips {path}: {reason}.")
+            note(left_out[-1])
+    if not targets:
+        raise ArgumentError(
+            "layers", "leave a layer whose filters can be removed", layers, " ".join(left_out)
+        )
+    return ChannelTargets(tuple(targets), criterion, analyses, views)
+
+
+def keep_zeros(frozen: FrozenZeros) -> Wrapping:
+    """Returns what keeps the zeros of a variable while training continues."""
+    keep = functools.partial(_KeepZeros, mask=frozen.mask)
+    return Wrapping(frozen.variable, "constraint", keep)
+
+
+def _has_filters(layer: Any) -> bool:
+    return filter_axis(layer) is not None and rule_of(layer) is not None
+
+
+def _why_not(path: str, layer: Any, analyses: tuple[Analysis, ...]) -> str | None:
+    """Returns why none of a layer's filters can be removed; None if some can."""
+    if not layer.trainable:
+        return "it is not trainable"
+    for analysis in analyses:
+        if path not in analysis.producers:
+            continue
+        reasons = {analysis.root(label): why for label, why in analysis.frozen.items()}
+        roots = analysis.roots(analysis.producers[path])
+        if all(int(root) in reasons for root in roots):
+            return f"its filters have to stay because {reasons[int(roots[0])]}"
+        return None
+    return "it is not understood in this model"
+
+
+@dataclass(frozen=True, eq=False)
+class _KeepZeros:
+    """A variable's constraint: its own, if any, then zeros for zero filters."""
+
+    inner: Callable[[Any], Any] | None
+    mask: np.ndarray
+
+    def __call__(self, value: Any) -> Any:
+        value = value if self.inner is None else self.inner(value)
+        return value * ops.cast(self.mask, value.dtype)

@@ -17,6 +17,8 @@ _PUBLIC = {
     "PolynomialDecay": "edgecompress.schedules.polynomial",
     "Pruning": "edgecompress.callbacks.pruning",
     "MagnitudePruning": "edgecompress.callbacks.magnitude_pruning",
+    "Budget": "edgecompress.costs.budget",
+    "ChannelPruning": "edgecompress.callbacks.channel_pruning",
     "KeepSparsity": "edgecompress.callbacks.keep_sparsity",
     "GroupLasso": "edgecompress.callbacks.group_lasso",
     "QuantizationAwareTraining": "edgecompress.callbacks.quantization_aware_training",

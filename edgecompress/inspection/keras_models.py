@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgecompress.core.keras_graph import LayerCall, layer_calls, walk_layers
+from edgecompress.core.keras_graph import LayerCall, layer_calls, named_layers, walk_layers
 from edgecompress.core.layer_kinds import LayerKind, kind_of
 from edgecompress.core.registry import Registry
 from edgecompress.core.shared_values import channels_first
@@ -265,3 +265,22 @@ def _keras_endpoints(model: Any, side: str) -> tuple[Endpoint, ...]:
 
 def _dtype_name(dtype: Any) -> str:
     return getattr(dtype, "name", None) or str(dtype)
+
+
+def layer_macs(model: Any) -> tuple[dict[str, int | None], tuple[str, ...]]:
+    """Returns the multiply-accumulates of each layer, and why some are not known.
+
+    Returns:
+        Layer, `<nested model>/<layer>` inside nested models -> MACs of all its calls, None if
+        unknown; then a sentence for each unknown one.
+    """
+    calls: dict[int, list[LayerCall]] = {}
+    for call in layer_calls(model):
+        calls.setdefault(id(call.layer), []).append(call)
+    notes: list[str] = []
+    found = {}
+    for path, layer in named_layers(model):
+        inner = _unwrapped(layer)
+        weights = sum(math.prod(variable.shape) for variable in weight_variables(layer))
+        found[path] = _layer_macs(inner, layer.name, weights, calls.get(id(layer), []), notes)
+    return found, tuple(notes)

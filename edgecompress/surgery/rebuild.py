@@ -30,10 +30,10 @@ class Plan:
     """
 
     weights: Weights
-    changes: Mapping[str, Mapping[str, Any]]
-    removed: Mapping[str, tuple[int, int]]
+    changes: dict[str, dict[str, Any]]
+    removed: dict[str, tuple[int, int]]
     notes: tuple[str, ...]
-    replaced: Mapping[str, keras.Model] = field(default_factory=dict)
+    replaced: dict[str, keras.Model] = field(default_factory=dict)
 
 
 def plan_removal(model: keras.Model) -> Plan:
@@ -43,45 +43,53 @@ def plan_removal(model: keras.Model) -> Plan:
         UnsupportedModelError: the model is subclassed or not built.
     """
     source = read_weights(model)
-    weights: Weights = {path: dict(values) for path, values in source.items()}
-    changes: dict[str, dict[str, Any]] = {}
-    removed: dict[str, tuple[int, int]] = {}
-    replaced: dict[str, keras.Model] = {}
+    plan = Plan({path: dict(values) for path, values in source.items()}, {}, {}, (), {})
     notes: list[str] = []
     for analysis in analyse(model, source):
         gone = analysis.removable()
-        for path, use in analysis.uses.items():
-            keep_in = analysis.kept(use.inputs, gone)
-            keep_out = analysis.kept(use.outputs, gone)
-            rule = rule_of(use.call.layer)
-            inner = {
-                name: analysis.kept(labels, gone)
-                for name, labels in analysis.inner.get(path, {}).items()
-            }
-            kept = (keep_in, keep_out, *inner.values())
-            if rule is None or all(mask.all() for mask in kept):
-                continue
-            call = replace(use.call, inner=inner)
-            if "heads" in inner and not inner["heads"].all():
-                heads = inner["heads"]
-                removed[f"{path}:heads"] = (len(heads), int(heads.sum()))
-            model_instead = rule.replacement(call, keep_out)
-            if model_instead is not None:
-                replaced[path] = model_instead
-                continue
-            cut, entries = rule.cut(call, keep_in, keep_out)
-            weights[path] = cut
-            if entries:
-                changes[path] = entries
-            if path in analysis.filters and not keep_out.all():
-                removed[path] = (len(keep_out), int(keep_out.sum()))
-        for path, labels in analysis.inputs.items():
-            keep = analysis.kept(labels, gone)
-            if not keep.all():
-                changes[path] = {"channels": int(keep.sum())}
-        _fold(analysis, gone, weights, changes)
+        cut_layers(analysis, gone, plan)
+        _fold(analysis, gone, plan.weights, plan.changes)
         notes += _what_stays(analysis, gone)
-    return Plan(weights, changes, removed, tuple(notes), replaced)
+    return replace(plan, notes=tuple(notes))
+
+
+def cut_layers(analysis: Analysis, gone: set[int], plan: Plan) -> None:
+    """Adds to a plan what cuts the layers of a graph to the channels that stay.
+
+    Args:
+        analysis: The graph.
+        gone: Roots of the channels that go.
+        plan: Changed in place: weights, changes, removed, replaced.
+    """
+    for path, use in analysis.uses.items():
+        keep_in = analysis.kept(use.inputs, gone)
+        keep_out = analysis.kept(use.outputs, gone)
+        rule = rule_of(use.call.layer)
+        inner = {
+            name: analysis.kept(labels, gone)
+            for name, labels in analysis.inner.get(path, {}).items()
+        }
+        kept = (keep_in, keep_out, *inner.values())
+        if rule is None or all(mask.all() for mask in kept):
+            continue
+        call = replace(use.call, inner=inner)
+        if "heads" in inner and not inner["heads"].all():
+            heads = inner["heads"]
+            plan.removed[f"{path}:heads"] = (len(heads), int(heads.sum()))
+        model_instead = rule.replacement(call, keep_out)
+        if model_instead is not None:
+            plan.replaced[path] = model_instead
+            continue
+        cut, entries = rule.cut(call, keep_in, keep_out)
+        plan.weights[path] = cut
+        if entries:
+            plan.changes[path] = entries
+        if path in analysis.filters and not keep_out.all():
+            plan.removed[path] = (len(keep_out), int(keep_out.sum()))
+    for path, labels in analysis.inputs.items():
+        keep = analysis.kept(labels, gone)
+        if not keep.all():
+            plan.changes[path] = {"channels": int(keep.sum())}
 
 
 def folded_bias(analysis: Analysis, path: str, gone: set[int]) -> np.ndarray:

@@ -23,6 +23,7 @@ CALLBACKS: dict[str, Callable[..., Any]] = {
     "magnitude_pruning": lambda **more: ec.MagnitudePruning(
         ec.ConstantSparsity(0.5, frequency=1), **more
     ),
+    "channel_pruning": lambda **more: ec.ChannelPruning(ec.Budget(macs=0.9), "magnitude", **more),
     "group_lasso": lambda **more: ec.GroupLasso(1e-3, **more),
     "keep_sparsity": lambda **more: ec.KeepSparsity(**{"layers": lambda layer: True} | more),
     "quantization_aware_training": lambda **more: ec.QuantizationAwareTraining(**more),

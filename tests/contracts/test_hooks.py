@@ -20,6 +20,7 @@ CALLBACKS: dict[type, Callable[[], Any]] = {
     ec.MagnitudePruning: lambda: ec.MagnitudePruning(ec.ConstantSparsity(0.5, frequency=1)),
     ec.Pruning: lambda: ec.Pruning(ec.ConstantSparsity(0.5, frequency=1), "taylor"),
     ec.KeepSparsity: lambda: ec.KeepSparsity(lambda layer: True),
+    ec.ChannelPruning: lambda: ec.ChannelPruning(ec.Budget(parameters=0.9)),
     ec.GroupLasso: lambda: ec.GroupLasso(1e-3),
     ec.QuantizationAwareTraining: lambda: ec.QuantizationAwareTraining(),
     ec.WeightClustering: lambda: ec.WeightClustering(4),

@@ -1,0 +1,215 @@
+"""Budget search: how many channel groups have to go until a model would meet its budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgecompress.core.errors import ArgumentError
+from edgecompress.costs.budget import Budget, Limit
+from edgecompress.surgery.channel_groups import ChannelGroups
+from edgecompress.surgery.rebuild import plan_removal, rebuild
+
+# Halvings of the number of groups where a candidate has to be built to be measured.
+_BUILDS = 7
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Groups in the order in which they go, and where the budget cuts.
+
+    Attributes:
+        groups: The channel groups of the model.
+        importance: Of each group, (groups,).
+        savings: What each saves, as a share of the limited costs, (groups,).
+        order: Positions of the groups that may go, the first first.
+        chosen: Those that go.
+    """
+
+    groups: ChannelGroups
+    importance: np.ndarray
+    savings: np.ndarray
+    order: Sequence[int]
+    chosen: Sequence[int]
+
+
+class BudgetSearch:
+    """Finds which channel groups have to go for a budget.
+
+    Args:
+        model: The model as it is at the start; zero filters in it count as whole ones.
+        budget: The limits.
+        layers: Layers whose filters may be removed: path -> number of filters.
+        most: As in `ChannelGroups.order`.
+        multiple: Widths that are kept are multiples of it.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        budget: Budget,
+        layers: Mapping[str, int],
+        most: Mapping[str, float],
+        multiple: int,
+    ) -> None:
+        """Measures the model, and the thinnest one that could be left of it.
+
+        Raises:
+            ArgumentError: even the thinnest one exceeds the budget; the text says by how much.
+        """
+        self.model, self.budget, self.layers = model, budget, dict(layers)
+        self.most, self.multiple = dict(most), multiple
+        self._stuck = {path: np.zeros(count, bool) for path, count in layers.items()}
+        self.whole = self.measure(model)
+        self._parts = {
+            limit.name: limit.cost.by_layer(model, budget.target) for limit in budget.limits
+        }
+        groups = ChannelGroups(model, layers)
+        order = self._ordered(groups, np.ones(len(groups.groups)))
+        thinnest = self._rounded(groups, order)
+        self._thinnest = self.measure(rebuild(model, groups.without(thinnest)))
+        missed = budget.exceeded(self._thinnest, self.whole)
+        if missed:
+            raise ArgumentError(
+                "until",
+                "be within reach",
+                budget,
+                f"With as few channels as each layer may keep, the model takes {'; '.join(missed)}."
+                " Raise the limit, or let more layers be pruned.",
+            )
+        # What the formulas say where the costs themselves are known.
+        self._ends = [self._formula(groups, chosen) for chosen in ((), thinnest)]
+
+    def measure(self, model: Any) -> dict[str, float]:
+        """Returns what a model takes of each limited cost."""
+        return {
+            limit.name: limit.cost.measure(model, self.budget.target)
+            for limit in self.budget.limits
+        }
+
+    def keep(self, filters: Mapping[str, np.ndarray]) -> None:
+        """Leaves filters out from now on, which had to stay: layer -> (filters,) booleans."""
+        for path, mask in filters.items():
+            self._stuck[path] |= mask
+
+    def final(self) -> dict[str, float]:
+        """Returns what `finalize` would leave of the model as it is now."""
+        return self.measure(rebuild(self.model, plan_removal(self.model)))
+
+    def cut(self, scores: Mapping[str, np.ndarray], progress: float, lower: float = 0.0) -> Cut:
+        """Returns the groups that go for a part of the way to the budget.
+
+        Args:
+            scores: Layer -> score of each filter, as of now.
+            progress: Share of what has to be saved, up to 1. At 1 the result has been measured,
+                before that it may be estimated.
+            lower: By which share of each limit to save more than it asks for.
+        """
+        groups = ChannelGroups(self.model, self.layers)
+        importance = groups.importance(scores)
+        order = self._ordered(groups, importance)
+        goals = {
+            limit.name: self.whole[limit.name]
+            - max(0.0, self.whole[limit.name] - limit.of(self.whole[limit.name]) * (1 - lower))
+            * progress
+            for limit in self.budget.limits
+        }
+        exact = progress >= 1 and not all(x.cost.exact_shares for x in self.budget.limits)
+        low, high = 0, len(order)
+        estimate = self._first(groups, order, goals, low, high)
+        chosen = estimate
+        if exact:
+            chosen = self._measured(groups, order, goals, estimate)
+        savings = self._savings(groups)
+        return Cut(groups, importance, savings, order, self._rounded(groups, order[:chosen]))
+
+    def _first(
+        self,
+        groups: ChannelGroups,
+        order: Sequence[int],
+        goals: Mapping[str, float],
+        low: int,
+        high: int,
+    ) -> int:
+        """Returns the smallest number of groups that is estimated to meet the goals."""
+        while low < high:
+            middle = (low + high) // 2
+            found = self._estimate(groups, self._rounded(groups, order[:middle]))
+            if all(found[name] <= goal for name, goal in goals.items()):
+                high = middle
+            else:
+                low = middle + 1
+        return low
+
+    def _measured(
+        self,
+        groups: ChannelGroups,
+        order: Sequence[int],
+        goals: Mapping[str, float],
+        guess: int,
+    ) -> int:
+        """Returns a number of groups that meets the goals, found by building candidates.
+
+        The search begins at a guess and ends after a few candidates, at one that has met them.
+        """
+        low, high, middle = 0, len(order), min(guess, len(order))
+        for _ in range(_BUILDS):
+            if low >= high:
+                break
+            candidate = rebuild(self.model, groups.without(self._rounded(groups, order[:middle])))
+            found = self.measure(candidate)
+            if all(found[name] <= goal for name, goal in goals.items()):
+                high = middle
+            else:
+                low = middle + 1
+            # Near the guess first: the estimate is off by a few percent.
+            step = max(1, len(order) // 32)
+            near = high - step if high == middle else low + step
+            middle = near if low < near < high else (low + high) // 2
+        return high
+
+    def _ordered(self, groups: ChannelGroups, importance: np.ndarray) -> list[int]:
+        return groups.order(importance, self._savings(groups), self.most, self._stuck)
+
+    def _savings(self, groups: ChannelGroups) -> np.ndarray:
+        """Returns the share of the limited costs that each group saves, summed over them."""
+        return sum(
+            (
+                groups.savings(self._parts[limit.name]) / max(1e-12, _sum(self._parts, limit))
+                for limit in self.budget.limits
+            ),
+            np.zeros(len(groups.groups)),
+        )
+
+    def _rounded(self, groups: ChannelGroups, chosen: Sequence[int]) -> list[int]:
+        return groups.rounded(chosen, self.multiple)
+
+    def _formula(self, groups: ChannelGroups, chosen: Sequence[int]) -> dict[str, float]:
+        """Returns the costs by layer without groups, summed."""
+        kept = groups.left_over(chosen)
+        found = {}
+        for limit in self.budget.limits:
+            cost, total = limit.cost, 0.0
+            for path, part in self._parts[limit.name].items():
+                total += part * (cost.left_over(*kept[path]) if path in kept else 1.0)
+            found[limit.name] = total
+        return found
+
+    def _estimate(self, groups: ChannelGroups, chosen: Sequence[int]) -> dict[str, float]:
+        """Returns the costs without groups, on the line between the two models that are known."""
+        found = self._formula(groups, chosen)
+        for name, value in found.items():
+            whole, thinnest = (end[name] for end in self._ends)
+            if whole == thinnest:
+                found[name] = self.whole[name]
+                continue
+            way = (whole - value) / (whole - thinnest)
+            found[name] = self.whole[name] - (self.whole[name] - self._thinnest[name]) * way
+        return found
+
+
+def _sum(parts: Mapping[str, Mapping[str, float]], limit: Limit) -> float:
+    return sum(parts[limit.name].values())

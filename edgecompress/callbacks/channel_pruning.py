@@ -1,0 +1,279 @@
+"""Channel pruning: the least important channels become zero until a budget would be met."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from edgecompress.callbacks import backends
+from edgecompress.callbacks.base import CompressionCallback
+from edgecompress.callbacks.budget_search import BudgetSearch, Cut
+from edgecompress.callbacks.channel_targets import ChannelTargets, find_targets
+from edgecompress.callbacks.fused import fused
+from edgecompress.callbacks.hooks import UpdateHook
+from edgecompress.callbacks.layer_choice import LayerChoice, layer_choice
+from edgecompress.callbacks.observation import Observation
+from edgecompress.core.errors import ArgumentError
+from edgecompress.core.options import named, named_config
+from edgecompress.costs.budget import Budget, check_budget
+from edgecompress.criteria import CRITERIA
+from edgecompress.criteria.base import Criterion
+from edgecompress.surgery.zero_filters import zero_filters
+
+# If what is left still exceeds a limit, each further try saves this share of it more.
+_TRIES, _LOWER = 10, 0.02
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A variable with entries that stay zero.
+
+    Attributes:
+        variable: It.
+        mask: 1 where entries are free, 0 where they stay zero; broadcasts to it.
+    """
+
+    variable: keras.Variable
+    mask: keras.Variable
+
+    def apply(self) -> None:
+        # Not a product: 0.0 and -0.0 are different bytes in a file.
+        value = ops.convert_to_tensor(self.variable)
+        self.variable.assign(ops.where(ops.convert_to_tensor(self.mask) > 0, value, 0.0))
+
+
+class ChannelPruning(CompressionCallback):
+    """Sets whole channels to zero during `fit` until the finalized model would meet a budget.
+
+    At the beginning of each epoch from `begin_epoch` to `end_epoch`, the criterion scores every
+    filter and an equal part of what has to be saved goes; training in between lets the rest
+    recover and the scores adapt (Molchanov et al., 2017, https://arxiv.org/abs/1611.06440). What
+    goes together, such as filters whose channels are added, is one decision, with the sum of the
+    importances. All groups of all layers are ranked together, by importance divided by what the
+    group saves of the limited costs. After the last round the model, as `finalize` would leave
+    it, has been measured and meets the budget; training continues with the zeros in place.
+
+    Importances of different layers are compared after division by the L2 norm of their layer's
+    scores (the same paper, section 2.2). A filter is replaced by its mean output before it becomes
+    zero, as in `GroupLasso`.
+
+    Args:
+        until: The budget.
+        criterion: How filters are scored: a name in `CRITERIA`, `NAME:OPTION=VALUE`, or a
+            criterion; a filter's score is the L2 norm of its weights' scores. Defaults to
+            `"taylor"`.
+        layers: Names of layers, or a predicate `layer -> bool`. Defaults to None: every layer
+            whose filters can be removed.
+        per_layer: Regular expression -> the largest share of a layer's filters that may go, for the
+            layers whose whole name it matches; the first that does counts. 0 protects a layer.
+            Defaults to none: every layer keeps at least one filter.
+        begin_epoch: Epoch, from 0, at whose beginning the first channels go. Defaults to 1, once
+            the criterion has seen training.
+        end_epoch: Epoch at whose beginning the last ones go. Defaults to None: halfway through the
+            fit.
+        multiple: Layers keep a multiple of this many filters, or all. Defaults to None: what the
+            kernels of the budget's target compute together, 1 without a target.
+
+    Raises:
+        ArgumentError: an argument breaks its rule; at the start of `fit` also if the budget cannot
+            be met, with by how much not.
+        UnknownNameError: a criterion or a layer is unknown.
+        UnsupportedModelError: at the start of `fit`, the model is subclassed or not built.
+
+    Example:
+        >>> pruning = ChannelPruning(until=Budget(macs=0.5))  # doctest: +SKIP
+        >>> model.fit(x, y, epochs=10, callbacks=[pruning])  # doctest: +SKIP
+        >>> small = edgecompress.finalize(model)  # doctest: +SKIP
+    """
+
+    technique = "channel_pruning"
+
+    def __init__(
+        self,
+        until: Budget,
+        criterion: str | Criterion = "taylor",
+        layers: LayerChoice = None,
+        per_layer: Mapping[str, float] | None = None,
+        begin_epoch: int = 1,
+        end_epoch: int | None = None,
+        multiple: int | None = None,
+    ) -> None:
+        """Checks the arguments; the model is looked at when training begins."""
+        super().__init__()
+        self.until = check_budget(until)
+        self.criterion: Criterion = named(CRITERIA, criterion, "criterion")
+        self.layers = layer_choice(layers)
+        self.per_layer = dict(per_layer or {})
+        for name, share in self.per_layer.items():
+            if isinstance(share, bool) or not 0 <= share < 1:
+                raise ArgumentError("per_layer", "map to shares from 0 to below 1", {name: share})
+        if begin_epoch < 0:
+            raise ArgumentError("begin_epoch", "be 0 or more", begin_epoch)
+        if begin_epoch == 0 and self.criterion.looks:
+            raise ArgumentError(
+                "begin_epoch",
+                f"be 1 or more, because the criterion {self.criterion} has to see training first",
+                begin_epoch,
+            )
+        if end_epoch is not None and end_epoch < begin_epoch:
+            raise ArgumentError("end_epoch", f"be at least begin_epoch={begin_epoch}", end_epoch)
+        if multiple is not None and (isinstance(multiple, bool) or multiple < 1):
+            raise ArgumentError("multiple", "be 1 or more", multiple)
+        self.begin_epoch, self.end_epoch, self.multiple = begin_epoch, end_epoch, multiple
+        self._found: ChannelTargets
+        self._search: BudgetSearch
+        self._seen: Observation | None = None
+        self._kept: list[_Kept] = []
+        self._apply: Callable[[], Any] = bool
+        self._hook: UpdateHook | None = None
+        self._last = begin_epoch
+        self._costs: dict[str, float] = {}
+        self._cut: Cut | None = None
+        self._started = self._done = False
+
+    def settings(self) -> Mapping[str, Any]:
+        """Returns the arguments as JSON values."""
+        return {
+            "until": self.until.to_dict(),
+            "criterion": named_config(CRITERIA, self.criterion),
+            "layers": "predicate" if callable(self.layers) else self.layers,
+            "per_layer": self.per_layer,
+            "begin_epoch": self.begin_epoch,
+            "end_epoch": self.end_epoch,
+            "multiple": self.multiple,
+        }
+
+    def attach(self) -> None:
+        """Finds the filters, refuses a budget out of reach, and hooks the zeros in."""
+        self._found = find_targets(
+            self.model, self.layers, self.criterion, "channel pruning", self.note
+        )
+        multiple = self.until.multiple if self.multiple is None else self.multiple
+        filters = {target.path: target.filters for target in self._found.layers}
+        self._search = BudgetSearch(self.model, self.until, filters, self.per_layer, multiple)
+        epochs = self.params.get("epochs") or 1
+        halfway = max(self.begin_epoch, epochs // 2)
+        self._last = halfway if self.end_epoch is None else self.end_epoch
+        hook = self._hook = self.hook(UpdateHook(self._zero, assigns=self._variables()))
+        self._kept = [
+            _Kept(variable, hook.add_variable(shape, "float32", f"{name}_kept"))
+            for variable, shape, name in self._masks()
+        ]
+        kernels = [target.kernel for target in self._found.layers]
+        self._apply = fused(self._apply_all, self.model, kernels)
+        self._seen = self._found.observe(hook, self.hook)
+        if self._seen.needed:
+            hook.before = self._seen.observe
+        self._started = self._done = False
+        self._costs, self._cut = {}, None
+
+    def start_epoch(self, epoch: int) -> None:
+        """Prunes the part that is due."""
+        if not self._started:
+            # Once every callback has restored its state.
+            self._started = True
+            self._freeze()
+        rounds = self._last - self.begin_epoch + 1
+        due = min(epoch, self._last) - self.begin_epoch + 1
+        if not self._done and due > 0:
+            self._prune(due / rounds)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Writes the share of filters that are zero into the history."""
+        zeros = [target.zeros() for target in self._found.layers]
+        share = sum(int(x.sum()) for x in zeros) / sum(len(x) for x in zeros)
+        self.log(epoch, logs, {"channel_pruning_zero_share": share})
+
+    def settle(self) -> None:
+        """Prunes what is left to do; with weight averaging, `fit` has just replaced the zeros."""
+        self._apply_all()
+        if not self._done:
+            self.note(
+                f"channel pruning was not over when training ended (end_epoch={self._last}): the "
+                "rest went at once, and nothing was trained after it."
+            )
+            self._prune(1.0)
+
+    def results(self) -> Mapping[str, Any]:
+        """Returns zero filters by layer, and what the finalized model will take, of how much."""
+        zeros = {t.path: [int(t.zeros().sum()), len(t.zeros())] for t in self._found.layers}
+        costs = {name: [self._search.whole[name], cost] for name, cost in self._costs.items()}
+        return {"zero_filters": zeros, "costs": costs}
+
+    def detach(self) -> None:
+        """Releases the model; see `HookedCallback.detach`."""
+        super().detach()
+        self._kept = []
+        self._apply = bool
+
+    def _variables(self) -> list[keras.Variable]:
+        return [variable for variable, _, _ in self._masks()]
+
+    def _masks(self) -> list[tuple[keras.Variable, tuple[int, ...], str]]:
+        """Returns the variables that get zeros, the shapes of their masks, and names."""
+        found = []
+        for target in self._found.layers:
+            name = target.path.replace("/", "_")
+            shape = (target.filters, 1) if target.where.axis == -2 else (target.filters,)
+            parts = [("kernel", target.kernel, shape)]
+            vectors = [(target.layer, "bias"), (target.norm, "gamma"), (target.norm, "beta")]
+            parts += [
+                (part, getattr(owner, part), (target.filters,))
+                for owner, part in vectors
+                if getattr(owner, part, None) is not None
+            ]
+            found += [
+                (variable, own, f"{name}_{part}")
+                for part, variable, own in parts
+                if variable.trainable
+            ]
+        return found
+
+    def _zero(self) -> None:
+        self._apply()
+
+    def _apply_all(self) -> None:
+        for kept in self._kept:
+            kept.apply()
+
+    def _freeze(self) -> None:
+        """Lets all zero filters stay zero from now on."""
+        masks = {id(frozen.variable): frozen.mask for frozen in self._found.frozen(self.model)}
+        for kept in self._kept:
+            free = np.ones(kept.mask.shape, np.float32)
+            kept.mask.assign(masks.get(id(kept.variable), free))
+
+    def _prune(self, progress: float) -> None:
+        """Sets filters to zero, so that a share of the way to the budget is done."""
+        if self.criterion.waits and (self._seen is None or not bool(self._seen.ready)):
+            return
+        backends.current().sync(self.model)
+        lower = 0.0
+        for _ in range(_TRIES):
+            self._cut = self._search.cut(self._found.scores(self._seen), progress, lower)
+            masks = self._cut.groups.masks(self._cut.chosen)
+            if any(mask.any() for mask in masks.values()):
+                done = zero_filters(self.model, masks)
+                self._search.keep({path: masks[path] & ~own for path, own in done.filters.items()})
+                for text in done.notes:
+                    self.note(f"channel pruning: {text}")
+            if progress < 1:
+                break
+            self._costs = self._search.final()
+            if not self.until.exceeded(self._costs, self._search.whole):
+                break
+            # Constants that need a bias of their own, or filters that had to stay.
+            lower += _LOWER
+        self._freeze()
+        self._done = progress >= 1
+        missed = self.until.exceeded(self._costs, self._search.whole) if self._done else ()
+        if missed:
+            text = f"channel pruning misses its budget: {'; '.join(missed)}."
+            self.note(text)
+            warnings.warn(text, stacklevel=2)

@@ -1,0 +1,328 @@
+"""ChannelPruning and budgets on nets of every kind, with costs counted apart from the product."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from keras import layers
+
+import edgecompress as ec
+from edgecompress.callbacks.budget_search import BudgetSearch
+from edgecompress.callbacks.channel_targets import find_targets
+from edgecompress.core.errors import ArgumentError, EdgeCompressError, UnknownNameError
+from edgecompress.core.record import record_of
+from edgecompress.costs import COSTS
+from edgecompress.criteria import CRITERIA
+from edgecompress.criteria.magnitude import Magnitude
+from edgecompress.surgery.channel_groups import ChannelGroups
+from edgecompress.surgery.zero_filters import zero_filters
+
+pytestmark = pytest.mark.slow
+
+
+# --- nets -----------------------------------------------------------------------------------------
+
+
+def _conv(x: Any, filters: int, size: int = 3, act: bool = True, **more: Any) -> Any:
+    x = layers.Conv2D(filters, size, padding="same", use_bias=False, **more)(x)
+    x = layers.BatchNormalization()(x)
+    return layers.ReLU()(x) if act else x
+
+
+def _depthwise(x: Any, **more: Any) -> Any:
+    x = layers.DepthwiseConv2D(3, padding="same", use_bias=False, **more)(x)
+    return layers.ReLU()(layers.BatchNormalization()(x))
+
+
+def _head(x: Any) -> Any:
+    return layers.Dense(3, name="out")(layers.GlobalAveragePooling2D()(x))
+
+
+def plain() -> keras.Model:
+    image = keras.Input((8, 8, 2))
+    x = layers.Conv2D(8, 3, activation="relu")(image)
+    x = layers.Flatten()(layers.MaxPooling2D()(x))
+    return keras.Model(image, layers.Dense(3, name="out")(layers.Dense(10, activation="relu")(x)))
+
+
+def residual() -> keras.Model:
+    image = keras.Input((8, 8, 2))
+    x = _conv(image, 8)
+    x = layers.ReLU()(layers.Add()([x, _conv(_conv(x, 8), 8, act=False)]))
+    return keras.Model(image, _head(x))
+
+
+def depthwise_separable() -> keras.Model:
+    image = keras.Input((8, 8, 2))
+    x = _conv(_depthwise(_conv(image, 8)), 12, 1)
+    return keras.Model(image, _head(_conv(_depthwise(x, strides=2), 12, 1)))
+
+
+def inverted_residual() -> keras.Model:
+    image = keras.Input((8, 8, 2))
+    x = _conv(image, 8)
+    x = layers.Add()([x, _conv(_depthwise(_conv(x, 16, 1)), 8, 1, act=False)])
+    return keras.Model(image, _head(_conv(x, 16, 1)))
+
+
+def squeeze_excite() -> keras.Model:
+    image = keras.Input((8, 8, 2))
+    x = _conv(image, 12)
+    gate = layers.GlobalAveragePooling2D(keepdims=True)(x)
+    gate = layers.Conv2D(4, 1, activation="relu")(gate)
+    gate = layers.Conv2D(12, 1, activation="sigmoid")(gate)
+    return keras.Model(image, _head(_conv(layers.Multiply()([x, gate]), 8)))
+
+
+def two_inputs() -> keras.Model:
+    image, vector = keras.Input((8, 8, 2)), keras.Input((5,))
+    x = layers.GlobalAveragePooling2D()(_conv(_conv(image, 8), 8))
+    y = layers.Dense(8, activation="relu")(vector)
+    both = layers.Dense(12, activation="relu")(layers.Concatenate()([x, y]))
+    return keras.Model([image, vector], layers.Dense(3, name="out")(both))
+
+
+def recurrent() -> keras.Model:
+    sound = keras.Input((8, 6))
+    x = layers.Conv1D(12, 3, activation="relu", padding="same")(sound)
+    x = layers.Dense(16, activation="relu")(layers.LSTM(4)(x))
+    return keras.Model(sound, layers.Dense(3, name="out")(x))
+
+
+NETS: list[Callable[[], keras.Model]] = [
+    plain, residual, depthwise_separable, inverted_residual, squeeze_excite, two_inputs, recurrent,
+]  # fmt: skip
+
+
+def compiled(net: Callable[[], keras.Model], seed: int = 0) -> keras.Model:
+    keras.utils.set_random_seed(seed)
+    model = net()
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.05, momentum=0.9), loss)
+    return model
+
+
+def data(model: keras.Model, count: int = 32) -> tuple[Any, np.ndarray]:
+    rng = np.random.default_rng(0)
+    inputs = [rng.normal(size=(count, *x.shape[1:])).astype("float32") for x in model.inputs]
+    return (inputs if len(inputs) > 1 else inputs[0]), rng.integers(0, 3, count)
+
+
+def fit(model: keras.Model, *callbacks: Any, epochs: int = 3, **more: Any) -> dict[str, Any]:
+    x, y = data(model)
+    options = {"batch_size": 16, "shuffle": False, "verbose": 0, **more}
+    return model.fit(x, y, epochs=epochs, callbacks=list(callbacks), **options).history
+
+
+def counted_macs(model: keras.Model) -> int:
+    """Counts multiply-accumulates from the shapes of the graph's tensors and of the weights."""
+    total = 0
+    for layer in model.layers:
+        if isinstance(layer, layers.LSTM):
+            total += layer.input.shape[1] * sum(math.prod(w.shape) for w in layer.weights[:2])
+        elif isinstance(layer, layers.DepthwiseConv2D):
+            total += math.prod(layer.output.shape[1:]) * math.prod(layer.kernel_size)
+        elif hasattr(layer, "kernel"):
+            total += math.prod(layer.output.shape[1:]) * math.prod(layer.kernel.shape[:-1])
+    return total
+
+
+def counted_parameters(model: keras.Model) -> int:
+    return sum(int(np.prod(w.shape)) for w in model.get_weights())
+
+
+# --- the budget is met ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("net", NETS, ids=lambda net: net.__name__)
+def test_the_finalized_model_meets_the_budget(net: Callable[[], keras.Model]) -> None:
+    model = compiled(net)
+    macs, parameters = counted_macs(model), counted_parameters(model)
+    pruning = ec.ChannelPruning(ec.Budget(macs=0.7, parameters=0.75))
+    history = fit(model, pruning, epochs=4)
+    small = ec.finalize(model)
+    assert counted_macs(small) <= 0.7 * macs
+    assert counted_parameters(small) <= 0.75 * parameters
+    # Nor does it take much more than it has to: channels of these nets are large units.
+    spare = min(0.7 - counted_macs(small) / macs, 0.75 - counted_parameters(small) / parameters)
+    assert spare < 0.2
+    x, _ = data(model)
+    np.testing.assert_allclose(small(x), model(x), atol=1e-5)
+    shares = history["channel_pruning_zero_share"]
+    assert shares[0] == 0 < shares[1] <= shares[2] == shares[3]
+    step = record_of(small).steps[0]
+    assert step["technique"] == "channel_pruning"
+    assert step["costs"] == {
+        "macs": [macs, counted_macs(small)],
+        "parameters": [parameters, counted_parameters(small)],
+    }
+
+
+@pytest.mark.parametrize("net", NETS, ids=lambda net: net.__name__)
+@settings(
+    max_examples=4,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+@given(share=st.floats(0.05, 1.0), seed=st.integers(0, 99), multiple=st.sampled_from([1, 4]))
+def test_any_budget_is_met_or_the_error_says_by_how_much_not(
+    net: Callable[[], keras.Model], share: float, seed: int, multiple: int
+) -> None:
+    model = compiled(net, seed)
+    macs = counted_macs(model)
+    targets = find_targets(model, None, Magnitude(), "test", lambda text: None)
+    filters = {target.path: target.filters for target in targets.layers}
+    try:
+        search = BudgetSearch(model, ec.Budget(macs=share), filters, {}, multiple)
+    except ArgumentError as error:
+        groups = ChannelGroups(model, filters)
+        order = groups.order(np.ones(len(groups.groups)), np.ones(len(groups.groups)))
+        zero_filters(model, groups.masks(groups.rounded(order, multiple)))
+        least = counted_macs(ec.finalize(model))
+        assert least > share * macs
+        assert f"{least:,} MACs, {least - share * macs:,.0f} MACs above the limit" in str(error)
+        return
+    cut = search.cut(targets.scores(None), 1.0)
+    zero_filters(model, cut.groups.masks(cut.chosen))
+    small = ec.finalize(model)
+    assert counted_macs(small) <= share * macs
+    assert search.final() == {"macs": counted_macs(small)}
+    for path, count in filters.items():
+        left = small.get_layer(path).kernel.shape[-1]
+        assert left == count or left % multiple == 0
+
+
+def test_absolute_and_protected() -> None:
+    model = compiled(residual)
+    first = next(x.name for x in model.layers if isinstance(x, layers.Conv2D))
+    fit(model, ec.ChannelPruning(ec.Budget(parameters=1000), per_layer={first: 0}))
+    small = ec.finalize(model)
+    assert counted_parameters(small) <= 1000 < counted_parameters(model)
+    assert first not in record_of(small).removed_channels
+
+
+def test_a_budget_out_of_reach_is_refused_before_training() -> None:
+    model = compiled(residual)
+    before = model.get_weights()
+    with pytest.raises(ArgumentError, match=r"macs: [\d,]+ MACs, [\d,]+ MACs above the limit"):
+        fit(model, ec.ChannelPruning(ec.Budget(macs=0.5), per_layer={".*": 0.1}))
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+
+
+def test_training_that_ends_early_still_meets_the_budget_and_says_so() -> None:
+    model = compiled(plain)
+    fit(model, ec.ChannelPruning(ec.Budget(macs=0.5), begin_epoch=5, end_epoch=8), epochs=2)
+    small = ec.finalize(model)
+    assert counted_macs(small) <= 0.5 * counted_macs(model)
+    assert any("was not over when training ended" in note for note in record_of(small).notes)
+
+
+# --- importance -----------------------------------------------------------------------------------
+
+
+def test_importance_is_summed_over_what_goes_together_after_layers_are_scaled() -> None:
+    model = compiled(residual)
+    targets = find_targets(model, None, Magnitude(), "test", lambda text: None)
+    filters = {target.path: target.filters for target in targets.layers}
+    groups = ChannelGroups(model, filters)
+    rng = np.random.default_rng(1)
+    scores = {path: rng.uniform(0.1, 9, count) for path, count in filters.items()}
+    first, second, third = (scores[path] / np.linalg.norm(scores[path]) for path in filters)
+    by_filters = {tuple(group.filters): [] for group in groups.groups}
+    for group, value in zip(groups.groups, groups.importance(scores), strict=True):
+        by_filters[tuple(group.filters)].append(value)
+    a, b, c = filters
+    # The first and the third convolution are added.
+    np.testing.assert_allclose(by_filters[a, c], first + third)
+    np.testing.assert_allclose(by_filters[b,], second)
+
+
+def test_what_a_group_saves_is_what_removing_it_saves() -> None:
+    model = compiled(depthwise_separable)
+    targets = find_targets(model, None, Magnitude(), "test", lambda text: None)
+    groups = ChannelGroups(model, {target.path: target.filters for target in targets.layers})
+    savings = groups.savings(COSTS["macs"].by_layer(model))
+    for index in (0, 10, 25):
+        copy = keras.models.clone_model(model)
+        copy.set_weights(model.get_weights())
+        zero_filters(copy, groups.masks([index]))
+        assert savings[index] == pytest.approx(
+            counted_macs(model) - counted_macs(ec.finalize(copy))
+        )
+
+
+def test_the_least_important_for_what_they_save_go_first() -> None:
+    model = compiled(plain)
+    conv, hidden = (x.name for x in model.layers if hasattr(x, "kernel") and x.name != "out")
+    groups = ChannelGroups(model, {conv: 8, hidden: 10})
+    importance = np.arange(18.0)[::-1] + 1
+    order = groups.order(importance, np.ones(18), {hidden: 0.3})
+    assert [groups.groups[i].filters for i in order[:3]] == [{hidden: (n,)} for n in (9, 8, 7)]
+    # 7 of 8, and floor(0.3 * 10).
+    assert len(order) == 10
+    saved = np.where(np.arange(18) == 0, 1000.0, 1.0)
+    assert groups.order(importance, saved)[0] == 0
+
+
+# --- training goes on -----------------------------------------------------------------------------
+
+
+def test_zeros_stay_and_the_rest_trains() -> None:
+    model = compiled(residual)
+    seen = []
+
+    class Look(keras.callbacks.Callback):  # type: ignore[misc]
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            kernels = [x.kernel.numpy() for x in model.layers if isinstance(x, layers.Conv2D)]
+            seen.append([kernel.copy() for kernel in kernels])
+
+    fit(model, ec.ChannelPruning(ec.Budget(macs=0.6), end_epoch=1), Look(), epochs=4)
+    for before, after in zip(seen[1], seen[3], strict=True):
+        zero = ~before.any(axis=(0, 1, 2))
+        assert (~after.any(axis=(0, 1, 2)) == zero).all()
+        assert not np.array_equal(before, after)
+    assert any((~kernel.any(axis=(0, 1, 2))).any() for kernel in seen[1])
+    assert not any(np.signbit(kernel[kernel == 0]).any() for kernel in seen[3])
+
+
+@pytest.mark.parametrize("criterion", sorted(CRITERIA))
+def test_every_criterion_ranks_channels(criterion: str) -> None:
+    model = compiled(residual)
+    fit(model, ec.ChannelPruning(ec.Budget(macs=0.6), criterion), epochs=2)
+    assert counted_macs(ec.finalize(model)) <= 0.6 * counted_macs(model)
+
+
+# --- mistakes -------------------------------------------------------------------------------------
+
+
+def test_mistakes_are_named() -> None:
+    for arguments, text in (
+        ({}, "limit at least one"),
+        ({"macs": 1.5}, "be above 0 and at most 1.0"),
+        ({"macs": 0}, "be a share of the model's as a float up to 1.0, or a number of MACs"),
+        ({"macs": True}, "number of MACs"),
+        ({"parameters": "many"}, "number of parameters"),
+    ):
+        with pytest.raises(ArgumentError, match=text):
+            ec.Budget(**arguments)
+    with pytest.raises(UnknownNameError, match="Did you mean macs"):
+        ec.Budget(mac=0.5)
+    half = ec.Budget(macs=0.5)
+    for options, text in (
+        ({"until": 0.5}, "`until` must be a Budget"),
+        ({"until": half, "begin_epoch": 0}, "has to see training first"),
+        ({"until": half, "begin_epoch": 3, "end_epoch": 2}, "be at least begin_epoch=3"),
+        ({"until": half, "per_layer": {"a": 1}}, "shares from 0 to below 1"),
+        ({"until": half, "multiple": 0}, "be 1 or more"),
+    ):
+        with pytest.raises(EdgeCompressError, match=text):
+            ec.ChannelPruning(**options)

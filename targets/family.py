@@ -144,6 +144,13 @@ class Family:
         """Returns the predicted latency of a file; None if it cannot be predicted."""
         return None
 
+    def width_multiple(self, profile: TargetProfile, settings: Any) -> int:
+        """Returns how many channels the kernels compute together.
+
+        Of two widths that are multiples of it, the smaller one is never the slower one.
+        """
+        return 1
+
     def operator_times(
         self, model: FlatModel, profile: TargetProfile, settings: Any
     ) -> Sequence[tuple[str, float]]:

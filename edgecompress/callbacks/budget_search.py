@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from edgecompress.callbacks.channel_targets import ChannelTargets
 from edgecompress.core.errors import ArgumentError
 from edgecompress.costs.budget import Budget, Limit
 from edgecompress.surgery.channel_groups import ChannelGroups
 from edgecompress.surgery.rebuild import plan_removal, rebuild
+from edgecompress.surgery.zero_filters import zero_filters
 
-# Halvings of the number of groups where a candidate has to be built to be measured.
-_BUILDS = 7
+# Candidates that are built, where only that tells what they take.
+_BUILDS = 8
+# If what is left still exceeds a limit, each further try saves this share of it more.
+_TRIES, _LOWER = 10, 0.02
 
 
 @dataclass(frozen=True)
@@ -42,26 +47,30 @@ class BudgetSearch:
     Args:
         model: The model as it is at the start; zero filters in it count as whole ones.
         budget: The limits.
-        layers: Layers whose filters may be removed: path -> number of filters.
-        most: As in `ChannelGroups.order`.
-        multiple: Widths that are kept are multiples of it.
+        targets: The layers whose filters may be removed.
+        most: As in `ChannelGroups.order`. Defaults to none.
+        multiple: Widths that are kept are multiples of it. Defaults to the budget's.
     """
 
     def __init__(
         self,
         model: Any,
         budget: Budget,
-        layers: Mapping[str, int],
-        most: Mapping[str, float],
-        multiple: int,
+        targets: ChannelTargets,
+        most: Mapping[str, float] | None = None,
+        multiple: int | None = None,
     ) -> None:
         """Measures the model, and the thinnest one that could be left of it.
 
         Raises:
             ArgumentError: even the thinnest one exceeds the budget; the text says by how much.
         """
-        self.model, self.budget, self.layers = model, budget, dict(layers)
-        self.most, self.multiple = dict(most), multiple
+        self.model, self.budget = model, budget
+        self.layers = layers = {target.path: target.filters for target in targets.layers}
+        self.most = dict(most or {})
+        self.multiple = budget.multiple if multiple is None else multiple
+        self.costs: dict[str, float] = {}
+        self.last: Cut | None = None
         self._stuck = {path: np.zeros(count, bool) for path, count in layers.items()}
         self.whole = self.measure(model)
         self._parts = {
@@ -89,6 +98,47 @@ class BudgetSearch:
             limit.name: limit.cost.measure(model, self.budget.target)
             for limit in self.budget.limits
         }
+
+    def prune(
+        self,
+        scores: Mapping[str, np.ndarray],
+        progress: float,
+        title: str,
+        note: Callable[[str], None],
+    ) -> None:
+        """Sets filters to zero for a part of the way to the budget.
+
+        Args:
+            scores: Layer -> score of each filter, as of now.
+            progress: Share of what has to be saved, up to 1. At 1 what `finalize` would leave is
+                measured, and the budget is met, or a warning and a note say by how much not.
+            title: Of the technique, for the notes.
+            note: Takes a sentence about what is only approximate, or missed.
+        """
+        lower = 0.0
+        for _ in range(_TRIES):
+            cut = self.last = self.cut(scores, progress, lower)
+            masks = cut.groups.masks(cut.chosen)
+            if any(mask.any() for mask in masks.values()):
+                done = zero_filters(self.model, masks)
+                self.keep({path: masks[path] & ~own for path, own in done.filters.items()})
+                for text in done.notes:
+                    note(f"{title}: {text}")
+            if progress < 1:
+                return
+            self.costs = self.final()
+            if not self.budget.exceeded(self.costs, self.whole):
+                return
+            # Constants that need a bias of their own, or filters that had to stay.
+            lower += _LOWER
+        text = f"{title} misses its budget: "
+        text += f"{'; '.join(self.budget.exceeded(self.costs, self.whole))}."
+        note(text)
+        warnings.warn(text, stacklevel=2)
+
+    def results(self) -> dict[str, Any]:
+        """Returns what the model took at the start and takes finalized, as JSON values."""
+        return {"costs": {name: [self.whole[name], cost] for name, cost in self.costs.items()}}
 
     def keep(self, filters: Mapping[str, np.ndarray]) -> None:
         """Leaves filters out from now on, which had to stay: layer -> (filters,) booleans."""
@@ -155,20 +205,25 @@ class BudgetSearch:
 
         The search begins at a guess and ends after a few candidates, at one that has met them.
         """
-        low, high, middle = 0, len(order), min(guess, len(order))
+        low, high = 0, len(order)  # The whole order is known to meet the budget.
+
+        def meets(count: int) -> bool:
+            chosen = self._rounded(groups, order[:count])
+            found = self.measure(rebuild(self.model, groups.without(chosen)))
+            return all(found[name] <= goal for name, goal in goals.items())
+
+        # From the guess outwards, in steps that grow, then by halves.
+        step, at = max(1, len(order) // 32), min(guess, len(order) - 1)
         for _ in range(_BUILDS):
             if low >= high:
                 break
-            candidate = rebuild(self.model, groups.without(self._rounded(groups, order[:middle])))
-            found = self.measure(candidate)
-            if all(found[name] <= goal for name, goal in goals.items()):
-                high = middle
+            if meets(at):
+                high, at = at, at - step
             else:
-                low = middle + 1
-            # Near the guess first: the estimate is off by a few percent.
-            step = max(1, len(order) // 32)
-            near = high - step if high == middle else low + step
-            middle = near if low < near < high else (low + high) // 2
+                low, at = at + 1, at + step
+            step *= 2
+            if not low <= at < high:
+                at = (low + high) // 2
         return high
 
     def _ordered(self, groups: ChannelGroups, importance: np.ndarray) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ from keras import ops
 
 from edgecompress.callbacks import backends
 from edgecompress.callbacks.base import CompressionCallback
-from edgecompress.callbacks.budget_search import BudgetSearch, Cut
+from edgecompress.callbacks.budget_search import BudgetSearch
 from edgecompress.callbacks.channel_targets import ChannelTargets, find_targets
 from edgecompress.callbacks.fused import fused
 from edgecompress.callbacks.hooks import UpdateHook
@@ -24,10 +23,6 @@ from edgecompress.core.options import named, named_config
 from edgecompress.costs.budget import Budget, check_budget
 from edgecompress.criteria import CRITERIA
 from edgecompress.criteria.base import Criterion
-from edgecompress.surgery.zero_filters import zero_filters
-
-# If what is left still exceeds a limit, each further try saves this share of it more.
-_TRIES, _LOWER = 10, 0.02
 
 
 @dataclass(frozen=True)
@@ -133,8 +128,6 @@ class ChannelPruning(CompressionCallback):
         self._apply: Callable[[], Any] = bool
         self._hook: UpdateHook | None = None
         self._last = begin_epoch
-        self._costs: dict[str, float] = {}
-        self._cut: Cut | None = None
         self._started = self._done = False
 
     def settings(self) -> Mapping[str, Any]:
@@ -154,9 +147,9 @@ class ChannelPruning(CompressionCallback):
         self._found = find_targets(
             self.model, self.layers, self.criterion, "channel pruning", self.note
         )
-        multiple = self.until.multiple if self.multiple is None else self.multiple
-        filters = {target.path: target.filters for target in self._found.layers}
-        self._search = BudgetSearch(self.model, self.until, filters, self.per_layer, multiple)
+        self._search = BudgetSearch(
+            self.model, self.until, self._found, self.per_layer, self.multiple
+        )
         epochs = self.params.get("epochs") or 1
         halfway = max(self.begin_epoch, epochs // 2)
         self._last = halfway if self.end_epoch is None else self.end_epoch
@@ -171,7 +164,6 @@ class ChannelPruning(CompressionCallback):
         if self._seen.needed:
             hook.before = self._seen.observe
         self._started = self._done = False
-        self._costs, self._cut = {}, None
 
     def start_epoch(self, epoch: int) -> None:
         """Prunes the part that is due."""
@@ -203,8 +195,7 @@ class ChannelPruning(CompressionCallback):
     def results(self) -> Mapping[str, Any]:
         """Returns zero filters by layer, and what the finalized model will take, of how much."""
         zeros = {t.path: [int(t.zeros().sum()), len(t.zeros())] for t in self._found.layers}
-        costs = {name: [self._search.whole[name], cost] for name, cost in self._costs.items()}
-        return {"zero_filters": zeros, "costs": costs}
+        return {"zero_filters": zeros, **self._search.results()}
 
     def detach(self) -> None:
         """Releases the model; see `HookedCallback.detach`."""
@@ -220,7 +211,9 @@ class ChannelPruning(CompressionCallback):
         found = []
         for target in self._found.layers:
             name = target.path.replace("/", "_")
-            shape = (target.filters, 1) if target.where.axis == -2 else (target.filters,)
+            shape: tuple[int, ...] = (
+                (target.filters, 1) if target.where.axis == -2 else (target.filters,)
+            )
             parts = [("kernel", target.kernel, shape)]
             vectors = [(target.layer, "bias"), (target.norm, "gamma"), (target.norm, "beta")]
             parts += [
@@ -254,26 +247,6 @@ class ChannelPruning(CompressionCallback):
         if self.criterion.waits and (self._seen is None or not bool(self._seen.ready)):
             return
         backends.current().sync(self.model)
-        lower = 0.0
-        for _ in range(_TRIES):
-            self._cut = self._search.cut(self._found.scores(self._seen), progress, lower)
-            masks = self._cut.groups.masks(self._cut.chosen)
-            if any(mask.any() for mask in masks.values()):
-                done = zero_filters(self.model, masks)
-                self._search.keep({path: masks[path] & ~own for path, own in done.filters.items()})
-                for text in done.notes:
-                    self.note(f"channel pruning: {text}")
-            if progress < 1:
-                break
-            self._costs = self._search.final()
-            if not self.until.exceeded(self._costs, self._search.whole):
-                break
-            # Constants that need a bias of their own, or filters that had to stay.
-            lower += _LOWER
+        self._search.prune(self._found.scores(self._seen), progress, "channel pruning", self.note)
         self._freeze()
         self._done = progress >= 1
-        missed = self.until.exceeded(self._costs, self._search.whole) if self._done else ()
-        if missed:
-            text = f"channel pruning misses its budget: {'; '.join(missed)}."
-            self.note(text)
-            warnings.warn(text, stacklevel=2)

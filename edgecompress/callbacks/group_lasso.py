@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 
 from edgecompress.callbacks.base import CompressionCallback
+from edgecompress.callbacks.budget_search import BudgetSearch
 from edgecompress.callbacks.channel_targets import (
     ChannelTarget,
     ChannelTargets,
@@ -24,6 +25,7 @@ from edgecompress.callbacks.layer_choice import LayerChoice, layer_choice
 from edgecompress.callbacks.observation import Observation
 from edgecompress.core.errors import ArgumentError, UnknownNameError, UnsupportedModelError
 from edgecompress.core.options import named, named_config
+from edgecompress.costs.budget import Budget, check_budget
 from edgecompress.criteria import CRITERIA
 from edgecompress.criteria.base import Criterion
 from edgecompress.criteria.magnitude import Magnitude
@@ -69,12 +71,16 @@ class GroupLasso(CompressionCallback):
         end_epoch: First epoch without the penalty: filters become zero as it begins, and training
             continues without them. Defaults to None, the end of training; the last epoch's metrics
             then describe the model before any filter became zero.
+        until: Instead of `threshold`: filters become zero until the finalized model would meet this
+            budget, the least important for what they save first, as `ChannelPruning` ranks them.
+            Defaults to None.
         criterion: How filters are compared: a name in `CRITERIA`, `NAME:OPTION=VALUE`, or a
             criterion; a filter's score is the L2 norm of its weights' scores. Defaults to
             `"magnitude"`, the norm of the weights.
 
     Raises:
-        ArgumentError: an argument breaks its rule.
+        ArgumentError: an argument breaks its rule; at the start of `fit` also if `until` cannot be
+            met, with by how much not.
         UnknownNameError: `groups` or a layer is unknown.
         UnsupportedModelError: the model is subclassed or not built (when training begins), or
             its own `train_step` updates no weight through `model.optimizer`.
@@ -96,6 +102,7 @@ class GroupLasso(CompressionCallback):
         begin_epoch: int = 0,
         end_epoch: int | None = None,
         criterion: str | Criterion = "magnitude",
+        until: Budget | None = None,
     ) -> None:
         """Checks the arguments; see the class."""
         super().__init__()
@@ -107,6 +114,8 @@ class GroupLasso(CompressionCallback):
             raise ArgumentError("threshold", "lie between 0 and 1", threshold)
         if final_sparsity is not None and not 0 < final_sparsity < 1:
             raise ArgumentError("final_sparsity", "lie between 0 and 1", final_sparsity)
+        if until is not None and final_sparsity is not None:
+            raise ArgumentError("until", "be left out with final_sparsity", until)
         if begin_epoch < 0:
             raise ArgumentError("begin_epoch", "be 0 or more", begin_epoch)
         if end_epoch is not None and end_epoch <= begin_epoch:
@@ -117,12 +126,14 @@ class GroupLasso(CompressionCallback):
         self.groups = groups
         self.threshold = float(threshold)
         self.final_sparsity = final_sparsity
+        self.until = None if until is None else check_budget(until)
         self.layers = layer_choice(layers)
         self.begin_epoch = begin_epoch
         self.end_epoch = end_epoch
         self.criterion: Criterion = named(CRITERIA, criterion, "criterion")
         self._seen: Observation | None = None
         self._found: ChannelTargets
+        self._search: BudgetSearch
         self._groups: list[PenalizedGroups] = []
         self._frozen: list[FrozenZeros] = []
         self._state = "waiting"  # then "penalized", then "frozen" if training continues
@@ -141,6 +152,7 @@ class GroupLasso(CompressionCallback):
             "layers": chosen,
             "begin_epoch": self.begin_epoch,
             "end_epoch": self.end_epoch,
+            **({} if self.until is None else {"until": self.until.to_dict()}),
             # Omitted if it is the default, so that a second fit continues the record's step.
             **(
                 {}
@@ -154,6 +166,8 @@ class GroupLasso(CompressionCallback):
         self._seen, self._penalties, self._adds_gradient = None, [], False
         self._found = self._find_targets()
         self._groups = [_groups(target) for target in self._targets]
+        if self.until is not None:
+            self._search = BudgetSearch(self.model, self.until, self._found)
         self._state = "waiting"
 
     def start_epoch(self, epoch: int) -> None:
@@ -213,7 +227,7 @@ class GroupLasso(CompressionCallback):
     def results(self) -> Mapping[str, Any]:
         """Returns how many filters of each layer are zero, of how many."""
         zero = {t.path: [int(t.zeros().sum()), len(t.zeros())] for t in self._targets}
-        return {"zero_filters": zero}
+        return {"zero_filters": zero, **({} if self.until is None else self._search.results())}
 
     @property
     def _targets(self) -> tuple[ChannelTarget, ...]:
@@ -307,6 +321,9 @@ class GroupLasso(CompressionCallback):
                 f"group lasso set no filter to zero: its criterion {self.criterion} has seen no "
                 "step of training. Begin before end_epoch."
             )
+            return
+        if self.until is not None:
+            self._search.prune(self._found.scores(self._seen), 1.0, "group lasso", self.note)
             return
         scores = self._scores()
         if self.final_sparsity is None:

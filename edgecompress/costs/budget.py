@@ -39,8 +39,14 @@ class Budget:
     """What a model may take once it is finalized: one or more limits, all of which have to hold.
 
     A float up to 1.0 is a share of what the model takes at the start of training. Anything else is
-    absolute: an int in the cost's unit. `macs` are the multiply-accumulates of one inference,
-    `parameters` everything learnt.
+    absolute: an int in the cost's unit, or a text with a unit. Built in are:
+
+    - `macs`: multiply-accumulates of one inference.
+    - `parameters`: everything learnt.
+    - `file_bytes`: size of the int8 file, e.g. `"64KiB"`.
+    - `arena`: the tensor arena on `target`, to the byte.
+    - `latency`: the predicted time of one inference on `target`, e.g. `"30ms"`. The upper end of
+      the prediction's band has to meet it, so that a check of the file passes.
 
     Args:
         target: Name of the target, for the costs that need one. If it is named, widths are
@@ -54,8 +60,8 @@ class Budget:
     Example:
         >>> Budget(macs=0.5)
         Budget(macs=0.5)
-        >>> Budget(macs=0.5, parameters=20_000)
-        Budget(macs=0.5, parameters=20000)
+        >>> Budget(file_bytes="64KiB", latency="30ms", target="nucleo-l4r5zi")
+        Budget(file_bytes=65536, latency=30000, target='nucleo-l4r5zi')
     """
 
     limits: tuple[Limit, ...]
@@ -68,6 +74,7 @@ class Budget:
             raise ArgumentError("Budget", rule, limits, "For half of the MACs, Budget(macs=0.5).")
         object.__setattr__(self, "limits", tuple(_limit(*item) for item in limits.items()))
         object.__setattr__(self, "target", target)
+        _ = self.multiple  # Refuses an unknown target.
         for limit in self.limits:
             if not limit.cost.needs_target:
                 continue

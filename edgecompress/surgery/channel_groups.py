@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -85,7 +85,7 @@ class ChannelGroups:
         Returns:
             (groups,) in float64.
         """
-        tiny = np.finfo(np.float64).tiny
+        tiny = float(np.finfo(np.float64).tiny)
         scaled = {
             path: np.asarray(own, np.float64) / max(float(np.linalg.norm(own)), tiny)
             for path, own in scores.items()
@@ -109,7 +109,7 @@ class ChannelGroups:
         Returns:
             (groups,) in float64.
         """
-        saved: Counter[tuple[int, int]] = Counter()
+        saved: dict[tuple[int, int], float] = defaultdict(float)
         for index, analysis in enumerate(self.analyses):
             for path, use in analysis.uses.items():
                 part = by_layer.get(path, 0.0)
@@ -217,7 +217,7 @@ class ChannelGroups:
 
     def left_over(
         self, chosen: Iterable[int]
-    ) -> dict[str, tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray], float]]:
+    ) -> Mapping[str, tuple[dict[str, np.ndarray], dict[str, np.ndarray], float]]:
         """Returns what is left of layers: weights before and after, and the share of outputs."""
         chosen = list(chosen)
         plan = self.without(chosen)

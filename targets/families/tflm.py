@@ -92,6 +92,10 @@ class Microcontrollers(Family):
         """Returns the typical latency that is predicted."""
         return predict(model, profile, settings.kernels).microseconds
 
+    def width_multiple(self, profile: TargetProfile, settings: Any) -> int:
+        """Returns 4 for CMSIS-NN, which computes what is left of a group of 4 one by one."""
+        return 1 if settings.kernels == "reference" else 4
+
     def operator_times(
         self, model: FlatModel, profile: TargetProfile, settings: Any
     ) -> Sequence[tuple[str, float]]:

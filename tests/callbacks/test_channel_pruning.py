@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -182,7 +183,7 @@ def test_any_budget_is_met_or_the_error_says_by_how_much_not(
     targets = find_targets(model, None, Magnitude(), "test", lambda text: None)
     filters = {target.path: target.filters for target in targets.layers}
     try:
-        search = BudgetSearch(model, ec.Budget(macs=share), filters, {}, multiple)
+        search = BudgetSearch(model, ec.Budget(macs=share), targets, multiple=multiple)
     except ArgumentError as error:
         groups = ChannelGroups(model, filters)
         order = groups.order(np.ones(len(groups.groups)), np.ones(len(groups.groups)))
@@ -199,6 +200,68 @@ def test_any_budget_is_met_or_the_error_says_by_how_much_not(
     for path, count in filters.items():
         left = small.get_layer(path).kernel.shape[-1]
         assert left == count or left % multiple == 0
+
+
+@pytest.mark.parametrize("net", [residual, inverted_residual], ids=lambda net: net.__name__)
+def test_a_check_of_the_exported_file_passes_the_same_budget(
+    net: Callable[[], keras.Model], tmp_path: Path
+) -> None:
+    """The budget foresaw the arena to the byte, and the file's size but for equal constants."""
+    model, target = compiled(net), "nucleo-l4r5zi"
+    limits = {"file_bytes": 3200, "arena": "3KiB", "latency": "4200us"}
+    fit(model, ec.ChannelPruning(ec.Budget(target=target, **limits)), epochs=3)
+    small = ec.finalize(model)
+    ec.export(small, targets=[target], calibration=data(model)[0], output=tmp_path)
+    (file,) = tmp_path.glob("*_int8.tflite")
+    of = {"max_file_size": 3200, "max_ram": "3KiB", "max_latency": "4200us"}
+    report = ec.check(file, [target], **of)
+    found = {x.rule: x for x in report.targets[0].checks if x.limit is not None}
+    assert {x.verdict for x in found.values()} == {"pass"}
+    costs = {name: value for name, (_, value) in record_of(small).steps[0]["costs"].items()}
+    assert costs["file_bytes"] - 64 <= file.stat().st_size <= costs["file_bytes"]
+    assert max(found["arena"].high, found["arena"].detail["smallest"]) == costs["arena"]
+    assert found["latency"].high == pytest.approx(costs["latency"])
+    # Widths are what CMSIS-NN computes together.
+    assert {
+        layer.kernel.shape[-1] % 4 for layer in small.layers if type(layer) is layers.Conv2D
+    } == {0}
+    before = tmp_path / "before"
+    ec.export(compiled(net), targets=[target], calibration=data(model)[0], output=before)
+    (file,) = before.glob("*_int8.tflite")
+    assert any(x.verdict == "fail" for x in ec.check(file, [target], **of).targets[0].checks)
+
+
+def test_group_lasso_takes_a_budget() -> None:
+    model = compiled(residual)
+    fit(model, ec.GroupLasso(1e-3, until=ec.Budget(macs=0.5), end_epoch=1), epochs=3)
+    small = ec.finalize(model)
+    assert counted_macs(small) <= 0.5 * counted_macs(model)
+    step = record_of(small).steps[0]
+    assert step["until"] == {"macs": 0.5}
+    assert step["costs"] == {"macs": [counted_macs(model), counted_macs(small)]}
+    with pytest.raises(ArgumentError, match=r"MACs above the limit"):
+        fit(compiled(residual), ec.GroupLasso(1e-3, until=ec.Budget(macs=0.001)))
+    with pytest.raises(ArgumentError, match="left out with final_sparsity"):
+        ec.GroupLasso(1e-3, until=ec.Budget(macs=0.5), final_sparsity=0.5)
+
+
+def test_a_target_without_the_cost_is_refused() -> None:
+    for name, text in (
+        ("pixel-4", "is a phone"), ("cortex-m4", "bare core without a clock"),
+        ("nucleo", "Did you mean"),
+    ):  # fmt: skip
+        with pytest.raises(EdgeCompressError, match=text):
+            ec.Budget(latency="30ms", target=name)
+    model = compiled(squeeze_excite)
+    budget = ec.Budget(latency="30ms", target="nucleo-l4r5zi")
+    with pytest.raises(EdgeCompressError, match=r"latency on nucleo-l4r5zi is not known.*LOGISTIC"):
+        fit(model, ec.ChannelPruning(budget))
+
+
+def test_widths_are_what_the_kernels_of_the_target_compute_together() -> None:
+    widths = {None: 1, "nucleo-l4r5zi": 4, "ek-ra8d1": 4, "pixel-4": 8, "host": 1}
+    for target, multiple in widths.items():
+        assert ec.Budget(macs=0.5, target=target).multiple == multiple
 
 
 def test_absolute_and_protected() -> None:

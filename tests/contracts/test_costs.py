@@ -47,9 +47,8 @@ def test_a_thinner_model_costs_less(name: str, model: Any, groups: ChannelGroups
     by_layer = cost.by_layer(model, target)
     assert set(by_layer) <= {layer.name for layer in model.layers}
     assert by_layer["first"] > 0
-    assert 0 < sum(by_layer.values()) <= whole
     if cost.exact_shares:
-        assert sum(by_layer.values()) == whole
+        assert sum(by_layer.values()) == pytest.approx(whole)
         kept = groups.left_over(range(4))
         left = sum(
             value * (cost.left_over(*kept[path]) if path in kept else 1)

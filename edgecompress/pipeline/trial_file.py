@@ -1,0 +1,130 @@
+"""The int8 file that a Keras model would become, to see what it costs: its values are stand-ins."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgecompress.converters.float32 import layer_of
+from edgecompress.converters.formats import FORMATS, Costs, FormatRequest
+from edgecompress.converters.loaders import example_inputs, wrap
+from edgecompress.core.keras_graph import graph_nodes, is_plain_model, named_layers
+from edgecompress.core.layer_kinds import kind_of
+from edgecompress.core.model_copy import copy_model
+from edgecompress.flatbuffers.artifact import Artifact
+from edgecompress.pipeline.costs import costs_on
+from edgecompress.pipeline.request import silent
+from edgecompress.targets.profile import Budgets, load_target
+
+_SAMPLES = 8
+_NO_TARGET = Costs(lambda flat, memory: None, lambda flat: None, lambda flat: 0.0)
+
+# The last trial of a model, as several costs of it are measured one after the other.
+_LAST: dict[str, tuple[weakref.ref[Any], str | None, Artifact]] = {}
+
+
+@dataclass(frozen=True)
+class TrialFile:
+    """A file with the shapes and operators of the file that `export` would make by default.
+
+    Attributes:
+        artifact: The file; inner tensors have their names.
+        model: The model.
+    """
+
+    artifact: Artifact
+    model: Any
+
+    @functools.cached_property
+    def layers(self) -> tuple[str | None, ...]:
+        """The layer that each operator belongs to, as a path; None if it cannot be told.
+
+        An operator with weights belongs to the layer whose weights they are: the nearest one before
+        what the operator's output is named after. Any other belongs to the latter.
+        """
+        paths = {layer.name: path for path, layer in named_layers(self.model)}
+        before = _readers_of_one(self.model)
+        live = dict(named_layers(self.model))
+        flat, found = self.artifact.flat, list[str | None]()
+        learnt = {tensor.index for tensor in flat.weight_tensors()}
+        for operator in flat.operators:
+            name = layer_of(flat.output(operator).name, paths) if operator.outputs else None
+            if name is not None and learnt & set(operator.inputs):
+                while name in before and not _has_kernel(live[paths[name]]):
+                    name = before[name]
+            found.append(None if name is None else paths.get(name))
+        return tuple(found)
+
+
+def trial_file(model: Any, target: str | None = None) -> TrialFile:
+    """Returns the int8 file of a Keras model, with ranges measured on random inputs.
+
+    Shapes decide what a file costs, values hardly do: zeros get small numbers, as no channel of
+    the finalized model is zero. Only the instructions of softmax and sigmoid depend on ranges.
+
+    Args:
+        model: A built Sequential or Functional model on the TensorFlow backend.
+        target: Name of the target that it is made for. Defaults to none.
+
+    Raises:
+        EdgeCompressError: the model cannot be converted.
+    """
+    last = _LAST.get("")
+    if last is not None and last[0]() is model and last[1] == target:
+        return TrialFile(last[2], model)
+    loaded = wrap(_filled(model))
+    samples = example_inputs(loaded.inputs, _SAMPLES)
+    chosen = FORMATS["int8"]
+    costs = _NO_TARGET
+    if target is not None:
+        costs = costs_on((load_target(target),), Budgets(), {}, silent)
+    made = chosen.make(
+        FormatRequest(
+            "trial",
+            loaded,
+            None,
+            tuple(samples),
+            chosen.options(),
+            costs,
+            silent,
+        )
+    )
+    _LAST[""] = (weakref.ref(model), target, made.main)
+    return TrialFile(made.main, model)
+
+
+def _filled(model: Any) -> Any:
+    """Returns a copy without zeros in its weights."""
+    random = np.random.default_rng(0)
+    copied = copy_model(model)
+    for variable in copied.weights:
+        if "float" not in str(variable.dtype):
+            continue
+        values = np.array(variable, dtype="float32")
+        scale = 1 / np.sqrt(np.prod(values.shape[:-1])) if values.ndim > 1 else 0.1
+        filling = np.abs(scale * random.standard_normal(values.shape))  # A variance is positive.
+        variable.assign(np.where(values == 0, filling, values))
+    return copied
+
+
+def _has_kernel(layer: Any) -> bool:
+    kind = kind_of(layer)
+    return kind is not None and kind.kernel is not None
+
+
+def _readers_of_one(model: Any) -> dict[str, str]:
+    """Returns the layer before each layer that reads one tensor, by name."""
+    found: dict[str, str] = {}
+    makers: dict[int, str] = {}
+    for node in graph_nodes(model):
+        if is_plain_model(node.operation):
+            found |= _readers_of_one(node.operation)
+            continue
+        if len(node.inputs) == 1 and id(node.inputs[0]) in makers:
+            found.setdefault(node.operation.name, makers[id(node.inputs[0])])
+        makers |= {id(tensor): node.operation.name for tensor in node.outputs}
+    return found

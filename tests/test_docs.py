@@ -22,6 +22,7 @@ _PROGRAMS = (
     "finalize",
     "getting_started",
     "group_lasso",
+    "low_rank",
     "pruning",
     "qat",
     "quantization",

@@ -6,7 +6,7 @@ The first layer of LeNet-300-100 (784 x 300) is factorized after the epochs of t
 two more epochs train the factors, and beside them the dense network. Errors are of all 10,000 test
 images, of the last epoch. Networks of keras.applications have random weights (nothing is
 downloaded) and statistics of BatchNormalization that are not those of its start; differences are
-relative to the largest output. `--results` keeps every finished run. About eight minutes of a core.
+relative to the largest output. `--results` keeps every finished run. About six minutes of a core.
 """
 
 from __future__ import annotations

@@ -43,6 +43,7 @@ _PUBLIC = {
     "simulate": "edgecompress.simulation",
     "finalize": "edgecompress.surgery.finalize",
     "savings": "edgecompress.inspection.savings",
+    "plot_importance": "edgecompress.reports.importance",
     "fresh_copy": "edgecompress.baselines.fresh_copy",
     "thinner_copy": "edgecompress.baselines.thinner_copy",
     "lottery_ticket": "edgecompress.baselines.lottery_ticket",

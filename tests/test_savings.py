@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -68,3 +69,47 @@ def test_layers_that_only_one_model_has_are_shown() -> None:
 def test_what_is_no_model_is_refused() -> None:
     with pytest.raises(ArgumentError, match="`after` must be a Keras model. Got 'small.keras'"):
         ec.savings(_model(), "small.keras")
+
+
+def test_what_files_cost_on_a_target(tmp_path: Path) -> None:
+    model, target = _model(), "nucleo-l4r5zi"
+    kernel = model.get_layer("conv").kernel
+    kernel.assign(np.where(np.arange(8) < 4, 0.0, kernel))
+    small = ec.finalize(model)
+    for layer in small.layers:  # Equal constants would be stored once.
+        for weight in layer.weights:
+            weight.assign(
+                weight + np.linspace(0.01, 0.02, int(np.prod(weight.shape))).reshape(weight.shape)
+            )
+    found = ec.savings(model, small, target)
+    calibration = np.random.default_rng(0).normal(size=(8, 6, 6, 2)).astype("float32")
+    for made, side in ((model, "before"), (small, "after")):
+        report = ec.export(made, targets=[target], calibration=calibration, output=tmp_path / side)
+        checks = {x.rule: x for x in report.targets[0].checks}
+        costs = {name: getattr(count, side) for name, count in found.costs.items()}
+        # At the start all biases are zero, and stored once.
+        spare = costs["file_bytes"] - report.model.file_bytes
+        assert 0 <= spare <= (128 if side == "before" else 16)
+        assert costs["compressed_bytes"] == pytest.approx(report.model.compressed_bytes, rel=0.1)
+        arena = max(checks["arena"].high, checks["arena"].detail["smallest"])
+        assert 0 <= costs["arena"] - arena <= (32 if side == "before" else 0)
+        assert costs["latency"] == round(checks["latency"].high)
+        conv = {name: getattr(count, side) for name, count in found.layers[0].costs.items()}
+        filters = 8 if side == "before" else 4
+        # int8 weights and int32 biases, and 4 x 4 outputs of each filter.
+        assert (conv["file_bytes"], conv["arena"]) == (filters * (18 + 4), filters * 16)
+        times = sum(getattr(x.costs["latency"], side) for x in found.layers if "latency" in x.costs)
+        assert 0.5 * checks["latency"].measured < times <= checks["latency"].measured + 2
+    text = str(found)
+    assert "latency (microseconds)" in text and "arena (bytes)" in text
+    assert json.loads(json.dumps(found.to_dict()))["costs"]["arena"]["before"] > 0
+
+
+def test_what_is_not_known_of_a_target_is_said() -> None:
+    model = _model()
+    found = ec.savings(model, model, "pixel-4")
+    assert set(found.costs) == {"file_bytes", "compressed_bytes"}
+    assert "microcontrollers; Google Pixel 4 is a phone" in found.unknown["latency"]
+    assert "arena is not known" in str(found)
+    with pytest.raises(ArgumentError, match="Did you mean pixel-8 or pixel-4"):
+        ec.savings(model, model, "pixel")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import numpy as np
 
 from edgecompress.callbacks.channel_targets import ChannelTargets
 from edgecompress.core.errors import ArgumentError
+from edgecompress.core.importance import FilterImportance, Importance
 from edgecompress.costs.budget import Budget, Limit
 from edgecompress.surgery.channel_groups import ChannelGroups
 from edgecompress.surgery.rebuild import plan_removal, rebuild
@@ -70,7 +72,8 @@ class BudgetSearch:
         self.most = dict(most or {})
         self.multiple = budget.multiple if multiple is None else multiple
         self.costs: dict[str, float] = {}
-        self.last: Cut | None = None
+        self._seen: dict[tuple[str, int], FilterImportance] = {}
+        self._rank: float | None = None
         self._stuck = {path: np.zeros(count, bool) for path, count in layers.items()}
         self.whole = self.measure(model)
         self._parts = {
@@ -117,7 +120,8 @@ class BudgetSearch:
         """
         lower = 0.0
         for _ in range(_TRIES):
-            cut = self.last = self.cut(scores, progress, lower)
+            cut = self.cut(scores, progress, lower)
+            self._remember(cut)
             masks = cut.groups.masks(cut.chosen)
             if any(mask.any() for mask in masks.values()):
                 done = zero_filters(self.model, masks)
@@ -135,6 +139,37 @@ class BudgetSearch:
         text += f"{'; '.join(self.budget.exceeded(self.costs, self.whole))}."
         note(text)
         warnings.warn(text, stacklevel=2)
+
+    def _remember(self, cut: Cut) -> None:
+        """Keeps what the filters that are still there are worth."""
+        going = set(cut.chosen)
+        found = [
+            FilterImportance(
+                path, position, float(cut.importance[i]), float(cut.savings[i]), i not in going
+            )
+            for i, group in enumerate(cut.groups.groups)
+            for path, own in group.filters.items()
+            for position in own
+        ]
+        self._seen |= {(entry.layer, entry.filter): entry for entry in found}
+        self._rank = max((x.rank for x in found if not x.kept), default=self._rank)
+
+    def importance(self) -> Importance:
+        """Returns what each filter was worth in the last round in which it was there."""
+        places = {path: place for place, path in enumerate(self.layers)}
+        filters = [
+            dataclasses.replace(
+                entry, kept=entry.kept or bool(self._stuck[entry.layer][entry.filter])
+            )
+            for entry in self._seen.values()
+        ]
+        return Importance(
+            tuple(sorted(filters, key=lambda entry: (places[entry.layer], entry.filter))),
+            self._rank,
+            repr(self.budget),
+            {name: (self.whole[name], cost) for name, cost in self.costs.items()},
+            {limit.name: limit.cost.unit for limit in self.budget.limits},
+        )
 
     def results(self) -> dict[str, Any]:
         """Returns what the model took at the start and takes finalized, as JSON values."""

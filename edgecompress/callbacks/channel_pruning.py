@@ -19,6 +19,7 @@ from edgecompress.callbacks.hooks import UpdateHook
 from edgecompress.callbacks.layer_choice import LayerChoice, layer_choice
 from edgecompress.callbacks.observation import Observation
 from edgecompress.core.errors import ArgumentError
+from edgecompress.core.importance import Importance
 from edgecompress.core.options import named, named_config
 from edgecompress.costs.budget import Budget, check_budget
 from edgecompress.criteria import CRITERIA
@@ -122,13 +123,18 @@ class ChannelPruning(CompressionCallback):
             raise ArgumentError("multiple", "be 1 or more", multiple)
         self.begin_epoch, self.end_epoch, self.multiple = begin_epoch, end_epoch, multiple
         self._found: ChannelTargets
-        self._search: BudgetSearch
+        self._search: BudgetSearch | None = None
         self._seen: Observation | None = None
         self._kept: list[_Kept] = []
         self._apply: Callable[[], Any] = bool
         self._hook: UpdateHook | None = None
         self._last = begin_epoch
         self._started = self._done = False
+
+    @property
+    def importance(self) -> Importance | None:
+        """What each filter was worth, and where the budget cut; None before a fit."""
+        return None if self._search is None else self._search.importance()
 
     def settings(self) -> Mapping[str, Any]:
         """Returns the arguments as JSON values."""
@@ -191,11 +197,16 @@ class ChannelPruning(CompressionCallback):
                 "rest went at once, and nothing was trained after it."
             )
             self._prune(1.0)
+        if not self._done:
+            self.note(
+                f"channel pruning removed nothing: its criterion {self.criterion} has seen no step "
+                "of training."
+            )
 
     def results(self) -> Mapping[str, Any]:
         """Returns zero filters by layer, and what the finalized model will take, of how much."""
         zeros = {t.path: [int(t.zeros().sum()), len(t.zeros())] for t in self._found.layers}
-        return {"zero_filters": zeros, **self._search.results()}
+        return {"zero_filters": zeros, **({} if self._search is None else self._search.results())}
 
     def detach(self) -> None:
         """Releases the model; see `HookedCallback.detach`."""
@@ -244,9 +255,10 @@ class ChannelPruning(CompressionCallback):
 
     def _prune(self, progress: float) -> None:
         """Sets filters to zero, so that a share of the way to the budget is done."""
-        if self.criterion.waits and (self._seen is None or not bool(self._seen.ready)):
-            return
+        search, seen = self._search, self._seen
         backends.current().sync(self.model)
-        self._search.prune(self._found.scores(self._seen), progress, "channel pruning", self.note)
+        if search is None or seen is None or not bool(seen.ready):
+            return
+        search.prune(self._found.scores(seen), progress, "channel pruning", self.note)
         self._freeze()
         self._done = progress >= 1

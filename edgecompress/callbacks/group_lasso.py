@@ -24,6 +24,7 @@ from edgecompress.callbacks.hooks import Hook, UpdateHook, Wrapping, own_trainin
 from edgecompress.callbacks.layer_choice import LayerChoice, layer_choice
 from edgecompress.callbacks.observation import Observation
 from edgecompress.core.errors import ArgumentError, UnknownNameError, UnsupportedModelError
+from edgecompress.core.importance import Importance
 from edgecompress.core.options import named, named_config
 from edgecompress.costs.budget import Budget, check_budget
 from edgecompress.criteria import CRITERIA
@@ -133,13 +134,18 @@ class GroupLasso(CompressionCallback):
         self.criterion: Criterion = named(CRITERIA, criterion, "criterion")
         self._seen: Observation | None = None
         self._found: ChannelTargets
-        self._search: BudgetSearch
+        self._search: BudgetSearch | None = None
         self._groups: list[PenalizedGroups] = []
         self._frozen: list[FrozenZeros] = []
         self._state = "waiting"  # then "penalized", then "frozen" if training continues
         self._penalties: list[Hook] = []
         self._adds_gradient = False
         self._reached: set[str] = set()
+
+    @property
+    def importance(self) -> Importance | None:
+        """What filters were worth, and where the budget cut; None before a fit or without one."""
+        return None if self._search is None else self._search.importance()
 
     def settings(self) -> Mapping[str, Any]:
         """Returns the arguments as JSON values."""
@@ -166,6 +172,7 @@ class GroupLasso(CompressionCallback):
         self._seen, self._penalties, self._adds_gradient = None, [], False
         self._found = self._find_targets()
         self._groups = [_groups(target) for target in self._targets]
+        self._search = None
         if self.until is not None:
             self._search = BudgetSearch(self.model, self.until, self._found)
         self._state = "waiting"
@@ -227,7 +234,7 @@ class GroupLasso(CompressionCallback):
     def results(self) -> Mapping[str, Any]:
         """Returns how many filters of each layer are zero, of how many."""
         zero = {t.path: [int(t.zeros().sum()), len(t.zeros())] for t in self._targets}
-        return {"zero_filters": zero, **({} if self.until is None else self._search.results())}
+        return {"zero_filters": zero, **({} if self._search is None else self._search.results())}
 
     @property
     def _targets(self) -> tuple[ChannelTarget, ...]:
@@ -322,7 +329,7 @@ class GroupLasso(CompressionCallback):
                 "step of training. Begin before end_epoch."
             )
             return
-        if self.until is not None:
+        if self._search is not None:
             self._search.prune(self._found.scores(self._seen), 1.0, "group lasso", self.note)
             return
         scores = self._scores()

@@ -33,6 +33,8 @@ class Cost(ABC):
     unit: ClassVar[str] = ""
     # Whether it is that of a target.
     needs_target: ClassVar[bool] = False
+    # Whether it depends on the values of the weights, so that training changes it: no limit holds.
+    of_values: ClassVar[bool] = False
     # Whether `left_over` is exact, so that a candidate need not be built to be measured.
     exact_shares: ClassVar[bool] = False
 

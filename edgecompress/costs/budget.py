@@ -135,6 +135,9 @@ def check_budget(until: Any) -> Budget:
 
 def _limit(name: str, value: Any) -> Limit:
     cost = COSTS[name]
+    if cost.of_values:
+        rule = "be left out: it depends on the values of weights, which training changes"
+        raise ArgumentError(name, rule, value, "Limit file_bytes.")
     if isinstance(value, float):
         if not 0 < value <= 1:
             rule = "be above 0 and at most 1.0 where it is a share of the model's"

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+import io
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from edgecompress.core.errors import ArgumentError
+from edgecompress.core.errors import ArgumentError, EdgeCompressError
+from edgecompress.core.tables import Column, print_table
+from edgecompress.costs import COSTS
 from edgecompress.inspection.keras_models import inspect_keras
 from edgecompress.inspection.types import Row
+
+# Costs that have fields of their own.
+_COUNTED = ("macs", "parameters")
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,9 @@ class LayerSavings:
         parameters: Everything learnt.
         nonzeros: Weights of filters and matrices that are not zero.
         macs: Multiply-accumulates of one inference.
+        costs: Its part of each other cost that was asked for, by name, rounded: of `file_bytes` and
+            `compressed_bytes` its weights and biases, of `arena` the outputs of its operators,
+            which do not live together, of `latency` their typical time, in microseconds.
     """
 
     name: str
@@ -55,11 +65,12 @@ class LayerSavings:
     parameters: Count
     nonzeros: Count
     macs: Count
+    costs: Mapping[str, Count] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Savings:
-    """What compression bought, in counts that do not depend on a device.
+    """What compression bought: counts, and if a target is named, what files cost there.
 
     Attributes:
         layers: Every layer with weights or multiply-accumulates in one of the models, in the order
@@ -67,12 +78,17 @@ class Savings:
         parameters: Of the whole models.
         nonzeros: Of the whole models: what a file that is compressed has to hold.
         macs: Of the whole models. Zeros count: kernels multiply by them as by any number.
+        costs: Each other cost that was asked for of the whole models, by name, rounded; that of
+            `latency` is the upper end of the prediction.
+        unknown: Cost -> why it is not known.
     """
 
     layers: tuple[LayerSavings, ...]
     parameters: Count
     nonzeros: Count
     macs: Count
+    costs: Mapping[str, Count] = field(default_factory=dict)
+    unknown: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def alpha(self) -> float | None:
@@ -90,29 +106,29 @@ class Savings:
 
     def __str__(self) -> str:
         """A table of all layers that changed, and of the whole."""
+        from rich.console import Console
+
         names = ("channels", "parameters", "nonzeros", "macs")
-        changed = [x for x in self.layers if any(_changes(getattr(x, name)) for name in names)]
-        rows = [(x.name, x.type, *(str(getattr(x, name)) for name in names)) for x in changed]
-        total = ("total", "", "", *(str(getattr(self, name)) for name in names[1:]))
-        head = ("layer", "type", "channels", "parameters", "non-zeros", "MACs")
-        lines = [head, *rows, total]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-        text = [
-            "  ".join(
-                cell.ljust(width) if i < 2 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in lines
-        ]
-        ratios = [
-            f"{name} {ratio:.2f}"
-            for name, ratio in (("alpha (parameters)", self.alpha), ("delta (MACs)", self.delta))
-            if ratio is not None
-        ]
-        return "\n".join([*text, ", ".join(ratios)]).rstrip()
+        more = tuple(self.costs)
+        changed = [x for x in self.layers if any(_changes(count) for count in _counts(x))]
+        rows = [(x.name, x.type, *(str(count) for count in _counts(x, more))) for x in changed]
+        whole = [*(getattr(self, name) for name in names[1:]), *self.costs.values()]
+        heads = ("channels", "parameters", "non-zeros", "MACs")
+        units = [_heading(name) for name in more]
+        columns = [Column(title, left=True) for title in ("layer", "type")]
+        columns += [Column(title) for title in (*heads, *units)]
+        text = io.StringIO()
+        total = ("total", "", "", *map(str, whole))
+        print_table(Console(file=text, force_terminal=False), columns, rows, total)
+        lines = [line.rstrip() for line in text.getvalue().splitlines()]
+        ratios = [("alpha (parameters)", self.alpha), ("delta (MACs)", self.delta)]
+        ratios += [(name, count.ratio) for name, count in self.costs.items()]
+        lines.append(", ".join(f"{name} {x:.2f}" for name, x in ratios if x is not None))
+        lines += [f"{name} is not known: {reason}" for name, reason in self.unknown.items()]
+        return "\n".join(lines).strip("\n")
 
 
-def savings(before: Any, after: Any) -> Savings:
+def savings(before: Any, after: Any, target: str | None = None) -> Savings:
     """Compares a Keras model with what compression made of it, layer by layer.
 
     Layers are matched by name, as `finalize` keeps them. Zeros in the weights of a layer count as
@@ -121,14 +137,18 @@ def savings(before: Any, after: Any) -> Savings:
     Args:
         before: The model before compression.
         after: The model after it.
+        target: Name of a target. Both models are then made into int8 files, on random inputs: their
+            bytes, plain and compressed, and on a microcontroller the tensor arena and the predicted
+            latency, where they are known. Defaults to None: counts only.
 
     Raises:
         ArgumentError: one of the two is not a Keras model.
+        UnknownNameError: the target is unknown.
 
     Example:
         >>> print(savings(model, edgecompress.finalize(model)))  # doctest: +SKIP
         layer  type       channels  parameters  non-zeros       MACs
-        conv   Conv2D       16 > 8   160 > 80   144 > 72   97,344 > 48,672
+        conv   Conv2D       16 > 8    160 > 80   144 > 72   97,344 > 48,672
         ...
         alpha (parameters) 2.31, delta (MACs) 2.05
     """
@@ -138,18 +158,58 @@ def savings(before: Any, after: Any) -> Savings:
             raise ArgumentError(name, rule, model, "edgecompress.load_model reads files.")
     found = [_rows(model) for model in (before, after)]
     names = list(dict.fromkeys([*found[0], *found[1]]))
-    layers = tuple(_layer(name, found[0].get(name), found[1].get(name)) for name in names)
-    return Savings(
-        tuple(
-            layer
-            for layer in layers
-            if any((count.before or count.after) for count in (layer.parameters, layer.macs))
-        ),
-        *(
-            Count(*(_total(rows, key) for rows in found))
-            for key in ("parameters", "nonzeros", "macs")
-        ),
+    costs, parts, unknown = _costs(before, after, target)
+    layers = tuple(_layer(x, found[0].get(x), found[1].get(x), parts.get(x, {})) for x in names)
+    parameters, nonzeros, macs = (
+        Count(*(_total(rows, key) for rows in found)) for key in ("parameters", "nonzeros", "macs")
     )
+    shown = tuple(
+        layer
+        for layer in layers
+        if any((count.before or count.after) for count in (layer.parameters, layer.macs))
+    )
+    return Savings(shown, parameters, nonzeros, macs, costs, unknown)
+
+
+def _costs(
+    before: Any, after: Any, target: str | None
+) -> tuple[dict[str, Count], dict[str, dict[str, Count]], dict[str, str]]:
+    """Returns the costs of the whole models, those of layers by layer, and why some are unknown."""
+    costs: dict[str, Count] = {}
+    parts: dict[str, dict[str, Count]] = {}
+    unknown: dict[str, str] = {}
+    for name, cost in COSTS.items() if target is not None else ():
+        if name in _COUNTED:
+            continue
+        reason = cost.check_target(str(target)) if cost.needs_target else None
+        if reason is None:
+            try:
+                costs[name] = _both(cost.measure, before, after, target)
+                by_layer = [cost.by_layer(model, target) for model in (before, after)]
+            except EdgeCompressError as error:
+                reason = str(error)
+        if reason is not None:
+            unknown[name] = reason
+            continue
+        for path in {**by_layer[0], **by_layer[1]}:
+            pair = [own.get(path) for own in by_layer]
+            rounded = [None if value is None else round(value) for value in pair]
+            parts.setdefault(path.rpartition("/")[2], {})[name] = Count(*rounded)
+    return costs, parts, unknown
+
+
+def _both(measure: Any, before: Any, after: Any, target: str | None) -> Count:
+    return Count(*(round(measure(model, target)) for model in (before, after)))
+
+
+def _counts(layer: LayerSavings, more: Iterable[str] = ()) -> list[Count]:
+    counts = [layer.channels, layer.parameters, layer.nonzeros, layer.macs]
+    return [*counts, *(layer.costs.get(name, Count(None, None)) for name in more)]
+
+
+def _heading(name: str) -> str:
+    unit = COSTS[name].unit
+    return name if name.endswith(unit) else f"{name} ({unit})"
 
 
 def _rows(model: Any) -> dict[str, Row]:
@@ -168,7 +228,9 @@ def _total(rows: dict[str, Row], key: str) -> int | None:
     return None if None in values else sum(value for value in values if value is not None)
 
 
-def _layer(name: str, before: Row | None, after: Row | None) -> LayerSavings:
+def _layer(
+    name: str, before: Row | None, after: Row | None, costs: Mapping[str, Count]
+) -> LayerSavings:
     known = before or after
     counts = {
         field: Count(*(None if row is None else _of(row, key) for row in (before, after)))
@@ -179,7 +241,7 @@ def _layer(name: str, before: Row | None, after: Row | None) -> LayerSavings:
             ("macs", "macs"),
         )
     }
-    return LayerSavings(name, "" if known is None else known.type, **counts)
+    return LayerSavings(name, "" if known is None else known.type, **counts, costs=costs)
 
 
 def _changes(count: Count) -> bool:

@@ -7,15 +7,16 @@ target's family about it, as a check of the exported file does.
 from __future__ import annotations
 
 import math
+import zlib
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgecompress.core.errors import ConversionError
-from edgecompress.core.keras_graph import layer_calls, named_layers
 from edgecompress.core.units import format_size, format_time, parse_size, parse_time
 from edgecompress.costs import Cost, cost
 from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.tensors import Tensor
 from edgecompress.inspection.costs import Macs as Macs
 from edgecompress.inspection.costs import Parameters as Parameters
 from edgecompress.pipeline.trial_file import TrialFile, trial_file
@@ -57,13 +58,23 @@ class FileBytes(_Bytes):
 
     def by_layer(self, model: Any, target: str | None = None) -> Mapping[str, float]:
         """Returns the bytes of the weights and biases of each layer; see `Cost.by_layer`."""
-        trial = trial_file(model, target)
-        flat, found = trial.artifact.flat, Counter[str]()
-        for path, operator in zip(trial.layers, flat.operators, strict=True):
-            found[path or ""] += sum(
-                tensor.bytes for tensor in flat.weight_tensors() if tensor.index in operator.inputs
-            )
-        return {path: value for path, value in found.items() if path and value}
+        return _learnt(trial_file(model, target), lambda tensor: tensor.bytes)
+
+
+@cost("compressed_bytes")
+class CompressedBytes(_Bytes):
+    """Size of the int8 file once it is compressed (DEFLATE), as for a download."""
+
+    of_values: ClassVar[bool] = True
+
+    def measure(self, model: Any, target: str | None = None) -> float:
+        """Returns the compressed size of the file; see `Cost.measure`."""
+        return trial_file(model, target, filled=False).artifact.compressed_bytes
+
+    def by_layer(self, model: Any, target: str | None = None) -> Mapping[str, float]:
+        """Returns the weights and biases of each layer, each compressed; see `Cost.by_layer`."""
+        trial = trial_file(model, target, filled=False)
+        return _learnt(trial, lambda tensor: len(zlib.compress(tensor.raw or b"", 9)))
 
 
 class _OfTarget(Cost):
@@ -120,13 +131,11 @@ class ArenaBytes(_Bytes, _OfTarget):
 
     def by_layer(self, model: Any, target: str | None = None) -> Mapping[str, float]:
         """Returns the bytes of each layer's outputs, which do not live together."""
-        paths = {id(layer): path for path, layer in named_layers(model)}
-        found: Counter[str] = Counter()
-        for call in layer_calls(model):
-            if id(call.layer) in paths:
-                sizes = [math.prod(size or 1 for size in shape[1:]) for shape in call.outputs]
-                found[paths[id(call.layer)]] += sum(sizes)
-        return dict(found)
+        trial, found = trial_file(model, target), Counter[str]()
+        flat = trial.artifact.flat
+        for path, operator in zip(trial.layers, flat.operators, strict=True):
+            found[path or ""] += sum(flat.tensors[i].bytes for i in operator.outputs)
+        return {path: value for path, value in found.items() if path}
 
     def left_over(
         self, before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], outputs: float
@@ -182,3 +191,12 @@ def _times(trial: TrialFile, target: str) -> list[float]:
 def _family(target: str) -> tuple[Family, TargetProfile]:
     profile = load_target(target)
     return family_of(profile), profile
+
+
+def _learnt(trial: TrialFile, size: Callable[[Tensor], int]) -> dict[str, float]:
+    """Returns the size of the learnt tensors of each layer's operators."""
+    flat, found = trial.artifact.flat, Counter[str]()
+    learnt = {tensor.index: tensor for tensor in flat.weight_tensors()}
+    for path, operator in zip(trial.layers, flat.operators, strict=True):
+        found[path or ""] += sum(size(learnt[i]) for i in operator.inputs if i in learnt)
+    return {path: value for path, value in found.items() if path and value}

@@ -24,7 +24,7 @@ _SAMPLES = 8
 _NO_TARGET = Costs(lambda flat, memory: None, lambda flat: None, lambda flat: 0.0)
 
 # The last trial of a model, as several costs of it are measured one after the other.
-_LAST: dict[str, tuple[weakref.ref[Any], str | None, Artifact]] = {}
+_LAST: dict[str, tuple[weakref.ref[Any], tuple[str | None, bool], Artifact]] = {}
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class TrialFile:
         return tuple(found)
 
 
-def trial_file(model: Any, target: str | None = None) -> TrialFile:
+def trial_file(model: Any, target: str | None = None, filled: bool = True) -> TrialFile:
     """Returns the int8 file of a Keras model, with ranges measured on random inputs.
 
     Shapes decide what a file costs, values hardly do: zeros get small numbers, as no channel of
@@ -69,14 +69,16 @@ def trial_file(model: Any, target: str | None = None) -> TrialFile:
     Args:
         model: A built Sequential or Functional model on the TensorFlow backend.
         target: Name of the target that it is made for. Defaults to none.
+        filled: Whether zeros in the weights get small numbers. Defaults to True.
 
     Raises:
         EdgeCompressError: the model cannot be converted.
     """
+    wanted = (target, filled)
     last = _LAST.get("")
-    if last is not None and last[0]() is model and last[1] == target:
+    if last is not None and last[0]() is model and last[1] == wanted:
         return TrialFile(last[2], model)
-    loaded = wrap(_filled(model))
+    loaded = wrap(_filled(model) if filled else model)
     samples = example_inputs(loaded.inputs, _SAMPLES)
     chosen = FORMATS["int8"]
     costs = _NO_TARGET
@@ -93,7 +95,7 @@ def trial_file(model: Any, target: str | None = None) -> TrialFile:
             silent,
         )
     )
-    _LAST[""] = (weakref.ref(model), target, made.main)
+    _LAST[""] = (weakref.ref(model), wanted, made.main)
     return TrialFile(made.main, model)
 
 

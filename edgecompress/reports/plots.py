@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # matplotlib does not support CSS variables: it draws with placeholders that are replaced in the
 # SVG.
-_COLOURS = {
+COLOURS = {
     "ink": "#010203",
     "muted": "#020304",
     "grid": "#030405",
@@ -40,33 +40,37 @@ _DASHES = ("-", "--", ":", "-.")
 _WIDTH = 5.6
 # More curves than this in one chart cannot be distinguished.
 _MOST_CURVES = 8
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "text.color": _COLOURS["ink"],
-    # Layer names may contain dollar signs.
-    "text.parse_math": False,
-    "axes.edgecolor": _COLOURS["grid"],
-    "axes.labelcolor": _COLOURS["muted"],
-    "axes.titlesize": 9,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.facecolor": "none",
-    "figure.facecolor": "none",
-    "savefig.facecolor": "none",
-    "xtick.color": _COLOURS["muted"],
-    "ytick.color": _COLOURS["muted"],
-    "grid.color": _COLOURS["grid"],
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "legend.labelcolor": _COLOURS["ink"],
-}
 
 
-def _svg(figure: Figure, name: str) -> str:
+def _style(colours: Mapping[str, str]) -> dict[Any, Any]:
+    """Returns matplotlib's settings."""
+    return {
+        "svg.fonttype": "none",
+        "font.family": "sans-serif",
+        "font.size": 9,
+        "text.color": colours["ink"],
+        # Layer names may contain dollar signs.
+        "text.parse_math": False,
+        "axes.edgecolor": colours["grid"],
+        "axes.labelcolor": colours["muted"],
+        "axes.titlesize": 9,
+        "axes.titlelocation": "left",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "axes.facecolor": "none",
+        "figure.facecolor": "none",
+        "savefig.facecolor": "none",
+        "xtick.color": colours["muted"],
+        "ytick.color": colours["muted"],
+        "grid.color": colours["grid"],
+        "grid.linewidth": 0.6,
+        "legend.frameon": False,
+        "legend.labelcolor": colours["ink"],
+    }
+
+
+def svg(figure: Figure, name: str) -> str:
     """Returns the figure as an SVG element for the inside of a page."""
     import io
 
@@ -78,7 +82,7 @@ def _svg(figure: Figure, name: str) -> str:
     text = out.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
-    for variable, stand_in in _COLOURS.items():
+    for variable, stand_in in COLOURS.items():
         text = text.replace(stand_in, f"var(--{variable})")
     # Ids of several charts share one page.
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
@@ -91,12 +95,19 @@ def _svg(figure: Figure, name: str) -> str:
 
 
 @contextmanager
-def _drawing(height: float, salt: str) -> Iterator[Figure]:
+def drawing(height: float, salt: str, colours: Mapping[str, str] = COLOURS) -> Iterator[Figure]:
+    """Yields a figure as wide as the page, in its style.
+
+    Args:
+        height: In inches.
+        salt: Makes its ids its own.
+        colours: As those of the page, by the names of its variables. Defaults to the page's.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     # Without a fixed salt, ids would differ in every run.
-    with rc_context({**_STYLE, "svg.hashsalt": salt}):
+    with rc_context({**_style(colours), "svg.hashsalt": salt}):
         yield Figure(figsize=(_WIDTH, height), layout="constrained")
 
 
@@ -106,23 +117,23 @@ def size_chart(sizes: Sequence[tuple[str, int, int | None]]) -> str:
     Args:
         sizes: (name, bytes, compressed bytes or None) of each file.
     """
-    with _drawing(0.6 + 0.5 * len(sizes), "sizes") as figure:
+    with drawing(0.6 + 0.5 * len(sizes), "sizes") as figure:
         axes = figure.subplots()
         longest = max(size for _, size, _ in sizes)
         for place, (_, size, compressed) in enumerate(sizes):
-            axes.barh(place - 0.18, size, 0.34, color=_COLOURS["c1"])
+            axes.barh(place - 0.18, size, 0.34, color=COLOURS["c1"])
             _beside(axes, size, place - 0.18, format_size(size), "ink")
             if compressed is not None:
-                axes.barh(place + 0.18, compressed, 0.34, color=_COLOURS["c2"])
+                axes.barh(place + 0.18, compressed, 0.34, color=COLOURS["c2"])
                 label = f"{format_size(compressed)} compressed"
                 _beside(axes, compressed, place + 0.18, label, "muted")
-        axes.set_yticks(range(len(sizes)), [_cut(name, 28) for name, _, _ in sizes])
-        axes.tick_params(axis="y", length=0, labelcolor=_COLOURS["ink"])
+        axes.set_yticks(range(len(sizes)), [cut_text(name, 28) for name, _, _ in sizes])
+        axes.tick_params(axis="y", length=0, labelcolor=COLOURS["ink"])
         axes.set_xlim(0, 1.32 * longest)
         axes.set_xticks([])
         axes.spines["bottom"].set_visible(False)
         axes.invert_yaxis()
-        return _svg(figure, "sizes")
+        return svg(figure, "sizes")
 
 
 def _beside(axes: Any, x: float, y: float, text: str, colour: str) -> None:
@@ -132,7 +143,7 @@ def _beside(axes: Any, x: float, y: float, text: str, colour: str) -> None:
         xytext=(4, 0),
         textcoords="offset points",
         va="center",
-        color=_COLOURS[colour],
+        color=COLOURS[colour],
     )
 
 
@@ -152,7 +163,7 @@ def curves(history: Mapping[str, Sequence[float | None]]) -> str:
         1.9 + 0.17 * (math.ceil(len(names) / wide) - 1)
         for names, wide in zip(drawn, columns, strict=True)
     ]
-    with _drawing(sum(heights), "curves") as figure:
+    with drawing(sum(heights), "curves") as figure:
         charts = figure.subplots(len(groups), squeeze=False, height_ratios=heights)[:, 0]
         for axes, (title, names), wide in zip(charts, groups.items(), columns, strict=True):
             for order, name in enumerate(names[:_MOST_CURVES]):
@@ -160,7 +171,7 @@ def curves(history: Mapping[str, Sequence[float | None]]) -> str:
                 axes.plot(
                     range(1, len(values) + 1),
                     values,
-                    color=_COLOURS[_SERIES[order % len(_SERIES)]],
+                    color=COLOURS[_SERIES[order % len(_SERIES)]],
                     linestyle=_DASHES[order % len(_DASHES)],
                     linewidth=1.6,
                     marker="o" if len(values) < 3 else "",
@@ -168,7 +179,7 @@ def curves(history: Mapping[str, Sequence[float | None]]) -> str:
                     label=_label(name),
                 )
             more = len(names) - _MOST_CURVES
-            title = _cut(title, 24)
+            title = cut_text(title, 24)
             axes.set_title(f"{title} ({more} more not drawn)" if more > 0 else title)
             axes.grid(axis="y")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -180,11 +191,11 @@ def curves(history: Mapping[str, Sequence[float | None]]) -> str:
                 borderaxespad=0,
             )
         axes.set_xlabel("epoch or logged step")
-        return _svg(figure, "curves")
+        return svg(figure, "curves")
 
 
 def _label(name: str) -> str:
-    return _cut(name, 30)
+    return cut_text(name, 30)
 
 
 def _curve_groups(history: Mapping[str, Sequence[Any]]) -> dict[str, list[str]]:
@@ -214,7 +225,7 @@ def memory_chart(memory: MemoryMap) -> str:
     from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 
     name = re.sub(r"\W+", "-", f"map-{memory.title}")
-    with _drawing(3.2, name) as figure:
+    with drawing(3.2, name) as figure:
         axes = figure.subplots()
         length, height = memory.length, memory.height
         for order, box in enumerate(memory.rectangles):
@@ -225,8 +236,8 @@ def memory_chart(memory: MemoryMap) -> str:
                     (first - 0.5, box.offset),
                     width,
                     box.bytes,
-                    facecolor=_COLOURS[_SERIES[order % len(_SERIES)]],
-                    edgecolor=_COLOURS["paper"],
+                    facecolor=COLOURS[_SERIES[order % len(_SERIES)]],
+                    edgecolor=COLOURS["paper"],
                     linewidth=0.8,
                     alpha=0.85,
                 )
@@ -238,16 +249,16 @@ def memory_chart(memory: MemoryMap) -> str:
                 axes.text(
                     first - 0.5 + width / 2,
                     box.offset + box.bytes / 2,
-                    _cut(label, room),
+                    cut_text(label, room),
                     ha="center",
                     va="center",
                     fontsize=7,
-                    color=_COLOURS["paper"],
+                    color=COLOURS["paper"],
                     clip_on=True,
                 )
         if memory.peak_operator is not None:
             peak = memory.peak_operator
-            axes.plot([peak, peak], [0, 1.02 * height], ":", color=_COLOURS["ink"], linewidth=0.8)
+            axes.plot([peak, peak], [0, 1.02 * height], ":", color=COLOURS["ink"], linewidth=0.8)
             axes.text(peak, 1.03 * height, "peak", ha="center", va="bottom", fontsize=7)
         axes.set_xlim(-0.5, length - 0.5)
         axes.set_ylim(0, 1.1 * height)
@@ -257,10 +268,11 @@ def memory_chart(memory: MemoryMap) -> str:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda size, _: format_size(size)))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(axis="y")
-        return _svg(figure, name)
+        return svg(figure, name)
 
 
-def _cut(text: str, length: int) -> str:
+def cut_text(text: str, length: int) -> str:
+    """Returns a text of at most `length` characters."""
     return text if len(text) <= length else text[: max(length - 1, 1)] + "\u2026"
 
 
@@ -273,9 +285,9 @@ def stacked_chart(rows: Sequence[tuple[str, Sequence[tuple[str, Mapping[str, int
     from matplotlib.patches import Patch
 
     parts = list(dict.fromkeys(p for _, bars in rows for _, sizes in bars for p in sizes))
-    colours = {part: _COLOURS[_SERIES[i % len(_SERIES)]] for i, part in enumerate(parts)}
+    colours = {part: COLOURS[_SERIES[i % len(_SERIES)]] for i, part in enumerate(parts)}
     most = max(len(bars) for _, bars in rows)
-    with _drawing(0.6 + (0.2 * most + 0.14) * len(rows), "layers") as figure:
+    with drawing(0.6 + (0.2 * most + 0.14) * len(rows), "layers") as figure:
         axes = figure.subplots()
         longest = max((sum(sizes.values()) for _, bars in rows for _, sizes in bars), default=0)
         places = []
@@ -287,8 +299,8 @@ def stacked_chart(rows: Sequence[tuple[str, Sequence[tuple[str, Mapping[str, int
                     axes.barh(place, size, 0.84, left=start, color=colours[part])
                     start += size
                 _beside(axes, start, place, f"{label} {format_size(start)}", "muted")
-        axes.set_yticks(places, [_cut(name, 28) for name, _ in rows])
-        axes.tick_params(axis="y", length=0, labelcolor=_COLOURS["ink"])
+        axes.set_yticks(places, [cut_text(name, 28) for name, _ in rows])
+        axes.tick_params(axis="y", length=0, labelcolor=COLOURS["ink"])
         axes.set_xlim(0, 1.4 * max(longest, 1))
         axes.set_xticks([])
         axes.spines["bottom"].set_visible(False)
@@ -301,7 +313,7 @@ def stacked_chart(rows: Sequence[tuple[str, Sequence[tuple[str, Mapping[str, int
             fontsize=8,
             borderaxespad=0,
         )
-        return _svg(figure, "layers")
+        return svg(figure, "layers")
 
 
 def stage_chart(stages: Sequence[tuple[str, int, float]], metric: str) -> str:
@@ -311,25 +323,25 @@ def stage_chart(stages: Sequence[tuple[str, int, float]], metric: str) -> str:
         stages: (title, bytes, metric) of each stage, in order.
         metric: Name of the metric.
     """
-    with _drawing(0.7 + 0.34 * len(stages), "stages") as figure:
+    with drawing(0.7 + 0.34 * len(stages), "stages") as figure:
         bars, line = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
         places = range(len(stages))
         longest = max(size for _, size, _ in stages)
         for place, (_, size, _) in enumerate(stages):
-            bars.barh(place, size, 0.6, color=_COLOURS["c1"])
+            bars.barh(place, size, 0.6, color=COLOURS["c1"])
             _beside(bars, size, place, format_size(size), "ink")
-        bars.set_yticks(places, [_cut(title, 24) for title, _, _ in stages])
-        bars.tick_params(axis="y", length=0, labelcolor=_COLOURS["ink"])
+        bars.set_yticks(places, [cut_text(title, 24) for title, _, _ in stages])
+        bars.tick_params(axis="y", length=0, labelcolor=COLOURS["ink"])
         bars.set_xlim(0, 1.45 * longest)
         bars.set_xticks([])
         bars.spines["bottom"].set_visible(False)
         bars.invert_yaxis()
         values = [value for _, _, value in stages]
-        line.plot(values, places, color=_COLOURS["c2"], marker="o", markersize=4, linewidth=1.4)
-        line.set_title(_cut(metric, 24))
+        line.plot(values, places, color=COLOURS["c2"], marker="o", markersize=4, linewidth=1.4)
+        line.set_title(cut_text(metric, 24))
         line.tick_params(axis="y", length=0)
         line.grid(axis="x")
         line.margins(x=0.25)
         line.locator_params(axis="x", nbins=3)
         line.spines["left"].set_visible(False)
-        return _svg(figure, "stages")
+        return svg(figure, "stages")

@@ -264,6 +264,23 @@ def test_widths_are_what_the_kernels_of_the_target_compute_together() -> None:
         assert ec.Budget(macs=0.5, target=target).multiple == multiple
 
 
+def test_importance_tells_what_went_and_why() -> None:
+    model = compiled(residual)
+    pruning = ec.ChannelPruning(ec.Budget(macs=0.5))
+    assert pruning.importance is None
+    fit(model, pruning, epochs=4)
+    found = pruning.importance
+    assert found is not None
+    assert found.costs["macs"] == (counted_macs(model), counted_macs(ec.finalize(model)))
+    kernels = {x.name: x.kernel.numpy() for x in model.layers if isinstance(x, layers.Conv2D)}
+    assert set(found.by_layer()) == set(kernels)
+    for entry in found.filters:
+        assert entry.kept == kernels[entry.layer][..., entry.filter].any()
+        assert entry.importance > 0 and 0 < entry.saving < 1
+    stays = [entry.rank for entry in found.filters if entry.kept]
+    assert found.cut is not None and found.cut <= min(stays)
+
+
 def test_absolute_and_protected() -> None:
     model = compiled(residual)
     first = next(x.name for x in model.layers if isinstance(x, layers.Conv2D))

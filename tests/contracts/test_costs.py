@@ -47,6 +47,7 @@ def test_a_thinner_model_costs_less(name: str, model: Any, groups: ChannelGroups
     by_layer = cost.by_layer(model, target)
     assert set(by_layer) <= {layer.name for layer in model.layers}
     assert by_layer["first"] > 0
+    assert by_layer["first"] > cost.by_layer(thinner, target)["first"]
     if cost.exact_shares:
         assert sum(by_layer.values()) == pytest.approx(whole)
         kept = groups.left_over(range(4))
@@ -60,6 +61,10 @@ def test_a_thinner_model_costs_less(name: str, model: Any, groups: ChannelGroups
 @every_cost
 def test_limits_are_shares_or_absolute(name: str) -> None:
     cost, target = COSTS[name], TARGET if COSTS[name].needs_target else None
+    if cost.of_values:
+        with pytest.raises(ArgumentError, match="depends on the values of weights"):
+            ec.Budget(**{name: 0.5})
+        return
     (half,) = ec.Budget(target=target, **{name: 0.5}).limits
     assert half.share and half.of(1000) == 500
     (absolute,) = ec.Budget(target=target, **{name: 100}).limits

@@ -425,7 +425,7 @@ def test_page_knows_dark_phone_and_print() -> None:
         assert query in html
     # Charts take their colours from the page: no stand-in of the drawing is left.
     assert "var(--c1)" in html
-    for stand_in in plots._COLOURS.values():
+    for stand_in in plots.COLOURS.values():
         assert stand_in not in html
     svgs = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
     assert svgs and not [s for s in svgs if re.search(r"(?:fill|stroke): #", s)]

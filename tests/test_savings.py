@@ -93,7 +93,7 @@ def test_what_files_cost_on_a_target(tmp_path: Path) -> None:
         assert costs["compressed_bytes"] == pytest.approx(report.model.compressed_bytes, rel=0.1)
         arena = max(checks["arena"].high, checks["arena"].detail["smallest"])
         assert 0 <= costs["arena"] - arena <= (32 if side == "before" else 0)
-        assert costs["latency"] == round(checks["latency"].high)
+        assert costs["latency"] == pytest.approx(checks["latency"].high, rel=0.005)
         conv = {name: getattr(count, side) for name, count in found.layers[0].costs.items()}
         filters = 8 if side == "before" else 4
         # int8 weights and int32 biases, and 4 x 4 outputs of each filter.

@@ -9,13 +9,13 @@ multiply-accumulates of one inference with padding counted as work.
 from __future__ import annotations
 
 import dataclasses
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from edgecompress.core import isolation
 from edgecompress.core.errors import ModelFileError, UnsupportedModelError
+from edgecompress.core.files import compressed_size
 from edgecompress.core.reading import open_file, read_bytes
 from edgecompress.core.record import sidecar_path
 from edgecompress.core.suppress_output import suppress_output
@@ -103,6 +103,6 @@ def _inspect_keras_file(path: Path) -> Inspection:
     return dataclasses.replace(
         inspection,
         file_bytes=None if data is None else len(data),
-        compressed_bytes=None if data is None else len(zlib.compress(data, 9)),
+        compressed_bytes=None if data is None else compressed_size(data),
         notes=(*loaded.notes, *inspection.notes),
     )

@@ -9,6 +9,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,48 @@ import pytest
 
 from edgecompress.core import files, folders
 from edgecompress.core.errors import ArgumentError
-from edgecompress.core.files import jsonable, sha256, sweep, write_atomic, write_together
+from edgecompress.core.files import (
+    compressed_size,
+    jsonable,
+    sha256,
+    sweep,
+    write_atomic,
+    write_together,
+)
 from edgecompress.core.folders import scratch_folder, temporary_folder
 
 
 def test_sha256_of_the_published_example() -> None:
     # FIPS 180-2, appendix B.1.
     assert sha256(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def _large(kind: str) -> bytes:
+    """Returns 17 MiB that end within a part."""
+    random, count = np.random.default_rng(0), (17 << 20) + 12345
+    if kind == "weights":
+        return random.normal(size=count // 4 + 1).astype(np.float32).tobytes()[:count]
+    if kind == "zeros":
+        return bytes(count)
+    clustered = random.integers(0, 16, count).astype(np.int8)
+    clustered[random.random(count) < 0.7] = 0
+    # Weights, then what repeats itself: a sample of one says nothing of the other.
+    return random.bytes(9 << 20) + clustered[: 1 << 20].tobytes() + bytes(range(256)) * 28672
+
+
+@pytest.mark.parametrize("kind", ["weights", "zeros", "mixed"])
+def test_the_compressed_size_of_large_files_is_no_worse_than_zlibs(kind: str) -> None:
+    """In parts, and without looking for repetitions where there are none."""
+    data = _large(kind)
+    level_9, found = len(zlib.compress(data, 9)), compressed_size(data)
+    # A part costs some bytes of its own; what is all zeros is mostly that.
+    assert found <= 1.002 * level_9 + 64 * len(data) // (1 << 20)
+    assert found > 0.85 * level_9
+
+
+def test_the_compressed_size_of_small_files_is_zlibs() -> None:
+    data = np.random.default_rng(0).normal(size=9000).astype(np.float32).tobytes()
+    assert compressed_size(data) == len(zlib.compress(data, 9))
 
 
 def test_writes_bytes_and_text(tmp_path: Path) -> None:

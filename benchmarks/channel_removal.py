@@ -7,10 +7,11 @@ Random weights (nothing is downloaded), 10 classes, logits. Half of the channels
 tied channels are silenced: the filters that make them, their biases, and the gamma and beta of
 the normalizations on their way become zero. `finalize` then removes what it can. A row:
 parameters and multiply-accumulates before and after; the largest difference of the outputs of the
-silenced and the smaller model, relative to the largest output; bytes and LiteRT latency (one
-thread, median of five processes by turns) of the float and the int8 file of the silenced, and of
-the smaller model; notes of what stayed. Each network runs in a process of its own; a finished row
-is kept in `--output`, so an interrupted run continues.
+silenced and the smaller model, relative to the largest output, in float32 and, because a deep
+network's own rounding is as large, of copies of both that compute in float64; bytes and LiteRT
+latency (one thread, median of five processes by turns) of the float and the int8 file of the
+silenced, and of the smaller model; notes of what stayed. Each network runs in a process of its own;
+a finished row is kept in `--output`, so an interrupted run continues.
 """
 
 from __future__ import annotations
@@ -111,6 +112,22 @@ def settle(model: Any, samples: Any) -> None:
         norm.momentum = momentum
 
 
+def _outputs(model: Any, samples: Any, dtype: str) -> np.ndarray:
+    """Returns a model's outputs, computed in float32 or float64."""
+    from edgecompress.core.model_copy import copy_model
+
+    def edit(_: str, config: dict[str, Any]) -> dict[str, Any]:
+        return {**config, "dtype": "float64"} if "dtype" in config else config
+
+    model = copy_model(model, edit) if dtype == "float64" else model
+    return np.asarray(model(samples.astype(dtype), training=False))
+
+
+def _error(model: Any, small: Any, samples: Any, dtype: str) -> float:
+    before, after = (_outputs(m, samples, dtype) for m in (model, small))
+    return float(np.abs(before - after).max() / np.abs(before).max())
+
+
 def _macs(model: Any) -> int | None:
     from edgecompress.inspection.keras_models import inspect_keras
 
@@ -141,13 +158,14 @@ def row(name: str, latency: bool) -> dict[str, Any]:
     samples = np.random.default_rng(1).uniform(low, high, (16, side, side, 3)).astype("float32")
     settle(model, samples)
     small = finalize(model)
-    before, after = (np.asarray(m(samples, training=False)) for m in (model, small))
+    before = _outputs(model, samples, "float32")
     found: dict[str, Any] = {
         "model": name,
         "side": side,
         "parameters": [model.count_params(), small.count_params()],
         "macs": [_macs(model), _macs(small)],
-        "error": float(np.abs(before - after).max() / np.abs(before).max()),
+        "error": _error(model, small, samples, "float32"),
+        "error_float64": _error(model, small, samples, "float64"),
         "largest": float(np.abs(before).max()),
         "spread": float(before.std(axis=0).max()),
         "notes": list(record_of(small).notes),
@@ -175,12 +193,15 @@ def table(rows: list[dict[str, Any]]) -> str:
     keys = ("parameters", "macs", "float_bytes", "int8_bytes", "float_us", "int8_us")
     lines = [
         "| network | parameters | MACs | float file | int8 file | float latency | int8 latency |"
-        " relative error |",
-        "| --- |" + " --- |" * 7,
+        " error, float32 | error, float64 |",
+        "| --- |" + " --- |" * 8,
     ]
     for found in rows:
         cells = [_ratio(found.get(key)) for key in keys]
-        lines.append(f"| {found['model']} | {' | '.join(cells)} | {found['error']:.1e} |")
+        lines.append(
+            f"| {found['model']} | {' | '.join(cells)} | {found['error']:.1e} |"
+            f" {found['error_float64']:.1e} |"
+        )
     return "\n".join(lines)
 
 

@@ -301,7 +301,12 @@ def read_weights(model: Any) -> Weights:
     return weights
 
 
-def analyse(model: Any, weights: Weights | None = None, borders: bool = True) -> list[Analysis]:
+def analyse(
+    model: Any,
+    weights: Weights | None = None,
+    borders: bool = True,
+    observed: Mapping[str, np.ndarray] | None = None,
+) -> list[Analysis]:
     """Follows every channel through a model.
 
     Args:
@@ -309,6 +314,8 @@ def analyse(model: Any, weights: Weights | None = None, borders: bool = True) ->
         weights: The result of `read_weights`, possibly modified, to analyse hypothetical weights.
             Defaults to the model's own.
         borders: See `Analysis.borders`. Defaults to True, the exact answer.
+        observed: Layer -> the constants that its output was seen to hold, (channels,), NaN where
+            none: taken as if it held them whatever the input. Defaults to none, the exact answer.
 
     Returns:
         The analysis of the model itself, then one for each nested model that is called more than
@@ -319,7 +326,7 @@ def analyse(model: Any, weights: Weights | None = None, borders: bool = True) ->
         UnsupportedModelError: the model is subclassed or not built.
     """
     weights = read_weights(model) if weights is None else weights
-    walk = _Walk(weights, borders)
+    walk = _Walk(weights, borders, observed or {})
     _analyse(model, "", walk)
     return walk.analyses
 
@@ -328,7 +335,15 @@ def analyse(model: Any, weights: Weights | None = None, borders: bool = True) ->
 class _Walk:
     weights: Weights
     borders: bool
+    observed: Mapping[str, np.ndarray]
     analyses: list[Analysis] = field(default_factory=list)
+
+    def seen(self, path: str, channels: Channels) -> Channels:
+        """Adds the constants that an output was seen to hold to those that follow from weights."""
+        if path not in self.observed:
+            return channels
+        unknown = np.isnan(channels.constant)
+        return Channels(channels.labels, np.where(unknown, self.observed[path], channels.constant))
 
 
 def _analyse(model: Any, prefix: str, walk: _Walk) -> None:
@@ -366,7 +381,7 @@ def _follow(
         read = [channels.get(id(tensor)) for tensor in node.inputs]
         if is_plain_model(operation) and path not in entered:
             entered.add(path)
-            if calls_of[id(operation)] == 1 and _passes(node):
+            if calls_of[id(operation)] == 1 and enters(node):
                 for layer, found in zip(input_layers(operation), read, strict=True):
                     if found is not None:
                         analysis.inputs[f"{path}/{layer.name}"] = found.labels
@@ -398,7 +413,7 @@ def _follow(
                 any(carries_mask(tensor) for tensor in node.inputs),
             )
             try:
-                result = rule.follow(analysis, call)
+                result = walk.seen(path, rule.follow(analysis, call))
             except NotUnderstood as error:
                 reason = f"{call.title} {error}"
             else:
@@ -418,7 +433,7 @@ def _follow(
     return [channels.get(id(tensor)) for tensor in functional.outputs]
 
 
-def _passes(node: GraphNode) -> bool:
+def enters(node: GraphNode) -> bool:
     """Returns whether a nested model reads and writes tensors in the order of its own."""
     model = functional_of(node.operation)
     structures = (model.input, model.output, *node.args)

@@ -15,6 +15,11 @@ from edgecompress.core.keras_graph import functional_of, is_plain_model
 from edgecompress.core.learnt_ranges import changed_layers, settled_record, weight_hashes
 from edgecompress.core.model_copy import copy_model
 from edgecompress.core.record import CompressionRecord, attach_record, record_of
+from edgecompress.surgery.dead_channels import (
+    DeadChannels,
+    checked_samples,
+    remove_dead_channels,
+)
 from edgecompress.surgery.rewrites import Rewrite, Rewritten, chosen_rewrites, step_of
 
 # Axes of unknown size (time, height, width) get this many positions in the check.
@@ -27,6 +32,8 @@ def finalize(
     model: keras.Model,
     tolerance: float = 1e-5,
     rewrites: str | Rewrite | Iterable[str | Rewrite] = ("remove-channels",),
+    dead_channels: Any = None,
+    validation: Any = None,
 ) -> keras.Model:
     """Returns a plain copy of a trained model without its redundant channels.
 
@@ -51,9 +58,16 @@ def finalize(
             that makes the model differ more is skipped, and a note says so.
         rewrites: What to do, in this order: names in `surgery.REWRITES`, `NAME:OPTION=VALUE`, or
             rewrites. Defaults to `"remove-channels"`, as described above.
+        dead_channels: Real inputs, an array or a list of arrays, samples first: channels that hold
+            one value on all of them, such as 0 behind a ReLU, are removed as that constant. This
+            is exact on these samples only. The record and its notes say what went, and how
+            far the outputs changed. Defaults to None: only what is constant on any input goes.
+        validation: Other inputs, on which that change is measured. Defaults to none.
 
     Raises:
-        ArgumentError: `tolerance` is not positive, or an option of a rewrite breaks its rule.
+        ArgumentError: `tolerance` is not positive, an option of a rewrite breaks its rule,
+            `dead_channels` or `validation` does not fit the model's inputs or is not finite, or
+            `validation` is given alone.
         UnknownNameError: a rewrite is unknown.
         UnsupportedModelError: the model is subclassed or not built.
         ConversionError: not even a plain copy of the model gives the same outputs.
@@ -72,9 +86,21 @@ def finalize(
             "Functional model. Build it with keras.Sequential or keras.Model(inputs, outputs)."
         )
     chosen = chosen_rewrites(rewrites)
+    if validation is not None and dead_channels is None:
+        rule = "come with `dead_channels`, whose effect is measured on it"
+        raise ArgumentError("validation", rule, f"dead_channels={dead_channels}")
+    samples, held_out = (
+        None if data is None else checked_samples(model, data, argument)
+        for data, argument in ((dead_channels, "dead_channels"), (validation, "validation"))
+    )
     inputs, record = _random_inputs(model), record_of(model)
     undone = [note for rewrite in chosen for note in rewrite.missed(model, record)]
     result, changes, notes = _rewritten(model, chosen, inputs, tolerance)
+    dead = None
+    if samples is not None:
+        dead = remove_dead_channels(result, samples, held_out, _limit(model, tolerance))
+        notes += dead.notes
+        result = dead.model
     if result is model:
         result = copy_model(model)
         error, limit = _difference(model, result, inputs, tolerance)
@@ -86,7 +112,7 @@ def finalize(
             )
     if inputs is None:
         notes.append("not compared with the original model: its inputs are not all numeric.")
-    _attach(model, result, changes, (*undone, *notes))
+    _attach(model, result, changes, dead, (*undone, *notes))
     return result
 
 
@@ -125,25 +151,32 @@ def _rewritten(
 
 
 def _attach(
-    model: keras.Model, result: keras.Model, changes: Sequence[_Change], notes: tuple[str, ...]
+    model: keras.Model,
+    result: keras.Model,
+    changes: Sequence[_Change],
+    dead: DeadChannels | None,
+    notes: tuple[str, ...],
 ) -> None:
     record = settled_record(model)
     if record.ranges and all(change.rewrite.exact for change in changes):
-        # The new model computes the same, so the ranges remain valid.
+        # The new model computes the same, at least on real inputs, so the ranges remain valid.
         changed = {*changed_layers(model, record)}
         weights = {
             name: "" if name in changed else found for name, found in weight_hashes(result).items()
         }
         record = dataclasses.replace(record, weights=weights)
     removed = dict(record.removed_channels)
-    for change in changes:
-        for path, (before, after) in change.done.removed_channels.items():
+    done = [change.done.removed_channels for change in changes]
+    for lost in [*done, dead.removed if dead is not None else {}]:
+        for path, (before, after) in lost.items():
             removed[path] = (removed[path][0] if path in removed else before, after)
     steps = [
         step_of(change.rewrite, change.done.details)
         for change in changes
         if change.done.details is not None
     ]
+    if dead is not None and dead.step is not None:
+        steps.append(dead.step)
     steps.append(
         {
             "technique": "finalize",
@@ -189,13 +222,18 @@ def _difference(
     """Returns the largest difference of the outputs and its limit; 0 if nothing can be run."""
     if inputs is None:
         return 0.0, tolerance
-    half = any("16" in _compute_dtype(layer) for layer in model.layers)
     pairs = list(zip(_outputs(model, inputs), _outputs(result, inputs), strict=True))
     error = max((float(np.max(np.abs(a - b), initial=0.0)) for a, b in pairs), default=0.0)
     largest = max((float(np.max(np.abs(a), initial=0.0)) for a, _ in pairs), default=0.0)
-    limit = max(tolerance, _HALF_TOLERANCE if half else 0.0) * max(1.0, largest)
+    limit = _limit(model, tolerance) * max(1.0, largest)
     # Infinite or undefined outputs prove nothing; treat them as a large difference.
     return (error if math.isfinite(error) else math.inf), limit
+
+
+def _limit(model: keras.Model, tolerance: float) -> float:
+    """Returns the tolerance, or that of half precision if it is larger and the model uses it."""
+    half = any("16" in _compute_dtype(layer) for layer in model.layers)
+    return max(tolerance, _HALF_TOLERANCE if half else 0.0)
 
 
 def _compute_dtype(layer: Any) -> str:

@@ -36,8 +36,12 @@ class Plan:
     replaced: dict[str, keras.Model] = field(default_factory=dict)
 
 
-def plan_removal(model: keras.Model) -> Plan:
+def plan_removal(model: keras.Model, observed: Mapping[str, np.ndarray] | None = None) -> Plan:
     """Returns the plan that drops every unneeded channel.
+
+    Args:
+        model: A built model.
+        observed: See `channels.analyse`. Defaults to none.
 
     Raises:
         UnsupportedModelError: the model is subclassed or not built.
@@ -45,7 +49,7 @@ def plan_removal(model: keras.Model) -> Plan:
     source = read_weights(model)
     plan = Plan({path: dict(values) for path, values in source.items()}, {}, {}, (), {})
     notes: list[str] = []
-    for analysis in analyse(model, source):
+    for analysis in analyse(model, source, observed=observed):
         gone = analysis.removable()
         cut_layers(analysis, gone, plan)
         _fold(analysis, gone, plan.weights, plan.changes)

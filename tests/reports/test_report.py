@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
+from xml.etree import ElementTree
 
 import pytest
 from rich.console import Console
@@ -543,12 +544,29 @@ def test_page_from_the_file_itself(shared: Path) -> None:
     assert "48.6 KiB of 53.7 KiB in all" in page.text
 
 
+def test_bars_of_sizes_are_to_scale() -> None:
+    svg = plots.size_chart([("float32", 4096, None), ("<b>&\x1b", 1024, 512)])
+    root = ElementTree.fromstring(svg)
+    bars = [item for item in root if item.tag.endswith("rect")]
+    widths = [float(bar.attrib["width"]) for bar in bars]
+    assert widths == pytest.approx([8 * widths[2], 2 * widths[2], widths[2]], abs=0.2)
+    fills = [bar.attrib["style"] for bar in bars]
+    assert fills == ["fill: var(--c1)", "fill: var(--c1)", "fill: var(--c2)"]
+    texts = [item.text for item in root if item.tag.endswith("text")]
+    assert texts == ["float32", "4.0 KiB", "<b>&\\x1b", "1.0 KiB", "512 B compressed"]
+    # Text next to the longest bar fits.
+    _, _, wide, high = map(float, root.attrib["viewBox"].split())
+    assert float(bars[0].attrib["x"]) + widths[0] + 80 < wide
+    assert all(float(bar.attrib["y"]) + float(bar.attrib["height"]) <= high for bar in bars)
+
+
 def test_module_loads_without_the_libraries_that_draw() -> None:
     import subprocess
     import sys
 
     code = (
         "import sys, edgecompress.reports.html, edgecompress.reports.plots\n"
+        "edgecompress.reports.plots.size_chart([('int8', 10, None)])\n"
         "sys.exit(any(name in sys.modules for name in ('matplotlib', 'jinja2')))"
     )
     assert subprocess.run([sys.executable, "-P", "-c", code]).returncode == 0

@@ -42,6 +42,8 @@ _PUBLIC = {
     "quantize": "edgecompress.post_training.quantize",
     "simulate": "edgecompress.simulation",
     "finalize": "edgecompress.surgery.finalize",
+    "merge_neurons": "edgecompress.surgery.merge_neurons",
+    "merge_curves": "edgecompress.surgery.merge_neurons",
     "savings": "edgecompress.inspection.savings",
     "plot_importance": "edgecompress.reports.importance",
     "fresh_copy": "edgecompress.baselines.fresh_copy",

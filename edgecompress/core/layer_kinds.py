@@ -253,7 +253,18 @@ for _names, _kind_of_names in (
         "LSTM GRU SimpleRNN",
         LayerKind("recurrent", _MIXED, inner=_parts("cell", "kernel recurrent_kernel bias")),
     ),
-    ("Bidirectional", LayerKind("bidirectional", _MIXED)),
+    (
+        "Bidirectional",
+        LayerKind(
+            "bidirectional",
+            _MIXED,
+            inner=tuple(
+                name
+                for part in ("forward_layer.cell", "backward_layer.cell")
+                for name in _parts(part, "kernel recurrent_kernel bias")
+            ),
+        ),
+    ),
     (
         "BatchNormalization",
         LayerKind(

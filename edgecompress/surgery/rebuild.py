@@ -123,7 +123,10 @@ def _fold(
             weights[norm] = {**weights[norm], "moving_mean": mean.astype("float32")}
         else:
             weights[path] = {**weights[path], "bias": added.astype("float32")}
-            changes.setdefault(path, {})["use_bias"] = True
+            layer = analysis.uses[path].call.layer
+            rule = rule_of(layer)
+            entry = {"use_bias": True} if rule is None else rule.bias_entry(layer)
+            changes.setdefault(path, {}).update(entry)
 
 
 def _what_stays(analysis: Analysis, gone: set[int]) -> list[str]:

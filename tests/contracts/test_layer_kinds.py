@@ -283,6 +283,7 @@ _CALLS: dict[str, Any] = {
     "Sum": lambda x: keras.ops.sum(x, axis=1),
     "Max": lambda x: keras.ops.max(x, axis=1),
     "Permute": keras.layers.Permute((1, 2)),
+    "Bidirectional": keras.layers.Bidirectional(keras.layers.LSTM(3)),
 }
 
 

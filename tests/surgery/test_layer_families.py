@@ -99,6 +99,15 @@ def lengths() -> keras.Model:
     return keras.Model(inputs, layers.Dense(3, name="out")(x))
 
 
+def einsums() -> keras.Model:
+    x = inputs = keras.Input((4, 5))
+    x = layers.EinsumDense("abc,cd->abd", (4, 8), activation="relu", name="plain")(x)
+    x = layers.EinsumDense("abc,cde->abde", (4, 2, 6), bias_axes="e", name="split")(x)
+    x = layers.EinsumDense("abde,dec->abc", (4, 7), bias_axes="c", name="join")(x)
+    x = layers.PReLU(alpha_initializer="uniform", shared_axes=[1, 2], name="slope")(x)
+    return keras.Model(inputs, layers.Dense(3, name="out")(layers.Flatten()(x)))
+
+
 _STREAM: Weights = [
     ("table", "embeddings", -1), ("attention", "output_dense.kernel", -1),
     ("attention", "output_dense.bias", -1), ("narrow", "kernel", -1), ("narrow", "bias", -1),
@@ -125,6 +134,9 @@ CASES: dict[str, tuple[Callable[[], keras.Model], Weights, int, str]] = {
                             ("norm", "beta", -1), ("depthwise", "bias", -1),
                             ("norm2", "gamma", -1),
                             ("scale", "gamma", -1)], 8, "stem"),
+    "einsum": (einsums, [("plain", "kernel", -1)], 8, "plain"),
+    "einsum_split": (einsums, [("split", "kernel", -1), ("split", "bias", -1)], 6, "split"),
+    "einsum_join": (einsums, [("join", "kernel", -1)], 7, "join"),
     "rms": (lengths, [("first", "kernel", -1), ("first", "bias", -1)], 8, "first"),
     "unit": (lengths, [("second", "kernel", -1), ("second", "bias", -1)], 8, "second"),
 }  # fmt: skip
@@ -183,6 +195,85 @@ def test_silent_channels_go_and_others_stay(name: str) -> None:
     before, after = record_of(small).removed_channels.get(layer, (count, count))
     assert after == before - len(which) + 1
     assert not any("all layers" in note for note in record_of(small).notes)
+    agree(model, small)
+
+
+@pytest.mark.parametrize("mode", ["concat", "sum", "ave", "mul"])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_units_of_both_directions(kind: str, mode: str) -> None:
+    """Those go that are silent in both."""
+
+    def build() -> keras.Model:
+        x = inputs = keras.Input((5, 4))
+        cell = getattr(layers, kind)(6, return_sequences=True)
+        x = layers.Dense(5, name="first")(x)
+        x = layers.Bidirectional(cell, merge_mode=mode, name="both")(x)
+        return keras.Model(inputs, layers.Dense(3, name="out")(layers.Flatten()(x)))
+
+    model = randomized(build, 4)
+    silence(model, [("first", "kernel", -1), ("first", "bias", -1)], np.array([2]))
+    both = model.get_layer("both")
+    for cell, which in ((both.forward_layer, [0, 3]), (both.backward_layer, [3, 4, 5])):
+        for variable in cell.weights:
+            value = np.array(variable)
+            value.reshape(*value.shape[:-1], -1, 6)[..., 2, which] = 0  # The proposed state.
+            variable.assign(value)
+    small = finalize(model)
+    left = {"concat": (12, 10), "sum": (6, 5), "ave": (6, 5)}
+    removed = dict(record_of(small).removed_channels)
+    if mode == "mul":
+        assert removed == {}
+        assert "multiplies its two directions" in " ".join(record_of(small).notes)
+    else:
+        assert removed == {"first": (5, 4), "both": left[mode]}
+        units = [cell.units for cell in (small.get_layer("both").forward_layer,
+                                         small.get_layer("both").backward_layer)]  # fmt: skip
+        assert units == [5, 5]
+    agree(model, small)
+
+
+@pytest.mark.parametrize(
+    ("equation", "shape", "bias", "reason"),
+    [
+        ("abc,c->abc", (4, 6), None, "does not sum over its last axis"),
+        ("abc,bd->adc", (3, 6), None, "does not sum over its last axis"),
+        ("abc,cd->adb", (3, 4), None, "does not make its last axis"),
+        ("abc,cd->abd", (4, 3), "bd", "has a bias with other axes than the channels"),
+    ],
+)
+def test_other_equations_keep_their_channels(
+    equation: str, shape: tuple[int, ...], bias: str | None, reason: str
+) -> None:
+    x = inputs = keras.Input((4, 5))
+    x = layers.Dense(6, name="first")(x)
+    x = layers.EinsumDense(equation, shape, bias_axes=bias, name="einsum")(x)
+    model = randomized(lambda: keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x))), 5)
+    silence(model, [("first", "kernel", -1)], np.array([1]))
+    small = finalize(model)
+    assert record_of(small).removed_channels == {}
+    assert reason in " ".join(record_of(small).notes)
+    agree(model, small)
+
+
+def test_a_bias_that_an_einsum_lacks_is_switched_on() -> None:
+    x = inputs = keras.Input((4, 5))
+    x = layers.Dense(6, name="first")(x)
+    x = layers.EinsumDense("abc,cd->abd", (4, 3), name="einsum")(x)
+    model = randomized(lambda: keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x))), 5)
+    silence(model, [("first", "kernel", -1)], np.array([1]))
+    small = finalize(model)
+    assert record_of(small).removed_channels == {"first": (6, 5)}
+    assert small.get_layer("einsum").bias.shape == (3,)
+    agree(model, small)
+
+
+def test_one_slope_for_all_channels_passes_them_on() -> None:
+    x = inputs = keras.Input((4, 5))
+    x = layers.PReLU(shared_axes=[1, 2], name="slope")(layers.Dense(6, name="first")(x))
+    model = randomized(lambda: keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x))), 6)
+    silence(model, [("first", "kernel", -1)], np.array([1, 2]))
+    small = finalize(model)
+    assert record_of(small).removed_channels == {"first": (6, 4)}
     agree(model, small)
 
 

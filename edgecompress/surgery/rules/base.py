@@ -58,6 +58,10 @@ class Rule:
         """
         return dict(call.weights), {}
 
+    def bias_entry(self, layer: Any) -> dict[str, Any]:
+        """Returns the config entries that switch on a layer's bias."""
+        return {"use_bias": True}
+
     def replacement(self, call: Call, keep: np.ndarray) -> keras.Model | None:
         """Returns the model that takes the layer's place once it is cut; None if it stays.
 

@@ -75,7 +75,6 @@ class PReLURule(Rule):
     def follow(self, analysis: Analysis, call: Call) -> Channels:
         """See Rule."""
         alpha, source = call.weights["alpha"], call.inputs[0]
-        need(alpha.shape[-1] == len(source.labels), "shares its slope over channels")
         slopes = alpha.reshape(-1, alpha.shape[-1]).astype(np.float64)
         uniform = (slopes == slopes[0]).all(axis=0)
         negative = np.where(uniform, source.constant * slopes[0], np.nan)
@@ -84,7 +83,9 @@ class PReLURule(Rule):
 
     def cut(self, call: Call, keep_in: np.ndarray, keep_out: np.ndarray) -> Cut:
         """See Rule."""
-        return {"alpha": call.weights["alpha"][..., keep_out]}, {}
+        alpha = call.weights["alpha"]
+        shared = alpha.shape[-1] != len(keep_out)  # One slope for all channels.
+        return {"alpha": alpha if shared else alpha[..., keep_out]}, {}
 
 
 @register("activation")

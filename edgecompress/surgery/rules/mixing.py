@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from edgecompress.surgery.channels import Analysis, Call, Channels, Reader
@@ -146,3 +148,48 @@ class SeparableConvRule(Rule):
             **cut_bias(call, keep_out),
         }
         return weights, {"filters": int(keep_out.sum())}
+
+
+@register("einsum")
+class EinsumDenseRule(Rule):
+    """EinsumDense that sums over the last axis of its input and makes the last of its output.
+
+    Other axes of the kernel are like the positions of a convolution's kernel: `abc,cd->abd`,
+    `abde,dec->abc`, `abc,cde->abde`.
+    """
+
+    def follow(self, analysis: Analysis, call: Call) -> Channels:
+        """See Rule."""
+        layer, kernel = call.layer, call.weights["kernel"]
+        plain_weights(layer)
+        given, axes, made = _equation(layer)
+        need(given[-1] in axes and given[-1] not in made, "does not sum over its last axis")
+        need(made[-1] in axes and made[-1] not in given, "does not make its last axis")
+        alone = layer.bias_axes in (None, made[-1])
+        need(alone, "has a bias with other axes than the channels")
+        order = (axes.index(given[-1]), axes.index(made[-1]))
+        taps = np.moveaxis(kernel, order, (-2, -1))
+        # Along an axis that its output has as well, positions see different weights.
+        exact = not any(axis in made for axis in axes if axis != made[-1])
+        return _mix(analysis, call, taps.reshape(-1, *taps.shape[-2:]), exact)
+
+    def bias_entry(self, layer: Any) -> dict[str, Any]:
+        """See Rule."""
+        return {"bias_axes": _equation(layer)[2][-1]}
+
+    def cut(self, call: Call, keep_in: np.ndarray, keep_out: np.ndarray) -> Cut:
+        """See Rule."""
+        given, axes, made = _equation(call.layer)
+        kernel = np.compress(keep_in, call.weights["kernel"], axes.index(given[-1]))
+        kernel = np.compress(keep_out, kernel, axes.index(made[-1]))
+        shape = call.layer.get_config()["output_shape"]
+        shape = list(shape) if isinstance(shape, (list, tuple)) else [shape]
+        entries = {"output_shape": (*shape[:-1], int(keep_out.sum()))}
+        return {"kernel": kernel, **cut_bias(call, keep_out)}, entries
+
+
+def _equation(layer: Any) -> tuple[str, str, str]:
+    """Returns the axes of the input, the kernel and the output."""
+    operands, made = layer.equation.replace(" ", "").split("->")
+    given, axes = operands.split(",")
+    return given, axes, made

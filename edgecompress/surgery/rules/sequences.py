@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
 
+from edgecompress.core.layer_kinds import exact_kind_of
 from edgecompress.surgery.channels import Analysis, Call, Channels, Reader
 from edgecompress.surgery.rules.base import (
     Cut,
@@ -52,6 +54,12 @@ def _reads_only(
     return Reader(source.labels, known, outputs, np.zeros(reads.shape), reads, exact=False)
 
 
+def _starts_at_zero(layer: Any) -> None:
+    need(not layer.stateful, "keeps its state between calls")
+    zero = activate(layer.activation, np.zeros(1)) if is_elementwise(layer.activation) else [1]
+    need(zero[0] == 0, "has an activation that does not keep zero")
+
+
 @register("recurrent")
 class RecurrentRule(Rule):
     """LSTM, GRU and SimpleRNN with a state that starts at zero.
@@ -63,35 +71,113 @@ class RecurrentRule(Rule):
     def follow(self, analysis: Analysis, call: Call) -> Channels:
         """See Rule."""
         layer, weights, source = call.layer, call.weights, call.inputs[0]
-        need(not layer.stateful, "keeps its state between calls")
         need(len(call.inputs) == 1, "starts from a state that it is given")
-        zero = activate(layer.activation, np.zeros(1)) if is_elementwise(layer.activation) else [1]
-        need(zero[0] == 0, "has an activation that does not keep zero")
-        gates, proposal = _GATES[type(layer).__name__]
-        units = layer.units
-        kernel = weights["cell.kernel"].reshape(-1, gates, units)
-        recurrent = weights["cell.recurrent_kernel"].reshape(units, gates, units)
-        bias = weights.get("cell.bias", np.zeros(gates * units)).reshape(-1, gates, units)
-        parts = (kernel, recurrent, bias)
-        still = ~np.any([(part[:, proposal] != 0).any(axis=0) for part in parts], axis=0)
+        _starts_at_zero(layer)
+        labels = analysis.made_by(call.path, layer.units)
+        still = _recur(analysis, call.path, layer, _cell_weights(weights, ""), source, labels)
         analysis.filters[call.path] = still
-        labels = analysis.made_by(call.path, units)
-        result = Channels(labels, np.where(still, 0.0, np.nan))
-        reads = (kernel != 0).any(axis=1)
-        analysis.read(call.path, _reads_only(source, labels, reads))
-        again = (recurrent != 0).any(axis=1)
-        np.fill_diagonal(again, False)  # What only a unit itself reads goes with it.
-        analysis.read(f"{call.path}:recurrent", _reads_only(result, labels, again))
-        return result
+        return Channels(labels, np.where(still, 0.0, np.nan))
 
     def cut(self, call: Call, keep_in: np.ndarray, keep_out: np.ndarray) -> Cut:
         """See Rule."""
-        gates, _ = _GATES[type(call.layer).__name__]
-        columns = np.tile(keep_out, gates)
-        weights = {name: value[..., columns] for name, value in call.weights.items()}
-        weights["cell.kernel"] = weights["cell.kernel"][keep_in]
-        weights["cell.recurrent_kernel"] = weights["cell.recurrent_kernel"][keep_out]
-        return weights, {"units": int(keep_out.sum())}
+        weights = _cut_cell(call.layer, _cell_weights(call.weights, ""), keep_in, keep_out)
+        return {f"cell.{name}": value for name, value in weights.items()}, {
+            "units": int(keep_out.sum())
+        }
+
+
+def _cell_weights(weights: Mapping[str, np.ndarray], layer: str) -> dict[str, np.ndarray]:
+    """Returns the weights of a recurrent layer's cell: kernel, recurrent_kernel, bias."""
+    prefix = f"{layer}.cell." if layer else "cell."
+    return {
+        name.removeprefix(prefix): value
+        for name, value in weights.items()
+        if name.startswith(prefix)
+    }
+
+
+def _recur(
+    analysis: Analysis,
+    path: str,
+    layer: Any,
+    weights: Mapping[str, np.ndarray],
+    source: Channels,
+    labels: np.ndarray,
+) -> np.ndarray:
+    """Notes what a recurrent layer reads; returns which units stay zero, (units,)."""
+    gates, proposal = _GATES[type(layer).__name__]
+    units = layer.units
+    kernel = weights["kernel"].reshape(-1, gates, units)
+    recurrent = weights["recurrent_kernel"].reshape(units, gates, units)
+    bias = weights.get("bias", np.zeros(gates * units)).reshape(-1, gates, units)
+    parts = (kernel, recurrent, bias)
+    still: np.ndarray = ~np.any([(p[:, proposal] != 0).any(axis=0) for p in parts], axis=0)
+    analysis.read(path, _reads_only(source, labels, (kernel != 0).any(axis=1)))
+    again = (recurrent != 0).any(axis=1)
+    np.fill_diagonal(again, False)  # What only a unit itself reads goes with it.
+    made = Channels(labels, np.where(still, 0.0, np.nan))
+    analysis.read(f"{path}:recurrent", _reads_only(made, labels, again))
+    return still
+
+
+def _cut_cell(
+    layer: Any, weights: Mapping[str, np.ndarray], keep_in: np.ndarray, keep_out: np.ndarray
+) -> dict[str, np.ndarray]:
+    columns = np.tile(keep_out, _GATES[type(layer).__name__][0])
+    cut = {name: value[..., columns] for name, value in weights.items()}
+    cut["kernel"] = cut["kernel"][keep_in]
+    cut["recurrent_kernel"] = cut["recurrent_kernel"][keep_out]
+    return cut
+
+
+@register("bidirectional")
+class BidirectionalRule(Rule):
+    """LSTM, GRU or SimpleRNN in both directions, joined or added.
+
+    A unit goes from both directions or stays: Keras expects both to have the same number.
+    """
+
+    def follow(self, analysis: Analysis, call: Call) -> Channels:
+        """See Rule."""
+        layer, source = call.layer, call.inputs[0]
+        need(len(call.inputs) == 1, "starts from a state that it is given")
+        need(layer.merge_mode in ("concat", "sum", "ave"), "multiplies its two directions")
+        joined = layer.merge_mode == "concat"
+        directions = {name: getattr(layer, f"{name}_layer") for name in ("forward", "backward")}
+        for cell in directions.values():
+            need(type(cell).__name__ in _GATES, "is not understood")
+            need(exact_kind_of(cell) is not None, "is not understood")
+            _starts_at_zero(cell)
+        alike = layer.forward_layer.units == layer.backward_layer.units
+        need(alike, "has another number of units in each direction")
+        labels, still = [], []
+        for name, cell in directions.items():
+            owner = f"{call.path}:{name}" if joined else call.path
+            labels.append(analysis.made_by(owner, cell.units))
+            weights = _cell_weights(call.weights, f"{name}_layer")
+            path = f"{call.path}:{name}"
+            still.append(_recur(analysis, path, cell, weights, source, labels[-1]))
+        silent = np.concatenate(still) if joined else still[0] & still[1]
+        analysis.filters[call.path] = silent
+        analysis.unite(*labels)
+        made = np.concatenate(labels) if joined else labels[0]
+        return Channels(made, np.where(silent, 0.0, np.nan))
+
+    def cut(self, call: Call, keep_in: np.ndarray, keep_out: np.ndarray) -> Cut:
+        """See Rule."""
+        layer, config = call.layer, call.layer.get_config()
+        split = layer.forward_layer.units if layer.merge_mode == "concat" else 0
+        kept = {"forward": keep_out[:split] if split else keep_out, "backward": keep_out[split:]}
+        weights, entries = {}, {}
+        for name, keep in kept.items():
+            cell = getattr(layer, f"{name}_layer")
+            own = _cut_cell(cell, _cell_weights(call.weights, f"{name}_layer"), keep_in, keep)
+            weights.update({f"{name}_layer.cell.{part}": value for part, value in own.items()})
+            key = "layer" if name == "forward" else "backward_layer"
+            # Without the shape that it was built with.
+            entry = {k: value for k, value in config[key].items() if k != "build_config"}
+            entries[key] = {**entry, "config": {**entry["config"], "units": int(keep.sum())}}
+        return weights, entries
 
 
 @register("product")

@@ -72,6 +72,7 @@ class BudgetSearch:
         self.most = dict(most or {})
         self.multiple = budget.multiple if multiple is None else multiple
         self.costs: dict[str, float] = {}
+        self._power = targets.criterion.loss_power
         self._seen: dict[tuple[str, int], FilterImportance] = {}
         self._rank: float | None = None
         self._stuck = {path: np.zeros(count, bool) for path, count in layers.items()}
@@ -93,7 +94,9 @@ class BudgetSearch:
                 " Raise the limit, or let more layers be pruned.",
             )
         # What the formulas say where the costs themselves are known.
-        self._ends = [self._formula(groups, chosen) for chosen in ((), thinnest)]
+        # A model that is pruned already has some of its channels zero, so its sum is not the whole.
+        whole = {limit.name: _sum(self._parts, limit) for limit in budget.limits}
+        self._ends = [whole, self._formula(groups, thinnest)]
 
     def measure(self, model: Any) -> dict[str, float]:
         """Returns what a model takes of each limited cost."""
@@ -194,7 +197,7 @@ class BudgetSearch:
             lower: By which share of each limit to save more than it asks for.
         """
         groups = ChannelGroups(self.model, self.layers)
-        importance = groups.importance(scores)
+        importance = groups.importance(scores, self._power)
         order = self._ordered(groups, importance)
         goals = {
             limit.name: self.whole[limit.name]

@@ -55,9 +55,9 @@ class ChannelPruning(CompressionCallback):
     group saves of the limited costs. After the last round the model, as `finalize` would leave
     it, has been measured and meets the budget; training continues with the zeros in place.
 
-    Importances of different layers are compared after division by the L2 norm of their layer's
-    scores (the same paper, section 2.2). A filter is replaced by its mean output before it becomes
-    zero, as in `GroupLasso`.
+    Scores that estimate the loss, as the default's do, are compared over layers as they are; of
+    other scores a filter's part of its layer (the same paper, section 2.2). A filter is replaced by
+    its mean output before it becomes zero, as in `GroupLasso`.
 
     Args:
         until: The budget.

@@ -48,6 +48,14 @@ class Criterion(ABC):
         """
         return ()
 
+    @property
+    def loss_power(self) -> float | None:
+        """Power of a group's score that estimates by how much the loss rises without the group.
+
+        Such estimates can be compared and added over layers. None if scores are not about the loss.
+        """
+        return None
+
     def fits(self, kernel: KernelShape) -> bool:
         """Returns whether the weights of a kernel can be scored."""
         return True

@@ -50,6 +50,11 @@ class Fisher(FilterCriterion):
         """As `Criterion.views`."""
         return ("macs",) if self.cost else ()
 
+    @property
+    def loss_power(self) -> float | None:
+        """The score itself, unless the cost divides it; see `Criterion.loss_power`."""
+        return None if self.cost else 1.0
+
     def observe_filters(
         self, filters: Any, gradient: Any, statistics: Mapping[str, Any], step: Any
     ) -> Mapping[str, Any]:

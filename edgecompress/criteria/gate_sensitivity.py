@@ -40,6 +40,11 @@ class GateSensitivity(FilterCriterion):
         Number("SHARE", "be a number from 0 to 1", 0.0, 1.0),
     )
 
+    @property
+    def loss_power(self) -> float | None:
+        """The score itself; see `Criterion.loss_power`."""
+        return 1.0
+
     def observe_filters(
         self, filters: Any, gradient: Any, statistics: Mapping[str, Any], step: Any
     ) -> Mapping[str, Any]:

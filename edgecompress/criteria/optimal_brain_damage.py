@@ -32,6 +32,11 @@ class OptimalBrainDamage(Criterion):
 
     statistics: ClassVar[tuple[str, ...]] = ("curvature",)
 
+    @property
+    def loss_power(self) -> float | None:
+        """The saliency is the score's square; see `Criterion.loss_power`."""
+        return 2.0
+
     def observe(
         self, weights: Any, gradient: Any, statistics: Mapping[str, Any], step: Any
     ) -> Mapping[str, Any]:

@@ -70,29 +70,36 @@ class ChannelGroups:
             if root not in frozen
         ]
 
-    def importance(self, scores: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Returns the importance of each group: the sum over its filters of their scores.
+    def importance(self, scores: Mapping[str, np.ndarray], power: float | None) -> np.ndarray:
+        """Returns the importance of each group: the sum of the importances of its filters.
 
-        Scores of different layers are made comparable by dividing them by the L2 norm of their
-        layer's scores: Molchanov et al., "Pruning convolutional neural networks for resource
-        efficient inference" (2017, https://arxiv.org/abs/1611.06440), section 2.2.
+        If scores estimate the loss, importance is s_c^power, the loss without the filter. Any
+        others are divided by the L2 norm of their layer's, which makes layers comparable (Molchanov
+        et al., "Pruning convolutional neural networks for resource efficient inference", 2017,
+        https://arxiv.org/abs/1611.06440, section 2.2); importance is the square, the filter's part
+        of its layer:
 
-            s'_c = s_c / sqrt(sum over the filters j of the layer of s_j^2)
+            s_c^2 / sum over the filters j of the layer of s_j^2
 
         Args:
             scores: Layer -> score of each filter, (filters,), 0 or more.
+            power: `Criterion.loss_power`; None if scores are not about the loss.
 
         Returns:
             (groups,) in float64.
         """
         tiny = float(np.finfo(np.float64).tiny)
-        scaled = {
-            path: np.asarray(own, np.float64) / max(float(np.linalg.norm(own)), tiny)
-            for path, own in scores.items()
-        }
+        worth = {}
+        for path, own in scores.items():
+            values = np.asarray(own, np.float64)
+            if power is None:
+                values = np.square(values / max(float(np.linalg.norm(values)), tiny))
+            else:
+                values = values**power
+            worth[path] = values
         return np.array(
             [
-                sum(float(scaled[path][list(own)].sum()) for path, own in group.filters.items())
+                sum(float(worth[path][list(own)].sum()) for path, own in group.filters.items())
                 for group in self.groups
             ]
         )

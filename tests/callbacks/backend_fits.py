@@ -97,9 +97,14 @@ def compressed(model: Any) -> dict[str, Any]:
     return {**done, "zeros": watch.zeros}
 
 
+def thinned(model: Any) -> dict[str, Any]:
+    """Channels of `residual` under a budget, ranked by gradients."""
+    return _fitted(model, ec.ChannelPruning(ec.Budget(macs=0.6), begin_epoch=1))
+
+
 def main(folder: Path) -> None:
     """Runs on JAX; the quantized model on as many devices as there are."""
-    found: dict[str, Any] = {"compressed": compressed(dense())}
+    found: dict[str, Any] = {"compressed": compressed(dense()), "thinned": thinned(residual())}
     keras.distribution.set_distribution(keras.distribution.DataParallel())
     found["devices"] = len(keras.distribution.list_devices())
     model = residual()

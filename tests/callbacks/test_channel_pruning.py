@@ -309,16 +309,23 @@ def test_training_that_ends_early_still_meets_the_budget_and_says_so() -> None:
 # --- importance -----------------------------------------------------------------------------------
 
 
-def test_importance_is_summed_over_what_goes_together_after_layers_are_scaled() -> None:
+@pytest.mark.parametrize("power", [None, 1.0, 2.0])
+def test_importance_is_summed_over_what_goes_together(power: float | None) -> None:
     model = compiled(residual)
     targets = find_targets(model, None, Magnitude(), "test", lambda text: None)
     filters = {target.path: target.filters for target in targets.layers}
     groups = ChannelGroups(model, filters)
     rng = np.random.default_rng(1)
     scores = {path: rng.uniform(0.1, 9, count) for path, count in filters.items()}
-    first, second, third = (scores[path] / np.linalg.norm(scores[path]) for path in filters)
-    by_filters = {tuple(group.filters): [] for group in groups.groups}
-    for group, value in zip(groups.groups, groups.importance(scores), strict=True):
+    # Scores that are not about the loss count as parts of their layer.
+    first, second, third = (
+        scores[path] ** power if power else scores[path] ** 2 / (scores[path] ** 2).sum()
+        for path in filters
+    )
+    by_filters: dict[tuple[str, ...], list[float]] = {
+        tuple(group.filters): [] for group in groups.groups
+    }
+    for group, value in zip(groups.groups, groups.importance(scores, power), strict=True):
         by_filters[tuple(group.filters)].append(value)
     a, b, c = filters
     # The first and the third convolution are added.
@@ -379,6 +386,68 @@ def test_every_criterion_ranks_channels(criterion: str) -> None:
     model = compiled(residual)
     fit(model, ec.ChannelPruning(ec.Budget(macs=0.6), criterion), epochs=2)
     assert counted_macs(ec.finalize(model)) <= 0.6 * counted_macs(model)
+
+
+_MIRRORED = """
+import sys
+import keras, numpy as np, tensorflow as tf
+sys.path.insert(0, {folder!r})
+import edgecompress as ec
+from test_channel_pruning import compiled, fit, residual
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+strategy = tf.distribute.MirroredStrategy(
+    ["CPU:0", "CPU:1"], cross_device_ops=tf.distribute.ReductionToOneDevice())
+with strategy.scope():
+    model = compiled(residual)
+fit(model, ec.ChannelPruning(ec.Budget(macs=0.6), "magnitude", begin_epoch=0, end_epoch=0))
+kernels = [x.kernel for x in model.layers if isinstance(x, keras.layers.Conv2D)]
+for kernel in kernels:
+    first, second = (copy.numpy() for copy in kernel.value.values)
+    np.testing.assert_array_equal(first, second)
+print([int((~kernel.numpy().any((0, 1, 2))).sum()) for kernel in kernels])
+"""
+
+
+def test_two_mirrored_devices_remove_the_same_channels(run_python: Callable[..., Any]) -> None:
+    code = _MIRRORED.format(folder=str(Path(__file__).parent))
+    done = run_python(["-c", code])
+    assert done.returncode == 0, done.stderr[-2000:]
+    model = compiled(residual)
+    fit(model, ec.ChannelPruning(ec.Budget(macs=0.6), "magnitude", begin_epoch=0, end_epoch=0))
+    kernels = [x.kernel.numpy() for x in model.layers if isinstance(x, layers.Conv2D)]
+    zeros = [int((~kernel.any((0, 1, 2))).sum()) for kernel in kernels]
+    assert done.stdout.splitlines()[-1] == str(zeros) and sum(zeros) > 0
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_resumed_training_equals_uninterrupted_training(stop: int, tmp_path: Path) -> None:
+    def pruning() -> ec.ChannelPruning:
+        budget = ec.Budget(macs=0.5)
+        return ec.ChannelPruning(budget, "magnitude", begin_epoch=1, end_epoch=2)
+
+    class Kill(keras.callbacks.Callback):  # type: ignore[misc]
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            if epoch == stop:
+                raise InterruptedError
+
+    whole = compiled(residual)
+    fit(whole, pruning(), epochs=4)
+    with pytest.raises(InterruptedError):
+        backup = keras.callbacks.BackupAndRestore(tmp_path / "running")
+        fit(compiled(residual), Kill(), backup, pruning(), epochs=4)
+    resumed = compiled(residual, seed=9)
+    fit(resumed, keras.callbacks.BackupAndRestore(tmp_path / "running"), pruning(), epochs=4)
+    for a, b in zip(whole.get_weights(), resumed.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_averaged_weights_keep_the_zeros() -> None:
+    model = compiled(residual)
+    optimizer = keras.optimizers.Adam(0.01, use_ema=True, ema_momentum=0.9)
+    model.compile(optimizer, model.loss)
+    fit(model, ec.ChannelPruning(ec.Budget(macs=0.5), end_epoch=1), epochs=3)
+    assert counted_macs(ec.finalize(model)) <= 0.5 * counted_macs(model)
 
 
 # --- mistakes -------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import pytest
 import edgecompress as ec
 from edgecompress.callbacks.learnt_bounds import LearntBounds
 from edgecompress.callbacks.views import VIEWS
-from edgecompress.core.errors import ArgumentError
+from edgecompress.core.errors import ArgumentError, UnsupportedModelError
 from edgecompress.core.record import record_of
 
 from . import backend_fits as fits
@@ -89,6 +89,12 @@ def test_other_callbacks_are_the_same(on_jax: dict[str, Any]) -> None:
     assert have["zeros"] == want["zeros"] == [0, 0, 4, 4]
 
 
+def test_channels_under_a_budget_are_the_same(on_jax: dict[str, Any]) -> None:
+    want = fits.thinned(fits.residual())
+    _compare(on_jax["thinned"], want)
+    assert 0 < want["history"]["channel_pruning_zero_share"][-1] < 1
+
+
 def test_what_does_not_run_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     model = fits.residual()
     bounds = LearntBounds(model)
@@ -99,5 +105,9 @@ def test_what_does_not_run_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -
     view = VIEWS["active-share"](model)
     with pytest.raises(ArgumentError, match="be tensorflow for criteria that look at activations"):
         view.begin([], None)
+    with pytest.raises(UnsupportedModelError, match="runs on Keras's jax backend"):
+        fits.residual().fit(
+            fits.X, fits.Y, verbose=0, callbacks=[ec.ChannelPruning(ec.Budget(file_bytes=0.9))]
+        )
     with pytest.raises(ArgumentError, match="be tensorflow for simulate. Got 'jax'. Save the mod"):
         ec.simulate(model)

@@ -16,7 +16,21 @@ from keras import ops
 
 from edgecompress.callbacks.fused import fused
 from edgecompress.callbacks.hooks import Hook, UpdateHook, Wrapping
-from edgecompress.surgery.groups import group_lasso_gradient, group_lasso_penalty, group_squares
+from edgecompress.surgery.groups import (
+    Axes,
+    group_lasso_gradient,
+    group_lasso_penalty,
+    group_lasso_step,
+    group_squares,
+)
+
+# A number, or what gives it for a step of the optimizer.
+Strength = float | keras.optimizers.schedules.LearningRateSchedule
+
+
+def strength_at(strength: Strength, steps: Any) -> Any:
+    """Returns the weight of the penalty after a number of the optimizer's updates, in float32."""
+    return ops.cast(strength(steps), "float32") if callable(strength) else strength
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,21 +39,21 @@ class PenalizedGroups:
 
     Attributes:
         kernel: A layer's kernel.
-        axis: The axis that counts the groups.
+        axes: The axis, or axes, that count the groups.
         gamma: Scale of the following BatchNormalization, which belongs to the groups, or None.
         size: Number of weights in each group.
     """
 
     kernel: keras.Variable
-    axis: int
+    axes: Axes
     gamma: keras.Variable | None
     size: int
 
     def squares(self) -> Any:
         """Returns the squared norms."""
-        return group_squares(self.kernel, self.axis, self.gamma)
+        return group_squares(self.kernel, self.axes, self.gamma)
 
-    def penalty(self, strength: float, kernel: Any = None) -> Any:
+    def penalty(self, strength: Any, kernel: Any = None) -> Any:
         """Returns the penalty as a tensor.
 
         Args:
@@ -47,21 +61,30 @@ class PenalizedGroups:
             kernel: The kernel's value inside a train step. Defaults to that of the variable.
         """
         kernel = self.kernel if kernel is None else kernel
-        squares = group_squares(kernel, self.axis, self.gamma)
+        squares = group_squares(kernel, self.axes, self.gamma)
         return group_lasso_penalty(squares, self.size, strength)
 
-    def gradients(self, strength: float) -> dict[int, Any]:
+    def gradients(self, strength: Any) -> dict[int, Any]:
         """Returns the penalty's gradients inside a train step, by the variable's identity."""
         squares = self.squares()
         return {
-            id(variable): group_lasso_gradient(variable, squares, axis, self.size, strength)
-            for variable, axis in self.parts()
+            id(variable): group_lasso_gradient(variable, squares, axes, self.size, strength)
+            for variable, axes in self.parts()
         }
 
-    def parts(self) -> list[tuple[keras.Variable, int]]:
+    def shrink(self, amount: Any) -> None:
+        """Takes the proximal step for a learning rate times the strength; see `surgery.groups`."""
+        squares = self.squares()
+        for variable, axes in self.parts():
+            smaller = group_lasso_step(variable, squares, axes, self.size, amount)
+            variable.assign(ops.cast(smaller, variable.dtype))
+
+    def parts(self) -> list[tuple[keras.Variable, Axes]]:
         """Returns the variables, with their axes that count the groups."""
-        gamma = [] if self.gamma is None else [(self.gamma, 0)]
-        return [(self.kernel, self.axis), *gamma]
+        gamma: list[tuple[keras.Variable, Axes]] = []
+        if self.gamma is not None:
+            gamma.append((self.gamma, 0))
+        return [(self.kernel, self.axes), *gamma]
 
 
 class FusedPenalty:
@@ -70,11 +93,11 @@ class FusedPenalty:
     Args:
         model: The model being trained, with Keras's own train step.
         groups: What is penalized.
-        strength: Weight of the penalty.
+        strength: Weight of the penalty, or a schedule of it over the optimizer's updates.
     """
 
     def __init__(
-        self, model: keras.Model, groups: Sequence[PenalizedGroups], strength: float
+        self, model: keras.Model, groups: Sequence[PenalizedGroups], strength: Strength
     ) -> None:
         """Prepares both passes."""
         self._groups, self._strength, self._model = list(groups), strength, model
@@ -90,17 +113,20 @@ class FusedPenalty:
         """Returns what adds the value to the loss, and the gradient to the others."""
         return [Wrapping(self._variables[0], "regularizer", self._in_loss), self._update]
 
-    def _penalty(self) -> tuple[Any, list[Any]]:
+    def _penalty(self, strength: Any) -> tuple[Any, list[Any]]:
         """Returns the penalty, and the squared norms of the groups."""
         squares = [group.squares() for group in self._groups]
         return sum(
-            group_lasso_penalty(found, group.size, self._strength)
+            group_lasso_penalty(found, group.size, strength)
             for group, found in zip(self._groups, squares, strict=True)
         ), squares
 
+    def _now(self) -> Any:
+        return strength_at(self._strength, self._model.optimizer.iterations)
+
     def _in_loss(self, inner: Callable[[Any], Any] | None) -> Callable[[Any], Any]:
         def regularizer(value: Any) -> Any:
-            penalty, squares = self._measure()
+            penalty, squares = self._measure(self._now())
             self._squares = [ops.stop_gradient(found) for found in squares]
             penalty = ops.stop_gradient(penalty)
             return penalty if inner is None else penalty + inner(value)
@@ -112,7 +138,7 @@ class FusedPenalty:
         # The norms of this step were found for its loss.
         squares, self._squares = self._squares, None
         if squares is None:
-            squares = self._measure()[1]
+            squares = self._measure(self._now())[1]
         known: list[Any] = [ops.zeros_like(variable) for variable in self._variables]
         places = {}
         for place, (gradient, variable) in enumerate(zip(gradients, variables, strict=True)):
@@ -121,20 +147,20 @@ class FusedPenalty:
                 places[index] = place
                 if gradient is not None:
                     known[index] = ops.convert_to_tensor(gradient)
-        summed, gradients = self._sum(known, squares), list(gradients)
+        summed, gradients = self._sum(known, squares, self._now()), list(gradients)
         for index, place in places.items():
             gradients[place] = summed[index]
         return gradients
 
-    def _summed(self, gradients: list[Any], squares: list[Any]) -> list[Any]:
+    def _summed(self, gradients: list[Any], squares: list[Any], strength: Any) -> list[Any]:
         optimizer = self._update.optimizer
         # Without a wrapper that undoes it, gradients are still scaled here.
         factor = optimizer.loss_scale_factor if optimizer is self._model.optimizer else None
-        strength = self._strength * (factor or 1.0)
+        strength = strength * (factor or 1.0)
         slopes = [
-            group_lasso_gradient(variable, found, axis, group.size, strength)
+            group_lasso_gradient(variable, found, axes, group.size, strength)
             for group, found in zip(self._groups, squares, strict=True)
-            for variable, axis in group.parts()
+            for variable, axes in group.parts()
         ]
         return [
             gradient + ops.cast(slope, gradient.dtype)

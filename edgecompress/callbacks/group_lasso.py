@@ -1,4 +1,4 @@
-"""Group lasso: training that weakens whole filters, so that they can be removed."""
+"""Group lasso: training that weakens whole groups of weights, so that they can be removed."""
 
 from __future__ import annotations
 
@@ -7,20 +7,27 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+import keras
 from keras import ops
 
 from edgecompress.callbacks.base import CompressionCallback
 from edgecompress.callbacks.budget_search import BudgetSearch
-from edgecompress.callbacks.channel_targets import (
-    ChannelTarget,
-    ChannelTargets,
-    find_targets,
-    keep_zeros,
-)
+from edgecompress.callbacks.channel_targets import keep_zeros
 from edgecompress.callbacks.fused import on_one_device
-from edgecompress.callbacks.fused_penalty import FusedPenalty, PenalizedGroups
+from edgecompress.callbacks.fused_penalty import (
+    FusedPenalty,
+    PenalizedGroups,
+    Strength,
+    strength_at,
+)
 from edgecompress.callbacks.hooks import Hook, UpdateHook, Wrapping, own_training
+from edgecompress.callbacks.lasso_groups import (
+    FILTERS,
+    FilterGroups,
+    LassoGroups,
+    find_groups,
+    kinds,
+)
 from edgecompress.callbacks.layer_choice import LayerChoice, layer_choice
 from edgecompress.callbacks.observation import Observation
 from edgecompress.core.errors import ArgumentError, UnknownNameError, UnsupportedModelError
@@ -30,59 +37,77 @@ from edgecompress.costs.budget import Budget, check_budget
 from edgecompress.criteria import CRITERIA
 from edgecompress.criteria.base import Criterion
 from edgecompress.criteria.magnitude import Magnitude
-from edgecompress.surgery.groups import GROUPS, smallest
-from edgecompress.surgery.zero_filters import FrozenZeros, zero_filters
+from edgecompress.surgery.groups import smallest
+from edgecompress.surgery.zero_filters import FrozenZeros
+
+PENALTY, PROXIMAL = "penalty", "proximal"
+# How the groups are weakened.
+METHODS = (PENALTY, PROXIMAL)
 
 
 class GroupLasso(CompressionCallback):
-    """Adds a group lasso penalty to training, then sets the weakened filters to zero.
+    """Weakens groups of weights by a group lasso penalty, then sets the weakest to zero.
 
-    The loss grows by `strength * sum over filters of sqrt(n) * ||w_c||_2`, with w_c the n weights
-    of filter c (and gamma of the BatchNormalization that follows it): Yuan and Lin, "Model
-    selection and estimation in regression with grouped variables" (2006), equation (2.1). Unlike
-    weight decay it pushes whole filters towards zero, but as a loss term it never reaches zero.
-    So at `end_epoch`, or at the end of training, filters whose norm is below `threshold` times the
-    largest norm of their layer are set to zero, and their mean output is folded into the biases of
-    the layers that read them. From then on they stay zero, and `edgecompress.finalize` removes them
-    physically.
+    The loss grows by `strength * sum over groups of sqrt(n) * ||w_g||_2`, with w_g the n weights of
+    a group: Yuan and Lin, "Model selection and estimation in regression with grouped variables"
+    (2006), equation (2.1). Unlike weight decay it pushes whole groups towards zero, but as a loss
+    term it never reaches zero. So at `end_epoch`, or at the end of training, groups whose norm is
+    below `threshold` times the largest norm of their layer are set to zero. From then on they stay
+    zero.
 
-    The penalty also shrinks the filters that stay, which costs accuracy while it is active:
-    continue training without it, either with `end_epoch` or in a second `fit` of the finalized
-    model.
+    With the groups `filters`, gamma of the BatchNormalization that follows belongs to a filter, the
+    mean output of a filter that becomes zero is folded into the biases of the layers that read it,
+    and `edgecompress.finalize` removes it physically. Only filters that can be removed are
+    penalized: layers whose outputs are outputs of the model, or that feed a layer which mixes
+    channels in unknown ways, are skipped and listed in the notes. Other groups are the slices of a
+    pattern of `Pruning` (Wen et al., "Learning structured sparsity in deep neural networks", 2016,
+    https://arxiv.org/abs/1608.03665, equation (3)): input channels that no other layer reads go,
+    too; zeros of the others stay in dense kernels, which compress better and run as slowly.
 
-    Only filters that can be removed are penalized: layers whose outputs are outputs of the model,
-    or that feed a layer which mixes channels in unknown ways, are skipped and listed in the notes.
+    The penalty also shrinks the groups that stay, which costs accuracy while it is active: continue
+    training without it, either with `end_epoch` or in a second `fit` of the finalized model.
+
     A layer's own regularizer and constraint stay in force. If the model has its own `train_step` or
     `compute_loss`, which may leave layer penalties out of its loss, the gradient of the penalty is
     added as the optimizer applies the others. The history gains `group_lasso_penalty`,
-    `group_lasso_zero_filters` and `group_lasso_zero_share` (filters below the threshold, or already
+    `group_lasso_zero_filters` and `group_lasso_zero_share` (groups below the threshold, or already
     zero) for each epoch.
 
     Args:
-        strength: Weight of the penalty, greater than 0. 1e-5 to 1e-3 is typical with Adam.
-        groups: What is removed together. `"filters"`: all weights of one output channel or unit.
-            Defaults to `"filters"`.
-        threshold: Filters below this share of their layer's largest norm become zero; 0 < t < 1.
-            Norms have BatchNormalization folded in. Defaults to 1e-2.
-        final_sparsity: Share of each layer's filters to set to zero, 0 < s < 1; the weakest are
+        strength: Weight of the penalty, greater than 0; 1e-5 to 1e-3 is typical with Adam. Or a
+            schedule of `keras.optimizers.schedules`, from the optimizer's steps to weights: a
+            penalty that grows (Wang et al., "Neural pruning via growing regularization", 2021,
+            https://arxiv.org/abs/2012.09243), for instance.
+        groups: What becomes zero together: `"filters"`, all weights of one output channel or unit,
+            or a pattern of slices: `"input-channels"`, `"kernel-shapes"`, `"kernels"`. Defaults to
+            `"filters"`.
+        threshold: Groups below this share of their layer's largest norm become zero; 0 < t < 1.
+            Norms of filters have BatchNormalization folded in. Defaults to 1e-2.
+        final_sparsity: Share of each layer's groups to set to zero, 0 < s < 1; the weakest are
             taken and `threshold` is not used. Defaults to None.
         layers: Names of layers, or a predicate `layer -> bool`. Defaults to None: every Dense,
-            convolution, transposed and separable convolution whose filters can be removed.
+            convolution, transposed and separable convolution whose filters can be removed; for
+            other groups every layer that `Pruning` prunes.
         begin_epoch: First epoch with the penalty, from 0. Defaults to 0.
-        end_epoch: First epoch without the penalty: filters become zero as it begins, and training
+        end_epoch: First epoch without the penalty: groups become zero as it begins, and training
             continues without them. Defaults to None, the end of training; the last epoch's metrics
-            then describe the model before any filter became zero.
+            then describe the model before any group became zero.
+        criterion: How groups are compared: a name in `CRITERIA`, `NAME:OPTION=VALUE`, or a
+            criterion; a group's score is the L2 norm of its weights' scores. Defaults to
+            `"magnitude"`, the norm of the weights.
         until: Instead of `threshold`: filters become zero until the finalized model would meet this
             budget, the least important for what they save first, as `ChannelPruning` ranks them.
             Defaults to None.
-        criterion: How filters are compared: a name in `CRITERIA`, `NAME:OPTION=VALUE`, or a
-            criterion; a filter's score is the L2 norm of its weights' scores. Defaults to
-            `"magnitude"`, the norm of the weights.
+        method: `"penalty"` adds the penalty to the loss. `"proximal"` takes its proximal step after
+            each update instead, `w_g <- w_g * max(0, 1 - learning rate * strength * sqrt(n) /
+            ||w_g||_2)` (Parikh and Boyd, "Proximal algorithms", 2014, section 6.5.1): groups become
+            exactly zero during training. It is meant for SGD: with momentum or an adaptive
+            optimizer the gradient moves weights further than this step. Defaults to `"penalty"`.
 
     Raises:
         ArgumentError: an argument breaks its rule; at the start of `fit` also if `until` cannot be
             met, with by how much not.
-        UnknownNameError: `groups` or a layer is unknown.
+        UnknownNameError: `groups`, `method` or a layer is unknown.
         UnsupportedModelError: the model is subclassed or not built (when training begins), or
             its own `train_step` updates no weight through `model.optimizer`.
 
@@ -95,8 +120,8 @@ class GroupLasso(CompressionCallback):
 
     def __init__(
         self,
-        strength: float,
-        groups: str = "filters",
+        strength: Strength,
+        groups: str = FILTERS,
         threshold: float = 1e-2,
         final_sparsity: float | None = None,
         layers: LayerChoice = None,
@@ -104,26 +129,30 @@ class GroupLasso(CompressionCallback):
         end_epoch: int | None = None,
         criterion: str | Criterion = "magnitude",
         until: Budget | None = None,
+        method: str = PENALTY,
     ) -> None:
         """Checks the arguments; see the class."""
         super().__init__()
-        if not 0 < strength < float("inf"):
-            raise ArgumentError("strength", "be a number greater than 0", strength)
-        if groups not in GROUPS:
-            raise UnknownNameError("groups", groups, GROUPS)
+        _check_strength(strength)
+        if groups not in kinds():
+            raise UnknownNameError("groups", groups, kinds())
+        if method not in METHODS:
+            raise UnknownNameError("method", method, METHODS)
         if not 0 < threshold < 1:
             raise ArgumentError("threshold", "lie between 0 and 1", threshold)
         if final_sparsity is not None and not 0 < final_sparsity < 1:
             raise ArgumentError("final_sparsity", "lie between 0 and 1", final_sparsity)
         if until is not None and final_sparsity is not None:
             raise ArgumentError("until", "be left out with final_sparsity", until)
+        if until is not None and groups != FILTERS:
+            raise ArgumentError("until", f"be left out with groups={groups!r}", until)
         if begin_epoch < 0:
             raise ArgumentError("begin_epoch", "be 0 or more", begin_epoch)
         if end_epoch is not None and end_epoch <= begin_epoch:
             raise ArgumentError(
                 "end_epoch", f"be greater than begin_epoch={begin_epoch}", end_epoch
             )
-        self.strength = float(strength)
+        self.strength: Strength = strength if callable(strength) else float(strength)
         self.groups = groups
         self.threshold = float(threshold)
         self.final_sparsity = final_sparsity
@@ -132,15 +161,17 @@ class GroupLasso(CompressionCallback):
         self.begin_epoch = begin_epoch
         self.end_epoch = end_epoch
         self.criterion: Criterion = named(CRITERIA, criterion, "criterion")
+        self.method = method
         self._seen: Observation | None = None
-        self._found: ChannelTargets
+        self._groups: LassoGroups
         self._search: BudgetSearch | None = None
-        self._groups: list[PenalizedGroups] = []
         self._frozen: list[FrozenZeros] = []
         self._state = "waiting"  # then "penalized", then "frozen" if training continues
         self._penalties: list[Hook] = []
         self._adds_gradient = False
         self._reached: set[str] = set()
+        self._update: UpdateHook
+        self._counted: keras.Variable | None = None
 
     @property
     def importance(self) -> Importance | None:
@@ -151,7 +182,7 @@ class GroupLasso(CompressionCallback):
         """Returns the arguments as JSON values."""
         chosen = "predicate" if callable(self.layers) else self.layers
         return {
-            "strength": self.strength,
+            "strength": _config_of(self.strength),
             "groups": self.groups,
             "threshold": self.threshold,
             "final_sparsity": self.final_sparsity,
@@ -159,6 +190,7 @@ class GroupLasso(CompressionCallback):
             "begin_epoch": self.begin_epoch,
             "end_epoch": self.end_epoch,
             **({} if self.until is None else {"until": self.until.to_dict()}),
+            **({} if self.method == PENALTY else {"method": self.method}),
             # Omitted if it is the default, so that a second fit continues the record's step.
             **(
                 {}
@@ -170,11 +202,10 @@ class GroupLasso(CompressionCallback):
     def attach(self) -> None:
         """Finds the filters; the penalty starts with its first epoch."""
         self._seen, self._penalties, self._adds_gradient = None, [], False
-        self._found = self._find_targets()
-        self._groups = [_groups(target) for target in self._targets]
+        self._groups = find_groups(self.groups, self.model, self.layers, self.criterion, self.note)
         self._search = None
-        if self.until is not None:
-            self._search = BudgetSearch(self.model, self.until, self._found)
+        if self.until is not None and isinstance(self._groups, FilterGroups):
+            self._search = BudgetSearch(self.model, self.until, self._groups.found)
         self._state = "waiting"
 
     def start_epoch(self, epoch: int) -> None:
@@ -196,13 +227,14 @@ class GroupLasso(CompressionCallback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes the penalty and the number of weak or zero filters into the history."""
         self._refuse_unreached()
-        penalty = sum(float(groups.penalty(self.strength)) for groups in self._groups)
-        weak = [t.zeros() for t in self._targets]
+        strength = strength_at(self.strength, self.model.optimizer.iterations)
+        penalty = sum(float(groups.penalty(strength)) for groups in self._groups.penalized)
+        weak = self._groups.zeros()
         if self._state != "frozen":
-            scores = self._scores()
+            scores = self._groups.scores(self._seen)
             weak = [
-                zero | (scores[t.path] < self.threshold)
-                for t, zero in zip(self._targets, weak, strict=True)
+                zero | (scores[path] < self.threshold)
+                for path, zero in zip(self._groups.paths, weak, strict=True)
             ]
         count = sum(int(mask.sum()) for mask in weak)
         self.log(
@@ -211,7 +243,7 @@ class GroupLasso(CompressionCallback):
             {
                 "group_lasso_penalty": penalty if self._state == "penalized" else 0.0,
                 "group_lasso_zero_filters": float(count),
-                "group_lasso_zero_share": count / sum(len(mask) for mask in weak),
+                "group_lasso_zero_share": count / sum(mask.size for mask in weak),
             },
         )
 
@@ -233,35 +265,35 @@ class GroupLasso(CompressionCallback):
 
     def results(self) -> Mapping[str, Any]:
         """Returns how many filters of each layer are zero, of how many."""
-        zero = {t.path: [int(t.zeros().sum()), len(t.zeros())] for t in self._targets}
+        found = zip(self._groups.paths, self._groups.zeros(), strict=True)
+        zero = {path: [int(mask.sum()), mask.size] for path, mask in found}
         return {"zero_filters": zero, **({} if self._search is None else self._search.results())}
 
     @property
-    def _targets(self) -> tuple[ChannelTarget, ...]:
-        return self._found.layers
-
-    def _find_targets(self) -> ChannelTargets:
-        """Returns the layers to penalize; notes the others, and where it has no effect."""
-        found = find_targets(self.model, self.layers, self.criterion, "group lasso", self.note)
-        for target in found.layers:
-            if target.norm is not None and target.gamma is None:
-                self.note(
-                    f"group lasso on {target.path} shrinks numbers only: its BatchNormalization "
-                    f"{target.norm_path} has no gamma (scale=False), which undoes it."
-                )
-        return found
+    def _unit(self) -> str:
+        return "filter" if self.groups == FILTERS else "group"
 
     def _penalize(self) -> None:
-        """Adds the penalty to the train step."""
+        """Adds the penalty, or its proximal step, to the train step."""
         own = own_training(self.model)
+        if self.method == PROXIMAL:
+            self._shrink_after_updates()
+            return
+        if callable(self.strength) and keras.backend.backend() != "tensorflow":
+            raise ArgumentError(
+                "strength",
+                f"be a number with method={PENALTY!r} on the {keras.backend.backend()} backend",
+                self.strength,
+                f"method={PROXIMAL!r} takes a schedule there.",
+            )
         if own is None and not self.criterion.looks and on_one_device(self.model):
-            for part in FusedPenalty(self.model, self._groups, self.strength).hooks():
+            for part in FusedPenalty(self.model, self._groups.penalized, self.strength).hooks():
                 self._penalties.append(self.hook(part))
             return
         if own is None:
-            for groups in self._groups:
+            for groups in self._groups.penalized:
                 # The train step sums the regularizers.
-                add = functools.partial(_Penalty, groups=groups, strength=self.strength)
+                add = functools.partial(_Penalty, groups=groups, strength=self._strength_now)
                 self._penalties.append(self.hook(Wrapping(groups.kernel, "regularizer", add)))
             if not self.criterion.looks:
                 return
@@ -273,8 +305,46 @@ class GroupLasso(CompressionCallback):
         self._reached = set()
         hook = self.hook(UpdateHook(before=self._with_gradients))
         self._penalties.append(hook)
-        self._seen = self._found.observe(hook, self._hook_penalty)
+        self._seen = self._groups.observe(hook, self._hook_penalty)
         self._adds_gradient = own is not None
+
+    def _shrink_after_updates(self) -> None:
+        """Adds the proximal step, which follows each update of the optimizer."""
+        parts = [part for groups in self._groups.penalized for part in groups.parts()]
+        hook = UpdateHook(
+            after=self._shrink,
+            before=self._with_gradients if self.criterion.looks else None,
+            assigns=[variable for variable, _ in parts],
+        )
+        self._penalties.append(self.hook(hook))
+        self._seen = None
+        if self.criterion.looks:
+            self._seen = self._groups.observe(hook, self._hook_penalty)
+        self._update, self._counted = hook, None
+        if hook.optimizer.gradient_accumulation_steps:
+            self._counted = hook.add_variable((), "int32", "group_lasso_updates")
+            self._counted.assign(ops.cast(hook.optimizer.iterations, "int32"))
+        if not isinstance(hook.optimizer, keras.optimizers.SGD):
+            self.note(
+                f"The proximal step is the learning rate times the strength, as for SGD; the steps "
+                f"of {type(hook.optimizer).__name__} differ from weight to weight, and it takes a "
+                "larger strength for as many zeros."
+            )
+
+    def _shrink(self) -> None:
+        """Takes the proximal step; part of the compiled step."""
+        optimizer = self._update.optimizer
+        amount = ops.cast(optimizer.learning_rate, "float32") * self._strength_now()
+        if self._counted is not None:
+            # Gradients that are only added up update no weight.
+            count = ops.cast(optimizer.iterations, "int32")
+            amount = ops.where(ops.equal(count, ops.convert_to_tensor(self._counted)), 0.0, amount)
+            self._counted.assign(count)
+        for groups in self._groups.penalized:
+            groups.shrink(amount)
+
+    def _strength_now(self) -> Any:
+        return strength_at(self.strength, self.model.optimizer.iterations)
 
     def _hook_penalty(self, hook: Hook) -> None:
         self._penalties.append(self.hook(hook))
@@ -286,10 +356,11 @@ class GroupLasso(CompressionCallback):
         if not self._adds_gradient:
             return gradients
         own: dict[int, Any] = {}
-        for target, groups in zip(self._targets, self._groups, strict=True):
-            own |= groups.gradients(self.strength)
-            if any(variable is target.kernel for variable in variables):
-                self._reached.add(target.path)
+        strength = self._strength_now()
+        for path, groups in zip(self._groups.paths, self._groups.penalized, strict=True):
+            own |= groups.gradients(strength)
+            if any(variable is groups.kernel for variable in variables):
+                self._reached.add(path)
         summed = []
         for gradient, variable in zip(gradients, variables, strict=True):
             penalty = own.get(id(variable))
@@ -303,7 +374,7 @@ class GroupLasso(CompressionCallback):
         """Refuses a train step that leaves penalized layers out."""
         if self._state != "penalized" or not self._adds_gradient:
             return
-        missing = [target.path for target in self._targets if target.path not in self._reached]
+        missing = [path for path in self._groups.paths if path not in self._reached]
         if missing:
             raise UnsupportedModelError(
                 f"Model {self.model.name!r} has its own {own_training(self.model)}, which does not "
@@ -312,42 +383,33 @@ class GroupLasso(CompressionCallback):
                 "layers=."
             )
 
-    def _scores(self) -> dict[str, np.ndarray]:
-        """Returns each filter's norm divided by the largest norm of its layer.
-
-        Filters whose channels are added together can only be removed together: each gets the
-        largest score among them.
-        """
-        tiny = np.finfo(np.float64).tiny
-        scores = self._found.scores(self._seen).items()
-        return self._found.strongest({p: s / max(float(s.max()), tiny) for p, s in scores})
-
     def _zero_weak_filters(self) -> None:
         if self.criterion.looks and self._seen is None:
             self.note(
-                f"group lasso set no filter to zero: its criterion {self.criterion} has seen no "
-                "step of training. Begin before end_epoch."
+                f"group lasso set no {self._unit} to zero: its criterion {self.criterion} has seen "
+                "no step of training. Begin before end_epoch."
             )
             return
-        if self._search is not None:
-            self._search.prune(self._found.scores(self._seen), 1.0, "group lasso", self.note)
+        if self._search is not None and isinstance(self._groups, FilterGroups):
+            found = self._groups.found.scores(self._seen)
+            self._search.prune(found, 1.0, "group lasso", self.note)
             return
-        scores = self._scores()
+        scores = self._groups.scores(self._seen)
         if self.final_sparsity is None:
             weak = {path: score < self.threshold for path, score in scores.items()}
         else:
             weak = {path: smallest(score, self.final_sparsity) for path, score in scores.items()}
         if not any(mask.any() for mask in weak.values()):
             self.note(
-                f"group lasso set no filter to zero: none is below {self.threshold} times the "
-                "largest norm of its layer. Train longer with it, or use final_sparsity."
+                f"group lasso set no {self._unit} to zero: none is below {self.threshold} times "
+                "the largest norm of its layer. Train longer with it, or use final_sparsity."
             )
-        for text in zero_filters(self.model, weak).notes:
+        for text in self._groups.silence(weak):
             self.note(f"group lasso: {text}")
 
     def _freeze(self) -> None:
         """Keeps the zero filters at zero while training continues."""
-        self._frozen = self._found.frozen(self.model)
+        self._frozen = self._groups.frozen()
         for frozen in self._frozen:
             self.hook(keep_zeros(frozen))
 
@@ -357,12 +419,22 @@ class GroupLasso(CompressionCallback):
         self._penalties = []
 
 
-def _groups(target: ChannelTarget) -> PenalizedGroups:
-    """Returns a layer's filters as groups of weights."""
-    kernel, axis = target.kernel, target.where.axis
-    # The group's size includes gamma if it belongs to the group.
-    size = int(np.prod(kernel.shape)) // target.filters + (target.gamma is not None)
-    return PenalizedGroups(kernel, axis, target.gamma, size)
+def _check_strength(strength: Any) -> None:
+    if isinstance(strength, keras.optimizers.schedules.LearningRateSchedule):
+        return
+    number = isinstance(strength, (int, float)) and not isinstance(strength, bool)
+    if not number or not 0 < strength < float("inf"):
+        raise ArgumentError(
+            "strength", "be a number greater than 0, or a keras.optimizers.schedules schedule",
+            strength,
+        )  # fmt: skip
+
+
+def _config_of(strength: Strength) -> Any:
+    """Returns a strength as JSON values."""
+    if not callable(strength):
+        return strength
+    return {"schedule": type(strength).__name__, **strength.get_config()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -371,8 +443,8 @@ class _Penalty:
 
     inner: Callable[[Any], Any] | None
     groups: PenalizedGroups
-    strength: float
+    strength: Callable[[], Any]
 
     def __call__(self, value: Any) -> Any:
-        penalty = self.groups.penalty(self.strength, value)
+        penalty = self.groups.penalty(self.strength(), value)
         return penalty if self.inner is None else penalty + self.inner(value)

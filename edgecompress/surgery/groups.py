@@ -11,8 +11,7 @@ from keras import ops
 
 from edgecompress.core.layer_kinds import exact_kind_of
 
-# Valid values of `groups=`: all weights of one output channel or unit.
-GROUPS = ("filters",)
+Axes = int | tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -36,12 +35,13 @@ def filter_axis(layer: Any) -> FilterAxis | None:
     return FilterAxis(kind.kernel.attribute, kind.filter_axis)
 
 
-def _others(rank: int, axis: int) -> tuple[int, ...]:
-    return tuple(i for i in range(rank) if i != axis % rank)
+def _own(rank: int, axes: Axes) -> tuple[int, ...]:
+    """Returns the axes that count the groups, none negative."""
+    return tuple(axis % rank for axis in ((axes,) if isinstance(axes, int) else axes))
 
 
-def group_squares(kernel: Any, axis: int, gamma: Any = None) -> Any:
-    """Returns the squared norm of each filter's group of weights.
+def group_squares(kernel: Any, axes: Axes, gamma: Any = None) -> Any:
+    """Returns the squared norm of each group of weights.
 
     If BatchNormalization follows, its gamma belongs to the group: normalization cancels the
     kernel's own length, so a penalty on the kernel alone would shrink numbers without weakening any
@@ -49,20 +49,22 @@ def group_squares(kernel: Any, axis: int, gamma: Any = None) -> Any:
 
     Args:
         kernel: Weights, any shape; tensor or array.
-        axis: The axis that counts the filters.
-        gamma: Scale of the following BatchNormalization, (filters,). Defaults to none.
+        axes: The axis, or axes, that count the groups.
+        gamma: Scale of the following BatchNormalization, of the groups' shape. Defaults to none.
 
     Returns:
-        A tensor of shape (filters,), in float32.
+        A tensor of the shape of the axes, in float32.
     """
     kernel = ops.convert_to_tensor(kernel, dtype="float32")
-    squares = ops.sum(ops.square(kernel), axis=_others(len(kernel.shape), axis))
+    rank = len(kernel.shape)
+    others = tuple(axis for axis in range(rank) if axis not in _own(rank, axes))
+    squares = ops.sum(ops.square(kernel), axis=others)
     if gamma is not None:
         squares = squares + ops.square(ops.convert_to_tensor(gamma, dtype="float32"))
     return squares
 
 
-def group_lasso_penalty(squares: Any, size: int, strength: float) -> Any:
+def group_lasso_penalty(squares: Any, size: int, strength: Any) -> Any:
     """Returns the group lasso penalty: strength * sum over groups of sqrt(size) * ||w_g||_2.
 
     This is the penalty of Yuan and Lin, "Model selection and estimation in regression with
@@ -70,7 +72,7 @@ def group_lasso_penalty(squares: Any, size: int, strength: float) -> Any:
     is taken as 0, one of its subgradients.
 
     Args:
-        squares: Squared norms ||w_g||^2, (groups,).
+        squares: Squared norms ||w_g||^2, any shape.
         size: Number of weights in each group.
         strength: Lambda, 0 or more.
 
@@ -84,15 +86,15 @@ def group_lasso_penalty(squares: Any, size: int, strength: float) -> Any:
     return strength * size**0.5 * ops.sum(norms)
 
 
-def group_lasso_gradient(weights: Any, squares: Any, axis: int, size: int, strength: float) -> Any:
+def group_lasso_gradient(weights: Any, squares: Any, axes: Axes, size: int, strength: Any) -> Any:
     """Returns the gradient of `group_lasso_penalty` for a tensor of the groups' weights.
 
     d/dw = strength * sqrt(size) * w / ||w_g||_2, and 0 at a group of zeros.
 
     Args:
         weights: Weights, any shape.
-        squares: Squared norms ||w_g||^2 of the whole groups, (groups,).
-        axis: The axis of `weights` that counts the groups.
+        squares: Squared norms ||w_g||^2 of the whole groups, of the shape of the axes.
+        axes: The axis, or axes, of `weights` that count the groups.
         size: Number of weights in each group.
         strength: Lambda, 0 or more.
 
@@ -107,9 +109,42 @@ def group_lasso_gradient(weights: Any, squares: Any, axis: int, size: int, stren
     weights = ops.convert_to_tensor(weights, dtype="float32")
     zero = squares <= 0
     inverse = ops.where(zero, 0.0, 1.0 / ops.sqrt(ops.where(zero, 1.0, squares)))
-    shape = [1] * len(weights.shape)
-    shape[axis] = -1
-    return strength * size**0.5 * weights * ops.reshape(inverse, shape)
+    return strength * size**0.5 * weights * _along(inverse, weights, axes)
+
+
+def group_lasso_step(weights: Any, squares: Any, axes: Axes, size: int, amount: Any) -> Any:
+    """Returns the proximal step of the group lasso: groups shrink, and weak ones become zero.
+
+    w_g <- w_g * max(0, 1 - amount * sqrt(size) / ||w_g||_2): the proximal operator of
+    `amount * sqrt(size) * ||w_g||_2` (Parikh and Boyd, "Proximal algorithms", 2014, section 6.5.1,
+    block soft thresholding).
+
+    Args:
+        weights: Weights, any shape.
+        squares: As in `group_lasso_gradient`.
+        axes: As in `group_lasso_gradient`.
+        size: Number of weights in each group.
+        amount: Learning rate times strength, 0 or more.
+
+    Returns:
+        A tensor of the shape of `weights`, in float32.
+
+    Example:
+        >>> small = group_lasso_step(ops.array([[3.0], [4.0]]), ops.array([25.0]), 1, 4, 0.5)
+        >>> [round(float(value), 3) for value in small[:, 0]]
+        [2.4, 3.2]
+    """
+    weights = ops.convert_to_tensor(weights, dtype="float32")
+    zero = squares <= 0
+    norms = ops.sqrt(ops.where(zero, 1.0, squares))
+    kept = ops.where(zero, 0.0, ops.maximum(1.0 - amount * size**0.5 / norms, 0.0))
+    return weights * _along(kept, weights, axes)
+
+
+def _along(values: Any, weights: Any, axes: Axes) -> Any:
+    """Returns one number for each group in a shape that broadcasts to the weights."""
+    own = _own(len(weights.shape), axes)
+    return ops.reshape(values, [n if axis in own else 1 for axis, n in enumerate(weights.shape)])
 
 
 def norm_scale(norm: Mapping[str, np.ndarray], epsilon: float) -> np.ndarray:
@@ -136,12 +171,16 @@ def find_zero_filters(kernel: np.ndarray, axis: int) -> np.ndarray:
 def smallest(scores: np.ndarray, share: float) -> np.ndarray:
     """Returns which floor(share * count) groups have the smallest scores, always leaving one.
 
+    Args:
+        scores: Scores, any shape.
+        share: Share of them, 0 to 1.
+
     Example:
         >>> smallest(np.array([3.0, 1.0, 2.0, 4.0]), 0.5)
         array([False,  True,  True, False])
     """
     # Round first: 0.29 * 100 is 28.999999999999996 in floating point.
-    count = min(int(np.floor(round(share * len(scores), 6))), len(scores) - 1)
-    chosen = np.zeros(len(scores), dtype=bool)
-    chosen[np.argsort(scores, kind="stable")[:count]] = True
-    return chosen
+    count = min(int(np.floor(round(share * scores.size, 6))), scores.size - 1)
+    chosen = np.zeros(scores.size, dtype=bool)
+    chosen[np.argsort(scores, axis=None, kind="stable")[:count]] = True
+    return chosen.reshape(scores.shape)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 from keras import ops
@@ -25,7 +25,7 @@ from edgecompress.surgery.groups import (
 )
 
 # A number, or what gives it for a step of the optimizer.
-Strength = float | keras.optimizers.schedules.LearningRateSchedule
+Strength: TypeAlias = "float | keras.optimizers.schedules.LearningRateSchedule"
 
 
 def strength_at(strength: Strength, steps: Any) -> Any:

@@ -20,7 +20,8 @@ _SOURCES = sorted(
     if "demo" not in path.parts  # Has options of its own.
 )
 _PAGES = sorted([*(_ROOT / "docs").glob("*.md"), _ROOT / "README.md"])
-_OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
+# Variables of CSS are written alike.
+_OPTION = re.compile(r"(?<!var\()(?<![\w-])--[a-z][a-z0-9-]+")
 # Options of pip, of the app's build, of the programs in benchmarks/ that pages tell how to run, and
 # of the examples of plugins.
 _OTHERS = {

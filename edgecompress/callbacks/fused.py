@@ -24,7 +24,13 @@ def on_one_device(model: keras.Model) -> bool:
     if keras.backend.backend() != "tensorflow":
         return False
     strategy = getattr(model, "distribute_strategy", None)
-    return strategy is None or strategy.num_replicas_in_sync == 1
+    if strategy is None:
+        return True
+    import tensorflow as tf
+
+    # These wrap variables even on one device.
+    wraps = (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy)
+    return strategy.num_replicas_in_sync == 1 and not isinstance(strategy, wraps)
 
 
 def is_large(model: keras.Model, weight: Any) -> bool:

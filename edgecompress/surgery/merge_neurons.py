@@ -258,9 +258,9 @@ def _candidate(model: Any, analysis: Analysis, nodes: list[GraphNode], node: Gra
     if len(set(roots.tolist())) < len(roots):
         raise _Refused("its channels are tied to each other")
     consumers: dict[int, list[GraphNode]] = {}
-    for other in nodes:
-        for tensor in other.inputs:
-            consumers.setdefault(id(tensor), []).append(other)
+    for after in nodes:
+        for tensor in after.inputs:
+            consumers.setdefault(id(tensor), []).append(after)
     norm = analysis.following_norm.get(path, "")
     scaled, read, epsilon = _is_homogeneous(node.operation.activation), [], 0.0
     waiting = list(node.outputs)

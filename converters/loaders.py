@@ -7,6 +7,7 @@ anything else is refused by name.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import sys
@@ -27,6 +28,7 @@ from edgecompress.core.errors import (
 )
 from edgecompress.core.files import sha256
 from edgecompress.core.finite import check_weights
+from edgecompress.core.freed_memory import kept_freed
 from edgecompress.core.handover import leave_unread
 from edgecompress.core.keras_graph import walk_layers
 from edgecompress.core.learnt_ranges import settled_record, valid_record
@@ -40,7 +42,7 @@ Flavour = Literal["keras3", "tf_keras", "saved_model"]
 
 _BATCH = 32
 # Elements of a batch's inputs; intermediate results take a multiple of them.
-_BATCH_ELEMENTS = 1 << 20
+_BATCH_ELEMENTS = 1 << 19
 _WEIGHTS = "model.weights.h5"
 _MEMBERS = frozenset({"config.json", "metadata.json", _WEIGHTS})
 _DAMAGED = "Export the weights of an epoch before training diverged."
@@ -122,9 +124,9 @@ class LoadedModel:
         per_sample = max(1, sum(int(np.prod(x.shape[1:])) for x in inputs))
         batch = min(max(_BATCH_ELEMENTS // per_sample, 1), _BATCH)
         try:
-            with suppress_output():
-                # Tracing the model costs as much as some layer-by-layer calls.
-                much = len(inputs[0]) * per_sample > _BATCH_ELEMENTS
+            # Tracing the model costs as much as some layer-by-layer calls.
+            much = len(inputs[0]) * per_sample > 2 * _BATCH_ELEMENTS
+            with suppress_output(), kept_freed() if much else contextlib.nullcontext():
                 compute = self._graph if much and self._graph is not None else self.call
                 for start in range(0, len(inputs[0]), batch):
                     given = [tf.convert_to_tensor(x[start : start + batch]) for x in inputs]

@@ -8,7 +8,9 @@ engines, agreement, checks for a phone, report. The converter only makes its fil
 the same samples. Each row: user and system time of all processes, the most memory that they held
 together (proportional set size, sampled 20 times a second), bytes of the file, and microseconds of
 an inference in LiteRT with one thread (the median of 5 runs of each file, in turns). `floor` is
-what importing TensorFlow and Keras alone costs, as shares of the converter's time and memory.
+the least that a checked export costs, in one process: it imports TensorFlow and Keras, loads the
+model, and runs it and the converter's finished file on the samples, without converting anything; as
+shares of the converter's time and memory.
 
 With `--results`, pairs are kept in that file, and a benchmark that was interrupted, or asked for
 more pairs, continues. With `--docs`, the table of all results replaces what is between the page's
@@ -54,7 +56,21 @@ open(sys.argv[3], "wb").write(converter.convert())
 """
 
 
-_IMPORT = "import tensorflow, keras"
+_FLOOR = """
+import sys
+import keras, numpy as np, tensorflow as tf
+model = keras.saving.load_model(sys.argv[1])
+x = np.load(sys.argv[2])["x"]
+model.predict(x, batch_size=4, verbose=0)
+interpreter = tf.lite.Interpreter(sys.argv[3], num_threads=1)
+interpreter.allocate_tensors()
+entry = interpreter.get_input_details()[0]
+scale, zero = entry["quantization"]
+for sample in x:
+    codes = np.clip(np.round(sample[None] / scale) + zero, -128, 127).astype("int8")
+    interpreter.set_tensor(entry["index"], codes)
+    interpreter.invoke()
+"""
 
 
 def _application(name: str, side: int) -> Callable[[], object]:
@@ -210,7 +226,8 @@ def _measure(name: str, pairs: int, results: dict[str, Any], save: Callable[[], 
             order = (theirs, ours) if number % 2 else (ours, theirs)
             costs = [_run(command, folder) for command in order]
             costs = costs if number % 2 else costs[::-1]
-            costs.append(_run([sys.executable, "-P", "-c", _IMPORT], folder))
+            least = [sys.executable, "-P", "-c", _FLOOR, "model.keras", "x.npz", "theirs.tflite"]
+            costs.append(_run(least, folder))
             found["pairs"].append([dataclasses.asdict(cost) for cost in costs])
             save()
         files = [folder / "theirs.tflite", next((folder / "out").glob("*_int8.tflite"))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,13 +11,11 @@ from edgecompress.core.errors import NotFiniteError, UnsupportedModelError
 from edgecompress.core.keras_graph import functional_of, graph_nodes, walk_layers
 
 
-def weight_arrays(layer: Any) -> list[np.ndarray]:
-    """Returns the floating-point weights of a Keras layer, in float32."""
-    return [
-        np.asarray(weight.numpy()).astype(np.float32)
-        for weight in layer.weights
-        if "float" in str(getattr(weight.dtype, "name", weight.dtype))
-    ]
+def weight_arrays(layer: Any) -> Iterator[np.ndarray]:
+    """Yields the floating-point weights of a Keras layer, in float32, one at a time."""
+    for weight in layer.weights:
+        if "float" in str(getattr(weight.dtype, "name", weight.dtype)):
+            yield np.asarray(weight.numpy()).astype(np.float32, copy=False)
 
 
 def check_weights(model: Any, hint: str) -> None:

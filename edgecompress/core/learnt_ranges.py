@@ -48,7 +48,8 @@ def weight_hashes(model: Any) -> dict[str, str]:
     for layer in walk_layers(model):
         for array in weight_arrays(layer):
             digest = digests.setdefault(layer.name, hashlib.sha256())
-            digest.update(repr(array.shape).encode() + np.ascontiguousarray(array).tobytes())
+            digest.update(repr(array.shape).encode())
+            digest.update(np.ascontiguousarray(array))
     return {name: digest.hexdigest()[:16] for name, digest in digests.items()}
 
 

@@ -18,6 +18,7 @@ _PAGES = sorted([*(_ROOT / "docs").glob("*.md"), *_ROOT.glob("*.md")])
 # Pages whose Python blocks, run one after the other, make a whole program.
 _PROGRAMS = (
     "binary_and_ternary",
+    "budgets",
     "deep_compression",
     "finalize",
     "getting_started",

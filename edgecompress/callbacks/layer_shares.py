@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgecompress.core.errors import ArgumentError, few
+from edgecompress.core.errors import ArgumentError
+from edgecompress.core.per_layer import check_patterns, first_matches
 from edgecompress.schedules.base import Schedule
 
 # A step by which a schedule that never ends has settled.
@@ -28,12 +28,8 @@ def check_shares(per_layer: Mapping[str, Any] | None, schedule: Schedule) -> dic
         return {}
     if not isinstance(per_layer, Mapping):
         raise ArgumentError("per_layer", "map names of layers to shares", per_layer)
+    check_patterns(per_layer)
     for pattern, share in per_layer.items():
-        try:
-            re.compile(pattern)
-        except (re.error, TypeError) as error:
-            rule = "hold valid regular expressions"
-            raise ArgumentError("per_layer", rule, pattern, f"{error}.") from error
         number = isinstance(share, (int, float)) and not isinstance(share, bool)
         if not number or not 0 <= share < 1:
             rule = "map to shares of at least 0 and below 1"
@@ -67,14 +63,5 @@ def factors(
         >>> factors(["stem", "conv_1", "head"], {"stem": 0.0, "conv.*": 0.9}, ConstantSparsity(0.6))
         [0.0, 1.5, None]
     """
-    found: list[float | None] = []
-    used: set[str] = set()
-    for name in names:
-        matching = [pattern for pattern in per_layer if re.fullmatch(pattern, name)]
-        used.update(matching)
-        found.append(per_layer[matching[0]] / final_sparsity(schedule) if matching else None)
-    unused = [pattern for pattern in per_layer if pattern not in used]
-    if unused:
-        rule = f"match the whole name of a pruned layer ({few(list(names), 8)})"
-        raise ArgumentError("per_layer", rule, unused[0])
-    return found
+    shares = first_matches(names, per_layer, "a pruned layer")
+    return [None if share is None else share / final_sparsity(schedule) for share in shares]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from edgecompress.core.errors import ArgumentError, few
+from edgecompress.core.errors import ArgumentError
 from edgecompress.core.fusion import FusedGraph
 from edgecompress.core.inner_kernels import inner_kernels
 from edgecompress.core.keras_graph import layers_by_name
 from edgecompress.core.layer_kinds import exact_kind_of
 from edgecompress.core.options import named, named_config
+from edgecompress.core.per_layer import check_patterns, first_matches
 from edgecompress.core.record import CompressionRecord
 from edgecompress.core.shared_values import per_tensor
 from edgecompress.precisions.base import PRECISIONS, QUANTIZED_BY, Place, Precision
@@ -52,13 +52,8 @@ def check_mix(base: Precision, per_layer: Mapping[str, Precision]) -> None:
     Raises:
         ArgumentError: an expression is invalid, or a precision has other activations.
     """
-    for pattern, precision in per_layer.items():
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ArgumentError(
-                "per_layer", "hold valid regular expressions", pattern, f"{error}."
-            ) from error
+    check_patterns(per_layer)
+    for precision in per_layer.values():
         if type(precision) not in PRECISIONS.values():
             known = ", ".join(kind.__name__ for kind in PRECISIONS.values())
             raise ArgumentError("per_layer", f"hold an object of {known}", precision)
@@ -124,22 +119,13 @@ def assign(
     """
     per_layer = per_layer or {}
     check_mix(base, per_layer)
+    layers = [place.layer for place in places.values()]
+    given = first_matches(layers, per_layer, "a layer with weights")
     found: dict[str, Precision] = {}
-    used: set[str] = set()
-    for kernel, place in places.items():
-        matching = [p for p in per_layer if re.fullmatch(p, place.layer)]
-        used.update(matching)
-        chosen = per_layer[matching[0]] if matching else base.weights_at(place)
+    for (kernel, place), own in zip(places.items(), given, strict=True):
+        chosen = base.weights_at(place) if own is None else own
         if chosen != base:
             found[kernel] = chosen
-    for pattern in per_layer:
-        if pattern not in used:
-            layers = list(dict.fromkeys(place.layer for place in places.values()))
-            raise ArgumentError(
-                "per_layer",
-                f"match the whole name of a layer with weights ({few(layers, 8)})",
-                pattern,
-            )
     return found
 
 

@@ -95,6 +95,8 @@ def lottery_ticket(
         rule = "read the weights alone, because rounds prune between two trainings"
         raise ArgumentError("criterion", rule, scored)
     chosen: Pattern = named(PATTERNS, pattern, "pattern")
+    if chosen.compares_layers:
+        raise ArgumentError("pattern", "prune parts of layers, not whole ones", chosen)
     groups = SCOPES[scope]
     kernels = observed_kernels(model, layers, chosen, scored)
     owners = {id(kernel.layer) for kernel in kernels}

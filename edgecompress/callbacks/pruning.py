@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -148,6 +149,8 @@ class Pruning(CompressionCallback):
         self.layers = layer_choice(layers)
         self.scope = scope
         self._groups = SCOPES[scope]
+        if self.pattern.compares_layers:
+            self._check_comparison()
         self._pruned: list[_Pruned] = []
         self._apply: Callable[[], Any] = bool
         self._hook: UpdateHook | None = None
@@ -264,10 +267,33 @@ class Pruning(CompressionCallback):
                     f"{layer}: {share}",
                 )
 
+    def _check_comparison(self) -> None:
+        """Refuses to compare layers where each is on its own."""
+        if all(len(group) == 1 for group in self._groups(2)):
+            raise ArgumentError(
+                "scope",
+                f"compare layers with each other, because {self.pattern} prunes whole layers",
+                self.scope,
+                'Use scope="global".',
+            )
+        shares = {layer: share for layer, share in self.per_layer.items() if share}
+        if shares:
+            raise ArgumentError(
+                "per_layer",
+                f"map to 0, which protects a layer, because {self.pattern} prunes whole layers",
+                shares,
+            )
+
     def _fitting(self, kernels: list[ChosenKernel]) -> list[ChosenKernel]:
         """Skips kernels that do not fit the pattern or the criterion."""
         chosen = []
         self._views = views_of(self.criterion, self.model)
+        spared = self.pattern.spared(
+            self.model,
+            # What another callback may take counts as gone.
+            dict.fromkeys(self._whole_layers_of_others(), math.inf)
+            | {kernel.layer.name: float(np.prod(kernel.variable.shape)) for kernel in kernels},
+        )
         for kernel in kernels:
             shape = _shape_of(kernel)
             reason = why_not(self.criterion, kernel.layer, shape, self._views)
@@ -281,11 +307,23 @@ class Pruning(CompressionCallback):
                     f"{kernel.name} is not pruned: {reason}, so the criterion {self.criterion} "
                     f"cannot score it. Prune it with a separate {type(self).__name__}."
                 )
+            elif kernel.layer.name in spared:
+                self.note(f"{kernel.name} is not pruned: {spared[kernel.layer.name]}.")
             else:
                 chosen.append(kernel)
         if not chosen:
             raise ArgumentError(*self._pattern_argument(), " ".join(self.notes))
         return chosen
+
+    def _whole_layers_of_others(self) -> list[str]:
+        """Returns the layers that other callbacks of this fit prune as a whole."""
+        owners = {id(hook.owner): hook.owner for hook in self.session.updates()}
+        others = [
+            owner
+            for owner in owners.values()
+            if isinstance(owner, Pruning) and owner.pattern.compares_layers
+        ]
+        return [pruned.layer for other in others for pruned in other._pruned]
 
     def _pattern_argument(self) -> tuple[str, str, Any]:
         """Returns what an error says of a pattern that fits no kernel: argument, rule, value."""
@@ -400,6 +438,12 @@ class Pruning(CompressionCallback):
         last = self.schedule.last_update(end)
         target = self._target(end)
         if total >= target - 0.01:
+            return
+        if last and step >= last and self._target(last) >= target - 0.01:
+            self.note(
+                f"Sparsity is {total:.3f} of the weights; the schedule's {target:.3f} counts "
+                f"{self.pattern.title}, which are not of one size."
+            )
             return
         reason = f"frequency {self.schedule.frequency} puts the last mask update at step {last}"
         if step < self.schedule.first_update:

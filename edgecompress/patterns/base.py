@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from edgecompress.core.kernel_shape import KernelShape
 from edgecompress.core.registry import Registry
@@ -32,6 +32,8 @@ class Pattern(ABC):
         <tf.Tensor: shape=(4,), dtype=bool, numpy=array([False, False,  True,  True])>
     """
 
+    compares_layers: ClassVar[bool] = False
+
     @property
     def highest_sparsity(self) -> float:
         """The largest share of weights that the pattern can prune."""
@@ -45,6 +47,16 @@ class Pattern(ABC):
     def fits(self, kernel: KernelShape) -> bool:
         """Returns whether a kernel can be pruned in this pattern."""
         return True
+
+    def spared(self, model: Any, kernels: Mapping[str, float]) -> Mapping[str, str]:
+        """Returns which kernels have to stay whatever their scores, with the reason.
+
+        Args:
+            model: The model.
+            kernels: Layer -> number of weights of its kernel; infinity for a layer that another
+                callback may prune as a whole.
+        """
+        return {}
 
     @abstractmethod
     def units(self, scores: Any, kernel: KernelShape) -> Any:

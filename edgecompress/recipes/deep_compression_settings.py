@@ -200,6 +200,11 @@ class DeepCompression:
                 _is_number(share) and 0 <= share < 1,
             )  # fmt: skip
         check_rule("--scope", "be global or layer", self.scope, self.scope in ("global", "layer"))
+        whole_layers = named(PATTERNS, self.pattern, "--pattern").compares_layers
+        check_rule(
+            "--scope", f"be global with --pattern {self.pattern['name']}, whose units are layers",
+            self.scope, self.scope == "global" or not whole_layers,
+        )  # fmt: skip
         _ = FIRST_LAST[self.first_last]
         for layer, count in by_layer(self.clusters).items():
             check_rule(

@@ -2,5 +2,6 @@
 
 # Importing a rewrite registers it.
 from edgecompress.surgery import low_rank as low_rank
+from edgecompress.surgery import remove_branches as remove_branches
 from edgecompress.surgery import remove_channels as remove_channels
 from edgecompress.surgery.rewrites import REWRITES as REWRITES

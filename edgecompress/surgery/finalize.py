@@ -31,23 +31,25 @@ _HALF_TOLERANCE = 2e-2
 def finalize(
     model: keras.Model,
     tolerance: float = 1e-5,
-    rewrites: str | Rewrite | Iterable[str | Rewrite] = ("remove-channels",),
+    rewrites: str | Rewrite | Iterable[str | Rewrite] = ("remove-branches", "remove-channels"),
     dead_channels: Any = None,
     validation: Any = None,
 ) -> keras.Model:
-    """Returns a plain copy of a trained model without its redundant channels.
+    """Returns a plain copy of a trained model without its redundant channels and branches.
 
     Masks are baked in: pruned weights are zeros in the copy. An all-zero filter still produces a
     constant channel: its bias, transformed by BatchNormalization and the activation. If the next
     layer's bias can absorb that constant, the channel is removed from every layer it passes
     through: `b' = b + c * sum(W[..., channel, :])`. This is exact for Dense layers, 1x1
     convolutions and convolutions without padding, and for padded convolutions if the constant is 0.
-    Filters whose output is never read are removed as well. The record's notes list what has to stay
+    Filters whose output is never read are removed as well, and so are the branches of an Add that
+    hold a constant whatever the input, layers and all. The record's notes list what has to stay
     masked.
 
-    The result keeps the class (Sequential or Functional), layer names, dtype policies, trainable
-    flags, inputs and outputs; it is not compiled, loads without this package, and is compared
-    with the input model on random inputs before it is returned. Its `CompressionRecord` holds the
+    The result keeps the class (Sequential or Functional), the names of layers that stay, dtype
+    policies, trainable flags, inputs and outputs; it is not compiled, loads without this package,
+    and is compared with the input model on random inputs before it is returned. Its
+    `CompressionRecord` holds the
     record of the input model and `removed_channels`; `save` writes it next to the model.
 
     Args:
@@ -57,7 +59,7 @@ def finalize(
             inputs, relative to the largest output if that exceeds 1. Defaults to 1e-5. A rewrite
             that makes the model differ more is skipped, and a note says so.
         rewrites: What to do, in this order: names in `surgery.REWRITES`, `NAME:OPTION=VALUE`, or
-            rewrites. Defaults to `"remove-channels"`, as described above.
+            rewrites. Defaults to `"remove-branches"` and `"remove-channels"`, as described above.
         dead_channels: Real inputs, an array or a list of arrays, samples first: channels that hold
             one value on all of them, such as 0 behind a ReLU, are removed as that constant. This
             is exact on these samples only. The record and its notes say what went, and how

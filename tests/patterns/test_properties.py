@@ -20,7 +20,10 @@ pytestmark = pytest.mark.slow
 
 # No example database: the repository stays as it is.
 _SETTINGS = settings(max_examples=12, deadline=None, database=None, derandomize=True)
-_every_pattern = pytest.mark.parametrize("name", sorted(PATTERNS))
+# A pattern of whole layers has properties of several kernels: `test_layers.py`.
+_every_pattern = pytest.mark.parametrize(
+    "name", sorted(name for name in PATTERNS if not PATTERNS[name].compares_layers)
+)
 
 
 @st.composite

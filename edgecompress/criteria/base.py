@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgecompress.core.kernel_shape import KernelShape
+from edgecompress.core.options import Number, option
 from edgecompress.core.registry import Registry
 
 if TYPE_CHECKING:
@@ -227,6 +228,15 @@ class FilterCriterion(Criterion):
 
         filters, slopes = (kernel.by_filter(ops.cast(x, "float32")) for x in (weights, gradient))
         return self.observe_filters(filters, slopes, statistics, step)
+
+
+def momentum_option(default: float) -> Any:
+    """Returns the field of a criterion with the `momentum` of `moving_average`."""
+    return option(
+        default,
+        "Weight of the past in the moving average, 0 to 1.",
+        Number("SHARE", "be a number from 0 to 1", 0.0, 1.0),
+    )
 
 
 def moving_average(past: Any, value: Any, momentum: float, step: Any) -> Any:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from edgecompress.core.options import Flag, Number, option
-from edgecompress.criteria.base import CRITERIA, FilterCriterion, moving_average
+from edgecompress.core.options import Flag, option
+from edgecompress.criteria.base import CRITERIA, FilterCriterion, momentum_option, moving_average
 
 
 @CRITERIA.register("fisher")
@@ -38,11 +38,7 @@ class Fisher(FilterCriterion):
 
     statistics: ClassVar[tuple[str, ...]] = ("fisher",)
 
-    momentum: float = option(
-        0.9,
-        "Weight of the past in the moving average, 0 to 1.",
-        Number("SHARE", "be a number from 0 to 1", 0.0, 1.0),
-    )
+    momentum: float = momentum_option(0.9)
     cost: bool = option(True, "Divide by the filter's multiply-accumulates.", Flag())
 
     @property

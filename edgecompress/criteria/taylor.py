@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from edgecompress.core.options import Number, option
-from edgecompress.criteria.base import CRITERIA, Criterion, moving_average
+from edgecompress.criteria.base import CRITERIA, Criterion, momentum_option, moving_average
 
 
 @CRITERIA.register("taylor")
@@ -38,11 +37,7 @@ class Taylor(Criterion):
 
     statistics: ClassVar[tuple[str, ...]] = ("taylor",)
 
-    momentum: float = option(
-        0.9,
-        "Weight of the past in the moving average, 0 to 1.",
-        Number("SHARE", "be a number from 0 to 1", 0.0, 1.0),
-    )
+    momentum: float = momentum_option(0.9)
 
     @property
     def loss_power(self) -> float | None:

@@ -166,6 +166,17 @@ def test_the_constant_goes_through_activations_and_layers() -> None:
     assert _apart(model, small, _X[:, :2, :3, 0].reshape(4, 6)) <= 1e-5
 
 
+def test_a_layer_that_is_read_elsewhere_does_not_take_the_constant() -> None:
+    inputs = keras.Input((4,))
+    x = kl.Dense(4, name="stem")(inputs)
+    total = kl.Add(name="sum")([x, kl.Dense(4, name="branch")(inputs)])
+    model = _random(keras.Model(inputs, kl.Concatenate()([total, x])), ("branch",))
+    small = RemoveBranches().apply(model).model
+    assert isinstance(small.get_layer("sum"), kl.BatchNormalization)
+    x = _X[0, :, :4, 0]
+    np.testing.assert_allclose(small(x), model(x), rtol=1e-5, atol=1e-6)
+
+
 def _nested(sequential: bool) -> Any:
     inner = keras.Input((4,))
     branch = kl.Dense(4, name="second")(kl.Dense(6, "relu", name="first")(inner))

@@ -83,7 +83,7 @@ class PenalizedGroups:
         """Returns the variables, with their axes that count the groups."""
         gamma: list[tuple[keras.Variable, Axes]] = []
         if self.gamma is not None:
-            gamma.append((self.gamma, 0))
+            gamma.append((self.gamma, 0 if self.axes != () else ()))
         return [(self.kernel, self.axes), *gamma]
 
 

@@ -37,7 +37,6 @@ from edgecompress.costs.budget import Budget, check_budget
 from edgecompress.criteria import CRITERIA
 from edgecompress.criteria.base import Criterion
 from edgecompress.criteria.magnitude import Magnitude
-from edgecompress.surgery.groups import smallest
 from edgecompress.surgery.zero_filters import FrozenZeros
 
 PENALTY, PROXIMAL = "penalty", "proximal"
@@ -79,8 +78,8 @@ class GroupLasso(CompressionCallback):
             penalty that grows (Wang et al., "Neural pruning via growing regularization", 2021,
             https://arxiv.org/abs/2012.09243), for instance.
         groups: What becomes zero together: `"filters"`, all weights of one output channel or unit,
-            or a pattern of slices: `"input-channels"`, `"kernel-shapes"`, `"kernels"`. Defaults to
-            `"filters"`.
+            or a pattern of slices: `"input-channels"`, `"kernel-shapes"`, `"kernels"`; or
+            `"layers"` that a shortcut passes by, compared with each other. Defaults to `"filters"`.
         threshold: Groups below this share of their layer's largest norm become zero; 0 < t < 1.
             Norms of filters have BatchNormalization folded in. Defaults to 1e-2.
         final_sparsity: Share of each layer's groups to set to zero, 0 < s < 1; the weakest are
@@ -398,7 +397,7 @@ class GroupLasso(CompressionCallback):
         if self.final_sparsity is None:
             weak = {path: score < self.threshold for path, score in scores.items()}
         else:
-            weak = {path: smallest(score, self.final_sparsity) for path, score in scores.items()}
+            weak = self._groups.weakest(scores, self.final_sparsity)
         if not any(mask.any() for mask in weak.values()):
             self.note(
                 f"group lasso set no {self._unit} to zero: none is below {self.threshold} times "

@@ -1,4 +1,4 @@
-"""What group lasso takes as groups: filters that `finalize` removes, or slices of kernels.
+"""What group lasso takes as groups: filters that `finalize` removes, slices of kernels, layers.
 
 A kind of groups says what is penalized, how its groups compare, and how they become zero and stay
 it. Slices are those of the patterns: each `Slices` in `PATTERNS` is a kind of groups.
@@ -19,14 +19,18 @@ from edgecompress.callbacks.hooks import Hook, UpdateHook
 from edgecompress.callbacks.layer_choice import ChosenKernel, LayerChoice, choose_kernels
 from edgecompress.callbacks.observation import Observation, Observed, views_of, why_not
 from edgecompress.core.errors import ArgumentError
+from edgecompress.core.keras_graph import named_layers
 from edgecompress.core.kernel_shape import KernelShape
 from edgecompress.core.layer_kinds import exact_kind_of
 from edgecompress.criteria.base import Criterion
 from edgecompress.patterns import PATTERNS
+from edgecompress.patterns.layers import Layers
 from edgecompress.patterns.slices import Slices
+from edgecompress.surgery.channels import analyse
+from edgecompress.surgery.groups import smallest
 from edgecompress.surgery.zero_filters import FrozenZeros, zero_filters
 
-FILTERS = "filters"
+FILTERS, LAYERS = "filters", "layers"
 Attach = Callable[[Hook], Any]
 
 
@@ -49,6 +53,10 @@ class LassoGroups(ABC):
     def scores(self, seen: Observation | None) -> dict[str, np.ndarray]:
         """Returns each group's score divided by the largest of its layer, by the layer's name."""
 
+    def weakest(self, scores: Mapping[str, np.ndarray], share: float) -> dict[str, np.ndarray]:
+        """Returns a share of each layer's groups, those with the smallest scores."""
+        return {path: smallest(found, share) for path, found in scores.items()}
+
     @abstractmethod
     def zeros(self) -> list[np.ndarray]:
         """Returns which groups of each layer are entirely zero."""
@@ -64,7 +72,8 @@ class LassoGroups(ABC):
 
 def kinds() -> list[str]:
     """Returns the names of all kinds of groups."""
-    return [FILTERS, *(name for name, made in PATTERNS.items() if _is_slices(name, made))]
+    slices = (name for name, made in PATTERNS.items() if _is_slices(name, made))
+    return [FILTERS, *slices, LAYERS]
 
 
 def find_groups(
@@ -77,6 +86,8 @@ def find_groups(
     """
     if kind == FILTERS:
         return FilterGroups(model, layers, criterion, note)
+    if kind == LAYERS:
+        return LayerGroups(model, layers, criterion, note)
     pattern = PATTERNS[kind]()
     if not isinstance(pattern, Slices):
         raise ArgumentError("groups", "name groups that lie along axes of a kernel", kind)
@@ -178,12 +189,8 @@ class SliceGroups(LassoGroups):
         """As `LassoGroups.scores`."""
         found = {}
         for kernel, shape in self._kernels:
-            if seen is None:
-                weights = ops.convert_to_tensor(kernel.variable)
-                scores = self._criterion.score_kernel(weights, {}, shape)
-            else:
-                scores = seen.scores(kernel.variable)
-            units = self._pattern.units(ops.cast(scores, "float32"), shape)
+            scores = _weight_scores(self._criterion, seen, kernel, shape)
+            units = self._pattern.units(scores, shape)
             found[kernel.name] = np.asarray(ops.convert_to_numpy(units), np.float64)
         return _relative(found)
 
@@ -216,6 +223,107 @@ class SliceGroups(LassoGroups):
     def _mask(self, gone: np.ndarray, shape: KernelShape) -> np.ndarray:
         kept = self._pattern.expand(ops.convert_to_tensor(~gone), shape)
         return np.asarray(ops.convert_to_numpy(kept))
+
+
+class LayerGroups(LassoGroups):
+    """Whole layers with gamma of their BatchNormalization, compared with each other.
+
+    The layers on the path from inputs to outputs with the fewest weights stay; see the pattern
+    `layers`. Without its layer a residual branch holds a constant, and `finalize` removes it.
+    """
+
+    def __init__(
+        self, model: Any, layers: LayerChoice, criterion: Criterion, note: Callable[[str], None]
+    ) -> None:
+        """Finds the layers that a shortcut passes by."""
+        self._pattern, self._criterion = Layers(), criterion
+        self._views = views_of(criterion, model)
+        chosen = choose_kernels(model, layers, "penalized", note)
+        sizes = {kernel.layer.name: float(np.prod(kernel.variable.shape)) for kernel in chosen}
+        spared = self._pattern.spared(model, sizes)
+        norms = {k: v for a in analyse(model) for k, v in a.following_norm.items()}
+        live = dict(named_layers(model))
+        paths = {id(layer): path for path, layer in live.items()}
+        self._kernels: list[tuple[ChosenKernel, KernelShape]] = []
+        left_out, self.penalized = [], []
+        for kernel in chosen:
+            kind = exact_kind_of(kernel.layer)
+            axis = None if kind is None else kind.filter_axis
+            shape = KernelShape(tuple(kernel.variable.shape), axis)
+            reason = spared.get(kernel.layer.name)
+            reason = reason or why_not(criterion, kernel.layer, shape, self._views)
+            if reason is not None:
+                left_out.append(f"{kernel.name} is not penalized: {reason}.")
+                note(left_out[-1])
+                continue
+            norm = live.get(norms.get(paths[id(kernel.layer)], ""))
+            gamma = getattr(norm, "gamma", None)
+            size = int(np.prod(shape.shape)) + (0 if gamma is None else int(gamma.shape[0]))
+            self._kernels.append((kernel, shape))
+            self.penalized.append(PenalizedGroups(kernel.variable, (), gamma, size))
+        if not self._kernels:
+            raise ArgumentError(
+                "groups", "leave a layer that a shortcut passes by", LAYERS, " ".join(left_out)
+            )
+        self.paths = [kernel.name for kernel, _ in self._kernels]
+
+    def observe(self, hook: UpdateHook, attach: Attach) -> Observation:
+        """As `LassoGroups.observe`."""
+        kernels = [
+            Observed(kernel.name.replace("/", "_"), kernel.layer, kernel.variable, shape)
+            for kernel, shape in self._kernels
+        ]
+        return Observation(self._criterion, kernels, hook, attach, self._views)
+
+    def scores(self, seen: Observation | None) -> dict[str, np.ndarray]:
+        """Returns each layer's mean score divided by the largest of all layers, of shape (1,)."""
+        found = np.array([self._score(seen, *kernel) for kernel in self._kernels])
+        relative = found / max(float(found.max()), np.finfo(np.float64).tiny)
+        return {path: relative[i : i + 1] for i, path in enumerate(self.paths)}
+
+    def weakest(self, scores: Mapping[str, np.ndarray], share: float) -> dict[str, np.ndarray]:
+        """Returns a share of the layers, those with the smallest scores."""
+        chosen = smallest(np.concatenate([scores[path] for path in self.paths]), share)
+        return {path: chosen[i : i + 1] for i, path in enumerate(self.paths)}
+
+    def zeros(self) -> list[np.ndarray]:
+        """As `LassoGroups.zeros`."""
+        return [
+            np.array([not ops.convert_to_numpy(kernel.variable).any()])
+            for kernel, _ in self._kernels
+        ]
+
+    def silence(self, weak: Mapping[str, np.ndarray]) -> Sequence[str]:
+        """As `LassoGroups.silence`; with gamma zero, a normalized layer's mean output stays."""
+        for path, groups in zip(self.paths, self.penalized, strict=True):
+            if weak[path].any():
+                for variable, _ in groups.parts():
+                    variable.assign(np.zeros(variable.shape, "float32"))
+        return []
+
+    def frozen(self) -> list[FrozenZeros]:
+        """As `LassoGroups.frozen`."""
+        return [
+            FrozenZeros(variable, np.zeros((1,) * len(variable.shape), "float32"))
+            for groups, zero in zip(self.penalized, self.zeros(), strict=True)
+            if zero.any()
+            for variable, _ in groups.parts()
+            if not ops.convert_to_numpy(variable).any()
+        ]
+
+    def _score(self, seen: Observation | None, kernel: ChosenKernel, shape: KernelShape) -> float:
+        scores = _weight_scores(self._criterion, seen, kernel, shape)
+        return float(ops.convert_to_numpy(self._pattern.units(scores, shape)))
+
+
+def _weight_scores(
+    criterion: Criterion, seen: Observation | None, kernel: ChosenKernel, shape: KernelShape
+) -> Any:
+    """Returns the scores of a kernel's weights, in float32."""
+    if seen is not None:
+        return ops.cast(seen.scores(kernel.variable), "float32")
+    weights = ops.convert_to_tensor(kernel.variable)
+    return ops.cast(criterion.score_kernel(weights, {}, shape), "float32")
 
 
 def _is_slices(name: str, made: type) -> bool:

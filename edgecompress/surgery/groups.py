@@ -50,7 +50,7 @@ def group_squares(kernel: Any, axes: Axes, gamma: Any = None) -> Any:
     Args:
         kernel: Weights, any shape; tensor or array.
         axes: The axis, or axes, that count the groups.
-        gamma: Scale of the following BatchNormalization, of the groups' shape. Defaults to none.
+        gamma: Scale of the following BatchNormalization, (filters,). Defaults to none.
 
     Returns:
         A tensor of the shape of the axes, in float32.
@@ -60,7 +60,9 @@ def group_squares(kernel: Any, axes: Axes, gamma: Any = None) -> Any:
     others = tuple(axis for axis in range(rank) if axis not in _own(rank, axes))
     squares = ops.sum(ops.square(kernel), axis=others)
     if gamma is not None:
-        squares = squares + ops.square(ops.convert_to_tensor(gamma, dtype="float32"))
+        gammas = ops.square(ops.convert_to_tensor(gamma, dtype="float32"))
+        # One group alone has all of them.
+        squares = squares + (gammas if _own(rank, axes) else ops.sum(gammas))
     return squares
 
 

@@ -194,7 +194,7 @@ def test_a_strength_that_grows() -> None:
     assert json.loads(json.dumps(step["strength"]))["boundaries"] == [8]
 
 
-@pytest.mark.parametrize("kind", [name for name in kinds() if name != "filters"])
+@pytest.mark.parametrize("kind", [name for name in kinds() if name not in ("filters", "layers")])
 def test_slices_become_zero_and_stay_it(kind: str, tmp_path: Path) -> None:
     lasso = ec.GroupLasso(1e-3, groups=kind, final_sparsity=0.5, end_epoch=1, layers=["second"])
     model, history = _fit(lasso, 3)
@@ -223,6 +223,48 @@ def test_slices_are_compared_by_a_criterion(criterion: str) -> None:
     model, _ = _fit(lasso)
     zero = ~(model.get_layer("second").kernel.numpy() != 0).any(axis=(0, 1, 3))
     assert zero.sum() == 2
+
+
+def _blocks() -> Any:
+    keras.utils.set_random_seed(4)
+    x = inputs = keras.Input((8, 8, 3))
+    x = kl.Conv2D(8, 3, padding="same", name="stem")(x)
+    for block in range(3):
+        y = kl.Conv2D(8, 3, padding="same", name=f"branch_{block}")(x)
+        x = kl.Add()([x, kl.BatchNormalization(name=f"norm_{block}")(y)])
+    return keras.Model(inputs, kl.Dense(4, name="head")(kl.GlobalAveragePooling2D()(x)))
+
+
+@pytest.mark.parametrize("method", ["penalty", "proximal"])
+def test_the_weakest_layers_leave_their_branches(method: str, tmp_path: Path) -> None:
+    model = _blocks()
+    model.compile(keras.optimizers.SGD(0.05), LOSS)
+    lasso = ec.GroupLasso(1e-3, "layers", final_sparsity=0.4, method=method, end_epoch=1)
+    model.fit(X, Y, batch_size=16, epochs=3, verbose=0, callbacks=[lasso])
+    zero = [not model.get_layer(f"branch_{i}").kernel.numpy().any() for i in range(3)]
+    assert sum(zero) == 1
+    gone = f"norm_{zero.index(True)}"
+    assert not model.get_layer(gone).gamma.numpy().any()
+    assert all(any(name in note for note in lasso.notes) for name in ("stem", "head"))
+    model.save(tmp_path / "model.keras")
+    small = ec.finalize(ec.load_model(tmp_path / "model.keras"))
+    np.testing.assert_allclose(small(X), model(X), atol=1e-5)
+    assert not {layer.name for layer in small.layers} & {gone, f"branch_{zero.index(True)}"}
+
+
+def test_layers_need_a_shortcut() -> None:
+    with pytest.raises(ArgumentError, match="a shortcut passes by"):
+        _fit(ec.GroupLasso(1e-3, groups="layers"), 1)
+
+
+def test_a_layer_is_one_group() -> None:
+    kernel, gamma = _RNG.normal(size=(2, 3)), _RNG.normal(size=3)
+    squares = group_squares(kernel, (), gamma)
+    norm2 = (kernel**2).sum() + (gamma**2).sum()
+    assert float(squares) == pytest.approx(norm2, rel=1e-6)
+    shrunk = group_lasso_step(gamma, squares, (), 9, 0.1)
+    wanted = gamma * max(0.0, 1 - 0.1 * 3 / norm2**0.5)
+    np.testing.assert_allclose(shrunk, wanted, rtol=1e-5)
 
 
 def test_layers_without_such_groups_are_named() -> None:

@@ -17,6 +17,7 @@ from edgecompress.callbacks.channel_targets import ChannelTargets, find_targets
 from edgecompress.callbacks.fused import fused
 from edgecompress.callbacks.hooks import UpdateHook
 from edgecompress.callbacks.layer_choice import LayerChoice, layer_choice
+from edgecompress.callbacks.masked import mask_weights
 from edgecompress.callbacks.observation import Observation
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.importance import Importance
@@ -39,9 +40,7 @@ class _Kept:
     mask: keras.Variable
 
     def apply(self) -> None:
-        # Not a product: 0.0 and -0.0 are different bytes in a file.
-        value = ops.convert_to_tensor(self.variable)
-        self.variable.assign(ops.where(ops.convert_to_tensor(self.mask) > 0, value, 0.0))
+        mask_weights(self.variable, ops.convert_to_tensor(self.mask) > 0)
 
 
 class ChannelPruning(CompressionCallback):

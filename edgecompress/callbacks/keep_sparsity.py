@@ -14,6 +14,7 @@ from edgecompress.callbacks.base import CompressionCallback
 from edgecompress.callbacks.fused import fused
 from edgecompress.callbacks.hooks import UpdateHook
 from edgecompress.callbacks.layer_choice import LayerChoice, choose_kernels, layer_choice
+from edgecompress.callbacks.masked import mask_weights
 from edgecompress.core.errors import ArgumentError
 
 
@@ -26,9 +27,7 @@ class _Kept:
     mask: keras.Variable
 
     def apply(self) -> None:
-        self.kernel.assign(
-            ops.where(ops.convert_to_tensor(self.mask), ops.convert_to_tensor(self.kernel), 0.0)
-        )
+        mask_weights(self.kernel, ops.convert_to_tensor(self.mask))
 
 
 class KeepSparsity(CompressionCallback):

@@ -18,6 +18,7 @@ from edgecompress.callbacks.fused_penalty import PenalizedGroups
 from edgecompress.callbacks.hooks import Hook, UpdateHook
 from edgecompress.callbacks.layer_choice import ChosenKernel, LayerChoice, choose_kernels
 from edgecompress.callbacks.observation import Observation, Observed, views_of, why_not
+from edgecompress.callbacks.views import View
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.keras_graph import named_layers
 from edgecompress.core.kernel_shape import KernelShape
@@ -137,7 +138,23 @@ class FilterGroups(LassoGroups):
         return self.found.frozen(self._model)
 
 
-class SliceGroups(LassoGroups):
+class KernelGroups(LassoGroups):
+    """Groups of the kernels that `Pruning` prunes."""
+
+    _criterion: Criterion
+    _views: Mapping[str, View]
+    _kernels: list[tuple[ChosenKernel, KernelShape]]
+
+    def observe(self, hook: UpdateHook, attach: Attach) -> Observation:
+        """As `LassoGroups.observe`."""
+        kernels = [
+            Observed(kernel.name.replace("/", "_"), kernel.layer, kernel.variable, shape)
+            for kernel, shape in self._kernels
+        ]
+        return Observation(self._criterion, kernels, hook, attach, self._views)
+
+
+class SliceGroups(KernelGroups):
     """The slices of a pattern in each kernel; as zeros they change nothing else."""
 
     def __init__(
@@ -151,8 +168,7 @@ class SliceGroups(LassoGroups):
         """Finds the kernels that have such slices."""
         self._pattern, self._criterion = pattern, criterion
         self._views = views_of(criterion, model)
-        self._kernels: list[tuple[ChosenKernel, KernelShape]] = []
-        left_out = []
+        self._kernels, left_out = [], []
         for kernel in choose_kernels(model, layers, "penalized", note):
             kind = exact_kind_of(kernel.layer)
             axis = None if kind is None else kind.filter_axis
@@ -176,14 +192,6 @@ class SliceGroups(LassoGroups):
             count = int(np.prod([shape.shape[axis] for axis in axes]))
             size = int(np.prod(shape.shape)) // count
             self.penalized.append(PenalizedGroups(kernel.variable, axes, None, size))
-
-    def observe(self, hook: UpdateHook, attach: Attach) -> Observation:
-        """As `LassoGroups.observe`."""
-        kernels = [
-            Observed(kernel.name.replace("/", "_"), kernel.layer, kernel.variable, shape)
-            for kernel, shape in self._kernels
-        ]
-        return Observation(self._criterion, kernels, hook, attach, self._views)
 
     def scores(self, seen: Observation | None) -> dict[str, np.ndarray]:
         """As `LassoGroups.scores`."""
@@ -225,7 +233,7 @@ class SliceGroups(LassoGroups):
         return np.asarray(ops.convert_to_numpy(kept))
 
 
-class LayerGroups(LassoGroups):
+class LayerGroups(KernelGroups):
     """Whole layers with gamma of their BatchNormalization, compared with each other.
 
     The layers on the path from inputs to outputs with the fewest weights stay; see the pattern
@@ -244,8 +252,7 @@ class LayerGroups(LassoGroups):
         norms = {k: v for a in analyse(model) for k, v in a.following_norm.items()}
         live = dict(named_layers(model))
         paths = {id(layer): path for path, layer in live.items()}
-        self._kernels: list[tuple[ChosenKernel, KernelShape]] = []
-        left_out, self.penalized = [], []
+        self._kernels, left_out, self.penalized = [], [], []
         for kernel in chosen:
             kind = exact_kind_of(kernel.layer)
             axis = None if kind is None else kind.filter_axis
@@ -266,14 +273,6 @@ class LayerGroups(LassoGroups):
                 "groups", "leave a layer that a shortcut passes by", LAYERS, " ".join(left_out)
             )
         self.paths = [kernel.name for kernel, _ in self._kernels]
-
-    def observe(self, hook: UpdateHook, attach: Attach) -> Observation:
-        """As `LassoGroups.observe`."""
-        kernels = [
-            Observed(kernel.name.replace("/", "_"), kernel.layer, kernel.variable, shape)
-            for kernel, shape in self._kernels
-        ]
-        return Observation(self._criterion, kernels, hook, attach, self._views)
 
     def scores(self, seen: Observation | None) -> dict[str, np.ndarray]:
         """Returns each layer's mean score divided by the largest of all layers, of shape (1,)."""

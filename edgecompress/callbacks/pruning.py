@@ -23,6 +23,7 @@ from edgecompress.callbacks.layer_choice import (
     layer_choice,
 )
 from edgecompress.callbacks.layer_shares import check_shares, factors, final_sparsity
+from edgecompress.callbacks.masked import mask_weights
 from edgecompress.callbacks.observation import Observation, Observed, views_of, why_not
 from edgecompress.callbacks.views import View
 from edgecompress.core.errors import ArgumentError
@@ -65,8 +66,7 @@ class _Pruned:
     factor: float | None = None
 
     def apply(self, mask: Any) -> None:
-        # Not a product: 0.0 and -0.0 are different bytes in a file.
-        self.kernel.assign(ops.where(mask, ops.convert_to_tensor(self.kernel), 0.0))
+        mask_weights(self.kernel, mask)
 
     def zeros(self) -> int:
         kernel = ops.convert_to_numpy(self.kernel)

@@ -20,12 +20,11 @@ class Cost(ABC):
     """Something that a model takes: how it is measured, and which layers it comes from.
 
     Example:
-        >>> @cost("layers")
-        ... class Layers(Cost):
+        >>> class Layers(Cost):  # registered with @cost("layers")
         ...     unit = "layers"
         ...     def measure(self, model, target=None): return len(model.layers)
         ...     def by_layer(self, model, target=None): return {x.name: 1 for x in model.layers}
-        >>> COSTS["layers"].parse(12, "layers")
+        >>> Layers().parse(12, "layers")
         12
     """
 

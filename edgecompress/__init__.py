@@ -21,6 +21,7 @@ _PUBLIC = {
     "ChannelPruning": "edgecompress.callbacks.channel_pruning",
     "KeepSparsity": "edgecompress.callbacks.keep_sparsity",
     "GroupLasso": "edgecompress.callbacks.group_lasso",
+    "Distillation": "edgecompress.callbacks.distillation",
     "QuantizationAwareTraining": "edgecompress.callbacks.quantization_aware_training",
     "WeightClustering": "edgecompress.callbacks.weight_clustering",
     "Binarize": "edgecompress.callbacks.binarize",

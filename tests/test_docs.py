@@ -20,6 +20,7 @@ _PROGRAMS = (
     "binary_and_ternary",
     "budgets",
     "deep_compression",
+    "distillation",
     "finalize",
     "getting_started",
     "group_lasso",

@@ -24,7 +24,7 @@ _MAY_IMPORT = {
     "criteria": {"core"},
     "patterns": {"core"},
     "callbacks": {"core", "schedules", "costs", "criteria", "patterns", "precisions", "layers",
-                  "surgery"},
+                  "surgery", "training"},
     "baselines": {"core", "criteria", "patterns", "surgery", "callbacks", "inspection"},
     "converters": {"core", "flatbuffers", "engines", "precisions", "post_training", "layers"},
     "simulation": {"core", "flatbuffers", "precisions", "converters"},

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -49,7 +50,8 @@ def own_training(model: keras.Model) -> str | None:
     Such a method may not add `model.losses`, which holds the layers' penalties, to its loss.
     """
     for name in ("train_step", "compute_loss"):
-        found = getattr(model, name)
+        # Hooks wrap these, too.
+        found = inspect.unwrap(getattr(model, name))
         if getattr(found, "__func__", found) is not getattr(keras.Model, name):
             return name
     return None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgecompress.core.registry import Registry
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 LOSSES: Registry[type[TeacherLoss]] = Registry("loss")
+LAYER_LOSSES: Registry[type[LayerLoss]] = Registry("layer loss")
 
 _SMALLEST = 1e-7
 
@@ -52,6 +53,8 @@ class TeacherLoss(ABC):
     """
 
     weight: float
+    # Whether the outputs have to stand for probabilities.
+    of_classes: ClassVar[bool] = True
 
     @abstractmethod
     def compare(self, teacher: Any, student: Any, outputs: Outputs) -> Any:
@@ -61,6 +64,43 @@ class TeacherLoss(ABC):
             teacher: The teacher's logits, (samples, classes).
             student: The student's, of the same shape; gradients flow only to it.
             outputs: The kind of the outputs.
+        """
+
+
+class LayerLoss(ABC):
+    """Compares what a layer of the student and a layer of its teacher compute for the same samples.
+
+    A frozen dataclass like `TeacherLoss`, and part of the compiled train step like it.
+
+    Attributes:
+        weight: Factor of the loss of each pair of layers, which is added to the others.
+    """
+
+    weight: float
+
+    @abstractmethod
+    def why_not(
+        self,
+        teacher: Sequence[int | None],
+        student: Sequence[int | None],
+        channels: tuple[int, int],
+    ) -> str | None:
+        """Returns why two layers cannot be compared, a clause about their shapes; None if they can.
+
+        Args:
+            teacher: Shape of the teacher's layer, (samples, ...).
+            student: Shape of the student's.
+            channels: The axis of channels in either shape.
+        """
+
+    @abstractmethod
+    def compare(self, teacher: Any, student: Any, channels: tuple[int, int]) -> Any:
+        """Returns a loss for each sample, (samples,); 0 if both agree.
+
+        Args:
+            teacher: What the teacher's layer computes, (samples, ...).
+            student: What the student's does; gradients flow only to it.
+            channels: The axis of channels in either.
         """
 
 

@@ -82,6 +82,14 @@ def quantized(model: Any) -> dict[str, Any]:
     return _fitted(model, *callbacks, validation_data=(X, Y))
 
 
+def distilled(model: Any) -> dict[str, Any]:
+    """`residual` taught by another of its kind, outputs and a layer."""
+    teacher = residual()
+    for variable in teacher.trainable_variables:
+        variable.assign(variable * 1.5)
+    return _fitted(model, ec.Distillation(teacher, "distillation:weight=0.5", {"sum_relu": "relu"}))
+
+
 def compressed(model: Any) -> dict[str, Any]:
     """Every other callback on a layer of `dense`."""
     watch = Watch("groups")
@@ -105,6 +113,7 @@ def thinned(model: Any) -> dict[str, Any]:
 def main(folder: Path) -> None:
     """Runs on JAX; the quantized model on as many devices as there are."""
     found: dict[str, Any] = {"compressed": compressed(dense()), "thinned": thinned(residual())}
+    found["distilled"] = distilled(residual())
     keras.distribution.set_distribution(keras.distribution.DataParallel())
     found["devices"] = len(keras.distribution.list_devices())
     model = residual()

@@ -95,6 +95,10 @@ def test_channels_under_a_budget_are_the_same(on_jax: dict[str, Any]) -> None:
     assert 0 < want["history"]["channel_pruning_zero_share"][-1] < 1
 
 
+def test_distillation_is_the_same(on_jax: dict[str, Any]) -> None:
+    _compare(on_jax["distilled"], fits.distilled(fits.residual()))
+
+
 def test_what_does_not_run_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     model = fits.residual()
     bounds = LearntBounds(model)

@@ -26,6 +26,9 @@ CALLBACKS: dict[str, Callable[..., Any]] = {
     "channel_pruning": lambda **more: ec.ChannelPruning(ec.Budget(macs=0.9), "magnitude", **more),
     "group_lasso": lambda **more: ec.GroupLasso(1e-3, **more),
     "keep_sparsity": lambda **more: ec.KeepSparsity(**{"layers": lambda layer: True} | more),
+    "distillation": lambda layers=(), **more: ec.Distillation(
+        tiny(), layers=dict.fromkeys(layers, "hidden"), **more
+    ),
     "quantization_aware_training": lambda **more: ec.QuantizationAwareTraining(**more),
     "weight_clustering": lambda **more: ec.WeightClustering(4, **more),
     "binary_weights": lambda **more: ec.Binarize(first_and_last=True, **more),

@@ -22,6 +22,7 @@ CALLBACKS: dict[type, Callable[[], Any]] = {
     ec.KeepSparsity: lambda: ec.KeepSparsity(lambda layer: True),
     ec.ChannelPruning: lambda: ec.ChannelPruning(ec.Budget(parameters=0.9)),
     ec.GroupLasso: lambda: ec.GroupLasso(1e-3),
+    ec.Distillation: lambda: ec.Distillation(_model()),
     ec.QuantizationAwareTraining: lambda: ec.QuantizationAwareTraining(),
     ec.WeightClustering: lambda: ec.WeightClustering(4),
     ec.Binarize: lambda: ec.Binarize(first_and_last=True),
@@ -83,6 +84,7 @@ def _state(model: Any) -> dict[str, Any]:
     for part in (model, model.optimizer, *model.layers):
         for name in (
             "call",
+            "compute_loss",
             "convolution_op",
             "apply",
             "save_own_variables",

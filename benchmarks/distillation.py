@@ -6,7 +6,8 @@
 Hinton, Vinyals and Dean, 2015, https://arxiv.org/abs/1503.02531, section 6, train a model on 3 % of
 their data with hard and with soft targets. Here a student of one hidden layer of 100 units is
 trained on all images, on a share of them, and on the same share with soft targets of a teacher (two
-layers of 800 units, dropout) that has seen all. Each student takes as many steps from the same initial
+layers of 800 units, dropout) that has seen all. Each student takes as many steps from the same
+initial
 weights. Errors are of all 10,000 test images, of the last epoch: nothing is chosen on them.
 `--results` keeps every finished run: an interrupted benchmark continues.
 """

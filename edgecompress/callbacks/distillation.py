@@ -55,7 +55,8 @@ class Distillation(CompressionCallback):
         (1 - w) * L + w * T + A + R
 
     with L the compiled loss on the labels, T the loss against the teachers, w its weight, A the
-    loss of pairs of layers and R the penalties of layers. T is the sum over the outputs of the model,
+    loss of pairs of layers and R the penalties of layers. T is the sum over the outputs of the
+    model,
     each the mean over the batch; sample and class weights apply to L, T and A as Keras applies them
     to a loss. Outputs may be logits or probabilities, on either side. Several teachers count as one
     whose logits are their mean.

@@ -232,8 +232,8 @@ def table(rows: dict[str, Any]) -> str:
             continue
         start = [row["accuracy"] for row in found["dense", "1"]]
         parts.append(
-            f"**{task.title}**: dense {_mean(start)} %, {len(start)} seed(s). Accuracy minus dense, "
-            "points, and the share of MACs that is left:\n"
+            f"**{task.title}**: dense {_mean(start)} %, {len(start)} seed(s). Accuracy minus "
+            "dense in points, and the share of MACs that is left:\n"
         )
         shares = [str(share) for share in SHARES]
         parts.append("| method | " + " | ".join(f"{float(s):.1%} of MACs" for s in shares) + " |")
@@ -260,7 +260,7 @@ def _cell(found: list[dict[str, float]] | None) -> str:
 
 
 def _verdicts(found: dict[Any, Any], shares: list[str]) -> Iterable[str]:
-    """Says whether pruning beats the thinner network, and keeps to the limit at half of the MACs."""
+    """Says whether pruning beats the thinner network, and at half of the MACs the limit."""
     for share in shares:
         pruned = {
             method: fmean(row["lost"] for row in found[method, share])
@@ -290,15 +290,13 @@ def plot(rows: dict[str, Any], path: Path) -> None:
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         found = _by_method(rows, name)
         for method in METHODS:
-            points = sorted(
-                (fmean(r["macs"] for r in found[method, s]), fmean(r["lost"] for r in found[method, s]))
-                for s in map(str, SHARES)
-                if (method, s) in found
-            )  # fmt: skip
-            style = {"thinner": "k--", "tfmot": "k:"}.get(method, "o-")
-            axes.plot(
-                *zip(*points, strict=True), style, label=method, markersize=3
-            ) if points else None
+            runs = [found[method, str(share)] for share in SHARES if (method, str(share)) in found]
+            if runs:
+                macs, lost = (
+                    [fmean(row[name] for row in run) for run in runs] for name in ("macs", "lost")
+                )
+                style = {"thinner": "k--", "tfmot": "k:"}.get(method, "o-")
+                axes.plot(macs, lost, style, label=method, markersize=3)
         axes.axhline(0, color="0.6", linewidth=0.8)
         axes.set(title=TASKS[name].title, xlabel="share of MACs", ylabel="accuracy minus dense")
         axes.set_xscale("log", base=2)

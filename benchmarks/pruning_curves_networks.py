@@ -107,12 +107,28 @@ def load(task: Task, folder: Path) -> list[np.ndarray]:
 
 
 def fit(
-    keras: Any, model: Any, data: Any, epochs: int, rate: float, callbacks: Sequence[Any] = ()
+    keras: Any,
+    model: Any,
+    data: Any,
+    epochs: int,
+    rate: float,
+    callbacks: Sequence[Any] = (),
+    rounds: int = 1,
 ) -> float:
-    """Trains with Adam, its rate falling to 0 as half a cosine; returns the test accuracy in %."""
+    """Trains with Adam, its rate falling to 0 as half a cosine; returns the test accuracy in %.
+
+    What a callback does once an epoch, it does `rounds` times in each: they are cut into parts.
+    """
     x, y, x_test, y_test = data
-    decay = keras.optimizers.schedules.CosineDecay(rate, epochs * -(-len(x) // BATCH))
+    steps = -(-len(x) // BATCH) // rounds
+    decay = keras.optimizers.schedules.CosineDecay(rate, epochs * rounds * steps)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(decay), loss, metrics=["accuracy"])
-    model.fit(x, y, batch_size=BATCH, epochs=epochs, verbose=0, callbacks=list(callbacks))
+    parts: dict[str, Any] = {"x": x, "y": y, "batch_size": BATCH}
+    if rounds > 1:
+        import tensorflow as tf
+
+        samples = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(len(x)).repeat()
+        parts = {"x": samples.batch(BATCH), "steps_per_epoch": steps, "shuffle": False}
+    model.fit(**parts, epochs=epochs * rounds, verbose=0, callbacks=list(callbacks))
     return 100 * float(model.evaluate(x_test, y_test, batch_size=500, verbose=0)[1])

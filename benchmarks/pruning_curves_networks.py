@@ -86,7 +86,7 @@ def ds_cnn(keras: Any) -> Any:
 TASKS = {
     "resnet": Task("ResNet-20, Fashion-MNIST", "fashion", resnet20, 8, 1, 3, 3),
     "mobilenet": Task("MobileNetV1, Fashion-MNIST", "fashion", mobilenet_v1, 8, 1, 3, 1),
-    "ds_cnn": Task("DS-CNN, watch exercises", "watch", ds_cnn, 20, 4, 8, 1),
+    "ds_cnn": Task("DS-CNN, watch exercises", "watch", ds_cnn, 30, 6, 24, 1),
 }
 
 

@@ -59,7 +59,7 @@ def dense(task: Task, data: Any, seed: int, work: Path) -> dict[str, float]:
     before = fit(keras, model, data, task.dense_epochs, task.rate)
     model.save_weights(_weights(task, seed, work))
     epochs = task.pruning_epochs + task.tuning_epochs
-    after = fit(keras, model, data, epochs, task.rate / 2)
+    after = fit(keras, model, data, epochs, task.rate)
     return {"before": before, "after": after, **_row(model, max(before, after), 1.0)}
 
 
@@ -135,9 +135,9 @@ def _pruned(task: Task, data: Any, seed: int, work: Path, callback: Any) -> dict
     model = task.build(keras)
     model.load_weights(_weights(task, seed, work))
     whole = _macs(model)
-    fit(keras, model, data, task.pruning_epochs, task.rate / 2, [callback], ROUNDS)
+    fit(keras, model, data, task.pruning_epochs, task.rate, [callback], ROUNDS)
     small = ec.finalize(model)
-    accuracy = fit(keras, small, data, task.tuning_epochs, task.rate / 2)
+    accuracy = fit(keras, small, data, task.tuning_epochs, task.rate)
     return _row(small, accuracy, _macs(small) / whole)
 
 

@@ -24,7 +24,7 @@ class Task:
         pruning_epochs: In which channels become zero.
         tuning_epochs: Of what is left.
         seeds: How often all is repeated.
-        rate: Learning rate that dense training starts with; pruned networks start with a half.
+        rate: Learning rate that every training starts with.
     """
 
     title: str
@@ -84,8 +84,8 @@ def ds_cnn(keras: Any) -> Any:
 
 
 TASKS = {
-    "resnet": Task("ResNet-20, Fashion-MNIST", "fashion", resnet20, 8, 1, 3, 3),
-    "mobilenet": Task("MobileNetV1, Fashion-MNIST", "fashion", mobilenet_v1, 8, 1, 3, 1),
+    "resnet": Task("ResNet-20, Fashion-MNIST", "fashion", resnet20, 8, 1, 6, 3),
+    "mobilenet": Task("MobileNetV1, Fashion-MNIST", "fashion", mobilenet_v1, 8, 1, 6, 1),
     "ds_cnn": Task("DS-CNN, watch exercises", "watch", ds_cnn, 30, 6, 24, 1),
 }
 

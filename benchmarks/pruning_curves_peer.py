@@ -34,7 +34,7 @@ def pruned(
     model = prune.prune_low_magnitude(model, pruning_schedule=schedule)
     epochs = task.pruning_epochs + task.tuning_epochs
     update = [pruning_callbacks.UpdatePruningStep()]
-    accuracy = fit(tf_keras, model, data, epochs, task.rate / 2, update)
+    accuracy = fit(tf_keras, model, data, epochs, task.rate, update)
     stripped = prune.strip_pruning(model)
     parameters = sum(int(np.count_nonzero(array)) for array in stripped.get_weights())
     left = _macs(stripped, dense=False) / whole

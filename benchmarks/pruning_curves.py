@@ -41,6 +41,8 @@ from pruning_curves_networks import TASKS, Task, fit, load
 
 from edgecompress.core.files import write_atomic
 
+# `fisher` divides by a filter's cost, as the budget's ranking does again.
+OPTIONS = {"fisher": "fisher:cost=false"}
 CRITERIA = ("magnitude", "taylor", "fisher", "norm-scale", "geometric-median", "random")
 SHARES = (0.5, 0.25, 0.125)
 LASSO_STRENGTH = 1e-4
@@ -70,7 +72,8 @@ def criterion(name: str, share: float) -> Callable[..., dict[str, float]]:
         import edgecompress as ec
 
         last = task.pruning_epochs * ROUNDS - 1
-        callback = ec.ChannelPruning(ec.Budget(macs=share), criterion=name, end_epoch=last)
+        given = OPTIONS.get(name, name)
+        callback = ec.ChannelPruning(ec.Budget(macs=share), criterion=given, end_epoch=last)
         return _pruned(task, data, seed, work, callback)
 
     return run

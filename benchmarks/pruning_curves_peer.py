@@ -16,6 +16,9 @@ from tensorflow_model_optimization.python.core.sparsity.keras import (
     pruning_schedule,
 )
 
+# Of the masks.
+_UPDATES = 20
+
 
 def pruned(
     task: Task, data: Any, seed: int, share: float, weights: list[np.ndarray]
@@ -30,7 +33,9 @@ def pruned(
     whole, fixed = _macs(model, dense=True), _macs(model, dense=True, only_depthwise=True)
     sparsity = 1 - (share * whole - fixed) / (whole - fixed)
     steps = -(-len(data[0]) // BATCH)
-    schedule = pruning_schedule.PolynomialDecay(0.0, sparsity, 0, task.pruning_epochs * steps)
+    frequency = max(1, task.pruning_epochs * steps // _UPDATES)
+    end = _UPDATES * frequency  # The last update has to fall on it.
+    schedule = pruning_schedule.PolynomialDecay(0.0, sparsity, 0, end, frequency=frequency)
     model = prune.prune_low_magnitude(model, pruning_schedule=schedule)
     epochs = task.pruning_epochs + task.tuning_epochs
     update = [pruning_callbacks.UpdatePruningStep()]

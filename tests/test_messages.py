@@ -26,11 +26,11 @@ _OPTION = re.compile(r"(?<!var\()(?<![\w-])--[a-z][a-z0-9-]+")
 # of the examples of plugins.
 _OTHERS = {
     "--backend", "--bundle", "--docs", "--fashion-mnist", "--force-reinstall", "--images",
-    "--lanes",
+    "--jobs", "--lanes",
     "--max-operators", "--mnist", "--models", "--networks", "--pairs", "--published", "--resnet",
     "--results", "--rounds", "--seeds", "--tag", "--tflm-images", "--thinness", "--train",
     "--variants",
-    "--warmups", "--watch",
+    "--warmups", "--watch", "--work",
 }  # fmt: skip
 
 

@@ -75,6 +75,8 @@ class LowRank(Rewrite):
         given = [name for name in ("energy", "macs", "rank") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ArgumentError(given[1], f"be left out beside {given[0]}", getattr(self, given[1]))
+        if self.macs == 0:
+            raise ArgumentError("macs", "be greater than 0", self.macs)
         try:
             re.compile(self.layers)
         except re.error as error:
@@ -118,6 +120,7 @@ class LowRank(Rewrite):
         kernel = keras.ops.convert_to_numpy(layer.kernel)
         shape = kernel.shape
         before = _macs((Part(shape, tuple(range(len(shape) - 2))),), call)
+        limit = math.inf if self.macs is None else self.macs * before
         found, least = [], math.inf
         for method in self._methods(shape):
             if method.depthwise and not _depthwise_exists(layer):
@@ -125,7 +128,7 @@ class LowRank(Rewrite):
             ranks = self._ranks(method, kernel, before, call)
             after = _macs(method.parts(shape, ranks), call)
             least = min(least, after)
-            if after < before or self.slower:
+            if after <= limit and (after < before or self.slower):
                 found.append(factors_of(method, kernel, ranks, (before, after)))
         if not found:
             return f"a {self._asked} takes {least / before:.2f} times its multiply-accumulates"

@@ -26,6 +26,7 @@ _PUBLIC = {
     "WeightClustering": "edgecompress.callbacks.weight_clustering",
     "Binarize": "edgecompress.callbacks.binarize",
     "Ternarize": "edgecompress.callbacks.ternarize",
+    "VariationalDropout": "edgecompress.callbacks.variational_dropout",
     "FixedPointTraining": "edgecompress.callbacks.fixed_point_training",
     "PatternBinarization": "edgecompress.callbacks.pattern_binarization",
     "FastGroupedConvolutions": "edgecompress.callbacks.fast_grouped_convolutions",

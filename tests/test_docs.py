@@ -29,6 +29,7 @@ _PROGRAMS = (
     "qat",
     "quantization",
     "sepnet",
+    "variational",
     "weight_clustering",
 )
 

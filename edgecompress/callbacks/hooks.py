@@ -89,16 +89,25 @@ class Wrapping(Hook):
         target: The object.
         attribute: Name of the attribute.
         wrap: Called with the attribute as it is without this hook; returns its replacement.
+        innermost: Whether all other wrappers go around it, also those that are there already.
+            Defaults to False.
 
     Example:
         >>> Wrapping(layer, "call", lambda call: lambda x: 2 * call(x))  # doctest: +SKIP
     """
 
-    def __init__(self, target: Any, attribute: str, wrap: Callable[[Any], Any]) -> None:
+    def __init__(
+        self,
+        target: Any,
+        attribute: str,
+        wrap: Callable[[Any], Any],
+        innermost: bool = False,
+    ) -> None:
         self.target, self.attribute, self.wrap = target, attribute, wrap
+        self.innermost = innermost
 
     def attach(self, session: HookSession) -> None:
-        """Installs the wrapper around the existing ones."""
+        """Installs the wrapper around the existing ones, or inside them."""
         session.patch(self.target, self.attribute).add(self)
 
     def detach(self, session: HookSession) -> None:
@@ -366,7 +375,7 @@ class _Patch:
         object.__setattr__(target, _SESSION, session)
 
     def add(self, wrapping: Wrapping) -> None:
-        self._wrappings.append(wrapping)
+        self._wrappings.insert(0 if wrapping.innermost else len(self._wrappings), wrapping)
         self._put()
 
     def remove(self, wrapping: Wrapping) -> None:

@@ -330,7 +330,7 @@ class LatentWeights(KernelQuantization):
                     "latent_file", "lie in a folder that exists", str(self.latent_file)
                 )
             if self.latent_file.exists():
-                self._known.append(_read(self.latent_file))
+                self._known.append(read_latent(self.latent_file))
 
     def start(self, kernel: QuantizedKernel) -> None:
         """Resumes from the latent weights of an earlier fit if they belong to the kernel."""
@@ -414,7 +414,12 @@ class LatentWeights(KernelQuantization):
             write_atomic(self.latent_file, buffer.getvalue())
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+def read_latent(path: Path) -> dict[str, np.ndarray]:
+    """Reads the arrays that an earlier process has stored.
+
+    Raises:
+        ModelFileError: the file cannot be read, or is of another kind.
+    """
     try:
         arrays = read_arrays(path)
     except UnreadableFileError as error:

@@ -1,6 +1,6 @@
-"""Training the ends of ranges (LSQ, PACT): gradients found in the backward pass, and their updates.
+"""Training what is no weight: ends of ranges (LSQ, PACT), parameters of posteriors and priors.
 
-The ends are no weights of the model. The backward pass of the rounding finds their gradients; once
+They are no weights of the model. The backward pass of the rounding finds their gradients; once
 the optimizer has updated the weights, an optimizer of the same kind updates them, in the same
 compiled step.
 """
@@ -34,11 +34,24 @@ class LearntBounds:
 
     Args:
         model: The model being trained.
+        what: What they are, for errors. Defaults to ranges.
+        argument: The argument that asked for them, its rule and what else to do, for errors.
+        rate: Their learning rate divided by that of the weights. Defaults to 1.
     """
 
-    def __init__(self, model: keras.Model) -> None:
+    def __init__(
+        self,
+        model: keras.Model,
+        what: str = "ranges that are learnt by gradients (lsq, pact)",
+        argument: tuple[str, str, str] = (
+            "settings",
+            "have ranges that are not learnt by gradients (lsq, pact) on several devices",
+            'Use "mse", or one device.',
+        ),
+        rate: float = 1.0,
+    ) -> None:
         """Begins without any."""
-        self._model = model
+        self._model, self._what, self._argument, self._rate = model, what, argument, rate
         self._variables: dict[str, tuple[keras.Variable, Callable[[Any], Any]]] = {}
         self._gradients: dict[str, Any] = {}
         self._optimizer: Any = None
@@ -67,15 +80,11 @@ class LearntBounds:
         if not self._variables:
             return None
         # On JAX, a pass through the model cannot leave gradients behind for the update.
-        check_backend("ranges that are learnt by gradients (lsq, pact)", ["tensorflow"])
+        check_backend(self._what, ["tensorflow"])
         strategy = getattr(self._model, "distribute_strategy", None)
         if strategy is not None and strategy.num_replicas_in_sync > 1:
-            raise ArgumentError(
-                "settings",
-                "have ranges that are not learnt by gradients (lsq, pact) on several devices",
-                f"{strategy.num_replicas_in_sync} devices",
-                'Use "mse", or one device.',
-            )
+            name, rule, hint = self._argument
+            raise ArgumentError(name, rule, f"{strategy.num_replicas_in_sync} devices", hint)
         return UpdateHook(self._update)
 
     def prepare(self) -> None:
@@ -109,7 +118,8 @@ class LearntBounds:
             ops.zeros_like(variable) if name not in gradients else gradients[name] / factor
             for name, (variable, _) in self._variables.items()
         ]
-        self._optimizer.learning_rate = ops.convert_to_tensor(self._innermost().learning_rate)
+        rate = ops.convert_to_tensor(self._innermost().learning_rate)
+        self._optimizer.learning_rate = rate if self._rate == 1 else self._rate * rate
         variables = [variable for variable, _ in self._variables.values()]
         self._optimizer.apply(ordered, variables)
         for variable, allowed in self._variables.values():

@@ -34,6 +34,7 @@ CALLBACKS: dict[str, Callable[..., Any]] = {
     "binary_weights": lambda **more: ec.Binarize(first_and_last=True, **more),
     "ternary_weights": lambda **more: ec.Ternarize(first_and_last=True, **more),
     "fixed_point_training": lambda **more: ec.FixedPointTraining(8, 5, **more),
+    "variational_dropout": lambda **more: ec.VariationalDropout(64, **more),
     "pattern_binarization": lambda **more: ec.PatternBinarization(**more),
 }
 # These want their kernels for themselves: each its layer where all are in one fit.
@@ -42,6 +43,7 @@ EXCLUSIVE = {
     "binary_weights": "hidden",
     "ternary_weights": "classes",
     "fixed_point_training": "other",
+    "variational_dropout": "dropped",
 }
 X = np.random.default_rng(0).normal(size=(64, 6)).astype("float32")
 Y = (X[:, 0] > 0).astype("int32")
@@ -57,6 +59,7 @@ def tiny() -> Any:
             keras.layers.Flatten(),
             keras.layers.Dense(8, activation="relu", name="hidden"),
             keras.layers.Dense(8, activation="relu", name="other"),
+            keras.layers.Dense(8, activation="relu", name="dropped"),
             keras.layers.Dense(2, name="classes"),
         ]
     )

@@ -28,6 +28,7 @@ CALLBACKS: dict[type, Callable[[], Any]] = {
     ec.Binarize: lambda: ec.Binarize(first_and_last=True),
     ec.FixedPointTraining: lambda: ec.FixedPointTraining(8, 5),
     ec.Ternarize: lambda: ec.Ternarize(first_and_last=True),
+    ec.VariationalDropout: lambda: ec.VariationalDropout(32, initial_log_variance=-3.0),
     ec.PatternBinarization: lambda: ec.PatternBinarization(),
     ec.FastGroupedConvolutions: lambda: ec.FastGroupedConvolutions(),
 }

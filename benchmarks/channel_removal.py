@@ -66,8 +66,10 @@ def made(name: str) -> Any:
 def silence(model: Any) -> None:
     """Sets every second channel of each group of tied channels to zero, wherever it is made."""
     from edgecompress.core.keras_graph import named_layers
+    from edgecompress.core.model_copy import variable_of
     from edgecompress.surgery.channels import analyse
-    from edgecompress.surgery.groups import filter_axis
+    from edgecompress.surgery.groups import FilterAxis
+    from edgecompress.surgery.rules import filters_of
 
     live = dict(named_layers(model))
     for analysis in analyse(model):
@@ -86,13 +88,13 @@ def silence(model: Any) -> None:
             layer = live.get(path)
             if layer is None or not dead.any():
                 continue
-            found = filter_axis(layer) if path in analysis.producers else None
-            parts = [] if found is None else [(found.attribute, found.axis)]
+            found = filters_of(layer) if path in analysis.producers else None
+            parts = [] if found is None else [*found.kernels, *found.biases]
             names = ("bias", "gamma", "beta", "moving_mean")
-            for name, axis in [*parts, *((n, -1) for n in names if n in use.call.weights)]:
-                value = np.array(getattr(layer, name))
-                np.moveaxis(value, axis, -1)[..., dead] = 0
-                getattr(layer, name).assign(value)
+            parts += [FilterAxis(name, -1) for name in names if name in use.call.weights]
+            for part in parts:
+                variable = variable_of(layer, part.attribute)
+                variable.assign(np.where(part.spread(dead), 0, np.array(variable)))
 
 
 def settle(model: Any, samples: Any) -> None:

@@ -9,10 +9,11 @@ import numpy as np
 from edgecompress.baselines.fresh_copy import fresh_copy
 from edgecompress.core.errors import ArgumentError, UnsupportedModelError
 from edgecompress.core.keras_graph import is_plain_model, named_layers
-from edgecompress.core.model_copy import copy_model
+from edgecompress.core.model_copy import copy_model, variable_of
 from edgecompress.inspection.keras_models import inspect_keras
 from edgecompress.surgery.finalize import finalize
-from edgecompress.surgery.groups import filter_axis
+from edgecompress.surgery.groups import FilterAxis
+from edgecompress.surgery.rules import filters_of
 
 # Halvings of the interval of shares; channels are whole numbers, so few tell shares apart.
 _TRIES = 7
@@ -84,16 +85,22 @@ def _without(model: Any, share: float) -> Any:
         for name in ("bias", "beta", "moving_mean"):
             if (variable := getattr(layer, name, None)) is not None:
                 variable.assign(np.zeros(variable.shape))
-        where = filter_axis(layer)
+        where = filters_of(layer)
         if where is not None:
-            variable = getattr(layer, where.attribute)
-            variable.assign(_thinned(tuple(variable.shape), where.axis, share))
+            for part in where.kernels:
+                variable = variable_of(layer, part.attribute)
+                variable.assign(_thinned(tuple(variable.shape), part, share))
+            for part in where.biases:
+                variable = variable_of(layer, part.attribute)
+                variable.assign(np.zeros(variable.shape))
     return copy_model(finalize(copied), restored)
 
 
-def _thinned(shape: tuple[int, ...], axis: int, share: float) -> np.ndarray:
+def _thinned(shape: tuple[int, ...], where: FilterAxis, share: float) -> np.ndarray:
     """Returns a kernel whose last filters alone are zero; one stays."""
-    count = min(round(share * shape[axis]), shape[axis] - 1)
-    kernel = np.full(shape, 1e-3, np.float32)
-    np.moveaxis(kernel, axis, 0)[shape[axis] - count :] = 0
-    return kernel
+    filters = where.count(shape)
+    count = min(round(share * filters), filters - 1)
+    kept = np.arange(filters) < filters - count
+    return np.where(where.spread(kept), np.float32(1e-3), np.float32(0)) * np.ones(
+        shape, np.float32
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -158,12 +159,14 @@ class ChannelPruning(CompressionCallback):
         epochs = self.params.get("epochs") or 1
         halfway = max(self.begin_epoch, epochs // 2)
         self._last = halfway if self.end_epoch is None else self.end_epoch
-        hook = self._hook = self.hook(UpdateHook(self._zero, assigns=self._variables()))
+        masks = self._masks()
+        variables = [variable for variable, _, _ in masks]
+        hook = self._hook = self.hook(UpdateHook(self._zero, assigns=variables))
         self._kept = [
             _Kept(variable, hook.add_variable(shape, "float32", f"{name}_kept"))
-            for variable, shape, name in self._masks()
+            for variable, shape, name in masks
         ]
-        kernels = [target.kernel for target in self._found.layers]
+        kernels = [kernel.variable for layer in self._found.layers for kernel in layer.kernels]
         self._apply = fused(self._apply_all, self.model, kernels)
         self._seen = self._found.observe(hook, self.hook)
         if self._seen.needed:
@@ -213,30 +216,13 @@ class ChannelPruning(CompressionCallback):
         self._kept = []
         self._apply = bool
 
-    def _variables(self) -> list[keras.Variable]:
-        return [variable for variable, _, _ in self._masks()]
-
     def _masks(self) -> list[tuple[keras.Variable, tuple[int, ...], str]]:
-        """Returns the variables that get zeros, the shapes of their masks, and names."""
-        found = []
-        for target in self._found.layers:
-            name = target.path.replace("/", "_")
-            shape: tuple[int, ...] = (
-                (target.filters, 1) if target.where.axis == -2 else (target.filters,)
-            )
-            parts = [("kernel", target.kernel, shape)]
-            vectors = [(target.layer, "bias"), (target.norm, "gamma"), (target.norm, "beta")]
-            parts += [
-                (part, getattr(owner, part), (target.filters,))
-                for owner, part in vectors
-                if getattr(owner, part, None) is not None
-            ]
-            found += [
-                (variable, own, f"{name}_{part}")
-                for part, variable, own in parts
-                if variable.trainable
-            ]
-        return found
+        """Returns the variables that may get zeros, the shapes of their masks, and names."""
+        return [
+            (found.variable, found.mask.shape, re.sub(r"\W", "_", found.name))
+            for found in self._found.possible_zeros(self.model)
+            if found.variable.trainable
+        ]
 
     def _zero(self) -> None:
         self._apply()

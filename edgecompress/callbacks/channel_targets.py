@@ -21,11 +21,33 @@ from edgecompress.callbacks.views import View
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.keras_graph import named_layers
 from edgecompress.core.kernel_shape import KernelShape
+from edgecompress.core.model_copy import variable_of
 from edgecompress.criteria.base import Criterion
-from edgecompress.surgery.channels import Analysis, analyse
-from edgecompress.surgery.groups import FilterAxis, filter_axis, find_zero_filters, norm_scale
-from edgecompress.surgery.rules import rule_of
-from edgecompress.surgery.zero_filters import FrozenZeros, frozen_zeros
+from edgecompress.surgery.carriers import if_all_were_silent
+from edgecompress.surgery.channels import Analysis, analyse, read_weights
+from edgecompress.surgery.groups import FilterAxis, Filters, norm_scale, zero_filters_of
+from edgecompress.surgery.rules import filters_of
+from edgecompress.surgery.zero_filters import FrozenZeros, frozen_zeros, possible_zeros
+
+
+@dataclass(frozen=True)
+class TargetKernel:
+    """A weight that holds filters.
+
+    Attributes:
+        name: Its name, unique in the model.
+        variable: It.
+        where: Its axis of filters.
+    """
+
+    name: str
+    variable: Any
+    where: FilterAxis
+
+    @property
+    def shape(self) -> KernelShape:
+        """Its shape and axes."""
+        return KernelShape(tuple(self.variable.shape), self.where.axis)
 
 
 class ChannelTarget:
@@ -34,26 +56,37 @@ class ChannelTarget:
     Args:
         path: The layer's name; `<nested model>/<layer>` inside nested models.
         layer: The layer.
-        where: Its weight that holds the filters.
+        where: Its weights that hold the filters.
         norm_path: Path of the BatchNormalization that is its only reader, or None.
         norm: That layer, or None.
     """
 
     def __init__(
-        self, path: str, layer: Any, where: FilterAxis, norm_path: str | None, norm: Any
+        self, path: str, layer: Any, where: Filters, norm_path: str | None, norm: Any
     ) -> None:
         self.path, self.where, self.norm_path, self.norm = path, where, norm_path, norm
         self.layer = layer
-        self.kernel = getattr(layer, self.where.attribute)
-        self.shape = KernelShape(tuple(self.kernel.shape), where.axis)
+        self.kernels = tuple(
+            TargetKernel(_name_of(path, part), variable_of(layer, part.attribute), part)
+            for part in where.kernels
+        )
         self.gamma = getattr(norm, "gamma", None)
-        self.filters: int = self.kernel.shape[self.where.axis]
+        first = self.kernels[0]
+        self.filters: int = first.where.count(first.variable.shape)
 
     def scores(self, criterion: Criterion, seen: Observation | None) -> np.ndarray:
-        """Returns each filter's score, with BatchNormalization folded in where it counts."""
-        statistics = None if seen is None else seen.statistics(self.kernel)
-        kernel = ops.convert_to_numpy(self.kernel)
-        scores = criterion.group_scores(kernel, self.where.axis, statistics)
+        """Returns each filter's score, with BatchNormalization folded in where it counts.
+
+        The score of a filter in several weights, or gates, is the L2 norm of its scores there.
+        """
+        parts = []
+        for kernel in self.kernels:
+            statistics = None if seen is None else seen.statistics(kernel.variable)
+            value = ops.convert_to_numpy(kernel.variable)
+            found = criterion.group_scores(value, kernel.where.axis, statistics)
+            parts.append(found.reshape(kernel.where.gates, -1))
+        stacked = np.concatenate(parts)
+        scores = stacked[0] if len(stacked) == 1 else np.linalg.norm(stacked, axis=0)
         if self.norm is None or not criterion.grows_with_weights:
             return scores
         names = ("gamma", "moving_variance")
@@ -63,7 +96,10 @@ class ChannelTarget:
 
     def zeros(self) -> np.ndarray:
         """Returns which filters are entirely zero."""
-        return find_zero_filters(ops.convert_to_numpy(self.kernel), self.where.axis)
+        weights = {
+            kernel.where.attribute: ops.convert_to_numpy(kernel.variable) for kernel in self.kernels
+        }
+        return zero_filters_of(self.where, weights)
 
 
 @dataclass(frozen=True)
@@ -90,8 +126,9 @@ class ChannelTargets:
             attach: Attaches further hooks to the fit.
         """
         kernels = [
-            Observed(target.path.replace("/", "_"), target.layer, target.kernel, target.shape)
+            Observed(kernel.name, target.layer, kernel.variable, kernel.shape)
             for target in self.layers
+            for kernel in target.kernels
         ]
         return Observation(self.criterion, kernels, hook, attach, self.views)
 
@@ -134,6 +171,10 @@ class ChannelTargets:
         """Returns what has to stay zero so that the filters that are zero stay removable."""
         return frozen_zeros(model, [target.path for target in self.layers])
 
+    def possible_zeros(self, model: Any) -> list[FrozenZeros]:
+        """Returns every variable that `frozen` could ever name, with nothing kept zero."""
+        return possible_zeros(model, [target.path for target in self.layers])
+
 
 def find_targets(
     model: Any,
@@ -156,7 +197,9 @@ def find_targets(
         UnknownNameError: a name is not a layer of the model.
         UnsupportedModelError: the model is subclassed or not built.
     """
-    analyses = tuple(analyse(model))  # Refuses subclassed models.
+    weights = read_weights(model)
+    # `analyse` refuses subclassed models.
+    analyses = tuple(if_all_were_silent(model, weights, analyse(model, weights)))
     views = views_of(criterion, model)
     kinds = tuple({type(x) for _, x in named_layers(model) if _has_filters(x)})
     chosen = {id(layer) for layer in select_layers(model, layers, kinds)}
@@ -164,19 +207,17 @@ def find_targets(
     live = dict(named_layers(model))
     targets, left_out = [], []
     for path, layer in live.items():
-        where = filter_axis(layer)
+        where = filters_of(layer)
         if id(layer) not in chosen or where is None:
             continue
-        shape = KernelShape(tuple(getattr(layer, where.attribute).shape), where.axis)
+        norm = next((a.following_norm[path] for a in analyses if path in a.following_norm), None)
+        target = ChannelTarget(path, layer, where, norm, live.get(norm or ""))
         reason = _why_not(path, layer, analyses)
-        unseen = why_not(criterion, layer, shape, views)
+        unseen = _unseen(criterion, target, views)
         if reason is None and unseen is not None:
             reason = f"{unseen}, so the criterion {criterion} cannot score it"
         if reason is None:
-            norm = next(
-                (a.following_norm[path] for a in analyses if path in a.following_norm), None
-            )
-            targets.append(ChannelTarget(path, layer, where, norm, live.get(norm or "")))
+            targets.append(target)
         elif named:
             raise ArgumentError(
                 "layers", "name layers whose filters can be removed", path, f"Here {reason}."
@@ -198,7 +239,21 @@ def keep_zeros(frozen: FrozenZeros) -> Wrapping:
 
 
 def _has_filters(layer: Any) -> bool:
-    return filter_axis(layer) is not None and rule_of(layer) is not None
+    return filters_of(layer) is not None
+
+
+def _name_of(path: str, part: FilterAxis) -> str:
+    """Returns a name for a weight: the layer's alone where it has one such weight."""
+    *inner, last = part.attribute.split(".")
+    return "_".join([*path.split("/"), *([*inner, last] if inner else [])])
+
+
+def _unseen(criterion: Criterion, target: ChannelTarget, views: Mapping[str, View]) -> str | None:
+    """Returns why a criterion cannot score a target; None if it can."""
+    if criterion.views and any(kernel.where.gates > 1 for kernel in target.kernels):
+        return f"its units have gates, which {' and '.join(criterion.views)} cannot tell apart"
+    reasons = (why_not(criterion, target.layer, kernel.shape, views) for kernel in target.kernels)
+    return next((reason for reason in reasons if reason), None)
 
 
 def _why_not(path: str, layer: Any, analyses: tuple[Analysis, ...]) -> str | None:

@@ -42,16 +42,34 @@ class PenalizedGroups:
         axes: The axis, or axes, that count the groups.
         gamma: Scale of the following BatchNormalization, which belongs to the groups, or None.
         size: Number of weights in each group.
+        gates: How often the axis counts the groups, as `FilterAxis.gates`.
+        more: Further weights of the groups, with the same axis and as many gates.
     """
 
     kernel: keras.Variable
     axes: Axes
     gamma: keras.Variable | None
     size: int
+    gates: int = 1
+    more: tuple[keras.Variable, ...] = ()
 
-    def squares(self) -> Any:
-        """Returns the squared norms."""
-        return group_squares(self.kernel, self.axes, self.gamma)
+    def squares(self, kernel: Any = None) -> Any:
+        """Returns the squared norms.
+
+        Args:
+            kernel: The kernel's value inside a train step. Defaults to that of the variable.
+        """
+        kernel = self.kernel if kernel is None else kernel
+        squares = group_squares(kernel, self.axes, self.gamma)
+        for weights in self.more:
+            squares = squares + group_squares(weights, self.axes)
+        if self.gates == 1:
+            return squares
+        return ops.sum(ops.reshape(squares, (self.gates, -1)), axis=0)
+
+    def spread(self, squares: Any) -> Any:
+        """Returns the squared norm of its whole group for each index of the axes."""
+        return squares if self.gates == 1 else ops.tile(squares, self.gates)
 
     def penalty(self, strength: Any, kernel: Any = None) -> Any:
         """Returns the penalty as a tensor.
@@ -60,13 +78,11 @@ class PenalizedGroups:
             strength: Weight of the penalty.
             kernel: The kernel's value inside a train step. Defaults to that of the variable.
         """
-        kernel = self.kernel if kernel is None else kernel
-        squares = group_squares(kernel, self.axes, self.gamma)
-        return group_lasso_penalty(squares, self.size, strength)
+        return group_lasso_penalty(self.squares(kernel), self.size, strength)
 
     def gradients(self, strength: Any) -> dict[int, Any]:
         """Returns the penalty's gradients inside a train step, by the variable's identity."""
-        squares = self.squares()
+        squares = self.spread(self.squares())
         return {
             id(variable): group_lasso_gradient(variable, squares, axes, self.size, strength)
             for variable, axes in self.parts()
@@ -74,7 +90,7 @@ class PenalizedGroups:
 
     def shrink(self, amount: Any) -> None:
         """Takes the proximal step for a learning rate times the strength; see `surgery.groups`."""
-        squares = self.squares()
+        squares = self.spread(self.squares())
         for variable, axes in self.parts():
             smaller = group_lasso_step(variable, squares, axes, self.size, amount)
             variable.assign(ops.cast(smaller, variable.dtype))
@@ -84,7 +100,7 @@ class PenalizedGroups:
         gamma: list[tuple[keras.Variable, Axes]] = []
         if self.gamma is not None:
             gamma.append((self.gamma, 0 if self.axes != () else ()))
-        return [(self.kernel, self.axes), *gamma]
+        return [(self.kernel, self.axes), *((more, self.axes) for more in self.more), *gamma]
 
 
 class FusedPenalty:
@@ -158,7 +174,7 @@ class FusedPenalty:
         factor = optimizer.loss_scale_factor if optimizer is self._model.optimizer else None
         strength = strength * (factor or 1.0)
         slopes = [
-            group_lasso_gradient(variable, found, axes, group.size, strength)
+            group_lasso_gradient(variable, group.spread(found), axes, group.size, strength)
             for group, found in zip(self._groups, squares, strict=True)
             for variable, axes in group.parts()
         ]

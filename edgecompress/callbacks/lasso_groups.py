@@ -336,7 +336,10 @@ def _relative(scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def _filters_of(target: ChannelTarget) -> PenalizedGroups:
     """Returns a layer's filters as groups of weights."""
-    kernel = target.kernel
+    first, *more = target.kernels
+    weights = sum(int(np.prod(kernel.variable.shape)) for kernel in target.kernels)
     # The group's size includes gamma if it belongs to the group.
-    size = int(np.prod(kernel.shape)) // target.filters + (target.gamma is not None)
-    return PenalizedGroups(kernel, target.where.axis, target.gamma, size)
+    size = weights // target.filters + (target.gamma is not None)
+    others = tuple(kernel.variable for kernel in more)
+    where = first.where
+    return PenalizedGroups(first.variable, where.axis, target.gamma, size, where.gates, others)

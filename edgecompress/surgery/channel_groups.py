@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from edgecompress.surgery.carriers import if_all_were_silent
 from edgecompress.surgery.channels import Analysis, analyse, read_weights
 from edgecompress.surgery.rebuild import Plan, cut_layers
 
@@ -51,7 +52,8 @@ class ChannelGroups:
         # What `finalize` would remove as the weights are now.
         self.gone = [analysis.removable() for analysis in self.analyses]
         self.groups: list[ChannelGroup] = []
-        for index, analysis in enumerate(self.analyses):
+        silent = if_all_were_silent(model, self.weights, self.analyses)
+        for index, analysis in enumerate(silent):
             self.groups += self._of(index, analysis)
 
     def _of(self, index: int, analysis: Analysis) -> list[ChannelGroup]:

@@ -2,37 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from keras import ops
 
-from edgecompress.core.layer_kinds import exact_kind_of
-
 Axes = int | tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class FilterAxis:
-    """The weight that contains a layer's filters.
+    """A weight that contains a layer's filters, or a part of each.
 
     Attributes:
-        attribute: Its name.
-        axis: The axis of it that counts the filters.
+        attribute: Its name, `cell.kernel` for one of an inner layer.
+        axis: The axis of it that counts the filters, negative.
+        gates: How often the axis counts them, one gate after the other: filter c of n has the
+            indices c, n + c, 2 n + c and so on.
     """
 
     attribute: str
     axis: int
+    gates: int = 1
+
+    def count(self, shape: Sequence[int]) -> int:
+        """Returns the number of filters in a weight of a shape."""
+        return int(shape[self.axis]) // self.gates
+
+    def spread(self, values: np.ndarray) -> np.ndarray:
+        """Returns one number for each filter, (filters,), in a shape that broadcasts to the weight.
+
+        Example:
+            >>> FilterAxis("kernel", -2, gates=2).spread(np.array([1, 0]))[:, 0]
+            array([1, 0, 1, 0])
+        """
+        return np.tile(values, self.gates).reshape((-1, *(1,) * (-self.axis - 1)))
 
 
-def filter_axis(layer: Any) -> FilterAxis | None:
-    """Returns which weight holds a layer's filters; None if it has no separate filters."""
-    kind = exact_kind_of(layer)
-    if kind is None or kind.kernel is None or kind.filter_axis is None:
-        return None
-    return FilterAxis(kind.kernel.attribute, kind.filter_axis)
+@dataclass(frozen=True)
+class Filters:
+    """Where the filters of a layer are.
+
+    Attributes:
+        kernels: The weights that are a filter's.
+        biases: Those that have to be zero with them: a unit with a memory holds no constant that
+            its readers could take over.
+    """
+
+    kernels: tuple[FilterAxis, ...]
+    biases: tuple[FilterAxis, ...] = ()
+
+
+def zero_filters_of(filters: Filters, weights: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Returns which filters are entirely zero, (filters,) booleans.
+
+    Args:
+        filters: Where the filters are.
+        weights: The layer's weights, attribute -> array.
+    """
+    found = [
+        find_zero_filters(weights[part.attribute], part.axis).reshape(part.gates, -1)
+        for part in filters.kernels
+    ]
+    return np.concatenate(found).all(axis=0)
 
 
 def _own(rank: int, axes: Axes) -> tuple[int, ...]:

@@ -10,7 +10,8 @@ import numpy as np
 from edgecompress.core.keras_graph import named_layers
 from edgecompress.core.record import CompressionRecord
 from edgecompress.surgery.channels import read_weights
-from edgecompress.surgery.groups import filter_axis, find_zero_filters
+from edgecompress.surgery.groups import zero_filters_of
+from edgecompress.surgery.rules import filters_of
 
 # A sparsity is recorded as a share; a smaller difference is rounding, not a loss.
 _TOLERANCE = 0.01
@@ -74,10 +75,11 @@ def undone_zeros(model: Any, record: CompressionRecord) -> tuple[str, ...]:
 
 
 def _zero_filters(path: str, live: Mapping[str, Any], weights: Any) -> np.ndarray | None:
-    kernel = filter_axis(live[path]) if path in live else None
-    if kernel is None or kernel.attribute not in weights.get(path, {}):
+    filters = filters_of(live[path]) if path in live else None
+    known = weights.get(path, {})
+    if filters is None or any(part.attribute not in known for part in filters.kernels):
         return None
-    return find_zero_filters(weights[path][kernel.attribute], kernel.axis)
+    return zero_filters_of(filters, known)
 
 
 def _sparsity(path: str, weights: Any) -> float | None:

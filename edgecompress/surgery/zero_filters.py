@@ -3,6 +3,11 @@
 Setting a kernel to zero is not enough: its channel still holds a constant. Here the constant is
 folded into the biases of the layers that read it, and the channel's own bias and BatchNormalization
 are set to zero.
+
+A LayerNormalization on the way counts every channel in its statistics, and from a channel that is
+always zero makes -mean / deviation, times gamma. So all that the channel meets on its way is set to
+zero, gamma too; what was its beta is folded into the layers that read it. Its statistics count a
+zero from then on, which training has to adapt to.
 """
 
 from __future__ import annotations
@@ -16,8 +21,10 @@ import numpy as np
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.keras_graph import named_layers
 from edgecompress.core.model_copy import Weights, variable_of
+from edgecompress.surgery.carriers import carriers, met_by
 from edgecompress.surgery.channels import Analysis, analyse, read_weights
-from edgecompress.surgery.groups import FilterAxis, filter_axis, find_zero_filters
+from edgecompress.surgery.groups import FilterAxis, Filters, zero_filters_of
+from edgecompress.surgery.rules import filters_of, rule_of
 
 Masks = dict[str, np.ndarray]
 
@@ -42,10 +49,12 @@ class FrozenZeros:
     Attributes:
         variable: The Keras variable.
         mask: 1 if values are free and 0 if they stay zero; broadcasts to the variable.
+        name: The layer and the attribute.
     """
 
     variable: Any
     mask: np.ndarray
+    name: str = ""
 
 
 def zero_filters(model: Any, filters: Mapping[str, np.ndarray]) -> ZeroedFilters:
@@ -63,13 +72,18 @@ def zero_filters(model: Any, filters: Mapping[str, np.ndarray]) -> ZeroedFilters
     source = read_weights(model)
     chosen: Masks = {path: np.array(mask, dtype=bool) for path, mask in filters.items()}
     kept_constant: Masks = {path: np.zeros_like(mask) for path, mask in chosen.items()}
-    norms = {k: v for a in analyse(model, source) for k, v in a.following_norm.items()}
+    graph = analyse(model, source)
+    norms = {k: v for a in graph for k, v in a.following_norm.items()}
     live = dict(named_layers(model))
     kernels = {path: _filters_of(path, live[path]) for path in chosen}
     left: dict[tuple[str, str], int] = {}
     while True:
-        before = _with_zeros(source, kernels, chosen, kept_constant, norms, constants_moved=False)
-        after = _with_zeros(source, kernels, chosen, kept_constant, norms, constants_moved=True)
+        met = carriers(graph, chosen)
+        moved = {path: mask & ~kept_constant[path] for path, mask in chosen.items()}
+        none = {path: np.zeros_like(mask) for path, mask in chosen.items()}
+        zeros = _Zeros(live, kernels, norms, chosen, met)
+        before = _with_zeros(source, zeros, none, {})
+        after = _with_zeros(source, zeros, moved, carriers(graph, chosen, kept_constant))
         changed = False
         steps = []
         for then, now in zip(
@@ -88,39 +102,68 @@ def zero_filters(model: Any, filters: Mapping[str, np.ndarray]) -> ZeroedFilters
     ]
     for then, now, gone in steps:
         notes += _move_constants(then, now, gone, after)
+    for path, mask in met.items():
+        rule = rule_of(live[path])
+        if rule is not None and rule.counts:
+            notes.append(
+                f"{path}: normalizes with zeros in place of {int(mask.sum())} silenced channels, "
+                "which changes what it makes of the others until training has adapted to it."
+            )
     _assign(model, source, after)
     return ZeroedFilters(chosen, tuple(notes))
 
 
 def frozen_zeros(model: Any, layers: Iterable[str]) -> list[FrozenZeros]:
     """Returns what must stay zero so that the zero filters of `layers` stay removable."""
+    found = _masks(model, layers)
+    return [frozen for frozen in found if not frozen.mask.all()]
+
+
+def possible_zeros(model: Any, layers: Iterable[str]) -> list[FrozenZeros]:
+    """Returns all variables that `frozen_zeros` could ever name for `layers`, with free masks."""
+    found = _masks(model, layers)
+    return [FrozenZeros(x.variable, np.ones_like(x.mask), x.name) for x in found]
+
+
+def _masks(model: Any, layers: Iterable[str]) -> list[FrozenZeros]:
+    """Returns every variable that belongs to filters of `layers`, with the zeros to keep."""
     weights, live = read_weights(model), dict(named_layers(model))
-    norms = {k: v for a in analyse(model, weights) for k, v in a.following_norm.items()}
-    frozen = []
-    for path in layers:
-        kernel = _filters_of(path, live[path])
-        zero = find_zero_filters(weights[path][kernel.attribute], kernel.axis)
-        if not zero.any():
-            continue
+    graph = analyse(model, weights)
+    norms = {k: v for a in graph for k, v in a.following_norm.items()}
+    zeros, found = {}, []
+
+    def keep(path: str, name: str, zero: np.ndarray) -> None:
         mask = np.where(zero, 0.0, 1.0).astype("float32")
-        if kernel.axis == -2:
-            mask = mask[:, None]
-        frozen.append(FrozenZeros(getattr(live[path], kernel.attribute), mask))
-        vectors = [(path, "bias"), (norms.get(path, ""), "gamma"), (norms.get(path, ""), "beta")]
-        for owner, name in vectors:
-            value = weights.get(owner, {}).get(name)
-            if value is None:
-                continue
+        found.append(FrozenZeros(variable_of(live[path], name), mask, f"{path}/{name}"))
+
+    def keep_vector(path: str, part: FilterAxis, zero: np.ndarray) -> None:
+        value = weights.get(path, {}).get(part.attribute)
+        if value is not None:
             # A constant that could not move stays free.
-            moved = zero & (value == 0)
-            if moved.any():
-                free = np.where(moved, 0.0, 1.0).astype("float32")
-                frozen.append(FrozenZeros(getattr(live[owner], name), free))
-    return frozen
+            keep(path, part.attribute, part.spread(zero) & (value == 0))
+
+    for path in layers:
+        filters = _filters_of(path, live[path])
+        zeros[path] = zero_filters_of(filters, weights[path])
+        for part in filters.kernels:
+            keep(path, part.attribute, part.spread(zeros[path]))
+        norm = norms.get(path, "")
+        for owner, name in ((path, "bias"), (norm, "gamma"), (norm, "beta")):
+            keep_vector(owner, FilterAxis(name, -1), zeros[path])
+        for part in filters.biases:
+            keep_vector(path, part, zeros[path])
+    own = {frozen.name for frozen in found}
+    silent = carriers(graph, zeros)
+    for path, names in met_by(graph, list(zeros)).items():
+        for name in names:
+            if f"{path}/{name}" not in own:
+                none = np.zeros(len(weights[path][name]), bool)
+                keep_vector(path, FilterAxis(name, -1), silent.get(path, none))
+    return found
 
 
-def _filters_of(path: str, layer: Any) -> FilterAxis:
-    found = filter_axis(layer)
+def _filters_of(path: str, layer: Any) -> Filters:
+    found = filters_of(layer)
     if found is None:
         raise ArgumentError(
             "layers", "have filters that stand alone", f"{path} ({type(layer).__name__})"
@@ -128,36 +171,58 @@ def _filters_of(path: str, layer: Any) -> FilterAxis:
     return found
 
 
-def _with_zeros(
-    source: Weights,
-    kernels: Mapping[str, FilterAxis],
-    chosen: Masks,
-    kept_constant: Masks,
-    norms: Mapping[str, str],
-    constants_moved: bool,
-) -> Weights:
+@dataclass(frozen=True)
+class _Zeros:
+    """Filters that become zero.
+
+    Attributes:
+        layers: The model's layers by name.
+        kernels: Layer -> where its filters are.
+        norms: Layer -> the BatchNormalization that is its only reader.
+        chosen: Layer -> which filters.
+        met: Layer with a gain -> which of its channels are those filters'.
+    """
+
+    layers: Mapping[str, Any]
+    kernels: Mapping[str, Filters]
+    norms: Mapping[str, str]
+    chosen: Masks
+    met: Masks
+
+
+def _with_zeros(source: Weights, zeros: _Zeros, moved: Masks, moved_by: Masks) -> Weights:
     """Returns the weights with the chosen filters zero.
 
-    Their channels hold their mean, or zero if it has moved to the readers: everywhere except in
-    `kept_constant`, if `constants_moved`.
+    Their channels hold their mean, or zero if it has moved to the readers.
+
+    Args:
+        source: The weights.
+        zeros: What becomes zero.
+        moved: Layer -> filters whose constant has moved.
+        moved_by: Layer with an offset -> channels whose constant has moved.
     """
     weights = {
         path: {name: value.copy() for name, value in values.items()}
         for path, values in source.items()
     }
-    for path, mask in chosen.items():
-        own, norm = weights[path], weights.get(norms.get(path, ""), {})
-        zeroed = mask & ~kept_constant[path] if constants_moved else np.zeros_like(mask)
-        kernel = own[kernels[path].attribute]
-        np.moveaxis(kernel, kernels[path].axis, -1)[..., mask] = 0  # A view: modifies `kernel`.
+    for path, mask in zeros.chosen.items():
+        own, norm = weights[path], weights.get(zeros.norms.get(path, ""), {})
+        filters = zeros.kernels[path]
+        for part in (*filters.kernels, *filters.biases):
+            own[part.attribute][np.broadcast_to(part.spread(mask), own[part.attribute].shape)] = 0
         if "bias" in own:
-            own["bias"][zeroed] = 0
+            own["bias"][moved[path]] = 0
         for entry in ("gamma", "beta"):
             if entry in norm:
-                norm[entry][mask if entry == "gamma" else zeroed] = 0
+                norm[entry][mask if entry == "gamma" else moved[path]] = 0
         if norm:
             # The mean of a channel that holds its bias is that bias.
             norm["moving_mean"][mask] = own["bias"][mask] if "bias" in own else 0
+    for channels, kind in ((zeros.met, "gains"), (moved_by, "offsets")):
+        for path, mask in channels.items():
+            for name in getattr(rule_of(zeros.layers[path]), kind):
+                if name in weights[path]:
+                    weights[path][name][mask] = 0
     return weights
 
 

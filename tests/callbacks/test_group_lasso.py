@@ -296,7 +296,7 @@ def test_together_with_pruning_and_quantization(norm: bool) -> None:
 def test_what_cannot_be_removed_is_skipped_and_named() -> None:
     x = inputs = keras.Input((4,))
     x = layers.Dense(6, name="into_norm")(x)
-    x = layers.LayerNormalization(name="ln")(x)
+    x = layers.LayerNormalization(name="ln", scale=False)(x)
     x = layers.Dense(5, name="free")(x)
     x = layers.Dense(5, name="still", trainable=False)(x)
     model = keras.Model(inputs, layers.Dense(2, name="out")(x))

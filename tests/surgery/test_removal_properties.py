@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from keras import layers
 
 from edgecompress.core.keras_graph import named_layers
+from edgecompress.core.model_copy import variable_of
 from edgecompress.core.record import record_of
 from edgecompress.surgery.finalize import finalize
-from edgecompress.surgery.groups import filter_axis
+from edgecompress.surgery.rules import filters_of
 from edgecompress.surgery.zero_filters import zero_filters
 
 pytestmark = pytest.mark.slow
@@ -255,13 +256,21 @@ def _same(model: keras.Model, small: keras.Model, random: np.random.Generator) -
 def _drawn_masks(model: keras.Model, random: np.random.Generator) -> dict[str, np.ndarray]:
     masks = {}
     for path, layer in named_layers(model):
-        found = filter_axis(layer)
-        if found is None:
+        width = _width(layer)
+        if width is None:
             continue
-        mask = random.random(getattr(layer, found.attribute).shape[found.axis]) < 0.4
+        mask = random.random(width) < 0.4
         mask[random.integers(len(mask))] = False
         masks[path] = mask
     return masks
+
+
+def _width(layer: Any) -> int | None:
+    found = filters_of(layer)
+    if found is None:
+        return None
+    kernel = found.kernels[0]
+    return kernel.count(variable_of(layer, kernel.attribute).shape)
 
 
 def _set(variable: Any, axis: int, mask: np.ndarray) -> None:
@@ -273,14 +282,8 @@ def _set(variable: Any, axis: int, mask: np.ndarray) -> None:
 def _prune(model: keras.Model, masks: dict[str, np.ndarray], random: np.random.Generator) -> None:
     """Sets kernels to zero as pruning leaves them, so that channels hold all kinds of constants."""
     for path, layer in named_layers(model):
-        found = filter_axis(layer)
-        if found is not None:
-            kernel = getattr(layer, found.attribute)
-            _set(kernel, found.axis, masks[path])
-            if random.random() < 0.3 and len(kernel.shape) > 1:  # Channels that nothing reads.
-                other = -1 if found.axis == -2 else -2
-                _set(kernel, other, random.random(kernel.shape[other]) < 0.3)
-        elif isinstance(layer, (layers.LSTM, layers.GRU, layers.SimpleRNN)):
+        found = filters_of(layer)
+        if isinstance(layer, (layers.LSTM, layers.GRU, layers.SimpleRNN)):
             gates = {"LSTM": 4, "GRU": 3, "SimpleRNN": 1}[type(layer).__name__]
             still = random.random(layer.units) < 0.4
             mask = np.zeros((gates, layer.units), bool)
@@ -291,12 +294,18 @@ def _prune(model: keras.Model, masks: dict[str, np.ndarray], random: np.random.G
             mask = random.random(layer.num_heads) < 0.4
             for variable in layer.value_dense.weights:
                 _set(variable, -2, mask)
+        elif found is not None and not isinstance(layer, layers.Bidirectional):
+            (part,) = found.kernels
+            kernel = variable_of(layer, part.attribute)
+            _set(kernel, part.axis, masks[path])
+            if random.random() < 0.3 and len(kernel.shape) > 1:  # Channels that nothing reads.
+                other = -1 if part.axis == -2 else -2
+                _set(kernel, other, random.random(kernel.shape[other]) < 0.3)
 
 
 def _check(model: keras.Model, random: np.random.Generator) -> None:
     masks = _drawn_masks(model, random)
     _prune(model, masks, random)
-    live = dict(named_layers(model))
     masked = finalize(model)
     # Skipped means that finalize itself saw a difference.
     assert not [note for note in record_of(masked).notes if note.startswith("left masked: all")]
@@ -311,10 +320,8 @@ def _check(model: keras.Model, random: np.random.Generator) -> None:
     left = dict(named_layers(small))
     gone = 0
     for path, mask in zeroed.filters.items():
-        found = filter_axis(live[path])
-        if found is None:
-            continue
-        width = getattr(left[path], found.attribute).shape[found.axis]
+        width = _width(left[path])
+        assert width is not None
         assert width <= len(mask) - mask.sum(), path
         gone += len(mask) - width
     # What stays of what was asked for is named.
@@ -335,3 +342,72 @@ def test_removal_never_changes_a_network_of_images(data: st.DataObject) -> None:
 @given(st.data())
 def test_removal_never_changes_a_network_of_sequences(data: st.DataObject) -> None:
     _check(*_network(data, images=False))
+
+
+def _padded_network(data: st.DataObject) -> tuple[keras.Model, np.random.Generator]:
+    """Draws a layer that reads zeros beyond the border, between channels that hold constants."""
+
+    def pick(*values: Any) -> Any:
+        return data.draw(st.sampled_from(values))
+
+    keras.backend.clear_session()
+    seed = data.draw(st.integers(0, 2**16))
+    source = keras.Input((4, 4, 2))
+    # Constants of these are seldom 0.
+    made = pick("linear", "sigmoid", "tanh", "gelu")
+    x = layers.Conv2D(pick(4, 6), 1, activation=made)(source)
+    x = pick(
+        layers.DepthwiseConv2D(pick(2, 3), padding="same", depth_multiplier=pick(1, 2)),
+        layers.DepthwiseConv2D(2, 2, padding="same", use_bias=False),
+        layers.SeparableConv2D(3, 3, padding="same"),
+        layers.Conv2D(4, 3, padding="same", groups=2),
+        layers.Conv2DTranspose(3, 3, padding="same"),
+        layers.ZeroPadding2D(1),
+        layers.AveragePooling2D(3, padding="same"),
+    )(x)
+    x = layers.Conv2D(3, 1, activation="relu")(layers.Activation(pick("relu", "tanh"))(x))
+    model = keras.Model(source, layers.Dense(2)(layers.Flatten()(x)))
+    random = np.random.default_rng(seed)
+    _randomized(model, random)
+    return model, random
+
+
+@_SETTINGS
+@given(st.data())
+def test_a_border_of_zeros_makes_no_constant(data: st.DataObject) -> None:
+    _check(*_padded_network(data))
+
+
+@_SETTINGS
+@given(st.data())
+def test_units_that_only_read_themselves_are_gone(data: st.DataObject) -> None:
+    """Nothing behind the layer reads these units, nor does any other of its units."""
+
+    def pick(*values: Any) -> Any:
+        return data.draw(st.sampled_from(values))
+
+    keras.backend.clear_session()
+    random = np.random.default_rng(data.draw(st.integers(0, 2**16)))
+    units = pick(3, 5)
+    unread = np.array(data.draw(st.lists(st.booleans(), min_size=units, max_size=units)))
+    unread[random.integers(units)] = False
+    cell = pick(layers.LSTM, layers.GRU, layers.SimpleRNN)
+    recurrent = cell(units, return_sequences=True)
+    reader = pick(
+        layers.Dense(4),
+        layers.Conv1D(4, 2),
+        layers.EinsumDense("abc,cd->abd", (4, 4)),
+        layers.LSTM(2, return_sequences=True),
+    )
+    x = recurrent(source := keras.Input((4, 3)))
+    model = keras.Model(source, layers.Dense(2)(layers.Flatten()(reader(x))))
+    _randomized(model, random)
+    again = np.array(recurrent.cell.recurrent_kernel).reshape(units, -1, units)
+    again[unread] *= np.eye(units)[unread][:, None]
+    recurrent.cell.recurrent_kernel.assign(again.reshape(units, -1))
+    kernel = reader.cell.kernel if isinstance(reader, layers.LSTM) else reader.kernel
+    _set(kernel, -2, unread)
+
+    small = finalize(model)
+    assert small.get_layer(recurrent.name).units == (~unread).sum()
+    _same(model, small, random)

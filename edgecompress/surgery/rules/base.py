@@ -16,6 +16,7 @@ import numpy as np
 from edgecompress.core.layer_kinds import exact_kind_of
 from edgecompress.core.registry import Registry
 from edgecompress.surgery.channels import Analysis, Call, Channels, NotUnderstood
+from edgecompress.surgery.groups import FilterAxis, Filters
 
 # Elementwise activations; softmax and the like mix channels.
 _ELEMENTWISE = {
@@ -35,10 +36,16 @@ class Rule:
         operations: Whether it also understands the operations of `keras.ops` of its family, and
             calls with numbers among the arguments.
         reads_channels: Whether the last axis of its input counts channels.
+        counts: Whether its statistics count every channel, so that only zeros can be left out.
+        gains: Weights without which a channel of it that is always 0 is a constant behind it.
+        offsets: Weights that such a channel holds behind it.
     """
 
     operations: ClassVar[bool] = False
     reads_channels: ClassVar[bool] = True
+    counts: ClassVar[bool] = False
+    gains: ClassVar[tuple[str, ...]] = ()
+    offsets: ClassVar[tuple[str, ...]] = ()
 
     def follow(self, analysis: Analysis, call: Call) -> Channels:
         """Returns the channels of the output and notes in `analysis` what the layer needs.
@@ -57,6 +64,13 @@ class Rule:
             keep_out: Which channels of its output stay, (outputs,) booleans.
         """
         return dict(call.weights), {}
+
+    def filters(self, layer: Any) -> Filters | None:
+        """Returns where the filters of a layer are; None if it has no separate filters."""
+        kind = exact_kind_of(layer)
+        if kind is None or kind.kernel is None or kind.filter_axis is None:
+            return None
+        return Filters((FilterAxis(kind.kernel.attribute, kind.filter_axis),))
 
     def bias_entry(self, layer: Any) -> dict[str, Any]:
         """Returns the config entries that switch on a layer's bias."""
@@ -93,6 +107,12 @@ def rule_of(layer: Any) -> Rule | None:
     if rule is None or isinstance(layer, keras.layers.Layer) or rule.operations:
         return rule
     return None
+
+
+def filters_of(layer: Any) -> Filters | None:
+    """Returns where the filters of a layer are; None if it has none that could be removed."""
+    rule = rule_of(layer)
+    return None if rule is None else rule.filters(layer)
 
 
 def need(condition: bool, why_not: str) -> None:

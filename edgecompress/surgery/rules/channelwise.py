@@ -26,6 +26,8 @@ from edgecompress.surgery.rules.base import (
 class DepthwiseConvRule(Rule):
     """A separate convolution per channel; output channels are removed with their input channel."""
 
+    offsets: ClassVar[tuple[str, ...]] = ("bias",)
+
     def follow(self, analysis: Analysis, call: Call) -> Channels:
         """See Rule."""
         layer, kernel, source = call.layer, call.weights["kernel"], call.inputs[0]
@@ -52,6 +54,9 @@ class DepthwiseConvRule(Rule):
 @register("normalization")
 class BatchNormalizationRule(Rule):
     """y = gamma (x - mean) / sqrt(variance + epsilon) + beta."""
+
+    gains: ClassVar[tuple[str, ...]] = ("gamma",)
+    offsets: ClassVar[tuple[str, ...]] = ("beta",)
 
     def follow(self, analysis: Analysis, call: Call) -> Channels:
         """See Rule."""

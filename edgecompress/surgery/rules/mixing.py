@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from edgecompress.surgery.channels import Analysis, Call, Channels, Reader
+from edgecompress.surgery.groups import FilterAxis, Filters
 from edgecompress.surgery.rules.base import (
     Cut,
     Rule,
@@ -172,6 +173,13 @@ class EinsumDenseRule(Rule):
         # Along an axis that its output has as well, positions see different weights.
         exact = not any(axis in made for axis in axes if axis != made[-1])
         return _mix(analysis, call, taps.reshape(-1, *taps.shape[-2:]), exact)
+
+    def filters(self, layer: Any) -> Filters | None:
+        """See Rule."""
+        _, axes, made = _equation(layer)
+        if made[-1] not in axes:
+            return None
+        return Filters((FilterAxis("kernel", axes.index(made[-1]) - len(axes)),))
 
     def bias_entry(self, layer: Any) -> dict[str, Any]:
         """See Rule."""

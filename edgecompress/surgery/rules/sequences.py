@@ -10,6 +10,7 @@ import numpy as np
 
 from edgecompress.core.layer_kinds import exact_kind_of
 from edgecompress.surgery.channels import Analysis, Call, Channels, Reader
+from edgecompress.surgery.groups import FilterAxis, Filters
 from edgecompress.surgery.rules.base import (
     Cut,
     Rule,
@@ -78,6 +79,10 @@ class RecurrentRule(Rule):
         analysis.filters[call.path] = still
         return Channels(labels, np.where(still, 0.0, np.nan))
 
+    def filters(self, layer: Any) -> Filters | None:
+        """See Rule."""
+        return _units_of(layer, "")
+
     def cut(self, call: Call, keep_in: np.ndarray, keep_out: np.ndarray) -> Cut:
         """See Rule."""
         weights = _cut_cell(call.layer, _cell_weights(call.weights, ""), keep_in, keep_out)
@@ -94,6 +99,15 @@ def _cell_weights(weights: Mapping[str, np.ndarray], layer: str) -> dict[str, np
         for name, value in weights.items()
         if name.startswith(prefix)
     }
+
+
+def _units_of(layer: Any, name: str) -> Filters:
+    """Returns where the units of a recurrent layer are: columns of each gate."""
+    gates = _GATES[type(layer).__name__][0]
+    prefix = f"{name}.cell." if name else "cell."
+    kernels = (FilterAxis(f"{prefix}{k}", -1, gates) for k in ("kernel", "recurrent_kernel"))
+    biases = [FilterAxis(f"{prefix}bias", -1, gates)] if layer.use_bias else []
+    return Filters(tuple(kernels), tuple(biases))
 
 
 def _recur(
@@ -150,18 +164,24 @@ class BidirectionalRule(Rule):
             _starts_at_zero(cell)
         alike = layer.forward_layer.units == layer.backward_layer.units
         need(alike, "has another number of units in each direction")
-        labels, still = [], []
+        labels = analysis.made_by(call.path, layer.forward_layer.units)
+        still = []
         for name, cell in directions.items():
-            owner = f"{call.path}:{name}" if joined else call.path
-            labels.append(analysis.made_by(owner, cell.units))
             weights = _cell_weights(call.weights, f"{name}_layer")
-            path = f"{call.path}:{name}"
-            still.append(_recur(analysis, path, cell, weights, source, labels[-1]))
+            still.append(_recur(analysis, f"{call.path}:{name}", cell, weights, source, labels))
         silent = np.concatenate(still) if joined else still[0] & still[1]
         analysis.filters[call.path] = silent
-        analysis.unite(*labels)
-        made = np.concatenate(labels) if joined else labels[0]
+        made = np.concatenate([labels, labels]) if joined else labels
         return Channels(made, np.where(silent, 0.0, np.nan))
+
+    def filters(self, layer: Any) -> Filters | None:
+        """See Rule."""
+        cells = {name: getattr(layer, name) for name in ("forward_layer", "backward_layer")}
+        if any(type(cell).__name__ not in _GATES for cell in cells.values()):
+            return None
+        found = [_units_of(cell, name) for name, cell in cells.items()]
+        kernels = tuple(part for each in found for part in each.kernels)
+        return Filters(kernels, tuple(part for each in found for part in each.biases))
 
     def cut(self, call: Call, keep_in: np.ndarray, keep_out: np.ndarray) -> Cut:
         """See Rule."""

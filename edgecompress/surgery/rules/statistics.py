@@ -10,7 +10,7 @@ layer's own 2 N weights stay. A root mean square needs no zeros, just other cons
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -45,6 +45,10 @@ def _affine(call: Call, count: int) -> np.ndarray:
 @register("layer_normalization")
 class LayerNormalizationRule(Rule):
     """y = gamma (x - mean) / sqrt(variance + epsilon) + beta, statistics over the channels."""
+
+    counts: ClassVar[bool] = True
+    gains: ClassVar[tuple[str, ...]] = ("gamma",)
+    offsets: ClassVar[tuple[str, ...]] = ("beta",)
 
     def follow(self, analysis: Analysis, call: Call) -> Channels:
         """See Rule."""
@@ -82,6 +86,8 @@ class RMSNormalizationRule(Rule):
     sqrt(N/n).
     """
 
+    counts: ClassVar[bool] = True
+
     def follow(self, analysis: Analysis, call: Call) -> Channels:
         """See Rule."""
         _over_channels(call)
@@ -101,6 +107,8 @@ class RMSNormalizationRule(Rule):
 @register("unit_normalization")
 class UnitNormalizationRule(Rule):
     """y = x / |x| over the channels: zeros do not count."""
+
+    counts: ClassVar[bool] = True
 
     def follow(self, analysis: Analysis, call: Call) -> Channels:
         """See Rule."""

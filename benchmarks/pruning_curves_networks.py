@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import step_overhead_protocol
+from step_overhead_protocol import unit
 
 BATCH = 128
 
@@ -37,26 +39,16 @@ class Task:
     rate: float = 2e-3
 
 
-def _unit(keras: Any, x: Any, layer: Any, relu: bool = True) -> Any:
-    x = keras.layers.BatchNormalization(momentum=0.9)(layer(x))
-    return keras.layers.ReLU()(x) if relu else x
+_MOMENTUM = 0.9
+
+
+def _unit(keras: Any, x: Any, layer: Any) -> Any:
+    return unit(keras, x, layer, momentum=_MOMENTUM)
 
 
 def resnet20(keras: Any) -> Any:
-    """ResNet-20 (He et al., 2015, section 4.2), its first convolution with stride 2."""
-    layers, same = keras.layers, {"padding": "same", "use_bias": False}
-    inputs = keras.Input((28, 28, 1))
-    x = _unit(keras, inputs, layers.Conv2D(16, 3, strides=2, **same))
-    for stage, filters in enumerate((16, 32, 64)):
-        for block in range(3):
-            strides = 2 if stage and not block else 1
-            y = _unit(keras, x, layers.Conv2D(filters, 3, strides=strides, **same))
-            y = _unit(keras, y, layers.Conv2D(filters, 3, **same), relu=False)
-            if strides == 2:
-                shortcut = layers.Conv2D(filters, 1, strides=2, **same)
-                x = _unit(keras, x, shortcut, relu=False)
-            x = layers.ReLU()(layers.Add()([x, y]))
-    return keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
+    """ResNet-20 for small images: its first convolution has stride 2."""
+    return step_overhead_protocol.resnet20(keras, (28, 28, 1), strides=2, momentum=_MOMENTUM)
 
 
 def mobilenet_v1(keras: Any) -> Any:

@@ -50,8 +50,9 @@ def _mlp(keras: Any) -> Any:
     return keras.Sequential(layers)
 
 
-def _unit(keras: Any, x: Any, layer: Any, relu: bool = True) -> Any:
-    x = keras.layers.BatchNormalization()(layer(x))
+def unit(keras: Any, x: Any, layer: Any, relu: bool = True, momentum: float = 0.99) -> Any:
+    """Returns the outputs of a layer, normalized over the batch and rectified."""
+    x = keras.layers.BatchNormalization(momentum=momentum)(layer(x))
     return keras.layers.ReLU()(x) if relu else x
 
 
@@ -69,29 +70,42 @@ def _separable(keras: Any) -> Any:
     """Depthwise-separable, one residual sum: 13,770 parameters."""
     layers, same = keras.layers, {"padding": "same", "use_bias": False}
     inputs = keras.Input((28, 28, 1))
-    x = _unit(keras, inputs, layers.Conv2D(16, 3, strides=2, **same))
-    x = _unit(keras, x, layers.DepthwiseConv2D(3, **same))
-    x = _unit(keras, x, layers.Conv2D(32, 1, **same))
-    y = _unit(keras, x, layers.Conv2D(32, 3, **same), relu=False)
+    x = unit(keras, inputs, layers.Conv2D(16, 3, strides=2, **same))
+    x = unit(keras, x, layers.DepthwiseConv2D(3, **same))
+    x = unit(keras, x, layers.Conv2D(32, 1, **same))
+    y = unit(keras, x, layers.Conv2D(32, 3, **same), relu=False)
     x = layers.ReLU()(layers.Add()([x, y]))
-    x = _unit(keras, x, layers.DepthwiseConv2D(3, strides=2, **same))
-    x = _unit(keras, x, layers.Conv2D(64, 1, **same))
+    x = unit(keras, x, layers.DepthwiseConv2D(3, strides=2, **same))
+    x = unit(keras, x, layers.Conv2D(64, 1, **same))
     return keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
 
 
-def _resnet20(keras: Any) -> Any:
-    """ResNet-20 for images of 32 x 32."""
+def resnet20(
+    keras: Any,
+    shape: tuple[int, ...] = (32, 32, 3),
+    strides: int = 1,
+    momentum: float = 0.99,
+) -> Any:
+    """ResNet-20 (He et al., 2015, section 4.2).
+
+    Args:
+        keras: A Keras module.
+        shape: Of an image.
+        strides: Of the first convolution.
+        momentum: Of every BatchNormalization.
+    """
     layers, same = keras.layers, {"padding": "same", "use_bias": False}
-    inputs = keras.Input((32, 32, 3))
-    x = _unit(keras, inputs, layers.Conv2D(16, 3, **same))
+    norm = {"momentum": momentum}
+    inputs = keras.Input(shape)
+    x = unit(keras, inputs, layers.Conv2D(16, 3, strides=strides, **same), **norm)
     for stage, filters in enumerate((16, 32, 64)):
         for block in range(3):
-            strides = 2 if stage and not block else 1
-            y = _unit(keras, x, layers.Conv2D(filters, 3, strides=strides, **same))
-            y = _unit(keras, y, layers.Conv2D(filters, 3, **same), relu=False)
-            if strides == 2:
+            step = 2 if stage and not block else 1
+            y = unit(keras, x, layers.Conv2D(filters, 3, strides=step, **same), **norm)
+            y = unit(keras, y, layers.Conv2D(filters, 3, **same), relu=False, **norm)
+            if step == 2:
                 shortcut = layers.Conv2D(filters, 1, strides=2, **same)
-                x = _unit(keras, x, shortcut, relu=False)
+                x = unit(keras, x, shortcut, relu=False, **norm)
             x = layers.ReLU()(layers.Add()([x, y]))
     return keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
 
@@ -107,7 +121,7 @@ NETWORKS = {
     "conv": Network("small conv net", _conv, (28, 28, 1), 64, 40),
     "separable": Network("depthwise-separable", _separable, (28, 28, 1), 64, 30),
     "mobilenet": Network("MobileNetV2-96", _mobilenet, (96, 96, 3), 16, 5),
-    "resnet": Network("ResNet-20", _resnet20, (32, 32, 3), 32, 8),
+    "resnet": Network("ResNet-20", resnet20, (32, 32, 3), 32, 8),
 }
 
 

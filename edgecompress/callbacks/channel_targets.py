@@ -83,8 +83,8 @@ class ChannelTarget:
         for kernel in self.kernels:
             statistics = None if seen is None else seen.statistics(kernel.variable)
             value = ops.convert_to_numpy(kernel.variable)
-            found = criterion.group_scores(value, kernel.where.axis, statistics)
-            parts.append(found.reshape(kernel.where.gates, -1))
+            scores = criterion.group_scores(value, kernel.where.axis, statistics)
+            parts.append(scores.reshape(kernel.where.gates, -1))
         stacked = np.concatenate(parts)
         scores = stacked[0] if len(stacked) == 1 else np.linalg.norm(stacked, axis=0)
         if self.norm is None or not criterion.grows_with_weights:

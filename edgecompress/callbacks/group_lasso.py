@@ -85,8 +85,8 @@ class GroupLasso(CompressionCallback):
         final_sparsity: Share of each layer's groups to set to zero, 0 < s < 1; the weakest are
             taken and `threshold` is not used. Defaults to None.
         layers: Names of layers, or a predicate `layer -> bool`. Defaults to None: every Dense,
-            convolution, transposed and separable convolution whose filters can be removed; for
-            other groups every layer that `Pruning` prunes.
+            EinsumDense, convolution, transposed, separable and recurrent layer whose filters can be
+            removed; for other groups every layer that `Pruning` prunes.
         begin_epoch: First epoch with the penalty, from 0. Defaults to 0.
         end_epoch: First epoch without the penalty: groups become zero as it begins, and training
             continues without them. Defaults to None, the end of training; the last epoch's metrics

@@ -19,7 +19,10 @@ def _sections() -> Sections:
     from edgecompress.targets.rule import option_owners
 
     return [
-        ("Data and recipe", [RecipeOptions, options.CompressOptions]),
+        (
+            "Data and recipe",
+            [RecipeOptions, options.TrainingDataOptions, options.CompressOptions],
+        ),
         *((f"With --recipe {name}", [RECIPES[name].settings]) for name in RECIPES),
         ("Targets and limits", [options.RecipeTargetOptions, options.BudgetOptions,
                                 *option_owners(), options.ModuleOptions]),
@@ -45,12 +48,15 @@ def run(
     from edgecompress.recipes.rendering import render
 
     if data is None:
-        raise ArgumentError("--data", "be given", None, "An .npz file with x and y.")
+        raise ArgumentError(
+            "--data", "be given", None,
+            "An .npz file with x and y, a folder of images, or module:function.",
+        )  # fmt: skip
     output = Path(options.pop("output", CompressOptions.output))
     with training_progress(quiet) as (progress, on_epoch):
         result = compress(
             Path(model),
-            Path(data),
+            data,
             options.pop("recipe", RecipeOptions.recipe),
             output=output,
             targets=list(options.pop("targets", RecipeTargetOptions.targets)),

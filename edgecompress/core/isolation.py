@@ -84,6 +84,7 @@ def call(
     readable: Sequence[Path | str] = (),
     writable: Sequence[Path | str] = (),
     modules: Sequence[str] = (),
+    functions: Mapping[str, str] | None = None,
     training: bool = False,
     progress: Callable[[str], None] | None = None,
     on_event: Callable[[Any], None] | None = None,
@@ -99,6 +100,8 @@ def call(
         readable: Files and folders that it may read.
         writable: Further folders that it may write into.
         modules: Modules that are imported first, from the current folder, too.
+        functions: Functions of the user's that it calls, argument -> `module:function`; their
+            modules are imported and readable like `modules`. Defaults to None.
         training: Whether it trains: no time limit, all of the machine's memory and its accelerator.
         progress: Called with each text of progress.
         on_event: Called with each event.
@@ -129,7 +132,10 @@ def call(
             "function": function,
             "folder": str(folder),
             "paths": _import_folders(),
-            "modules": list(modules),
+            "modules": [
+                *(("--import", name) for name in modules),
+                *((key, name.partition(":")[0]) for key, name in (functions or {}).items()),
+            ],
             "here": _here(),
             "readable": [*_package_folders(), *(str(Path(path).resolve()) for path in readable)],
             "writable": [*devices, *(str(Path(path).resolve()) for path in writable)],
@@ -137,7 +143,7 @@ def call(
             "parent": os.getpid(),
             "verbose": verbose,
             # Training writes pages with charts, and modules of the user's own may import anything.
-            "unused": [] if training or modules else _UNUSED,
+            "unused": [] if training or modules or functions else _UNUSED,
         }
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
         (folder / "arguments.pickle").write_bytes(_pickled(arguments))

@@ -47,11 +47,11 @@ class _NotInstalled:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
-def _places_of(modules: list[str], here: str) -> list[str]:
+def _places_of(modules: list[tuple[str, str]], here: str) -> list[str]:
     """Returns the folders of the modules that the user has named."""
     folders = [here, *sys.path]
     found = []
-    for name in modules:
+    for _, name in modules:
         spec = importlib.machinery.PathFinder.find_spec(name.split(".")[0], folders)
         if spec is None:
             continue
@@ -61,19 +61,19 @@ def _places_of(modules: list[str], here: str) -> list[str]:
     return found
 
 
-def _import(modules: list[str], here: str) -> None:
+def _import(modules: list[tuple[str, str]], here: str) -> None:
     """Imports the modules that the user has named, from the current folder, too."""
     from edgecompress.core.errors import ArgumentError
 
     sys.path.insert(0, here)
     try:
-        for name in modules:
+        for argument, name in modules:
             try:
                 importlib.import_module(name)
             # A module may raise anything while it is imported.
             except Exception as error:
                 raise ArgumentError(
-                    "--import", "be a module that can be imported", name,
+                    argument, "be a module that can be imported", name,
                     f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
                 ) from error  # fmt: skip
     finally:

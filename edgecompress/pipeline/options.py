@@ -22,6 +22,7 @@ from edgecompress.core.options import (
     share,
     whole,
 )
+from edgecompress.core.user_functions import PathOrFunction
 
 _TARGET = "A name that `edgecompress targets` lists, or the path of your own .toml file."
 
@@ -213,18 +214,39 @@ class BenchOptions:
 
 
 @dataclass(frozen=True)
-class CompressOptions:
-    """Options of `compress`, whatever the recipe."""
+class TrainingDataOptions:
+    """What a model is trained on."""
 
     data: Any = option(
         None,
-        "Training data: inputs x, scaled as in training, and labels y (class numbers, one-hot rows "
-        "or values); only x for a model that reconstructs its input.",
-        Path("FILE.npz"),
+        "Training data: an .npz file with inputs x, scaled as in training, and labels y (class "
+        "numbers, one-hot rows or values; only x for a model that reconstructs its input); a "
+        "folder of images, one subfolder for each class; or module:function, which returns (x, y), "
+        "a tf.data.Dataset of batches or a keras.utils.PyDataset.",
+        PathOrFunction(),
     )
     validation: Any = option(
-        None, "The same for validation; default: part of --data.", Path("FILE.npz")
+        None, "The same for validation; default: part of --data.", PathOrFunction()
     )
+    data_files: Sequence[Any] = option(
+        (),
+        "A file or folder that a function reads, outside its module's own folder.",
+        many(Path("PATH")),
+    )
+    pixels: str | None = option(
+        None,
+        "Range of pixels that the model takes from a folder of images.",
+        Choice("RANGE", names=("0..255", "0..1", "-1..1")),
+    )
+    steps_per_epoch: int | None = option(
+        None, "Batches of an epoch, for a dataset without an end.", whole(1)
+    )
+
+
+@dataclass(frozen=True)
+class CompressOptions:
+    """Options of `compress`, whatever the recipe."""
+
     output: str = option("build", "Output folder.", Path("DIR"), short="-o")
     fresh: bool = option(False, "Start over instead of resuming after the last finished stage.")
     min_agreement: float | None = option(

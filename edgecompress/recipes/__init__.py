@@ -17,6 +17,7 @@ from edgecompress.core import isolation
 from edgecompress.core.errors import ArgumentError, UnknownNameError
 from edgecompress.core.options import options_of
 from edgecompress.core.record import sidecar_path
+from edgecompress.core.user_functions import is_function
 from edgecompress.engines.run import session
 from edgecompress.pipeline.options import CompressOptions, RecipeTargetOptions
 from edgecompress.pipeline.request import load_profiles, usable_folder
@@ -39,6 +40,9 @@ def compress(
     recipe: str = RecipeOptions.recipe,
     *,
     validation: Any = None,
+    data_files: Sequence[Path | str] = (),
+    pixels: str | None = None,
+    steps_per_epoch: int | None = None,
     output: Path | str = CompressOptions.output,
     targets: Sequence[Any] = RecipeTargetOptions.targets,
     max_flash: str | int | None = None,
@@ -70,9 +74,15 @@ def compress(
     Args:
         model: A trained Keras model, which is not changed, or the path of a .keras or .h5 file.
         data: Training data: (x, y), the path of an .npz file with `x` and `y`, or only `x` for a
-            model that reconstructs its input. Labels are class numbers, one-hot rows or values.
+            model that reconstructs its input; a folder of images, one subfolder for each class; a
+            tf.data.Dataset of batches or a keras.utils.PyDataset; or `"module:function"`, which
+            returns arrays or a dataset. Labels are class numbers, one-hot rows or values.
         recipe: Its name. Defaults to `"deep-compression"`.
         validation: Data like `data`, but not trained on. Defaults to None: a share of `data`.
+        data_files: Files and folders that a function reads, if the model is a file.
+        pixels: Range of pixels that the model takes from a folder of images: `"0..255"`, `"0..1"`
+            or `"-1..1"`.
+        steps_per_epoch: Batches of an epoch, for a dataset without an end.
         output: Folder of the files; created if it is missing.
         targets: Microcontrollers: names, paths of .toml profiles, or profiles.
         max_flash: Budget for the model and the runtime's code, as in `export`.
@@ -129,6 +139,8 @@ def compress(
         "model": model,
         "data": data,
         "validation": validation,
+        "pixels": pixels,
+        "steps_per_epoch": steps_per_epoch,
         "settings": chosen.settings(**{n: v for n, v in settings.items() if n in known}),
         "output": Path(output),
         "targets": tuple(targets),
@@ -139,15 +151,22 @@ def compress(
     }
     if not isinstance(model, (str, Path)):
         return chosen.run(Request(**asked, progress=progress, on_epoch=on_epoch))
+    sources = {"--data": data, "--validation": validation}
     # This process reads profiles and writes the output, but does not read the model file.
     asked["targets"] = tuple(load_profiles(asked["targets"]))
     with _made(usable_folder(output)) as folder:
         answer = isolation.call(
             f"{__name__}:compress_isolated",
             {"asked": asked},
-            readable=[model, sidecar_path(Path(model)), *_paths(data, validation)],
+            readable=[
+                model,
+                sidecar_path(Path(model)),
+                *data_files,
+                *(x for x in sources.values() if isinstance(x, (str, Path))),
+            ],
             writable=[folder],
             modules=import_modules,
+            functions={name: x for name, x in sources.items() if is_function(x)},
             training=True,
             progress=progress,
             on_event=lambda event: on_epoch(isolation.decode(Epoch, event)),
@@ -181,10 +200,6 @@ def compress_isolated(
             )
         )
     return isolation.encode(result), {}
-
-
-def _paths(*sources: Any) -> list[Path]:
-    return [Path(source) for source in sources if isinstance(source, (str, Path))]
 
 
 @contextlib.contextmanager

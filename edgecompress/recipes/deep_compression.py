@@ -167,10 +167,12 @@ def _load(request: Request) -> tuple[LoadedModel, Data, Task, list[str]]:
     own, loss_notes = tasks.own_loss(request.model, loaded.path)
     request.progress("Loading the data")
     data = datasets.load(
-        request.data, request.validation, loaded, settings.validation_split, settings.seed
-    )
+        request.data, request.validation, loaded, settings.validation_split, settings.seed,
+        request.pixels, request.steps_per_epoch,
+    )  # fmt: skip
     task = tasks.find_task(loaded, data, tasks.first_outputs(loaded, data.train), own)
     notes = [*loaded.notes, *loss_notes, f"Loss: {task.loss_text}.", f"Validation: {data.split}."]
+    notes += data.notes
     if request.validation is None:
         notes.append(
             "If the original model was trained on these validation samples, its metric is too good "
@@ -335,7 +337,7 @@ def _first_key(
         {
             "recipe": NAME,
             "version": tool_version(),
-            "train": data.train.sha256(),
+            "train": data.sha256(),
             "validation": data.validation.sha256(),
             "loss": task.loss_text,
             "batch_size": settings.batch_size,
@@ -430,7 +432,7 @@ def _finish(
             }
         ),
         data={
-            "samples": len(data.train),
+            "samples": data.count,
             "validation_samples": len(data.validation),
             "kind": task.kind,
             "output": task.output,

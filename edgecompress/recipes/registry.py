@@ -54,8 +54,10 @@ class Request:
     Attributes:
         recipe: The recipe's name, as it was asked for.
         model: A Keras model, or the path of its file.
-        data: Training data: path or arrays.
+        data: Training data of a kind in `sources.SOURCES`.
         validation: Validation data; None: a part of `data`.
+        pixels: Range of the values of images in a folder; None if there is none.
+        steps_per_epoch: Batches of an epoch, for a dataset without an end.
         settings: The recipe's own settings.
         output: Folder of all files.
         targets: Names, paths or profiles.
@@ -78,6 +80,8 @@ class Request:
     fresh: bool
     progress: Callable[[str], None] = field(repr=False)
     on_epoch: Callable[[Epoch], None] = field(repr=False)
+    pixels: str | None = None
+    steps_per_epoch: int | None = None
     verbose: bool = False
     argv: tuple[str, ...] = ()
 

@@ -9,10 +9,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from edgecompress.callbacks.distillation import Distillation
 from edgecompress.core.errors import ConversionError
-from edgecompress.core.keras_graph import functional_of
 from edgecompress.core.suppress_output import no_warnings
-from edgecompress.recipes.data import Data, Samples
+from edgecompress.recipes.data import Data, Samples, inputs_of
 from edgecompress.recipes.registry import Epoch
 from edgecompress.recipes.task import Task
 from edgecompress.training.base import Outputs, TaughtLabels, TeacherLoss
@@ -52,16 +52,21 @@ class Trainer:
         columns = int(np.prod(shape)) if task.kind == "values" or not task.sparse else 1
         self._shape = shape
         self._taught = None
-        if teacher_loss is not None:
+        # Outputs for arrays are computed once and travel with the labels; for batches that come
+        # anew each time, the teacher runs in every step.
+        self._callbacks: list[Any] = []
+        if teacher_loss is not None and data.stream is not None:
+            self._callbacks = [Distillation(teacher, teacher_loss)]
+        elif teacher_loss is not None:
             meaning = Outputs(task.kind == "binary", task.output == "logits")
             self._taught = TaughtLabels(teacher_loss, task.loss, columns, meaning)
-        self._train = self._packed(data.train, teacher)
+        self._train = None if data.stream is not None else self._packed(data.train, teacher)
         self._validation = self._packed(data.validation, teacher)
 
     @property
     def steps_per_epoch(self) -> int:
         """Updates of one epoch."""
-        return -(-len(self._data.train) // self._batch_size)
+        return self._data.steps(self._batch_size)
 
     def fit(
         self, model: Any, stage: str, epochs: int, callbacks: Sequence[Any], done: int = 0,
@@ -84,14 +89,13 @@ class Trainer:
         schedule = keras.optimizers.schedules.CosineDecay(self._learning_rate, steps)
         model.compile(keras.optimizers.Adam(schedule), self._loss, metrics=[self._metric()])
         reporter = _Reporter(stage, done, of or epochs, self._on_epoch)
-        with no_warnings():
+        feed = self._data.feed(model, self._batch_size, self._labels_of, self._train)
+        with no_warnings(), feed.errors():
             history = model.fit(
-                inputs_of(model, self._data.train),
-                self._train,
-                batch_size=self._batch_size,
+                **feed.arguments(),
                 epochs=epochs,
                 verbose=0,
-                callbacks=[*callbacks, reporter],
+                callbacks=[*self._callbacks, *callbacks, reporter],
                 validation_data=(inputs_of(model, self._data.validation), self._validation),
             ).history
         return {name: [float(v) for v in values] for name, values in history.items()}
@@ -102,10 +106,13 @@ class Trainer:
 
     def _packed(self, samples: Samples, teacher: Any) -> np.ndarray:
         """Returns labels followed by the teacher's logits in each row."""
-        labels = self._task.labels(samples, self._shape)
+        labels = self._labels_of(samples)
         if self._taught is None:
             return labels
         return self._taught.pack(labels, predict(teacher, samples))
+
+    def _labels_of(self, samples: Samples) -> np.ndarray:
+        return self._task.labels(samples, self._shape)
 
     def _labels(self, packed: Any) -> Any:
         return packed if self._taught is None else self._taught.labels(packed)
@@ -150,11 +157,6 @@ class _Reporter(keras.callbacks.Callback):
                 f"loss is {values['loss']}. Use a smaller --learning-rate."
             )
         self._tell(Epoch(self._stage, self._done + epoch + 1, self._epochs, values))
-
-
-def inputs_of(model: Any, samples: Samples) -> Any:
-    """Returns inputs in the structure that a model takes: an array, a list or a dictionary."""
-    return keras.tree.pack_sequence_as(functional_of(model).input, list(samples.x))
 
 
 def predict(model: Any, samples: Samples) -> np.ndarray:

@@ -37,6 +37,7 @@ from edgecompress.core.options import (
     whole,
 )
 from edgecompress.core.options import Path as PathKind
+from edgecompress.core.user_functions import PathOrFunction
 from edgecompress.targets.operator_limits import OperatorLimit
 from edgecompress.targets.profile import TargetProfile
 
@@ -88,6 +89,7 @@ def _samples(kind: Kind) -> list[Any]:
         Time: ["60ms", 60000.0],
         Flag: [True],
         PathKind: [Path("a/b"), "a/b"],
+        PathOrFunction: [Path("a/b"), "a/b", "module:function"],
         Text: ["text"],
         Choice: ["text"],
         OperatorLimit: ["esphome", Path("a/b.toml")],

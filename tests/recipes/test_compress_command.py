@@ -205,3 +205,33 @@ def test_interrupted_by_ctrl_c(case: Case, tmp_path: Path) -> None:
     names = sorted(p.name for p in folder.rglob("*") if p.is_file())
     assert names == ["prune.keras", "prune.keras.edgecompress.json", "state.json"]
     keras.saving.load_model(folder / "stages" / "prune.keras")
+
+
+def test_a_function_reads_its_folder_and_what_it_was_given(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The model's process may be taken over; it reads no more for the sake of the function."""
+    here, given, other = (tmp_path / name for name in ("here", "given", "other"))
+    for folder in (here, given, other):
+        folder.mkdir()
+        (folder / "text").write_text("read")
+    (here / "my_data.py").write_text(
+        "from pathlib import Path\n"
+        "def attempt(folder):\n"
+        "    try:\n"
+        "        return (Path(folder) / 'text').read_text()\n"
+        "    except OSError as error:\n"
+        "        return type(error).__name__\n"
+        "def train():\n"
+        f"    raise ValueError([attempt(x) for x in {[str(here), str(given), str(other)]}])\n"
+    )
+    monkeypatch.chdir(here)
+    arguments = ["--data", "my_data:train", "--data-files", str(given), "-o", str(tmp_path / "out")]
+    assert main(["compress", str(case.path), *arguments]) == 2
+    _one_line(capfd, "ValueError: ['read', 'read', 'PermissionError']")
+    # Nor can a function be named in a file, which is no code.
+    (here / "c.toml").write_text("data = 'my_data:train'\n")
+    assert main(["compress", str(case.path), "--config", str(here / "c.toml")]) == 2
+    _one_line(capfd, "a function is code")
+    assert main(["compress", str(case.path), "--data", "no_data:train"]) == 2
+    _one_line(capfd, "`--data` must be a module that can be imported")

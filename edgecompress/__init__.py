@@ -27,6 +27,7 @@ _PUBLIC = {
     "Binarize": "edgecompress.callbacks.binarize",
     "Ternarize": "edgecompress.callbacks.ternarize",
     "VariationalDropout": "edgecompress.callbacks.variational_dropout",
+    "BayesianGroupSparsity": "edgecompress.callbacks.bayesian_group_sparsity",
     "FixedPointTraining": "edgecompress.callbacks.fixed_point_training",
     "PatternBinarization": "edgecompress.callbacks.pattern_binarization",
     "FastGroupedConvolutions": "edgecompress.callbacks.fast_grouped_convolutions",

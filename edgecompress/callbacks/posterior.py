@@ -40,10 +40,9 @@ from edgecompress.callbacks.layer_choice import (
 from edgecompress.callbacks.learnt_bounds import LearntBounds
 from edgecompress.core.errors import ArgumentError, UnsupportedModelError
 from edgecompress.core.files import write_atomic
-from edgecompress.core.keras_graph import reading
 from edgecompress.core.layer_kinds import LayerKind, exact_kind_of
 from edgecompress.core.record import record_of
-from edgecompress.precisions.integer_operators import linear, with_kernel
+from edgecompress.precisions.integer_operators import with_kernel
 
 # Two computations of the same weights differ by less than this, relative to the largest.
 _SAME = 1e-5
@@ -194,23 +193,27 @@ class Posterior(CompressionCallback):
             run: Computes the layer.
             inputs: Its inputs.
         """
-        mean = self.expected(kernel, values[MEAN], run, inputs)
-        spread = with_kernel(kernel.layer, kernel.attribute, run)
-        variance = spread(ops.exp(values["log_variance"]), ops.square(inputs))
-        return mean + self.noise(mean) * ops.sqrt(ops.maximum(variance, 0.0) + _LEAST_VARIANCE)
+        return add_bias(kernel.layer, self.noisy_sums(kernel, values, run, inputs))
 
     # What all share.
 
-    def expected(
-        self, kernel: UncertainKernel, weights: Any, run: Callable[[Any], Any], inputs: Any
+    def noisy_sums(
+        self,
+        kernel: UncertainKernel,
+        values: Mapping[str, Any],
+        run: Callable[[Any], Any],
+        inputs: Any,
     ) -> Any:
-        """Returns a layer's outputs before its activation for other weights."""
-        with linear(kernel.layer), reading(kernel.layer, [(kernel.variable, weights)]):
-            return run(inputs)
+        """Returns a layer's sums of products, with noise and without bias; see `outputs`."""
+        sums = with_kernel(kernel.layer, kernel.attribute, run)
+        mean = sums(values[MEAN], inputs)
+        variance = sums(ops.exp(values["log_variance"]), ops.square(inputs))
+        deviation = ops.sqrt(ops.maximum(variance, 0.0) + _LEAST_VARIANCE)
+        return mean + self.noise(ops.shape(mean), mean.dtype) * deviation
 
-    def noise(self, like: Any) -> Any:
-        """Returns standard normal numbers in the shape of a tensor."""
-        return keras.random.normal(ops.shape(like), dtype=like.dtype, seed=self._random)
+    def noise(self, shape: Any, dtype: Any) -> Any:
+        """Returns standard normal numbers."""
+        return keras.random.normal(shape, dtype=dtype, seed=self._random)
 
     def settings(self) -> Mapping[str, Any]:
         """Returns the arguments as JSON values, with the names of the chosen layers."""
@@ -494,6 +497,35 @@ def check_positive(name: str, value: Any) -> float:
     if not number or not math.isfinite(value) or value <= 0:
         raise ArgumentError(name, "be a number greater than 0", value)
     return float(value)
+
+
+def check_number(name: str, value: Any) -> float:
+    """Returns a finite number.
+
+    Raises:
+        ArgumentError: it is not.
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value):
+        raise ArgumentError(name, "be a finite number", value)
+    return float(value)
+
+
+def channel_axis(layer: Any, rank: int) -> int:
+    """Returns the axis that counts the channels of a layer's outputs."""
+    first = getattr(layer, "data_format", "channels_last") == "channels_first"
+    return 1 if first and rank > 2 else rank - 1
+
+
+def add_bias(layer: Any, sums: Any) -> Any:
+    """Returns sums of products with a layer's bias, if it has one."""
+    bias = getattr(layer, "bias", None)
+    if bias is None:
+        return sums
+    rank = len(sums.shape)
+    shape = [1] * rank
+    shape[channel_axis(layer, rank)] = -1
+    return sums + ops.reshape(ops.convert_to_tensor(bias), shape)
 
 
 def _suits(kind: LayerKind) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,13 @@ from keras import ops
 
 from edgecompress.callbacks.kernel_quantization import as_numpy
 from edgecompress.callbacks.layer_choice import LayerChoice
-from edgecompress.callbacks.posterior import MEAN, Posterior, UncertainKernel, hidden_variable
-from edgecompress.core.errors import ArgumentError
+from edgecompress.callbacks.posterior import (
+    MEAN,
+    Posterior,
+    UncertainKernel,
+    check_number,
+    hidden_variable,
+)
 from edgecompress.variational import log_uniform
 from edgecompress.variational.precision import allowed_bits
 
@@ -135,15 +139,3 @@ class VariationalDropout(Posterior):
                 variances = np.exp(as_numpy(kernel.parts["log_variance"]))
                 found[kernel.name] = allowed_bits(weights[kept], variances[kept])
         return found
-
-
-def check_number(name: str, value: Any) -> float:
-    """Returns a finite number.
-
-    Raises:
-        ArgumentError: it is not.
-    """
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value):
-        raise ArgumentError(name, "be a finite number", value)
-    return float(value)

@@ -39,8 +39,8 @@ def _fit(model: keras.Model, *callbacks: Any, epochs: int = 2, **more: Any) -> d
 class _Constant(VariationalDropout):
     """Draws the same number for all outputs."""
 
-    def noise(self, like: Any) -> Any:
-        return 0.5 * ops.ones_like(like)
+    def noise(self, shape: Any, dtype: Any) -> Any:
+        return 0.5 * ops.ones(shape, dtype)
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

@@ -35,6 +35,7 @@ CALLBACKS: dict[str, Callable[..., Any]] = {
     "ternary_weights": lambda **more: ec.Ternarize(first_and_last=True, **more),
     "fixed_point_training": lambda **more: ec.FixedPointTraining(8, 5, **more),
     "variational_dropout": lambda **more: ec.VariationalDropout(64, **more),
+    "bayesian_group_sparsity": lambda **more: ec.BayesianGroupSparsity(64, **more),
     "pattern_binarization": lambda **more: ec.PatternBinarization(**more),
 }
 # These want their kernels for themselves: each its layer where all are in one fit.
@@ -44,6 +45,7 @@ EXCLUSIVE = {
     "ternary_weights": "classes",
     "fixed_point_training": "other",
     "variational_dropout": "dropped",
+    "bayesian_group_sparsity": "groups",
 }
 X = np.random.default_rng(0).normal(size=(64, 6)).astype("float32")
 Y = (X[:, 0] > 0).astype("int32")
@@ -60,6 +62,7 @@ def tiny() -> Any:
             keras.layers.Dense(8, activation="relu", name="hidden"),
             keras.layers.Dense(8, activation="relu", name="other"),
             keras.layers.Dense(8, activation="relu", name="dropped"),
+            keras.layers.Dense(8, activation="relu", name="groups"),
             keras.layers.Dense(2, name="classes"),
         ]
     )

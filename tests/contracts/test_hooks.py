@@ -29,6 +29,7 @@ CALLBACKS: dict[type, Callable[[], Any]] = {
     ec.FixedPointTraining: lambda: ec.FixedPointTraining(8, 5),
     ec.Ternarize: lambda: ec.Ternarize(first_and_last=True),
     ec.VariationalDropout: lambda: ec.VariationalDropout(32, initial_log_variance=-3.0),
+    ec.BayesianGroupSparsity: lambda: ec.BayesianGroupSparsity(32),
     ec.PatternBinarization: lambda: ec.PatternBinarization(),
     ec.FastGroupedConvolutions: lambda: ec.FastGroupedConvolutions(),
 }

@@ -51,7 +51,6 @@ class Costs:
         max_arena: The smallest RAM budget of all targets, in bytes; None for no limit.
         max_latency: The latency budget, in microseconds; None for no limit.
         refused: Returns the positions of a file's operators that a target cannot run.
-        only_arenas: Whether all targets are microcontrollers.
     """
 
     arena: Callable[[FlatModel, int | None], Measure | None]
@@ -60,7 +59,6 @@ class Costs:
     max_arena: float | None = None
     max_latency: float | None = None
     refused: Callable[[FlatModel], Collection[int]] = lambda flat: ()
-    only_arenas: bool = False
 
 
 @dataclass(frozen=True)
@@ -214,7 +212,6 @@ def make_int8(
     """
     from edgecompress.converters import int8, tables
     from edgecompress.converters.recalled import float_file
-    from edgecompress.converters.stripping import for_microcontrollers
 
     floats = float_file(request, fused)
     if stepping is not None:
@@ -236,8 +233,6 @@ def make_int8(
         keep=keep,
     )
     made = tables.for_targets(made, request.costs.refused)
-    if request.costs.only_arenas and stepping is None:
-        made = for_microcontrollers(made)
     return floats, made.having(record=learnt.merged(CompressionRecord(steps=(step,))))
 
 

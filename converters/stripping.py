@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from edgecompress.core.errors import few
-from edgecompress.flatbuffers.artifact import Artifact
+from edgecompress.converters.portable.reshapes import reads_rows
 from edgecompress.flatbuffers.editor import ModelEditor
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.operators import Operator
@@ -36,7 +35,6 @@ def strip_for_tflm(editor: ModelEditor) -> tuple[int, ...]:
     - Scales of a convolution's filter that are the same for all channels: one is enough.
     - Zero points that are the same for all channels: the engine reads one value for all of them,
       where LiteRT asks for one each.
-    - The flag that a tensor has a known rank only distinguishes scalars from shapeless tensors.
 
     Args:
         editor: Changes an int8 file with one subgraph that has no other changes yet. Tensors may
@@ -52,25 +50,6 @@ def strip_for_tflm(editor: ModelEditor) -> tuple[int, ...]:
     return _strip_moves(editor, moved)
 
 
-def for_microcontrollers(artifact: Artifact) -> Artifact:
-    """Returns an int8 file without what neither TensorFlow Lite Micro nor LiteRT reads.
-
-    Of `strip_for_tflm` these are the unneeded reshapes and the rank flags; without the scales and
-    zero points that it removes besides, LiteRT refuses a file, and people try their files there.
-    """
-    flat = artifact.flat
-    editor = ModelEditor(flat)
-    moved = _moved(flat, _readers(flat))
-    _strip_moves(editor, moved)
-    notes = artifact.notes
-    if moved:
-        gone = few([flat.tensors[index].name for index in moved])
-        notes += (
-            f"RESHAPE before FULLY_CONNECTED, which reads rows of any shape, is left out: {gone}.",
-        )
-    return artifact.having(data=editor.pack(), notes=notes)
-
-
 def _readers(flat: FlatModel) -> dict[int, list[Operator]]:
     readers: dict[int, list[Operator]] = {}
     for operator in flat.operators:
@@ -80,9 +59,8 @@ def _readers(flat: FlatModel) -> dict[int, list[Operator]]:
 
 
 def _strip_moves(editor: ModelEditor, moved: Mapping[int, int]) -> tuple[int, ...]:
-    """Removes reshapes and rank flags; returns the former numbers of the tensors that are left."""
+    """Removes reshapes; returns the former numbers of the tensors that are left."""
     flat = editor.original
-    editor.clear_rank_flags()
     if not moved:
         return tuple(range(len(flat.tensors)))
     for operator, entry in zip(flat.operators, editor.operators, strict=True):
@@ -141,19 +119,9 @@ def _moved(flat: FlatModel, readers: Mapping[int, Sequence[Operator]]) -> dict[i
             operator.code == "RESHAPE"
             and output not in flat.outputs
             and reading
-            and all(_flattens(reader, output) for reader in reading)
+            and all(reads_rows(reader, output) for reader in reading)
         ):
             # A reshape of a reshape has already been moved.
             source = operator.inputs[0]
             moved[output] = moved.get(source, source)
     return moved
-
-
-def _flattens(operator: Operator, index: int) -> bool:
-    """Returns whether an operator reads a tensor as rows, regardless of its shape."""
-    return (
-        operator.code == "FULLY_CONNECTED"
-        and operator.inputs[0] == index
-        and index not in operator.inputs[1:]
-        and not operator.options.get("keep_num_dims", False)
-    )

@@ -157,12 +157,6 @@ class ModelEditor:
         vector = getattr(self._schema, f"{name}T")(values=np.array(numbers, dtype))
         return getattr(self._schema.SparseIndexVector, name), vector
 
-    def clear_rank_flags(self) -> None:
-        """Clears the known-rank flag of all tensors with dimensions, which do not need it."""
-        for tensor in self._graph.tensors:
-            if tensor.shape is not None and len(tensor.shape):
-                tensor.hasRank = False
-
     def rename(self, name: Callable[[int, int], str]) -> None:
         """Gives every tensor a name; `name` is called with the numbers of subgraph and tensor."""
         for number, graph in enumerate(self._tree.subgraphs):
@@ -315,6 +309,9 @@ class ModelEditor:
                 )
                 if not named and index not in interface:
                     tensor.name = None
+                # The flag tells a scalar from an unknown shape; other shapes speak for themselves.
+                if tensor.shape is not None and len(tensor.shape):
+                    tensor.hasRank = False
                 quantization = tensor.quantization
                 if quantization is None:
                     continue
@@ -407,7 +404,8 @@ def strip(model: FlatModel | bytes, keep_names: Names = "interface") -> bytes:
     """Returns the file without the parts that no interpreter reads while running the model.
 
     Removed: tensor names, signatures, metadata, the description, recorded minimum and maximum of
-    quantized tensors, duplicate and empty buffers. Tensor and operator indices do not change.
+    quantized tensors, flags of known ranks, duplicate and empty buffers. Tensor and operator
+    indices do not change.
 
     Args:
         model: A .tflite file: bytes, or as read.

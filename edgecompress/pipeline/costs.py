@@ -29,7 +29,6 @@ def costs_on(
         options: Name -> value of the options of families of targets.
         progress: Called when a file is measured on this computer, which takes a while.
     """
-    from edgecompress.targets.family import family_of
 
     ram = [b for p in profiles if (b := budgets.over(p.limits).max_ram) is not None]
 
@@ -46,7 +45,6 @@ def costs_on(
         min(ram, default=None),
         budgets.max_latency,
         lambda flat: _refused(flat, profiles, options),
-        all(family_of(profile).has_arena for profile in profiles),
     )
 
 

@@ -87,7 +87,8 @@ def test_an_int8_export_parses_the_flatbuffer_at_most_five_times(
 ) -> None:
     made = build(_request())
     assert 0 < work["parse"] <= 5
-    assert work["unpack"] <= 4 and work["pack"] <= 5
+    # Once for a rewrite of the float file.
+    assert work["unpack"] <= 5 and work["pack"] <= 6
     before = Counter(work)
     # The page, the C++ sources and the list of files are made from what was read already.
     write(made, tmp_path, c_sources=True)

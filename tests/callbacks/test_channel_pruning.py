@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from keras import layers
 
@@ -201,6 +201,70 @@ def test_any_budget_is_met_or_the_error_says_by_how_much_not(
         found = small.get_layer(path)
         left = found.units if isinstance(found, layers.LSTM) else found.kernel.shape[-1]
         assert left == count or left % multiple == 0
+
+
+def exported(model: keras.Model, folder: Path) -> dict[str, float]:
+    """Returns what the report of an export says that the int8 file takes."""
+    target = "nucleo-l4r5zi"
+    ec.export(model, targets=[target], calibration=data(model)[0], output=folder)
+    (file,) = folder.glob("*_int8.tflite")
+    limits = {"max_file_size": "1MiB", "max_ram": "1MiB", "max_latency": "1s"}
+    checks = {x.rule: x for x in ec.check(file, [target], **limits).targets[0].checks}
+    arena = checks["arena"]
+    return {
+        "file_bytes": file.stat().st_size,
+        "arena": max(arena.high, arena.detail["smallest"]),
+        "latency": checks["latency"].high,
+    }
+
+
+@pytest.mark.parametrize("cost", ["file_bytes", "arena", "latency"])
+@settings(
+    max_examples=2,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.generate],  # A failure takes minutes to shrink.
+    suppress_health_check=list(HealthCheck),
+)
+@given(
+    net=st.sampled_from([plain, depthwise_separable]),
+    share=st.floats(0.4, 1.0),
+    seed=st.integers(0, 99),
+)
+def test_any_budget_of_a_file_is_met_or_the_error_says_by_how_much_not(
+    tmp_path_factory: pytest.TempPathFactory,
+    cost: str,
+    net: Callable[[], keras.Model],
+    share: float,
+    seed: int,
+) -> None:
+    """As `exported` measures what is left, which knows nothing of budgets."""
+    model, target = compiled(net, seed), "nucleo-l4r5zi"
+    rng = np.random.default_rng(seed)
+    for weight in model.trainable_weights:
+        weight.assign(rng.normal(scale=0.5, size=weight.shape))
+    targets = find_targets(model, None, Magnitude(), "test", lambda text: None)
+    # Equal constants share a buffer in a file: a few bytes less than foreseen.
+    slack = 64 if cost == "file_bytes" else 1e-3
+    try:
+        search = BudgetSearch(model, ec.Budget(target=target, **{cost: share}), targets)
+    except ArgumentError as error:
+        assert f"{cost}: " in str(error) and "above the limit" in str(error)
+        limit = share * exported(model, tmp_path_factory.mktemp("whole"))[cost]
+        groups = ChannelGroups(model, {layer.path: layer.filters for layer in targets.layers})
+        order = groups.order(np.ones(len(groups.groups)), np.ones(len(groups.groups)))
+        zero_filters(model, groups.masks(groups.rounded(order, 4)))
+        least = exported(ec.finalize(model), tmp_path_factory.mktemp("least"))
+        assert least[cost] > limit - slack
+        return
+    cut = search.cut(targets.scores(None), 1.0)
+    zero_filters(model, cut.groups.masks(cut.chosen))
+    small = ec.finalize(model)
+    found = exported(small, tmp_path_factory.mktemp("small"))[cost]
+    assert found <= share * search.whole[cost] + 1e-3
+    assert found == pytest.approx(search.final()[cost], abs=slack)
+    assert (small.count_params() < model.count_params()) == (share < 1.0)
 
 
 @pytest.mark.parametrize("net", [residual, inverted_residual], ids=lambda net: net.__name__)

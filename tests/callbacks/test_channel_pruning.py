@@ -229,7 +229,7 @@ def exported(model: keras.Model, folder: Path) -> dict[str, float]:
 )
 @given(
     net=st.sampled_from([plain, depthwise_separable]),
-    share=st.floats(0.4, 1.0),
+    share=st.floats(0.4, 0.8),
     seed=st.integers(0, 99),
 )
 def test_any_budget_of_a_file_is_met_or_the_error_says_by_how_much_not(
@@ -264,7 +264,7 @@ def test_any_budget_of_a_file_is_met_or_the_error_says_by_how_much_not(
     found = exported(small, tmp_path_factory.mktemp("small"))[cost]
     assert found <= share * search.whole[cost] + 1e-3
     assert found == pytest.approx(search.final()[cost], abs=slack)
-    assert (small.count_params() < model.count_params()) == (share < 1.0)
+    assert small.count_params() < model.count_params()
 
 
 @pytest.mark.parametrize("net", [residual, inverted_residual], ids=lambda net: net.__name__)

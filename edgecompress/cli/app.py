@@ -94,9 +94,8 @@ def _prepare(verbose: bool) -> None:
     """Configures the process before any framework is loaded."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if verbose else "3")
     if "keras" not in sys.modules:
-        # Conversion uses TensorFlow; a concurrent training job keeps the accelerator.
+        # Conversion uses TensorFlow.
         os.environ["KERAS_BACKEND"] = "tensorflow"
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
     # Closed by the caller (`>&-`): output is discarded, through the same descriptor.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115

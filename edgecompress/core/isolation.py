@@ -59,6 +59,11 @@ _FRUGAL = {
     "MALLOC_MMAP_THRESHOLD_": str(4 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(4 << 20),
 }
+# Only training takes the accelerator, and only as much of its memory as it needs: others may train on
+# it meanwhile.
+_DEVICES = "CUDA_VISIBLE_DEVICES"
+_UNTRAINED = {**_FRUGAL, _DEVICES: "-1"}
+_TRAINED = {"TF_FORCE_GPU_ALLOW_GROWTH": "true"}
 _HINT = (
     "Set EDGECOMPRESS_MAX_MEMORY_MIB or EDGECOMPRESS_MAX_CPU_MINUTES for a model that needs more."
 )
@@ -125,7 +130,7 @@ def call(
         limits = dataclasses.replace(
             limits, cpu_s=None, memory=max(limits.memory or 0, _machine_memory())
         )
-        if os.environ.get("CUDA_VISIBLE_DEVICES") != "-1":
+        if os.environ.get(_DEVICES) != "-1":
             devices = glob.glob("/dev/nvidia*")
     with _folder() as folder:
         job = {
@@ -156,7 +161,7 @@ def call(
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE if verbose else errors_to,
                 cwd=folder,
-                env=_environment(folder, {} if training else _FRUGAL),
+                env=_environment(folder, _TRAINED if training else _UNTRAINED),
                 # Ctrl-C is the caller's to handle; it ends the whole group.
                 start_new_session=os.name == "posix",
             )

@@ -410,12 +410,20 @@ def start_job(
     return answer
 
 
+# numpy's threads only cost start-up time; the worker computes nothing with them. The accelerator is
+# for training, and no engine needs it.
+_ENVIRONMENT = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "-1",
+}
+
+
 def _process(
     engine: Engine, job: Mapping[str, Any], path: str, log: int, forked: bool
 ) -> subprocess.Popen[bytes] | warm.Fork:
     """Starts a job, in a fork if wanted and possible, or else in a fresh process."""
-    # numpy's threads only cost start-up time; the worker computes nothing with them.
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **_ENVIRONMENT}
     # The program of another package need not be made for forks.
     if forked and engine.worker == WORKER:
         process = warm.fork(engine.worker, job, path, log, environment)

@@ -55,6 +55,10 @@ def reach(own, other, tell, gaps):
 def variable(name, tell, gaps):
     return os.environ.get(name, "none"), {}
 
+def accelerator(device, tell, gaps):
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "none")
+    return [seen, attempt(lambda: Path(device).write_text("x"))], {}
+
 def spin(tell, gaps):
     while True: pass
 
@@ -128,6 +132,28 @@ def test_allocators_are_frugal_but_for_training(
         "attacks:variable", {"name": name}, modules=["attacks"], training=True
     )
     assert training.value == "none"
+
+
+@pytest.mark.parametrize(
+    ("given", "training", "seen"),
+    [(None, False, "-1"), (None, True, "none"), ("1", False, "1"), ("1", True, "1"),
+     ("-1", True, "-1")],
+)  # fmt: skip
+def test_the_accelerator_is_for_training(
+    given: str | None, training: bool, seen: str, attacks: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    device = tmp_path / "nvidia0"
+    device.write_text("")
+    monkeypatch.setattr(isolation.glob, "glob", lambda pattern: [str(device)])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if given is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    answer = isolation.call(
+        "attacks:accelerator", {"device": str(device)}, modules=["attacks"], training=training
+    )
+    # The file of the device opens where training may see it.
+    assert answer.value == [seen, "done" if training and seen != "-1" else "PermissionError"]
 
 
 def test_it_reaches_what_it_was_given_alone(

@@ -341,6 +341,11 @@ def test_variables_of_the_loader_take_another_server(
     assert said(_PARENT) not in (first, os.getpid())
 
 
+def test_no_engine_sees_the_accelerator(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert said("say(os.environ['CUDA_VISIBLE_DEVICES'])") == "-1"
+
+
 def test_the_program_of_another_package_is_not_forked(
     own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

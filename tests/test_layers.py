@@ -35,7 +35,7 @@ _MAY_IMPORT = {
     "pipeline": {"core", "flatbuffers", "engines", "precisions", "costs", "callbacks", "converters",
                  "targets", "reports", "inspection"},
     "recipes": {"core", "flatbuffers", "engines", "schedules", "criteria", "patterns",
-                "callbacks", "surgery",
+                "precisions", "callbacks", "surgery",
                 "training", "converters", "inspection", "pipeline", "targets", "reports"},
     "cli": {"core", "flatbuffers", "pipeline", "inspection", "converters", "targets", "recipes",
             "reports"},

@@ -59,8 +59,8 @@ _FRUGAL = {
     "MALLOC_MMAP_THRESHOLD_": str(4 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(4 << 20),
 }
-# Only training takes the accelerator, and only as much of its memory as it needs: others may train on
-# it meanwhile.
+# Only training takes the accelerator, and only as much of its memory as it needs: others may train
+# on it meanwhile.
 _DEVICES = "CUDA_VISIBLE_DEVICES"
 _UNTRAINED = {**_FRUGAL, _DEVICES: "-1"}
 _TRAINED = {"TF_FORCE_GPU_ALLOW_GROWTH": "true"}

@@ -247,6 +247,13 @@ class TrainingDataOptions:
 class CompressOptions:
     """Options of `compress`, whatever the recipe."""
 
+    teachers: Sequence[Any] = option(
+        (),
+        "A larger trained model of the same inputs and outputs, to teach instead of the original "
+        "one. Several count as one, the mean of their logits.",
+        many(Path("FILE.keras")),
+        flag="--teacher",
+    )
     output: str = option("build", "Output folder.", Path("DIR"), short="-o")
     fresh: bool = option(False, "Start over instead of resuming after the last finished stage.")
     min_agreement: float | None = option(

@@ -43,6 +43,7 @@ def compress(
     data_files: Sequence[Path | str] = (),
     pixels: str | None = None,
     steps_per_epoch: int | None = None,
+    teachers: Sequence[Any] = (),
     output: Path | str = CompressOptions.output,
     targets: Sequence[Any] = RecipeTargetOptions.targets,
     max_flash: str | int | None = None,
@@ -83,6 +84,8 @@ def compress(
         pixels: Range of pixels that the model takes from a folder of images: `"0..255"`, `"0..1"`
             or `"-1..1"`.
         steps_per_epoch: Batches of an epoch, for a dataset without an end.
+        teachers: Larger trained models of the same inputs and outputs, or the paths of their files,
+            that teach instead of the original one; several count as one, the mean of their logits.
         output: Folder of the files; created if it is missing.
         targets: Microcontrollers: names, paths of .toml profiles, or profiles.
         max_flash: Budget for the model and the runtime's code, as in `export`.
@@ -141,6 +144,7 @@ def compress(
         "validation": validation,
         "pixels": pixels,
         "steps_per_epoch": steps_per_epoch,
+        "teachers": tuple(teachers),
         "settings": chosen.settings(**{n: v for n, v in settings.items() if n in known}),
         "output": Path(output),
         "targets": tuple(targets),
@@ -162,6 +166,7 @@ def compress(
                 model,
                 sidecar_path(Path(model)),
                 *data_files,
+                *(x for x in teachers if isinstance(x, (str, Path))),
                 *(x for x in sources.values() if isinstance(x, (str, Path))),
             ],
             writable=[folder],

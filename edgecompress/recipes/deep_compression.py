@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,12 +21,14 @@ from edgecompress.core.errors import ArgumentError
 from edgecompress.core.files import jsonable, write_together
 from edgecompress.engines.registry import TFLM
 from edgecompress.recipes.deep_compression_settings import (
+    ALL_OTHERS,
     EPOCHS,
     NAME,
     DeepCompression,
 )
 from edgecompress.recipes.deep_compression_stages import (
     STAGES,
+    check_removed,
     cluster_counts,
     clusters_at_all,
     prunes_at_all,
@@ -83,24 +85,33 @@ def run(request: Request) -> CompressionResult:
         pruning_groups(loaded.model, settings)
     if clusters_at_all(settings):
         cluster_counts(loaded.model, settings)
+    check_removed(loaded.model, settings)
+    teachers = _teachers(request, loaded)
     baseline = _measure_baseline(request, loaded, data, task)
 
     distills = task.is_classifier if settings.distill is None else settings.distill
     distillation = None
     if distills:
         distillation = settings.teaching
+        who = (
+            f"{', '.join(teacher.name for teacher in teachers)} teach"
+            if teachers
+            else "The original model teaches"
+        )
         notes.append(
-            f"The original model teaches: soft labels at temperature {settings.temperature:g} "
+            f"{who}: soft labels at temperature {settings.temperature:g} "
             f"are {settings.soft_weight:.0%} of the loss."
             if settings.distillation is None
-            else f"The original model teaches by {distillation}."
+            else f"{who} by {distillation}."
         )
     trainer = training.Trainer(
-        task, data, loaded.model, distillation, settings.batch_size, settings.learning_rate,
-        request.on_epoch,
+        task, data, teachers or [loaded.model], distillation, settings.batch_size,
+        settings.rate_of(ALL_OTHERS), request.on_epoch,
     )  # fmt: skip
     checkpoints = Checkpoints(request.output, request.fresh)
-    model, finished = _run_stages(request, loaded, data, task, distills, trainer, checkpoints)
+    model, finished = _run_stages(
+        request, loaded, data, task, distills, trainer, checkpoints, teachers
+    )
     notes += checkpoints.notes
     for stage, _ in finished:
         notes += stage.notes
@@ -193,6 +204,38 @@ def _load(request: Request) -> tuple[LoadedModel, Data, Task, list[str]]:
     return loaded, data, task, notes
 
 
+def _teachers(request: Request, loaded: LoadedModel) -> list[Any]:
+    """Returns the models that teach instead of the original.
+
+    Raises:
+        ArgumentError: one does not fit the original, or nothing is taught.
+    """
+    from edgecompress.converters import loaders
+    from edgecompress.core.finite import check_weights
+    from edgecompress.core.suppress_output import suppress_output
+
+    if request.teachers and request.settings.distill is False:
+        raise ArgumentError(
+            "--teacher", "be left out with --no-distill", f"{len(request.teachers)} teachers"
+        )
+    found = []
+    for given in request.teachers:
+        with suppress_output(request.verbose):
+            from_file = isinstance(given, (str, Path))
+            teacher = loaders.load_model(given) if from_file else loaders.wrap(given)
+        for what in ("inputs", "outputs"):
+            wanted = [tuple(t.shape[1:]) for t in getattr(loaded.model, what)]
+            got = [tuple(t.shape[1:]) for t in getattr(teacher.model, what)]
+            if got != wanted:
+                raise ArgumentError(
+                    "--teacher", f"have {what} of shapes {wanted}, as the model has",
+                    f"{teacher.name} with {got}",
+                )  # fmt: skip
+        check_weights(teacher.model, "Train the teacher again, or load another file of it.")
+        found.append(teacher.model)
+    return found
+
+
 def _model_path(request: Request, loaded: LoadedModel) -> Path:
     return request.output / f"{loaded.name}_compressed.keras"
 
@@ -262,6 +305,7 @@ def _run_stages(
     distills: bool,
     trainer: Trainer,
     checkpoints: Checkpoints,
+    teachers: Sequence[Any],
 ) -> tuple[Any, list[_Done]]:
     """Trains stage by stage, resuming after the last one that an earlier run finished."""
     import keras
@@ -278,7 +322,7 @@ def _run_stages(
     model = copy_model(loaded.model)
     attach_record(model, loaded.record or CompressionRecord())
     active = [stage for stage in STAGES if stage.active(settings)]
-    key = _first_key(settings, loaded, data, task, distills)
+    key = _first_key(settings, loaded, data, task, distills, teachers)
     finished: list[_Done] = []
     for number, stage in enumerate(active, 1):
         key = chain_key(key, {"stage": stage.name, **stage.identity(settings)})
@@ -316,24 +360,20 @@ def _run_stages(
 
 
 def _first_key(
-    settings: DeepCompression, loaded: LoadedModel, data: Data, task: Task, distills: bool
+    settings: DeepCompression,
+    loaded: LoadedModel,
+    data: Data,
+    task: Task,
+    distills: bool,
+    teachers: Sequence[Any],
 ) -> str:
     """Returns the key that all stages start from: model, data, and how they are trained."""
-    import hashlib
-
-    import numpy as np
-
     from edgecompress.core.results import tool_version
     from edgecompress.recipes.checkpoints import chain_key
 
-    # Keras numbers unnamed inputs process-wide; such a name is meaningless and varies.
-    layers = re.sub(r'"(input_layer|keras_tensor)(_\d+)?"', '"input"', loaded.model.to_json())
-    model = hashlib.sha256(layers.encode())
-    for weight in loaded.model.get_weights():
-        model.update(np.ascontiguousarray(weight).data)
     taught = settings.distillation or [settings.temperature, settings.soft_weight]
     return chain_key(
-        model.hexdigest(),
+        _hash_of(loaded.model),
         {
             "recipe": NAME,
             "version": tool_version(),
@@ -341,11 +381,29 @@ def _first_key(
             "validation": data.validation.sha256(),
             "loss": task.loss_text,
             "batch_size": settings.batch_size,
-            "learning_rate": settings.learning_rate,
+            # One by stage belongs to the stage.
+            "learning_rate": (
+                None if isinstance(settings.learning_rate, Mapping) else settings.learning_rate
+            ),
             "distillation": taught if distills else None,
             "seed": settings.seed,
+            **({"teachers": [_hash_of(teacher) for teacher in teachers]} if teachers else {}),
         },
     )
+
+
+def _hash_of(model: Any) -> str:
+    """Returns a hash of a model's layers and weights."""
+    import hashlib
+
+    import numpy as np
+
+    # Keras numbers unnamed inputs process-wide; such a name is meaningless and varies.
+    layers = re.sub(r'"(input_layer|keras_tensor)(_\d+)?"', '"input"', model.to_json())
+    digest = hashlib.sha256(layers.encode())
+    for weight in model.get_weights():
+        digest.update(np.ascontiguousarray(weight).data)
+    return digest.hexdigest()
 
 
 # --- the file, the tables ------------------------------------------------------------------------

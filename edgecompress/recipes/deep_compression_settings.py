@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgecompress.core.errors import ArgumentError, UnknownNameError
 from edgecompress.core.options import (
     ALL_OTHERS,
+    Choice,
     Flag,
     Named,
     Number,
@@ -24,6 +25,7 @@ from edgecompress.core.options import (
 from edgecompress.core.registry import Registry
 from edgecompress.criteria import CRITERIA
 from edgecompress.patterns import PATTERNS
+from edgecompress.precisions.kmeans import INITIALIZATIONS
 from edgecompress.recipes.storage import MAX_RELATIVE_BITS
 from edgecompress.surgery.rewrites import REWRITES, chosen_rewrites
 from edgecompress.training import LOSSES
@@ -74,11 +76,15 @@ class DeepCompression:
         clusters: Number of values that the weights of a layer share, not counting zero, or a
             mapping layer -> number with `"*"`; 0 clusters nothing. None: 15 for matrices and 31 for
             convolutions.
-        remove_channels: Share of every layer's filters to remove physically before anything else.
+        cluster_start: Where k-means starts: a name in `precisions.kmeans.INITIALIZATIONS`.
+        cluster_rounded: Whether the shared values are trained as the int8 file rounds them.
+        remove_channels: Share of every layer's filters to remove physically before anything else,
+            or a mapping layer -> share; layers not named keep theirs.
         epochs: Of every stage, or a mapping stage (`remove`, `prune`, `cluster`) -> epochs with
             `"*"`. None: 10, 10 and 5.
         batch_size: Samples per batch.
-        learning_rate: Initial Adam learning rate of each stage; cosine decay to 0.
+        learning_rate: Initial Adam learning rate of each stage, or a mapping stage -> rate with
+            `"*"`; cosine decay to 0.
         distill: Whether the original model teaches with soft labels. None: classifiers do.
         temperature: Of the soft labels.
         soft_weight: Share of the soft labels in the loss.
@@ -125,11 +131,19 @@ class DeepCompression:
         by_name(whole(), "LAYER"),
         unset="15, for convolutions 31",
     )
-    remove_channels: float = option(
+    cluster_start: str = option(
+        "linear",
+        "Where k-means starts: linear codes best, density is nearest to the weights.",
+        Choice(names=INITIALIZATIONS),
+    )
+    cluster_rounded: bool = option(
+        False, "Train the shared values as the int8 file rounds them.", Flag()
+    )
+    remove_channels: float | Mapping[str, float] = option(
         0.0,
-        "First remove this share of every layer's filters. This saves the most time and space "
-        "(try 0.5).",
-        Number("SHARE"),
+        "First remove this share of every layer's filters, or of one layer's: "
+        "`--remove-channels fc1=0.7`. This saves the most time and space (try 0.5).",
+        by_name(Number("SHARE"), "LAYER"),
     )
     epochs: int | Mapping[str, int] | None = option(
         None,
@@ -138,7 +152,9 @@ class DeepCompression:
         unset="10, 10 and 5",
     )
     batch_size: int = option(64, "Samples per batch.", whole())
-    learning_rate: float = option(1e-3, "Initial Adam learning rate of each stage.", Number())
+    learning_rate: float | Mapping[str, float] = option(
+        1e-3, "Initial Adam learning rate of each stage.", by_name(Number(), "STAGE")
+    )
     distill: bool | None = option(
         None,
         "Train with soft labels from the original model.",
@@ -211,10 +227,17 @@ class DeepCompression:
                 _named("--clusters", layer), "be a whole number, 2 or more, or 0 for none", count,
                 count is None or (_is_whole(count) and (count == 0 or count >= 2)),
             )  # fmt: skip
+        removed = by_layer(self.remove_channels)
+        for layer, share in removed.items():
+            check_rule(
+                _named("--remove-channels", layer), "be a share, at least 0 and below 1", share,
+                _is_number(share) and 0 <= share < 1,
+            )  # fmt: skip
         check_rule(
-            "--remove-channels", "be a share, at least 0 and below 1", self.remove_channels,
-            _is_number(self.remove_channels) and 0 <= self.remove_channels < 1,
+            "--remove-channels", "be one share for all layers, or name layers", self.remove_channels,
+            len(removed) == 1 or ALL_OTHERS not in removed,
         )  # fmt: skip
+        _ = INITIALIZATIONS[self.cluster_start]
         for stage, epochs in by_layer(self.epochs).items():
             if stage not in (ALL_OTHERS, *EPOCHS):
                 raise UnknownNameError("--epochs", stage, EPOCHS)
@@ -225,13 +248,17 @@ class DeepCompression:
         least = 2
         check_rule(
             "--epochs", f"give the stage remove {least} or more: with the penalty, and without it",
-            self.epochs_of("remove"), not self.remove_channels or self.epochs_of("remove") >= least,
+            self.epochs_of("remove"), not self.removes or self.epochs_of("remove") >= least,
         )  # fmt: skip
         whole = {"--batch-size": (self.batch_size, 1), "--seed": (self.seed, 0)}
         for argument, (number, smallest) in whole.items():
             rule = f"be a whole number, {smallest} or more"
             check_rule(argument, rule, number, _is_whole(number) and smallest <= number < 2**32)
-        positive = {"--learning-rate": self.learning_rate, "--temperature": self.temperature}
+        positive = {"--temperature": self.temperature}
+        for stage, rate in by_layer(self.learning_rate).items():
+            if stage not in (ALL_OTHERS, *EPOCHS):
+                raise UnknownNameError("--learning-rate", stage, EPOCHS)
+            positive[_named("--learning-rate", stage)] = rate
         for argument, value in positive.items():
             check_rule(
                 argument, "be a number greater than 0", value, _is_number(value) and value > 0
@@ -250,6 +277,17 @@ class DeepCompression:
             "--max-drop", "be a number, 0 or more", self.max_drop,
             self.max_drop is None or (_is_number(self.max_drop) and self.max_drop >= 0),
         )  # fmt: skip
+
+    @property
+    def removes(self) -> bool:
+        """Whether filters are removed."""
+        return any(share > 0 for share in by_layer(self.remove_channels).values())
+
+    def rate_of(self, stage: str) -> float:
+        """Returns the initial learning rate of a stage."""
+        given = by_layer(self.learning_rate)
+        rate: float = given.get(stage, given.get(ALL_OTHERS, 1e-3))
+        return rate
 
     @property
     def prunes_by_magnitude(self) -> bool:

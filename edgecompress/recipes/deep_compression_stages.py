@@ -73,16 +73,25 @@ def _remove_channels(
 
     epochs = settings.epochs_of("remove")
     first = epochs // 2
-    lasso = GroupLasso(_LASSO_STRENGTH, final_sparsity=settings.remove_channels)
+    shares = by_layer(settings.remove_channels)
+    lasso = [
+        GroupLasso(
+            _LASSO_STRENGTH,
+            final_sparsity=share,
+            layers=None if ALL_OTHERS in shares else [n for n in shares if shares[n] == share],
+        )
+        for share in sorted({share for share in shares.values() if share > 0})
+    ]
+    rate = settings.rate_of("remove")
     try:
-        curves = [trainer.fit(model, "remove", first, [lasso], of=epochs)]
+        curves = [trainer.fit(model, "remove", first, lasso, rate, of=epochs)]
     except ArgumentError as error:
         raise ArgumentError(
             "--remove-channels", "be left out for a model whose filters cannot be removed",
             settings.remove_channels, str(error),
         ) from error  # fmt: skip
     small = finalize(model)
-    curves.append(trainer.fit(small, "remove", epochs - first, [], done=first, of=epochs))
+    curves.append(trainer.fit(small, "remove", epochs - first, [], rate, done=first, of=epochs))
     return small, curves, ()
 
 
@@ -120,7 +129,7 @@ def _prune(
         )
         for group in groups
     ]
-    curves = trainer.fit(model, "prune", epochs, callbacks)
+    curves = trainer.fit(model, "prune", epochs, callbacks, settings.rate_of("prune"))
     if not settings.prunes_by_magnitude:
         # A pattern notes what it skips.
         notes = (*notes, *(note for callback in callbacks for note in callback.notes))
@@ -131,15 +140,24 @@ def _cluster(
     settings: DeepCompression, trainer: Trainer, model: Any
 ) -> tuple[Any, Sequence[Mapping[str, list[float]]], tuple[str, ...]]:
     """k-means, then the shared values are trained."""
+    from edgecompress.callbacks.quantization_aware_training import QuantizationAwareTraining
     from edgecompress.callbacks.weight_clustering import WeightClustering
     from edgecompress.surgery.finalize import finalize
 
     counts, notes = cluster_counts(model, settings)
-    callbacks = [
-        WeightClustering(number, layers=_one_of([layer for layer, k in counts if k == number]))
+    callbacks: list[Any] = [
+        WeightClustering(
+            number,
+            settings.cluster_start,
+            layers=_one_of([layer for layer, k in counts if k == number]),
+        )
         for number in sorted({number for _, number in counts})
     ]
-    curves = trainer.fit(model, "cluster", settings.epochs_of("cluster"), callbacks)
+    if settings.cluster_rounded:
+        callbacks.append(QuantizationAwareTraining())
+    curves = trainer.fit(
+        model, "cluster", settings.epochs_of("cluster"), callbacks, settings.rate_of("cluster")
+    )
     return finalize(model), [curves], notes
 
 
@@ -153,6 +171,12 @@ def clusters_at_all(settings: DeepCompression) -> bool:
     return any(count != 0 for count in by_layer(settings.clusters).values())
 
 
+def _own_rate(settings: DeepCompression, stage: str) -> dict[str, float]:
+    """Returns the learning rate of a stage, if it is not that of all."""
+    by_stage = isinstance(settings.learning_rate, Mapping)
+    return {"learning_rate": settings.rate_of(stage)} if by_stage else {}
+
+
 STAGES = (
     Stage(
         "surgery",
@@ -164,8 +188,12 @@ STAGES = (
     Stage(
         "remove",
         "channels removed",
-        lambda settings: settings.remove_channels > 0,
-        lambda s: {"share": s.remove_channels, "epochs": s.epochs_of("remove")},
+        lambda settings: settings.removes,
+        lambda s: {
+            "share": s.remove_channels,
+            "epochs": s.epochs_of("remove"),
+            **_own_rate(s, "remove"),
+        },
         _remove_channels,
     ),
     Stage(
@@ -179,6 +207,7 @@ STAGES = (
             "epochs": s.epochs_of("prune"),
             # Omitted if it is the default, so that finished stages stay valid.
             **({} if s.prunes_by_magnitude else {"criterion": s.criterion, "pattern": s.pattern}),
+            **_own_rate(s, "prune"),
         },
         _prune,
     ),
@@ -186,7 +215,13 @@ STAGES = (
         "cluster",
         "clustered",
         clusters_at_all,
-        lambda s: {"clusters": s.clusters, "epochs": s.epochs_of("cluster")},
+        lambda s: {
+            "clusters": s.clusters,
+            "epochs": s.epochs_of("cluster"),
+            "start": s.cluster_start,
+            "rounded": s.cluster_rounded,
+            **_own_rate(s, "cluster"),
+        },
         _cluster,
     ),
 )
@@ -293,6 +328,16 @@ def pruning_groups(
             "--sparsity", "leave at least one layer to prune", settings.sparsity, " ".join(notes)
         )
     return groups, tuple(notes)
+
+
+def check_removed(model: Any, settings: DeepCompression) -> None:
+    """Refuses names of layers, to remove filters from, that the model does not have."""
+    from edgecompress.core.keras_graph import walk_layers
+
+    known = [layer.name for layer in walk_layers(model)]
+    for name in by_layer(settings.remove_channels):
+        if name not in (ALL_OTHERS, *known):
+            raise UnknownNameError("--remove-channels", name, known)
 
 
 def cluster_counts(

@@ -58,6 +58,7 @@ class Request:
         validation: Validation data; None: a part of `data`.
         pixels: Range of the values of images in a folder; None if there is none.
         steps_per_epoch: Batches of an epoch, for a dataset without an end.
+        teachers: Models or their files, which teach instead of the original; () for none.
         settings: The recipe's own settings.
         output: Folder of all files.
         targets: Names, paths or profiles.
@@ -82,6 +83,7 @@ class Request:
     on_epoch: Callable[[Epoch], None] = field(repr=False)
     pixels: str | None = None
     steps_per_epoch: int | None = None
+    teachers: Sequence[Any] = ()
     verbose: bool = False
     argv: tuple[str, ...] = ()
 

@@ -14,8 +14,9 @@ from edgecompress.core.errors import ConversionError
 from edgecompress.core.suppress_output import no_warnings
 from edgecompress.recipes.data import Data, Samples, inputs_of
 from edgecompress.recipes.registry import Epoch
-from edgecompress.recipes.task import Task
+from edgecompress.recipes.task import Task, output_kind
 from edgecompress.training.base import Outputs, TaughtLabels, TeacherLoss
+from edgecompress.training.teachers import joined
 
 _BATCH = 256
 
@@ -26,10 +27,10 @@ class Trainer:
     Args:
         task: Loss, metric and labels.
         data: Training and validation data.
-        teacher: The original model.
-        teacher_loss: Compares its outputs with the student's; None for no teacher.
+        teacher: The original model, or the models that teach.
+        teacher_loss: Compares their outputs with the student's; None for no teacher.
         batch_size: Samples per batch.
-        learning_rate: Initial Adam learning rate of each fit; cosine decay to 0.
+        learning_rate: Initial Adam learning rate of a fit; cosine decay to 0.
         on_epoch: Called after each epoch.
     """
 
@@ -48,7 +49,8 @@ class Trainer:
         self._batch_size = batch_size
         self._learning_rate = learning_rate
         self._on_epoch = on_epoch
-        shape = tuple(teacher.outputs[0].shape[1:])
+        teachers = list(teacher) if isinstance(teacher, (list, tuple)) else [teacher]
+        shape = tuple(teachers[0].outputs[0].shape[1:])
         columns = int(np.prod(shape)) if task.kind == "values" or not task.sparse else 1
         self._shape = shape
         self._taught = None
@@ -56,12 +58,12 @@ class Trainer:
         # anew each time, the teacher runs in every step.
         self._callbacks: list[Any] = []
         if teacher_loss is not None and data.stream is not None:
-            self._callbacks = [Distillation(teacher, teacher_loss)]
+            self._callbacks = [Distillation(teachers, teacher_loss)]
         elif teacher_loss is not None:
-            meaning = Outputs(task.kind == "binary", task.output == "logits")
-            self._taught = TaughtLabels(teacher_loss, task.loss, columns, meaning)
-        self._train = None if data.stream is not None else self._packed(data.train, teacher)
-        self._validation = self._packed(data.validation, teacher)
+            self._meaning = Outputs(task.kind == "binary", task.output == "logits")
+            self._taught = TaughtLabels(teacher_loss, task.loss, columns, self._meaning)
+        self._train = None if data.stream is not None else self._packed(data.train, teachers)
+        self._validation = self._packed(data.validation, teachers)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -69,8 +71,8 @@ class Trainer:
         return self._data.steps(self._batch_size)
 
     def fit(
-        self, model: Any, stage: str, epochs: int, callbacks: Sequence[Any], done: int = 0,
-        of: int | None = None,
+        self, model: Any, stage: str, epochs: int, callbacks: Sequence[Any],
+        learning_rate: float | None = None, done: int = 0, of: int | None = None,
     ) -> dict[str, list[float]]:  # fmt: skip
         """Trains a model in place and returns the curves, one value per epoch.
 
@@ -79,6 +81,7 @@ class Trainer:
             stage: Name of the stage, for progress.
             epochs: How many.
             callbacks: Compression callbacks.
+            learning_rate: Of this fit. Defaults to None, the trainer's.
             done: Epochs of the stage before this fit. Defaults to 0.
             of: Epochs of the whole stage. Defaults to `epochs`.
 
@@ -86,7 +89,9 @@ class Trainer:
             ConversionError: the loss is no longer finite.
         """
         steps = self.steps_per_epoch * epochs
-        schedule = keras.optimizers.schedules.CosineDecay(self._learning_rate, steps)
+        schedule = keras.optimizers.schedules.CosineDecay(
+            self._learning_rate if learning_rate is None else learning_rate, steps
+        )
         model.compile(keras.optimizers.Adam(schedule), self._loss, metrics=[self._metric()])
         reporter = _Reporter(stage, done, of or epochs, self._on_epoch)
         feed = self._data.feed(model, self._batch_size, self._labels_of, self._train)
@@ -104,12 +109,20 @@ class Trainer:
         """Returns the metric of a model on the validation data."""
         return measure(model, self._task, self._data.validation)
 
-    def _packed(self, samples: Samples, teacher: Any) -> np.ndarray:
-        """Returns labels followed by the teacher's logits in each row."""
+    def _packed(self, samples: Samples, teachers: Sequence[Any]) -> np.ndarray:
+        """Returns labels followed by the logits of the teachers in each row."""
         labels = self._labels_of(samples)
         if self._taught is None:
             return labels
-        return self._taught.pack(labels, predict(teacher, samples))
+        outputs = [predict(teacher, samples) for teacher in teachers]
+        binary = self._meaning.binary
+        kinds = [
+            Outputs(binary, output_kind(teacher, taught) == "logits")
+            for teacher, taught in zip(teachers, outputs, strict=True)
+        ]
+        if kinds == [self._meaning]:
+            return self._taught.pack(labels, outputs[0])
+        return self._taught.pack(labels, self._meaning.from_logits(joined(outputs, kinds)))
 
     def _labels_of(self, samples: Samples) -> np.ndarray:
         return self._task.labels(samples, self._shape)

@@ -41,6 +41,15 @@ class Outputs:
             return ops.log(clipped) - ops.log(1 - clipped)
         return ops.log(clipped)
 
+    def from_logits(self, logits: Any) -> np.ndarray:
+        """Returns the outputs that have these logits."""
+        from keras import ops
+
+        if self.logits:
+            return ops.convert_to_numpy(logits)
+        squash = ops.sigmoid if self.binary else ops.softmax
+        return ops.convert_to_numpy(squash(logits))
+
 
 class TeacherLoss(ABC):
     """Compares the outputs of a student and its teacher for the same samples.

@@ -234,7 +234,9 @@ class DeepCompression:
                 _is_number(share) and 0 <= share < 1,
             )  # fmt: skip
         check_rule(
-            "--remove-channels", "be one share for all layers, or name layers", self.remove_channels,
+            "--remove-channels",
+            "be one share for all layers, or name layers",
+            self.remove_channels,
             len(removed) == 1 or ALL_OTHERS not in removed,
         )  # fmt: skip
         _ = INITIALIZATIONS[self.cluster_start]

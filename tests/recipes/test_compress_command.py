@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -235,3 +236,12 @@ def test_a_function_reads_its_folder_and_what_it_was_given(
     _one_line(capfd, "a function is code")
     assert main(["compress", str(case.path), "--data", "no_data:train"]) == 2
     _one_line(capfd, "`--data` must be a module that can be imported")
+
+
+def test_the_command_leaves_the_accelerator_to_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    # As in a fresh process.
+    monkeypatch.delitem(sys.modules, "keras")
+    monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
+    assert main(["targets", "no-such-board"]) == 2
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ

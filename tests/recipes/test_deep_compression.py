@@ -27,7 +27,8 @@ from edgecompress.engines.run import run_engine
 from edgecompress.flatbuffers.reading import read_tflite
 from edgecompress.recipes import RECIPES, Epoch, deep_compression
 from edgecompress.recipes.deep_compression_settings import DeepCompression
-from edgecompress.recipes.deep_compression_stages import cluster_counts, pruning_groups
+from edgecompress.recipes.deep_compression_stages import STAGES, cluster_counts, pruning_groups
+from edgecompress.recipes.results import CompressionResult
 
 from .conftest import Case, Run, classifier, labelled
 
@@ -283,6 +284,83 @@ class TestOtherModels:
         assert "soft labels" not in " ".join(result.notes)
 
 
+def _wide() -> keras.Model:
+    return keras.Sequential([keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(5)])
+
+
+@pytest.fixture(scope="module")
+def parts(case: Case, tmp_path_factory: pytest.TempPathFactory) -> CompressionResult:
+    import tensorflow as tf
+
+    teachers = [classifier(), classifier()]
+    for number, teacher in enumerate(teachers):
+        teacher.name = f"teacher_{number}"
+    return ec.compress(
+        case.model,
+        tf.data.Dataset.from_tensor_slices((case.x, case.y)).batch(64),
+        validation=labelled(120, seed=1),
+        teachers=teachers,
+        output=tmp_path_factory.mktemp("parts"),
+        remove_channels={"hidden": 0.5},
+        sparsity={"hidden": 0.6},
+        clusters={"hidden": 7},
+        cluster_start="density",
+        cluster_rounded=True,
+        epochs={"remove": 2, "*": 1},
+        learning_rate={"*": 2e-3, "cluster": 5e-4},
+        temperature=3.0,
+    )
+
+
+class TestParts:
+    """What is set by layer and by stage, teachers of one's own, and batches instead of arrays."""
+
+    def test_only_what_was_named_changes(self, parts: CompressionResult) -> None:
+        by_name = {layer.name: layer for layer in parts.layers}
+        hidden, stem = by_name["hidden"], by_name["stem"]
+        assert hidden.storage.weights == hidden.weights / 2
+        assert hidden.storage.values == 7
+        assert hidden.storage.kept == pytest.approx(0.4 * hidden.storage.weights, abs=1)
+        assert stem.storage.weights == stem.weights == stem.storage.kept
+        assert [s.name for s in parts.stages if s.epochs] == ["remove", "prune", "cluster"]
+
+    def test_the_result_tells_them(self, parts: CompressionResult) -> None:
+        notes = " ".join(parts.notes)
+        assert "teacher_0, teacher_1 teach" in notes and "batches of a dataset, 5 an epoch" in notes
+        assert parts.settings["learning_rate"] == {"*": 2e-3, "cluster": 5e-4}
+        assert parts.settings["cluster_rounded"] is True
+
+    def test_the_file_has_the_ranges_of_training(self, parts: CompressionResult) -> None:
+        folder = Path(str(parts.report.model.path)).parent
+        record = json.loads((folder / "quarters_compressed.keras.edgecompress.json").read_text())
+        assert {"hidden", "head"} <= set(record["record"]["ranges"])
+
+    @pytest.mark.parametrize(
+        ("settings", "text"),
+        [
+            ({"remove_channels": {"hiden": 0.5}}, "--remove-channels.*hidden"),
+            ({"teachers": [classifier()], "distill": False}, "left out with --no-distill"),
+            ({"teachers": [_wide()]}, r"`--teacher` must have outputs of shapes \[\(4,\)\]"),
+        ],
+    )
+    def test_what_does_not_fit_the_model(
+        self, settings: dict[str, Any], text: str, case: Case, tmp_path: Path
+    ) -> None:
+        with pytest.raises(ArgumentError, match=text):
+            ec.compress(case.model, (case.x, case.y), output=tmp_path, **settings)
+
+    def test_a_rate_of_one_stage_is_part_of_that_stage(self) -> None:
+        one, other = (
+            [
+                stage.identity(DeepCompression(learning_rate={"*": 1e-3, "cluster": rate}))
+                for stage in STAGES
+            ]
+            for rate in (1e-3, 1e-4)
+        )
+        changed = [s.name for s, a, b in zip(STAGES, one, other, strict=True) if a != b]
+        assert changed == ["cluster"]
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("settings", "text"),
@@ -294,6 +372,10 @@ class TestRefusals:
             ({"clusters": 1}, "`--clusters` must be a whole number, 2 or more, or 0 for none"),
             ({"clusters": {"*": 2.5}}, "`--clusters` must be a whole number"),
             ({"remove_channels": 1}, "`--remove-channels` must be a share"),
+            ({"remove_channels": {"hidden": 2}}, "`--remove-channels hidden` must be a share"),
+            ({"remove_channels": {"*": 0.5, "stem": 0.2}}, "be one share for all layers, or name"),
+            ({"learning_rate": {"prun": 1e-3}}, "prune"),
+            ({"cluster_start": "dense"}, "density"),
             ({"epochs": 0}, "`--epochs` must be a whole number, 1 or more"),
             ({"epochs": {"prun": 3}}, "prune"),
             ({"remove_channels": 0.5, "epochs": 1}, "`--epochs` must give the stage remove 2"),

@@ -80,7 +80,7 @@ class TestSoftLoss:
 class TestTrainer:
     def _first_loss(
         self, model: keras.Model, y: np.ndarray | None, distillation: Distillation | None,
-        teacher: keras.Model | None = None, loss: Any = None,
+        teacher: keras.Model | list[keras.Model] | None = None, loss: Any = None,
     ) -> float:  # fmt: skip
         task, data = _task(model, y, loss)
         told: list[Any] = []
@@ -121,6 +121,22 @@ class TestTrainer:
         assert self._first_loss(model, _Y, None, loss=given) == pytest.approx(want, rel=1e-4)
         alone = Distillation(4.0, 1e-9)
         assert self._first_loss(model, _Y, alone, loss=given) == pytest.approx(want, rel=1e-4)
+
+    @pytest.mark.parametrize("activation", [None, "softmax"])
+    def test_several_teachers_count_as_the_mean_of_their_logits(
+        self, activation: str | None
+    ) -> None:
+        model, first, second = (_model(activation=a) for a in (activation, None, "softmax"))
+        first.layers[-1].kernel.assign(np.linspace(-4, 4, 18).reshape(6, 3))
+        second.layers[-1].kernel.assign(np.linspace(2, -1, 18).reshape(6, 3))
+        student, logits, probabilities = (m.predict(_X, verbose=0) for m in (model, first, second))
+        # The geometric mean of the probabilities, softened.
+        mean = (np.log(_softmax(logits)) + np.log(probabilities)) / 2
+        own = np.log(student) if activation else student
+        p, q = _softmax(mean / 4), _softmax(own / 4)
+        want = 16 * (p * np.log(p / q)).sum(1).mean()
+        found = self._first_loss(model, _Y, Distillation(4.0, 1.0), [first, second])
+        assert found == pytest.approx(want, rel=1e-3)
 
     def test_binary(self) -> None:
         model = _model(1, "sigmoid")

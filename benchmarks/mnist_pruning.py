@@ -2,19 +2,24 @@
 
     python benchmarks/mnist_pruning.py --data mnist.npz --results results.json
         [--docs docs/pruning.md] [--networks lenet-300-100 lenet-5] [--criteria magnitude]
+        [--teacher]
 
 Each network is trained from the same initial weights for as many epochs, dense and once for each
 rate of pruning: one threshold for all layers, and sparsity rises between 5 and 60 % of the steps. A
 rate is all weights by those that are left, biases not counted. Han et al. (2015,
 https://arxiv.org/abs/1506.02626, table 1) reach 12x with both networks.
-The learning rate falls to 0 as half a cosine. Errors are of all 10,000 test images, of the last
+The learning rate falls to 0 as half a cosine. With `--teacher`, the networks are also pruned while
+they learn from the soft targets of the dense LeNet-5, with the settings of `distillation.py`: the
+small network is then compared with a dense one that had no teacher, as in Hinton et al. (2015,
+https://arxiv.org/abs/1503.02531). Errors are of all 10,000 test images, of the last
 epoch: nothing is chosen on them. `--results` keeps every finished run: an interrupted benchmark
-continues. About half an hour of one core for a seed.
+continues. About half an hour of one core for a seed, and as much again with `--teacher`.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import time
@@ -28,6 +33,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import keras
 import numpy as np
+from distillation import LOSS
 from keras import layers as kl
 from precision_engines import replaced
 
@@ -38,6 +44,9 @@ BATCH, RATE = 128, 1e-3
 EPOCHS = {"lenet-300-100": 40, "lenet-5": 15}
 # The rates of the paper first.
 RATES = {"lenet-300-100": (12.2, 20, 30, 40), "lenet-5": (11.9, 40, 70, 100)}
+# The dense network that teaches, and at which rates.
+TEACHER = "lenet-5"
+TAUGHT_RATES = {"lenet-300-100": (40, 30, 20), "lenet-5": (100,)}
 
 
 def lenet_300_100() -> keras.Model:
@@ -67,7 +76,9 @@ def fit(model: keras.Model, data: Any, epochs: int, callbacks: Sequence[Any] = (
     return 100 * (1 - model.evaluate(x_test, y_test, batch_size=1000, verbose=0)[1])
 
 
-def runs(network: str, seed: int, data: Any, criteria: Iterable[str]) -> Iterable[tuple[str, Any]]:
+def runs(
+    network: str, seed: int, data: Any, criteria: Iterable[str], folder: Path, taught: bool
+) -> Iterable[tuple[str, Any]]:
     """Yields the name of each run and a function that trains it: `dense` comes first."""
     epochs = EPOCHS[network]
     steps = epochs * -(-len(data[0]) // BATCH)
@@ -76,28 +87,45 @@ def runs(network: str, seed: int, data: Any, criteria: Iterable[str]) -> Iterabl
         keras.utils.set_random_seed(seed)
         return NETWORKS[network]()
 
-    yield "dense", lambda: {"error": fit(started(), data, epochs)}
+    def dense() -> dict[str, float]:
+        model = started()
+        error = fit(model, data, epochs)
+        model.save_weights(weights(folder, network, seed))
+        return {"error": error}
+
+    def pruned(criterion: str, rate: float, callbacks: Sequence[Any] = ()) -> dict[str, float]:
+        model = started()
+        begin, end = (int(share * steps) // 100 * 100 for share in (0.05, 0.6))
+        schedule = ec.PolynomialDecay(1 - 1 / rate, begin, end)
+        callback = ec.Pruning(schedule, criterion, scope="global")
+        error = fit(model, data, epochs, [callback, *callbacks])
+        kernels = [layer.kernel.numpy() for layer in model.layers if layer.weights]
+        left = sum(np.count_nonzero(kernel) for kernel in kernels)
+        return {"error": error, "reached": sum(k.size for k in kernels) / int(left)}
+
+    def taught_by(criterion: str, rate: float) -> dict[str, float]:
+        teacher = NETWORKS[TEACHER]()
+        teacher.load_weights(weights(folder, TEACHER, seed))
+        return pruned(criterion, rate, [ec.Distillation(teacher, LOSS)])
+
+    yield "dense", dense
     for criterion in criteria:
+        for rate in TAUGHT_RATES[network] if taught else ():
+            yield f"{criterion}/{rate}/taught", functools.partial(taught_by, criterion, rate)
         for rate in RATES[network]:
+            yield f"{criterion}/{rate}", functools.partial(pruned, criterion, rate)
 
-            def pruned(criterion: str = criterion, rate: float = rate) -> dict[str, float]:
-                model = started()
-                begin, end = (int(share * steps) // 100 * 100 for share in (0.05, 0.6))
-                schedule = ec.PolynomialDecay(1 - 1 / rate, begin, end)
-                callback = ec.Pruning(schedule, criterion, scope="global")
-                error = fit(model, data, epochs, [callback])
-                kernels = [layer.kernel.numpy() for layer in model.layers if layer.weights]
-                left = sum(np.count_nonzero(kernel) for kernel in kernels)
-                return {"error": error, "reached": sum(k.size for k in kernels) / int(left)}
 
-            yield f"{criterion}/{rate}", pruned
+def weights(folder: Path, network: str, seed: int) -> Path:
+    """Returns where the weights of a dense network are kept."""
+    return folder / f"{network}_{seed}.weights.h5"
 
 
 def table(results: dict[str, Any]) -> str:
     """Returns the Markdown table: a row for each network and criterion."""
     lines = [
-        "| network | criterion | rate | seeds | error, % | dense, % | difference |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+        "| network | criterion | teacher | rate | seeds | error, % | dense, % | difference |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for key, found in results.items():
@@ -106,13 +134,13 @@ def table(results: dict[str, Any]) -> str:
     for (network, name), seeds in rows.items():
         if name == "dense":
             continue
-        criterion = name.split("/")[0]
+        criterion, _, *taught = name.split("/")
         dense = fmean(rows[network, "dense"][seed]["error"] for seed in seeds)
         error = fmean(run["error"] for run in seeds.values())
         rate = fmean(run["reached"] for run in seeds.values())
         cells = (
-            network, f"`{criterion}`", f"{rate:.1f}", len(seeds), f"{error:.2f}", f"{dense:.2f}",
-            f"{error - dense:+.2f}",
+            network, f"`{criterion}`", TEACHER if taught else "", f"{rate:.1f}", len(seeds),
+            f"{error:.2f}", f"{dense:.2f}", f"{error - dense:+.2f}",
         )  # fmt: skip
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
@@ -126,6 +154,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--criteria", nargs="+", default=["magnitude"])
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--teacher", action="store_true")
     parser.add_argument("--docs", type=Path)
     options = parser.parse_args()
     with np.load(options.data) as file:
@@ -133,9 +162,11 @@ def main() -> None:
     x, y, x_test, y_test = parts
     data = (x[..., None].astype("f4") / 255, y, x_test[..., None].astype("f4") / 255, y_test)
     results = json.loads(options.results.read_text()) if options.results.exists() else {}
-    for network in options.networks:
+    # The teacher first.
+    for network in sorted(options.networks, key=lambda name: name != TEACHER):
         for seed in range(options.seeds):
-            for name, run in runs(network, seed, data, options.criteria):
+            given = (options.criteria, options.results.parent, options.teacher)
+            for name, run in runs(network, seed, data, *given):
                 key = f"{network}/{seed}/{name}"
                 if key in results:
                     continue

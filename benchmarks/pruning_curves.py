@@ -11,6 +11,8 @@ method leaves half, a quarter and an eighth of its MACs:
 - a criterion: `ChannelPruning` to a `Budget` in five rounds, then `finalize` and further training;
 - `lasso`: `GroupLasso` to the same budget, then `finalize` and further training;
 - `thinner`: the same share of channels left out of every layer, trained from scratch;
+- `taylor-taught`, `thinner-taught`: the same, with the dense network as the teacher of what is left
+  (`Distillation` in the further training), or of the thinner network; on some networks;
 - `tfmot`: tensorflow-model-optimization's magnitude pruning of single weights in tf_keras. Its
   zeros are not counted as MACs, though no dense kernel skips them: the file is as slow as before.
 
@@ -65,7 +67,7 @@ def dense(task: Task, data: Any, seed: int, work: Path) -> dict[str, float]:
     return {"before": before, "after": after, **_row(model, max(before, after), 1.0)}
 
 
-def criterion(name: str, share: float) -> Callable[..., dict[str, float]]:
+def criterion(name: str, share: float, taught: bool = False) -> Callable[..., dict[str, float]]:
     """Returns a run of channel pruning."""
 
     def run(task: Task, data: Any, seed: int, work: Path) -> dict[str, float]:
@@ -74,7 +76,7 @@ def criterion(name: str, share: float) -> Callable[..., dict[str, float]]:
         last = task.pruning_epochs * ROUNDS - 1
         given = OPTIONS.get(name, name)
         callback = ec.ChannelPruning(ec.Budget(macs=share), criterion=given, end_epoch=last)
-        return _pruned(task, data, seed, work, callback)
+        return _pruned(task, data, seed, work, callback, taught)
 
     return run
 
@@ -92,7 +94,7 @@ def lasso(share: float) -> Callable[..., dict[str, float]]:
     return run
 
 
-def thinner(share: float) -> Callable[..., dict[str, float]]:
+def thinner(share: float, taught: bool = False) -> Callable[..., dict[str, float]]:
     """Returns a run of a thinner network from scratch, for all epochs."""
 
     def run(task: Task, data: Any, seed: int, work: Path) -> dict[str, float]:
@@ -103,8 +105,9 @@ def thinner(share: float) -> Callable[..., dict[str, float]]:
         model = task.build(keras)
         small = ec.thinner_copy(model, macs=share, seed=seed)
         epochs = task.dense_epochs + task.pruning_epochs + task.tuning_epochs
+        teaching = _teaching(task, seed, work) if taught else []
         keras.utils.set_random_seed(seed)
-        accuracy = fit(keras, small, data, epochs, task.rate)
+        accuracy = fit(keras, small, data, epochs, task.rate, teaching)
         return _row(small, accuracy, _macs(small) / _macs(model))
 
     return run
@@ -124,12 +127,28 @@ def peer(share: float) -> Callable[..., dict[str, float]]:
 METHODS: dict[str, Callable[[float], Callable[..., dict[str, float]]]] = {
     **{name: lambda share, name=name: criterion(name, share) for name in CRITERIA},
     "lasso": lasso,
+    "taylor-taught": lambda share: criterion("taylor", share, taught=True),
     "thinner": thinner,
+    "thinner-taught": lambda share: thinner(share, taught=True),
     "tfmot": peer,
 }
 
 
-def _pruned(task: Task, data: Any, seed: int, work: Path, callback: Any) -> dict[str, float]:
+def _teaching(task: Task, seed: int, work: Path) -> list[Any]:
+    """Returns the callback with which a network learns from the dense one."""
+    import keras
+    from distillation import LOSS
+
+    import edgecompress as ec
+
+    teacher = task.build(keras)
+    teacher.load_weights(_weights(task, seed, work))
+    return [ec.Distillation(teacher, LOSS)]
+
+
+def _pruned(
+    task: Task, data: Any, seed: int, work: Path, callback: Any, taught: bool = False
+) -> dict[str, float]:
     import keras
 
     import edgecompress as ec
@@ -140,7 +159,8 @@ def _pruned(task: Task, data: Any, seed: int, work: Path, callback: Any) -> dict
     whole = _macs(model)
     fit(keras, model, data, task.pruning_epochs, task.rate, [callback], ROUNDS)
     small = ec.finalize(model)
-    accuracy = fit(keras, small, data, task.tuning_epochs, task.rate)
+    teaching = _teaching(task, seed, work) if taught else []
+    accuracy = fit(keras, small, data, task.tuning_epochs, task.rate, teaching)
     return _row(small, accuracy, _macs(small) / whole)
 
 
@@ -188,7 +208,8 @@ def keys(tasks: Iterable[str], methods: Iterable[str], seeds: int | None) -> lis
     for seed in range(seeds or max(TASKS[name].seeds for name in tasks)):
         for name in tasks:
             if seed < (seeds or TASKS[name].seeds):
-                found += [f"{name}/{seed}/{m}/{share}" for share in SHARES for m in methods]
+                own = [m for m in methods if TASKS[name].taught or not m.endswith("-taught")]
+                found += [f"{name}/{seed}/{m}/{share}" for share in SHARES for m in own]
     return found
 
 
@@ -284,6 +305,11 @@ def _verdicts(found: dict[Any, Any], shares: list[str]) -> Iterable[str]:
             f"At {float(share):.1%}, the best pruning (`{best}`, {pruned[best]:+.2f}) {verb} the "
             f"thinner network ({thin:+.2f})."
         )
+        taught = [found.get((f"{method}-taught", share)) for method in ("taylor", "thinner")]
+        if all(taught):
+            ours, other = (fmean(row["lost"] for row in rows or ()) for rows in taught)
+            yield f"With the dense network as teacher: `taylor` {ours:+.2f}, thinner {other:+.2f}."
+            pruned["taylor-taught"] = ours
         if share == shares[0]:
             kept = [method for method in pruned if pruned[method] >= -LIMIT]
             yield f"Within {LIMIT} points of dense there: {', '.join(kept) or 'none'}."

@@ -27,6 +27,7 @@ class Task:
         tuning_epochs: Of what is left.
         seeds: How often all is repeated.
         rate: Learning rate that every training starts with.
+        taught: Whether the dense network also teaches smaller ones.
     """
 
     title: str
@@ -37,6 +38,7 @@ class Task:
     tuning_epochs: int
     seeds: int
     rate: float = 2e-3
+    taught: bool = False
 
 
 _MOMENTUM = 0.9
@@ -78,7 +80,7 @@ def ds_cnn(keras: Any) -> Any:
 TASKS = {
     "resnet": Task("ResNet-20, Fashion-MNIST", "fashion", resnet20, 8, 1, 6, 3),
     "mobilenet": Task("MobileNetV1, Fashion-MNIST", "fashion", mobilenet_v1, 8, 1, 6, 1),
-    "ds_cnn": Task("DS-CNN, watch exercises", "watch", ds_cnn, 30, 6, 24, 1),
+    "ds_cnn": Task("DS-CNN, watch exercises", "watch", ds_cnn, 30, 6, 24, 1, taught=True),
 }
 
 

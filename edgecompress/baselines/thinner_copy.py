@@ -11,6 +11,8 @@ from edgecompress.core.errors import ArgumentError, UnsupportedModelError
 from edgecompress.core.keras_graph import is_plain_model, named_layers
 from edgecompress.core.model_copy import copy_model, variable_of
 from edgecompress.inspection.keras_models import inspect_keras
+from edgecompress.surgery.carriers import carriers
+from edgecompress.surgery.channels import analyse
 from edgecompress.surgery.finalize import finalize
 from edgecompress.surgery.groups import FilterAxis
 from edgecompress.surgery.rules import filters_of
@@ -93,6 +95,12 @@ def _without(model: Any, share: float) -> Any:
             for part in where.biases:
                 variable = variable_of(layer, part.attribute)
                 variable.assign(np.zeros(variable.shape))
+    silent = carriers(analyse(copied), {})
+    for path, layer in named_layers(copied):
+        gamma = getattr(layer, "gamma", None)
+        if path in silent and gamma is not None:
+            # A LayerNormalization makes something of channels of zeros.
+            gamma.assign(np.where(silent[path], 0, np.array(gamma)))
     return copy_model(finalize(copied), restored)
 
 

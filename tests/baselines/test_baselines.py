@@ -56,6 +56,17 @@ def test_a_thinner_copy_meets_the_cost() -> None:
     assert np.std(thin.layers[1].kernel) > 0.01
 
 
+def test_layers_with_gates_or_normalized_channels_become_thinner_too() -> None:
+    x = inputs = keras.Input((6, 8))
+    x = keras.layers.Dense(12, activation="gelu", name="first")(x)
+    x = keras.layers.LayerNormalization()(x)
+    x = keras.layers.LSTM(12, name="units")(x)
+    model = keras.Model(inputs, keras.layers.Dense(3)(x))
+    small = ec.thinner_copy(model, macs=0.5, seed=1)
+    assert inspect_keras(small).macs <= 0.5 * inspect_keras(model).macs
+    assert small.get_layer("first").units == small.get_layer("units").units < 12
+
+
 @pytest.mark.parametrize("macs", [0.0, 1.0, True, "half", float("nan")])
 def test_a_cost_that_is_no_share_is_refused(macs: Any) -> None:
     with pytest.raises(EdgeCompressError, match="between 0 and 1"):

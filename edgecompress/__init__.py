@@ -28,6 +28,8 @@ _PUBLIC = {
     "Ternarize": "edgecompress.callbacks.ternarize",
     "VariationalDropout": "edgecompress.callbacks.variational_dropout",
     "BayesianGroupSparsity": "edgecompress.callbacks.bayesian_group_sparsity",
+    "VariationalQuantization": "edgecompress.callbacks.variational_quantization",
+    "SoftWeightSharing": "edgecompress.callbacks.soft_weight_sharing",
     "FixedPointTraining": "edgecompress.callbacks.fixed_point_training",
     "PatternBinarization": "edgecompress.callbacks.pattern_binarization",
     "FastGroupedConvolutions": "edgecompress.callbacks.fast_grouped_convolutions",

@@ -36,6 +36,8 @@ CALLBACKS: dict[str, Callable[..., Any]] = {
     "fixed_point_training": lambda **more: ec.FixedPointTraining(8, 5, **more),
     "variational_dropout": lambda **more: ec.VariationalDropout(64, **more),
     "bayesian_group_sparsity": lambda **more: ec.BayesianGroupSparsity(64, **more),
+    "variational_quantization": lambda **more: ec.VariationalQuantization(64, **more),
+    "soft_weight_sharing": lambda **more: ec.SoftWeightSharing(64, 3, **more),
     "pattern_binarization": lambda **more: ec.PatternBinarization(**more),
 }
 # These want their kernels for themselves: each its layer where all are in one fit.
@@ -46,6 +48,8 @@ EXCLUSIVE = {
     "fixed_point_training": "other",
     "variational_dropout": "dropped",
     "bayesian_group_sparsity": "groups",
+    "variational_quantization": "levels",
+    "soft_weight_sharing": "mixture",
 }
 X = np.random.default_rng(0).normal(size=(64, 6)).astype("float32")
 Y = (X[:, 0] > 0).astype("int32")
@@ -63,6 +67,8 @@ def tiny() -> Any:
             keras.layers.Dense(8, activation="relu", name="other"),
             keras.layers.Dense(8, activation="relu", name="dropped"),
             keras.layers.Dense(8, activation="relu", name="groups"),
+            keras.layers.Dense(8, activation="relu", name="levels"),
+            keras.layers.Dense(8, activation="relu", name="mixture"),
             keras.layers.Dense(2, name="classes"),
         ]
     )

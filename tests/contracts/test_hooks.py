@@ -30,6 +30,8 @@ CALLBACKS: dict[type, Callable[[], Any]] = {
     ec.Ternarize: lambda: ec.Ternarize(first_and_last=True),
     ec.VariationalDropout: lambda: ec.VariationalDropout(32, initial_log_variance=-3.0),
     ec.BayesianGroupSparsity: lambda: ec.BayesianGroupSparsity(32),
+    ec.VariationalQuantization: lambda: ec.VariationalQuantization(32),
+    ec.SoftWeightSharing: lambda: ec.SoftWeightSharing(32, 3),
     ec.PatternBinarization: lambda: ec.PatternBinarization(),
     ec.FastGroupedConvolutions: lambda: ec.FastGroupedConvolutions(),
 }

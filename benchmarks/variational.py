@@ -1,0 +1,300 @@
+"""Bayesian compression of LeNet-300-100 and LeNet-5 on MNIST: how sparse, how narrow, how few bits.
+
+    python benchmarks/variational.py --data mnist.npz --results results.json --models FOLDER
+        [--only NAME ...] [--docs docs/variational.md]
+
+The published tables: 68-fold and 280-fold pruning (Molchanov, Ashukha and Vetrov, 2017,
+https://arxiv.org/abs/1701.05369, table 1), widths (Louizos, Ullrich and Welling, 2017,
+https://arxiv.org/abs/1705.08665, table 1), LeNet-5 with three levels (Achterhold et al., 2018,
+https://openreview.net/forum?id=ry-TW-WAb, table 1). Here each method starts from the same trained
+network, with the epochs given below; published runs take 200 epochs and more. Errors are of all
+10,000 test images, of the last epoch; nothing is chosen on them. One seed. Compression counts the
+weights of kernels that are not zero. Files are int8 files with coded weights, run in their engines.
+
+`--results` keeps every finished run and `--models` what has been trained: an interrupted benchmark
+continues with the epoch in which it was killed. Each run takes minutes on two cores; `--only`
+chooses some.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+import keras
+import numpy as np
+from keras import layers as kl
+from precision_engines import replaced
+
+import edgecompress as ec
+from edgecompress.core.files import write_atomic
+
+RATE = 1e-3
+EXAMPLES = 60_000
+
+
+def lenet_300_100() -> keras.Sequential:
+    """Returns the fully connected network."""
+    dense = [kl.Dense(n, "relu", name=f"fc{i}") for i, n in ((1, 300), (2, 100))]
+    return keras.Sequential(
+        [keras.Input((28, 28, 1)), kl.Flatten(), *dense, kl.Dense(10, name="fc3")]
+    )
+
+
+def lenet_5() -> keras.Sequential:
+    """Returns the convolution network in the form of Caffe."""
+    return keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            kl.Conv2D(20, 5, activation="relu", name="conv1"),
+            kl.MaxPooling2D(),
+            kl.Conv2D(50, 5, activation="relu", name="conv2"),
+            kl.MaxPooling2D(),
+            kl.Flatten(),
+            kl.Dense(500, activation="relu", name="fc1"),
+            kl.Dense(10, name="fc2"),
+        ]
+    )
+
+
+NETWORKS: dict[str, Callable[[], keras.Sequential]] = {
+    "LeNet-300-100": lenet_300_100,
+    "LeNet-5": lenet_5,
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a network is trained.
+
+    Attributes:
+        network: Which.
+        method: What it shows.
+        callback: Returns the callback; None for the network that all others start from.
+        epochs: Epochs with it.
+        tuned: Epochs after it, with the zeros kept or the filters removed.
+        batch: Size of a batch.
+        files: Whether files with coded weights are made.
+        rate: Learning rate of Adam at the start.
+    """
+
+    network: str
+    method: str
+    callback: Callable[[], Any] | None
+    epochs: int
+    tuned: int = 0
+    batch: int = 128
+    files: bool = False
+    rate: float = RATE
+
+
+RUNS = {
+    "dense-300": Run("LeNet-300-100", "trained", None, 10),
+    "dropout-300": Run(
+        "LeNet-300-100",
+        "`VariationalDropout`",
+        lambda: ec.VariationalDropout(EXAMPLES, warm_up_epochs=10, rate=10),
+        45,
+        tuned=2,
+    ),
+    "groups-300": Run(
+        "LeNet-300-100",
+        "`BayesianGroupSparsity`",
+        lambda: ec.BayesianGroupSparsity(EXAMPLES, warm_up_epochs=5, rate=10),
+        25,
+        tuned=2,
+    ),
+    "lasso-300": Run("LeNet-300-100", "`GroupLasso`", lambda: ec.GroupLasso(1e-4), 25, tuned=2),
+    "dense-5": Run("LeNet-5", "trained", None, 5),
+    "dropout-5": Run(
+        "LeNet-5",
+        "`VariationalDropout`",
+        lambda: ec.VariationalDropout(EXAMPLES, warm_up_epochs=5, rate=10),
+        20,
+        tuned=1,
+    ),
+    "groups-5": Run(
+        "LeNet-5",
+        "`BayesianGroupSparsity`",
+        lambda: ec.BayesianGroupSparsity(EXAMPLES, warm_up_epochs=3, rate=10),
+        10,
+        tuned=1,
+    ),
+    "lasso-5": Run("LeNet-5", "`GroupLasso`", lambda: ec.GroupLasso(1e-4), 10, tuned=1),
+    "ternary-5": Run(
+        "LeNet-5",
+        "`VariationalQuantization`",
+        lambda: ec.VariationalQuantization(EXAMPLES, warm_up_epochs=4, rate=5),
+        10,
+        files=True,
+    ),
+}
+
+
+def compiled(model: keras.Model, steps: int, rate: float) -> keras.Model:
+    """Compiles a network; the learning rate falls to 0 in a straight line."""
+    decay = keras.optimizers.schedules.PolynomialDecay(rate, steps, 0.0)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(decay), loss, metrics=["accuracy"])
+    return model
+
+
+def fit(model: keras.Model, data: Any, run: Run, epochs: int, callbacks: list[Any]) -> None:
+    """Trains a network."""
+    steps = epochs * -(-EXAMPLES // run.batch)
+    compiled(model, steps, run.rate)
+    model.fit(*data[0], batch_size=run.batch, epochs=epochs, verbose=0, callbacks=callbacks)
+
+
+def error(model: keras.Model, data: Any) -> float:
+    """Returns the error on the test images in percent."""
+    return 100 * (1 - model.evaluate(*data[1], batch_size=1000, verbose=0)[1])
+
+
+def trained(name: str, data: Any, models: Path) -> dict[str, Any]:
+    """Trains a run; returns its numbers."""
+    run = RUNS[name]
+    keras.utils.set_random_seed(0)
+    began = time.monotonic()
+    if run.callback is None:
+        model = NETWORKS[run.network]()
+        fit(model, data, run, run.epochs, [])
+        model.save(models / f"{name}.keras")
+        return {"error": error(model, data), "seconds": round(time.monotonic() - began)}
+    start = next(k for k, r in RUNS.items() if r.network == run.network and r.callback is None)
+    model = ec.load_model(models / f"{start}.keras")
+    callback = run.callback()
+    if hasattr(callback, "posterior_file"):
+        callback.posterior_file = models / f"{name}-posterior.npz"
+    # What was killed goes on with the epoch that it was in.
+    backup = keras.callbacks.BackupAndRestore(models / f"{name}-backup")
+    fit(model, data, run, run.epochs, [backup, callback])
+    found: dict[str, Any] = {"error": error(model, data), **counts(model)}
+    results = callback.results()
+    found |= {key: results[key] for key in ("zero_filters", "allowed_bits") if key in results}
+    model.save(models / f"{name}.keras")
+    if "zero_filters" in found:
+        model = ec.finalize(model)
+        found["parameters"] = model.count_params()
+    if run.tuned:
+        keep = [] if "zero_filters" in found else [ec.KeepSparsity()]
+        fit(model, data, run, run.tuned, keep)
+        found["tuned_error"] = error(model, data)
+        model.save(models / f"{name}-tuned.keras")
+    if run.files:
+        found["files"] = files(model, data)
+    return {**found, "seconds": round(time.monotonic() - began)}
+
+
+def files(model: keras.Model, data: Any) -> dict[str, list[float]]:
+    """Returns size and error of the files with weights in few bits, by engine."""
+    from edgecompress.converters import binary_weights, float32, int8
+    from edgecompress.converters.accuracy import accuracy
+    from edgecompress.converters.compressed import compress
+
+    plain = int8.strip_names(int8.convert(float32.convert(model), calibration=[data[0][0][:500]]))
+    made = {
+        "tflm": compress(plain, samples=100).artifact.data,
+        "litert": binary_weights.convert(plain, "smallest").artifact.data,
+    }
+    found = {"int8": [len(plain.data), 100 - 100 * _top1(accuracy, plain.data, data, "litert")]}
+    for engine, file in made.items():
+        found[engine] = [len(file), 100 - 100 * _top1(accuracy, file, data, engine)]
+    return found
+
+
+def _top1(accuracy: Callable[..., Any], file: bytes, data: Any, engine: str) -> float:
+    return float(accuracy(file, (data[1][0],), data[1][1], engine=engine).top1)
+
+
+def counts(model: keras.Model) -> dict[str, Any]:
+    """Returns how many weights of all kernels are not zero, and the widths of layers."""
+    kernels = {x.name: np.array(x.kernel) for x in model.layers if hasattr(x, "kernel")}
+    size = sum(kernel.size for kernel in kernels.values())
+    left = sum(int(np.count_nonzero(kernel)) for kernel in kernels.values())
+    widths = [int(k.any(tuple(range(k.ndim - 1))).sum()) for k in kernels.values()]
+    return {"compression": size / max(left, 1), "widths": widths[:-1]}
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """Returns the Markdown table of the finished runs."""
+    lines = [
+        "| network | method | epochs | error, % | after training on, % "
+        "| weights / weights that are not zero | widths | bits that the posterior allows |",
+        "| --- | --- | ---: | ---: | ---: | ---: | --- | --- |",
+    ]
+    for name, run in RUNS.items():
+        if name not in results:
+            continue
+        found = results[name]
+        tuned = f"{found['tuned_error']:.2f} ({run.tuned})" if "tuned_error" in found else ""
+        cells = (
+            run.network,
+            run.method,
+            run.epochs,
+            f"{found['error']:.2f}",
+            tuned,
+            f"{found['compression']:.0f}x" if "compression" in found else "",
+            "-".join(map(str, found.get("widths", []))),
+            ", ".join(f"{layer} {bits}" for layer, bits in found.get("allowed_bits", {}).items()),
+        )
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def sentences(results: dict[str, dict[str, Any]]) -> list[str]:
+    """Returns what the files of finished runs hold, a sentence each."""
+    engines = {"int8": "int8 in LiteRT", "tflm": "coded in TensorFlow Lite Micro"}
+    engines["litert"] = "in 2 bits in LiteRT"
+    found = []
+    for name, run in RUNS.items():
+        if "files" in results.get(name, {}):
+            files = results[name]["files"]
+            parts = [
+                f"{title} {files[key][0]:,.0f} B at {files[key][1]:.2f} %"
+                for key, title in engines.items()
+            ]
+            found.append(f"Files of {run.network} with {run.method}: {'; '.join(parts)}.")
+    return found
+
+
+def main() -> None:
+    """Runs what is missing and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="mnist.npz of keras.datasets")
+    parser.add_argument("--results", type=Path, required=True, help="JSON file of finished runs")
+    parser.add_argument("--models", type=Path, required=True, help="folder of trained networks")
+    parser.add_argument("--only", nargs="*", choices=list(RUNS), default=list(RUNS))
+    parser.add_argument("--docs", type=Path)
+    options = parser.parse_args()
+    with np.load(options.data) as file:
+        data = [
+            (file[f"x_{part}"][..., None].astype("f4") / 255, file[f"y_{part}"])
+            for part in ("train", "test")
+        ]
+    options.models.mkdir(parents=True, exist_ok=True)
+    results = json.loads(options.results.read_text()) if options.results.exists() else {}
+    for name in options.only:
+        if name in results:
+            continue
+        results[name] = trained(name, data, options.models)
+        print(name, {k: v for k, v in results[name].items() if k != "file"}, flush=True)
+        write_atomic(options.results, json.dumps(results, indent=1).encode())
+    text = "\n".join([table(results), "", *sentences(results)])
+    print(text)
+    if options.docs is not None:
+        page = replaced(options.docs.read_text(encoding="utf-8"), "variational mnist", text)
+        options.docs.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

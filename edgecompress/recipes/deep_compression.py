@@ -181,7 +181,10 @@ def _load(request: Request) -> tuple[LoadedModel, Data, Task, list[str]]:
         request.data, request.validation, loaded, settings.validation_split, settings.seed,
         request.pixels, request.steps_per_epoch,
     )  # fmt: skip
-    task = tasks.find_task(loaded, data, tasks.first_outputs(loaded, data.train), own)
+    task = tasks.find_task(
+        loaded, data, tasks.first_outputs(loaded, data.train), own, settings.metric,
+        settings.metric_goal,
+    )  # fmt: skip
     notes = [*loaded.notes, *loss_notes, f"Loss: {task.loss_text}.", f"Validation: {data.split}."]
     notes += data.notes
     if request.validation is None:
@@ -387,6 +390,7 @@ def _first_key(
             ),
             "distillation": taught if distills else None,
             "seed": settings.seed,
+            **({"metric": settings.metric} if task.metric.given else {}),
             **({"teachers": [_hash_of(teacher) for teacher in teachers]} if teachers else {}),
         },
     )
@@ -467,7 +471,7 @@ def _finish(
     layers, table_notes = layer_table.table(
         baseline.kernels, final, settings.index_bits, densities, made.main.flat
     )
-    after = _reported_accuracy(report)
+    after = None if task.metric.given else _reported_accuracy(report)
     if after is None:
         request.progress("Measuring the file")
         after = _file_metric(made.main.flat, task, data)

@@ -93,6 +93,9 @@ class DeepCompression:
         seed: Of the split, the order of the batches and dropout.
         max_drop: How far the metric of the file may fall below that of the original model.
             None: as far as it does.
+        metric: The metric by which stages are judged: a Keras metric, its name, its serialized form
+            or that as JSON. None: accuracy, or the mean squared error of values.
+        metric_goal: `max` or `min`: its direction. None: as it is known of Keras's own.
         surgery: Rewrites of the model before anything is trained, in this order: names of
             `surgery.REWRITES`, or `NAME:OPTION=VALUE`.
         criterion: The pruning criterion: a name in `criteria.CRITERIA`, `NAME:OPTION=VALUE`,
@@ -175,6 +178,19 @@ class DeepCompression:
         "point of accuracy; otherwise exit 4.",
         Number(),
     )
+    metric: Any = option(
+        None,
+        "Metric of Keras by which stages are judged and --max-drop is measured: a name, or JSON as "
+        "keras.metrics.serialize gives it.",
+        Text("METRIC"),
+        unset="accuracy, for values the mean squared error",
+    )
+    metric_goal: str | None = option(
+        None,
+        "Whether more (max) or less (min) of it is better.",
+        Choice("GOAL", names=("max", "min")),
+        unset="as known of Keras's own",
+    )
     surgery: tuple[Any, ...] = option(
         (),
         "Rewrite of the model before training.",
@@ -203,6 +219,10 @@ class DeepCompression:
         rewrites = chosen_rewrites(self.surgery, "--surgery")
         configs = tuple(named_config(REWRITES, rewrite) for rewrite in rewrites)
         object.__setattr__(self, "surgery", configs)
+        if hasattr(self.metric, "get_config"):
+            import keras
+
+            object.__setattr__(self, "metric", keras.metrics.serialize(self.metric))
         for name, registry in (
             ("criterion", CRITERIA), ("pattern", PATTERNS), ("distillation", LOSSES),
         ):  # fmt: skip

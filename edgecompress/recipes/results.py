@@ -350,7 +350,7 @@ class Drop:
     """How much worse the metric is for the file that ships than for the original model.
 
     Attributes:
-        metric: `accuracy` or `mean_squared_error`.
+        metric: `accuracy`, `mean_squared_error`, or the name of a Keras metric.
         before: The original Keras model.
         after: The file in its engine.
         drop: How much worse; negative if better.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +16,11 @@ from edgecompress.core.errors import ArgumentError, UnsupportedModelError, one_l
 from edgecompress.core.keras_graph import functional_of, graph_nodes
 from edgecompress.core.registry import Registry
 from edgecompress.recipes.data import Data, Samples
+from edgecompress.recipes.metrics import Metric, given_metric
 
 # A row of probabilities sums to 1 within float32's and float16's rounding.
 _SUM_TOLERANCE = 1e-2
 _SAMPLES = 256
-
-
-@dataclass(frozen=True)
-class Metric:
-    """The metric by which the stages are judged.
-
-    Attributes:
-        name: `accuracy` or `mean_squared_error`.
-        higher_is_better: Whether more is better.
-        measure: (labels as the task keeps them, outputs) -> value.
-    """
-
-    name: str
-    higher_is_better: bool
-    measure: Callable[[np.ndarray, np.ndarray], float] = field(repr=False)
-
-    def drop(self, before: float, after: float) -> float:
-        """Returns how much worse `after` is than `before`; negative if it is better."""
-        return before - after if self.higher_is_better else after - before
 
 
 @dataclass(frozen=True)
@@ -112,7 +94,14 @@ def _squares(labels: np.ndarray, outputs: np.ndarray) -> float:
     return float(np.mean((labels.astype(np.float64) - outputs.reshape(labels.shape)) ** 2))
 
 
-def find_task(loaded: LoadedModel, data: Data, outputs: np.ndarray, given_loss: Any) -> Task:
+def find_task(
+    loaded: LoadedModel,
+    data: Data,
+    outputs: np.ndarray,
+    given_loss: Any,
+    metric: Any = None,
+    goal: str | None = None,
+) -> Task:
     """Infers what a model is trained for from its outputs, its labels and its own loss.
 
     Args:
@@ -120,10 +109,22 @@ def find_task(loaded: LoadedModel, data: Data, outputs: np.ndarray, given_loss: 
         data: Training and validation data.
         outputs: The model's outputs for the first training samples.
         given_loss: The loss it was compiled with, as `own_loss` returns it; None for none.
+        metric: Metric to judge by, as `metrics.given_metric` takes it. Defaults to None: accuracy,
+            or the mean squared error of values.
+        goal: Its direction, `max` or `min`. Defaults to None.
 
     Raises:
-        ArgumentError: the labels do not fit the outputs.
+        ArgumentError: the labels do not fit the outputs, or the metric does not.
     """
+    task = _find_task(loaded, data, outputs, given_loss)
+    if metric is None:
+        if goal is not None:
+            raise ArgumentError("--metric-goal", "go with --metric", goal)
+        return task
+    return replace(task, metric=given_metric(metric, goal, task))
+
+
+def _find_task(loaded: LoadedModel, data: Data, outputs: np.ndarray, given_loss: Any) -> Task:
     kind = _kind(data.train, outputs, "--data")
     if _kind(data.validation, outputs, "--validation") != kind:
         raise ArgumentError(

@@ -15,6 +15,7 @@ from keras import layers
 
 import edgecompress as ec
 from edgecompress.converters.accuracy import accuracy
+from edgecompress.converters.real_values import quantize
 from edgecompress.core.errors import (
     ArgumentError,
     EdgeCompressError,
@@ -30,7 +31,7 @@ from edgecompress.recipes.deep_compression_settings import DeepCompression
 from edgecompress.recipes.deep_compression_stages import STAGES, cluster_counts, pruning_groups
 from edgecompress.recipes.results import CompressionResult
 
-from .conftest import Case, Run, classifier, labelled
+from .conftest import CLASSES, Case, Run, classifier, labelled
 
 pytestmark = pytest.mark.slow
 
@@ -309,6 +310,8 @@ def parts(case: Case, tmp_path_factory: pytest.TempPathFactory) -> CompressionRe
         epochs={"remove": 2, "*": 1},
         learning_rate={"*": 2e-3, "cluster": 5e-4},
         temperature=3.0,
+        metric=keras.metrics.F1Score(average="macro"),
+        max_drop=0.9,
     )
 
 
@@ -329,6 +332,21 @@ class TestParts:
         assert "teacher_0, teacher_1 teach" in notes and "batches of a dataset, 5 an epoch" in notes
         assert parts.settings["learning_rate"] == {"*": 2e-3, "cluster": 5e-4}
         assert parts.settings["cluster_rounded"] is True
+
+    def test_it_is_judged_by_the_metric(self, parts: CompressionResult) -> None:
+        x, y = labelled(120, seed=1)
+        file = Path(str(parts.report.model.path)).read_bytes()
+        flat = read_tflite(file)
+        codes = quantize(x, flat.tensors[flat.inputs[0]])
+        found = run_engine("tflm", file, [codes]).outputs[0].reshape(120, CLASSES).argmax(1)
+        scores = [
+            2 * np.sum((found == k) & (y == k)) / (np.sum(found == k) + np.sum(y == k))
+            for k in range(CLASSES)
+        ]
+        assert parts.drop.metric == parts.data["metric"] == "f1_score"
+        assert parts.drop.after == pytest.approx(np.mean(scores), abs=1e-5)
+        assert parts.drop.drop == parts.drop.before - parts.drop.after
+        assert parts.drop.verdict == "pass"
 
     def test_the_file_has_the_ranges_of_training(self, parts: CompressionResult) -> None:
         folder = Path(str(parts.report.model.path)).parent

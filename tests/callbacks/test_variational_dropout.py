@@ -217,6 +217,31 @@ def test_a_later_fit_resumes(tmp_path: Path) -> None:
     assert "only starts anew from its weights" in " ".join(dropout.notes)
 
 
+def test_an_interrupted_training_ends_as_one_that_was_not(tmp_path: Path) -> None:
+    """With a file for the posterior, without momentum and with the same noise."""
+
+    class Stop(keras.callbacks.Callback):  # type: ignore[misc]
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            if epoch == 2:
+                raise KeyboardInterrupt
+
+    def train(folder: str, *more: Any) -> np.ndarray:
+        model = _model(keras.optimizers.SGD(RATE))
+        (tmp_path / folder).mkdir(exist_ok=True)
+        backup = keras.callbacks.BackupAndRestore(tmp_path / folder / "backup")
+        file = tmp_path / folder / "posterior.npz"
+        options = {"initial_log_variance": -3.0, "rate": FASTER, "warm_up_epochs": 3}
+        dropout = _Constant(64, posterior_file=file, **options)
+        _fit(model, backup, dropout, *more, epochs=4)
+        return np.array(model.get_layer("only").kernel)
+
+    whole = train("whole")
+    with pytest.raises(KeyboardInterrupt):
+        train("halves", Stop())
+    np.testing.assert_allclose(train("halves"), whole, rtol=1e-4, atol=1e-6)
+    assert 0 < np.mean(whole == 0) < 1
+
+
 def test_restored_weights_keep_their_own_results() -> None:
     model = _model()
     stop = keras.callbacks.EarlyStopping("loss", mode="max", patience=9, restore_best_weights=True)

@@ -61,6 +61,7 @@ _PUBLIC = {
     "build_app": "edgecompress.pipeline",
     "install_app": "edgecompress.pipeline",
     "compress": "edgecompress.recipes",
+    "compare": "edgecompress.comparison",
     "CompressionRecord": "edgecompress.core.record",
     "EdgeCompressError": "edgecompress.core.errors",
 }
@@ -77,6 +78,11 @@ def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'edgecompress' has no attribute {name!r}")
     return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def module_of(name: str) -> str:
+    """Returns the module that defines a public name."""
+    return _PUBLIC.get(name, __name__)
 
 
 def __dir__() -> list[str]:

@@ -1,0 +1,391 @@
+"""Makes the rows of a comparison, one after the other: train, finalize, convert, run, measure."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgecompress.comparison.plan import Plan
+from edgecompress.comparison.results import Cell, Made, Subject
+from edgecompress.comparison.stages import Defaults, Work, parse_stage
+from edgecompress.core import isolation
+from edgecompress.core.errors import (
+    ArgumentError,
+    EdgeCompressError,
+    MissingDependencyError,
+    ProcessError,
+    UnknownNameError,
+)
+from edgecompress.core.files import jsonable, sha256, write_together
+from edgecompress.core.options import options_of
+
+if TYPE_CHECKING:
+    from edgecompress.converters.loaders import LoadedModel
+    from edgecompress.pipeline import Build
+    from edgecompress.recipes.data import Data
+    from edgecompress.recipes.task import Task
+
+_CALIBRATION = 500
+_RESULT = "result.json"
+# Checks that become columns, for each target.
+_RULES = ("flash", "arena", "latency")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sources:
+    """What a comparison is about, where the command line or Python says it over the plan."""
+
+    model: Any
+    data: Any
+    validation: Any
+    profiles: tuple[Any, ...]
+    steps_per_epoch: int | None = None
+
+
+class Rows:
+    """Makes rows of one plan.
+
+    Args:
+        plan: The plan.
+        sources: Model, data and targets.
+        output: Folder in which finished rows are kept.
+        fresh: Makes rows anew that an earlier run has finished.
+        progress: Called with a short text as each step begins.
+        verbose: Let libraries' logs through.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        sources: Sources,
+        output: Path,
+        fresh: bool,
+        progress: Callable[[str], None],
+        verbose: bool = False,
+    ) -> None:
+        """Loads model and data, and refuses what cannot be made, before anything is trained."""
+        from edgecompress.core.suppress_output import suppress_output
+
+        self._plan, self._sources, self._progress = plan, sources, progress
+        self._folder, self._fresh, self._verbose = output / "rows", fresh, verbose
+        self.stages = tuple(
+            tuple(
+                parse_stage(
+                    stage, Defaults(plan.epochs, plan.learning_rate), f"rows[{row}].stages[{at}]"
+                )
+                for at, stage in enumerate(found.stages)
+            )
+            for row, found in enumerate(plan.rows)
+        )
+        self._exports = tuple(
+            export_keys({**plan.export, **row.export}, f"rows[{at}].export")
+            for at, row in enumerate(plan.rows)
+        )
+        progress("Loading the model")
+        # The first import of TensorFlow writes to standard error.
+        with suppress_output(verbose):
+            from edgecompress.recipes import training
+
+            self._training = training
+        self._loaded, self._data, self._task, notes = self._load()
+        self._check()
+        self._basis = self._hash()
+        self.subject = Subject(
+            self._loaded.name,
+            self._task.metric.name,
+            self._task.metric.higher_is_better,
+            self._data.count,
+            self._data.split,
+            len(self._data.validation),
+            tuple(dict.fromkeys(notes)),
+        )
+
+    def _load(self) -> tuple[LoadedModel, Data, Task, list[str]]:
+        from edgecompress.converters import loaders
+        from edgecompress.core.record import CompressionRecord
+        from edgecompress.core.suppress_output import suppress_output
+        from edgecompress.recipes import data as datasets
+        from edgecompress.recipes import task as tasks
+
+        sources, plan = self._sources, self._plan
+        from_file = isinstance(sources.model, (str, Path))
+        with suppress_output(self._verbose):
+            load = loaders.load_model if from_file else loaders.wrap
+            loaded = load(sources.model)
+        loaders.refuse_unconvertible(loaded)
+        tasks.check_model(loaded)
+        loss, notes = tasks.own_loss(sources.model, loaded.path)
+        self._progress("Loading the data")
+        data = datasets.load(
+            sources.data, sources.validation, loaded, plan.validation_split, 0, plan.pixels,
+            sources.steps_per_epoch,
+        )  # fmt: skip
+        task = tasks.find_task(loaded, data, tasks.first_outputs(loaded, data.train), loss)
+        told = [*loaded.notes, *notes, f"Loss: {task.loss_text}.", f"Validation: {data.split}."]
+        if sources.validation is None:
+            told.append(
+                "If the model was trained on these validation samples, its own error is too good: "
+                "give validation samples that it was not trained on."
+            )
+        # What an earlier training learnt holds for the untouched model alone.
+        record = loaded.record or CompressionRecord()
+        return dataclasses.replace(loaded, record=record), data, task, [*told, *data.notes]
+
+    def _work(self, seed: int, fit: Callable[..., Any]) -> Work:
+        return Work(
+            self._loaded.model, self._data.steps(self._plan.batch_size),
+            self._data.count or len(self._data.train), seed, fit,
+        )  # fmt: skip
+
+    def _check(self) -> None:
+        for row, stages in enumerate(self.stages):
+            self._request(self._loaded, row)
+            for stage in stages:
+                stage.check(self._work(self._plan.seeds[0], _never))
+
+    def _hash(self) -> str:
+        """Returns a hash of everything that all rows depend on."""
+        from edgecompress.core.results import tool_version
+
+        # Keras numbers unnamed inputs process-wide; such a name is meaningless and varies.
+        model = self._loaded.model
+        layers = re.sub(r'"(input_layer|keras_tensor)(_\d+)?"', '"input"', model.to_json())
+        digest = hashlib.sha256(layers.encode())
+        for weight in model.get_weights():
+            digest.update(np.ascontiguousarray(weight).data)
+        parts = [
+            digest.hexdigest(),
+            self._data.sha256(),
+            self._data.validation.sha256(),
+            self._task.loss_text,
+            tool_version(),
+            repr(self._sources.profiles),
+        ]
+        return sha256("\n".join(parts).encode())
+
+    def key(self, row: int, seed: int) -> str:
+        """Returns the hash of everything that a row depends on; its label does not matter."""
+        found = {
+            "basis": self._basis,
+            "stages": list(self._plan.rows[row].stages),
+            # Of stages that say nothing of their own.
+            "epochs": [stage.epochs for stage in self.stages[row]],
+            "learning_rate": self._plan.learning_rate,
+            "batch_size": self._plan.batch_size,
+            "seed": seed,
+            "export": self._exports[row],
+        }
+        return sha256(json.dumps(jsonable(found), sort_keys=True).encode())
+
+    # --- one row ----------------------------------------------------------------------------------
+
+    def make(self, row: int, seed: int) -> Made:
+        """Makes a row, or returns what an earlier run made of it."""
+        key, label = self.key(row, seed), self._plan.rows[row].label
+        found = None if self._fresh else self._stored(key)
+        if found is not None:
+            return dataclasses.replace(found, row=row, label=label, resumed=True)
+        self._progress(f"Row {row + 1} of {len(self._plan.rows)}: {label}")
+        began = time.monotonic()
+        try:
+            made, files = self._made(row, seed, key)
+        except EdgeCompressError as error:
+            # One row's training or conversion; the others say something all the same.
+            return Made(row, label, seed, key, reason=str(error))
+        made = dataclasses.replace(made, seconds=time.monotonic() - began)
+        text = json.dumps(jsonable(isolation.encode(made)), indent=1, allow_nan=False) + "\n"
+        write_together(self._folder / key[:16], {**files, _RESULT: text})
+        return made
+
+    def _stored(self, key: str) -> Made | None:
+        """Returns a finished row; None if there is none, or its files are not all there."""
+        folder = self._folder / key[:16]
+        try:
+            made = isolation.decode(Made, json.loads((folder / _RESULT).read_text("utf-8")))
+        # Missing, damaged or of another version: it is made again.
+        except (OSError, ValueError, ProcessError):
+            return None
+        whole = made.key == key and (folder / Path(made.file).name).is_file()
+        return made if whole else None
+
+    def _made(self, row: int, seed: int, key: str) -> tuple[Made, dict[str, bytes]]:
+        import keras
+
+        from edgecompress.core.model_copy import copy_model
+        from edgecompress.core.record import CompressionRecord, attach_record
+        from edgecompress.pipeline import build
+        from edgecompress.recipes.checkpoints import saved_model
+        from edgecompress.recipes.layer_table import kernels
+
+        stages, label = self.stages[row], self._plan.rows[row].label
+        model = copy_model(self._loaded.model)
+        attach_record(model, self._loaded.record or CompressionRecord())
+        work = self._work(seed, self._fit(label))
+        for number, stage in enumerate(stages):
+            # Rows with the same first stages draw the same random numbers.
+            keras.utils.set_random_seed(seed * 1000 + number)
+            self._progress(f"{label}: {stage.title}")
+            model = stage.run(model, work)
+        loaded = self._current(model, bool(stages))
+        made = build(self._request(loaded, row), lambda text: self._progress(f"{label}: {text}"))
+        self._progress(f"{label}: Measuring the file")
+        weights = kernels(model)
+        name = f"{self._loaded.name}.keras"
+        file = made.main.file_name(made.name)
+        notes = [*(loaded.record.notes if loaded.record else ()), *made.notes]
+        return (
+            Made(
+                row, label, seed, key,
+                cells={
+                    "parameters": Cell(int(model.count_params()), "count", "computed"),
+                    "kept": Cell(
+                        sum(int(np.count_nonzero(k.values)) for k in weights), "count", "computed"
+                    ),
+                    **self._costs(made),
+                    **self._metrics(model, made),
+                },
+                stages=tuple(stage.title for stage in stages),
+                epochs=sum(stage.epochs for stage in stages),
+                file=f"rows/{key[:16]}/{file}",
+                notes=tuple(dict.fromkeys(notes)),
+            ),
+            {file: made.main.data, **saved_model(model, name)},
+        )  # fmt: skip
+
+    def _fit(self, label: str) -> Callable[..., Any]:
+        def fit(model: Any, title: str, epochs: int, rate: float, callbacks: Sequence[Any]) -> Any:
+            trainer = self._training.Trainer(
+                self._task, self._data, self._loaded.model, None, self._plan.batch_size, rate,
+                lambda epoch: self._progress(f"{label}: {epoch.text}"),
+            )  # fmt: skip
+            return trainer.fit(model, title, epochs, callbacks)
+
+        return fit
+
+    def _current(self, model: Any, changed: bool) -> LoadedModel:
+        """Returns a row's model with the record that still holds."""
+        from edgecompress.core.learnt_ranges import settled_record, valid_record
+
+        if not changed:
+            return self._loaded
+        record = valid_record(model, settled_record(model))
+        return dataclasses.replace(self._loaded, model=model, record=record, notes=())
+
+    def _request(self, loaded: LoadedModel, row: int) -> Any:
+        from edgecompress.converters.calibration import spread
+        from edgecompress.pipeline import build_request
+
+        options = dict(self._exports[row])
+        try:
+            return build_request(
+                loaded,
+                self._sources.profiles,
+                file_format=options.pop("format"),
+                options=options,
+                calibration=[spread(array, _CALIBRATION) for array in self._data.train.x],
+                bundle=False,
+                verbose=self._verbose,
+            )
+        except EdgeCompressError as error:
+            error.args = (f"rows[{row}].export: {error}",)
+            raise
+
+    # --- its numbers ------------------------------------------------------------------------------
+
+    def _costs(self, made: Build) -> dict[str, Cell]:
+        cells = {
+            "macs": Cell(made.model.macs, "count", "computed"),
+            "file_bytes": Cell(made.model.file_bytes, "bytes", "computed"),
+            "download_bytes": Cell(made.model.compressed_bytes, "bytes", "computed"),
+        }
+        for rule in _RULES:
+            for target in made.targets:
+                for check in (check for check in target.checks if check.rule == rule):
+                    cells[f"{rule}@{target.name}"] = Cell(
+                        check.measured, check.unit, check.how_known, "", check.low, check.high,
+                        check.reason if check.measured is None else None,
+                    )  # fmt: skip
+        return cells
+
+    def _metrics(self, model: Any, made: Build) -> dict[str, Cell]:
+        """Returns the metric on the validation data: of the Keras model, of the file by engine."""
+        found = self._training.measure(model, self._task, self._data.validation)
+        unit = "share" if self._task.metric.name == "accuracy" else "number"
+        cells = {"metric_keras": Cell(found, unit, "measured_host", "keras")}
+        engines = list(dict.fromkeys(profile.engine for profile in made.profiles))
+        for engine in engines:
+            name = "metric" if engine == engines[0] else f"metric@{engine}"
+            try:
+                value = self._file_metric(made, engine)
+            except MissingDependencyError as error:
+                cells[name] = Cell(None, unit, None, engine, reason=str(error))
+                continue
+            cells[name] = Cell(value, unit, "measured_host", engine)
+        return cells
+
+    def _file_metric(self, made: Build, engine: str) -> float:
+        from edgecompress.converters.real_values import dequantize, quantize
+        from edgecompress.engines.run import run_engine
+
+        flat, held = made.main.flat, self._data.validation
+        inputs = [
+            quantize(array, flat.tensors[index])
+            for array, index in zip(held.x, flat.inputs, strict=True)
+        ]
+        tensor = flat.tensors[flat.outputs[0]]
+        values = dequantize(run_engine(engine, flat.data, inputs).outputs[0], tensor)
+        values = values.reshape(len(held), *self._loaded.model.outputs[0].shape[1:])
+        return self._task.metric.measure(self._task.labels(held, values.shape[1:]), values)
+
+
+def _never(*_: Any) -> Any:
+    raise ProcessError("A check of a stage trained the model.")
+
+
+def export_keys(given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Returns the keys of a file as `build_request` names them, `format` among them.
+
+    Raises:
+        UnknownNameError: the format, or an option of it, is unknown.
+        ArgumentError: a value is of another type.
+    """
+    from edgecompress.converters.formats import FORMATS
+    from edgecompress.pipeline.options import FormatOptions
+    from edgecompress.targets.rule import target_options
+
+    name = given.get("format", FormatOptions.file_format)
+    if not isinstance(name, str) or name not in FORMATS:
+        raise UnknownNameError(f"{where}: format", str(name), FORMATS)
+    own = [*options_of(FORMATS[name].options), *target_options().values()]
+    known = {key: option for option in own for key in (option.key, option.name)}
+    found: dict[str, Any] = {"format": name}
+    for key, value in given.items():
+        if key == "format":
+            continue
+        if key not in known:
+            raise UnknownNameError(f"{where}: option of --format {name}", key, known)
+        option = known[key]
+        if option.kind.path:
+            raise ArgumentError(f"{where}: {key}", "be left out: rows name no files", value)
+        found[option.name] = option.kind.from_toml(value, f"{where}: {key}")
+    return found
+
+
+def wanted(plan: Plan) -> Iterator[tuple[int, int]]:
+    """Yields (row, seed) of all results of a plan: every row once before any a second time.
+
+    Example:
+        >>> list(wanted(Plan((Row("a"), Row("b")), seeds=(0, 1))))
+        [(0, 0), (1, 0), (0, 1), (1, 1)]
+    """
+    for seed in plan.seeds:
+        for row in range(len(plan.rows)):
+            yield row, seed

@@ -44,7 +44,7 @@ def test_light(code: str) -> None:
     assert _loaded_by(code) == []
 
 
-@pytest.mark.parametrize("command", ["", "export", "check", "bench", "compress"])
+@pytest.mark.parametrize("command", ["", "export", "check", "bench", "compress", "compare"])
 def test_help_needs_no_pydantic(command: str) -> None:
     """Files are checked by pydantic, which is imported as the first one is read."""
     code = (

@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgecompress.comparison.plan import Plan, read_plan
+from edgecompress.comparison.plan import Plan, read_plan, wanted
 from edgecompress.comparison.results import ComparisonResult, Made, Subject
-from edgecompress.comparison.rows import Rows, Sources, wanted
+from edgecompress.comparison.rows import Rows, Sources
 from edgecompress.core import isolation
 from edgecompress.core.errors import ArgumentError, ProcessError
 from edgecompress.core.files import write_atomic

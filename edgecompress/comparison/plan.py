@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -106,6 +106,18 @@ def read_plan(source: Path | str | Mapping[str, Any]) -> Plan:
     return _checked(_beside(plan, path), path.name)
 
 
+def wanted(plan: Plan) -> Iterator[tuple[int, int]]:
+    """Yields (row, seed) of all results of a plan: every row once before any a second time.
+
+    Example:
+        >>> list(wanted(Plan((Row("a"), Row("b")), seeds=(0, 1))))
+        [(0, 0), (1, 0), (0, 1), (1, 1)]
+    """
+    for seed in plan.seeds:
+        for row in range(len(plan.rows)):
+            yield row, seed
+
+
 def _wrong(origin: str, fault: Fault) -> ArgumentError:
     """Returns the error on a file; its places are `key` and `rows[0].key`."""
     if fault.known:
@@ -153,5 +165,7 @@ def _beside(plan: Plan, path: Path) -> Plan:
     return replace(
         plan,
         targets=targets,
-        **{key: place(key) for key in ("model", "data", "validation")},
+        model=place("model"),
+        data=place("data"),
+        validation=place("validation"),
     )

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -377,15 +377,3 @@ def export_keys(given: Mapping[str, Any], where: str) -> dict[str, Any]:
             raise ArgumentError(f"{where}: {key}", "be left out: rows name no files", value)
         found[option.name] = option.kind.from_toml(value, f"{where}: {key}")
     return found
-
-
-def wanted(plan: Plan) -> Iterator[tuple[int, int]]:
-    """Yields (row, seed) of all results of a plan: every row once before any a second time.
-
-    Example:
-        >>> list(wanted(Plan((Row("a"), Row("b")), seeds=(0, 1))))
-        [(0, 0), (1, 0), (0, 1), (1, 1)]
-    """
-    for seed in plan.seeds:
-        for row in range(len(plan.rows)):
-            yield row, seed

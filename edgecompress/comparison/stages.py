@@ -212,9 +212,9 @@ def _schedules() -> Mapping[str, Callable[[float, int], Any]]:
         ),
         "constant_sparsity": lambda share, steps: ConstantSparsity(share, frequency=every(steps)),
         "iterative": lambda share, steps: IterativeSparsity(
-            share, 0, 5, frequency=max(1, int(_RISING * steps) // 5)
+            share, 1, 5, frequency=max(1, int(_RISING * steps) // 5)
         ),
-        "one-shot": lambda share, steps: OneShotSparsity(share, 0),
+        "one-shot": lambda share, steps: OneShotSparsity(share, 1),
     }
 
 
@@ -278,7 +278,7 @@ class _Callback:
             error.args = (f"{self.where}: {error}",)
             raise
         # A class may take a value of another type for granted.
-        except (TypeError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError) as error:
             raise ArgumentError(
                 f"{self.where}: {self.name}", "have options of the types in its documentation",
                 dict(self.options), str(error),

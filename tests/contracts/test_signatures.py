@@ -53,6 +53,7 @@ _FUNCTIONS: dict[str, tuple[Callable[..., Any], set[str]]] = {
         ec.compress,
         {"model", "progress", "on_epoch", "verbose", "argv", "settings"},
     ),
+    "compare": (ec.compare, {"plan", "progress", "on_row", "verbose", "argv"}),
     "android build": (ec.build_app, {"bundle", "progress"}),
     "android install": (ec.install_app, {"file", "progress"}),
 }

@@ -53,3 +53,21 @@ def fused(function: F, model: keras.Model, weights: Iterable[Any]) -> F:
 
     compiled: F = tf.function(function, jit_compile=True, autograph=False)
     return compiled
+
+
+def apart(function: F, model: keras.Model) -> F:
+    """Returns a function that is one operator of the step's graph, for a branch seldom taken.
+
+    TensorFlow puts the operators of a branch among the others, and visits each in every step to
+    find that it is not due.
+
+    Args:
+        function: Called inside the step; it may assign variables.
+        model: The model being trained.
+    """
+    if not on_one_device(model):
+        return function
+    import tensorflow as tf
+
+    whole: F = tf.function(function, autograph=False, experimental_attributes={"_noinline": True})
+    return whole

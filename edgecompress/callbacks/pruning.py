@@ -14,7 +14,7 @@ import numpy as np
 from keras import ops
 
 from edgecompress.callbacks.base import CompressionCallback
-from edgecompress.callbacks.fused import fused, on_one_device
+from edgecompress.callbacks.fused import apart, fused, on_one_device
 from edgecompress.callbacks.hooks import UpdateHook
 from edgecompress.callbacks.layer_choice import (
     ChosenKernel,
@@ -153,6 +153,7 @@ class Pruning(CompressionCallback):
             self._check_comparison()
         self._pruned: list[_Pruned] = []
         self._apply: Callable[[], Any] = bool
+        self._renewed: Callable[[], Any] = bool
         self._hook: UpdateHook | None = None
         self._seen: Observation | None = None
         self._views: Mapping[str, View] = {}
@@ -213,6 +214,8 @@ class Pruning(CompressionCallback):
         self._seen = Observation(self.criterion, observed, hook, self.hook, self._views)
         apply = functools.partial(self._apply_unless_due, self._seen, hook.optimizer)
         self._apply = fused(apply, self.model, [pruned.kernel for pruned in self._pruned])
+        renew = functools.partial(self._renew, self._seen, hook.optimizer)
+        self._renewed = apart(renew, self.model)
         if self._seen.needed:
             hook.before = self._seen.observe
         self._started = False
@@ -248,7 +251,7 @@ class Pruning(CompressionCallback):
         """Releases the model; see `HookedCallback.detach`."""
         super().detach()
         self._pruned = []
-        self._apply = bool
+        self._apply = self._renewed = bool
 
     def _check_reach(self) -> None:
         """Refuses a schedule with a higher sparsity than the pattern allows."""
@@ -342,7 +345,7 @@ class Pruning(CompressionCallback):
         seen, optimizer = self._seen, self._hook.optimizer
         if on_one_device(self.model):
             # Masks are assigned in the branch: other steps pass over the weights once.
-            ops.cond(self._apply(), lambda: self._renew(seen, optimizer), lambda: False)
+            ops.cond(self._apply(), self._renewed, lambda: False)
             return
         known = [ops.convert_to_tensor(pruned.mask) for pruned in self._pruned]
         due = self._due(seen, optimizer)

@@ -35,6 +35,8 @@ from edgecompress.recipes.samples import (
 
 # What a pixel of 0 and of 255 becomes.
 PIXELS = {"0..255": (0.0, 255.0), "0..1": (0.0, 1.0), "-1..1": (-1.0, 1.0)}
+_CHANNELS = {"grayscale": 1, "rgb": 3, "rgba": 4}
+_IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png")
 _BATCH = 64
 # Cardinalities of tf.data.
 _INFINITE, _UNKNOWN = -1, -2
@@ -109,35 +111,52 @@ class _Images:
     kind: str
     pixels: str | None
 
-    def dataset(self, ask: Ask, shuffle: bool, **split: Any) -> Any:
-        """Returns a tf.data.Dataset of batches, or two of them."""
-        import keras
+    def files(self, ask: Ask) -> list[tuple[str, int]]:
+        """Returns the images, each with the number of its class, in the order of their names."""
+        found: list[tuple[str, int]] = []
+        for number, name in enumerate(self.classes):
+            places = sorted((self.folder / name).rglob("*"))
+            images = [str(path) for path in places if path.suffix.lower() in _IMAGES]
+            if not images:
+                raise ArgumentError(
+                    ask.argument, "hold images in each subfolder", f"none in {self.folder / name}",
+                    f"Images are files named {', '.join(_IMAGES)}.",
+                )  # fmt: skip
+            found += [(path, number) for path in images]
+        return found
 
-        try:
-            return keras.utils.image_dataset_from_directory(
-                self.folder, label_mode="int", class_names=list(self.classes),
-                color_mode=self.colours, batch_size=ask.batch_size, image_size=self.size,
-                shuffle=shuffle, seed=ask.seed, verbose=False, **split,
-            )  # fmt: skip
-        except ValueError as error:
-            raise ArgumentError(
-                ask.argument, "be a folder with one subfolder of images for each class",
-                str(self.folder), one_line(error),
-            ) from error  # fmt: skip
+    def stream(self, files: list[tuple[str, int]], ask: Ask) -> Stream:
+        """Returns batches of images, in another order in each epoch.
 
-    def stream(self, dataset: Any, ask: Ask) -> Stream:
-        """Returns the batches of a dataset of images."""
+        `keras.utils.image_dataset_from_directory` would do the same, but makes semaphores, which a
+        confined process cannot.
+        """
+        import tensorflow as tf
+
+        paths, numbers = zip(*files, strict=True)
+
+        def read(path: Any, number: Any) -> tuple[Any, Any]:
+            image = tf.io.decode_image(
+                tf.io.read_file(path), channels=_CHANNELS[self.colours], expand_animations=False
+            )
+            return tf.image.resize(image, self.size), number
+
+        dataset = (
+            tf.data.Dataset.from_tensor_slices((list(paths), list(numbers)))
+            .shuffle(len(files), seed=ask.seed)
+            .map(read, num_parallel_calls=tf.data.AUTOTUNE)
+            .batch(ask.batch_size)
+            .prefetch(2)
+        )
 
         def epoch() -> Iterator[Any]:
             for images, labels in dataset:
                 yield self._scaled(np.asarray(images)), np.asarray(labels)
 
-        files = sorted(dataset.file_paths)
         digest = hashlib.sha256()
-        for path in files:
-            digest.update(
-                f"{os.path.relpath(path, self.folder)} {os.path.getsize(path)}\n".encode()
-            )
+        for path in paths:
+            name = os.path.relpath(path, self.folder)
+            digest.update(f"{name} {os.path.getsize(path)}\n".encode())
         sample = first_samples(
             read_batches(epoch, ask.loaded, ask.argument, once=True), _fitting(SAMPLED, ask.loaded)
         )
@@ -149,10 +168,9 @@ class _Images:
             f"{ask.argument}: {len(files):,} images of {self.folder}, resized to "
             f"{self.size[0]} x {self.size[1]}, {self.colours}{scaled}. Classes: {named}.",
         )
-        identity = [digest.hexdigest(), sample.sha256(), self.classes]
         return Stream(
-            epoch, int(dataset.cardinality()), ask.loaded, ask.argument, sample, identity,
-            len(files), notes, self.classes,
+            epoch, -(-len(files) // ask.batch_size), ask.loaded, ask.argument, sample,
+            [digest.hexdigest(), sample.sha256(), self.classes], len(files), notes, self.classes,
         )  # fmt: skip
 
     def _scaled(self, images: np.ndarray) -> np.ndarray:
@@ -170,7 +188,7 @@ def _images(given: Any, ask: Ask) -> _Images:
             ask.argument, "be arrays or a function for a model with several inputs", str(folder)
         )
     spec = ask.loaded.inputs[0]
-    colours = {1: "grayscale", 3: "rgb", 4: "rgba"}
+    colours = {channels: name for name, channels in _CHANNELS.items()}
     if len(spec.shape) != 3 or None in spec.shape or spec.shape[2] not in colours:
         raise ArgumentError(
             ask.argument,
@@ -212,17 +230,26 @@ def _classes(folder: Path, ask: Ask) -> tuple[str, ...]:
 
 def _read_folder(given: Any, ask: Ask) -> Stream:
     images = _images(given, ask)
-    return images.stream(images.dataset(ask, shuffle=True), ask)
+    return images.stream(images.files(ask), ask)
 
 
 def _split_folder(given: Any, ask: Ask, share: float) -> tuple[Stream, Samples, str]:
     images = _images(given, ask)
-    train, held = images.dataset(ask, shuffle=True, validation_split=share, subset="both")
-    validation = images.stream(held, replace(ask, argument=f"{ask.argument} (held out)"))
-    taken = in_memory(validation)
-    return images.stream(train, ask), taken, (
-        f"{len(taken):,} of {len(train.file_paths) + len(held.file_paths):,} images, drawn with "
-        f"seed {ask.seed}"
+    files = images.files(ask)
+    count = round(share * len(files))
+    if not 0 < count < len(files):
+        raise ArgumentError(
+            "--validation-split", "leave images on both sides", f"{share:g} of {len(files)} images",
+            "Give more data, or --validation.",
+        )  # fmt: skip
+    order = np.random.default_rng(ask.seed).permutation(len(files))
+    held = images.stream(
+        [files[at] for at in sorted(order[:count])],
+        replace(ask, argument=f"{ask.argument} (held out)"),
+    )
+    taken = in_memory(held)
+    return images.stream([files[at] for at in sorted(order[count:])], ask), taken, (
+        f"{len(taken):,} of {len(files):,} images, drawn with seed {ask.seed}"
     )  # fmt: skip
 
 

@@ -245,3 +245,19 @@ def test_the_command_leaves_the_accelerator_to_training(monkeypatch: pytest.Monk
     monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
     assert main(["targets", "no-such-board"]) == 2
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
+
+
+def test_a_folder_is_read_where_the_model_is(
+    case: Case, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """That process makes no semaphores, which Keras's own reader of folders needs."""
+    for name in "abcd":
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(4):
+            image = np.full((9, 9, 3), 40 * number, "uint8")
+            keras.utils.save_img(tmp_path / "images" / name / f"{number}.png", image, scale=False)
+    arguments = ["--data", str(tmp_path / "images"), "--pixels", "0..1", "-o", str(tmp_path / "o")]
+    # What is refused after the data have been read.
+    wrong = ["--remove-channels", "no_such=0.5", "--validation-split", "0.25"]
+    assert main(["compress", str(case.path), *arguments, *wrong]) == 2
+    _one_line(capfd, "no_such")

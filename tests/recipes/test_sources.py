@@ -352,7 +352,7 @@ class TestFolders:
             load(tmp_path, None, loaded, 0.25, 0, "0..1")
         for name in ("bright", "dark"):
             (tmp_path / name).mkdir()
-        with pytest.raises(ArgumentError, match="--data.*one subfolder of images"):
+        with pytest.raises(ArgumentError, match="--data.*images in each subfolder.*bright"):
             load(tmp_path, None, loaded, 0.25, 0, "0..1")
         for name in ("bright", "dark"):
             (tmp_path / name / "0.png").write_bytes(b"no image")

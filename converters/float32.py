@@ -158,9 +158,12 @@ def convert(model: Any, taps: bool = True, verbose: bool = False) -> Float32Resu
         read_tflite(to_flatbuffer(trace, verbose)),
         keep=lambda name, output: name == "means" and layer_of(output, names) in own,
     )
-    raw = made.flat
+    raw, notes = made.flat, [*trace.notes]
+    # Its graph, unless the caller needs it for another file.
+    del model, trace
+    give_back()
     sample, values = _compared(loaded, raw)
-    notes = [*trace.notes]
+    give_back()
     tensors: dict[str, int] = {}
     if taps:
         tensors = _find_taps(loaded, raw, values, sample, notes)
@@ -250,6 +253,8 @@ def to_flatbuffer(model: LoadedModel | Trace, verbose: bool = False) -> bytes:
             converter.allow_custom_ops = marked = has_marks(concrete)
             # It would be unpacked and packed once more for metadata that are removed here.
             converter.exclude_conversion_metadata = True
+            # Nor are its buffers copied into the flatbuffer, to be searched for equal ones.
+            converter._experimental_use_buffer_offset = True
             with lean_freezing():
                 data = bytes(converter.convert())
             del converter

@@ -1,8 +1,9 @@
-"""Freezing a TensorFlow function without seven copies of its weights.
+"""Freezing a TensorFlow function without eight copies of its weights.
 
 TensorFlow's function writes every variable into a protocol buffer, copies the buffer from graph to
 graph and parses it again. Here, large variables are stood in for by a few bytes on that way, and
-their values are put into the finished graph, which is the same as without.
+their values are put into the finished graph, which is the same as without. The converter works on
+the serialized graph: once that is made, the graph itself is emptied.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from edgecompress.core.freed_memory import give_back
+
 # Bytes of a variable that is worth it, and of one that no buffer may hold.
 _LARGE, _LARGEST = 1 << 20, 1 << 31
 
@@ -23,19 +26,29 @@ _LARGE, _LARGEST = 1 << 20, 1 << 31
 def lean_freezing() -> Iterator[None]:
     """Makes TFLiteConverter freeze functions in this way inside the block.
 
-    With a TensorFlow of other inner names, it freezes as it always does.
+    The graphs frozen inside are empty after a conversion. With a TensorFlow of other inner names,
+    it freezes as it always does.
     """
     import tensorflow as tf
 
     try:
         from tensorflow.core.framework.tensor_pb2 import TensorProto
+        from tensorflow.lite.python import convert as conversion
         from tensorflow.python.framework import convert_to_constants, tensor_util
 
         original = convert_to_constants.convert_variables_to_constants_v2_as_graph
         make = tensor_util.make_tensor_proto
+        convert_serialized = conversion.convert
     except (ImportError, AttributeError):
         yield
         return
+    graphs: list[Any] = []
+
+    def convert(*arguments: Any, **options: Any) -> Any:
+        while graphs:
+            graphs.pop().Clear()
+        give_back()
+        return convert_serialized(*arguments, **options)
 
     def freeze(function: Any, *arguments: Any, **options: Any) -> Any:
         held: dict[bytes, np.ndarray] = {}
@@ -64,10 +77,13 @@ def lean_freezing() -> Iterator[None]:
                 tensor = node.attr["value"].tensor
                 if tensor.tensor_content in held:
                     tensor.tensor_content = held[tensor.tensor_content].tobytes()
+        graphs.append(graph)
         return frozen, graph
 
     convert_to_constants.convert_variables_to_constants_v2_as_graph = freeze
+    conversion.convert = convert
     try:
         yield
     finally:
         convert_to_constants.convert_variables_to_constants_v2_as_graph = original
+        conversion.convert = convert_serialized

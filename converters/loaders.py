@@ -28,7 +28,7 @@ from edgecompress.core.errors import (
 )
 from edgecompress.core.files import sha256
 from edgecompress.core.finite import check_weights
-from edgecompress.core.freed_memory import kept_freed
+from edgecompress.core.freed_memory import keep_imported, kept_freed
 from edgecompress.core.handover import leave_unread
 from edgecompress.core.keras_graph import walk_layers
 from edgecompress.core.learnt_ranges import settled_record, valid_record
@@ -474,6 +474,7 @@ def _stripped(path: Path) -> tuple[str, ...]:
 def _load_keras3(path: Path, shown: Path) -> Any:
     import keras
 
+    keep_imported()
     try:
         with suppress_output():
             return keras.models.load_model(path, compile=False, safe_mode=True)

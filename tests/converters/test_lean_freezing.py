@@ -38,6 +38,28 @@ def test_the_frozen_graph_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     assert freezing.tensor_util.make_tensor_proto is counted
 
 
+def test_the_graph_is_empty_once_it_is_serialized(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensorflow.lite.python import convert as conversion
+
+    given: list[int] = []
+    original = conversion.convert
+
+    def counted(model: object, flags: object, serialized: bytes, **options: object) -> bytes:
+        given.extend((len(serialized), graph.ByteSize()))
+        return b""
+
+    monkeypatch.setattr(conversion, "convert", counted)
+    function = Trace(keras.Sequential([keras.Input((30,)), layers.Dense(40)])).concrete
+    with lean_freezing.lean_freezing():
+        frozen, graph = freezing.convert_variables_to_constants_v2_as_graph(function)
+        size = graph.ByteSize()
+        conversion.convert_graphdef(graph, frozen.inputs, frozen.outputs)
+    assert given == [size, 0] and size > 30 * 40 * 4
+    assert conversion.convert is counted
+    monkeypatch.undo()
+    assert conversion.convert is original
+
+
 def test_another_tensorflow_freezes_as_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(freezing, "convert_variables_to_constants_v2_as_graph")
     with lean_freezing.lean_freezing():

@@ -19,6 +19,7 @@ _PAGES = sorted([*(_ROOT / "docs").glob("*.md"), *_ROOT.glob("*.md")])
 _PROGRAMS = (
     "binary_and_ternary",
     "budgets",
+    "cheaper_blocks",
     "compare",
     "deep_compression",
     "distillation",

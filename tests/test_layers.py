@@ -17,7 +17,7 @@ _MAY_IMPORT = {
     "schedules": {"core"},
     "precisions": {"core", "engines"},
     "layers": {"core", "precisions"},
-    "surgery": {"core", "precisions", "layers"},
+    "surgery": {"core", "costs", "precisions", "layers"},
     "post_training": {"core", "precisions"},
     "training": {"core"},
     "variational": {"core"},

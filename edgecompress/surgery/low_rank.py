@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
-from edgecompress.core.errors import ArgumentError
+from edgecompress.core.errors import ArgumentError, EdgeCompressError
 from edgecompress.core.keras_graph import LayerCall, layer_calls, named_layers
-from edgecompress.core.layer_kinds import exact_kind_of
 from edgecompress.core.options import Choice, Flag, Text, option, share, whole
 from edgecompress.surgery.factors import FACTORIZATIONS
-from edgecompress.surgery.factors.base import (
-    Factorization,
-    Part,
-    composed,
-    multiply_accumulates,
+from edgecompress.surgery.factors.base import Factorization, Part, composed
+from edgecompress.surgery.layer_parts import (
+    NO_DEPTHWISE,
+    depthwise_exists,
+    given_up,
+    has_kernel,
+    part_layer,
+    part_macs,
+    why_not_split,
 )
+from edgecompress.surgery.predicted import alone, check_latency_target, time_of
 from edgecompress.surgery.rewrites import REWRITES, Rewrite, Rewritten
+
+# Method and ranks -> share of what the layer takes.
+Cost = Callable[[Factorization, tuple[int, ...]], float]
 
 BEST = "best"
 # What `best` tries: those with a closed form.
 _CLOSED = ("channels", "spatial", "tucker")
+_HOW_FAR = ("energy", "macs", "rank", "latency")
 _ENERGY = 0.9
 _ALL = ".*"
-_FAMILIES = ("dense", "convolution")
 # The end of the names of the layers that take another's place: they are not factorized again.
 _PART = "_factor"
-# From this share of zeros on, a kernel counts as pruned.
-_PRUNED = 0.05
 
 
 @REWRITES.register("low-rank")
@@ -42,7 +48,8 @@ class LowRank(Rewrite):
 
     The kernel is approximated by a product of smaller kernels. That changes the outputs, so train
     the model further. A layer that would take as many multiply-accumulates as before is left as it
-    is, and the notes say so. One of `energy`, `macs` and `rank` says how far to go.
+    is, and the notes say so. One of `energy`, `macs`, `rank` and `latency` says how far
+    to go.
 
     Args:
         method: How convolutions are factorized. `best` chooses for each layer: the fewest
@@ -51,12 +58,18 @@ class LowRank(Rewrite):
         energy: Share of the sum of a kernel's squares that stays, 0.9 if nothing else is given.
         macs: Share of each layer's multiply-accumulates that stays.
         rank: Rank of every layer, or less where a kernel has less.
+        latency: Share of each layer's predicted time on `target` that stays.
+        target: Name of a target. A layer that its cost model predicts to become no faster is left
+            as it is; of several methods the fastest is chosen, if no rank or share of
+            multiply-accumulates is given. Defaults to None: multiply-accumulates decide.
         layers: Regular expression: the layers whose whole name it matches.
         slower: Whether layers that become more expensive are factorized, too.
 
     Raises:
-        ArgumentError: more than one of `energy`, `macs` and `rank`; `layers` is no regular
-            expression or matches no layer.
+        ArgumentError: more than one of `energy`, `macs`, `rank` and `latency`; `latency` without a
+            target, or a target whose latency is not predicted; `layers` is no regular expression or
+            matches no layer.
+        UnknownNameError: there is no such target.
     """
 
     exact: ClassVar[bool] = False
@@ -67,16 +80,25 @@ class LowRank(Rewrite):
     energy: float | None = option(None, "Share of each kernel's squares that stays.", share())
     macs: float | None = option(None, "Share of each layer's MACs that stays.", share())
     rank: int | None = option(None, "Rank of every layer.", whole(1))
+    latency: float | None = option(
+        None, "Share of each layer's predicted time on the target that stays.", share()
+    )
+    target: str | None = option(None, "Target on which every layer has to become faster.", Text())
     layers: str = option(_ALL, "Regular expression: names of the layers to factorize.", Text())
     slower: bool = option(False, "Also factorize layers that become more expensive.", Flag())
 
     def __post_init__(self) -> None:
         """Refuses options that contradict each other."""
-        given = [name for name in ("energy", "macs", "rank") if getattr(self, name) is not None]
+        given = [name for name in _HOW_FAR if getattr(self, name) is not None]
         if len(given) > 1:
             raise ArgumentError(given[1], f"be left out beside {given[0]}", getattr(self, given[1]))
-        if self.macs == 0:
-            raise ArgumentError("macs", "be greater than 0", self.macs)
+        for name in ("macs", "latency"):
+            if getattr(self, name) == 0:
+                raise ArgumentError(name, "be greater than 0", 0)
+        if self.target is not None:
+            check_latency_target(self.target)
+        elif self.latency is not None:
+            raise ArgumentError("latency", "come with a target", self.latency)
         try:
             re.compile(self.layers)
         except re.error as error:
@@ -92,7 +114,7 @@ class LowRank(Rewrite):
         chosen = {
             path: layer
             for path, layer in named_layers(model)
-            if _has_kernel(layer) and re.fullmatch(self.layers, path)
+            if has_kernel(layer, _PART) and re.fullmatch(self.layers, path)
         }
         if not chosen and self.layers != _ALL:
             raise ArgumentError(
@@ -101,13 +123,13 @@ class LowRank(Rewrite):
         replaced, details, notes = {}, {}, []
         for path, layer in chosen.items():
             uses = calls.get(id(layer), [])
-            found = _why_not(layer, uses) or self._factors(layer, uses[0])
+            found = why_not_split(layer, uses) or self._factors(layer, uses[0])
             if isinstance(found, str):
                 notes.append(f"low-rank leaves {path}: {found}.")
                 continue
             replaced[path] = _replacement(layer, found, uses[0])
             details[path] = found.details()
-            notes += [f"low-rank: {path}: {text}." for text in _given_up(layer)]
+            notes += [f"low-rank: {path}: {text}." for text in given_up(layer)]
         if not replaced:
             return Rewritten(model, notes=tuple(notes))
         result = copy_model(model, replaced=replaced)
@@ -115,33 +137,65 @@ class LowRank(Rewrite):
 
     def _factors(self, layer: Any, call: LayerCall) -> Factors | str:
         """Returns the factors of a layer, or why it is left as it is."""
+        try:
+            return self._nearest(layer, call)
+        except EdgeCompressError as error:
+            return f"its time on {self.target} is not known ({str(error).rstrip('.')})"
+
+    def _nearest(self, layer: Any, call: LayerCall) -> Factors | str:
         import keras
 
         kernel = keras.ops.convert_to_numpy(layer.kernel)
         shape = kernel.shape
-        before = _macs((Part(shape, tuple(range(len(shape) - 2))),), call)
-        limit = math.inf if self.macs is None else self.macs * before
+        before = part_macs((Part(shape, tuple(range(len(shape) - 2))),), call)
+
+        def macs(method: Factorization, ranks: tuple[int, ...]) -> float:
+            return part_macs(method.parts(shape, ranks), call) / before
+
+        cost = macs if self.target is None else self._times(layer, call, kernel, self.target)
+        limited = {"macs": macs, "latency": cost}.get(self._chosen)
+        share = getattr(self, self._chosen)
         found, least = [], math.inf
         for method in self._methods(shape):
-            if method.depthwise and not _depthwise_exists(layer):
-                return "there is no depthwise convolution with its padding or strides"
-            ranks = self._ranks(method, kernel, before, call)
-            after = _macs(method.parts(shape, ranks), call)
-            least = min(least, after)
-            if after <= limit and (after < before or self.slower):
-                found.append(factors_of(method, kernel, ranks, (before, after)))
+            if method.depthwise and not depthwise_exists(layer):
+                return NO_DEPTHWISE
+            ranks = self._ranks(method, kernel, limited)
+            taken = cost(method, ranks)
+            least = min(least, taken)
+            fits = limited is None or limited(method, ranks) <= share
+            if fits and (taken < 1 or self.slower):
+                after = part_macs(method.parts(shape, ranks), call)
+                found.append((taken, factors_of(method, kernel, ranks, (before, after))))
         if not found:
-            return f"a {self._asked} takes {least / before:.2f} times its multiply-accumulates"
-        if self.macs is None and self.rank is None:
-            return min(found, key=lambda one: (one.macs[1], one.error))
-        return min(found, key=lambda one: (one.error, one.macs[1]))
+            what = "multiply-accumulates" if self.target is None else f"time on {self.target}"
+            return f"a {self._asked} takes {least:.2f} times its {what}"
+        if self._chosen == "energy":
+            return min(found, key=lambda one: (one[0], one[1].error))[1]
+        return min(found, key=lambda one: (one[1].error, one[0]))[1]
+
+    def _times(self, layer: Any, call: LayerCall, kernel: np.ndarray, target: str) -> Cost:
+        """Returns what says how much of a layer's time on a target its factors take."""
+        whole = time_of(alone(layer, call), target)
+
+        @functools.cache
+        def share_of(method: type[Factorization], ranks: tuple[int, ...]) -> float:
+            made = factors_of(method(), kernel, ranks, (0, 0))
+            return time_of(_replacement(layer, made, call), target) / whole
+
+        return lambda method, ranks: share_of(type(method), ranks)
+
+    @property
+    def _chosen(self) -> str:
+        """Which of the options says how far to go."""
+        given = [name for name in _HOW_FAR if getattr(self, name) is not None]
+        return given[0] if given else "energy"
 
     @property
     def _asked(self) -> str:
         if self.rank is not None:
             return f"factorization of rank {self.rank}"
-        if self.macs is not None:
-            return f"factorization within {self.macs:g} of its cost"
+        if self._chosen in ("macs", "latency"):
+            return f"factorization within {getattr(self, self._chosen):g} of its cost"
         return f"factorization that keeps {self._energy:g} of its squares"
 
     @property
@@ -156,16 +210,14 @@ class LowRank(Rewrite):
         return [one for one in fitting if one.fits(shape)] or [FACTORIZATIONS["channels"]()]
 
     def _ranks(
-        self, method: Factorization, kernel: np.ndarray, before: int, call: LayerCall
+        self, method: Factorization, kernel: np.ndarray, limited: Cost | None
     ) -> tuple[int, ...]:
         if self.rank is not None:
             return method.at(kernel.shape, self.rank)
-        if self.macs is None:
+        if limited is None:
             return method.ranks(kernel)(self._energy)
-        limit = self.macs * before
-        found = method.largest(
-            kernel, lambda ranks: _macs(method.parts(kernel.shape, ranks), call) <= limit
-        )
+        share = getattr(self, self._chosen)
+        found = method.largest(kernel, lambda ranks: limited(method, ranks) <= share)
         return method.at(kernel.shape, 1) if found is None else found
 
 
@@ -210,59 +262,6 @@ def factors_of(
     return Factors(method, ranks, parts, kernels, macs, float(lost / whole) if whole else 0.0)
 
 
-def _has_kernel(layer: Any) -> bool:
-    kind = exact_kind_of(layer)
-    return kind is not None and kind.family in _FAMILIES and not layer.name.endswith(_PART)
-
-
-def _why_not(layer: Any, uses: Sequence[LayerCall]) -> str | None:
-    """Returns why a layer is left as it is; None if it can be factorized."""
-    if not uses:
-        return "its model is subclassed and shows no shapes"
-    if len({use.inputs for use in uses}) > 1:
-        return "it is shared by inputs of different shapes"
-    if getattr(layer, "groups", 1) > 1:
-        return "it is a grouped convolution"
-    if len(layer.kernel.shape) > _MOST_AXES:
-        return "convolutions over three axes are not factorized"
-    if getattr(layer, "data_format", "channels_last") != "channels_last":
-        return "it is channels_first"
-    if None in uses[0].inputs[0][1:]:
-        return "the size of its input is unknown"
-    return None
-
-
-def _depthwise_exists(layer: Any) -> bool:
-    return layer.padding != "causal" and len(set(layer.strides)) == 1
-
-
-# 2 spatial axes, inputs and outputs.
-_MOST_AXES = 4
-
-
-def _macs(parts: Sequence[Part], call: LayerCall) -> int:
-    """Returns the multiply-accumulates of one sample."""
-    space = len(parts[0].shape) - 2
-    inputs, outputs = call.inputs[0][1:-1], call.outputs[0][1:-1]
-    if space:
-        return multiply_accumulates(parts, inputs, outputs)  # type: ignore[arg-type]
-    return math.prod(inputs) * multiply_accumulates(parts, (), ())  # type: ignore[arg-type]
-
-
-def _given_up(layer: Any) -> list[str]:
-    """Returns what the factors do not keep of a layer."""
-    import keras
-
-    found = []
-    kernel = keras.ops.convert_to_numpy(layer.kernel)
-    zeros = 1 - np.count_nonzero(kernel) / kernel.size
-    if zeros >= _PRUNED:
-        found.append(f"{zeros:.0%} of its kernel is zero, that of its factors is not")
-    if layer.kernel_constraint is not None:
-        found.append("its kernel_constraint is left out")
-    return found
-
-
 def _replacement(layer: Any, factors: Factors, call: LayerCall) -> Any:
     """Returns a model of the layer's name with the factors; the last has bias and activation."""
     import keras
@@ -272,44 +271,10 @@ def _replacement(layer: Any, factors: Factors, call: LayerCall) -> Any:
         [keras.Input(call.inputs[0][1:], dtype=layer.compute_dtype)], name=layer.name
     )
     for index, part in enumerate(factors.parts):
-        model.add(_part_layer(layer, part, index, index == last))
+        name, ends = f"{layer.name}_{index + 1}{_PART}", index == last
+        model.add(part_layer(layer, part, name, ends, ends))
     for made, kernel in zip(model.layers, factors.kernels, strict=True):
         bias = [layer.bias] if made.use_bias else []
         made.set_weights([kernel, *map(keras.ops.convert_to_numpy, bias)])
     model.trainable = layer.trainable
     return model
-
-
-def _part_layer(layer: Any, part: Part, index: int, last: bool) -> Any:
-    import keras
-
-    config = {
-        "name": f"{layer.name}_{index + 1}{_PART}",
-        "dtype": layer.dtype_policy,
-        "use_bias": layer.use_bias and last,
-        "activation": layer.activation if last else None,
-        "activity_regularizer": layer.activity_regularizer if last else None,
-        "bias_regularizer": layer.bias_regularizer if last else None,
-        "bias_constraint": layer.bias_constraint if last else None,
-    }
-    regularizer = "depthwise_regularizer" if part.depthwise else "kernel_regularizer"
-    config[regularizer] = layer.kernel_regularizer
-    *size, _, outputs = part.shape
-    if not size:
-        return keras.layers.Dense(outputs, **config)
-    along = part.axes
-    # Padding and strides of an axis act where the factors extend along it; elsewhere they would
-    # act twice.
-    padding = layer.padding if along else "valid"
-    config |= {
-        "kernel_size": tuple(size),
-        "strides": tuple(s if axis in along else 1 for axis, s in enumerate(layer.strides)),
-        "dilation_rate": tuple(
-            d if axis in along else 1 for axis, d in enumerate(layer.dilation_rate)
-        ),
-        "padding": padding,
-    }
-    kind = f"Conv{len(size)}D"
-    if part.depthwise:
-        return getattr(keras.layers, f"Depthwise{kind}")(**config)
-    return getattr(keras.layers, kind)(outputs, **config)

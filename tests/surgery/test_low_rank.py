@@ -242,12 +242,54 @@ def test_with_pruning_clustering_and_qat_to_a_file_that_runs(tmp_path: Any) -> N
     assert report.model.macs < 0.5 * inspect_keras(model).macs + 24
 
 
+def test_a_target_decides_by_its_predicted_time() -> None:
+    """Against the prediction of whole models: each replaced layer makes the model faster."""
+    from edgecompress.costs import COSTS
+
+    target = "nucleo-l4r5zi"
+    keras.utils.set_random_seed(0)
+    layers = [kl.Conv2D(24, 3, activation="relu", name="wide"), kl.Conv2D(8, 1, name="point")]
+    more = [kl.Conv2D(4, 3, name="narrow"), kl.Flatten(), kl.Dense(2, name="head")]
+    model = keras.Sequential([keras.Input((10, 10, 8)), *layers, *more])
+    given = "low-rank:method=channels,rank=3,layers=wide|narrow"
+    small = finalize(model, rewrites=f"{given},target={target}")
+    record = record_of(small)
+    assert set(record.steps[0]["factorized"]) == {"wide"}
+    (note,) = record.notes
+    assert note.startswith("low-rank leaves narrow: a factorization of rank 3 takes 1.")
+    assert note.endswith(f"times its time on {target}.")
+    by_macs = finalize(model, rewrites=given)
+    assert set(record_of(by_macs).steps[0]["factorized"]) == {"wide", "narrow"}
+    times = [COSTS["latency"].measure(each, target) for each in (model, small, by_macs)]
+    assert times[1] < times[0] and times[1] < times[2]
+
+
+def test_the_largest_rank_within_a_share_of_the_time() -> None:
+    from edgecompress.core.keras_graph import layer_calls
+    from edgecompress.surgery.predicted import alone, time_of
+
+    target = "nucleo-l4r5zi"
+    model = keras.Sequential([keras.Input((64,)), kl.Dense(48, name="fc")])
+
+    def share(rank: int) -> float:
+        made = finalize(model, rewrites=f"low-rank:rank={rank},slower=true")
+        return time_of(made, target) / time_of(alone(model.layers[0], call), target)
+
+    (call,) = layer_calls(model)
+    small = finalize(model, rewrites=f"low-rank:latency=0.7,target={target}")
+    (rank,) = record_of(small).steps[0]["factorized"]["fc"]["ranks"]
+    assert share(rank) <= 0.7 < share(rank + 1)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"energy": 0.5, "rank": 3}, "`rank` must be left out beside energy"),
         ({"macs": 0.0}, "`macs` must be greater than 0"),
         ({"layers": "("}, "`layers` must be a regular expression"),
+        ({"latency": 0.5}, "`latency` must come with a target"),
+        ({"latency": 0.0, "target": "nucleo-l4r5zi"}, "`latency` must be greater than 0"),
+        ({"target": "pixel-4"}, "`target` must be one whose latency is predicted"),
     ],
 )
 def test_contradictory_options_are_refused(options: dict[str, Any], message: str) -> None:

@@ -25,15 +25,18 @@ class Part:
     """One of the kernels that take another's place.
 
     Attributes:
-        shape: In Keras's layout, (*spatial, inputs, outputs); (*spatial, channels, 1) if depthwise.
+        shape: In Keras's layout, (*spatial, inputs, outputs), inputs of one group if there are
+            several; (*spatial, channels, 1) if depthwise.
         axes: The spatial axes of the original kernel along which it extends; it takes over their
             strides, padding and dilation.
         depthwise: Whether each channel has a filter of its own.
+        groups: Groups of channels that are convolved separately.
     """
 
     shape: tuple[int, ...]
     axes: tuple[int, ...] = ()
     depthwise: bool = False
+    groups: int = 1
 
 
 class Factorization(ABC):
@@ -132,6 +135,22 @@ def balanced(matrix: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
     return left[:, :rank] * root, root[:, None] * right[:rank]
 
 
+def ungrouped(kernel: np.ndarray, groups: int) -> np.ndarray:
+    """Returns the kernel (*spatial, inputs, outputs) that a grouped one amounts to: zeros between.
+
+    Args:
+        kernel: Shape (*spatial, inputs / groups, outputs).
+        groups: The groups.
+    """
+    *space, inputs, outputs = kernel.shape
+    whole = np.zeros((*space, inputs * groups, outputs), kernel.dtype)
+    for group in range(groups):
+        rows = slice(group * inputs, (group + 1) * inputs)
+        columns = slice(group * outputs // groups, (group + 1) * outputs // groups)
+        whole[..., rows, columns] = kernel[..., columns]
+    return whole
+
+
 def composed(
     parts: Sequence[Part], kernels: Sequence[np.ndarray], shape: Sequence[int]
 ) -> np.ndarray:
@@ -141,7 +160,8 @@ def composed(
     whole[(0,) * len(space)] = np.eye(inputs)
     for part, given in zip(parts, kernels, strict=True):
         own = tuple(size if axis in part.axes else 1 for axis, size in enumerate(space))
-        kernel = given.astype(np.float64).reshape(*own, *part.shape[-2:])
+        kernel = ungrouped(given, part.groups).astype(np.float64)
+        kernel = kernel.reshape(*own, *kernel.shape[-2:])
         made = np.zeros((*space, inputs, part.shape[-2 if part.depthwise else -1]))
         for at in np.ndindex(*own):
             # Along its axes nothing has extended yet: all there is lies at position 0.

@@ -57,6 +57,7 @@ class Plan:
         validation: The data that every row is measured on; None: a share of `data`.
         validation_split: That share.
         pixels: As for `compress`.
+        metric: Name of a Keras metric; None: accuracy, or the mean squared error of values.
         targets: Names, or paths of .toml profiles.
         epochs: Of each stage that trains, unless it has its own.
         learning_rate: That Adam begins a stage with; it falls to 0 as half a cosine.
@@ -73,6 +74,7 @@ class Plan:
     validation: Text | None = None
     validation_split: Share = 0.2
     pixels: Text | None = None
+    metric: Text | None = None
     targets: Annotated[Items[Text], filled("a list of at least one target")] = ("cortex-m4",)
     epochs: Positive = 5
     learning_rate: AboveZero = 1e-3
@@ -138,6 +140,9 @@ def _checked(plan: Plan, origin: str) -> Plan:
         if row.label in seen:
             raise ArgumentError(where, "be different from the other rows'", row.label)
         seen.add(row.label)
+    # The serialized form of a metric may name a module, which is code.
+    if plan.metric is not None and not plan.metric.isidentifier():
+        raise ArgumentError(f"{origin}: metric", "be the name of a Keras metric", plan.metric)
     if len(set(plan.seeds)) < len(plan.seeds):
         raise ArgumentError(f"{origin}: seeds", "differ from one another", list(plan.seeds))
     if not 0 < plan.validation_split < 1:

@@ -128,7 +128,9 @@ class Rows:
             sources.data, sources.validation, loaded, plan.validation_split, 0, plan.pixels,
             sources.steps_per_epoch,
         )  # fmt: skip
-        task = tasks.find_task(loaded, data, tasks.first_outputs(loaded, data.train), loss)
+        task = tasks.find_task(
+            loaded, data, tasks.first_outputs(loaded, data.train), loss, plan.metric
+        )
         told = [*loaded.notes, *notes, f"Loss: {task.loss_text}.", f"Validation: {data.split}."]
         if sources.validation is None:
             told.append(
@@ -166,6 +168,7 @@ class Rows:
             self._data.sha256(),
             self._data.validation.sha256(),
             self._task.loss_text,
+            self._task.metric.name,
             tool_version(),
             repr(self._sources.profiles),
         ]

@@ -245,14 +245,20 @@ def test_regression_with_two_inputs(tmp_path: Path) -> None:
     model = keras.Model(inputs, layers.Dense(1, name="out")(hidden))
     plan = {
         "epochs": 1,
+        "metric": "mean_absolute_error",
         "rows": [{"label": "distilled", "stages": [{"callback": "Distillation",
                                                     "loss": "logits"}]}],
     }  # fmt: skip
-    result = ec.compare(plan, model=model, data={"a": a, "b": b, "y": y}, output=tmp_path)
+    data = {"a": a, "b": b, "y": y}
+    result = ec.compare(plan, model=model, data=data, validation=data, output=tmp_path)
     (made,) = result.made
     assert made.reason is None
     assert result.subject is not None
-    assert result.subject.metric == "mean_squared_error"
+    assert result.subject.metric == "mean_absolute_error"
+    trained = keras.models.load_model((tmp_path / made.file).with_name(f"{model.name}.keras"))
+    error = np.mean(np.abs(trained.predict([a, b], verbose=0) - y))
+    assert made.cells["metric_keras"].value == pytest.approx(error, rel=1e-5)
+    assert "Mean absolute error, file" in (tmp_path / "compare.md").read_text()
     # A bare core has no clock; the table says so instead of a number.
     assert made.cells["latency@cortex-m4"].value is None
     assert "Latency on cortex-m4 is not known" in (tmp_path / "compare.md").read_text()

@@ -47,6 +47,8 @@ def test_file_is_read_with_paths_beside_it(tmp_path: Path) -> None:
         ({"learning_rate": 0.0}, "learning_rate` must be above 0"),
         ({"validation_split": 1.0}, "above 0 and below 1"),
         ({"targets": []}, "at least one target"),
+        ({"metric": '{"class_name": "Popen", "module": "subprocess"}'}, "name of a Keras metric"),
+        ({"metric": "os:system"}, "name of a Keras metric"),
         ({"model": 3}, "model` must be text"),
     ],
 )

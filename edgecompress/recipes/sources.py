@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -354,16 +355,17 @@ def _read_dataset(
             lambda: _epoch(given), steps, ask.loaded, ask.argument, sample, sample.sha256()
         )
     notes = [f"{ask.argument}: batches of a dataset, {steps:,} an epoch, in its own order."]
-    identity = sample.sha256()
-    if sample_of(again() if again else given).sha256() != identity:
+    content = sample.sha256()
+    identity: Any = content
+    if sample_of(again() if again else given).sha256() != content:
         source = _source_of(name)
-        identity = hashlib.sha256(source).hexdigest() if source else ""
         notes.append(
             f"{ask.argument} yields other samples each time it is read, so that a change of the "
             f"data is noticed only if its {'file of code, ' if source else ''}shapes or length "
             "change."
         )
-        identity = [identity, [(a.shape[1:], a.dtype.str) for a in sample.x]]
+        code = hashlib.sha256(source).hexdigest()
+        identity = [code, [(a.shape[1:], a.dtype.str) for a in sample.x]]
     full = len(sample) >= most and cardinality != 1
     if full and sample.y is not None and sample.y.ndim == 1 and len(np.unique(sample.y)) == 1:
         notes.append(
@@ -389,8 +391,8 @@ def _cardinality(dataset: Any) -> int | None:
     if hasattr(dataset, "cardinality"):
         number = int(dataset.cardinality())
         return None if number in (_INFINITE, _UNKNOWN) else number
-    number = getattr(dataset, "num_batches", None)
-    return None if number is None else int(number)
+    batches = getattr(dataset, "num_batches", None)
+    return None if batches is None else int(batches)
 
 
 def _epoch(dataset: Any) -> Iterator[Any]:
@@ -399,10 +401,8 @@ def _epoch(dataset: Any) -> Iterator[Any]:
         yield from dataset
         return
     number = _cardinality(dataset)
-    at = 0
-    while number is None or at < number:
+    for at in itertools.count() if number is None else range(number):
         yield dataset[at]
-        at += 1
     dataset.on_epoch_end()
 
 

@@ -38,10 +38,10 @@ def alone(layer: Any, call: LayerCall) -> Any:
 
 
 def time_of(model: Any, target: str) -> float:
-    """Returns the predicted time of a model on a target, in microseconds.
+    """Returns the predicted time of a model on a target in microseconds, at most.
 
-    Both ends of the band are the same multiples of the prediction, so its upper end compares as the
-    prediction does.
+    It is the upper end of the band, as a limit compares it: where the count of instructions is less
+    certain, the band is wider, and the model counts as slower.
 
     Raises:
         EdgeCompressError: it cannot be predicted; the text says why.

@@ -62,6 +62,7 @@ _PUBLIC = {
     "install_app": "edgecompress.pipeline",
     "compress": "edgecompress.recipes",
     "compare": "edgecompress.comparison",
+    "search": "edgecompress.searching",
     "CompressionRecord": "edgecompress.core.record",
     "EdgeCompressError": "edgecompress.core.errors",
 }

@@ -29,6 +29,7 @@ _PROGRAMS = (
     "low_rank",
     "pruning",
     "qat",
+    "search",
     "quantization",
     "sepnet",
     "variational",

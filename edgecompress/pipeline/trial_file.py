@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgecompress.converters.float32 import layer_of
-from edgecompress.converters.formats import FORMATS, Costs, FormatRequest
+from edgecompress.converters.formats import FORMATS, Costs, FormatRequest, format_options
 from edgecompress.converters.loaders import example_inputs, wrap
 from edgecompress.core.keras_graph import graph_nodes, is_plain_model, named_layers
 from edgecompress.core.layer_kinds import kind_of
@@ -18,13 +18,13 @@ from edgecompress.core.model_copy import copy_model
 from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.pipeline.costs import costs_on
 from edgecompress.pipeline.request import silent
-from edgecompress.targets.profile import Budgets, load_target
+from edgecompress.targets.profile import Budgets, TargetProfile, load_target
 
 _SAMPLES = 8
 _NO_TARGET = Costs(lambda flat, memory: None, lambda flat: None, lambda flat: 0.0)
 
 # The last trial of a model, as several costs of it are measured one after the other.
-_LAST: dict[str, tuple[weakref.ref[Any], tuple[str | None, bool], Artifact]] = {}
+_LAST: dict[str, tuple[weakref.ref[Any], tuple[Any, ...], Artifact]] = {}
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,12 @@ class TrialFile:
         return tuple(found)
 
 
-def trial_file(model: Any, target: str | None = None, filled: bool = True) -> TrialFile:
+def trial_file(
+    model: Any,
+    target: str | tuple[TargetProfile, ...] | None = None,
+    filled: bool = True,
+    precision: str | None = None,
+) -> TrialFile:
     """Returns the int8 file of a Keras model, with ranges measured on random inputs.
 
     Shapes decide what a file costs, values hardly do: zeros get small numbers, as no channel of
@@ -68,13 +73,14 @@ def trial_file(model: Any, target: str | None = None, filled: bool = True) -> Tr
 
     Args:
         model: A built Sequential or Functional model on the TensorFlow backend.
-        target: Name of the target that it is made for. Defaults to none.
+        target: Name of the target that it is made for, or profiles. Defaults to none.
         filled: Whether zeros in the weights get small numbers. Defaults to True.
+        precision: Number format, as the option of `export`. Defaults to int8.
 
     Raises:
         EdgeCompressError: the model cannot be converted.
     """
-    wanted = (target, filled)
+    wanted = (target, filled, precision)
     last = _LAST.get("")
     if last is not None and last[0]() is model and last[1] == wanted:
         return TrialFile(last[2], model)
@@ -83,14 +89,15 @@ def trial_file(model: Any, target: str | None = None, filled: bool = True) -> Tr
     chosen = FORMATS["int8"]
     costs = _NO_TARGET
     if target is not None:
-        costs = costs_on((load_target(target),), Budgets(), {}, silent)
+        profiles = (load_target(target),) if isinstance(target, str) else target
+        costs = costs_on(profiles, Budgets(), {}, silent)
     made = chosen.make(
         FormatRequest(
             "trial",
             loaded,
             None,
             tuple(samples),
-            chosen.options(),
+            format_options(chosen, {"precision": precision}),
             costs,
             silent,
         )

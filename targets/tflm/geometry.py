@@ -244,6 +244,10 @@ def _read_pool(model: FlatModel, operator: Operator) -> dict[str, Any]:
     found = _spatial(operator, _plain(model, operator))
     found["kh"] = int(operator.options.get("filter_height", 1))
     found["kw"] = int(operator.options.get("filter_width", 1))
+    # A kernel multiplies its stride with the position of an output: of one output, with 0.
+    for outputs, stride in (("oh", "sh"), ("ow", "sw")):
+        if found[outputs] == 1:
+            found[stride] = 1
     return _pads(found)
 
 

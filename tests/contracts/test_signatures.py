@@ -54,6 +54,10 @@ _FUNCTIONS: dict[str, tuple[Callable[..., Any], set[str]]] = {
         {"model", "progress", "on_epoch", "verbose", "argv", "settings"},
     ),
     "compare": (ec.compare, {"plan", "progress", "on_row", "verbose", "argv"}),
+    "search": (
+        ec.search,
+        {"model", "callbacks", "progress", "on_progress", "verbose", "argv", "options"},
+    ),
     "android build": (ec.build_app, {"bundle", "progress"}),
     "android install": (ec.install_app, {"file", "progress"}),
 }

@@ -440,6 +440,25 @@ def test_geometry_of_a_flatbuffer() -> None:
     assert (g.h, g.w, g.ci, g.oh, g.ow, g.co) == (9, 8, 3, 5, 4, 16)
 
 
+@pytest.mark.parametrize(("rows", "stride"), [(1, 1), (2, 32)])
+def test_the_stride_of_a_single_output_does_not_matter(rows: int, stride: int) -> None:
+    """A kernel multiplies it with the output's position, 0; of two outputs it counts."""
+    tensors = (Tensor(0, "x", (1, 64, 1, 24), "INT8"), Tensor(1, "y", (1, rows, 1, 24), "INT8"))
+    options = {"stride_h": 64 // rows, "stride_w": 1, "filter_height": 64 // rows,
+               "filter_width": 1, "padding": 1}  # fmt: skip
+    pool = Operator(0, "AVERAGE_POOL_2D", "", 1, (0,), (1,), options)
+    g = geometry(FlatModel(b"", tensors, (pool,), (0,), (1,)), pool)
+    assert (g.sh, g.sw, g.kh, g.pad_h) == (stride, 1, 64 // rows, 0)
+    if rows == 1:
+        # As long as two windows of half the height, each counted.
+        half = dataclasses.replace(g, h=32, kh=32, in_elements=g.in_elements // 2)
+        halves = 2 * count(half, "dsp").instructions
+        assert count(g, "dsp").instructions == pytest.approx(halves, rel=0.15)
+    else:
+        with pytest.raises(Unmodelled, match="vertical stride 32"):
+            count(g, "dsp")
+
+
 def test_grouped_convolutions_have_no_formula() -> None:
     tensors = (
         Tensor(0, "x", (1, 4, 4, 8), "INT8"),

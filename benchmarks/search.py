@@ -1,0 +1,248 @@
+"""`edgecompress search` against random search and uniform thinning, at a third of everything.
+
+    python benchmarks/search.py --data DATA --work WORK [--minutes 15] [--jobs 2]
+        [--tasks resnet watch] [--seeds N] [--samplers tpe random] [--docs docs/search.md]
+
+DATA holds fashion_mnist.npz and watch_exercises.npz. A ResNet-20 (Fashion-MNIST) and a DS-CNN (the
+watch) are trained once for each seed and kept in WORK. Limits on nucleo-l4r5zi: a third of what the
+untouched int8 file takes of tensor arena, file size and latency (the upper end of its band). The
+code of the runtime, which no search makes smaller, is not part of the flash limit. Candidates are
+chosen on validation data (held-out training images; a held-out subject of the watch); the test data
+are used once, for the file that was chosen. Uniform thinning is the search's own baseline, trained
+from scratch.
+
+Each search is a process that is killed twice on the way and resumed. Finished ones are kept in
+WORK: an interrupted benchmark continues. Two networks, two samplers, three seeds and one: two hours
+of two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+import numpy as np
+from precision_engines import replaced
+from pruning_curves_networks import TASKS, fit, load
+
+TARGET = "nucleo-l4r5zi"
+# When a search is killed, as shares of its minutes.
+KILLS = (0.2, 0.5)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network to search.
+
+    Attributes:
+        task: Its key in `pruning_curves_networks.TASKS`.
+        epochs: Of the longest training.
+        seeds: How many.
+    """
+
+    task: str
+    epochs: int
+    seeds: int
+
+
+CASES = {"resnet": Case("resnet", 18, 3), "watch": Case("ds_cnn", 54, 1)}
+
+
+def prepare(case: Case, seed: int, data: Path, work: Path) -> dict[str, Path]:
+    """Trains the network, and writes training, validation and test data."""
+    import keras
+
+    task = TASKS[case.task]
+    paths = {
+        name: work / f"{case.task}_{seed}{ending}"
+        for name, ending in (
+            ("model", ".keras"), ("train", "_train.npz"), ("held", "_held.npz"),
+            ("test", "_test.npz"),
+        )
+    }  # fmt: skip
+    if all(path.exists() for path in paths.values()):
+        return paths
+    x, y, x_test, y_test = load(task, data)
+    held = _held_out(task.data, data, len(x), seed)
+    keras.utils.set_random_seed(seed)
+    model = task.build(keras)
+    fit(keras, model, [x[~held], y[~held], x_test, y_test], task.dense_epochs, task.rate)
+    np.savez(paths["train"], x=x[~held], y=y[~held])
+    np.savez(paths["held"], x=x[held], y=y[held])
+    np.savez(paths["test"], x=x_test, y=y_test)
+    model.save(paths["model"])
+    return paths
+
+
+def _held_out(kind: str, data: Path, count: int, seed: int) -> np.ndarray:
+    """Returns which training samples are for validation: of the watch, whole subjects."""
+    random = np.random.default_rng(seed)
+    held = np.zeros(count, bool)
+    if kind == "watch":
+        with np.load(data / "watch_exercises.npz") as file:
+            subjects = file["subject_train"]
+        chosen = random.permutation(np.unique(subjects))[:1]
+        return np.isin(subjects, chosen)
+    held[random.permutation(count)[: count // 10]] = True
+    return held
+
+
+def limits(paths: dict[str, Path]) -> dict[str, int]:
+    """Returns a third of what the untouched int8 file takes."""
+    import keras
+
+    from edgecompress.pipeline.trial_file import trial_file
+    from edgecompress.searching.screening import Targets
+    from edgecompress.targets.profile import Budgets, load_target
+
+    targets = Targets((load_target(TARGET),), Budgets())
+    model = keras.models.load_model(paths["model"], compile=False)
+    costs = targets.judge(trial_file(model, targets.profiles).artifact.flat).values
+    return {rule: int(costs[rule] // 3) for rule in ("arena", "file_size", "latency")}
+
+
+def run(
+    case: Case, sampler: str, seed: int, paths: dict[str, Path], options: Any
+) -> dict[str, Any]:
+    """Searches, killed twice on the way, and measures the best file on the test data."""
+    folder = options.work / f"{case.task}_{sampler}_{seed}"
+    most = limits(paths)
+    left = float(options.minutes)
+    command = [
+        "search", str(paths["model"]), "--data", str(paths["train"]), "--validation",
+        str(paths["held"]), "--target", TARGET, "--max-ram", str(most["arena"]),
+        "--max-file-size", str(most["file_size"]), "--max-latency", f"{most['latency']}us",
+        "--epochs", str(case.epochs), "--jobs", str(options.jobs), "--sampler", sampler,
+        "--seed", str(seed), "-o", str(folder), "--json",
+    ]  # fmt: skip
+    for share in KILLS:
+        began = time.monotonic()
+        process = _start([*command, "--minutes", f"{left:.2f}"], subprocess.DEVNULL)
+        due = share * options.minutes * 60 - (options.minutes - left) * 60
+        try:
+            process.wait(timeout=max(1.0, due))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        left -= (time.monotonic() - began) / 60
+    process = _start([*command, "--minutes", f"{left:.2f}"], subprocess.PIPE)
+    text = process.communicate()[0]
+    found = json.loads(text)
+    return {"limits": most, "exit_code": process.returncode, **_summary(found, folder, paths)}
+
+
+def _start(arguments: list[str], output: Any) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-m", "edgecompress", *arguments], stdout=output)
+
+
+def _summary(found: dict[str, Any], folder: Path, paths: dict[str, Path]) -> dict[str, Any]:
+    """Returns what the table shows of a search."""
+    by_number = {entry["number"]: entry for entry in found["candidates"]}
+    untouched = next(e for e in by_number.values() if e["start"] == "untouched")
+    thinner = next((e for e in by_number.values() if e["start"] == "scratch"), None)
+    best = by_number.get(found["best"], {})
+    return {
+        "candidates": len(by_number),
+        "made": sum(entry["metric"] is not None for entry in by_number.values()),
+        "screened": sum(entry["screened"] for entry in by_number.values()),
+        "hypervolume": found["hypervolume"],
+        "costs": best.get("costs"),
+        "excess": best.get("excess"),
+        "untouched": _test_accuracy(folder, untouched, paths),
+        "thinner": None if thinner is None or thinner["metric"] is None
+        else _test_accuracy(folder, thinner, paths),
+        "best": _test_accuracy(folder, best, paths) if best else None,
+    }  # fmt: skip
+
+
+def _test_accuracy(folder: Path, entry: dict[str, Any], paths: dict[str, Path]) -> float:
+    """Returns the accuracy of a candidate's file in the target's engine on the test data, in %."""
+    import edgecompress as ec
+
+    epochs = entry["epochs"]
+    file = folder / "candidates" / entry["key"] / str(epochs) / "model.tflite"
+    report = ec.check(file, [TARGET], evaluate=paths["test"])
+    checks = {check.rule: check for check in report.targets[0].checks}
+    return 100 * float(checks["accuracy"].measured)
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """Returns the Markdown table, and what it says."""
+    lines = [
+        "| network, seed | sampler | candidates, with a file | screened | untouched | "
+        "uniformly thinner | found | difference | arena | file | latency | hypervolume |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for key, row in sorted(rows.items()):
+        task, sampler, seed = key.rsplit("_", 2)
+        costs, most = row["costs"] or {}, row["limits"]
+        shown = [
+            f"{costs[rule]:,.0f} of {most[rule]:,}" if rule in costs else "–"
+            for rule in ("arena", "file_size", "latency")
+        ]
+        thinner = "does not fit" if row["thinner"] is None else f"{row['thinner']:.2f} %"
+        best = row["best"]
+        lines.append(
+            f"| {TASKS[task].title}, {seed} | {sampler} | {row['candidates']}, {row['made']} | "
+            f"{row['screened']:,} | {row['untouched']:.2f} % | {thinner} | "
+            + (
+                "none | – | "
+                if best is None
+                else f"{best:.2f} % | {best - row['untouched']:+.2f} | "
+            )
+            + " | ".join(shown)
+            + f" | {row['hypervolume']:.4f} |"
+        )
+    for sampler in ("tpe", "random"):
+        own = [row["hypervolume"] for key, row in rows.items() if f"_{sampler}_" in key]
+        if own:
+            lines.append(f"\nMean hypervolume, {sampler}: {fmean(own):.4f} ({len(own)} searches).")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Runs what is missing and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data files")
+    parser.add_argument("--work", type=Path, required=True, help="folder of finished searches")
+    parser.add_argument("--minutes", type=float, default=15.0, help="of each search")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--tasks", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--samplers", nargs="+", default=["tpe", "random"])
+    parser.add_argument("--seeds", type=int, help="instead of each network's own number")
+    parser.add_argument("--docs", type=Path)
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    kept = options.work / "results.json"
+    rows: dict[str, dict[str, Any]] = json.loads(kept.read_text()) if kept.exists() else {}
+    for name in options.tasks:
+        case = CASES[name]
+        for seed in range(options.seeds or case.seeds):
+            paths = prepare(case, seed, options.data, options.work)
+            for sampler in options.samplers:
+                key = f"{case.task}_{sampler}_{seed}"
+                if key not in rows:
+                    rows[key] = run(case, sampler, seed, paths, options)
+                    kept.write_text(json.dumps(rows, indent=1))
+                    print(table(rows), flush=True)
+    text = table(rows)
+    print(text)
+    if options.docs is not None:
+        page = replaced(options.docs.read_text(encoding="utf-8"), "search", text)
+        options.docs.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

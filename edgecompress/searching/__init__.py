@@ -1,0 +1,17 @@
+"""Search: the best file that fits a device, over everything that this package can do to a model.
+
+`search` is the entry point, `TECHNIQUES` (in `search.techniques`) what it may do. Maths and
+decisions are apart from the framework and from Optuna:
+
+    knobs        what can be chosen
+    file_model   a file at other widths, without converting it
+    screening    what candidates cost, before any training
+    descent      which widths to keep under the limits
+    schedule     which training is due
+    evaluator    a candidate in, its file and its costs out
+    study        candidates as trials of Optuna
+    runner       the loop
+"""
+
+from edgecompress.searching.runner import Progress as Progress
+from edgecompress.searching.runner import search as search

@@ -1,0 +1,542 @@
+"""The evaluator: a candidate's values in, its file and what it costs out.
+
+cut (no training) -> convert (exact costs) -> train -> export -> run in the target's engine
+
+It knows nothing of the study: it may run in this process or in a confined one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgecompress.core.errors import (
+    ArgumentError,
+    EdgeCompressError,
+    UnsupportedOperatorError,
+)
+from edgecompress.core.files import jsonable, sha256, write_together
+from edgecompress.core.suppress_output import suppress_output
+from edgecompress.searching.fitting import Fitting, Stopwatch
+from edgecompress.searching.knobs import Knob, Value
+from edgecompress.searching.results import FROM_SCRATCH, UNTOUCHED, Described, Job, Outcome
+from edgecompress.searching.screening import Costs, Targets, costs_of, refuse_unknown, thinnest
+from edgecompress.searching.structures import Structure, removable_filters
+from edgecompress.searching.techniques import TECHNIQUES, Fit, Subject, Technique
+from edgecompress.searching.techniques.channels import Channels
+
+# Batches by which criteria score filters.
+_BATCHES = 100
+_CALIBRATION = 500
+# Random widths by which the space is described.
+_SAMPLE = 300
+# Samples that shorter trainings are measured on.
+QUICK_SAMPLES = 2000
+_RATE = 2e-3
+RESULT = "result.json"
+
+
+class Evaluator:
+    """Makes candidates of one model.
+
+    Args:
+        model: A Keras model, or the path of its file.
+        data: Training data, as `compress` takes them.
+        validation: Validation data; None for a part of `data`.
+        profiles: The targets.
+        export: Keywords of `build_request`: limits and options.
+        folder: Where candidates are kept.
+        techniques: Names in `TECHNIQUES`; all if empty.
+        share: Of the data for validation, if there are none of their own.
+        pixels: Range of pixels of a folder of images.
+        steps_per_epoch: Batches of an epoch, for a dataset without an end.
+        seed: Of everything random.
+        progress: Called with a short text as each stage begins.
+        verbose: Let libraries' logs through.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        data: Any,
+        validation: Any,
+        profiles: Sequence[Any],
+        export: Mapping[str, Any],
+        folder: Path,
+        techniques: Sequence[str] = (),
+        share: float = 0.1,
+        pixels: str | None = None,
+        steps_per_epoch: int | None = None,
+        seed: int = 0,
+        progress: Callable[[str], None] = lambda text: None,
+        verbose: bool = False,
+    ) -> None:
+        """Loads the model and the data."""
+        from edgecompress.converters import loaders
+        from edgecompress.pipeline.request import build_request
+        from edgecompress.recipes import data as data_module
+        from edgecompress.recipes.task import check_model, find_task, first_outputs, own_loss
+        from edgecompress.targets.family import family_of
+
+        progress("Loading the model")
+        with suppress_output(verbose):
+            from_file = isinstance(model, (str, Path))
+            loaded = loaders.load_model(model) if from_file else loaders.wrap(model)
+        loaders.refuse_unconvertible(loaded)
+        check_model(loaded)
+        self._model, self._folder, self._seed = loaded.model, folder, seed
+        self._progress, self._verbose = progress, verbose
+        self._data = data_module.load(
+            data, validation, loaded, share, seed, pixels, steps_per_epoch
+        )
+        loss, notes = own_loss(loaded.model, loaded.path)
+        outputs = first_outputs(loaded, self._data.train)
+        self._task = find_task(loaded, self._data, outputs, loss)
+        self._notes = [*loaded.notes, *notes, f"Loss: {self._task.loss_text}."]
+        self._notes += [f"Validation: {self._data.split}.", *self._data.notes]
+        self._request = build_request(
+            loaded.model,
+            profiles,
+            calibration=self._calibration(),
+            evaluate=self._evaluation(None),
+            name=loaded.name,
+            **export,
+        )
+        options = self._request.target_options
+        multiple = max(
+            family_of(p).width_multiple(p, family_of(p).settle(p, options)) for p in profiles
+        )
+        self.targets = Targets(
+            self._request.profiles, self._request.budgets, dict(options), multiple
+        )
+        self._fitting = Fitting(loaded.model, self._data, self._task)
+        self._subject = Subject(
+            loaded.model, self._data, self._task, self.targets, self._fitting.loss_of
+        )
+        self._techniques: dict[str, Technique] = {}
+        self._asked = tuple(techniques) or tuple(TECHNIQUES)
+        self._structures: dict[tuple[Any, ...], Structure] = {}
+        self._described: Described | None = None
+
+    # --- what there is to choose ------------------------------------------------------------------
+
+    def describe(self) -> Described:
+        """Returns what can be chosen, and how much of it fits; refuses limits that are unknown."""
+        if self._described is not None:
+            return self._described
+        self._progress("Looking for what can be made smaller")
+        knobs: list[Knob] = []
+        left_out: dict[str, str] = {}
+        for name in sorted(TECHNIQUES, key=lambda name: TECHNIQUES[name].order):
+            if name not in self._asked:
+                continue
+            technique = self._techniques[name] = TECHNIQUES[name](self._subject)
+            own = [self._bounded(technique, knob) for knob in technique.knobs()]
+            knobs += [dataclasses.replace(knob, name=f"{name}.{knob.name}") for knob in own]
+            if not own:
+                left_out[name] = technique.reason or "there is nothing to choose"
+        structure = self._structure({knob.name: knob.default for knob in knobs})
+        whole = structure.whole
+        refuse_unknown(whole, self.targets.budgets)
+        began, before = time.monotonic(), structure.screen.screened
+        random = np.random.default_rng(self._seed)
+        fitting = 0
+        for _ in range(_SAMPLE if structure.screen.exact else 0):
+            totals = structure.screen.totals
+            widths = np.maximum(1, np.round(totals * random.uniform(0, 1, len(totals)))).astype(int)
+            fitting += structure.screen.costs(widths).fits()
+        spent = max(time.monotonic() - began, 1e-9)
+        screened = structure.screen.screened - before
+        notes = [*self._notes, *structure.notes]
+        if structure.screen.reason is not None:
+            notes.append(
+                f"Candidates are converted to be screened, which is slow: {structure.screen.reason}"
+            )
+        self._described = Described(
+            knobs=tuple(knobs),
+            left_out=left_out,
+            metric=self._task.metric.name,
+            higher_is_better=self._task.metric.higher_is_better,
+            basis=self._basis(),
+            rules=tuple(rule for rule in whole.values if rule != "flash"),
+            limits=dict(whole.limits),
+            exact=structure.screen.exact,
+            per_minute=60 * screened / spent,
+            reachable=fitting / max(1, screened),
+            notes=tuple(dict.fromkeys(notes)),
+        )
+        return self._described
+
+    def _bounded(self, technique: Technique, knob: Knob) -> Knob:
+        """Returns a knob without the values with which even the thinnest model does not fit."""
+        if knob.name != technique.shrinks:
+            return knob
+
+        def fits(value: int) -> bool:
+            model = technique.reshape(self._model, {knob.name: value})
+            return thinnest(model, removable_filters(model)[0], self.targets).fits()
+
+        low, high = int(knob.low), int(knob.high)
+        if not fits(high):
+            return knob
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if fits(middle) else (middle + 1, high)
+        if low > knob.low:
+            self._notes.append(
+                f"At least {low} {knob.name} go: with fewer gone, even the thinnest model exceeds "
+                "a limit."
+            )
+        return dataclasses.replace(knob, low=low, default=max(low, int(knob.default)))
+
+    def _basis(self) -> str:
+        """Returns a hash of what every candidate depends on."""
+        weights = b"".join(
+            np.ascontiguousarray(value).tobytes() for value in self._model.get_weights()
+        )
+        parts = [
+            sha256(weights),
+            sha256(self._model.to_json().encode()),
+            self._data.sha256(),
+            self._data.validation.sha256(),
+            repr([profile.name for profile in self.targets.profiles]),
+            repr(self.targets.budgets),
+            repr(sorted(self.targets.options.items(), key=str)),
+            repr(self._seed),
+        ]
+        return sha256("\n".join(parts).encode())
+
+    # --- one candidate ----------------------------------------------------------------------------
+
+    def evaluate(
+        self, job: Job, tell: Callable[[int, float], None] = lambda epoch, loss: None
+    ) -> Outcome:
+        """Makes a candidate; what an earlier process has made of it is used again.
+
+        Args:
+            job: What to make.
+            tell: Called with (epochs done, loss) as it trains.
+        """
+        described = self.describe()
+        known = {knob.name: knob for knob in described.knobs}
+        values = {name: known[name].check(value) for name, value in job.values.items()}
+        if job.start not in (UNTOUCHED, FROM_SCRATCH):
+            values = {name: values.get(name, knob.default) for name, knob in known.items()}
+        key = job.key(described.basis)
+        place = self._folder / key / f"{job.epochs}"
+        found = self._finished(place)
+        if found is not None:
+            return found
+        watch, before = Stopwatch(), self._screened()
+        try:
+            outcome = self._make(job, values, key, place, watch, tell)
+        except UnsupportedOperatorError as error:
+            outcome = _not_made(key, job, str(error), {"operators": 1.0})
+        except EdgeCompressError as error:
+            # One candidate's conversion or training; the others may do better.
+            outcome = _not_made(key, job, str(error), {"candidate": 1.0})
+        return dataclasses.replace(
+            outcome, seconds=dict(watch.seconds), screened=self._screened() - before
+        )
+
+    def _make(
+        self,
+        job: Job,
+        values: Mapping[str, Value],
+        key: str,
+        place: Path,
+        watch: Stopwatch,
+        tell: Callable[[int, float], None],
+    ) -> Outcome:
+        from edgecompress.core.model_copy import copy_model
+
+        options = self._file_options(values)
+        if job.start == UNTOUCHED:
+            model, epochs = copy_model(self._model), 0
+        else:
+            model, done = self._continued(key, job.epochs)
+            if model is None:
+                model, costs = self._candidate(job, values)
+                watch.lap("cut")
+                if not costs.fits():
+                    return _unfit(key, job, costs)
+            epochs = job.epochs
+            if epochs > done:
+                self._train(model, job, values, done, tell)
+                watch.lap("train")
+        made = self._build(model, options, None if self._is_last(job) else QUICK_SAMPLES)
+        outcome = _outcome(key, job, made, model, epochs)
+        watch.lap("export")
+        self._store(place, model, made, outcome, watch)
+        return outcome
+
+    def _candidate(self, job: Job, values: Mapping[str, Value]) -> tuple[Any, Costs]:
+        """Returns the model of a candidate before its training, and what its file takes."""
+        from edgecompress.baselines.fresh_copy import fresh_copy
+
+        structure = self._structure(values)
+        screen = structure.screen
+        channels = self._techniques.get("channels")
+        if job.start == FROM_SCRATCH or not isinstance(channels, Channels):
+            # Each layer thinner by the same share; as it is, if channels are not to go.
+            even = np.ones(len(screen.groups.groups))
+            model, costs = structure.confirmed(
+                lambda fill: (
+                    screen.uniform(
+                        lambda costs: all(v <= 0 for v in structure.excess(costs, fill).values()),
+                        self.targets.multiple,
+                    )
+                    if job.start == FROM_SCRATCH
+                    else screen.totals
+                ),
+                even,
+                1.0,
+            )
+            return (fresh_copy(model, self._seed) if job.start == FROM_SCRATCH else model), costs
+        own = _own(values, "channels")
+        importance = channels.importance(own, structure)
+        return structure.confirmed(
+            lambda fill: channels.widths(own, structure, importance, fill),
+            importance,
+            channels.fill(own),
+        )
+
+    def _structure(self, values: Mapping[str, Value]) -> Structure:
+        """Returns the model after the techniques that change its structure; found once each."""
+        reshaping = {
+            name: _own(values, name)
+            for name, technique in self._techniques.items()
+            if technique.reshapes and _own(values, name)
+        }
+        precision = self._file_options(values).get("precision")
+        key = (repr(sorted(reshaping.items())), precision)
+        if key not in self._structures:
+            model = self._model
+            for name, own in reshaping.items():
+                model = self._techniques[name].reshape(model, own)
+            self._structures[key] = Structure(
+                model,
+                self.targets,
+                self._task.loss,
+                self._fitting.batches(_BATCHES),
+                None if precision is None else str(precision),
+            )
+        return self._structures[key]
+
+    def _continued(self, key: str, epochs: int) -> tuple[Any, int]:
+        """Returns the longest training of a candidate that is kept, and its epochs; else None."""
+        import keras
+
+        folder = self._folder / key
+        lengths = sorted(
+            int(path.name) for path in folder.iterdir() if path.name.isdigit()
+        ) if folder.is_dir() else []  # fmt: skip
+        for length in reversed([n for n in lengths if n <= epochs]):
+            path = folder / str(length) / "model.keras"
+            if path.is_file():
+                return keras.models.load_model(path, compile=False), length
+        return None, 0
+
+    def _train(
+        self,
+        model: Any,
+        job: Job,
+        values: Mapping[str, Value],
+        done: int,
+        tell: Callable[[int, float], None],
+    ) -> None:
+        epochs = job.epochs - done
+        fit = Fit(epochs, self._fitting.steps, job.last)
+        rate, teacher = _RATE, None
+        callbacks: list[Any] = []
+        for name, technique in self._techniques.items():
+            own = _own(values, name)
+            if not own:
+                continue
+            rate = technique.rate(own) or rate
+            teacher = technique.teacher(own) or teacher
+            callbacks += technique.callbacks(own, fit)
+        self._progress(f"Training a candidate for {epochs} epochs")
+        self._fitting.fit(
+            model, epochs, rate, teacher, callbacks,
+            lambda epoch, loss: tell(done + epoch, loss), self._seed + done,
+        )  # fmt: skip
+
+    def _file_options(self, values: Mapping[str, Value]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, technique in self._techniques.items():
+            own = _own(values, name)
+            if own:
+                found |= technique.file(own)
+        return found
+
+    def export(self, job: Job, into: Path, argv: Sequence[str] = ()) -> dict[str, Any]:
+        """Writes a candidate as `edgecompress.export` does, on all validation data.
+
+        Args:
+            job: The candidate; its training is kept in the folder of the search.
+            into: Output folder.
+            argv: The command, for the report.
+
+        Returns:
+            The report as JSON values.
+
+        Raises:
+            ArgumentError: the candidate was not made, or is kept elsewhere.
+        """
+        from edgecompress.core.model_copy import copy_model
+        from edgecompress.pipeline import write
+
+        key = job.key(self.describe().basis)
+        place = self._folder / key / f"{job.epochs}"
+        model = None
+        if job.start == UNTOUCHED:
+            model = copy_model(self._model)
+        elif self._finished(place) is not None:
+            model = self._continued(key, job.epochs)[0]
+        if model is None:
+            raise ArgumentError(
+                "--apply", "be a candidate whose file is in the folder of the search", str(place),
+                "Candidates that did not fit have none; those of other workers are where they "
+                "were trained.",
+            )  # fmt: skip
+        self._progress("Exporting the candidate")
+        made = self._build(model, self._file_options(job.values), None)
+        report = write(made, into, argv=argv)
+        found: dict[str, Any] = report.to_dict()
+        found["exit_code"] = report.exit_code
+        return found
+
+    # --- its file -----------------------------------------------------------------------------
+
+    def _is_last(self, job: Job) -> bool:
+        return job.last or job.start == UNTOUCHED
+
+    def _build(self, model: Any, options: Mapping[str, Any], samples: int | None) -> Any:
+        from edgecompress.converters.formats import FORMATS, format_options
+        from edgecompress.pipeline import build
+
+        request = dataclasses.replace(
+            self._request,
+            model=model,
+            options=format_options(FORMATS["int8"], options),
+            evaluate=self._evaluation(samples),
+        )
+        with suppress_output(self._verbose):
+            return build(request)
+
+    def _calibration(self) -> Any:
+        at = np.arange(min(_CALIBRATION, len(self._data.train)))
+        return list(self._data.train.at(at).x)
+
+    def _evaluation(self, samples: int | None) -> Any:
+        data = self._data.validation
+        at = np.arange(min(samples or len(data), len(data)))
+        part = data.at(at)
+        x = part.x[0] if len(part.x) == 1 else list(part.x)
+        return x, (part.x[0] if part.y is None else part.y)
+
+    def _store(
+        self, place: Path, model: Any, made: Any, outcome: Outcome, watch: Stopwatch
+    ) -> None:
+        import json
+
+        from edgecompress.recipes.checkpoints import saved_model
+
+        full = dataclasses.replace(outcome, seconds=dict(watch.seconds))
+        files: dict[str, bytes | str] = {
+            **saved_model(model, "model.keras"),
+            "model.tflite": made.main.data,
+            RESULT: json.dumps(jsonable(full.to_dict()), indent=1) + "\n",
+        }
+        write_together(place, files)
+
+    def _finished(self, place: Path) -> Outcome | None:
+        """Returns the outcome that is stored with a candidate; None unless all of it is there."""
+        import json
+
+        from edgecompress.core import isolation
+
+        try:
+            found = isolation.decode(Outcome, json.loads((place / RESULT).read_text()))
+            data = (place / "model.tflite").read_bytes()
+        except (OSError, ValueError, EdgeCompressError):
+            return None
+        return found if sha256(data) == found.sha256 else None
+
+    def _screened(self) -> int:
+        return sum(structure.screen.screened for structure in self._structures.values())
+
+
+def _own(values: Mapping[str, Value], technique: str) -> dict[str, Value]:
+    """Returns a technique's values, their names without its own."""
+    start = f"{technique}."
+    return {name[len(start) :]: value for name, value in values.items() if name.startswith(start)}
+
+
+def _unfit(key: str, job: Job, costs: Costs) -> Outcome:
+    parts = [f"{rule} is {share:.1%} above its limit" for rule, share in costs.excess().items()
+             if share > 0]  # fmt: skip
+    return Outcome(
+        key,
+        job.start,
+        costs=dict(costs.values),
+        excess=costs.excess(),
+        reason=f"Not trained: {' and '.join(parts)}.",
+    )
+
+
+def _not_made(key: str, job: Job, reason: str, excess: Mapping[str, float]) -> Outcome:
+    return Outcome(key, job.start, excess=dict(excess), reason=" ".join(reason.split()))
+
+
+def _outcome(key: str, job: Job, made: Any, model: Any, epochs: int) -> Outcome:
+    """Returns what was measured of a build."""
+    from edgecompress.core.results import exit_code
+
+    costs = costs_of(made.targets)
+    accuracies = [
+        found
+        for target in made.targets
+        for found in target.checks
+        if found.rule == "accuracy" and found.measured is not None
+    ]
+    excess = costs.excess()
+    metric = keras_metric = None
+    samples = 0
+    if accuracies:
+        worst = min(accuracies, key=lambda found: _goodness(found))
+        metric, keras_metric = float(worst.measured), worst.detail.get("keras")
+        samples = int(worst.detail.get("samples") or 0)
+        for found in accuracies:
+            if found.limit is not None:
+                sign = 1.0 if found.detail.get("higher_is_better", True) else -1.0
+                excess[f"metric_{found.detail.get('metric', 'accuracy')}"] = sign * (
+                    found.limit - float(found.measured)
+                )
+    return Outcome(
+        key,
+        job.start,
+        epochs=epochs,
+        metric=metric,
+        keras_metric=None if keras_metric is None else float(keras_metric),
+        samples=samples,
+        costs=dict(costs.values),
+        excess=excess,
+        verdict=made.verdict,
+        exit_code=exit_code(check for target in made.targets for check in target.checks),
+        parameters=int(model.count_params()),
+        macs=int(made.main.flat.macs()),
+        notes=tuple(made.notes),
+        sha256=sha256(made.main.data),
+    )
+
+
+def _goodness(found: Any) -> float:
+    value = float(found.measured)
+    return value if found.detail.get("higher_is_better", True) else -value

@@ -1,0 +1,154 @@
+"""Training a candidate: on labels, and on what the untouched model says of the same samples."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from edgecompress.core.errors import ConversionError
+from edgecompress.recipes.data import Data, Samples, inputs_of
+from edgecompress.recipes.task import Task
+from edgecompress.training.base import Outputs, TaughtLabels, TeacherLoss
+
+BATCH = 128
+# Steps that the train function runs at a time: tiny models wait for Python otherwise.
+_STEPS_AT_ONCE = 8
+
+
+class Fitting:
+    """Trains candidates on the same data.
+
+    Args:
+        model: The untouched model.
+        data: Training and validation data.
+        task: Its loss and labels.
+        batch_size: Samples of a step; a dataset has batches of its own.
+    """
+
+    def __init__(self, model: Any, data: Data, task: Task, batch_size: int = BATCH) -> None:
+        self._model, self._data, self._task = model, data, task
+        self.batch_size = min(batch_size, len(data.train))
+        self._shape = tuple(model.outputs[0].shape[1:])
+        self.labels = self._labels_of(data.train)
+        self._taught: np.ndarray | None = None
+
+    @property
+    def steps(self) -> int:
+        """Updates of an epoch."""
+        return self._data.steps(self.batch_size)
+
+    def batches(self, count: int) -> list[tuple[Any, Any]]:
+        """Returns inputs and labels of the first whole batches."""
+        size, total = self.batch_size, len(self._data.train)
+        found = []
+        for start in range(0, min(count * size, total - size + 1), size):
+            at = np.arange(start, start + size)
+            found.append((inputs_of(self._model, self._data.train.at(at)), self.labels[at]))
+        return found
+
+    def fit(
+        self,
+        model: Any,
+        epochs: int,
+        rate: float,
+        teacher: TeacherLoss | None,
+        callbacks: Sequence[Any],
+        tell: Callable[[int, float], None],
+        seed: int,
+    ) -> None:
+        """Trains a model in place.
+
+        Args:
+            model: A Keras model.
+            epochs: How many.
+            rate: Learning rate that Adam begins with; it falls to 0 as half a cosine.
+            teacher: Compares its outputs with those of the untouched model; None for labels alone.
+            callbacks: Compression callbacks.
+            tell: Called with (epochs done, loss).
+            seed: Of the order of samples and of dropout.
+
+        Raises:
+            ConversionError: the loss is no longer finite.
+        """
+        import keras
+
+        from edgecompress.callbacks.distillation import Distillation
+        from edgecompress.core.suppress_output import no_warnings
+
+        labels, loss, taught = self.labels, self._task.loss, list(callbacks)
+        if teacher is not None and self._data.stream is not None:
+            # Batches that come anew each time: the teacher runs in every step.
+            taught = [Distillation(self._model, teacher), *taught]
+        elif teacher is not None:
+            labels, loss = self._packed(teacher)
+        keras.utils.set_random_seed(seed)
+        decay = keras.optimizers.schedules.CosineDecay(rate, self.steps * epochs)
+        model.compile(
+            keras.optimizers.Adam(decay), loss, steps_per_execution=min(_STEPS_AT_ONCE, self.steps)
+        )
+
+        class Told(keras.callbacks.Callback):
+            """Tells of each epoch, and stops a diverged training."""
+
+            def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+                value = float((logs or {}).get("loss", 0.0))
+                if not np.isfinite(value):
+                    raise ConversionError(f"Training diverged: the loss is {value}.")
+                tell(epoch + 1, value)
+
+        feed = self._data.feed(model, self.batch_size, self._labels_of, labels)
+        with no_warnings(), feed.errors():
+            model.fit(**feed.arguments(), epochs=epochs, verbose=0, callbacks=[*taught, Told()])
+
+    def loss_of(self, model: Any, samples: int = 1000) -> float:
+        """Returns a model's mean loss on the first training samples."""
+        at = np.arange(min(samples, len(self._data.train)))
+        from edgecompress.recipes.training import predict
+
+        outputs = predict(model, self._data.train.at(at))
+        return float(np.mean(np.asarray(self._task.loss(self.labels[at], outputs))))
+
+    def _labels_of(self, samples: Samples) -> np.ndarray:
+        return self._task.labels(samples, self._shape)
+
+    def _packed(self, teacher: TeacherLoss) -> tuple[np.ndarray, Any]:
+        """Returns labels with the untouched model's outputs, computed once, and a loss."""
+        from edgecompress.recipes.training import predict
+
+        if self._taught is None:
+            self._taught = predict(self._model, self._data.train)
+        task, columns = self._task, int(np.prod(self.labels.shape[1:]))
+        meaning = Outputs(task.kind == "binary", task.output == "logits")
+        taught = TaughtLabels(teacher, task.loss, columns, meaning)
+        return taught.pack(self.labels, self._taught), _called(taught)
+
+
+def _called(taught: TaughtLabels) -> Callable[[Any, Any], Any]:
+    def loss(packed: Any, outputs: Any) -> Any:
+        return taught(packed, outputs)
+
+    return loss
+
+
+class Stopwatch:
+    """Seconds of named stages.
+
+    Example:
+        >>> watch = Stopwatch()
+        >>> watch.lap("train") >= 0, list(watch.seconds)
+        (True, ['train'])
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._since = time.monotonic()
+
+    def lap(self, stage: str) -> float:
+        """Adds the time since the last lap to a stage; returns it."""
+        now = time.monotonic()
+        spent, self._since = now - self._since, now
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
+        return spent

@@ -1,0 +1,92 @@
+"""A search as tables in a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from edgecompress.core.units import format_size, format_time
+from edgecompress.searching.outcome import Point, SearchResult
+
+_TITLES = {"file_size": "file", "flash": "flash", "arena": "arena", "latency": "latency"}
+_MOST_ROWS = 12
+
+
+def show(rule: str, value: float | None) -> str:
+    """Returns a cost as text, with its unit.
+
+    Example:
+        >>> show("arena", 2048), show("latency", 1500), show("arena", None)
+        ('2.0 KiB', '1.5 ms', '-')
+    """
+    if value is None:
+        return "-"
+    return format_time(value) if rule == "latency" else format_size(value)
+
+
+def describe(point: Point) -> str:
+    """Returns what a candidate is, in words."""
+    if point.job.start == "untouched":
+        return "the untouched model"
+    if point.job.start == "scratch":
+        return "uniformly thinner, from scratch"
+    return f"{point.outcome.epochs} epochs"
+
+
+def render(result: SearchResult, console: Any) -> None:
+    """Prints a search."""
+    described = result.described
+    rules = described.rules
+    table = Table(title=f"Candidates that no other beats, of {len(result.points)}")
+    table.add_column("no.", justify="right")
+    table.add_column("what")
+    table.add_column(described.metric, justify="right")
+    for rule in rules:
+        table.add_column(_TITLES.get(rule, rule), justify="right")
+    table.add_column("limits")
+    sign = -1 if described.higher_is_better else 1
+    rows = sorted(result.front, key=lambda point: sign * (point.outcome.metric or 0.0))
+    for point in rows[:_MOST_ROWS]:
+        outcome = point.outcome
+        mark = " *" if result.best is not None and point.number == result.best.number else ""
+        table.add_row(
+            f"{point.number}{mark}",
+            describe(point),
+            f"{outcome.metric:.4f}",
+            *(show(rule, outcome.costs.get(rule)) for rule in rules),
+            "met" if outcome.fits else "exceeded",
+        )
+    console.print(table)
+    if len(rows) > _MOST_ROWS:
+        console.print(f"{len(rows) - _MOST_ROWS} more are in search.html and search.json.")
+    for rule, limit in described.limits.items():
+        console.print(f"Limit of {rule}: {show(rule, limit)}")
+    console.print(_verdict(result))
+    for technique, reason in described.left_out.items():
+        console.print(f"{technique}: {reason}.")
+    for note in described.notes:
+        console.print(note)
+
+
+def _verdict(result: SearchResult) -> str:
+    best = result.best
+    if best is None:
+        made = [point for point in result.points if point.outcome.made]
+        near = min(
+            made or result.points,
+            key=lambda point: sum(max(0.0, v) for v in point.outcome.excess.values()),
+            default=None,
+        )
+        if near is None:
+            return "No candidate was finished: give more --minutes or --trials."
+        parts = [f"{k} by {v:.1%}" for k, v in near.outcome.excess.items() if v > 0]
+        over = ", ".join(parts) or "nothing, but it was not made"
+        return f"No candidate meets every limit. The nearest, {near.number}, exceeds {over}."
+    outcome = best.outcome
+    text = f"Candidate {best.number} meets every limit: {result.described.metric} "
+    text += f"{outcome.metric:.4f}"
+    before = result.untouched
+    if before is not None and before.outcome.metric is not None:
+        text += f", untouched {before.outcome.metric:.4f}"
+    return f"{text}."

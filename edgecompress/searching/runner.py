@@ -1,0 +1,442 @@
+"""`search`: the loop that proposes candidates, has them made, and stops in time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgecompress.core.errors import ArgumentError
+from edgecompress.core.files import write_together
+from edgecompress.core.record import sidecar_path
+from edgecompress.core.user_functions import is_function
+from edgecompress.pipeline.request import load_profiles, parse_budgets, usable_folder
+from edgecompress.searching.options import ApplyOptions, SearchDataOptions, SearchOptions
+from edgecompress.searching.outcome import SearchResult, result_of
+from edgecompress.searching.results import FROM_PARENT, Described, Job, Outcome
+from edgecompress.searching.samplers import SAMPLERS
+from edgecompress.searching.schedule import CLOSING
+from edgecompress.searching.study import Study, import_optuna
+from edgecompress.searching.techniques import TECHNIQUES
+from edgecompress.searching.workers import ConfinedWorker, LocalWorker, Worker
+
+# Without any limit on trials or time.
+_MINUTES = 15.0
+# How often a trial says that it is alive.
+_BEAT_S = 20.0
+BEST = "best"
+
+
+def _silent(_: object) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a search is.
+
+    Attributes:
+        trial: Number of the candidate that has just ended, or is being trained.
+        job: What it is.
+        outcome: What came of it; None while it is trained.
+        epoch: Epochs that it has been trained for.
+        best: The best candidate so far that meets every limit; None for none.
+        front: The candidates that no other beats, by number.
+        left_s: Seconds that are left; None without a limit.
+    """
+
+    trial: int
+    job: Job
+    outcome: Outcome | None = None
+    epoch: int = 0
+    best: Outcome | None = None
+    front: tuple[int, ...] = ()
+    left_s: float | None = None
+
+    @property
+    def text(self) -> str:
+        """The progress in one line."""
+        parts = [f"candidate {self.trial}"]
+        if self.outcome is None:
+            parts.append(f"epoch {self.epoch} of {self.job.epochs}")
+        elif self.outcome.made:
+            parts.append(f"{self.outcome.epochs} epochs, {self.outcome.metric:.4f}")
+            parts.append("fits" if self.outcome.fits else "does not fit")
+        else:
+            parts.append(self.outcome.reason or "not made")
+        if self.best is not None:
+            parts.append(f"best so far {self.best.metric:.4f}")
+        if self.left_s is not None:
+            parts.append(f"{max(0.0, self.left_s) / 60:.1f} min left")
+        return ", ".join(parts)
+
+
+@dataclass
+class _Clock:
+    """How much of a search is used up.
+
+    Attributes:
+        minutes: Of this run; None for no limit.
+        trials: In all; None for no limit.
+    """
+
+    minutes: float | None
+    trials: int | None
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def left_s(self) -> float | None:
+        if self.minutes is None:
+            return None
+        return self.minutes * 60 - (time.monotonic() - self.began)
+
+    def used(self, trials: int) -> float:
+        """Returns the share that is used up, of the time or the trials, whichever is more."""
+        shares = [0.0]
+        if self.left_s is not None and self.minutes:
+            shares.append(1 - self.left_s / (self.minutes * 60))
+        if self.trials is not None:
+            shares.append(trials / self.trials)
+        return max(shares)
+
+
+def search(
+    model: Any,
+    data: Any,
+    targets: Sequence[Any],
+    *,
+    validation: Any = None,
+    validation_split: float = SearchDataOptions.validation_split,
+    data_files: Sequence[Path | str] = (),
+    pixels: str | None = None,
+    steps_per_epoch: int | None = None,
+    output: Path | str = SearchOptions.output,
+    max_flash: str | int | None = None,
+    max_ram: str | int | None = None,
+    max_latency: str | float | None = None,
+    max_file_size: str | int | None = None,
+    min_accuracy: float | None = None,
+    trials: int | None = SearchOptions.trials,
+    minutes: float | None = SearchOptions.minutes,
+    epochs: int = SearchOptions.epochs,
+    jobs: int = SearchOptions.jobs,
+    sampler: str = SearchOptions.sampler,
+    techniques: Sequence[str] = SearchOptions.techniques,
+    storage: str | None = SearchOptions.storage,
+    study: str | None = SearchOptions.study,
+    seed: int = SearchOptions.seed,
+    log: Sequence[str] = SearchOptions.log,
+    callbacks: Sequence[Callable[[Any, Any], None]] = (),
+    apply: int | None = None,
+    into: Path | str = ApplyOptions.into,
+    kernels: str | None = None,
+    operators: Any = None,
+    import_modules: Sequence[str] = (),
+    progress: Callable[[str], None] = _silent,
+    on_progress: Callable[[Progress], None] = _silent,
+    verbose: bool = False,
+    argv: Sequence[str] = (),
+    **options: Any,
+) -> SearchResult:
+    """Searches the best file that fits: widths, depth, rank, precision, distillation and more.
+
+    Every candidate is first judged without training: what its file takes is computed. Those that
+    fit are trained from the model's weights, short before long; each ends as a .tflite file that
+    ran in the target's engine. The untouched int8 file and a uniformly thinner network trained from
+    scratch are always among them. The study is kept in `output` and continued by the same call.
+
+    Writes `search.json`, `search.html`, and the best candidate as `export` does into
+    `<output>/best`.
+
+    Args:
+        model: A trained Keras model, which is not changed, or the path of a .keras or .h5 file.
+        data: Training data, as `compress` takes them.
+        targets: As in `export`.
+        validation: Data by which candidates are chosen. Defaults to None: a share of `data`.
+        validation_split: That share.
+        data_files: As in `compress`, as are the next two.
+        pixels: Range of pixels of a folder of images.
+        steps_per_epoch: Batches of an epoch, for a dataset without an end.
+        output: Folder of the study and its files; created if it is missing.
+        max_flash: A limit as in `export`, as are the next four.
+        max_ram: For the tensor arena.
+        max_latency: For the upper end of the predicted band.
+        max_file_size: For the .tflite file alone.
+        min_accuracy: Floor for the accuracy of the file on the validation data.
+        trials: Candidates in all, those of earlier runs included. Defaults to no limit.
+        minutes: Of this run. Defaults to 15, without `trials`.
+        epochs: Of the longest training; most candidates get a ninth.
+        jobs: Candidates trained at a time. A model in memory takes one.
+        sampler: What proposes candidates, a name in `search.samplers.SAMPLERS`.
+        techniques: What may be done, names in `search.techniques.TECHNIQUES`. Defaults to all.
+        storage: URL of an Optuna storage that several workers share. Defaults to a SQLite file.
+        study: Name of the study there. Defaults to one that follows from model, data and limits.
+        seed: Of everything random.
+        log: Loggers of trials: `tensorboard`, `mlflow`, `wandb`.
+        callbacks: Optuna callbacks, called with (study, trial) after each trial.
+        apply: Do not search, but export this candidate into `into`.
+        into: Output folder of `apply`.
+        kernels: As in `export`, as are the next two.
+        operators: What the firmware has of its runtime's operators.
+        import_modules: Modules that register custom layers.
+        progress: Called with a short text as each stage begins.
+        on_progress: Called with a `Progress` after each epoch and each candidate.
+        verbose: Let libraries' logs through.
+        argv: The command, for the reports.
+        options: Options of the targets, as in `export`.
+
+    Returns:
+        Candidates, front and the best; `exit_code` is 0 if it meets every limit.
+
+    Raises:
+        EdgeCompressError: an argument, a file or a storage is wrong, or a limit is not known
+            before training.
+
+    Example:
+        >>> found = ec.search("model.keras", "train.npz", ["nucleo-l4r5zi"], max_ram="16KiB",
+        ...                   max_latency="30ms", minutes=15)  # doctest: +SKIP
+        >>> found.best.metric, found.exit_code  # doctest: +SKIP
+        (0.914, 0)
+    """
+    from edgecompress.searching.report import page
+
+    SAMPLERS[sampler]
+    for name in techniques:
+        TECHNIQUES[name]
+    import_optuna()
+    profiles = load_profiles(targets)
+    budgets = parse_budgets(max_flash, max_ram, max_latency, max_file_size, min_accuracy)
+    folder = usable_folder(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    candidates = folder / "candidates"
+    candidates.mkdir(exist_ok=True)
+    loggers = _loggers(log, folder)
+    in_file = isinstance(model, (str, Path))
+    if not in_file and jobs > 1:
+        raise ArgumentError("jobs", "be 1 for a model in memory", jobs, "Save it to a file.")
+    asked = {
+        "model": str(model) if in_file else model,
+        "data": data,
+        "validation": validation,
+        "profiles": tuple(profiles),
+        "export": {
+            "max_flash": budgets.max_flash,
+            "max_ram": budgets.max_ram,
+            "max_latency": budgets.max_latency,
+            "max_file_size": budgets.max_file_size,
+            "min_accuracy": budgets.min_accuracy,
+            "options": {"kernels": kernels, "operators": operators, **options},
+        },
+        "folder": candidates,
+        "techniques": tuple(techniques),
+        "share": validation_split,
+        "pixels": pixels,
+        "steps_per_epoch": steps_per_epoch,
+        "seed": seed,
+        "verbose": verbose,
+    }
+    destination = None if apply is None else usable_folder(into)
+    with _workers(
+        asked, in_file, 1 if apply is not None else jobs, [folder, destination], data_files,
+        import_modules, progress, verbose,
+    ) as workers:  # fmt: skip
+        described = workers[0].describe()
+        kept = Study(storage, folder, study, described, sampler, seed, epochs)
+        command = tuple(argv) or tuple(sys.argv)
+        if apply is not None and destination is not None:
+            exported = workers[0].export(kept.job(apply), destination, command)
+            return result_of(described, kept, command, exported, applied=apply)
+        limit = _MINUTES if minutes is None and trials is None else minutes
+        clock = _Clock(limit, trials)
+        lost = kept.recover()
+        if lost:
+            progress(f"{lost} candidates of an interrupted run are queued again")
+        _run(kept, described, workers, clock, on_progress, [*callbacks, *loggers])
+        result = result_of(described, kept, command, None)
+        if result.best is not None:
+            number = result.best.number
+            exported = workers[0].export(kept.job(number), folder / BEST, command)
+            result = result_of(described, kept, command, exported)
+    write_together(folder, {"search.json": result.to_json(), "search.html": page(result)})
+    return result
+
+
+@contextlib.contextmanager
+def _workers(
+    asked: Mapping[str, Any],
+    in_file: bool,
+    jobs: int,
+    places: Sequence[Path | None],
+    data_files: Sequence[Path | str],
+    modules: Sequence[str],
+    progress: Callable[[str], None],
+    verbose: bool,
+) -> Iterator[list[Worker]]:
+    """Yields the workers, and ends them."""
+    made: list[Worker] = []
+    try:
+        if not in_file:
+            made.append(LocalWorker({**asked, "progress": progress}))
+        for _ in range(jobs if in_file else 0):
+            sources = {"--data": asked["data"], "--validation": asked["validation"]}
+            files = [asked["model"], sidecar_path(Path(asked["model"])), *data_files]
+            files += [x for x in sources.values() if isinstance(x, (str, Path))]
+            written = [place for place in places if place is not None]
+            for place in written:
+                place.mkdir(parents=True, exist_ok=True)
+            made.append(
+                ConfinedWorker(
+                    asked,
+                    readable=[Path(file) for file in files],
+                    writable=written,
+                    modules=modules,
+                    functions={name: x for name, x in sources.items() if is_function(x)},
+                    threads=max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None,
+                    progress=progress,
+                    verbose=verbose,
+                )
+            )
+        yield made
+    finally:
+        for worker in made:
+            worker.close()
+
+
+def _run(
+    study: Study,
+    described: Described,
+    workers: Sequence[Worker],
+    clock: _Clock,
+    on_progress: Callable[[Progress], None],
+    callbacks: Sequence[Callable[[Any, Any], None]],
+) -> None:
+    """Proposes candidates and has them made until time or trials are used up."""
+    free = list(workers)
+    running: dict[int, tuple[Job, Worker]] = {}
+    answers: queue.SimpleQueue[tuple[int, Outcome | BaseException]] = queue.SimpleQueue()
+    best: Outcome | None = None
+    front: tuple[int, ...] = ()
+
+    def work(worker: Worker, number: int, job: Job) -> None:
+        def tell(epoch: int, loss: float) -> None:
+            on_progress(Progress(number, job, None, epoch, best, front, clock.left_s))
+
+        try:
+            answers.put((number, worker.evaluate(job, tell)))
+        # Raised again by the thread that waits for it.
+        except BaseException as error:
+            answers.put((number, error))
+
+    try:
+        while True:
+            while free:
+                due = _next(study, clock, len(running))
+                if due is None:
+                    break
+                number, job = due
+                worker = free.pop()
+                running[number] = (job, worker)
+                # A daemon: an interrupted search does not wait for a training to end.
+                threading.Thread(target=work, args=(worker, number, job), daemon=True).start()
+            if not running:
+                return
+            try:
+                number, answer = answers.get(timeout=_BEAT_S)
+            except queue.Empty:
+                for number in running:
+                    study.alive(number)
+                continue
+            if isinstance(answer, BaseException):
+                raise answer
+            job, worker = running.pop(number)
+            free.append(worker)
+            trial = study.finish(number, answer)
+            so_far = result_of(described, study, (), None)
+            best = None if so_far.best is None else so_far.best.outcome
+            front = tuple(point.number for point in so_far.front)
+            on_progress(Progress(number, job, answer, 0, best, front, clock.left_s))
+            for callback in callbacks:
+                callback(study.optuna_study, trial)
+    except BaseException:
+        for number in running:
+            with contextlib.suppress(Exception):
+                study.give_up(number)
+        raise
+
+
+def _next(study: Study, clock: _Clock, running: int) -> tuple[int, Job] | None:
+    """Returns the next trial; None if it would not end in time, or all have been made."""
+    finished = study.outcomes()
+    if clock.trials is not None and len(finished) + running >= clock.trials:
+        return None
+    left = clock.left_s
+    if left is not None and left <= 0:
+        return None
+    closing = clock.used(len(finished) + running) >= CLOSING
+    number, job = study.propose(closing, beyond=closing and left is not None)
+    if left is None:
+        return number, job
+    shortened = _in_time(job, finished, left)
+    if shortened is None:
+        study.give_up(number, begun=False)
+        return None
+    if shortened != job:
+        study.shorten(number, shortened)
+    return number, shortened
+
+
+def _in_time(job: Job, finished: Mapping[int, tuple[Job, Outcome]], left: float) -> Job | None:
+    """Returns a job that ends in the time that is left, shortened if need be; None if none does.
+
+    How long an epoch takes is known of the same candidate, else of the slowest one.
+    """
+    import dataclasses
+
+    done = 0
+    spent: list[float] = []
+    own: list[float] = []
+    for other, outcome in finished.values():
+        train, made = outcome.seconds.get("train"), outcome.made
+        if not train or not made:
+            continue
+        whole = train / max(1, _epochs_of(outcome, other, finished))
+        spent.append(whole)
+        if other.values == job.values and other.start == job.start:
+            done, own = max(done, outcome.epochs), [*own, whole]
+    if not spent or job.epochs == 0:
+        return job
+    exports = [o.seconds.get("export", 0.0) + o.seconds.get("cut", 0.0)
+               for _, o in finished.values() if o.made]  # fmt: skip
+    rate = max(own) if own else max(spent)
+    epochs = int((left - max(exports, default=0.0)) / rate)
+    if epochs < 1:
+        return None
+    if done + epochs >= job.epochs:
+        return job
+    if job.start != FROM_PARENT or done == 0:
+        return None
+    return dataclasses.replace(job, epochs=done + epochs, last=True)
+
+
+def _epochs_of(outcome: Outcome, job: Job, finished: Mapping[int, tuple[Job, Outcome]]) -> int:
+    """Returns the epochs that a job itself trained: what a shorter one did comes first."""
+    shorter = [
+        before.epochs
+        for other, before in finished.values()
+        if other.values == job.values and other.start == job.start
+        and before.epochs < outcome.epochs
+    ]  # fmt: skip
+    return outcome.epochs - max(shorter, default=0)
+
+
+def _loggers(names: Sequence[str], folder: Path) -> list[Callable[[Any, Any], None]]:
+    from edgecompress.searching.loggers import LOGGERS
+
+    return [LOGGERS[name](folder) for name in names]

@@ -1,0 +1,148 @@
+"""Structures: a model after the techniques that change its graph, and before channels go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from edgecompress.callbacks.channel_targets import find_targets
+from edgecompress.core.keras_graph import named_layers
+from edgecompress.core.model_copy import copy_model
+from edgecompress.core.options import named
+from edgecompress.criteria import CRITERIA
+from edgecompress.searching.importance import ObserveFilters, filter_scores
+from edgecompress.searching.screening import Costs, Screen, Targets
+from edgecompress.surgery.finalize import finalize
+from edgecompress.surgery.zero_filters import zero_filters
+
+# What a criterion is told, as it sees a few hundred steps.
+_OPTIONS = {"taylor": "taylor:momentum=0.99"}
+# Rule -> what stands for the cost of single layers, where only their shares count.
+_PARTS = {
+    "file_size": "parameters",
+    "flash": "parameters",
+    "arena": "arena",
+    "latency": "macs",
+}
+# Building a candidate may keep channels that screening took for removable.
+_TRIES, _LOWER = 6, 0.97
+
+
+def removable_filters(model: Any) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Returns the layers whose filters can be removed, with their number, and notes on others.
+
+    Raises:
+        ArgumentError: there is none.
+    """
+    notes: list[str] = []
+    found = find_targets(model, None, named(CRITERIA, "magnitude", "criterion"), "The search",
+                         notes.append)  # fmt: skip
+    return {target.path: target.filters for target in found.layers}, tuple(notes)
+
+
+class Structure:
+    """A model of one structure: what its channels are worth, and what is left without some.
+
+    Args:
+        model: A built Keras model.
+        targets: Where files have to fit.
+        loss: The Keras loss of its training.
+        batches: Inputs and labels by which criteria score filters.
+        precision: Number format of the file; None for int8.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        targets: Targets,
+        loss: Any,
+        batches: Sequence[tuple[Any, Any]],
+        precision: str | None = None,
+    ) -> None:
+        """Finds the removable filters and learns what they cost."""
+        self.model, self._targets, self._precision = model, targets, precision
+        self._loss, self._batches = loss, batches
+        self._scores: dict[str, ObserveFilters] = {}
+        self._savings: dict[str, np.ndarray] | None = None
+        layers, self.notes = removable_filters(model)
+        self.screen = Screen(model, layers, targets, precision)
+        self.whole = self.screen.costs(self.screen.totals)
+        places = {path: place for place, (path, _) in enumerate(named_layers(model))}
+        depth = max(1, len(places) - 1)
+        self._position = np.array(
+            [min(places[path] for path in g.filters) / depth for g in self.screen.groups.groups]
+        )
+
+    def importance(self, criterion: str) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the importance of each channel group, and its place in the model, 0 to 1.
+
+        Args:
+            criterion: A name in `CRITERIA`.
+        """
+        found = named(CRITERIA, _OPTIONS.get(criterion, criterion), "criterion")
+        scores = self._observed(criterion).scores
+        return self.screen.groups.importance(scores, found.loss_power), self._position
+
+    def savings(self) -> dict[str, np.ndarray]:
+        """Returns the share of each cost that each group saves if it alone goes."""
+        from edgecompress.costs import COSTS
+
+        if self._savings is None:
+            found = {}
+            for rule in self._targets.limited or tuple(self.whole.values):
+                cost = COSTS[_PARTS[rule]]
+                # The bytes of outputs are the same on any target.
+                parts = cost.by_layer(self.model, self._targets.profiles)  # type: ignore[arg-type]
+                total = sum(parts.values()) or 1.0
+                found[rule] = self.screen.groups.savings(parts) / total
+            self._savings = found
+        return self._savings
+
+    def excess(self, costs: Costs, fill: float) -> dict[str, float]:
+        """Returns how far costs are above a share of the limits, or without any, of the model's.
+
+        Args:
+            costs: Of a candidate.
+            fill: The share.
+        """
+        if self._targets.limited:
+            return costs.excess(fill)
+        goals = {rule: value for rule, value in self.whole.values.items() if rule != "flash"}
+        return Costs(costs.values, goals, unsupported=costs.unsupported).excess(fill)
+
+    def narrowed(self, chosen: Sequence[int]) -> Any:
+        """Returns a plain model without channel groups; their constants move into biases."""
+        if not chosen:
+            return copy_model(self.model)
+        copied = copy_model(self.model)
+        zero_filters(copied, self.screen.groups.masks(chosen))
+        return finalize(copied)
+
+    def confirmed(
+        self, cut: Callable[[float], np.ndarray], importance: np.ndarray, fill: float
+    ) -> tuple[Any, Costs]:
+        """Returns a candidate as it is built, and what its own file takes.
+
+        Args:
+            cut: Returns the widths to keep for a share of the limits.
+            importance: Of each channel group.
+            fill: The share to begin with; it is lowered while the built model exceeds a limit
+                that screening met.
+        """
+        for _ in range(_TRIES):
+            widths = cut(fill)
+            model = self.narrowed(self.screen.chosen(widths, importance))
+            costs = self._targets.judge(self._targets.file(model, self._precision))
+            if costs.fits() or not self.screen.costs(widths).fits(fill):
+                break
+            fill *= _LOWER
+        return model, costs
+
+    def _observed(self, criterion: str) -> ObserveFilters:
+        if criterion not in self._scores:
+            found = named(CRITERIA, _OPTIONS.get(criterion, criterion), "criterion")
+            batches = self._batches if found.looks else self._batches[:1]
+            self._scores[criterion] = filter_scores(self.model, found, self._loss, batches)
+        return self._scores[criterion]

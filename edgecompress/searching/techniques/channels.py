@@ -1,0 +1,79 @@
+"""Channels: those go that matter least for what they cost, until every limit is met."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgecompress.searching.descent import Widths, descend
+from edgecompress.searching.knobs import Knob
+from edgecompress.searching.techniques.base import TECHNIQUES, Technique, Values
+
+if TYPE_CHECKING:
+    from edgecompress.searching.structures import Structure
+
+# Criteria that score filters from weights and a few hundred batches.
+CRITERIA = ("taylor", "magnitude", "geometric-median")
+# Without a limit, the smallest share of the model's own costs.
+_LEAST = 0.1
+
+
+@TECHNIQUES.register("channels")
+class Channels(Technique):
+    """Removes channels, ranked over all layers by importance for what they save.
+
+    As in `ChannelPruning`, but at once and before training: a candidate then trains as fast as it
+    is small. Tilts make the first and the last third of the layers more important, or less; weights
+    say how much each limited cost counts.
+    """
+
+    def knobs(self) -> Sequence[Knob]:
+        """Returns the criterion, the share of the limits to use, tilts, and weights of costs."""
+        limits = self.subject.targets.limited
+        fill = Knob("fill", 1.0, low=0.6, high=1.0)
+        if not limits:
+            fill = Knob("fill", 0.5, low=_LEAST, high=1.0, log=True)
+        multiple = self.subject.targets.multiple
+        steps = tuple(dict.fromkeys((multiple, max(1, multiple // 2), 1)))
+        tilts = [Knob(f"tilt_{part}", 0.0, low=-2.0, high=2.0) for part in ("early", "late")]
+        weights = [
+            Knob(f"weight_{rule}", 0.0, low=-2.0, high=2.0)
+            for rule in (limits if len(limits) > 1 else ())
+        ]
+        found = [Knob("criterion", CRITERIA[0], CRITERIA), fill, *tilts, *weights]
+        return (*found, Knob("multiple", steps[0], steps)) if len(steps) > 1 else found
+
+    def fill(self, values: Values) -> float:
+        """Returns the share of every limit to stay within."""
+        return float(values["fill"])
+
+    def importance(self, values: Values, structure: Structure) -> np.ndarray:
+        """Returns the importance of each channel group, with tilts."""
+        importance, position = structure.importance(str(values["criterion"]))
+        tilt = np.select(
+            [position < 1 / 3, position >= 2 / 3],
+            [float(values["tilt_early"]), float(values["tilt_late"])],
+            0.0,
+        )
+        return np.asarray(importance * np.exp(tilt))
+
+    def widths(
+        self, values: Values, structure: Structure, importance: np.ndarray, fill: float
+    ) -> np.ndarray:
+        """Returns the widths that are kept within a share of the limits; see `descend`."""
+        screen = structure.screen
+        parts = sum(structure.savings().values(), np.zeros(len(importance)))
+        classes = Widths(
+            [np.sort(importance[members]) for members in screen.members],
+            np.array([float(parts[members].mean()) for members in screen.members]),
+            int(values.get("multiple", self.subject.targets.multiple)),
+        )
+        weights = {
+            name.removeprefix("weight_"): math.exp(float(value))
+            for name, value in values.items()
+            if name.startswith("weight_")
+        }
+        return descend(classes, lambda kept: structure.excess(screen.costs(kept), fill), weights)

@@ -1,0 +1,120 @@
+"""Screening against conversion: what is said of a candidate is what its file takes."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgecompress.core.keras_graph import named_layers
+from edgecompress.searching.file_model import FileModel, NoFileModel
+from edgecompress.searching.screening import Screen, Targets, refuse_unknown
+from edgecompress.surgery.groups import filter_axis
+from edgecompress.targets.profile import Budgets, load_target
+
+from .conftest import make_model
+
+pytestmark = pytest.mark.slow
+
+
+def _filters(model: Any) -> dict[str, int]:
+    found = {}
+    for path, layer in named_layers(model):
+        where = filter_axis(layer)
+        if where is not None:
+            found[path] = getattr(layer, where.attribute).shape[where.axis]
+    del found[list(found)[-1]]
+    return found
+
+
+def _branches() -> Any:
+    """A concatenation, whose width is a sum, a flattened map, and a Dense layer."""
+    import keras
+
+    layers = keras.layers
+    inputs = keras.Input((8, 8, 3))
+    parts = [layers.Conv2D(n, 3, padding="same", activation="relu")(inputs) for n in (8, 12)]
+    x = layers.Conv2D(8, 3, strides=4, activation="relu")(layers.Concatenate()(parts))
+    x = layers.Dense(16, activation="relu")(layers.Flatten()(x))
+    return keras.Model(inputs, layers.Dense(3)(x))
+
+
+@pytest.fixture(scope="module", params=["residual", "branches"])
+def screen(request: pytest.FixtureRequest) -> Screen:
+    model = make_model() if request.param == "residual" else _branches()
+    board = load_target("nucleo-l4r5zi")
+    return Screen(model, _filters(model), Targets((board,), Budgets(max_ram=9000)))
+
+
+def test_costs_are_those_of_the_converted_file(screen: Screen) -> None:
+    assert screen.exact, screen.reason
+    random = np.random.default_rng(1)
+    targets = screen._targets
+    for _ in range(3):
+        widths = random.integers(1, screen.totals + 1)
+        found = screen.costs(widths)
+        importance = random.uniform(size=len(screen.groups.groups))
+        model = screen.built(screen.chosen(widths, importance))
+        real = targets.judge(targets.file(model))
+        assert found.values["arena"] == real.values["arena"]
+        # Where a width is outside of what was counted, both do not know.
+        assert found.unknown == real.unknown
+        latency = real.values.get("latency", -1.0)
+        assert found.values.get("latency", -1.0) == pytest.approx(latency, rel=1e-6)
+        # As near as the alignment of a few tensors allows.
+        over = found.values["file_size"] - real.values["file_size"]
+        assert -100 <= over <= 600
+
+
+def test_a_proof_that_fails_leaves_no_model(screen: Screen) -> None:
+    rows = np.array(
+        [screen.totals, *np.random.default_rng(0).integers(2, 8, (6, len(screen.totals)))]
+    )
+    rows = np.minimum(rows, screen.totals)
+    files = [screen._convert(row) for row in rows]
+    FileModel(files, rows)
+    wrong = rows.copy()
+    wrong[-1] = np.maximum(1, rows[-1] - 1)
+    with pytest.raises(NoFileModel, match="follows no formula"):
+        FileModel(files, wrong)
+    with pytest.raises(NoFileModel, match="other operators"):
+        FileModel([*files[:-1], _other_file(screen)], rows)
+
+
+def _other_file(screen: Screen) -> Any:
+    import keras
+
+    layers = [keras.Input((4,)), keras.layers.Dense(3)]
+    return screen._targets.file(keras.Sequential(layers))
+
+
+def test_uniform_widths_are_the_widest_that_fit(screen: Screen) -> None:
+    goal = 0.7 * screen.costs(screen.totals).values["arena"]
+    kept = screen.uniform(lambda costs: costs.values["arena"] <= goal)
+    assert screen.costs(kept).values["arena"] <= goal
+    wider = np.minimum(kept + 1, screen.totals)
+    assert screen.costs(wider).values["arena"] > goal
+
+
+def test_unimportant_channels_are_chosen(screen: Screen) -> None:
+    importance = np.arange(len(screen.groups.groups), dtype=float)
+    widths = screen.totals - 1
+    chosen = screen.chosen(widths, importance)
+    assert sorted(chosen) == sorted(min(members) for members in screen.members)
+    assert len(set(itertools.chain(*screen.members))) == len(importance)
+
+
+def test_limits_that_nobody_can_judge_are_refused() -> None:
+    from edgecompress.core.errors import ArgumentError
+
+    model = make_model()
+    phone = Targets((load_target("pixel-8"),), Budgets(max_latency=5000.0))
+    costs = phone.judge(phone.file(model))
+    with pytest.raises(
+        ArgumentError, match=r"--max-latency` must limit what is known before a model is trained"
+    ):
+        refuse_unknown(costs, phone.budgets)
+    free = Targets(phone.profiles, Budgets())
+    refuse_unknown(free.judge(free.file(model)), free.budgets)

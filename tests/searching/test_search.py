@@ -1,0 +1,195 @@
+"""A whole search, in memory: baselines, files, resumption, what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import edgecompress as ec
+from edgecompress.core.errors import ArgumentError, UnknownNameError
+from edgecompress.core.files import sha256
+from edgecompress.core.keras_graph import named_layers
+from edgecompress.searching.outcome import volume
+from edgecompress.searching.report import page
+from edgecompress.searching.results import FROM_SCRATCH, UNTOUCHED
+from edgecompress.searching.study import Study
+from edgecompress.searching.techniques.depth import find_branches, silenced
+
+from .conftest import LIMITS
+
+pytestmark = pytest.mark.slow
+
+Found = tuple[Any, Path]
+
+
+def test_baselines_are_always_there(found: Found) -> None:
+    result, _ = found
+    starts = [point.job.start for point in result.points]
+    assert starts.count(UNTOUCHED) == 1
+    assert starts.count(FROM_SCRATCH) == 1
+    assert len(starts) == 5
+    # The untouched model exceeds the limits, or there would be nothing to search.
+    assert not result.untouched.outcome.fits
+
+
+def test_every_candidate_is_a_file_that_meets_what_is_said_of_it(found: Found) -> None:
+    result, folder = found
+    made = [point for point in result.points if point.outcome.made]
+    assert len(made) >= 3
+    for point in made:
+        place = folder / "candidates" / point.outcome.key / f"{point.job.epochs}"
+        data = (place / "model.tflite").read_bytes()
+        assert sha256(data) == point.outcome.sha256
+        report = ec.check(place / "model.tflite", ["nucleo-l4r5zi"], **LIMITS)
+        (target,) = report.targets
+        real = {check.rule: check for check in target.checks}
+        assert point.outcome.costs["file_size"] == len(data)
+        assert point.outcome.costs["arena"] == max(
+            real["arena"].high, real["arena"].detail["smallest"]
+        )
+        assert point.outcome.fits == (report.exit_code == 0)
+
+
+def test_the_best_is_exported_and_decides_the_exit_code(found: Found) -> None:
+    result, folder = found
+    assert result.best is not None
+    assert result.exit_code == 0
+    report = json.loads((folder / "best" / "report.json").read_text())
+    assert report["verdict"] == "pass"
+    (file,) = [a for a in report["artifacts"] if a["kind"] == "int8"]
+    assert file["sha256"] == result.best.outcome.sha256
+    fitting = [p.outcome.metric for p in result.points if p.outcome.fits]
+    assert result.best.outcome.metric == max(fitting)
+
+
+def test_pages_and_json_say_the_same(found: Found) -> None:
+    result, folder = found
+    told = json.loads((folder / "search.json").read_text())
+    assert [entry["number"] for entry in told["candidates"]] == [p.number for p in result.points]
+    assert told["best"] == result.best.number
+    text = (folder / "search.html").read_text()
+    assert f"candidate {result.best.number}" in text
+    assert "https://" not in text.split("<body>")[0]
+    assert "<iframe" in result._repr_html_()
+
+
+def test_a_page_without_plotly_has_its_tables(
+    found: Found, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
+    text = page(found[0])
+    assert "pip install" in text
+    assert "<td>the untouched model</td>" in text
+
+
+def test_hypervolume_grows_with_candidates(found: Found) -> None:
+    result, _ = found
+    grown = [volume(result.described, result.points, until=n) for n in range(6)]
+    assert grown[0] == 0
+    assert grown == sorted(grown)
+    assert 0 < grown[-1] < 1
+    assert grown[-1] == result.volume
+
+
+def test_the_same_call_continues(found: Found, trained: Any, asked: dict[str, Any]) -> None:
+    before, folder = found
+    after = ec.search(trained, **asked, trials=6, output=folder)
+    assert len(after.points) == 6
+    for old, new in zip(before.points, after.points, strict=False):
+        assert old.outcome == new.outcome
+
+
+def test_a_killed_candidate_is_made_again(
+    found: Found, trained: Any, asked: dict[str, Any]
+) -> None:
+    result, folder = found
+    study = Study(None, folder, None, result.described, "tpe", 0, 2)
+    number, job = study.propose(closing=False, beyond=False)
+    # Its worker is a process that is no more.
+    child = os.posix_spawn("/bin/true", ["true"], {})
+    os.waitpid(child, 0)
+    study._asked[number].set_user_attr("worker", f"{os.uname().nodename}:{child}")
+    assert study.recover() == 1
+    again, same = study.propose(closing=False, beyond=False)
+    assert (again > number, same.values) == (True, job.values)
+    # That of a living process is left alone.
+    assert study.recover() == 0
+    study.give_up(again, begun=False)
+
+
+def test_any_candidate_can_be_exported(
+    found: Found, trained: Any, asked: dict[str, Any], tmp_path: Path
+) -> None:
+    result, folder = found
+    scratch = next(p for p in result.points if p.job.start == FROM_SCRATCH)
+    again = ec.search(trained, **asked, output=folder, apply=scratch.number, into=tmp_path / "out")
+    assert again.exit_code == scratch.outcome.exit_code == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["artifacts"][-1]["sha256"] == scratch.outcome.sha256
+    with pytest.raises(ArgumentError, match="--apply` must be a candidate of the study"):
+        ec.search(trained, **asked, output=folder, apply=999, into=tmp_path / "out2")
+
+
+def test_limits_out_of_reach_are_a_verdict_not_a_pass(
+    trained: Any, asked: dict[str, Any], tmp_path: Path
+) -> None:
+    result = ec.search(trained, **{**asked, "max_ram": 2000}, trials=3, output=tmp_path / "none")
+    assert result.best is None
+    assert result.exit_code == 3
+    parents = [p.outcome for p in result.points if p.job.start == "parent"]
+    assert parents
+    assert all(o.reason and "arena is" in o.reason and not o.made for o in parents)
+    assert not (tmp_path / "none" / "best").exists()
+
+
+def test_an_accuracy_out_of_reach_ends_with_4(
+    trained: Any, asked: dict[str, Any], tmp_path: Path
+) -> None:
+    result = ec.search(trained, **asked, min_accuracy=1.0, trials=2, output=tmp_path / "none")
+    assert (result.best, result.exit_code) == (None, 4)
+
+
+def test_what_is_wrong_is_one_line(trained: Any, asked: dict[str, Any], tmp_path: Path) -> None:
+    cases: list[tuple[dict[str, Any], type[Exception], str]] = [
+        ({"sampler": "best"}, UnknownNameError, "sampler"),
+        ({"techniques": ("magic",)}, UnknownNameError, "technique"),
+        ({"targets": ["pixel-8"], "max_latency": "1ms", "max_ram": None}, ArgumentError, "latency"),
+        ({"storage": "mysql+nothing://x"}, ArgumentError, "--storage"),
+        ({"jobs": 2}, ArgumentError, "jobs"),
+        ({"max_rma": "4KiB"}, UnknownNameError, "max_rma"),
+        ({"log": ("paper",)}, UnknownNameError, "logger"),
+    ]
+    for number, (changed, kind, text) in enumerate(cases):
+        with pytest.raises(kind, match=text) as raised:
+            ec.search(trained, **{**asked, **changed}, trials=1, output=tmp_path / f"{number}")
+        assert "\n" not in str(raised.value)
+
+
+def test_a_study_about_something_else_is_not_continued(
+    found: Found, trained: Any, asked: dict[str, Any]
+) -> None:
+    result, folder = found
+    with pytest.raises(ArgumentError, match="--study` must be about the same model"):
+        ec.search(
+            trained, **{**asked, "max_ram": 5000}, trials=1, output=folder, study=result.study
+        )
+
+
+def test_branches_of_a_residual_net_are_found_and_silenced(trained: Any) -> None:
+    import numpy as np
+
+    branches = find_branches(trained)
+    assert len(branches) == 2
+    small = ec.finalize(silenced(trained, branches[:1]))
+    adds = [path for path, layer in named_layers(small) if type(layer).__name__ == "Add"]
+    assert len(adds) == 1
+    x = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype("float32")
+    wanted = silenced(trained, branches[:1]).predict(x, verbose=0)
+    np.testing.assert_allclose(small.predict(x, verbose=0), wanted, atol=1e-5)

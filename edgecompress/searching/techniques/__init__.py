@@ -1,5 +1,6 @@
 """Techniques: what a search may do. To add one: a module here, its test, one import line below."""
 
+from edgecompress.searching.techniques import blocks as blocks
 from edgecompress.searching.techniques import channels as channels
 from edgecompress.searching.techniques import depth as depth
 from edgecompress.searching.techniques import distillation as distillation

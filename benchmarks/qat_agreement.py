@@ -12,9 +12,9 @@ than rounding does. Files run in LiteRT (XNNPACK) and TensorFlow Lite Micro (ref
 Columns: accuracy of the float model, of the int8 model as `fit` validates it, and of the file in
 each engine; share of test samples on which `fit`'s validation and the file predict the same class,
 where equal largest codes count as agreement; the largest difference in steps between
-`simulate(engine=...)` and the file; bytes of the file as each writes it. `--results` keeps every finished run: an
-interrupted benchmark continues. With `--docs`, the table replaces what is between the page's
-markers. The data files hold x_train, y_train, x_test and y_test.
+`simulate(engine=...)` and the file; bytes of the file as each writes it. `--results` keeps every
+finished run: an interrupted benchmark continues. With `--docs`, the table replaces what is between
+the page's markers. The data files hold x_train, y_train, x_test and y_test.
 """
 
 from __future__ import annotations

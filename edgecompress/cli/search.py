@@ -82,7 +82,7 @@ def run(
         if result.applied is not None:
             into = options.get("into", ApplyOptions.into)
             tell(f"Wrote candidate {result.applied} into {into}")
-        elif result.best is not None:
+        elif result.exported is not None:
             tell(
                 f"Wrote {output / 'search.html'}, search.json, and the best into {output / 'best'}"
             )

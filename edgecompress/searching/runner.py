@@ -260,8 +260,11 @@ def search(
             progress(f"{lost} candidates of an interrupted run are queued again")
         _run(kept, described, workers, clock, on_progress, [*callbacks, *loggers])
         result = result_of(described, kept, command, None)
-        if result.best is not None:
-            number = result.best.number
+        number = None if result.best is None else result.best.number
+        place = None if number is None else kept.elsewhere(number)
+        if place is not None:
+            progress(f"Candidate {number}, the best, is where it was trained: {place}")
+        elif number is not None:
             exported = workers[0].export(kept.job(number), folder / BEST, command)
             result = result_of(described, kept, command, exported)
     write_together(folder, {"search.json": result.to_json(), "search.html": page(result)})

@@ -32,9 +32,12 @@ if TYPE_CHECKING:
 
 _SCHEMA = "edgecompress.search/1"
 _JOB, _OUTCOME, _WORKER, _ALIVE, _TRIES = "job", "outcome", "worker", "alive", "tries"
+_PLACE = "place"
 # A trial of another machine that has not been heard of for this long is lost.
 _SILENCE_S = 900.0
 _MOST_TRIES = 3
+# How often a study is opened that others are just making, and how long is waited in between.
+_OPENINGS, _PAUSE_S = 5, 1.0
 # Candidates from which importance is worth anything.
 _FEWEST_FOR_IMPORTANCE = 4
 # What a candidate without a file counts as: Optuna takes no infinities.
@@ -88,15 +91,12 @@ class Study:
         self.lengths = lengths(epochs)
         # The trials that this process works on.
         self._asked: dict[int, optuna.Trial] = {}
+        self._place = f"{socket.gethostname()}:{folder.resolve()}"
         self.name = name or f"edgecompress-{described.basis[:12]}"
         url = f"sqlite:///{(folder / 'study.db').resolve()}" if storage is None else storage
+        directions = ["minimize"] * (1 + len(described.rules))
         try:
-            self._study: optuna.Study = self._optuna.create_study(
-                storage=_storage(self._optuna, url),
-                study_name=self.name,
-                load_if_exists=True,
-                directions=["minimize"] * (1 + len(described.rules)),
-            )
+            self._study: optuna.Study = self._opened(url, directions)
             attributes = self._study.user_attrs
             # A sampler that began anew would propose the same again, in other workers, too.
             made = len(self._study.get_trials(deepcopy=False))
@@ -119,6 +119,24 @@ class Study:
             )  # fmt: skip
         if basis is None:
             self._begin()
+
+    def _opened(self, url: str, directions: list[str]) -> Any:
+        """Returns the study; workers that begin together make its tables at the same time."""
+        left = _OPENINGS
+        while True:
+            try:
+                return self._optuna.create_study(
+                    storage=_storage(self._optuna, url),
+                    study_name=self.name,
+                    load_if_exists=True,
+                    directions=directions,
+                )
+            # Drivers have their own classes for what they found.
+            except Exception as error:
+                left -= 1
+                if not left or "already exists" not in str(error):
+                    raise
+                time.sleep(_PAUSE_S)
 
     def _begin(self) -> None:
         for name, value in (
@@ -201,6 +219,7 @@ class Study:
     def finish(self, number: int, outcome: Outcome) -> Any:
         """Stores the outcome of a trial that this process proposed; returns Optuna's form of it."""
         trial = self._asked.pop(number)
+        trial.set_user_attr(_PLACE, self._place)
         trial.set_user_attr(_OUTCOME, jsonable(outcome.to_dict()))
         for rule, value in outcome.excess.items():
             trial.set_constraint(rule, float(value))
@@ -258,6 +277,11 @@ class Study:
             if outcome is not None and trial.state.is_finished():
                 found[trial.number] = (Job(**trial.user_attrs[_JOB]), outcome)
         return found
+
+    def elsewhere(self, number: int) -> str | None:
+        """Returns where another worker keeps a candidate, `host:folder`; None if it is here."""
+        place = self._study.get_trials(deepcopy=False)[number].user_attrs.get(_PLACE)
+        return None if place in (None, self._place) else str(place)
 
     def _outcome(self, trial: Any) -> Outcome | None:
         told = trial.user_attrs.get(_OUTCOME)

@@ -1,6 +1,6 @@
 """Six rows of `edgecompress compare` on Fashion-MNIST: the table of docs/compare.md.
 
-    python benchmarks/compare_fashion.py --data fashion_mnist.npz --folder DIR
+    python benchmarks/compare_fashion.py --data fashion_mnist.npz --work DIR
         [--docs docs/compare.md]
 
 Trains a small convolutional network, writes it and the data into the folder in the form that
@@ -69,14 +69,14 @@ def main() -> None:
     """Makes the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="fashion_mnist.npz")
-    parser.add_argument("--folder", type=Path, required=True, help="model, data and results")
+    parser.add_argument("--work", type=Path, required=True, help="model, data and results")
     parser.add_argument("--docs", type=Path, help="page whose table is replaced")
     asked = parser.parse_args()
-    asked.folder.mkdir(parents=True, exist_ok=True)
-    prepare(asked.data, asked.folder)
-    plan = asked.folder / "compare_fashion.toml"
+    asked.work.mkdir(parents=True, exist_ok=True)
+    prepare(asked.data, asked.work)
+    plan = asked.work / "compare_fashion.toml"
     shutil.copyfile(Path(__file__).with_suffix(".toml"), plan)
-    out = asked.folder / "build"
+    out = asked.work / "build"
     code = edgecompress(["compare", str(plan), "--output", str(out)])
     if code == 0 and asked.docs is not None:
         table = (out / "compare.md").read_text("utf-8")

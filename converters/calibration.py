@@ -134,7 +134,8 @@ def _arrays(
     """Returns one array for each input, and the labels."""
     if isinstance(source, (str, Path)):
         source = _read(Path(source), argument)
-    if isinstance(source, tuple) and len(source) == 2 and not _is_array(source[1]):
+    pair = isinstance(source, tuple) and len(source) == 2
+    if pair and (not _is_array(source[1]) or isinstance(source[0], (list, Mapping))):
         arrays, labels = _arrays(source[0], inputs, argument)
         if labels is not None:
             raise ArgumentError(argument, "hold labels once", "labels in both parts of (x, y)")
@@ -146,7 +147,12 @@ def _arrays(
         if len(arrays) == len(inputs) + 1 and isinstance(source, tuple):
             return arrays[:-1], arrays[-1]
     else:
-        arrays = [np.asarray(source)]
+        try:
+            arrays = [np.asarray(source)]
+        except ValueError as error:
+            raise ArgumentError(
+                argument, "be arrays of samples of one shape", str(error)
+            ) from error
     if len(arrays) != len(inputs):
         raise ArgumentError(
             argument, f"hold one array for each of the model's {len(inputs)} inputs", len(arrays)

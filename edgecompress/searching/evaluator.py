@@ -18,6 +18,7 @@ import numpy as np
 from edgecompress.core.errors import (
     ArgumentError,
     EdgeCompressError,
+    UnsupportedModelError,
     UnsupportedOperatorError,
 )
 from edgecompress.core.files import jsonable, sha256, write_together
@@ -25,7 +26,14 @@ from edgecompress.core.suppress_output import suppress_output
 from edgecompress.searching.fitting import Fitting, Stopwatch
 from edgecompress.searching.knobs import Knob, Value
 from edgecompress.searching.results import FROM_SCRATCH, UNTOUCHED, Described, Job, Outcome
-from edgecompress.searching.screening import Costs, Targets, costs_of, refuse_unknown, thinnest
+from edgecompress.searching.screening import (
+    LIMITS,
+    Costs,
+    Targets,
+    costs_of,
+    refuse_unknown,
+    thinnest,
+)
 from edgecompress.searching.structures import Structure, removable_filters
 from edgecompress.searching.techniques import TECHNIQUES, Fit, Subject, Technique
 from edgecompress.searching.techniques.channels import Channels
@@ -39,6 +47,8 @@ _SAMPLE = 300
 QUICK_SAMPLES = 2000
 _RATE = 2e-3
 RESULT = "result.json"
+# Kind of labels -> what is measured of a file.
+_METRICS = {"classes": "accuracy", "binary": "binary_accuracy", "values": "mse"}
 
 
 class Evaluator:
@@ -97,6 +107,11 @@ class Evaluator:
         loss, notes = own_loss(loaded.model, loaded.path)
         outputs = first_outputs(loaded, self._data.train)
         self._task = find_task(loaded, self._data, outputs, loss)
+        if self._task.kind == "binary" and not self._task.has_classes_for_export:
+            raise UnsupportedModelError(
+                f"Model {loaded.name!r} has one output that is a logit, whose accuracy no engine "
+                "measures: give its last layer a sigmoid."
+            )
         self._notes = [*loaded.notes, *notes, f"Loss: {self._task.loss_text}."]
         self._notes += [f"Validation: {self._data.split}.", *self._data.notes]
         self._request = build_request(
@@ -104,6 +119,7 @@ class Evaluator:
             profiles,
             calibration=self._calibration(),
             evaluate=self._evaluation(None),
+            metric=[_METRICS[self._task.kind]],
             name=loaded.name,
             **export,
         )
@@ -160,7 +176,7 @@ class Evaluator:
         self._described = Described(
             knobs=tuple(knobs),
             left_out=left_out,
-            metric=self._task.metric.name,
+            metric=_METRICS[self._task.kind],
             higher_is_better=self._task.metric.higher_is_better,
             basis=self._basis(),
             rules=tuple(rule for rule in whole.values if rule != "flash"),
@@ -282,7 +298,8 @@ class Evaluator:
         structure = self._structure(values)
         screen = structure.screen
         channels = self._techniques.get("channels")
-        if job.start == FROM_SCRATCH or not isinstance(channels, Channels):
+        own = _own(values, "channels")
+        if job.start == FROM_SCRATCH or not own or not isinstance(channels, Channels):
             # Each layer thinner by the same share; as it is, if channels are not to go.
             even = np.ones(len(screen.groups.groups))
             model, costs = structure.confirmed(
@@ -298,7 +315,6 @@ class Evaluator:
                 1.0,
             )
             return (fresh_copy(model, self._seed) if job.start == FROM_SCRATCH else model), costs
-        own = _own(values, "channels")
         importance = channels.importance(own, structure)
         return structure.confirmed(
             lambda fill: channels.widths(own, structure, importance, fill),
@@ -431,15 +447,19 @@ class Evaluator:
             return build(request)
 
     def _calibration(self) -> Any:
-        at = np.arange(min(_CALIBRATION, len(self._data.train)))
-        return list(self._data.train.at(at).x)
+        from edgecompress.converters.calibration import spread
+
+        return [spread(array, _CALIBRATION) for array in self._data.train.x]
 
     def _evaluation(self, samples: int | None) -> Any:
+        from edgecompress.recipes.task import class_numbers
+
         data = self._data.validation
         at = np.arange(min(samples or len(data), len(data)))
         part = data.at(at)
-        x = part.x[0] if len(part.x) == 1 else list(part.x)
-        return x, (part.x[0] if part.y is None else part.y)
+        if self._task.is_classifier and self._task.kind == "classes":
+            return (*part.x, class_numbers(part.y))
+        return (*part.x, part.x[0] if part.y is None else part.y)
 
     def _store(
         self, place: Path, model: Any, made: Any, outcome: Outcome, watch: Stopwatch
@@ -507,6 +527,11 @@ def _outcome(key: str, job: Job, made: Any, model: Any, epochs: int) -> Outcome:
         if found.rule == "accuracy" and found.measured is not None
     ]
     excess = costs.excess()
+    for target in made.targets:
+        for found in target.checks:
+            # Agreement with the Keras model, or a rule of a plugin.
+            if found.verdict in ("fail", "uncertain") and found.rule not in (*LIMITS, "accuracy"):
+                excess[found.rule] = 1.0
     metric = keras_metric = None
     samples = 0
     if accuracies:

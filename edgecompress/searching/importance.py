@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,12 @@ from edgecompress.callbacks.channel_targets import ChannelTargets, find_targets
 from edgecompress.callbacks.hooks import UpdateHook
 from edgecompress.callbacks.observation import Observation
 from edgecompress.criteria.base import Criterion
+
+
+def _endless(batches: Sequence[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
+    """Gives the batches over and over; Keras takes generators, but no other iterators."""
+    while True:
+        yield from batches
 
 
 def _nothing() -> None:
@@ -65,7 +71,6 @@ def filter_scores(
         ArgumentError: no filter of the model can be removed.
     """
     import keras
-    import tensorflow as tf
 
     from edgecompress.core.model_copy import copy_model
     from edgecompress.core.suppress_output import no_warnings
@@ -75,14 +80,6 @@ def filter_scores(
     copied.compile(keras.optimizers.SGD(0.0), loss)
     observer = ObserveFilters(criterion)
 
-    def give() -> Any:
-        yield from batches
-
-    first = batches[0]
-    signature = tf.nest.map_structure(
-        lambda x: tf.TensorSpec((None, *x.shape[1:]), tf.as_dtype(x.dtype)), first
-    )
-    dataset = tf.data.Dataset.from_generator(give, output_signature=signature)
     with no_warnings():
-        copied.fit(dataset.repeat(), steps_per_epoch=len(batches), verbose=0, callbacks=[observer])
+        copied.fit(_endless(batches), steps_per_epoch=len(batches), verbose=0, callbacks=[observer])
     return observer

@@ -176,7 +176,7 @@ class Screen:
         for index, group in enumerate(self.groups.groups):
             kinds.setdefault(tuple(group.filters), []).append(index)
         self.members = list(kinds.values())
-        self.totals = np.array([len(members) for members in self.members])
+        self.totals = np.array([len(members) for members in self.members], int)
         self.screened = 0
         self.reason: str | None = None
         self._files: FileModel | None = None

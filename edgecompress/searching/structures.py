@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from edgecompress.callbacks.channel_targets import find_targets
+from edgecompress.core.errors import ArgumentError
 from edgecompress.core.keras_graph import named_layers
 from edgecompress.core.model_copy import copy_model
 from edgecompress.core.options import named
@@ -31,14 +32,14 @@ _TRIES, _LOWER = 6, 0.97
 
 
 def removable_filters(model: Any) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Returns the layers whose filters can be removed, with their number, and notes on others.
-
-    Raises:
-        ArgumentError: there is none.
-    """
+    """Returns the layers whose filters can be removed, with their number, and notes on others."""
     notes: list[str] = []
-    found = find_targets(model, None, named(CRITERIA, "magnitude", "criterion"), "The search",
-                         notes.append)  # fmt: skip
+    criterion = named(CRITERIA, "magnitude", "criterion")
+    try:
+        found = find_targets(model, None, criterion, "The search", notes.append)
+    except ArgumentError:
+        # None has any.
+        return {}, tuple(notes)
     return {target.path: target.filters for target in found.layers}, tuple(notes)
 
 

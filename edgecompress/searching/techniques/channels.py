@@ -10,7 +10,7 @@ import numpy as np
 
 from edgecompress.searching.descent import Widths, descend
 from edgecompress.searching.knobs import Knob
-from edgecompress.searching.techniques.base import TECHNIQUES, Technique, Values
+from edgecompress.searching.techniques.base import TECHNIQUES, Subject, Technique, Values
 
 if TYPE_CHECKING:
     from edgecompress.searching.structures import Structure
@@ -30,8 +30,18 @@ class Channels(Technique):
     say how much each limited cost counts.
     """
 
+    def __init__(self, subject: Subject) -> None:
+        """Looks for filters that can be removed."""
+        from edgecompress.searching.structures import removable_filters
+
+        super().__init__(subject)
+        if not removable_filters(subject.model)[0]:
+            self.reason = "no layer has filters that can be removed"
+
     def knobs(self) -> Sequence[Knob]:
         """Returns the criterion, the share of the limits to use, tilts, and weights of costs."""
+        if self.reason is not None:
+            return ()
         limits = self.subject.targets.limited
         fill = Knob("fill", 1.0, low=0.6, high=1.0)
         if not limits:

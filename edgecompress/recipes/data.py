@@ -124,7 +124,7 @@ class Feed:
             return
         try:
             for batch in stream.batches():
-                yield inputs_of(self._model, batch), self._labels(batch)
+                yield batch_of(self._model, batch), self._labels(batch)
         # Keras wraps it beyond recognition.
         except Exception as error:
             self._failure = error
@@ -136,6 +136,12 @@ def inputs_of(model: Any, samples: Samples) -> Any:
     import keras
 
     return keras.tree.pack_sequence_as(functional_of(model).input, list(samples.x))
+
+
+def batch_of(model: Any, samples: Samples) -> Any:
+    """Returns inputs as a generator gives them to Keras, which takes tuples there, not lists."""
+    found = inputs_of(model, samples)
+    return tuple(found) if isinstance(found, list) else found
 
 
 def load(

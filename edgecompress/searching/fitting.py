@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgecompress.core.errors import ConversionError
-from edgecompress.recipes.data import Data, Samples, inputs_of
+from edgecompress.recipes.data import Data, Samples, batch_of
 from edgecompress.recipes.task import Task
 from edgecompress.training.base import Outputs, TaughtLabels, TeacherLoss
 
@@ -46,7 +46,7 @@ class Fitting:
         found = []
         for start in range(0, min(count * size, total - size + 1), size):
             at = np.arange(start, start + size)
-            found.append((inputs_of(self._model, self._data.train.at(at)), self.labels[at]))
+            found.append((batch_of(self._model, self._data.train.at(at)), self.labels[at]))
         return found
 
     def fit(

@@ -401,3 +401,26 @@ class TestTraining:
         trainer = self._trainer(data, loaded, taught=False)
         with pytest.raises(ArgumentError, match="--data.*finite numbers"):
             trainer.fit(loaded.model, "stage", 1, [])
+
+
+def test_a_dataset_feeds_a_model_of_two_inputs() -> None:
+    import keras
+    import tensorflow as tf
+
+    from edgecompress.converters.loaders import wrap
+    from edgecompress.recipes.data import load as load_data
+
+    inputs = [keras.Input((3,)), keras.Input((2,))]
+    joined = keras.layers.Concatenate()(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(2)(joined))
+    random = np.random.default_rng(0)
+    a, b = (random.normal(size=(40, n)).astype("float32") for n in (3, 2))
+    y = random.integers(0, 2, 40)
+    batches = tf.data.Dataset.from_tensor_slices(((a, b), y)).batch(8)
+    data = load_data(batches, (a, b, y), wrap(model), 0.1, 0)
+    feed = data.feed(model, 8, lambda samples: samples.y.astype("float32"))
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    before = model.get_weights()[0].copy()
+    with feed.errors():
+        model.fit(**feed.arguments(), verbose=0)
+    assert (model.get_weights()[0] != before).any()

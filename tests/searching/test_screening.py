@@ -8,25 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgecompress.core.keras_graph import named_layers
 from edgecompress.searching.file_model import FileModel, NoFileModel
 from edgecompress.searching.screening import Screen, Targets, refuse_unknown
-from edgecompress.surgery.groups import filter_axis
+from edgecompress.searching.structures import removable_filters
 from edgecompress.targets.profile import Budgets, load_target
 
 from .conftest import make_model
 
 pytestmark = pytest.mark.slow
-
-
-def _filters(model: Any) -> dict[str, int]:
-    found = {}
-    for path, layer in named_layers(model):
-        where = filter_axis(layer)
-        if where is not None:
-            found[path] = getattr(layer, where.attribute).shape[where.axis]
-    del found[list(found)[-1]]
-    return found
 
 
 def _branches() -> Any:
@@ -45,7 +34,7 @@ def _branches() -> Any:
 def screen(request: pytest.FixtureRequest) -> Screen:
     model = make_model() if request.param == "residual" else _branches()
     board = load_target("nucleo-l4r5zi")
-    return Screen(model, _filters(model), Targets((board,), Budgets(max_ram=9000)))
+    return Screen(model, removable_filters(model)[0], Targets((board,), Budgets(max_ram=9000)))
 
 
 def test_costs_are_those_of_the_converted_file(screen: Screen) -> None:

@@ -193,3 +193,26 @@ def test_branches_of_a_residual_net_are_found_and_silenced(trained: Any) -> None
     x = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype("float32")
     wanted = silenced(trained, branches[:1]).predict(x, verbose=0)
     np.testing.assert_allclose(small.predict(x, verbose=0), wanted, atol=1e-5)
+
+
+def test_models_with_several_inputs_are_searched(tmp_path: Path) -> None:
+    import keras
+    import numpy as np
+
+    keras.utils.set_random_seed(0)
+    random = np.random.default_rng(0)
+    x = random.normal(size=(96, 6, 6, 1)).astype("float32")
+    z = random.normal(size=(96, 4)).astype("float32")
+    y = (x.mean((1, 2, 3)) + z[:, 0] > 0).astype("int64")
+    image, numbers = keras.Input((6, 6, 1)), keras.Input((4,))
+    layers = keras.layers
+    maps = layers.GlobalAveragePooling2D()(layers.Conv2D(8, 3, activation="relu")(image))
+    both = layers.Concatenate()([maps, layers.Dense(8, activation="relu")(numbers)])
+    model = keras.Model([image, numbers], layers.Dense(2)(both), name="two")
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    result = ec.search(
+        model, ([x, z], y), ["nucleo-l4r5zi"], trials=2, epochs=1, minutes=None,
+        max_file_size="6KiB", techniques=("channels",), output=tmp_path,
+    )  # fmt: skip
+    assert [point.outcome.made for point in result.points] == [True, True]
+    assert result.described.exact

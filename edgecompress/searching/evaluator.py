@@ -457,9 +457,8 @@ class Evaluator:
         data = self._data.validation
         at = np.arange(min(samples or len(data), len(data)))
         part = data.at(at)
-        if self._task.is_classifier and self._task.kind == "classes":
-            return (*part.x, class_numbers(part.y))
-        return (*part.x, part.x[0] if part.y is None else part.y)
+        labels = part.x[0] if part.y is None else part.y
+        return (*part.x, class_numbers(labels) if self._task.kind == "classes" else labels)
 
     def _store(
         self, place: Path, model: Any, made: Any, outcome: Outcome, watch: Stopwatch

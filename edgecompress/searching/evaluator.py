@@ -37,9 +37,10 @@ from edgecompress.searching.screening import (
 from edgecompress.searching.structures import Structure, removable_filters
 from edgecompress.searching.techniques import TECHNIQUES, Fit, Subject, Technique
 from edgecompress.searching.techniques.channels import Channels
+from edgecompress.training.base import TeacherLoss
 
 # Batches by which criteria score filters.
-_BATCHES = 100
+_BATCHES = 50
 _CALIBRATION = 500
 # Random widths by which the space is described.
 _SAMPLE = 300
@@ -315,12 +316,44 @@ class Evaluator:
                 1.0,
             )
             return (fresh_copy(model, self._seed) if job.start == FROM_SCRATCH else model), costs
+        structure = self._shrunk(structure, channels, values)
         importance = channels.importance(own, structure)
         return structure.confirmed(
             lambda fill: channels.widths(own, structure, importance, fill),
             importance,
             channels.fill(own),
         )
+
+    def _shrunk(
+        self, structure: Structure, channels: Channels, values: Mapping[str, Value]
+    ) -> Structure:
+        """Returns what is left after all rounds but the last, each with a moment of training."""
+        own = _own(values, "channels")
+        rounds, fill = channels.rounds(own), channels.fill(own)
+        if not structure.screen.exact:
+            return structure
+        rate, teacher = self._teaching(values)
+        for number in range(rounds - 1):
+            importance = channels.importance(own, structure)
+            way = (number + 1) / rounds
+            widths = channels.widths(own, structure, importance, fill, way)
+            model = structure.narrowed(structure.screen.chosen(widths, importance))
+            self._fitting.recover(model, rate, teacher, number, self._seed)
+            left = structure.of(model)
+            if left is None:
+                break
+            structure = left
+        return structure
+
+    def _teaching(self, values: Mapping[str, Value]) -> tuple[float, TeacherLoss | None]:
+        """Returns the learning rate, and what compares with the untouched model."""
+        rate, teacher = _RATE, None
+        for name, technique in self._techniques.items():
+            own = _own(values, name)
+            if own:
+                rate = technique.rate(own) or rate
+                teacher = technique.teacher(own) or teacher
+        return rate, teacher
 
     def _structure(self, values: Mapping[str, Value]) -> Structure:
         """Returns the model after the techniques that change its structure; found once each."""
@@ -368,14 +401,12 @@ class Evaluator:
     ) -> None:
         epochs = job.epochs - done
         fit = Fit(epochs, self._fitting.steps, job.last)
-        rate, teacher = _RATE, None
+        rate, teacher = self._teaching(values)
         callbacks: list[Any] = []
         for name, technique in self._techniques.items():
             own = _own(values, name)
             if not own:
                 continue
-            rate = technique.rate(own) or rate
-            teacher = technique.teacher(own) or teacher
             callbacks += technique.callbacks(own, fit)
         self._progress(f"Training a candidate for {epochs} epochs")
         self._fitting.fit(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,8 @@ from edgecompress.training.base import Outputs, TaughtLabels, TeacherLoss
 BATCH = 128
 # Steps that the train function runs at a time: tiny models wait for Python otherwise.
 _STEPS_AT_ONCE = 8
+# A moment of training: a quarter of an epoch, but at least so many updates.
+_PARTS, _FEWEST_UPDATES = 4, 100
 
 
 class Fitting:
@@ -58,6 +61,7 @@ class Fitting:
         callbacks: Sequence[Any],
         tell: Callable[[int, float], None],
         seed: int,
+        part: np.ndarray | None = None,
     ) -> None:
         """Trains a model in place.
 
@@ -69,6 +73,7 @@ class Fitting:
             callbacks: Compression callbacks.
             tell: Called with (epochs done, loss).
             seed: Of the order of samples and of dropout.
+            part: Positions of the samples to train on; None for all. Only for arrays.
 
         Raises:
             ConversionError: the loss is no longer finite.
@@ -85,9 +90,13 @@ class Fitting:
         elif teacher is not None:
             labels, loss = self._packed(teacher)
         keras.utils.set_random_seed(seed)
-        decay = keras.optimizers.schedules.CosineDecay(rate, self.steps * epochs)
+        data = self._data
+        if part is not None:
+            data, labels = dataclasses.replace(data, train=data.train.at(part)), labels[part]
+        steps = data.steps(self.batch_size)
+        decay = keras.optimizers.schedules.CosineDecay(rate, steps * epochs)
         model.compile(
-            keras.optimizers.Adam(decay), loss, steps_per_execution=min(_STEPS_AT_ONCE, self.steps)
+            keras.optimizers.Adam(decay), loss, steps_per_execution=min(_STEPS_AT_ONCE, steps)
         )
 
         class Told(keras.callbacks.Callback):
@@ -99,9 +108,27 @@ class Fitting:
                     raise ConversionError(f"Training diverged: the loss is {value}.")
                 tell(epoch + 1, value)
 
-        feed = self._data.feed(model, self.batch_size, self._labels_of, labels)
+        feed = data.feed(model, self.batch_size, self._labels_of, labels)
         with no_warnings(), feed.errors():
             model.fit(**feed.arguments(), epochs=epochs, verbose=0, callbacks=[*taught, Told()])
+
+    def recover(
+        self, model: Any, rate: float, teacher: TeacherLoss | None, number: int, seed: int
+    ) -> None:
+        """Trains a model for a moment, on a part of the samples that its number chooses.
+
+        Args:
+            model: A Keras model.
+            rate: Learning rate to begin with.
+            teacher: As in `fit`.
+            number: Of the round, from 0.
+            seed: Of the choice.
+        """
+        epochs, part = max(1, -(-_FEWEST_UPDATES // self.steps)), None
+        if self._data.stream is None and self.steps >= _PARTS * _FEWEST_UPDATES:
+            order = np.random.default_rng(seed).permutation(len(self._data.train))
+            part = np.sort(order[number % _PARTS :: _PARTS])
+        self.fit(model, epochs, rate, teacher, (), lambda epoch, loss: None, seed + number, part)
 
     def loss_of(self, model: Any, samples: int = 1000) -> float:
         """Returns a model's mean loss on the first training samples."""

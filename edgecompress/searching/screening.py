@@ -6,6 +6,7 @@ rules judge its files. Where there is no file model, every candidate is converte
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -175,6 +176,7 @@ class Screen:
         kinds: dict[tuple[str, ...], list[int]] = {}
         for index, group in enumerate(self.groups.groups):
             kinds.setdefault(tuple(group.filters), []).append(index)
+        self._kinds = tuple(kinds)
         self.members = list(kinds.values())
         self.totals = np.array([len(members) for members in self.members], int)
         self.screened = 0
@@ -209,6 +211,27 @@ class Screen:
                     )
         except NoFileModel as error:
             self._files, self.reason = None, str(error)
+
+    def narrowed(self, model: Any, layers: Mapping[str, int]) -> Screen | None:
+        """Returns the same for what is left of the model, without learning anew what it costs.
+
+        Args:
+            model: The model without some of its channels.
+            layers: Layers whose filters may be removed: path -> number of filters.
+
+        Returns:
+            None if its width classes are no longer the same.
+        """
+        found = copy.copy(self)
+        found.model, found.groups = model, ChannelGroups(model, layers)
+        kinds: dict[tuple[str, ...], list[int]] = {kind: [] for kind in self._kinds}
+        for index, group in enumerate(found.groups.groups):
+            kinds.setdefault(tuple(group.filters), []).append(index)
+        if tuple(kinds) != self._kinds or not all(kinds.values()):
+            return None
+        found.members = list(kinds.values())
+        found.totals = np.array([len(members) for members in found.members], int)
+        return found
 
     def costs(self, widths: np.ndarray) -> Costs:
         """Returns what the model takes at these widths, (width classes,)."""

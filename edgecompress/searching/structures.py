@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -70,11 +71,32 @@ class Structure:
         layers, self.notes = removable_filters(model)
         self.screen = Screen(model, layers, targets, precision)
         self.whole = self.screen.costs(self.screen.totals)
-        places = {path: place for place, (path, _) in enumerate(named_layers(model))}
+        self._place_groups()
+
+    def _place_groups(self) -> None:
+        places = {path: place for place, (path, _) in enumerate(named_layers(self.model))}
         depth = max(1, len(places) - 1)
         self._position = np.array(
             [min(places[path] for path in g.filters) / depth for g in self.screen.groups.groups]
         )
+
+    def of(self, model: Any) -> Structure | None:
+        """Returns the same for what is left of its model; importance and parts are found anew.
+
+        Args:
+            model: The model without some of its channels.
+
+        Returns:
+            None if its width classes are no longer the same.
+        """
+        screen = self.screen.narrowed(model, removable_filters(model)[0])
+        if screen is None:
+            return None
+        found = copy.copy(self)
+        found.model, found.screen = model, screen
+        found._scores, found._savings = {}, None
+        found._place_groups()
+        return found
 
     def importance(self, criterion: str) -> tuple[np.ndarray, np.ndarray]:
         """Returns the importance of each channel group, and its place in the model, 0 to 1.
@@ -101,17 +123,24 @@ class Structure:
             self._savings = found
         return self._savings
 
-    def excess(self, costs: Costs, fill: float) -> dict[str, float]:
+    def excess(self, costs: Costs, fill: float, way: float = 1.0) -> dict[str, float]:
         """Returns how far costs are above a share of the limits, or without any, of the model's.
 
         Args:
             costs: Of a candidate.
             fill: The share.
+            way: Part of the way there, in ratios: whole^(1 - way) * goal^way.
         """
-        if self._targets.limited:
-            return costs.excess(fill)
-        goals = {rule: value for rule, value in self.whole.values.items() if rule != "flash"}
-        return Costs(costs.values, goals, unsupported=costs.unsupported).excess(fill)
+        goals = dict(costs.limits)
+        if not self._targets.limited:
+            goals = {rule: value for rule, value in self.whole.values.items() if rule != "flash"}
+        for rule, goal in goals.items():
+            whole = self.whole.values.get(rule, goal)
+            if whole > goal * fill:
+                goals[rule] = whole ** (1 - way) * (goal * fill) ** way
+            else:
+                goals[rule] = goal * fill
+        return Costs(costs.values, goals, unsupported=costs.unsupported).excess()
 
     def narrowed(self, chosen: Sequence[int]) -> Any:
         """Returns a plain model without channel groups; their constants move into biases."""

@@ -107,3 +107,31 @@ def test_limits_that_nobody_can_judge_are_refused() -> None:
         refuse_unknown(costs, phone.budgets)
     free = Targets(phone.profiles, Budgets())
     refuse_unknown(free.judge(free.file(model)), free.budgets)
+
+
+def test_what_is_left_between_rounds_costs_what_its_file_takes() -> None:
+    import keras
+
+    from edgecompress.searching.structures import Structure
+
+    from .conftest import make_data
+
+    targets = Targets((load_target("nucleo-l4r5zi"),), Budgets(max_ram=4600), multiple=4)
+    x, y = make_data(samples=32)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    whole = Structure(make_model(), targets, loss, [(x, y[:, None])])
+    importance, _ = whole.importance("magnitude")
+    widths = np.maximum(4, whole.screen.totals - 4)
+    left = whole.of(whole.narrowed(whole.screen.chosen(widths, importance)))
+    assert left is not None
+    assert left.screen.totals.tolist() == widths.tolist()
+    real = targets.judge(targets.file(left.model))
+    assert left.screen.costs(left.screen.totals).values["arena"] == real.values["arena"]
+    # Halfway, in ratios, lies between the whole and the limits.
+    goal = (whole.whole.values["arena"] * 4600) ** 0.5
+    costs = whole.screen.costs(widths)
+    assert whole.excess(costs, 1.0, 0.5)["arena"] == pytest.approx(
+        costs.values["arena"] / goal - 1, abs=1e-6
+    )
+    # A model of other layers has other classes.
+    assert whole.of(_branches()) is None

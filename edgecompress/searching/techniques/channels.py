@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # Criteria that score filters from weights and a few hundred batches.
 CRITERIA = ("taylor", "magnitude", "geometric-median")
+# In rounds, the rest recovers and importance adapts; at once is quicker.
+_ROUNDS = (4, 1)
 # Without a limit, the smallest share of the model's own costs.
 _LEAST = 0.1
 
@@ -25,9 +27,9 @@ _LEAST = 0.1
 class Channels(Technique):
     """Removes channels, ranked over all layers by importance for what they save.
 
-    As in `ChannelPruning`, but at once and before training: a candidate then trains as fast as it
-    is small. Tilts make the first and the last third of the layers more important, or less; weights
-    say how much each limited cost counts.
+    As in `ChannelPruning`, but before the candidate's own training, which is then as fast as it is
+    small: at once, or in rounds with a short training between them. Tilts make the first and the
+    last third of the layers more important, or less; weights say how much each limited cost counts.
     """
 
     def __init__(self, subject: Subject) -> None:
@@ -53,7 +55,8 @@ class Channels(Technique):
             Knob(f"weight_{rule}", 0.0, low=-2.0, high=2.0)
             for rule in (limits if len(limits) > 1 else ())
         ]
-        found = [Knob("criterion", CRITERIA[0], CRITERIA), fill, *tilts, *weights]
+        rounds = Knob("rounds", _ROUNDS[0], _ROUNDS)
+        found = [Knob("criterion", CRITERIA[0], CRITERIA), fill, rounds, *tilts, *weights]
         return (*found, Knob("multiple", steps[0], steps)) if len(steps) > 1 else found
 
     def fill(self, values: Values) -> float:
@@ -70,10 +73,27 @@ class Channels(Technique):
         )
         return np.asarray(importance * np.exp(tilt))
 
+    def rounds(self, values: Values) -> int:
+        """Returns in how many rounds channels go, with training in between."""
+        return int(values["rounds"])
+
     def widths(
-        self, values: Values, structure: Structure, importance: np.ndarray, fill: float
+        self,
+        values: Values,
+        structure: Structure,
+        importance: np.ndarray,
+        fill: float,
+        way: float = 1.0,
     ) -> np.ndarray:
-        """Returns the widths that are kept within a share of the limits; see `descend`."""
+        """Returns the widths that are kept within a share of the limits; see `descend`.
+
+        Args:
+            values: Of its knobs.
+            structure: What channels can be taken from.
+            importance: Of each channel group.
+            fill: The share.
+            way: Part of the way there.
+        """
         screen = structure.screen
         parts = sum(structure.savings().values(), np.zeros(len(importance)))
         classes = Widths(
@@ -86,4 +106,6 @@ class Channels(Technique):
             for name, value in values.items()
             if name.startswith("weight_")
         }
-        return descend(classes, lambda kept: structure.excess(screen.costs(kept), fill), weights)
+        return descend(
+            classes, lambda kept: structure.excess(screen.costs(kept), fill, way), weights
+        )

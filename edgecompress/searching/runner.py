@@ -23,7 +23,7 @@ from edgecompress.searching.outcome import SearchResult, result_of
 from edgecompress.searching.results import FROM_PARENT, Described, Job, Outcome
 from edgecompress.searching.samplers import SAMPLERS
 from edgecompress.searching.schedule import CLOSING
-from edgecompress.searching.study import Study, import_optuna
+from edgecompress.searching.study import Study, import_optuna, without_password
 from edgecompress.searching.techniques import TECHNIQUES
 from edgecompress.searching.workers import ConfinedWorker, LocalWorker, Worker
 
@@ -249,7 +249,8 @@ def search(
     ) as workers:  # fmt: skip
         described = workers[0].describe()
         kept = Study(storage, folder, study, described, sampler, seed, epochs)
-        command = tuple(argv) or tuple(sys.argv)
+        # It is printed on pages that are passed on.
+        command = tuple(without_password(word) for word in argv or sys.argv)
         if apply is not None and destination is not None:
             exported = workers[0].export(kept.job(apply), destination, command)
             return result_of(described, kept, command, exported, applied=apply)

@@ -109,7 +109,7 @@ class Study:
             reason = " ".join(str(error).split())[:200]
             raise ArgumentError(
                 "--storage", "be the URL of an Optuna storage that can be reached",
-                _without_password(url), f"{type(error).__name__}: {reason}",
+                without_password(url), f"{type(error).__name__}: {reason}",
             ) from error  # fmt: skip
         basis = attributes.get("basis")
         if basis is not None and basis != described.basis:
@@ -350,11 +350,11 @@ def _lives(process: str) -> bool:
     return True
 
 
-def _without_password(url: str) -> str:
+def without_password(url: str) -> str:
     """Returns a URL that may be printed.
 
     Example:
-        >>> _without_password("postgresql://me:secret@host/x")
+        >>> without_password("postgresql://me:secret@host/x")
         'postgresql://me:***@host/x'
     """
     import re

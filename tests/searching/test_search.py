@@ -172,6 +172,19 @@ def test_what_is_wrong_is_one_line(trained: Any, asked: dict[str, Any], tmp_path
         assert "\n" not in str(raised.value)
 
 
+def test_passwords_of_storages_are_on_no_page(
+    trained: Any, asked: dict[str, Any], tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path / 'kept.db'}?x=postgresql://me:secret@host/x"
+    told = ["edgecompress", "search", "--storage", "postgresql://me:secret@host/x"]
+    result = ec.search(trained, **asked, trials=1, output=tmp_path, argv=told)
+    assert "secret" not in result.to_json()
+    assert "postgresql://me:***@host/x" in (tmp_path / "search.html").read_text()
+    with pytest.raises(ArgumentError) as raised:
+        ec.search(trained, **asked, trials=1, output=tmp_path, storage=url.replace("sqlite", "odd"))
+    assert "secret" not in str(raised.value)
+
+
 def test_a_study_about_something_else_is_not_continued(
     found: Found, trained: Any, asked: dict[str, Any]
 ) -> None:

@@ -330,7 +330,9 @@ class Evaluator:
         """Returns what is left after all rounds but the last, each with a moment of training."""
         own = _own(values, "channels")
         rounds, fill = channels.rounds(own), channels.fill(own)
-        if not structure.screen.exact:
+        least = channels.least(own, structure)
+        if not structure.screen.exact or not structure.screen.costs(least).fits(fill):
+            # Nothing that is left will fit, whatever it learns in between.
             return structure
         rate, teacher = self._teaching(values)
         for number in range(rounds - 1):

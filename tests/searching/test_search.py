@@ -140,7 +140,12 @@ def test_any_candidate_can_be_exported(
 def test_limits_out_of_reach_are_a_verdict_not_a_pass(
     trained: Any, asked: dict[str, Any], tmp_path: Path
 ) -> None:
-    result = ec.search(trained, **{**asked, "max_ram": 2000}, trials=3, output=tmp_path / "none")
+    result = ec.search(
+        trained,
+        **{**asked, "max_ram": 2000, "techniques": ("channels",)},
+        trials=3,
+        output=tmp_path / "none",
+    )
     assert result.best is None
     assert result.exit_code == 3
     parents = [p.outcome for p in result.points if p.job.start == "parent"]
@@ -152,7 +157,8 @@ def test_limits_out_of_reach_are_a_verdict_not_a_pass(
 def test_an_accuracy_out_of_reach_ends_with_4(
     trained: Any, asked: dict[str, Any], tmp_path: Path
 ) -> None:
-    result = ec.search(trained, **asked, min_accuracy=1.0, trials=2, output=tmp_path / "none")
+    free = {**asked, "max_ram": None, "max_file_size": None, "techniques": ("training",)}
+    result = ec.search(trained, **free, min_accuracy=1.0, trials=2, output=tmp_path / "none")
     assert (result.best, result.exit_code) == (None, 4)
 
 

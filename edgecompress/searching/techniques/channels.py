@@ -77,6 +77,13 @@ class Channels(Technique):
         """Returns in how many rounds channels go, with training in between."""
         return int(values["rounds"])
 
+    def least(self, values: Values, structure: Structure) -> np.ndarray:
+        """Returns the smallest widths that may be kept."""
+        return np.minimum(structure.screen.totals, self._step(values))
+
+    def _step(self, values: Values) -> int:
+        return int(values.get("multiple", self.subject.targets.multiple))
+
     def widths(
         self,
         values: Values,
@@ -99,7 +106,7 @@ class Channels(Technique):
         classes = Widths(
             [np.sort(importance[members]) for members in screen.members],
             np.array([float(parts[members].mean()) for members in screen.members]),
-            int(values.get("multiple", self.subject.targets.multiple)),
+            self._step(values),
         )
         weights = {
             name.removeprefix("weight_"): math.exp(float(value))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -38,7 +39,10 @@ def _own(registry: Mapping[str, object]) -> set[str]:
     """Returns the names that this package registers; tests and plugins register more."""
     found = set()
     for name, entry in registry.items():
-        home = getattr(entry, "__module__", "")
+        home, own = getattr(entry, "__module__", ""), getattr(entry, "__name__", None)
+        # Examples in docstrings register classes that no module has.
+        if own is not None and not hasattr(sys.modules.get(home), own):
+            continue
         if not home or home.startswith("edgecompress"):
             found.add(name)
     return found

@@ -22,7 +22,7 @@ _COMMANDS = {
     "bench": "Measure an export on a phone or on this computer; the exit code is the verdict.",
     "compress": "Shrink a trained Keras model; writes the file to ship and the paper's tables.",
     "compare": "Compare techniques on one model and data set, as one TOML file says; a table.",
-    "search": "Search the best file that fits a device; training is needed, the answer is a file.",
+    "search": "Search for the best file that fits a device; the exit code is the verdict on it.",
     "inspect": "Print a model's layers (shape, parameters, zeros, bits, MACs, bytes) and totals.",
     "targets": "List the targets, or show one: core, clock, memory, kernels, sources.",
     "android": "Build the demo app for phones, and install it.",

@@ -26,7 +26,7 @@ class Cell:
         where: What measured or ran it: `keras` or an engine; "" for what the file alone says.
         low: Lower end of the band of a prediction.
         high: Upper end of it.
-        reason: Why there is no number.
+        reason: Why the number is missing.
     """
 
     value: int | float | None

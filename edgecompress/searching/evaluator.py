@@ -2,7 +2,7 @@
 
 cut (no training) -> convert (exact costs) -> train -> export -> run in the target's engine
 
-It knows nothing of the study: it may run in this process or in a confined one.
+It is independent of the study, and runs in this process or in a confined one.
 """
 
 from __future__ import annotations

@@ -239,7 +239,7 @@ def test_any_budget_of_a_file_is_met_or_the_error_says_by_how_much_not(
     share: float,
     seed: int,
 ) -> None:
-    """As `exported` measures what is left, which knows nothing of budgets."""
+    """The budget holds for the exported file, measured independently of the search."""
     model, target = compiled(net, seed), "nucleo-l4r5zi"
     rng = np.random.default_rng(seed)
     for weight in model.trainable_weights:

@@ -27,6 +27,7 @@ from edgecompress.converters.filter_precisions import (
     one_scale_each,
     trained_scales,
 )
+from edgecompress.converters.fitting_biases import fit_biases
 from edgecompress.converters.float32 import Float32Result
 from edgecompress.converters.float_inputs import float_inputs, put_before, without
 from edgecompress.converters.formats import FormatRequest, FormatResult, make_int8, register
@@ -200,6 +201,9 @@ def convert(
     put_before(editor, whole, kept)
     editor.strip(keep_names="computed")
     artifact = Artifact(precision.name, editor.pack(), source.artifact.source, record)
+    fitting = fit_biases(artifact.flat, flat)
+    if fitting is not None:
+        artifact = Artifact(precision.name, fitting, source.artifact.source, record)
     notes += _float_left(
         artifact.flat, allow_float, precision, [part.name for part in kept], chosen.floating
     )

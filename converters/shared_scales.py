@@ -132,7 +132,7 @@ def _codes_and_scales(
     shape[axis] = -1
     weights = codes(kernel, axes) * signs.reshape(shape)
     largest = np.abs(rows).max(1 if axes else None) / np.float32(127)
-    # An all-zero channel keeps its scale, with which its bias fits 32 bits.
+    # An all-zero channel keeps its scale; `fitting_biases` sees to its bias.
     scales = np.where(factors != 0, np.abs(factors) * largest, present).astype(np.float32)
     return weights.astype(np.int8), scales, signs
 

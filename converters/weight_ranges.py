@@ -129,7 +129,7 @@ class _Writer:
             if factors is None:
                 raise ConversionError("A folded kernel is not a multiple of its layer's kernel.")
             codes = codes * np.sign(factors).reshape(shape)
-            # An all-zero channel keeps its scale, with which its bias fits 32 bits.
+            # An all-zero channel keeps its scale; `fitting_biases` sees to its bias.
             scales = np.where(factors != 0, np.abs(factors) * scales, present.scales)
         codes, scales = codes.astype(np.int8), scales.astype(np.float32)
         self._editor.replace(index, codes if bits == 8 else pack_codes(codes, bits))

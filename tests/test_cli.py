@@ -328,6 +328,17 @@ def test_a_full_disk_is_no_defect(
     run(_CHECK).is_error(1, "No space left on device")
 
 
+@pytest.mark.parametrize("raised", [SystemExit(0), BrokenPipeError(32, "Broken pipe")])
+def test_code_that_ends_a_command_is_no_pass(
+    run: Callable[[str], Ended], monkeypatch: pytest.MonkeyPatch, raised: BaseException
+) -> None:
+    def ends(*args: Any, **kwargs: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr("edgecompress.pipeline.check", ends)
+    run(_CHECK).is_error(1, f"ended it ({type(raised).__name__}")
+
+
 # --- exit codes and JSON ------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from edgecompress.core.errors import ProcessError
 from edgecompress.core.options import Kind, Many, Option, options_of
 
 # Heading of a --help section -> the dataclasses whose options it lists.
@@ -130,7 +131,15 @@ class Command(click.Command):
             if name not in owned or value is not None
         }
         ctx.params = values
-        return super().invoke(ctx)
+        try:
+            return super().invoke(ctx)
+        # The program takes both for a reader that closed standard output early, which a command
+        # deals with itself: what reaches this place would end without a verdict, but with code 0.
+        except (BrokenPipeError, SystemExit) as error:
+            raise ProcessError(
+                f"Code that the command runs ended it ({type(error).__name__}: {error}): a plugin, "
+                "a logger or a library."
+            ) from error
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the arguments, then each group of options under its heading."""

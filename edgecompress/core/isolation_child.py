@@ -70,8 +70,8 @@ def _import(modules: list[tuple[str, str]], here: str) -> None:
         for argument, name in modules:
             try:
                 importlib.import_module(name)
-            # A module may raise anything while it is imported.
-            except Exception as error:
+            # A module may raise anything while it is imported, and end the program.
+            except (Exception, SystemExit) as error:
                 raise ArgumentError(
                     argument, "be a module that can be imported", name,
                     f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",

@@ -58,8 +58,8 @@ def _load_all() -> None:
             continue
         try:
             importlib.import_module(point.module)
-        # An external module may raise anything.
-        except Exception as error:
+        # An external module may raise anything, and end the program.
+        except (Exception, SystemExit) as error:
             package = point.dist.name if point.dist is not None else "a package"
             raise PluginError(
                 f"The plugin {point.name} of {package} cannot be used: {type(error).__name__}: "

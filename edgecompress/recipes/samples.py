@@ -154,8 +154,8 @@ def _told(epoch: Callable[[], Iterator[Any]], argument: str) -> Iterator[Any]:
         yield from epoch()
     except EdgeCompressError:
         raise
-    # It is the user's code, or a framework's, and may fail in any way.
-    except Exception as error:
+    # It is the user's code, or a framework's, and may fail in any way, and end the program.
+    except (Exception, SystemExit) as error:
         raise ArgumentError(
             argument, "yield batches until it ends", f"{type(error).__name__}: {one_line(error)}"
         ) from error

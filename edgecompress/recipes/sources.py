@@ -301,8 +301,8 @@ def call_function(name: str, ask: Ask) -> Any:
         return function()
     except ArgumentError:
         raise
-    # It is the user's code and may raise anything.
-    except Exception as error:
+    # It is the user's code and may raise anything, and end the program.
+    except (Exception, SystemExit) as error:
         raise ArgumentError(
             ask.argument, "name a function that can be called without arguments", name,
             f"{type(error).__name__}: {one_line(error)}",

@@ -193,6 +193,9 @@ def test_modules_of_the_current_folder_are_imported_on_demand_only(attacks: Path
         isolation.call("attacks:leave", {})
     with pytest.raises(ArgumentError, match="--import.*'nowhere'"):
         isolation.call("attacks:leave", {}, modules=["nowhere"])
+    (attacks / "leaving.py").write_text("raise SystemExit(0)")
+    with pytest.raises(ArgumentError, match="--import.*'leaving'.*SystemExit: 0"):
+        isolation.call("attacks:leave", {}, modules=["leaving"])
 
 
 @pytest.mark.parametrize(

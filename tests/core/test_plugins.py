@@ -58,6 +58,7 @@ def test_a_plugin_is_loaded_when_a_registry_is_read(tmp_path: Path) -> None:
     [
         ("raise RuntimeError('boom')", "RuntimeError: boom"),
         ("import no_such_module_xyz", "No module named 'no_such_module_xyz'"),
+        ("raise SystemExit(0)", "SystemExit: 0"),
         (
             "from edgecompress.schedules.base import SCHEDULES\n"
             "import edgecompress.schedules.constant\n"

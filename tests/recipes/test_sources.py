@@ -251,6 +251,8 @@ class TestFunctions:
 
         with pytest.raises(ArgumentError, match="--data.*KeyError: 'images'"):
             _load(user(fails))
+        with pytest.raises(ArgumentError, match="--data.*SystemExit: 0"):
+            _load(user(lambda: sys.exit(0)))
         with pytest.raises(ArgumentError, match="--data.*no function 'other'"):
             _load(user(fails).replace("make", "other"))
         with pytest.raises(ArgumentError, match="--validation.*No module named 'no_such'"):

@@ -238,33 +238,46 @@ def to_flatbuffer(model: LoadedModel | Trace, verbose: bool = False) -> bytes:
     Raises:
         ConversionError: an operator has no built-in form.
     """
-    import tensorflow as tf
-
     trace, concrete = traced(model), None
     loaded = trace.loaded
     try:
         with suppress_output(verbose):
             concrete = trace.concrete
-            converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], None)
-            # By way of a SavedModel, a Keras 3 model converts without an error, but to a file whose
-            # variables have no values. This way the converter freezes them, once.
-            converter.experimental_lower_to_saved_model = False
-            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-            converter.allow_custom_ops = marked = has_marks(concrete)
-            # It would be unpacked and packed once more for metadata that are removed here.
-            converter.exclude_conversion_metadata = True
-            # Nor are its buffers copied into the flatbuffer, to be searched for equal ones.
-            converter._experimental_use_buffer_offset = True
-            with lean_freezing():
-                data = bytes(converter.convert())
-            del converter
-            give_back()
+            marked = has_marks(concrete)
+            data = _converted(concrete, marked) or _converted(concrete, marked, whole=True)
             return replace_marks(data) if marked else data
     # The converter raises its own error type and, for models it cannot trace, any other.
     except Exception as error:
         raise ConversionError(
             f"Model {loaded.name!r} could not be converted: {_reason(error, concrete, loaded)}"
         ) from error
+
+
+def _converted(concrete: Any, marked: bool, whole: bool = False) -> bytes:
+    """Returns the file of a function; empty if a kernel that was left out is not in it.
+
+    Args:
+        concrete: The function.
+        marked: Whether it has markers of fused LSTMs.
+        whole: Leave no kernel out (`lean_freezing`). Defaults to False.
+    """
+    import tensorflow as tf
+
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], None)
+    # By way of a SavedModel, a Keras 3 model converts without an error, but to a file whose
+    # variables have no values. This way the converter freezes them, once.
+    converter.experimental_lower_to_saved_model = False
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+    converter.allow_custom_ops = marked
+    # It would be unpacked and packed once more for metadata that are removed here.
+    converter.exclude_conversion_metadata = True
+    # Nor are its buffers copied into the flatbuffer, to be searched for equal ones.
+    converter._experimental_use_buffer_offset = True
+    with lean_freezing(whole) as frozen:
+        data = frozen.completed(bytes(converter.convert()))
+    del converter, frozen
+    give_back()
+    return data or b""
 
 
 def _reason(error: Exception, concrete: Any, loaded: LoadedModel) -> str:

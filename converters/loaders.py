@@ -21,19 +21,25 @@ import numpy as np
 
 from edgecompress.converters import configurations, hdf5_files, keras2_files, saved_models
 from edgecompress.converters.quantization_wrappers import use_ranges
+from edgecompress.core.blank_weights import blank_weights
 from edgecompress.core.errors import (
     ModelFileError,
     UnsupportedModelError,
     one_line,
 )
-from edgecompress.core.files import sha256
 from edgecompress.core.finite import check_weights
 from edgecompress.core.freed_memory import keep_imported, kept_freed
 from edgecompress.core.handover import leave_unread
 from edgecompress.core.keras_graph import walk_layers
 from edgecompress.core.learnt_ranges import settled_record, valid_record
 from edgecompress.core.model_copy import in_float32
-from edgecompress.core.reading import check_keras_archive, open_archive, open_file, read_bytes
+from edgecompress.core.reading import (
+    check_keras_archive,
+    open_archive,
+    open_file,
+    read_bytes,
+    sha256_of,
+)
 from edgecompress.core.record import CompressionRecord, read_record, record_of
 from edgecompress.core.structured import parse_json
 from edgecompress.core.suppress_output import suppress_output
@@ -349,7 +355,7 @@ def load_model(path: Path | str) -> LoadedModel:
     if record is not None:
         record = valid_record(model, record)
     return LoadedModel(
-        model, flavour, path.stem, inputs, path, sha256(read_bytes(path)), record,
+        model, flavour, path.stem, inputs, path, sha256_of(path), record,
         notes,
     )  # fmt: skip
 
@@ -407,7 +413,7 @@ def _check_members(path: Path, folder: Path) -> None:
                 )
         if _WEIGHTS in archive.names:
             weights = folder / _WEIGHTS
-            weights.write_bytes(archive.read(_WEIGHTS))
+            archive.extract(_WEIGHTS, weights)
             hdf5_files.check(weights, path)
             weights.unlink()
 
@@ -476,7 +482,7 @@ def _load_keras3(path: Path, shown: Path) -> Any:
 
     keep_imported()
     try:
-        with suppress_output():
+        with suppress_output(), blank_weights():
             return keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:
         raise _load_error(shown, error) from error

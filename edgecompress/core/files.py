@@ -29,7 +29,7 @@ from edgecompress.core.folders import (
 
 # Looking for repetitions in trained weights, where there are none, takes most of zlib's time.
 # Data of this size is compressed in parts, of which a sample tells whether that pays.
-_LARGE, _PART, _SAMPLE = 16 << 20, 1 << 20, 32 << 10
+_LARGE, _PART, _SAMPLE, _PIECE = 16 << 20, 1 << 20, 32 << 10, 64 << 10
 # The share that repetitions have to save.
 _PAYS = 0.002
 
@@ -59,7 +59,9 @@ def compressed_size(data: bytes) -> int:
 
 def _deflated(data: memoryview, strategy: int) -> int:
     stream = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, strategy)
-    return len(stream.compress(data)) + len(stream.flush())
+    # A little at a time: large outputs are memory that the system has to find each time.
+    pieces = (data[at : at + _PIECE] for at in range(0, len(data), _PIECE))
+    return sum(len(stream.compress(piece)) for piece in pieces) + len(stream.flush())
 
 
 def sha256(data: bytes) -> str:

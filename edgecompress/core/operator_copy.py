@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from edgecompress.core.blank_weights import blank_weights
 from edgecompress.core.composites import Composite, Computing, bounds_of, told
 from edgecompress.core.fusion import analyse, find_taps, use_name
 from edgecompress.core.fusion_rules import (
@@ -177,9 +178,12 @@ class _Copies:
         return outputs
 
     def _weights_of(self, layer: Any) -> list[Any]:
-        values = layer.get_weights()
+        import keras
+
         if self._weights is None:
-            return values
+            # Tensors, which share their memory with the layer's.
+            return [keras.ops.convert_to_tensor(weight) for weight in layer.weights]
+        values = layer.get_weights()
         for kernel in int8_kernels(layer):
             position = _position(layer, kernel.of(layer))
             values[position] = self._weights(layer.name, kernel, values[position])
@@ -306,6 +310,7 @@ def tap_model(model: Any) -> Any:
             found[name] = tensor
         return tensor
 
-    plain = rebuild(model, collect)
+    with blank_weights():
+        plain = rebuild(model, collect)
     outputs = {f"output:{i}": tensor for i, tensor in enumerate(plain.outputs)}
     return keras.Model(plain.input, {**found, **outputs}, name=model.name)

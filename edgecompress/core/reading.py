@@ -7,6 +7,7 @@ archive inflates beyond its bound, and no text nests deeper than its readers rec
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import math
 import os
@@ -132,6 +133,14 @@ def read_bytes(path: Path | str, limit: int = MODEL_LIMIT, *, links: bool = True
         ...
         edgecompress.core.errors.UnreadableFileError: /dev/zero is a device, not a regular file.
     """
+    with _sized(path, limit, links) as (file, size):
+        # Not a byte more than its size: it may grow endlessly.
+        return file.read(size)
+
+
+@contextlib.contextmanager
+def _sized(path: Path | str, limit: int, links: bool) -> Iterator[tuple[IO[bytes], int]]:
+    """Opens a regular file up to a size, and gives that size."""
     with open_file(path, links=links) as file:
         size = size_of(file)
         if size > limit:
@@ -139,8 +148,25 @@ def read_bytes(path: Path | str, limit: int = MODEL_LIMIT, *, links: bool = True
                 path, f"has {format_size(size)}; at most {format_size(limit)} are read"
             )
         with _translated(path):
-            # Not a byte more than its size: it may grow endlessly.
-            return file.read(size)
+            yield file, size
+
+
+def sha256_of(path: Path | str, limit: int = MODEL_LIMIT) -> str:
+    """Returns the SHA-256 of a regular file as 64 hexadecimal digits, without holding its content.
+
+    Args:
+        path: The file.
+        limit: Its maximum size in bytes. Defaults to 2 GiB.
+
+    Raises:
+        UnreadableFileError: as in `read_bytes`.
+    """
+    digest = hashlib.sha256()
+    with _sized(path, limit, links=True) as (file, size):
+        while size and (chunk := file.read(min(size, _CHUNK))):
+            digest.update(chunk)
+            size -= len(chunk)
+    return digest.hexdigest()
 
 
 def read_text(path: Path | str, limit: int = TEXT_LIMIT) -> str:
@@ -291,6 +317,18 @@ class Archive:
             content[place : place + len(chunk)] = chunk
             place += len(chunk)
         return content
+
+    def extract(self, name: str, path: Path) -> None:
+        """Writes the content of a member into a new file, without holding all of it.
+
+        Raises:
+            UnreadableFileError: as in `read`.
+        """
+        if name not in self._members:
+            raise UnreadableFileError(self._label, f"does not contain {name}")
+        with open(path, "xb") as file:
+            for chunk in self._chunks(name):
+                file.write(chunk)
 
     def head(self, name: str, size: int) -> bytes:
         """Returns the first bytes of a member.

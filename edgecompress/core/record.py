@@ -18,7 +18,7 @@ from typing import Any
 
 from edgecompress.core.errors import ModelFileError, UnreadableFileError
 from edgecompress.core.files import jsonable, sha256, write_atomic
-from edgecompress.core.reading import read_bytes, read_json
+from edgecompress.core.reading import read_json, sha256_of
 
 RECORD_SCHEMA = "edgecompress.record/1"
 _ATTRIBUTE = "_edgecompress_record"
@@ -162,7 +162,7 @@ def read_record(model_path: Path | str) -> tuple[CompressionRecord | None, str |
         raise ModelFileError(
             f"{path} is not a compression record ({error}). Delete it or save the model again."
         ) from error
-    found = sha256(read_bytes(model_path))
+    found = sha256_of(model_path)
     if found != expected:
         return CompressionRecord(outdated=tuple(record.ranges)), (
             f"{path.name} was written for another version of {Path(model_path).name} and is not "

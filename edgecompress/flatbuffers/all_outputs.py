@@ -31,11 +31,11 @@ def with_outputs(model: FlatModel, tensors: Sequence[int]) -> bytes:
 
     known = {*model.inputs, *model.outputs}
     outputs = [*model.outputs, *(i for i in dict.fromkeys(tensors) if i not in known)]
-    data = bytearray(model.data)
-    table = schema.Model.GetRootAs(data, 0).Subgraphs(0)._tab
+    data = memoryview(model.data)
+    table = schema.Model.GetRootAs(model.data, 0).Subgraphs(0)._tab
     place = table.Pos + table.Offset(_OUTPUTS)
-    data += bytes(-len(data) % 4)
+    padding = -len(data) % 4
     # Offsets are relative to where they are stored, and always point forward.
-    data[place : place + 4] = struct.pack("<I", len(data) - place)
-    data += struct.pack("<I", len(outputs)) + np.array(outputs, "<i4").tobytes()
-    return bytes(data)
+    offset = struct.pack("<I", len(data) + padding - place)
+    vector = struct.pack("<I", len(outputs)) + np.array(outputs, "<i4").tobytes()
+    return b"".join([data[:place], offset, data[place + 4 :], bytes(padding), vector])

@@ -36,8 +36,11 @@ class _Builder(flatbuffers.Builder):
 
     def CreateNumpyVector(self, x: np.ndarray) -> int:
         if x.dtype == np.uint8:  # Buffers are already unique: pack() shares them.
-            self.Prep(_ALIGNMENT, x.size)
-            return super().CreateNumpyVector(x)
+            self.StartVector(1, x.size, _ALIGNMENT)
+            self.head -= x.size
+            # Without the copies that assigning to a slice of a bytearray takes.
+            memoryview(self.Bytes)[self.head : self.head + x.size] = np.ascontiguousarray(x).data
+            return self.EndVector()
         key = (x.dtype.str, x.tobytes())
         if key not in self._vectors:
             self._vectors[key] = super().CreateNumpyVector(x)

@@ -39,6 +39,10 @@ def test_a_file_is_read_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "b").symlink_to("a")
     assert reading.read_bytes(tmp_path / "a", 3) == b"abc"
     assert reading.read_bytes(tmp_path / "b") == b"abc"
+    # FIPS 180-2, appendix B.1.
+    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert reading.sha256_of(tmp_path / "b") == digest
+    assert "at most 2 B" in _refusal(reading.sha256_of, tmp_path / "a", 2)
     assert "b is a link" in _refusal(reading.read_bytes, tmp_path / "b", links=False)
 
 
@@ -178,6 +182,10 @@ def test_archives_are_read(tmp_path: Path) -> None:
                 archive.verify()
                 assert "does not contain x" in _refusal(archive.read, "x")
                 assert "a.txt of 2.9 KiB" in _refusal(archive.read, "a.txt", 10)
+                archive.extract("d", tmp_path / "d")
+                assert (tmp_path / "d").read_bytes() == members["d"]
+                assert "does not contain x" in _refusal(archive.extract, "x", tmp_path / "x")
+                (tmp_path / "d").unlink()
 
 
 def _patched(data: bytes, name: bytes, offset: int, value: bytes) -> bytes:

@@ -19,6 +19,8 @@ __all__ = ["Data", "Feed", "Samples", "Stream", "load"]
 
 # Fewer samples than this on either side are too few to train or to measure.
 _FEWEST = 2
+# Share of the validation samples that may be known without a note: data sets hold a few duplicates.
+_SEEN = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,7 +226,26 @@ def _with_validation(data: Samples | Stream, validation: Any, ask: Ask) -> Data:
     stream = data if isinstance(data, Stream) else None
     if stream is not None and isinstance(read, Stream):
         _same_classes(stream, read)
-    return Data(train, other, text, stream, notes)
+    return Data(train, other, text, stream, (*notes, *_seen(train, other)))
+
+
+def _seen(train: Samples, held: Samples) -> tuple[str, ...]:
+    """Returns a note if inputs of the validation samples are among those trained on."""
+    known = set(_rows(train))
+    count = sum(row in known for row in _rows(held))
+    if count < _SEEN * len(held):
+        return ()
+    return (
+        f"{count:,} of {len(held):,} validation samples have the inputs of a training sample: the "
+        "metric says little about samples that the model has not seen.",
+    )
+
+
+def _rows(samples: Samples) -> Iterator[int]:
+    """Yields a hash of the inputs of each sample."""
+    arrays = [np.ascontiguousarray(array, np.float32) for array in samples.x]
+    for at in range(len(samples)):
+        yield hash(b"".join(array[at].tobytes() for array in arrays))
 
 
 def _same_classes(train: Stream, validation: Stream) -> None:

@@ -201,6 +201,17 @@ class TestDatasets:
         assert not any("shuffle it" in note for note in _load(_dataset()).notes)
 
 
+@pytest.mark.parametrize(("shared", "told"), [(0, ()), (3, ("3 of 20 ",)), (20, ("20 of 20 ",))])
+def test_validation_samples_that_were_trained_on_are_counted(
+    shared: int, told: tuple[str, ...]
+) -> None:
+    x = np.random.default_rng(1).normal(size=(20, 6)).astype(np.float32)
+    x[:shared] = _X[:shared]
+    notes = load((_X, _Y), (x, _Y[:20]), _loaded(), 0.1, 0).notes
+    assert len(notes) == len(told)
+    assert all(note.startswith(text) for note, text in zip(notes, told, strict=True))
+
+
 class TestChanges:
     """A finished stage is not reused for other data."""
 

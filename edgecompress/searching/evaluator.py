@@ -179,7 +179,7 @@ class Evaluator:
             left_out=left_out,
             metric=_METRICS[self._task.kind],
             higher_is_better=self._task.metric.higher_is_better,
-            basis=self._basis(),
+            basis=self._basis(knobs),
             rules=tuple(rule for rule in whole.values if rule != "flash"),
             limits=dict(whole.limits),
             exact=structure.screen.exact,
@@ -211,7 +211,7 @@ class Evaluator:
             )
         return dataclasses.replace(knob, low=low, default=max(low, int(knob.default)))
 
-    def _basis(self) -> str:
+    def _basis(self, knobs: Sequence[Knob]) -> str:
         """Returns a hash of what every candidate depends on."""
         weights = b"".join(
             np.ascontiguousarray(value).tobytes() for value in self._model.get_weights()
@@ -221,10 +221,10 @@ class Evaluator:
             sha256(self._model.to_json().encode()),
             self._data.sha256(),
             self._data.validation.sha256(),
-            repr([profile.name for profile in self.targets.profiles]),
+            repr(self.targets.profiles),
             repr(self.targets.budgets),
             repr(sorted(self.targets.options.items(), key=str)),
-            repr(self._seed),
+            repr([self._seed, knobs]),
         ]
         return sha256("\n".join(parts).encode())
 

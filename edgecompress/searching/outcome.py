@@ -15,6 +15,7 @@ from edgecompress.core.files import jsonable
 from edgecompress.core.results import accept_undecided, tool_version
 from edgecompress.searching.front import dominated, hypervolume, objectives
 from edgecompress.searching.results import Described, Job, Outcome
+from edgecompress.searching.screening import LIMITS
 
 if TYPE_CHECKING:
     from edgecompress.searching.study import Study
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
 SEARCH_SCHEMA = "edgecompress.search/1"
 # How much worse than the untouched model's the reference of the hypervolume is.
 _BEYOND = 1.0
+# Exit codes of candidates that meet not every limit, the nearest first.
+_NEAREST = (
+    errors.UNDECIDED,
+    errors.BELOW_ACCURACY,
+    errors.OVER_BUDGET,
+    errors.UNSUPPORTED_OPERATOR,
+)
 
 
 @dataclass(frozen=True)
@@ -75,22 +83,25 @@ class SearchResult:
 
     @property
     def exit_code(self) -> int:
-        """0 if the best candidate meets every limit, 3 or 4 if none does, 6 if undecided."""
+        """0 if the best candidate meets every limit; else that of the one that comes nearest.
+
+        Nearest is 6 (a limit is undecided), then 4, 3 and 5, as `export` of its file would end;
+        1 if no candidate could be made.
+        """
         if self.exported is not None:
             return int(self.exported["exit_code"])
         if self.best is not None:
             return self.best.outcome.exit_code
-        made = [point for point in self.points if point.outcome.made]
-        small = [
-            point
-            for point in made
-            if all(v <= 0 for k, v in point.outcome.excess.items() if not k.startswith("metric_"))
-        ]
-        return errors.BELOW_ACCURACY if small else errors.OVER_BUDGET
+        found = {_exit_code(point.outcome) for point in self.points}
+        return next((code for code in _NEAREST if code in found), errors.FAILURE)
 
     @property
     def undecided_limits(self) -> tuple[str, ...]:
-        """Limits of the exported candidate that could not be decided."""
+        """Limits that could not be decided, of the exported candidate or the nearest."""
+        if self.exported is None and self.exit_code == errors.UNDECIDED:
+            nearest = [p.outcome for p in self.points if _exit_code(p.outcome) == self.exit_code]
+            names = [rule for o in nearest for rule, excess in o.excess.items() if excess > 0]
+            return tuple(dict.fromkeys(names))
         targets = (self.exported or {}).get("targets", ())
         return tuple(
             f"{target['name']}: {check['rule']}"
@@ -100,7 +111,12 @@ class SearchResult:
         )
 
     def exit_code_for(self, allow_undecided: bool) -> int:
-        """Returns the exit code, with undecided limits accepted or not."""
+        """Returns the exit code, with undecided limits accepted or not.
+
+        Without a candidate that was chosen, there is nothing to accept.
+        """
+        if self.exported is None and self.best is None:
+            return self.exit_code
         return accept_undecided(self.exit_code) if allow_undecided else self.exit_code
 
     def to_dict(self) -> dict[str, Any]:
@@ -178,6 +194,15 @@ def result_of(
         applied=applied,
         argv=tuple(argv),
     )
+
+
+def _exit_code(outcome: Outcome) -> int:
+    """Returns how an export of a candidate would end; 1 for one that could not be made."""
+    if outcome.made:
+        return outcome.exit_code
+    if any(outcome.excess.get(rule, 0) > 0 for rule in LIMITS):
+        return errors.OVER_BUDGET
+    return errors.UNSUPPORTED_OPERATOR if "operators" in outcome.excess else errors.FAILURE
 
 
 def _values(described: Described, outcome: Outcome) -> list[float]:

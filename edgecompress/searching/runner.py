@@ -248,7 +248,7 @@ def search(
         import_modules, progress, verbose,
     ) as workers:  # fmt: skip
         described = workers[0].describe()
-        kept = Study(storage, folder, study, described, sampler, seed, epochs)
+        kept = Study(storage, folder, study, described, sampler, seed, epochs, apply is None)
         # It is printed on pages that are passed on.
         command = tuple(without_password(word) for word in argv or sys.argv)
         if apply is not None and destination is not None:

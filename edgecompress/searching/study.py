@@ -72,6 +72,7 @@ class Study:
         sampler: A name in `SAMPLERS`.
         seed: Of the sampler.
         epochs: Of the longest training.
+        begin: Whether it is begun if there is none.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Study:
         sampler: str,
         seed: int,
         epochs: int,
+        begin: bool = True,
     ) -> None:
         """Opens the study, or begins it with its baselines."""
         self._optuna = import_optuna()
@@ -96,6 +98,13 @@ class Study:
         url = f"sqlite:///{(folder / 'study.db').resolve()}" if storage is None else storage
         directions = ["minimize"] * (1 + len(described.rules))
         try:
+            if not begin and self.name not in self._optuna.get_all_study_names(
+                _storage(self._optuna, url)
+            ):
+                raise ArgumentError(
+                    "--apply", "go with the options of the search whose candidate it is", self.name,
+                    "The storage has no study of this model, data, space and limits.",
+                )  # fmt: skip
             self._study: optuna.Study = self._opened(url, directions)
             attributes = self._study.user_attrs
             # A sampler that began anew would propose the same again, in other workers, too.

@@ -14,7 +14,8 @@ from edgecompress.searching.descent import Widths, descend
 from edgecompress.searching.file_model import Affine, solve
 from edgecompress.searching.front import dominated, hypervolume, objectives
 from edgecompress.searching.knobs import Knob
-from edgecompress.searching.results import Job, Outcome
+from edgecompress.searching.outcome import Point, SearchResult
+from edgecompress.searching.results import Described, Job, Outcome
 from edgecompress.searching.schedule import Entry, lengths, promotion
 from edgecompress.searching.screening import Costs
 
@@ -184,6 +185,40 @@ def test_an_outcome_without_a_file_never_fits() -> None:
     assert not Outcome("k", "parent").fits
     assert Outcome("k", "parent", metric=0.5, excess={"arena": 0.0}).fits
     assert not Outcome("k", "parent", metric=0.5, excess={"arena": 1e-9}).fits
+
+
+DESCRIBED = Described((), {}, "accuracy", True, "x", ("arena",), {}, True, 0.0, 1.0)
+LARGE = Outcome("k", "parent", excess={"arena": 0.2}, reason="Not trained.")
+BROKEN = Outcome("k", "parent", excess={"candidate": 1.0}, reason="It failed.")
+FOREIGN = Outcome("k", "parent", excess={"operators": 1.0}, reason="No kernel.")
+
+
+def file_of(code: int, **excess: float) -> Outcome:
+    return Outcome("k", "parent", metric=0.5, excess=excess, exit_code=code)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "code"),
+    [
+        ([], 1),
+        ([BROKEN], 1),
+        ([FOREIGN, BROKEN], 5),
+        ([LARGE, FOREIGN], 3),
+        ([LARGE, file_of(5, operators=1.0)], 3),
+        ([LARGE, file_of(4, parity=1.0)], 4),
+        ([file_of(3, arena=0.1), file_of(4, metric_accuracy=0.1)], 4),
+        ([file_of(4, metric_accuracy=0.1), file_of(6, latency=0.1)], 6),
+    ],
+)
+def test_without_a_candidate_that_fits_the_nearest_decides(
+    outcomes: list[Outcome], code: int
+) -> None:
+    points = tuple(Point(n, Job({}), outcome) for n, outcome in enumerate(outcomes))
+    found = SearchResult("study", DESCRIBED, points, None, (), 0.0)
+    assert found.exit_code == code
+    # There is no file: nothing that could be accepted.
+    assert found.exit_code_for(allow_undecided=True) == code
+    assert found.undecided_limits == (("latency",) if code == 6 else ())
 
 
 def test_keys_tell_candidates_apart() -> None:

@@ -18,6 +18,7 @@ from edgecompress.searching.report import page
 from edgecompress.searching.results import FROM_SCRATCH, UNTOUCHED
 from edgecompress.searching.study import Study
 from edgecompress.searching.techniques.depth import find_branches, silenced
+from edgecompress.targets import profile as target_profile
 
 from .conftest import LIMITS
 
@@ -191,14 +192,21 @@ def test_passwords_of_storages_are_on_no_page(
     assert "secret" not in str(raised.value)
 
 
+@pytest.mark.parametrize("changed", ["max_ram", "techniques", "targets"])
 def test_a_study_about_something_else_is_not_continued(
-    found: Found, trained: Any, asked: dict[str, Any]
+    found: Found, trained: Any, asked: dict[str, Any], tmp_path: Path, changed: str
 ) -> None:
     result, folder = found
+    board = (Path(target_profile.__file__).parent / "nucleo-l4r5zi.toml").read_text()
+    smaller = tmp_path / "smaller.toml"
+    smaller.write_text(board.replace('sram = "640KiB"', 'sram = "4KiB"'))
+    others = {"max_ram": 5000, "techniques": ("channels",), "targets": [smaller]}
+    other = {**asked, changed: others[changed]}
     with pytest.raises(ArgumentError, match="--study` must be about the same model"):
-        ec.search(
-            trained, **{**asked, "max_ram": 5000}, trials=1, output=folder, study=result.study
-        )
+        ec.search(trained, **other, trials=1, output=folder, study=result.study)
+    with pytest.raises(ArgumentError, match="--apply` must go with the options of the search"):
+        ec.search(trained, **other, output=folder, apply=0, into=tmp_path / "into")
+    assert not (tmp_path / "into").exists()
 
 
 def test_branches_of_a_residual_net_are_found_and_silenced(trained: Any) -> None:

@@ -12,38 +12,39 @@ from keras import ops
 from edgecompress.callbacks.channel_targets import ChannelTarget, ChannelTargets, find_targets
 from edgecompress.callbacks.kernel_quantization import as_numpy
 from edgecompress.callbacks.layer_choice import ChosenKernel, LayerChoice
+from edgecompress.callbacks.noisy_kernels import NoisyKernels
 from edgecompress.callbacks.posterior import (
     MEAN,
-    Posterior,
     UncertainKernel,
     add_bias,
     channel_axis,
-    check_number,
     hidden_variable,
 )
+from edgecompress.core.options import named, named_config
 from edgecompress.criteria.magnitude import Magnitude
 from edgecompress.surgery.zero_filters import zero_filters
-from edgecompress.variational import normal_jeffreys
-from edgecompress.variational.log_uniform import log_alpha
+from edgecompress.variational import GROUP_PRIORS
+from edgecompress.variational.group_prior import GroupPrior, moments, weights_divergence
 from edgecompress.variational.precision import allowed_bits
 
-_SCALE = ("scale_mean", "scale_log_variance")
 
-
-class BayesianGroupSparsity(Posterior):
+class BayesianGroupSparsity(NoisyKernels):
     """Removes filters and neurons whose scale the data leave uncertain.
 
-    All weights of a filter share a scale z with a log-uniform prior (the group normal-Jeffreys
-    prior of Louizos, Ullrich and Welling, Bayesian Compression for Deep Learning, 2017,
-    https://arxiv.org/abs/1705.08665, section 4.1; see `variational.normal_jeffreys`):
+    All weights of a filter share a scale z with a prior that favors zero: Louizos, Ullrich and
+    Welling, Bayesian Compression for Deep Learning, 2017, https://arxiv.org/abs/1705.08665, section
+    4 (`variational.group_prior`):
 
-        w = z * (mean + deviation * noise),   z = N(m, s ** 2)
+        w = z * (mean + deviation * noise)
 
     Both are drawn at the outputs, z once for each filter and example (equation 10). The loss grows
-    by the divergence of scales (equation 8) and weights (equation 9) from the prior, times
-    `strength * warm-up / examples`. Filters with `log(s ** 2 / m ** 2) > threshold` become zero.
+    by the divergence of scales and weights from the prior, times `strength * warm-up / examples`.
+    Priors are the group normal-Jeffreys one (section 4.1: `z = N(m, s ** 2)` with a log-uniform
+    prior; filters go where the noise of z exceeds z) and the group horseshoe (section 4.2: half-
+    Cauchy scales of filters and of the layer with log-normal posteriors; filters go where the mode
+    of z is small).
 
-    The kernel always holds `m * mean`, with zeros for such filters: validation, checkpoints and
+    The kernel always holds `E z * mean`, with zeros for such filters: validation, checkpoints and
     `fit`'s result have no noise. At the end of training the constant output of a filter that
     became zero is folded into the biases of the layers that read it, and `edgecompress.finalize`
     removes it.
@@ -56,27 +57,19 @@ class BayesianGroupSparsity(Posterior):
     of the weights that stay would allow in each layer.
 
     Args:
-        examples: Number of training examples.
-        threshold: Filters whose scale has a larger `log alpha` become zero. The paper chooses it by
-            the gap in a histogram of them. Defaults to 0: as much noise as signal.
-        warm_up_epochs: Number of epochs over which the divergence's factor grows to all of it.
-            Defaults to 0.
-        strength: Factor of the divergence; 1 is Bayes' rule. Defaults to 1.
-        rate: Learning rate of scales and log variances divided by the optimizer's. Defaults to 1.
+        threshold: Filters that are weaker become zero: with normal-jeffreys those with a larger
+            `log(s ** 2 / m ** 2)`, with group-horseshoe those with a larger negative logarithm of
+            the mode of z. The paper chooses it by the gap in a histogram. Defaults to None: 0, as
+            much noise as signal, or 4.
         initial_log_variance: Where log variances start. Defaults to -9.
-        layers: Names of the layers, or a predicate `layer -> bool`. Defaults to None: all Dense,
-            Conv1D, Conv2D and transposed convolutions whose filters can be removed.
-        seed: Of the noise. Defaults to 0.
-        posterior_file: As in `VariationalDropout`. Defaults to None.
+        prior: `normal-jeffreys` or `group-horseshoe`, with options
+            (`group-horseshoe:global_scale=1e-5`), or an object of a class of
+            `variational.GROUP_PRIORS`. Defaults to normal-jeffreys.
+        examples, warm_up_epochs, strength, rate, layers, seed, posterior_file: As in
+            `VariationalDropout`. Layers are those whose filters can be removed.
 
     Raises:
-        ArgumentError: an argument breaks its rule; when training begins also if no layer is left,
-            another callback of the fit sets the same weights, Keras runs on JAX, or several devices
-            train copies of the model.
-        UnknownNameError: a layer is unknown.
-        UnsupportedModelError: when training begins, the model is subclassed or has its own
-            `train_step` or `compute_loss`.
-        ModelFileError: `posterior_file` cannot be read.
+        EdgeCompressError: As `VariationalDropout`; also if `prior` is unknown.
 
     Example:
         >>> groups = BayesianGroupSparsity(examples=len(x), rate=10)  # doctest: +SKIP
@@ -90,7 +83,7 @@ class BayesianGroupSparsity(Posterior):
     def __init__(
         self,
         examples: int,
-        threshold: float = 0.0,
+        threshold: float | None = None,
         warm_up_epochs: int = 0,
         strength: float = 1.0,
         rate: float = 1.0,
@@ -98,22 +91,21 @@ class BayesianGroupSparsity(Posterior):
         layers: LayerChoice = None,
         seed: int = 0,
         posterior_file: str | Path | None = None,
+        prior: str | GroupPrior = "normal-jeffreys",
     ) -> None:
         """Checks the arguments; the model is looked at when training begins."""
-        super().__init__(examples, strength, warm_up_epochs, rate, layers, seed, posterior_file)
-        self.threshold = check_number("threshold", threshold)
-        self.initial_log_variance = check_number("initial_log_variance", initial_log_variance)
+        self.prior = named(GROUP_PRIORS, prior, "prior")
+        super().__init__(
+            examples, self.prior.threshold if threshold is None else threshold, warm_up_epochs,
+            strength, rate, initial_log_variance, layers, seed, posterior_file,
+        )  # fmt: skip
         self._targets: ChannelTargets
         self._by_kernel: dict[str, ChannelTarget] = {}
         self._together: tuple[list[np.ndarray], int] | None = None
 
     def settings(self) -> Mapping[str, Any]:
         """Returns the arguments as JSON values, with the names of the chosen layers."""
-        return {
-            **super().settings(),
-            "threshold": self.threshold,
-            "initial_log_variance": self.initial_log_variance,
-        }
+        return {**super().settings(), "prior": named_config(GROUP_PRIORS, self.prior)}
 
     def refine(self, kernels: list[ChosenKernel]) -> list[ChosenKernel]:
         """Returns those whose filters can be removed."""
@@ -134,29 +126,22 @@ class BayesianGroupSparsity(Posterior):
 
     def start(self, kernel: UncertainKernel) -> None:
         """Starts with the weights in units of scales of 1."""
+        super().start(kernel)
         filters = self._by_kernel[kernel.name].filters
-        for name, value, shape in (
-            ("log_variance", self.initial_log_variance, kernel.variable.shape),
-            ("scale_mean", 1.0, (filters,)),
-            ("scale_log_variance", self.initial_log_variance, (filters,)),
-        ):
-            kernel.parts[name] = hidden_variable(np.full(shape, value, "f4"), name)
+        for name, value in self.prior.start(filters, self.initial_log_variance).items():
+            kernel.parts[name] = hidden_variable(value, name)
 
     def divergence(self, kernel: UncertainKernel, values: Mapping[str, Any]) -> Any:
         """As `Posterior.divergence`."""
-        scales, weights = normal_jeffreys.divergence(
-            values[MEAN],
-            values["log_variance"],
-            values["scale_mean"],
-            values["scale_log_variance"],
-        )
-        return scales + weights
+        weights = weights_divergence(values[MEAN], values["log_variance"])
+        return self.prior.divergence(values) + weights
 
     def deployed(self, kernel: UncertainKernel, values: Mapping[str, Any]) -> Any:
         """As `Posterior.deployed`: means, or zeros in filters with noise above the threshold."""
-        weak = self._along(kernel, self._alphas(kernel) > self.threshold)
+        weak = self._along(kernel, self._weakness(kernel) > self.threshold)
+        scales, _ = self.prior.moments(values)
         # Not a product with 0: 0.0 and -0.0 are different bytes in a file.
-        return ops.where(weak, 0.0, values[MEAN] * self._along(kernel, values["scale_mean"]))
+        return ops.where(weak, 0.0, values[MEAN] * self._along(kernel, scales))
 
     def outputs(
         self,
@@ -165,13 +150,13 @@ class BayesianGroupSparsity(Posterior):
         run: Callable[[Any], Any],
         inputs: Any,
     ) -> Any:
-        """Returns a layer's outputs before its activation, scaled with noise; part of the step."""
+        """As `Posterior.outputs`, scaled with noise."""
         sums = self.noisy_sums(kernel, values, run, inputs)
         rank = len(sums.shape)
         axis = channel_axis(kernel.layer, rank)
         batch = ops.shape(sums)[0]
         noise = self.noise((batch, sums.shape[axis]), sums.dtype)
-        scales = values["scale_mean"] + noise * ops.exp(0.5 * values["scale_log_variance"])
+        scales = self.prior.draw(values, noise)
         shape = [batch, *[1] * (rank - 1)]
         shape[axis] = sums.shape[axis]
         return add_bias(kernel.layer, sums * ops.reshape(scales, shape))
@@ -187,7 +172,7 @@ class BayesianGroupSparsity(Posterior):
         """Returns the filters that are zero, of how many, and the bits that variances allow."""
         zeros = {name: target.zeros() for name, target in self._by_kernel.items()}
         found = {name: [int(zero.sum()), zero.size] for name, zero in zeros.items()}
-        return {"zero_filters": found, "allowed_bits": self._allowed_bits(zeros)}
+        return {"zero_filters": found, "allowed_bits": self.allowed_bits()}
 
     def finish(self) -> None:
         """Folds the constants of zero filters into the layers that read them."""
@@ -219,12 +204,9 @@ class BayesianGroupSparsity(Posterior):
         found = [labels[path] for path in paths]
         return None if count == sum(map(len, found)) else (found, count)
 
-    def _alphas(self, kernel: UncertainKernel) -> Any:
-        """Returns `log alpha` of a kernel's filters: the smallest of those that go together."""
-        found = [
-            log_alpha(*(ops.convert_to_tensor(other.parts[name]) for name in _SCALE))
-            for other in self._kernels
-        ]
+    def _weakness(self, kernel: UncertainKernel) -> Any:
+        """Returns how weak a kernel's filters are: as the strongest of those that go together."""
+        found = [self.prior.weakness(other.values()) for other in self._kernels]
         if self._together is None:
             return found[self._kernels.index(kernel)]
         labels, count = self._together
@@ -238,15 +220,16 @@ class BayesianGroupSparsity(Posterior):
         shape[target.kernels[0].where.axis] = -1
         return ops.reshape(values, shape)
 
-    def _allowed_bits(self, zeros: Mapping[str, np.ndarray]) -> dict[str, int]:
+    def allowed_bits(self) -> dict[str, int]:
+        """Returns the bits that the variances of each kernel's filters other than zero allow."""
         bits = {}
         for kernel in self._kernels:
-            values = kernel.values()
-            scales = [self._along(kernel, values[name]) for name in _SCALE]
-            found = normal_jeffreys.moments(values[MEAN], values["log_variance"], *scales)
-            axis = self._by_kernel[kernel.name].kernels[0].where.axis
-            kept = ~zeros[kernel.name]
+            values, target = kernel.values(), self._by_kernel[kernel.name]
+            scales = [self._along(kernel, values) for values in self.prior.moments(values)]
+            found = moments(values[MEAN], ops.exp(values["log_variance"]), *scales)
+            kept = ~target.zeros()
             if kept.any():
+                axis = target.kernels[0].where.axis
                 mean, variance = (np.compress(kept, as_numpy(x), axis=axis) for x in found)
                 bits[kernel.name] = allowed_bits(mean, variance)
         return bits

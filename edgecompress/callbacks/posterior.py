@@ -20,6 +20,7 @@ import functools
 import hashlib
 import io
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,12 +43,9 @@ from edgecompress.core.errors import ArgumentError, UnsupportedModelError
 from edgecompress.core.files import write_atomic
 from edgecompress.core.layer_kinds import LayerKind, exact_kind_of
 from edgecompress.core.record import record_of
-from edgecompress.precisions.integer_operators import with_kernel
 
 # Two computations of the same weights differ by less than this, relative to the largest.
 _SAME = 1e-5
-# Added to the variance of an output: its square root has no slope at 0.
-_LEAST_VARIANCE = 1e-8
 _POSTERIOR = "_edgecompress_posterior"
 MEAN = "mean"
 
@@ -96,11 +94,10 @@ def hidden_variable(value: np.ndarray, name: str) -> keras.Variable:
     return keras.Variable(value, dtype="float32", trainable=False, autocast=False, name=name)
 
 
-class Posterior(CompressionCallback):
-    """Base of the callbacks whose kernels are distributions in training.
+class Posterior(CompressionCallback, ABC):
+    """Base of the callbacks whose kernels have parameters beside their weights in training.
 
-    A subclass sets `technique` and `done` and defines the methods that raise NotImplementedError;
-    `outputs` if noise is not added to the outputs as here.
+    A subclass sets `technique` and `done` and defines the abstract methods.
 
     Args:
         examples: Number of training examples, by which the divergence is divided.
@@ -108,7 +105,6 @@ class Posterior(CompressionCallback):
         warm_up_epochs: Number of epochs over which that factor grows from 0.
         rate: Learning rate of the parameters divided by that of the weights.
         layers: Names of layers, or a predicate `layer -> bool`, or None.
-        seed: Of the noise.
         posterior_file: Where the posterior is stored between processes, or None.
     """
 
@@ -121,19 +117,12 @@ class Posterior(CompressionCallback):
         warm_up_epochs: int,
         rate: float,
         layers: LayerChoice,
-        seed: int,
         posterior_file: str | Path | None,
     ) -> None:
         """Checks the arguments."""
         super().__init__()
-        for name, number, least in (
-            ("examples", examples, 1),
-            ("warm_up_epochs", warm_up_epochs, 0),
-            ("seed", seed, 0),
-        ):
-            if isinstance(number, bool) or not isinstance(number, int) or number < least:
-                raise ArgumentError(name, f"be a whole number, {least} or more", number)
-        self.examples, self.warm_up_epochs, self.seed = examples, warm_up_epochs, seed
+        self.examples = check_whole("examples", examples, 1)
+        self.warm_up_epochs = check_whole("warm_up_epochs", warm_up_epochs, 0)
         self.strength = check_positive("strength", strength)
         self.rate = check_positive("rate", rate)
         self.layers = layer_choice(layers)
@@ -148,21 +137,38 @@ class Posterior(CompressionCallback):
 
     # What a subclass defines.
 
+    @abstractmethod
     def start(self, kernel: UncertainKernel) -> None:
         """Creates `kernel.parts` with the values that they start from."""
-        raise NotImplementedError
 
+    @abstractmethod
     def divergence(self, kernel: UncertainKernel, values: Mapping[str, Any]) -> Any:
         """Returns the divergence of a kernel's posterior from its prior, in nats; a tensor."""
-        raise NotImplementedError
 
+    @abstractmethod
     def deployed(self, kernel: UncertainKernel, values: Mapping[str, Any]) -> Any:
         """Returns the weights that would be deployed, a tensor of the kernel's shape."""
-        raise NotImplementedError
 
+    @abstractmethod
+    def outputs(
+        self,
+        kernel: UncertainKernel,
+        values: Mapping[str, Any],
+        run: Callable[[Any], Any],
+        inputs: Any,
+    ) -> Any:
+        """Returns a layer's outputs before its activation; part of the step.
+
+        Args:
+            kernel: The layer's kernel.
+            values: Its mean and parts.
+            run: Computes the layer.
+            inputs: Its inputs.
+        """
+
+    @abstractmethod
     def kernel_results(self) -> dict[str, Any]:
         """Returns what goes into the record."""
-        raise NotImplementedError
 
     def allowed(self, name: str) -> Callable[[Any], Any]:
         """Returns what gives the nearest allowed values of a part after an update."""
@@ -175,45 +181,7 @@ class Posterior(CompressionCallback):
     def finish(self) -> None:
         """Called at the end of training, when the kernels hold what is deployed."""
 
-    def outputs(
-        self,
-        kernel: UncertainKernel,
-        values: Mapping[str, Any],
-        run: Callable[[Any], Any],
-        inputs: Any,
-    ) -> Any:
-        """Returns a layer's outputs before its activation, with noise; part of the step.
-
-        The local reparametrization of Kingma et al. (2015), equation (6): the sums of products are
-        normal, with the layer applied to squared inputs and variances as their variance.
-
-        Args:
-            kernel: The layer's kernel.
-            values: Its mean and parts.
-            run: Computes the layer.
-            inputs: Its inputs.
-        """
-        return add_bias(kernel.layer, self.noisy_sums(kernel, values, run, inputs))
-
     # What all share.
-
-    def noisy_sums(
-        self,
-        kernel: UncertainKernel,
-        values: Mapping[str, Any],
-        run: Callable[[Any], Any],
-        inputs: Any,
-    ) -> Any:
-        """Returns a layer's sums of products, with noise and without bias; see `outputs`."""
-        sums = with_kernel(kernel.layer, kernel.attribute, run)
-        mean = sums(values[MEAN], inputs)
-        variance = sums(ops.exp(values["log_variance"]), ops.square(inputs))
-        deviation = ops.sqrt(ops.maximum(variance, 0.0) + _LEAST_VARIANCE)
-        return mean + self.noise(ops.shape(mean), mean.dtype) * deviation
-
-    def noise(self, shape: Any, dtype: Any) -> Any:
-        """Returns standard normal numbers."""
-        return keras.random.normal(shape, dtype=dtype, seed=self._random)
 
     def settings(self) -> Mapping[str, Any]:
         """Returns the arguments as JSON values, with the names of the chosen layers."""
@@ -222,7 +190,6 @@ class Posterior(CompressionCallback):
             "strength": self.strength,
             "warm_up_epochs": self.warm_up_epochs,
             "rate": self.rate,
-            "seed": self.seed,
             "layers": [kernel.name for kernel in self._kernels],
         }
 
@@ -241,7 +208,6 @@ class Posterior(CompressionCallback):
             )
         self._kernels = [UncertainKernel(kernel) for kernel in self._choose()]
         self._started, self._traced, self._found = False, {}, {}
-        self._random = keras.random.SeedGenerator(self.seed)
         self._weight = hidden_variable(np.zeros(()), "divergence_weight")
         what = f"{type(self).__name__}'s parameters"
         device = ("model", f"be trained on one device by {type(self).__name__}", "Use one device.")
@@ -485,6 +451,17 @@ class Posterior(CompressionCallback):
             arrays = {f"{k}:{name}": x for k, values in known.items() for name, x in values.items()}
             np.savez(buffer, **arrays)
             write_atomic(self.posterior_file, buffer.getvalue())
+
+
+def check_whole(name: str, value: Any, least: int) -> int:
+    """Returns a whole number that is not too small.
+
+    Raises:
+        ArgumentError: it is none, or too small.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ArgumentError(name, f"be a whole number, {least} or more", value)
+    return value
 
 
 def check_positive(name: str, value: Any) -> float:

@@ -16,6 +16,7 @@ from edgecompress.callbacks.posterior import (
     Posterior,
     UncertainKernel,
     add_bias,
+    check_whole,
     hidden_variable,
 )
 from edgecompress.core.errors import ArgumentError
@@ -51,25 +52,16 @@ class SoftWeightSharing(Posterior):
     `codebooks`, `unique_values` and sparsities.
 
     Args:
-        examples: Number of training examples.
         clusters: k, 1 or more: components beside zero. Defaults to 15, 4 bits with zero. The paper
             has 16.
         zero_share: Share of the component at zero, 0 < s < 1: the sparsity that the prior expects.
             Defaults to 0.9; the paper has 0.99 and more.
         strength: Factor of the complexity, tau. Defaults to 0.005, the paper's.
-        warm_up_epochs: Number of epochs over which that factor grows to all of it. Defaults to 0.
         rate: Learning rate of the mixture divided by the optimizer's. Defaults to 1.
-        layers: As in `VariationalDropout`. Defaults to None.
-        posterior_file: As in `VariationalDropout`. Defaults to None.
+        examples, warm_up_epochs, layers, posterior_file: As in `VariationalDropout`.
 
     Raises:
-        ArgumentError: an argument breaks its rule; when training begins also if no layer is left,
-            another callback of the fit sets the same weights, Keras runs on JAX, or several devices
-            train copies of the model.
-        UnknownNameError: a layer is unknown.
-        UnsupportedModelError: when training begins, the model is subclassed or has its own
-            `train_step` or `compute_loss`.
-        ModelFileError: `posterior_file` cannot be read.
+        EdgeCompressError: As `VariationalDropout`.
 
     Example:
         >>> sharing = SoftWeightSharing(examples=len(x))  # doctest: +SKIP
@@ -91,19 +83,21 @@ class SoftWeightSharing(Posterior):
         posterior_file: str | Path | None = None,
     ) -> None:
         """Checks the arguments; the model is looked at when training begins."""
-        super().__init__(examples, strength, warm_up_epochs, rate, layers, 0, posterior_file)
-        if isinstance(clusters, bool) or not isinstance(clusters, int) or clusters < 1:
-            raise ArgumentError("clusters", "be a whole number, 1 or more", clusters)
+        super().__init__(examples, strength, warm_up_epochs, rate, layers, posterior_file)
+        self.clusters = check_whole("clusters", clusters, 1)
         number = isinstance(zero_share, (int, float)) and not isinstance(zero_share, bool)
         if not number or not 0 < zero_share < 1:
             raise ArgumentError("zero_share", "lie between 0 and 1", zero_share)
-        self.clusters, self.zero_share = clusters, float(zero_share)
+        self.zero_share = float(zero_share)
         self._widths: dict[str, float] = {}
 
     def settings(self) -> Mapping[str, Any]:
         """Returns the arguments as JSON values, with the names of the chosen layers."""
-        found = {name: value for name, value in super().settings().items() if name != "seed"}
-        return {**found, "clusters": self.clusters, "zero_share": self.zero_share}
+        return {
+            **super().settings(),
+            "clusters": self.clusters,
+            "zero_share": self.zero_share,
+        }
 
     def start(self, kernel: UncertainKernel) -> None:
         """Starts with means evenly spaced over the weights, as in the paper."""

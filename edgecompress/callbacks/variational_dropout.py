@@ -6,23 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from keras import ops
 
-from edgecompress.callbacks.kernel_quantization import as_numpy
 from edgecompress.callbacks.layer_choice import LayerChoice
-from edgecompress.callbacks.posterior import (
-    MEAN,
-    Posterior,
-    UncertainKernel,
-    check_number,
-    hidden_variable,
-)
+from edgecompress.callbacks.noisy_kernels import NoisyKernels
+from edgecompress.callbacks.posterior import MEAN, UncertainKernel
 from edgecompress.variational import log_uniform
-from edgecompress.variational.precision import allowed_bits
 
 
-class VariationalDropout(Posterior):
+class VariationalDropout(NoisyKernels):
     """Prunes weights whose noise drowns them, and learns the noise in `fit`.
 
     Each weight is `w = N(mean, variance)` with a variance of its own, in the additive
@@ -98,22 +90,10 @@ class VariationalDropout(Posterior):
         posterior_file: str | Path | None = None,
     ) -> None:
         """Checks the arguments; the model is looked at when training begins."""
-        super().__init__(examples, strength, warm_up_epochs, rate, layers, seed, posterior_file)
-        self.threshold = check_number("threshold", threshold)
-        self.initial_log_variance = check_number("initial_log_variance", initial_log_variance)
-
-    def settings(self) -> Mapping[str, Any]:
-        """Returns the arguments as JSON values, with the names of the chosen layers."""
-        return {
-            **super().settings(),
-            "threshold": self.threshold,
-            "initial_log_variance": self.initial_log_variance,
-        }
-
-    def start(self, kernel: UncertainKernel) -> None:
-        """Starts with the same small variance for all weights."""
-        start = np.full(kernel.variable.shape, self.initial_log_variance, "f4")
-        kernel.parts["log_variance"] = hidden_variable(start, "log_variance")
+        super().__init__(
+            examples, threshold, warm_up_epochs, strength, rate, initial_log_variance, layers, seed,
+            posterior_file,
+        )  # fmt: skip
 
     def divergence(self, kernel: UncertainKernel, values: Mapping[str, Any]) -> Any:
         """As `Posterior.divergence`."""
@@ -125,17 +105,7 @@ class VariationalDropout(Posterior):
 
     def kernel_results(self) -> dict[str, Any]:
         """Returns the sparsities, and the bits that the variances allow."""
-        return {**self.sparsities(), "allowed_bits": self._allowed_bits()}
+        return {**self.sparsities(), "allowed_bits": self.allowed_bits()}
 
     def _log_alpha(self, values: Mapping[str, Any]) -> Any:
         return log_uniform.log_alpha(values[MEAN], values["log_variance"])
-
-    def _allowed_bits(self) -> dict[str, int]:
-        found = {}
-        for kernel in self._kernels:
-            weights = kernel.numpy()
-            kept = weights != 0
-            if kept.any():
-                variances = np.exp(as_numpy(kernel.parts["log_variance"]))
-                found[kernel.name] = allowed_bits(weights[kept], variances[kept])
-        return found

@@ -12,23 +12,21 @@ from keras import ops
 
 from edgecompress.callbacks.kernel_quantization import as_numpy
 from edgecompress.callbacks.layer_choice import LayerChoice
+from edgecompress.callbacks.noisy_kernels import NoisyKernels
 from edgecompress.callbacks.posterior import (
     MEAN,
-    Posterior,
     UncertainKernel,
-    check_number,
     check_positive,
     hidden_variable,
 )
 from edgecompress.precisions.ternary import mean_beyond, twn_threshold
 from edgecompress.variational import log_uniform, spikes
-from edgecompress.variational.precision import allowed_bits
 
 # A level cannot vanish: nothing would gather at it.
 _SMALLEST_LOG_LEVEL = -10.0
 
 
-class VariationalQuantization(Posterior):
+class VariationalQuantization(NoisyKernels):
     """Trains kernels towards -c, 0 and c, with a c of each layer: two bits per weight.
 
     Each weight is `N(mean, variance)` with a prior that has a spike at each level: Achterhold,
@@ -48,30 +46,16 @@ class VariationalQuantization(Posterior):
     `variational_quantization` holds the levels and sparsities, and `allowed_bits`.
 
     Args:
-        examples: Number of training examples.
         threshold: Weights with a larger `log alpha` become zero. Defaults to 2, the paper's.
-        warm_up_epochs: Number of epochs over which the divergence's factor grows to all of it.
-            Defaults to 0.
-        strength: Factor of the divergence; 1 is Bayes' rule. Defaults to 1.
-        rate: Learning rate of log variances and log levels divided by the optimizer's. Defaults to
-            1.
-        initial_log_variance: Where log variances start. Defaults to -10.
         initial_level: Where the level of each layer starts, greater than 0. Defaults to None: the
             mean |w| of the weights above 0.7 times the mean |w| of all, as in Ternary Weight
             Networks. The paper's is 0.2.
-        layers: As in `VariationalDropout`. Defaults to None, which includes the first and the last
-            layer.
-        seed: Of the noise. Defaults to 0.
-        posterior_file: As in `VariationalDropout`. Defaults to None.
+        examples, warm_up_epochs, strength, rate, initial_log_variance, layers, seed,
+            posterior_file: As in `VariationalDropout`. Layers are all, the first and the last
+            included.
 
     Raises:
-        ArgumentError: an argument breaks its rule; when training begins also if no layer is left,
-            another callback of the fit sets the same weights, Keras runs on JAX, or several devices
-            train copies of the model.
-        UnknownNameError: a layer is unknown.
-        UnsupportedModelError: when training begins, the model is subclassed or has its own
-            `train_step` or `compute_loss`.
-        ModelFileError: `posterior_file` cannot be read.
+        EdgeCompressError: As `VariationalDropout`.
 
     Example:
         >>> ternary = VariationalQuantization(examples=len(x), rate=10)  # doctest: +SKIP
@@ -95,26 +79,21 @@ class VariationalQuantization(Posterior):
         posterior_file: str | Path | None = None,
     ) -> None:
         """Checks the arguments; the model is looked at when training begins."""
-        super().__init__(examples, strength, warm_up_epochs, rate, layers, seed, posterior_file)
-        self.threshold = check_number("threshold", threshold)
-        self.initial_log_variance = check_number("initial_log_variance", initial_log_variance)
+        super().__init__(
+            examples, threshold, warm_up_epochs, strength, rate, initial_log_variance, layers, seed,
+            posterior_file,
+        )  # fmt: skip
         self.initial_level = (
             None if initial_level is None else check_positive("initial_level", initial_level)
         )
 
     def settings(self) -> Mapping[str, Any]:
         """Returns the arguments as JSON values, with the names of the chosen layers."""
-        return {
-            **super().settings(),
-            "threshold": self.threshold,
-            "initial_log_variance": self.initial_log_variance,
-            "initial_level": self.initial_level,
-        }
+        return {**super().settings(), "initial_level": self.initial_level}
 
     def start(self, kernel: UncertainKernel) -> None:
         """Starts with the same small variance for all weights, and the level of the kernel."""
-        start = np.full(kernel.variable.shape, self.initial_log_variance, "f4")
-        kernel.parts["log_variance"] = hidden_variable(start, "log_variance")
+        super().start(kernel)
         kernel.parts["log_level"] = hidden_variable(self._log_level(kernel), "log_level")
 
     def restart(self, kernel: UncertainKernel) -> None:
@@ -150,15 +129,8 @@ class VariationalQuantization(Posterior):
 
     def kernel_results(self) -> dict[str, Any]:
         """Returns levels and sparsities, and the bits that variances allow."""
-        bits = {}
-        for kernel in self._kernels:
-            weights = kernel.numpy()
-            kept = weights != 0
-            if kept.any():
-                variances = np.exp(as_numpy(kernel.parts["log_variance"]))
-                bits[kernel.name] = allowed_bits(weights[kept], variances[kept])
         levels = {k.name: float(np.abs(k.numpy()).max()) for k in self._kernels}
-        return {"levels": levels, **self.sparsities(), "allowed_bits": bits}
+        return {"levels": levels, **self.sparsities(), "allowed_bits": self.allowed_bits()}
 
     def _log_level(self, kernel: UncertainKernel) -> np.ndarray:
         if self.initial_level is not None:

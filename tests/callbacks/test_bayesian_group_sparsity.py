@@ -12,8 +12,9 @@ from keras import ops
 
 import edgecompress as ec
 from edgecompress.callbacks.bayesian_group_sparsity import BayesianGroupSparsity
-from edgecompress.core.errors import ArgumentError
+from edgecompress.core.errors import ArgumentError, UnknownNameError
 from edgecompress.core.record import record_of
+from edgecompress.variational.group_horseshoe import GroupHorseshoe
 from edgecompress.variational.precision import allowed_bits
 
 _RNG = np.random.default_rng(0)
@@ -173,6 +174,52 @@ def test_each_example_has_its_own_scale_for_each_filter() -> None:
     np.testing.assert_allclose(found.std(0), spread, rtol=0.05)
     # The scale is the same at all places of an example, the noise of the weights is not.
     assert np.corrcoef(found[:, 0, 0], found[:, 3, 0])[0, 1] ** 2 > 0.01
+
+
+class _SmallMode(keras.callbacks.Callback):  # type: ignore[misc]
+    """Gives filter 1 a scale whose mode is near zero, of half-Cauchy scales."""
+
+    def __init__(self, groups: BayesianGroupSparsity) -> None:
+        super().__init__()
+        self.groups = groups
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        part = self.groups._kernels[0].parts["local_log_mean"]
+        values = np.array(part)
+        values[0, 1] = -12.0
+        part.assign(values)
+
+
+def test_half_cauchy_scales() -> None:
+    """Filters with a small mode go; the others hold the mean of scale times weight."""
+    model = _dense()
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    before = np.array(model.get_layer("first").kernel)
+    groups = BayesianGroupSparsity(
+        64, initial_log_variance=-2.0, prior="group-horseshoe:global_scale=0.5"
+    )
+    history = model.fit(X, Y, verbose=0, callbacks=[groups, _SmallMode(groups)]).history
+    kernel = np.array(model.get_layer("first").kernel)
+    assert np.flatnonzero(~kernel.any(0)).tolist() == [1]
+    # Log-normal with a fourth of the sum of the four factors' variances, log mean 0.
+    expected = np.exp(0.5 * np.exp(-2.0))
+    np.testing.assert_allclose(kernel[:, [0, 2, 3]], expected * before[:, [0, 2, 3]], rtol=1e-5)
+    (step,) = record_of(model).steps
+    assert step["zero_filters"] == {"first": [1, 4]} and step["allowed_bits"]["first"] > 0
+    assert step["prior"] == {"name": "group-horseshoe", "config": {"global_scale": 0.5}}
+    weights = 0.5 * (np.exp(-2.0) + before**2 + 2 - 1).sum()
+    start = GroupHorseshoe(0.5).start(4, -2.0)
+    start["local_log_mean"][0, 1] = -12.0
+    scales = float(GroupHorseshoe(0.5).divergence(start))
+    assert history["divergence"][-1] == pytest.approx(weights + scales, rel=1e-5)
+
+
+def test_the_prior_is_checked() -> None:
+    with pytest.raises(UnknownNameError, match="group-horseshoe"):
+        BayesianGroupSparsity(64, prior="horse")
+    with pytest.raises(ArgumentError, match="greater than 0"):
+        BayesianGroupSparsity(64, prior="group-horseshoe:global_scale=0")
+    assert BayesianGroupSparsity(64, prior=GroupHorseshoe()).threshold == GroupHorseshoe.threshold
 
 
 def test_layers_whose_filters_stay_are_named() -> None:

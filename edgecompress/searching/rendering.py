@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from rich.table import Table
 
+from edgecompress.core.errors import OK, UNDECIDED
 from edgecompress.core.units import format_size, format_time
 from edgecompress.searching.outcome import Point, SearchResult
 
 _TITLES = {"file_size": "file", "flash": "flash", "arena": "arena", "latency": "latency"}
 _MOST_ROWS = 12
+_TOLD = {OK: "meets every limit", UNDECIDED: "has limits that could not be decided"}
 
 
 def show(rule: str, value: float | None) -> str:
@@ -63,14 +66,29 @@ def render(result: SearchResult, console: Any) -> None:
     for rule, limit in described.limits.items():
         console.print(f"Limit of {rule}: {show(rule, limit)}")
     console.print(_verdict(result))
+    for line in _exported(result):
+        console.print(line)
     for technique, reason in described.left_out.items():
         console.print(f"{technique}: {reason}.")
     for note in described.notes:
         console.print(note)
 
 
+def _exported(result: SearchResult) -> Iterator[str]:
+    """Yields what the checks of the exported candidate say about its limits."""
+    for target in (result.exported or {}).get("targets", ()):
+        for check in target["checks"]:
+            if check["limit"] is not None and check["reason"]:
+                verdict = check["verdict"].replace("_", " ")
+                yield f"{target['name']}: {check['rule']} {verdict}: {check['reason']}"
+
+
 def _verdict(result: SearchResult) -> str:
     best = result.best
+    number = best.number if result.applied is None and best is not None else result.applied
+    if result.exported is not None and (result.applied is not None or result.exit_code):
+        told = _TOLD.get(result.exit_code, "does not meet every limit")
+        return f"Candidate {number}, exported and measured on all validation data, {told}."
     if best is None:
         made = [point for point in result.points if point.outcome.made]
         near = min(

@@ -15,6 +15,7 @@ from typing import Any
 
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.files import write_together
+from edgecompress.core.options import options_of
 from edgecompress.core.record import sidecar_path
 from edgecompress.core.user_functions import is_function
 from edgecompress.pipeline.request import load_profiles, parse_budgets, usable_folder
@@ -207,6 +208,7 @@ def search(
     """
     from edgecompress.searching.report import page
 
+    _check({"trials": trials, "minutes": minutes, "epochs": epochs, "jobs": jobs, "seed": seed})
     SAMPLERS[sampler]
     for name in techniques:
         TECHNIQUES[name]
@@ -248,6 +250,11 @@ def search(
         import_modules, progress, verbose,
     ) as workers:  # fmt: skip
         described = workers[0].describe()
+        if min_accuracy is not None and not described.higher_is_better:
+            raise ArgumentError(
+                "--min-accuracy", "go with a classifier", min_accuracy,
+                f"This model's files are measured by {described.metric}.",
+            )  # fmt: skip
         kept = Study(storage, folder, study, described, sampler, seed, epochs, apply is None)
         # It is printed on pages that are passed on.
         command = tuple(without_password(word) for word in argv or sys.argv)
@@ -270,6 +277,14 @@ def search(
             result = result_of(described, kept, command, exported)
     write_together(folder, {"search.json": result.to_json(), "search.html": page(result)})
     return result
+
+
+def _check(numbers: Mapping[str, float | None]) -> None:
+    """Refuses numbers that the command line refuses, too."""
+    for item in options_of(SearchOptions):
+        value = numbers.get(item.name)
+        if value is not None:
+            item.kind.parse(value, item.name)
 
 
 @contextlib.contextmanager

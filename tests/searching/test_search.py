@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 import edgecompress as ec
 from edgecompress.core.errors import ArgumentError, UnknownNameError
 from edgecompress.core.files import sha256
 from edgecompress.core.keras_graph import named_layers
 from edgecompress.searching.outcome import volume
+from edgecompress.searching.rendering import render
 from edgecompress.searching.report import page
 from edgecompress.searching.results import FROM_SCRATCH, UNTOUCHED
 from edgecompress.searching.study import Study
@@ -172,11 +176,38 @@ def test_what_is_wrong_is_one_line(trained: Any, asked: dict[str, Any], tmp_path
         ({"jobs": 2}, ArgumentError, "jobs"),
         ({"max_rma": "4KiB"}, UnknownNameError, "max_rma"),
         ({"log": ("paper",)}, UnknownNameError, "logger"),
+        ({"minutes": float("nan")}, ArgumentError, "minutes"),
+        ({"epochs": 0}, ArgumentError, "epochs"),
     ]
     for number, (changed, kind, text) in enumerate(cases):
         with pytest.raises(kind, match=text) as raised:
             ec.search(trained, **{**asked, **changed}, trials=1, output=tmp_path / f"{number}")
         assert "\n" not in str(raised.value)
+
+
+def test_a_floor_for_the_accuracy_of_values_is_refused(tmp_path: Path) -> None:
+    import keras
+    import numpy as np
+
+    x = np.random.default_rng(0).normal(size=(40, 4)).astype("float32")
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    with pytest.raises(ArgumentError, match="--min-accuracy` must go with a classifier.*mse"):
+        ec.search(model, (x, x[:, :1]), ["cortex-m4"], min_accuracy=0.9, output=tmp_path)
+
+
+def test_what_was_exported_is_what_is_said(found: Found) -> None:
+    result, _ = found
+    check = {"rule": "accuracy", "verdict": "fail", "limit": 0.9, "reason": "Accuracy is 80 %."}
+    exported = {"exit_code": 4, "targets": [{"name": "board", "checks": [check]}]}
+    for applied, number in ((None, result.best.number), (1, 1)):
+        with StringIO() as text:
+            told = dataclasses.replace(result, exported=exported, applied=applied)
+            render(told, Console(file=text, width=200))
+            printed = text.getvalue()
+        assert f"Candidate {number}, exported" in printed
+        assert "does not meet every limit" in printed
+        assert "board: accuracy fail: Accuracy is 80 %." in printed
+        assert "meets every limit:" not in printed
 
 
 def test_passwords_of_storages_are_on_no_page(

@@ -143,7 +143,10 @@ def _copy_weights(source: Any, result: Any, weights: Weights, replaced: Mapping[
             continue
         new = copies[path]
         if path not in weights:
-            new.set_weights(old.get_weights())
+            try:
+                new.set_weights(old.get_weights())
+            except ValueError as error:
+                raise ConversionError(str(error).splitlines()[0]) from error
             continue
         names = [name for name, value in weights[path].items() if value is not None]
         if len(names) != len(new.weights):

@@ -25,6 +25,7 @@ from edgecompress.core.files import jsonable, sha256, write_together
 from edgecompress.core.suppress_output import suppress_output
 from edgecompress.searching.fitting import Fitting, Stopwatch
 from edgecompress.searching.knobs import Knob, Value
+from edgecompress.searching.layouts import Layout, begin_with, grid
 from edgecompress.searching.results import FROM_SCRATCH, UNTOUCHED, Described, Job, Outcome
 from edgecompress.searching.screening import (
     LIMITS,
@@ -47,6 +48,8 @@ _SAMPLE = 300
 # Samples that shorter trainings are measured on.
 QUICK_SAMPLES = 2000
 _RATE = 2e-3
+# Time to compare layouts before the first training.
+_LAYOUT_S = 60.0
 RESULT = "result.json"
 # Kind of labels -> what is measured of a file.
 _METRICS = {"classes": "accuracy", "binary": "binary_accuracy", "values": "mse"}
@@ -137,6 +140,9 @@ class Evaluator:
         )
         self._techniques: dict[str, Technique] = {}
         self._asked = tuple(techniques) or tuple(TECHNIQUES)
+        # Models of other structure, and what is known of them in a number format.
+        self._models: dict[tuple[Any, ...], Any] = {}
+        self._leasts: dict[tuple[Any, ...], Costs] = {}
         self._structures: dict[tuple[Any, ...], Structure] = {}
         self._described: Described | None = None
 
@@ -153,11 +159,12 @@ class Evaluator:
             if name not in self._asked:
                 continue
             technique = self._techniques[name] = TECHNIQUES[name](self._subject)
-            own = [self._bounded(technique, knob) for knob in technique.knobs()]
+            own = technique.knobs()
             knobs += [dataclasses.replace(knob, name=f"{name}.{knob.name}") for knob in own]
             if not own:
                 left_out[name] = technique.reason or "there is nothing to choose"
-        structure = self._structure({knob.name: knob.default for knob in knobs})
+        defaults = {knob.name: knob.default for knob in knobs}
+        structure = self._structure(defaults)
         whole = structure.whole
         refuse_unknown(whole, self.targets.budgets)
         began, before = time.monotonic(), structure.screen.screened
@@ -169,6 +176,7 @@ class Evaluator:
             fitting += structure.screen.costs(widths).fits()
         spent = max(time.monotonic() - began, 1e-9)
         screened = structure.screen.screened - before
+        first = self._first(knobs, defaults)
         notes = [*self._notes, *structure.notes]
         if structure.screen.reason is not None:
             notes.append(
@@ -185,31 +193,56 @@ class Evaluator:
             exact=structure.screen.exact,
             per_minute=60 * screened / spent,
             reachable=fitting / max(1, screened),
+            first=first,
             notes=tuple(dict.fromkeys(notes)),
         )
         return self._described
 
-    def _bounded(self, technique: Technique, knob: Knob) -> Knob:
-        """Returns a knob without the values with which even the thinnest model does not fit."""
-        if knob.name != technique.shrinks:
-            return knob
+    def _first(
+        self, knobs: Sequence[Knob], defaults: dict[str, Value]
+    ) -> tuple[dict[str, Value], ...]:
+        """Returns what to train first: the layouts that hold most, or the model's own.
 
-        def fits(value: int) -> bool:
-            model = technique.reshape(self._model, {knob.name: value})
-            return thinnest(model, removable_filters(model)[0], self.targets).fits()
-
-        low, high = int(knob.low), int(knob.high)
-        if not fits(high):
-            return knob
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if fits(middle) else (middle + 1, high)
-        if low > knob.low:
-            self._notes.append(
-                f"At least {low} {knob.name} go: with fewer gone, even the thinnest model exceeds "
-                "a limit."
-            )
-        return dataclasses.replace(knob, low=low, default=max(low, int(knob.default)))
+        Raises:
+            EdgeCompressError: nothing can be screened.
+        """
+        laid_out = [knob for knob in knobs if TECHNIQUES[knob.name.split(".")[0]].lays_out]
+        channels = self._techniques.get("channels")
+        if not laid_out or not self.targets.limited or not isinstance(channels, Channels):
+            return (defaults,)
+        own = _own(defaults, "channels")
+        if not own:
+            return (defaults,)
+        self._progress("Comparing depths and resolutions")
+        due, fitting, found = grid(laid_out), 0, []
+        until = time.monotonic() + _LAYOUT_S
+        for number, row in enumerate(due):
+            if time.monotonic() > until:
+                self._notes.append(
+                    f"{number} of {len(due)} layouts were compared before the first training: "
+                    f"{_LAYOUT_S:.0f} seconds were over."
+                )
+                break
+            values = {**defaults, **row}
+            try:
+                if not self._least(values).fits():
+                    continue
+                fitting += 1
+                structure = self._structure(values)
+                even = np.ones(len(structure.screen.groups.groups))
+                widths = channels.widths(own, structure, even, channels.fill(own))
+                if structure.costs(widths).fits():
+                    found.append(Layout(row, structure.screen.macs(widths)))
+            except EdgeCompressError:
+                # It cannot be built or converted: a candidate with it will say why.
+                continue
+        if not found:
+            return ()
+        self._notes.append(
+            f"{fitting} of {len(due)} layouts (depth and resolution) can meet the limits; the "
+            f"search begins with those that keep the most multiply-accumulates."
+        )
+        return tuple({**defaults, **row} for row in begin_with(found))
 
     def _basis(self, knobs: Sequence[Knob]) -> str:
         """Returns a hash of what every candidate depends on."""
@@ -296,10 +329,14 @@ class Evaluator:
         """Returns the model of a candidate before its training, and what its file takes."""
         from edgecompress.baselines.fresh_copy import fresh_copy
 
-        structure = self._structure(values)
-        screen = structure.screen
         channels = self._techniques.get("channels")
         own = _own(values, "channels")
+        if own:
+            least = self._least(values)
+            if not least.fits():
+                return None, least
+        structure = self._structure(values)
+        screen = structure.screen
         if job.start == FROM_SCRATCH or not own or not isinstance(channels, Channels):
             # Each layer thinner by the same share; as it is, if channels are not to go.
             even = np.ones(len(screen.groups.groups))
@@ -331,7 +368,7 @@ class Evaluator:
         own = _own(values, "channels")
         rounds, fill = channels.rounds(own), channels.fill(own)
         least = channels.least(own, structure)
-        if not structure.screen.exact or not structure.screen.costs(least).fits(fill):
+        if not structure.screen.exact or not structure.costs(least).fits(fill):
             # Nothing that is left will fit, whatever it learns in between.
             return structure
         rate, teacher = self._teaching(values)
@@ -357,27 +394,51 @@ class Evaluator:
                 teacher = technique.teacher(own) or teacher
         return rate, teacher
 
-    def _structure(self, values: Mapping[str, Value]) -> Structure:
-        """Returns the model after the techniques that change its structure; found once each."""
+    def _reshaped(self, values: Mapping[str, Value]) -> tuple[tuple[Any, ...], Any]:
+        """Returns the model after the techniques that change its structure, and what names it."""
         reshaping = {
             name: _own(values, name)
             for name, technique in self._techniques.items()
             if technique.reshapes and _own(values, name)
         }
-        precision = self._file_options(values).get("precision")
-        key = (repr(sorted(reshaping.items())), precision)
-        if key not in self._structures:
+        key = (repr(sorted(reshaping.items())),)
+        if key not in self._models:
             model = self._model
             for name, own in reshaping.items():
                 model = self._techniques[name].reshape(model, own)
-            self._structures[key] = Structure(
-                model,
-                self.targets,
-                self._task.loss,
-                self._fitting.batches(_BATCHES),
-                None if precision is None else str(precision),
-            )
-        return self._structures[key]
+            self._models[key] = model
+        return key, self._models[key]
+
+    def _precision(self, values: Mapping[str, Value]) -> str | None:
+        found = self._file_options(values).get("precision")
+        return None if found is None else str(found)
+
+    def _least(self, values: Mapping[str, Value]) -> Costs:
+        """Returns what the model takes at least, with one channel of each kind."""
+        key, model = self._reshaped(values)
+        precision = self._precision(values)
+        if (*key, precision) not in self._leasts:
+            found = thinnest(model, removable_filters(model)[0], self.targets, precision)
+            self._leasts[*key, precision] = found
+        return self._leasts[*key, precision]
+
+    def _structure(self, values: Mapping[str, Value]) -> Structure:
+        """Returns what is known of the model after the techniques that change its structure."""
+        key, model = self._reshaped(values)
+        return self._structure_of(key, model, self._precision(values))
+
+    def _structure_of(self, key: tuple[Any, ...], model: Any, precision: str | None) -> Structure:
+        if (*key, precision) not in self._structures:
+            batches = self._fitting.batches(_BATCHES)
+            found = Structure(model, self.targets, self._task.loss, batches, precision)
+            if precision is not None and not found.screen.exact:
+                like = self._structure_of(key, model, None).screen
+                if like.exact:
+                    found = Structure(
+                        model, self.targets, self._task.loss, batches, precision, like
+                    )
+            self._structures[*key, precision] = found
+        return self._structures[*key, precision]
 
     def _continued(self, key: str, epochs: int) -> tuple[Any, int]:
         """Returns the longest training of a candidate that is kept, and its epochs; else None."""

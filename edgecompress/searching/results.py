@@ -119,6 +119,7 @@ class Described:
         exact: Whether candidates are screened without converting them.
         per_minute: Candidates that were screened a minute, on a sample.
         reachable: Share of a sample of random widths that meets every limit.
+        first: Where the search begins: values of all knobs. Empty if nothing is known to fit.
         notes: What the user should know.
     """
 
@@ -132,4 +133,5 @@ class Described:
     exact: bool
     per_minute: float
     reachable: float
+    first: tuple[Mapping[str, Value], ...] = ()
     notes: tuple[str, ...] = ()

@@ -242,6 +242,11 @@ class Screen:
             self._cache[key] = self._targets.judge(flat)
         return self._cache[key]
 
+    def macs(self, widths: np.ndarray) -> int:
+        """Returns the multiply-accumulates at these widths, (width classes,)."""
+        flat = self._convert(widths) if self._files is None else self._files.at(widths)
+        return int(flat.macs())
+
     def chosen(self, widths: np.ndarray, importance: np.ndarray) -> list[int]:
         """Returns the groups to remove so that each class keeps its most important ones.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -53,6 +54,8 @@ class Structure:
         loss: The Keras loss of its training.
         batches: Inputs and labels by which criteria score filters.
         precision: Number format of the file; None for int8.
+        like: Screens files of the same model in another format. Costs are in proportion to theirs,
+            as far as built candidates tell. Defaults to none.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Structure:
         loss: Any,
         batches: Sequence[tuple[Any, Any]],
         precision: str | None = None,
+        like: Screen | None = None,
     ) -> None:
         """Finds the removable filters and learns what they cost."""
         self.model, self._targets, self._precision = model, targets, precision
@@ -69,8 +73,13 @@ class Structure:
         self._scores: dict[str, ObserveFilters] = {}
         self._savings: dict[str, np.ndarray] | None = None
         layers, self.notes = removable_filters(model)
-        self.screen = Screen(model, layers, targets, precision)
-        self.whole = self.screen.costs(self.screen.totals)
+        self.screen = Screen(model, layers, targets, precision) if like is None else like
+        # Rule -> what costs are to those that are screened.
+        self._ratios: dict[str, float] = {}
+        self._alike = like is not None
+        if self._alike:
+            self._compare(self.screen.totals, targets.judge(targets.file(model, precision)))
+        self.whole = self.costs(self.screen.totals)
         self._place_groups()
 
     def _place_groups(self) -> None:
@@ -97,6 +106,18 @@ class Structure:
         found._scores, found._savings = {}, None
         found._place_groups()
         return found
+
+    def costs(self, widths: np.ndarray) -> Costs:
+        """Returns what the model takes at these widths, (width classes,)."""
+        found = self.screen.costs(widths)
+        if not self._ratios:
+            return found
+        values = {rule: v * self._ratios.get(rule, 1.0) for rule, v in found.values.items()}
+        return dataclasses.replace(found, values=values)
+
+    def _compare(self, widths: np.ndarray, costs: Costs) -> None:
+        known = self.screen.costs(widths).values
+        self._ratios = {r: v / known[r] for r, v in costs.values.items() if known.get(r)}
 
     def importance(self, criterion: str) -> tuple[np.ndarray, np.ndarray]:
         """Returns the importance of each channel group, and its place in the model, 0 to 1.
@@ -165,9 +186,12 @@ class Structure:
             widths = cut(fill)
             model = self.narrowed(self.screen.chosen(widths, importance))
             costs = self._targets.judge(self._targets.file(model, self._precision))
-            if costs.fits() or not self.screen.costs(widths).fits(fill):
+            if costs.fits() or not self.costs(widths).fits(fill):
                 break
-            fill *= _LOWER
+            if self._alike:
+                self._compare(widths, costs)
+            else:
+                fill *= _LOWER
         return model, costs
 
     def _observed(self, criterion: str) -> ObserveFilters:

@@ -156,9 +156,12 @@ class Study:
         ):
             self._study.set_user_attr(name, value)
         self._enqueue(Job({}, UNTOUCHED, 0, last=True))
-        first = {knob.name: knob.default for knob in self._described.knobs}
-        self._enqueue(Job(first, FROM_PARENT, self.lengths[0]))
+        first = [Job(values, FROM_PARENT, self.lengths[0]) for values in self._described.first]
+        for job in first[:1]:
+            self._enqueue(job)
         self._enqueue(Job({}, FROM_SCRATCH, self.lengths[-1], last=True))
+        for job in first[1:]:
+            self._enqueue(job)
 
     @property
     def optuna_study(self) -> Any:

@@ -20,6 +20,7 @@ from edgecompress.core.keras_graph import (
 )
 from edgecompress.core.model_copy import Weights, copy_model
 from edgecompress.core.record import record_of
+from edgecompress.surgery.bypass import identity_named
 from edgecompress.surgery.rewrites import REWRITES, Rewrite, Rewritten
 
 
@@ -200,7 +201,7 @@ def _rewired(model: Any, prefix: str, cuts: Mapping[str, _Cut]) -> Any:
         if len(live) > 1:
             return layer(live)
         if cut.output:
-            return keras.layers.Identity(name=layer.name, dtype=layer.dtype_policy)(live[0])
+            return identity_named(layer)(live[0])
         return live[0]
 
     if isinstance(model, keras.Sequential):

@@ -77,12 +77,16 @@ def test_samplers_propose_what_knobs_may_be(name: str, tmp_path: Path) -> None:
         Knob("b.whole", 2, low=1, high=5, whole=True),
         Knob("c.share", 0.5, low=0.1, high=1.0, log=True),
     )
-    described = Described(knobs, {}, "accuracy", True, "basis", ("arena",), {}, True, 1.0, 1.0)
+    first = {"a.choice": "y", "b.whole": 5, "c.share": 0.2}
+    described = Described(
+        knobs, {}, "accuracy", True, "basis", ("arena",), {}, True, 1.0, 1.0, (first, first)
+    )
     study = Study(None, tmp_path, None, described, name, 0, 9)
     starts = []
     for _ in range(14):
         number, job = study.propose(closing=False, beyond=False)
         starts.append(job.start)
+        assert number not in (1, 3) or job.values == first
         for knob in knobs if job.start == FROM_PARENT else ():
             knob.check(job.values[knob.name])
         study.finish(number, _outcome(job, number))
@@ -123,6 +127,7 @@ def test_described_spaces_survive_the_way_between_processes() -> None:
     described = Described(
         (Knob("a.b", True, (True, False)), Knob("c.d", 2, low=1, high=3, whole=True)),
         {"depth": "none"}, "accuracy", True, "x", ("arena",), {"arena": 5.0}, True, 2.0, 0.5,
+        ({"a.b": False, "c.d": 3},),
     )  # fmt: skip
     assert isolation.decode(Described, isolation.encode(described)) == described
     assert dataclasses.is_dataclass(described)

@@ -15,13 +15,11 @@ from rich.console import Console
 import edgecompress as ec
 from edgecompress.core.errors import ArgumentError, UnknownNameError
 from edgecompress.core.files import sha256
-from edgecompress.core.keras_graph import named_layers
 from edgecompress.searching.outcome import volume
 from edgecompress.searching.rendering import render
 from edgecompress.searching.report import page
 from edgecompress.searching.results import FROM_SCRATCH, UNTOUCHED
 from edgecompress.searching.study import Study
-from edgecompress.searching.techniques.depth import find_branches, silenced
 from edgecompress.targets import profile as target_profile
 
 from .conftest import LIMITS
@@ -238,19 +236,6 @@ def test_a_study_about_something_else_is_not_continued(
     with pytest.raises(ArgumentError, match="--apply` must go with the options of the search"):
         ec.search(trained, **other, output=folder, apply=0, into=tmp_path / "into")
     assert not (tmp_path / "into").exists()
-
-
-def test_branches_of_a_residual_net_are_found_and_silenced(trained: Any) -> None:
-    import numpy as np
-
-    branches = find_branches(trained)
-    assert len(branches) == 2
-    small = ec.finalize(silenced(trained, branches[:1]))
-    adds = [path for path, layer in named_layers(small) if type(layer).__name__ == "Add"]
-    assert len(adds) == 1
-    x = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype("float32")
-    wanted = silenced(trained, branches[:1]).predict(x, verbose=0)
-    np.testing.assert_allclose(small.predict(x, verbose=0), wanted, atol=1e-5)
 
 
 def test_models_with_several_inputs_are_searched(tmp_path: Path) -> None:

@@ -258,3 +258,15 @@ def test_from_a_file_to_an_int8_file(cut: tuple[Any, Any], tmp_path: Path) -> No
     expected = np.array(model(x))
     assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.99
     assert np.abs(found - expected).max() <= 0.1 * np.abs(expected).max()
+
+
+def test_a_sum_that_is_an_output_keeps_its_name() -> None:
+    inputs = keras.Input((4,))
+    branch = kl.Dense(4, name="dead", use_bias=False)(inputs)
+    model = keras.Model(inputs, kl.Add(name="sum")([kl.Dense(4, name="live")(inputs), branch]))
+    model.get_layer("dead").kernel.assign(np.zeros((4, 4)))
+    result = RemoveBranches().apply(model).model
+    assert result.output_names == ["sum"]
+    assert "dead" not in _names(result)
+    x = _X.reshape(-1, 4)
+    np.testing.assert_allclose(np.asarray(result(x)), np.asarray(model(x)), atol=1e-6)

@@ -76,9 +76,9 @@ class Technique:
     reshapes: ClassVar[bool] = False
     # Of those, the ones with lower numbers come first.
     order: ClassVar[int] = 0
-    # A knob whose larger values only make the model smaller: values with which even the thinnest
-    # model exceeds a limit are not searched.
-    shrinks: ClassVar[str | None] = None
+    # Whether its knobs decide how much of a model fits within its limits, so that a grid of them is
+    # looked at before anything is trained.
+    lays_out: ClassVar[bool] = False
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject

@@ -114,5 +114,5 @@ class Channels(Technique):
             if name.startswith("weight_")
         }
         return descend(
-            classes, lambda kept: structure.excess(screen.costs(kept), fill, way), weights
+            classes, lambda kept: structure.excess(structure.costs(kept), fill, way), weights
         )

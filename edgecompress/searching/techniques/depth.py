@@ -1,56 +1,70 @@
-"""Depth: whole residual branches go, those first without which the loss grows least."""
+"""Depth: residual branches or layers of a chain go, those first that the loss needs least."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
-from edgecompress.core.keras_graph import GraphNode, graph_nodes, is_plain_model, named_layers
+from edgecompress.core.keras_graph import GraphNode, functional_of, graph_nodes, is_plain_model
 from edgecompress.searching.knobs import Knob
 from edgecompress.searching.techniques.base import TECHNIQUES, Subject, Technique, Values
+from edgecompress.surgery.bypass import bypass
 
-# Weights that make a layer's output 0, whatever it reads.
-_SCALES = ("gamma", "beta", "kernel", "bias", "depthwise_kernel", "pointwise_kernel")
-# Layers that give 0 for 0.
-_THROUGH = ("Activation", "ReLU", "Dropout", "LeakyReLU", "SpatialDropout2D")
+# Layers that belong to the layer with a kernel before them.
+_FOLLOWERS = (
+    "Activation",
+    "BatchNormalization",
+    "Dropout",
+    "LayerNormalization",
+    "LeakyReLU",
+    "ReLU",
+    "SpatialDropout1D",
+    "SpatialDropout2D",
+)
 
 
 @dataclass(frozen=True)
-class Branch:
-    """A branch of a sum that can be left out.
+class Block:
+    """A part of a model that can be left out.
 
     Attributes:
-        add: The layer that adds it to another.
-        last: The layer whose weights make it zero.
+        name: Of the Add that ends it, or of its first layer.
+        without: Layers to bypass to leave it out: name -> position of the input that stays.
+        alone: Layers to bypass to leave out the shortcut around it; empty without one.
         damage: How much the loss grows without it.
     """
 
-    add: str
-    last: str
+    name: str
+    without: Mapping[str, int]
+    alone: Mapping[str, int] = field(default_factory=dict)
     damage: float = 0.0
 
 
-def find_branches(model: Any) -> list[Branch]:
-    """Returns the longer branch of each Add of two, where a layer can make it zero."""
+def find_blocks(model: Any) -> list[Block]:
+    """Returns the longer branch of each Add of two; without any, layers that keep the shape."""
     if not is_plain_model(model):
         return []
+    return _branches(model) or _layers(model)
+
+
+def _branches(model: Any) -> list[Block]:
     nodes = graph_nodes(model)
     maker = {id(tensor): node for node in nodes for tensor in node.outputs}
     found = []
     for node in nodes:
+        name = node.operation.name
         if type(node.operation).__name__ != "Add" or len(node.inputs) != 2:
+            continue
+        if node.inputs[0].shape != node.inputs[1].shape:
             continue
         behind = [_behind(tensor, maker) for tensor in node.inputs]
         own = [_weighted(a - b, maker) for a, b in (behind, behind[::-1])]
         if own[0] == own[1]:
             continue
         longer = int(own[1] > own[0])
-        last = _last(maker.get(id(node.inputs[longer])), maker)
-        if last is not None:
-            found.append(Branch(node.operation.name, last))
+        found.append(Block(name, {name: 1 - longer}, {name: longer}))
     return found
 
 
@@ -71,59 +85,81 @@ def _behind(tensor: Any, maker: dict[int, GraphNode]) -> set[int]:
     return found
 
 
-def _last(node: GraphNode | None, maker: dict[int, GraphNode]) -> str | None:
-    while node is not None:
-        layer = node.operation
-        if getattr(layer, "gamma", None) is not None or getattr(layer, "kernel", None) is not None:
-            return str(layer.name)
-        if type(layer).__name__ not in _THROUGH or len(node.inputs) != 1:
-            return None
-        node = maker.get(id(node.inputs[0]))
-    return None
+def _layers(model: Any) -> list[Block]:
+    """Returns each layer with weights whose output has its input's shape, and what follows it."""
+    nodes = graph_nodes(model)
+    readers: dict[int, list[GraphNode]] = {}
+    for node in nodes:
+        for tensor in node.inputs:
+            readers.setdefault(id(tensor), []).append(node)
+    calls = Counter(node.operation.name for node in nodes)
+    outputs = {id(tensor) for tensor in functional_of(model).outputs}
+    found = []
+    for node in nodes:
+        if not getattr(node.operation, "weights", ()) or _follows(node):
+            continue
+        names, at = [], node
+        while _passes(at) and calls[at.operation.name] == 1 and id(at.outputs[0]) not in outputs:
+            names.append(at.operation.name)
+            after = readers.get(id(at.outputs[0]), [])
+            if len(after) != 1 or not _follows(after[0]):
+                found.append(Block(names[0], dict.fromkeys(names, 0)))
+                break
+            at = after[0]
+    return found
 
 
-def silenced(model: Any, branches: Sequence[Branch]) -> Any:
-    """Returns a copy in which branches are zero."""
-    from edgecompress.core.model_copy import copy_model
+def _follows(node: GraphNode) -> bool:
+    return type(node.operation).__name__ in _FOLLOWERS
 
-    copied = copy_model(model)
-    layers = dict(named_layers(copied))
-    for branch in branches:
-        for name in _SCALES:
-            variable = getattr(layers[branch.last], name, None)
-            if variable is not None:
-                variable.assign(np.zeros(variable.shape, np.float32))
-    return copied
+
+def _passes(node: GraphNode) -> bool:
+    """Returns whether an operation makes of one tensor one of the same shape."""
+    inputs, outputs = node.inputs, node.outputs
+    return node.plain and len(inputs) == len(outputs) == 1 and inputs[0].shape == outputs[0].shape
 
 
 @TECHNIQUES.register("depth")
 class Depth(Technique):
-    """Leaves out residual branches, layers and all (Wen et al., 2016, section 3.1)."""
+    """Leaves out residual branches, or layers of a chain (Wen et al., 2016, section 3.1).
+
+    A network that has become shallow trains without shortcuts, too: without them, a board holds
+    one tensor less at a time, and no operator adds.
+    """
 
     reshapes = True
-    shrinks = "branches"
+    lays_out = True
 
     def __init__(self, subject: Subject) -> None:
-        """Measures the model without each of its branches."""
+        """Measures the model without each of its blocks."""
         super().__init__(subject)
-        branches = find_branches(subject.model)
-        whole = subject.loss(subject.model) if branches else 0.0
+        blocks = find_blocks(subject.model)
+        whole = subject.loss(subject.model) if blocks else 0.0
         measured = [
-            Branch(b.add, b.last, subject.loss(silenced(subject.model, [b])) - whole)
-            for b in branches
+            replace(b, damage=subject.loss(bypass(subject.model, b.without)) - whole)
+            for b in blocks
         ]
-        self.branches = sorted(measured, key=lambda branch: branch.damage)
-        if not branches:
-            self.reason = "the model has no residual branches"
+        self.blocks = sorted(measured, key=lambda block: block.damage)
+        if len(blocks) < 2:
+            self.reason = "the model has no residual branches, and no layers that keep the shape"
 
     def knobs(self) -> Sequence[Knob]:
-        """Returns how many branches go, at most all but one."""
-        most = len(self.branches) - 1
-        return (Knob("branches", 0, low=0, high=most, whole=True),) if most > 0 else ()
+        """Returns how many blocks go, at most all but one, and whether shortcuts stay."""
+        most = len(self.blocks) - 1
+        if most < 1:
+            return ()
+        knobs = [Knob("blocks", 0, low=0, high=most, whole=True)]
+        if any(block.alone for block in self.blocks):
+            knobs.append(Knob("shortcuts", True, (True, False)))
+        return knobs
 
     def reshape(self, model: Any, values: Values) -> Any:
-        """Returns the model without the branches that matter least."""
-        from edgecompress.surgery.finalize import finalize
-
-        count = int(values["branches"])
-        return finalize(silenced(model, self.branches[:count])) if count else model
+        """Returns the model without the blocks that matter least, and without shortcuts."""
+        count = int(values["blocks"])
+        layers: dict[str, int] = {}
+        for block in self.blocks[:count]:
+            layers |= block.without
+        if not values.get("shortcuts", True):
+            for block in self.blocks[count:]:
+                layers |= block.alone
+        return bypass(model, layers) if layers else model

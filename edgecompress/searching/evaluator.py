@@ -8,6 +8,7 @@ It is independent of the study, and runs in this process or in a confined one.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,18 +26,25 @@ from edgecompress.core.files import jsonable, sha256, write_together
 from edgecompress.core.suppress_output import suppress_output
 from edgecompress.searching.fitting import Fitting, Stopwatch
 from edgecompress.searching.knobs import Knob, Value
-from edgecompress.searching.layouts import Layout, begin_with, grid
-from edgecompress.searching.results import FROM_SCRATCH, UNTOUCHED, Described, Job, Outcome
+from edgecompress.searching.layouts import begin_with
+from edgecompress.searching.results import (
+    FROM_SCRATCH,
+    UNTOUCHED,
+    Beginning,
+    Described,
+    Job,
+    Outcome,
+)
 from edgecompress.searching.screening import (
     LIMITS,
     Costs,
     Targets,
     costs_of,
     refuse_unknown,
-    thinnest,
 )
-from edgecompress.searching.structures import Structure, removable_filters
-from edgecompress.searching.techniques import TECHNIQUES, Fit, Subject, Technique
+from edgecompress.searching.space import Space
+from edgecompress.searching.structures import Structure
+from edgecompress.searching.techniques import TECHNIQUES, Fit, Subject, Technique, own_values
 from edgecompress.searching.techniques.channels import Channels
 from edgecompress.training.base import TeacherLoss
 
@@ -48,8 +56,6 @@ _SAMPLE = 300
 # Samples that shorter trainings are measured on.
 QUICK_SAMPLES = 2000
 _RATE = 2e-3
-# Time to compare layouts before the first training.
-_LAYOUT_S = 60.0
 RESULT = "result.json"
 # Kind of labels -> what is measured of a file.
 _METRICS = {"classes": "accuracy", "binary": "binary_accuracy", "values": "mse"}
@@ -140,10 +146,13 @@ class Evaluator:
         )
         self._techniques: dict[str, Technique] = {}
         self._asked = tuple(techniques) or tuple(TECHNIQUES)
-        # Models of other structure, and what is known of them in a number format.
-        self._models: dict[tuple[Any, ...], Any] = {}
-        self._leasts: dict[tuple[Any, ...], Costs] = {}
-        self._structures: dict[tuple[Any, ...], Structure] = {}
+        self._space = Space(
+            loaded.model,
+            self.targets,
+            self._task.loss,
+            functools.partial(self._fitting.batches, _BATCHES),
+            self._techniques,
+        )
         self._described: Described | None = None
 
     # --- what there is to choose ------------------------------------------------------------------
@@ -164,7 +173,7 @@ class Evaluator:
             if not own:
                 left_out[name] = technique.reason or "there is nothing to choose"
         defaults = {knob.name: knob.default for knob in knobs}
-        structure = self._structure(defaults)
+        structure = self._space.structure(defaults)
         whole = structure.whole
         refuse_unknown(whole, self.targets.budgets)
         began, before = time.monotonic(), structure.screen.screened
@@ -176,7 +185,6 @@ class Evaluator:
             fitting += structure.screen.costs(widths).fits()
         spent = max(time.monotonic() - began, 1e-9)
         screened = structure.screen.screened - before
-        first = self._first(knobs, defaults)
         notes = [*self._notes, *structure.notes]
         if structure.screen.reason is not None:
             notes.append(
@@ -193,56 +201,25 @@ class Evaluator:
             exact=structure.screen.exact,
             per_minute=60 * screened / spent,
             reachable=fitting / max(1, screened),
-            first=first,
             notes=tuple(dict.fromkeys(notes)),
         )
         return self._described
 
-    def _first(
-        self, knobs: Sequence[Knob], defaults: dict[str, Value]
-    ) -> tuple[dict[str, Value], ...]:
-        """Returns what to train first: the layouts that hold most, or the model's own.
+    def begin(self, most: int, seconds: float | None = None) -> Beginning:
+        """Returns where the search begins.
 
-        Raises:
-            EdgeCompressError: nothing can be screened.
+        Args:
+            most: Layouts to train for a moment.
+            seconds: As in `begin_with`.
         """
-        laid_out = [knob for knob in knobs if TECHNIQUES[knob.name.split(".")[0]].lays_out]
-        channels = self._techniques.get("channels")
-        if not laid_out or not self.targets.limited or not isinstance(channels, Channels):
-            return (defaults,)
-        own = _own(defaults, "channels")
-        if not own:
-            return (defaults,)
+        knobs = self.describe().knobs
         self._progress("Comparing depths and resolutions")
-        due, fitting, found = grid(laid_out), 0, []
-        until = time.monotonic() + _LAYOUT_S
-        for number, row in enumerate(due):
-            if time.monotonic() > until:
-                self._notes.append(
-                    f"{number} of {len(due)} layouts were compared before the first training: "
-                    f"{_LAYOUT_S:.0f} seconds were over."
-                )
-                break
-            values = {**defaults, **row}
-            try:
-                if not self._least(values).fits():
-                    continue
-                fitting += 1
-                structure = self._structure(values)
-                even = np.ones(len(structure.screen.groups.groups))
-                widths = channels.widths(own, structure, even, channels.fill(own))
-                if structure.costs(widths).fits():
-                    found.append(Layout(row, structure.screen.macs(widths)))
-            except EdgeCompressError:
-                # It cannot be built or converted: a candidate with it will say why.
-                continue
-        if not found:
-            return ()
-        self._notes.append(
-            f"{fitting} of {len(due)} layouts (depth and resolution) can meet the limits; the "
-            f"search begins with those that keep the most multiply-accumulates."
-        )
-        return tuple({**defaults, **row} for row in begin_with(found))
+        rate, teacher = self._teaching({knob.name: knob.default for knob in knobs})
+
+        def train(model: Any) -> float:
+            return self._fitting.glance(model, rate, teacher, self._seed)
+
+        return begin_with(self._space, knobs, train, most, seconds)
 
     def _basis(self, knobs: Sequence[Knob]) -> str:
         """Returns a hash of what every candidate depends on."""
@@ -305,7 +282,7 @@ class Evaluator:
     ) -> Outcome:
         from edgecompress.core.model_copy import copy_model
 
-        options = self._file_options(values)
+        options = self._space.file_options(values)
         if job.start == UNTOUCHED:
             model, epochs = copy_model(self._model), 0
         else:
@@ -330,12 +307,12 @@ class Evaluator:
         from edgecompress.baselines.fresh_copy import fresh_copy
 
         channels = self._techniques.get("channels")
-        own = _own(values, "channels")
+        own = own_values(values, "channels")
         if own:
-            least = self._least(values)
+            least = self._space.least(values)
             if not least.fits():
                 return None, least
-        structure = self._structure(values)
+        structure = self._space.structure(values)
         screen = structure.screen
         if job.start == FROM_SCRATCH or not own or not isinstance(channels, Channels):
             # Each layer thinner by the same share; as it is, if channels are not to go.
@@ -365,7 +342,7 @@ class Evaluator:
         self, structure: Structure, channels: Channels, values: Mapping[str, Value]
     ) -> Structure:
         """Returns what is left after all rounds but the last, each with a moment of training."""
-        own = _own(values, "channels")
+        own = own_values(values, "channels")
         rounds, fill = channels.rounds(own), channels.fill(own)
         least = channels.least(own, structure)
         if not structure.screen.exact or not structure.costs(least).fits(fill):
@@ -388,57 +365,11 @@ class Evaluator:
         """Returns the learning rate, and what compares with the untouched model."""
         rate, teacher = _RATE, None
         for name, technique in self._techniques.items():
-            own = _own(values, name)
+            own = own_values(values, name)
             if own:
                 rate = technique.rate(own) or rate
                 teacher = technique.teacher(own) or teacher
         return rate, teacher
-
-    def _reshaped(self, values: Mapping[str, Value]) -> tuple[tuple[Any, ...], Any]:
-        """Returns the model after the techniques that change its structure, and what names it."""
-        reshaping = {
-            name: _own(values, name)
-            for name, technique in self._techniques.items()
-            if technique.reshapes and _own(values, name)
-        }
-        key = (repr(sorted(reshaping.items())),)
-        if key not in self._models:
-            model = self._model
-            for name, own in reshaping.items():
-                model = self._techniques[name].reshape(model, own)
-            self._models[key] = model
-        return key, self._models[key]
-
-    def _precision(self, values: Mapping[str, Value]) -> str | None:
-        found = self._file_options(values).get("precision")
-        return None if found is None else str(found)
-
-    def _least(self, values: Mapping[str, Value]) -> Costs:
-        """Returns what the model takes at least, with one channel of each kind."""
-        key, model = self._reshaped(values)
-        precision = self._precision(values)
-        if (*key, precision) not in self._leasts:
-            found = thinnest(model, removable_filters(model)[0], self.targets, precision)
-            self._leasts[*key, precision] = found
-        return self._leasts[*key, precision]
-
-    def _structure(self, values: Mapping[str, Value]) -> Structure:
-        """Returns what is known of the model after the techniques that change its structure."""
-        key, model = self._reshaped(values)
-        return self._structure_of(key, model, self._precision(values))
-
-    def _structure_of(self, key: tuple[Any, ...], model: Any, precision: str | None) -> Structure:
-        if (*key, precision) not in self._structures:
-            batches = self._fitting.batches(_BATCHES)
-            found = Structure(model, self.targets, self._task.loss, batches, precision)
-            if precision is not None and not found.screen.exact:
-                like = self._structure_of(key, model, None).screen
-                if like.exact:
-                    found = Structure(
-                        model, self.targets, self._task.loss, batches, precision, like
-                    )
-            self._structures[*key, precision] = found
-        return self._structures[*key, precision]
 
     def _continued(self, key: str, epochs: int) -> tuple[Any, int]:
         """Returns the longest training of a candidate that is kept, and its epochs; else None."""
@@ -467,7 +398,7 @@ class Evaluator:
         rate, teacher = self._teaching(values)
         callbacks: list[Any] = []
         for name, technique in self._techniques.items():
-            own = _own(values, name)
+            own = own_values(values, name)
             if not own:
                 continue
             callbacks += technique.callbacks(own, fit)
@@ -476,14 +407,6 @@ class Evaluator:
             model, epochs, rate, teacher, callbacks,
             lambda epoch, loss: tell(done + epoch, loss), self._seed + done,
         )  # fmt: skip
-
-    def _file_options(self, values: Mapping[str, Value]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for name, technique in self._techniques.items():
-            own = _own(values, name)
-            if own:
-                found |= technique.file(own)
-        return found
 
     def export(self, job: Job, into: Path, argv: Sequence[str] = ()) -> dict[str, Any]:
         """Writes a candidate as `edgecompress.export` does, on all validation data.
@@ -516,7 +439,7 @@ class Evaluator:
                 "were trained.",
             )  # fmt: skip
         self._progress("Exporting the candidate")
-        made = self._build(model, self._file_options(job.values), None)
+        made = self._build(model, self._space.file_options(job.values), None)
         report = write(made, into, argv=argv)
         found: dict[str, Any] = report.to_dict()
         found["exit_code"] = report.exit_code
@@ -583,13 +506,7 @@ class Evaluator:
         return found if sha256(data) == found.sha256 else None
 
     def _screened(self) -> int:
-        return sum(structure.screen.screened for structure in self._structures.values())
-
-
-def _own(values: Mapping[str, Value], technique: str) -> dict[str, Value]:
-    """Returns a technique's values, their names without its own."""
-    start = f"{technique}."
-    return {name[len(start) :]: value for name, value in values.items() if name.startswith(start)}
+        return sum(structure.screen.screened for structure in self._space.structures)
 
 
 def _unfit(key: str, job: Job, costs: Costs) -> Outcome:

@@ -19,6 +19,8 @@ BATCH = 128
 _STEPS_AT_ONCE = 8
 # A moment of training: a quarter of an epoch, but at least so many updates.
 _PARTS, _FEWEST_UPDATES = 4, 100
+# A glance: so many updates, on a part of the samples that comes so often.
+_GLANCE_UPDATES, _GLANCES, _MOST_GLANCES = 150, 3, 20
 
 
 class Fitting:
@@ -129,6 +131,27 @@ class Fitting:
             order = np.random.default_rng(seed).permutation(len(self._data.train))
             part = np.sort(order[number % _PARTS :: _PARTS])
         self.fit(model, epochs, rate, teacher, (), lambda epoch, loss: None, seed + number, part)
+
+    def glance(self, model: Any, rate: float, teacher: TeacherLoss | None, seed: int) -> float:
+        """Returns how far a model gets in a moment of training: the mean loss at its end.
+
+        Args:
+            model: A Keras model; it is trained.
+            rate: Learning rate to begin with.
+            teacher: As in `fit`.
+            seed: Of the choice of samples.
+        """
+        part = None
+        if self._data.stream is None:
+            count = min(len(self._data.train), _GLANCE_UPDATES // _GLANCES * self.batch_size)
+            part = np.random.default_rng(seed).permutation(len(self._data.train))[:count]
+        losses: list[float] = []
+        steps = self.steps if part is None else -(-len(part) // self.batch_size)
+        self.fit(
+            model, max(1, min(_GLANCE_UPDATES // steps, _MOST_GLANCES)), rate, teacher, (),
+            lambda epoch, loss: losses.append(loss), seed, part,
+        )  # fmt: skip
+        return losses[-1]
 
     def loss_of(self, model: Any, samples: int = 1000) -> float:
         """Returns a model's mean loss on the first training samples."""

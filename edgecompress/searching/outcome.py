@@ -184,7 +184,7 @@ def result_of(
     )
     return SearchResult(
         study=study.name,
-        described=described,
+        described=dataclasses.replace(described, notes=(*described.notes, *study.notes)),
         points=points,
         best=_best(described, made),
         front=front,

@@ -119,7 +119,6 @@ class Described:
         exact: Whether candidates are screened without converting them.
         per_minute: Candidates that were screened a minute, on a sample.
         reachable: Share of a sample of random widths that meets every limit.
-        first: Where the search begins: values of all knobs. Empty if nothing is known to fit.
         notes: What the user should know.
     """
 
@@ -133,5 +132,17 @@ class Described:
     exact: bool
     per_minute: float
     reachable: float
-    first: tuple[Mapping[str, Value], ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Where a search begins.
+
+    Attributes:
+        candidates: Values of all knobs; empty if nothing is known that could fit.
+        notes: What the user should know.
+    """
+
+    candidates: tuple[Mapping[str, Value], ...] = ()
     notes: tuple[str, ...] = ()

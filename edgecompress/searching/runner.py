@@ -19,9 +19,17 @@ from edgecompress.core.options import options_of
 from edgecompress.core.record import sidecar_path
 from edgecompress.core.user_functions import is_function
 from edgecompress.pipeline.request import load_profiles, parse_budgets, usable_folder
+from edgecompress.searching.layouts import MOST_TRAINED
 from edgecompress.searching.options import ApplyOptions, SearchDataOptions, SearchOptions
 from edgecompress.searching.outcome import SearchResult, result_of
-from edgecompress.searching.results import FROM_PARENT, Described, Job, Outcome
+from edgecompress.searching.results import (
+    FROM_PARENT,
+    UNTOUCHED,
+    Beginning,
+    Described,
+    Job,
+    Outcome,
+)
 from edgecompress.searching.samplers import SAMPLERS
 from edgecompress.searching.schedule import CLOSING
 from edgecompress.searching.study import Study, import_optuna, without_password
@@ -33,6 +41,10 @@ _MINUTES = 15.0
 # How often a trial says that it is alive.
 _BEAT_S = 20.0
 BEST = "best"
+# Share of the time to find out what fits at all, and as much to see what learns fastest.
+_BEGINNING = 0.1
+# Stands for no trial: looking for where to begin.
+_BEGIN = -1
 
 
 def _silent(_: object) -> None:
@@ -86,17 +98,20 @@ class _Clock:
     Attributes:
         minutes: Of this run; None for no limit.
         trials: In all; None for no limit.
+        began: When the run began.
+        reserve_s: Seconds that the export of the best will take.
     """
 
     minutes: float | None
     trials: int | None
     began: float = field(default_factory=time.monotonic)
+    reserve_s: float = 0.0
 
     @property
     def left_s(self) -> float | None:
         if self.minutes is None:
             return None
-        return self.minutes * 60 - (time.monotonic() - self.began)
+        return self.minutes * 60 - self.reserve_s - (time.monotonic() - self.began)
 
     def used(self, trials: int) -> float:
         """Returns the share that is used up, of the time or the trials, whichever is more."""
@@ -213,6 +228,7 @@ def search(
     for name in techniques:
         TECHNIQUES[name]
     import_optuna()
+    clock = _Clock(_MINUTES if minutes is None and trials is None else minutes, trials)
     profiles = load_profiles(targets)
     budgets = parse_budgets(max_flash, max_ram, max_latency, max_file_size, min_accuracy)
     folder = usable_folder(output)
@@ -261,8 +277,6 @@ def search(
         if apply is not None and destination is not None:
             exported = workers[0].export(kept.job(apply), destination, command)
             return result_of(described, kept, command, exported, applied=apply)
-        limit = _MINUTES if minutes is None and trials is None else minutes
-        clock = _Clock(limit, trials)
         lost = kept.recover()
         if lost:
             progress(f"{lost} candidates of an interrupted run are queued again")
@@ -338,8 +352,10 @@ def _run(
 ) -> None:
     """Proposes candidates and has them made until time or trials are used up."""
     free = list(workers)
+    # Number of the trial, or that of no trial for what comes before them.
     running: dict[int, tuple[Job, Worker]] = {}
-    answers: queue.SimpleQueue[tuple[int, Outcome | BaseException]] = queue.SimpleQueue()
+    answers: queue.SimpleQueue[tuple[int, Outcome | Beginning | BaseException]]
+    answers = queue.SimpleQueue()
     best: Outcome | None = None
     front: tuple[int, ...] = ()
 
@@ -348,34 +364,50 @@ def _run(
             on_progress(Progress(number, job, None, epoch, best, front, clock.left_s))
 
         try:
-            answers.put((number, worker.evaluate(job, tell)))
+            if number == _BEGIN:
+                # Not more than will be tried.
+                most = MOST_TRAINED if clock.trials is None else clock.trials // 2
+                left = clock.left_s
+                seconds = None if left is None else _BEGINNING * left
+                answers.put((number, worker.begin(min(MOST_TRAINED, most), seconds)))
+            else:
+                answers.put((number, worker.evaluate(job, tell)))
         # Raised again by the thread that waits for it.
         except BaseException as error:
             answers.put((number, error))
 
+    def start(number: int, job: Job) -> None:
+        worker = free.pop()
+        running[number] = (job, worker)
+        # A daemon: an interrupted search does not wait for a training to end.
+        threading.Thread(target=work, args=(worker, number, job), daemon=True).start()
+
     try:
+        if study.claim_beginning():
+            start(_BEGIN, Job({}))
         while True:
-            while free:
-                due = _next(study, clock, len(running))
+            while free and (_BEGIN not in running or study.waiting):
+                due = _next(study, clock, len(set(running) - {_BEGIN}))
                 if due is None:
                     break
-                number, job = due
-                worker = free.pop()
-                running[number] = (job, worker)
-                # A daemon: an interrupted search does not wait for a training to end.
-                threading.Thread(target=work, args=(worker, number, job), daemon=True).start()
+                start(*due)
             if not running:
                 return
             try:
                 number, answer = answers.get(timeout=_BEAT_S)
             except queue.Empty:
-                for number in running:
+                for number in set(running) - {_BEGIN}:
                     study.alive(number)
                 continue
             if isinstance(answer, BaseException):
                 raise answer
             job, worker = running.pop(number)
             free.append(worker)
+            if isinstance(answer, Beginning):
+                study.begin(answer)
+                continue
+            if job.start == UNTOUCHED:
+                clock.reserve_s = answer.seconds.get("export", 0.0)
             trial = study.finish(number, answer)
             so_far = result_of(described, study, (), None)
             best = None if so_far.best is None else so_far.best.outcome
@@ -384,7 +416,7 @@ def _run(
             for callback in callbacks:
                 callback(study.optuna_study, trial)
     except BaseException:
-        for number in running:
+        for number in set(running) - {_BEGIN}:
             with contextlib.suppress(Exception):
                 study.give_up(number)
         raise

@@ -242,10 +242,11 @@ class Screen:
             self._cache[key] = self._targets.judge(flat)
         return self._cache[key]
 
-    def macs(self, widths: np.ndarray) -> int:
-        """Returns the multiply-accumulates at these widths, (width classes,)."""
+    def size(self, widths: np.ndarray) -> tuple[int, int]:
+        """Returns multiply-accumulates and weights at these widths, (width classes,)."""
         flat = self._convert(widths) if self._files is None else self._files.at(widths)
-        return int(flat.macs())
+        weights = sum(int(np.prod(tensor.shape)) for tensor in flat.weight_tensors())
+        return int(flat.macs()), weights
 
     def chosen(self, widths: np.ndarray, importance: np.ndarray) -> list[int]:
         """Returns the groups to remove so that each class keeps its most important ones.

@@ -20,6 +20,7 @@ from edgecompress.searching.results import (
     FROM_PARENT,
     FROM_SCRATCH,
     UNTOUCHED,
+    Beginning,
     Described,
     Job,
     Outcome,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 _SCHEMA = "edgecompress.search/1"
 _JOB, _OUTCOME, _WORKER, _ALIVE, _TRIES = "job", "outcome", "worker", "alive", "tries"
-_PLACE = "place"
+_PLACE, _NOTES, _BEGINNING = "place", "notes", "beginning"
 # A trial of another machine that has not been heard of for this long is lost.
 _SILENCE_S = 900.0
 _MOST_TRIES = 3
@@ -86,7 +87,7 @@ class Study:
         epochs: int,
         begin: bool = True,
     ) -> None:
-        """Opens the study, or begins it with its baselines."""
+        """Opens the study, or makes it with the untouched model in it."""
         self._optuna = import_optuna()
         self._described = described
         self._knobs = {knob.name: knob for knob in described.knobs}
@@ -127,7 +128,7 @@ class Study:
                 "Give another name, or another --output.",
             )  # fmt: skip
         if basis is None:
-            self._begin()
+            self._open()
 
     def _opened(self, url: str, directions: list[str]) -> Any:
         """Returns the study; workers that begin together make its tables at the same time."""
@@ -147,7 +148,7 @@ class Study:
                     raise
                 time.sleep(_PAUSE_S)
 
-    def _begin(self) -> None:
+    def _open(self) -> None:
         for name, value in (
             ("schema", _SCHEMA),
             ("basis", self._described.basis),
@@ -156,11 +157,42 @@ class Study:
         ):
             self._study.set_user_attr(name, value)
         self._enqueue(Job({}, UNTOUCHED, 0, last=True))
-        first = [Job(values, FROM_PARENT, self.lengths[0]) for values in self._described.first]
-        for job in first[:1]:
-            self._enqueue(job)
-        self._enqueue(Job({}, FROM_SCRATCH, self.lengths[-1], last=True))
-        for job in first[1:]:
+
+    def claim_beginning(self) -> bool:
+        """Returns whether this process has to find out where the search begins.
+
+        Not if that is known, or another worker is about it that can be alive.
+        """
+        attributes = self._study.user_attrs
+        if _NOTES in attributes:
+            return False
+        worker, since = attributes.get(_BEGINNING, ("", 0.0))
+        mine = f"{socket.gethostname()}:{os.getpid()}"
+        if worker != mine and not self._gone(worker, since):
+            return False
+        self._study.set_user_attr(_BEGINNING, (mine, time.time()))
+        return True
+
+    @staticmethod
+    def _gone(worker: str, since: float) -> bool:
+        """Returns whether a worker, `host:process`, is no more; since when it was heard of."""
+        host, _, process = worker.rpartition(":")
+        dead = host == socket.gethostname() and not _lives(process)
+        return dead or time.time() - since > _SILENCE_S
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was found out before the first training."""
+        return tuple(self._study.user_attrs.get(_NOTES, ()))
+
+    def begin(self, beginning: Beginning) -> None:
+        """Queues the first candidates and the thinner baseline, unless another worker has."""
+        if _NOTES in self._study.user_attrs:
+            return
+        self._study.set_user_attr(_NOTES, list(beginning.notes))
+        first = [Job(values, FROM_PARENT, self.lengths[0]) for values in beginning.candidates]
+        baseline = Job({}, FROM_SCRATCH, self.lengths[-1], last=True)
+        for job in (*first[:1], baseline, *first[1:]):
             self._enqueue(job)
 
     @property
@@ -174,6 +206,12 @@ class Study:
 
     # --- proposing --------------------------------------------------------------------------------
 
+    @property
+    def waiting(self) -> bool:
+        """Whether candidates are queued."""
+        state = self._optuna.trial.TrialState.WAITING
+        return bool(self._study.get_trials(deepcopy=False, states=(state,)))
+
     def propose(self, closing: bool, beyond: bool) -> tuple[int, Job]:
         """Returns the next trial and what to make.
 
@@ -181,10 +219,7 @@ class Study:
             closing: Whether the best are trained longer before new ones are proposed.
             beyond: Whether the best may be trained for longer than asked for.
         """
-        waiting = self._study.get_trials(
-            deepcopy=False, states=(self._optuna.trial.TrialState.WAITING,)
-        )
-        if not waiting:
+        if not self.waiting:
             due = promotion(self._entries(), self.lengths, closing, beyond)
             if due is not None:
                 entry, epochs = due
@@ -257,13 +292,10 @@ class Study:
     def recover(self) -> int:
         """Queues the trials again whose workers are gone; returns how many."""
         lost = 0
-        host = socket.gethostname()
         state = self._optuna.trial.TrialState.RUNNING
         for trial in self._study.get_trials(deepcopy=False, states=(state,)):
-            where, _, process = str(trial.user_attrs.get(_WORKER, ":")).rpartition(":")
-            silent = time.time() - float(trial.user_attrs.get(_ALIVE, 0.0)) > _SILENCE_S
-            gone = where == host and not _lives(process)
-            if gone or silent:
+            worker = str(trial.user_attrs.get(_WORKER, ":"))
+            if self._gone(worker, float(trial.user_attrs.get(_ALIVE, 0.0))):
                 self.give_up(trial.number)
                 lost += 1
         return lost

@@ -21,7 +21,7 @@ from edgecompress.core import isolation
 from edgecompress.core.errors import ProcessError
 from edgecompress.core.files import jsonable, write_atomic
 from edgecompress.core.folders import temporary_folder
-from edgecompress.searching.results import Described, Job, Outcome
+from edgecompress.searching.results import Beginning, Described, Job, Outcome
 
 Told = Callable[[int, float], None]
 _POLL_S = 0.05
@@ -35,6 +35,10 @@ class Worker(ABC):
     @abstractmethod
     def describe(self) -> Described:
         """Returns what can be chosen."""
+
+    @abstractmethod
+    def begin(self, most: int, seconds: float | None) -> Beginning:
+        """Returns where the search begins; see `Evaluator.begin`."""
 
     @abstractmethod
     def evaluate(self, job: Job, tell: Told) -> Outcome:
@@ -64,6 +68,10 @@ class LocalWorker(Worker):
     def describe(self) -> Described:
         """See `Worker.describe`."""
         return self._evaluator.describe()
+
+    def begin(self, most: int, seconds: float | None) -> Beginning:
+        """See `Worker.begin`."""
+        return self._evaluator.begin(most, seconds)
 
     def evaluate(self, job: Job, tell: Told) -> Outcome:
         """See `Worker.evaluate`."""
@@ -151,6 +159,10 @@ class ConfinedWorker(Worker):
         """See `Worker.describe`."""
         return isolation.decode(Described, self._ask("describe"))
 
+    def begin(self, most: int, seconds: float | None) -> Beginning:
+        """See `Worker.begin`."""
+        return isolation.decode(Beginning, self._ask("begin", most=most, seconds=seconds))
+
     def evaluate(self, job: Job, tell: Told) -> Outcome:
         """See `Worker.evaluate`."""
         self._tell = tell
@@ -211,6 +223,8 @@ def _done(
     if order["do"] == "describe":
         found = evaluator.describe()
         return isolation.encode(dataclasses.replace(found, notes=(*found.notes, *gaps)))
+    if order["do"] == "begin":
+        return isolation.encode(evaluator.begin(order["most"], order["seconds"]))
     job = Job(**order["job"])
     if order["do"] == "export":
         return evaluator.export(job, Path(order["into"]), order["argv"])

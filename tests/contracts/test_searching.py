@@ -14,7 +14,7 @@ from edgecompress.recipes.data import Data, Samples
 from edgecompress.recipes.task import LOSSES, Metric, Task
 from edgecompress.searching.knobs import Knob
 from edgecompress.searching.loggers import LOGGERS
-from edgecompress.searching.results import FROM_PARENT, Described
+from edgecompress.searching.results import FROM_PARENT, Beginning, Described
 from edgecompress.searching.samplers import SAMPLERS
 from edgecompress.searching.screening import Targets
 from edgecompress.searching.study import Study
@@ -78,10 +78,12 @@ def test_samplers_propose_what_knobs_may_be(name: str, tmp_path: Path) -> None:
         Knob("c.share", 0.5, low=0.1, high=1.0, log=True),
     )
     first = {"a.choice": "y", "b.whole": 5, "c.share": 0.2}
-    described = Described(
-        knobs, {}, "accuracy", True, "basis", ("arena",), {}, True, 1.0, 1.0, (first, first)
-    )
+    described = Described(knobs, {}, "accuracy", True, "basis", ("arena",), {}, True, 1.0, 1.0)
     study = Study(None, tmp_path, None, described, name, 0, 9)
+    assert study.claim_beginning()
+    study.begin(Beginning((first, first), ("Two.",)))
+    study.begin(Beginning((first,)))  # As another worker would, a moment later.
+    assert study.notes == ("Two.",)
     starts = []
     for _ in range(14):
         number, job = study.propose(closing=False, beyond=False)
@@ -93,6 +95,7 @@ def test_samplers_propose_what_knobs_may_be(name: str, tmp_path: Path) -> None:
     assert starts[:3] == ["untouched", "parent", "scratch"]
     # Resumed, it does not propose the same again.
     again = Study(None, tmp_path, None, described, name, 0, 9)
+    assert not again.claim_beginning()
     before = {str(sorted(job.values.items())) for job, _ in study.outcomes().values()}
     fresh = [again.propose(closing=False, beyond=False)[1] for _ in range(6)]
     new = [job for job in fresh if job.epochs == 1]
@@ -127,7 +130,6 @@ def test_described_spaces_survive_the_way_between_processes() -> None:
     described = Described(
         (Knob("a.b", True, (True, False)), Knob("c.d", 2, low=1, high=3, whole=True)),
         {"depth": "none"}, "accuracy", True, "x", ("arena",), {"arena": 5.0}, True, 2.0, 0.5,
-        ({"a.b": False, "c.d": 3},),
     )  # fmt: skip
     assert isolation.decode(Described, isolation.encode(described)) == described
     assert dataclasses.is_dataclass(described)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from edgecompress.core.errors import ConversionError
 from edgecompress.core.keras_graph import named_layers
 from edgecompress.searching.knobs import Knob
-from edgecompress.searching.layouts import FIRST, Layout, begin_with, grid
+from edgecompress.searching.layouts import FIRST, Layout, best, grid, largest
 from edgecompress.searching.techniques.depth import find_blocks
 from edgecompress.searching.techniques.resolution import EARLIER, HALVED, find_change
 from edgecompress.surgery.bypass import bypass
@@ -197,7 +198,12 @@ def test_a_grid_has_every_choice_and_both_ends() -> None:
     assert grid([]) == [{}]
 
 
-def test_a_search_begins_with_what_holds_most() -> None:
-    layouts = [Layout({"a": number}, macs) for number, macs in enumerate((5, 9, 1, 7, 3, 8))]
-    assert [row["a"] for row in begin_with(layouts)] == [1, 5, 3, 0, 4]
-    assert len(begin_with(layouts)) == FIRST
+def test_what_holds_most_is_trained_and_what_learns_fastest_begins() -> None:
+    layouts = [Layout({"a": n}, size, 2 * size) for n, size in enumerate((5, 9, 1, 7, 3, 8))]
+    assert [layout.values["a"] for layout in largest(layouts, 4)] == [1, 5, 3, 0]
+    # Without losses, size decides; with them, loss.
+    assert [layout.values["a"] for layout in best(layouts)] == [1, 5, 3, 0, 4]
+    assert len(best(layouts)) == FIRST
+    losses = (3, 2, 0, 2, 9, 1)
+    learnt = [dataclasses.replace(x, loss=y) for x, y in zip(layouts, losses, strict=True)]
+    assert [layout.values["a"] for layout in best(learnt)] == [2, 5, 1, 3, 0]

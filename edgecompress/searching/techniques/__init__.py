@@ -12,3 +12,4 @@ from edgecompress.searching.techniques.base import TECHNIQUES as TECHNIQUES
 from edgecompress.searching.techniques.base import Fit as Fit
 from edgecompress.searching.techniques.base import Subject as Subject
 from edgecompress.searching.techniques.base import Technique as Technique
+from edgecompress.searching.techniques.base import own_values as own_values

@@ -108,3 +108,14 @@ class Technique:
     def file(self, values: Values) -> Mapping[str, Any]:
         """Returns options of the int8 format."""
         return {}
+
+
+def own_values(values: Values, technique: str) -> dict[str, Value]:
+    """Returns a technique's values, their names without its own.
+
+    Example:
+        >>> own_values({"depth.blocks": 2, "training.rate": 1e-3}, "depth")
+        {'blocks': 2}
+    """
+    start = f"{technique}."
+    return {name[len(start) :]: value for name, value in values.items() if name.startswith(start)}

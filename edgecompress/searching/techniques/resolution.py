@@ -76,8 +76,10 @@ def find_change(model: Any, kind: str) -> Change | None:
         return Change(configs, weights)
     later = _next_halving(nodes, first)
     gone = tuple(name for name, pools in later.items() if pools)
-    ones = {"strides": (1,) * len(strides)}
-    configs |= {name: ones for name, pools in later.items() if not pools}
+    ones = (1,) * len(strides)
+    for name, pools in later.items():
+        # A pool of one position does nothing, until it goes.
+        configs[name] = {"strides": ones, "pool_size": ones} if pools else {"strides": ones}
     return Change(configs, weights, gone) if later else None
 
 

@@ -109,11 +109,12 @@ class Structure:
 
     def costs(self, widths: np.ndarray) -> Costs:
         """Returns what the model takes at these widths, (width classes,)."""
-        found = self.screen.costs(widths)
-        if not self._ratios:
-            return found
-        values = {rule: v * self._ratios.get(rule, 1.0) for rule, v in found.values.items()}
-        return dataclasses.replace(found, values=values)
+        return self.scaled(self.screen.costs(widths))
+
+    def scaled(self, costs: Costs) -> Costs:
+        """Returns what this format takes where the one that is screened takes `costs`."""
+        values = {rule: v * self._ratios.get(rule, 1.0) for rule, v in costs.values.items()}
+        return dataclasses.replace(costs, values=values)
 
     def _compare(self, widths: np.ndarray, costs: Costs) -> None:
         known = self.screen.costs(widths).values

@@ -135,3 +135,44 @@ def test_what_is_left_between_rounds_costs_what_its_file_takes() -> None:
     )
     # A model of other layers has other classes.
     assert whole.of(_branches()) is None
+
+
+def test_another_format_is_screened_in_proportion_until_it_fits() -> None:
+    from edgecompress.searching.structures import Structure
+
+    board = load_target("nucleo-l4r5zi")
+    free = Targets((board,), Budgets(), multiple=4)
+    model = make_model()
+    int8 = Screen(model, removable_filters(model)[0], free)
+    # A limit between what the whole takes and half of it.
+    whole = free.judge(free.file(model, "int4"))
+    limit = round(0.7 * whole.values["arena"])
+    targets = Targets((board,), Budgets(max_ram=limit), multiple=4)
+    tight = Screen(model, removable_filters(model)[0], targets)
+    structure = Structure(model, targets, None, [], "int4", tight)
+    assert structure.whole.values == pytest.approx(whole.values)
+    assert whole.values["file_size"] < int8.costs(int8.totals).values["file_size"]
+    importance = np.random.default_rng(0).uniform(size=len(tight.groups.groups))
+    made, costs = structure.confirmed(
+        lambda fill: tight.uniform(
+            lambda c: all(v <= 0 for v in structure.excess(structure.scaled(c), fill).values())
+        ),
+        importance,
+        1.0,
+    )
+    assert costs.fits()
+    assert costs.values == targets.judge(targets.file(made, "int4")).values
+
+
+def test_the_least_that_a_structure_takes_is_known_before_it_is_cut() -> None:
+    from edgecompress.searching.space import Space
+
+    def space(ram: int) -> Space:
+        targets = Targets((load_target("nucleo-l4r5zi"),), Budgets(max_ram=ram), multiple=4)
+        return Space(make_model(), targets, None, list, {})
+
+    assert space(4600).least({}).fits()
+    small = space(1500)
+    assert small.least({}).excess()["arena"] > 0
+    # Nothing was probed for it.
+    assert not list(small.structures)

@@ -365,8 +365,8 @@ def _run(
 
         try:
             if number == _BEGIN:
-                # Not more than will be tried.
-                most = MOST_TRAINED if clock.trials is None else clock.trials // 2
+                # Of few candidates, most are better trained for longer.
+                most = MOST_TRAINED if clock.trials is None else clock.trials // 3
                 left = clock.left_s
                 seconds = None if left is None else _BEGINNING * left
                 answers.put((number, worker.begin(min(MOST_TRAINED, most), seconds)))

@@ -54,14 +54,17 @@ def run(
     from pathlib import Path
 
     from edgecompress.core.errors import ArgumentError
-    from edgecompress.searching import search
+    from edgecompress.core.suppress_output import suppress_output
     from edgecompress.searching.options import ApplyOptions, SearchOptions
-    from edgecompress.searching.rendering import render
 
     if data is None:
         raise ArgumentError(
             "--data", "be given", None, "An .npz file, a folder of images, or module:function."
         )
+    # The first import of TensorFlow writes to standard error.
+    with suppress_output(verbose):
+        from edgecompress.searching import search
+        from edgecompress.searching.rendering import render
     output = Path(options.get("output", SearchOptions.output))
     with _progress(quiet) as (progress, on_progress):
         result = search(

@@ -10,7 +10,7 @@ import importlib
 import itertools
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -136,11 +136,13 @@ class _Images:
 
         paths, numbers = zip(*files, strict=True)
 
-        def read(path: Any, number: Any) -> tuple[Any, Any]:
-            image = tf.io.decode_image(
+        def decoded(path: Any) -> Any:
+            return tf.io.decode_image(
                 tf.io.read_file(path), channels=_CHANNELS[self.colours], expand_animations=False
             )
-            return tf.image.resize(image, self.size), number
+
+        def read(path: Any, number: Any) -> tuple[Any, Any]:
+            return tf.image.resize(decoded(path), self.size), number
 
         dataset = (
             tf.data.Dataset.from_tensor_slices((list(paths), list(numbers)))
@@ -151,8 +153,13 @@ class _Images:
         )
 
         def epoch() -> Iterator[Any]:
-            for images, labels in dataset:
-                yield self._scaled(np.asarray(images)), np.asarray(labels)
+            try:
+                for images, labels in dataset:
+                    yield self._scaled(np.asarray(images)), np.asarray(labels)
+            except tf.errors.OpError as error:
+                # It does not say which image.
+                _refuse_damaged(paths, decoded, ask.argument)
+                raise error
 
         digest = hashlib.sha256()
         for path in paths:
@@ -227,6 +234,20 @@ def _classes(folder: Path, ask: Ask) -> tuple[str, ...]:
             f"{len(classes)} in {folder}" + (f" ({few(classes, 12)})" if classes else ""),
         )  # fmt: skip
     return classes
+
+
+def _refuse_damaged(paths: Sequence[str], decoded: Callable[[str], Any], argument: str) -> None:
+    """Names the first image that cannot be decoded."""
+    import tensorflow as tf
+
+    for path in paths:
+        try:
+            decoded(path)
+        except tf.errors.OpError as error:
+            why = one_line(error).rpartition("}} ")[2].partition(" [")[0]
+            raise ArgumentError(
+                argument, "hold images that can be decoded", path, f"{why.rstrip('.')}."
+            ) from error
 
 
 def _read_folder(given: Any, ask: Ask) -> Stream:

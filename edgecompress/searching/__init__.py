@@ -13,5 +13,19 @@ decisions are apart from the framework and from Optuna:
     runner       the loop
 """
 
-from edgecompress.searching.runner import Progress as Progress
-from edgecompress.searching.runner import search as search
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgecompress.searching.runner import Progress as Progress
+    from edgecompress.searching.runner import search as search
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the runner, and Keras with it, when it is first needed."""
+    if name not in ("Progress", "search"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from edgecompress.searching import runner
+
+    return getattr(runner, name)

@@ -16,10 +16,13 @@ from edgecompress.core.options import (
     share,
     whole,
 )
+from edgecompress.core.suppress_output import suppress_output
 
 
 def _techniques() -> Mapping[str, Any]:
-    from edgecompress.searching.techniques import TECHNIQUES
+    # The first import of TensorFlow writes to standard error.
+    with suppress_output():
+        from edgecompress.searching.techniques import TECHNIQUES
 
     return TECHNIQUES
 

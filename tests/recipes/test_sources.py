@@ -369,7 +369,7 @@ class TestFolders:
             load(tmp_path, None, loaded, 0.25, 0, "0..1")
         for name in ("bright", "dark"):
             (tmp_path / name / "0.png").write_bytes(b"no image")
-        with pytest.raises(ArgumentError, match="--validation.*yield batches until it ends"):
+        with pytest.raises(ArgumentError, match=r"--validation.*decoded.*0\.png'\. Unknown image"):
             load(folder, tmp_path, loaded, 0.25, 0, "0..1")
 
     def test_classes_of_validation_are_those_of_training(

@@ -114,9 +114,11 @@ RUNS = {
     "dropout-5": Run(
         "LeNet-5",
         "`VariationalDropout`",
-        lambda: ec.VariationalDropout(EXAMPLES, threshold=1, warm_up_epochs=5, rate=10, strength=2),
+        lambda: ec.VariationalDropout(
+            EXAMPLES, threshold=0.4, warm_up_epochs=5, rate=10, strength=2
+        ),
         25,
-        tuned=3,
+        tuned=5,
     ),
     "groups-5": Run(
         "LeNet-5",

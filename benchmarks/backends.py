@@ -3,9 +3,15 @@
 Three small networks train for two epochs of eight steps from the same weights, with each callback.
 The table has the largest difference between the two backends in the losses of an epoch, and whether
 the same weights are zero. The first row is training without a callback, the second TensorFlow
-against itself with `jit_compile=True`: XLA adds in another order.
+against itself with `jit_compile=True`: XLA adds in another order. The row `rounded updates` is
+TensorFlow against itself, where each step's change of the weights is off by a millionth, which is
+what sums of gradients differ by.
 
 Run: python benchmarks/backends.py [--callbacks Pruning ...] [--json FILE]
+     python benchmarks/backends.py --operators
+
+With `--operators`, it prints what share of the values of single operators XLA computes otherwise,
+on the same inputs: values on a grid of 8 bits, as in quantization-aware training, and their codes.
 """
 
 from __future__ import annotations
@@ -56,6 +62,28 @@ def network(name: str) -> Any:
     return model
 
 
+def _off(seed: int) -> Any:
+    """Returns a callback that changes each step's updates by up to a millionth of the largest."""
+    import keras
+    import numpy as np
+
+    class Off(keras.callbacks.Callback):
+        def on_train_begin(self, logs: Any = None) -> None:
+            self.random = np.random.default_rng(seed)
+
+        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+            self.old = [np.array(v, np.float64) for v in self.model.trainable_variables]
+
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            for variable, old in zip(self.model.trainable_variables, self.old, strict=True):
+                new = np.array(variable, np.float64)
+                error = 1e-6 * np.abs(new - old).max()
+                new += self.random.uniform(-error, error, new.shape)
+                variable.assign(new.astype("f4"))
+
+    return Off()
+
+
 def callbacks() -> dict[str, Callable[[], list[Any]]]:
     """Returns what each row of the table trains with."""
     import edgecompress as ec
@@ -76,6 +104,8 @@ def callbacks() -> dict[str, Callable[[], list[Any]]]:
         "QAT, int16x8": lambda: [quantized(ec.Int16x8())],
         "QAT, int8": lambda: [quantized()],
         "QAT, int8, jit_compile": lambda: [quantized()],
+        "QAT, int8, rounded updates": lambda: [quantized(), _off(0)],
+        "QAT, int8, rounded updates, 2": lambda: [quantized(), _off(2)],
         "Pruning and QAT": lambda: [ec.Pruning(schedule), quantized()],
     }
 
@@ -109,13 +139,66 @@ def train(chosen: list[str], output: Path) -> None:
     output.write_text(json.dumps(found, default=float))
 
 
+def operators() -> None:
+    """Prints the share of values that differ between TensorFlow and XLA, operator by operator."""
+    import numpy as np
+    import tensorflow as tf
+
+    random = np.random.default_rng(0)
+    scale = np.float32(0.0173)
+    codes = random.integers(-128, 128, (BATCH, 8, 8, 8)).astype("f4")
+    kernel = random.integers(-127, 128, (3, 3, 8, 8)).astype("f4")
+    dense = random.integers(-127, 128, (512, 32)).astype("f4")
+    gradient = random.normal(size=codes.shape).astype("f4")
+    flat = codes.reshape(BATCH, -1)
+
+    def convolution(x: Any, w: Any) -> Any:
+        return tf.nn.conv2d(x, w, 1, "SAME")
+
+    def normalization(x: Any) -> Any:
+        mean, variance = tf.nn.moments(x, [0, 1, 2])
+        return tf.nn.batch_normalization(x, mean, variance, None, None, 1e-3)
+
+    def of_kernel(x: Any, w: Any, dy: Any) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch(w)
+            product = tf.reduce_sum(convolution(x, w) * dy)
+        return tape.gradient(product, w)
+
+    rows: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
+        "convolution": (convolution, (scale * codes, scale * kernel)),
+        "convolution of codes": (convolution, (codes, kernel)),
+        "codes, times scale, plus bias": (
+            lambda x, s, b: x * s + b,
+            (convolution(codes, kernel), scale * scale * random.random(8), random.random(8)),
+        ),
+        "Dense": (tf.matmul, (scale * flat, scale * dense)),
+        "Dense of codes": (tf.matmul, (flat, dense)),
+        "BatchNormalization": (normalization, (scale * codes,)),
+        "gradient of a kernel": (of_kernel, (scale * codes, scale * kernel, gradient)),
+    }
+    print("| operator | values that differ | by, of the largest |\n| --- | ---: | ---: |")
+    for name, (function, values) in rows.items():
+        tensors = [tf.constant(value, tf.float32) for value in values]
+        plain, compiled = (
+            tf.function(function, jit_compile=jit, autograph=False)(*tensors).numpy()
+            for jit in (False, True)
+        )
+        error = np.abs(plain - compiled).max() / np.abs(plain).max()
+        print(f"| {name} | {100 * np.mean(plain != compiled):.0f} % | {error:.0e} |")
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--callbacks", nargs="+", help="rows, by their beginnings; default all")
     parser.add_argument("--json", type=Path, help="write the numbers here")
+    parser.add_argument("--operators", action="store_true", help="compare single operators instead")
     parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.operators:
+        operators()
+        return
     begins = tuple(arguments.callbacks or [""])
     chosen = [row for row in callbacks() if row == "none" or row.startswith(begins)]
     if arguments.train:
@@ -137,8 +220,9 @@ def main() -> None:
     for row in chosen:
         apart, zeros = [], True
         for name in NETWORKS:
-            want = results["tensorflow"][f"{row.removesuffix(', jit_compile')}/{name}"]
-            other = "tensorflow" if "jit_compile" in row else "jax"
+            itself = next((k for k in (", jit_compile", ", rounded updates") if k in row), None)
+            want = results["tensorflow"][f"{row.partition(itself)[0] if itself else row}/{name}"]
+            other = "tensorflow" if itself else "jax"
             have = results[other][f"{row}/{name}"]
             apart.append(max(abs(a - b) for a, b in zip(have["loss"], want["loss"], strict=True)))
             zeros &= have["zeros"] == want["zeros"]

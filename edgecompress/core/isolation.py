@@ -50,7 +50,7 @@ _PLAIN_NAME = re.compile(r"[^/\\\x00-\x1f\x7f]{1,255}")
 _DEEPEST = 4
 # Keras and TensorFlow import them, if they are installed, for functions that only users call; that
 # takes half a second each.
-_UNUSED = ("matplotlib", "jax")
+_UNUSED = ("matplotlib", "jax", "sklearn")
 # TensorFlow's own allocator keeps what it once took: a model's weights three times. The C library
 # gives large blocks back when they are freed; by default, it learns to keep those up to 32 MiB.
 _FRUGAL = {

@@ -14,7 +14,10 @@ from edgecompress.core.results import ArtifactInfo, Report, tool_version
 from edgecompress.pipeline.builder import Build
 
 if TYPE_CHECKING:
+    from edgecompress.flatbuffers.artifact import Artifact
     from edgecompress.targets.profile import TargetProfile
+
+_LARGE = 16 << 20
 
 
 def write(
@@ -159,7 +162,7 @@ def listing(build: Build, sources: Mapping[str, str]) -> tuple[ArtifactInfo, ...
             len(artifact.data),
             artifact.sha256,
             artifact.notes,
-            artifact.compressed_bytes,
+            _download(artifact, build),
             build.latencies.get(artifact.kind),
         )
         for artifact in build.artifacts
@@ -167,6 +170,16 @@ def listing(build: Build, sources: Mapping[str, str]) -> tuple[ArtifactInfo, ...
     texts = [(path, text.encode()) for path, text in sources.items()]
     files += [ArtifactInfo(path, "c_source", len(data), sha256(data)) for path, data in texts]
     return tuple(files)
+
+
+def _download(artifact: Artifact, build: Build) -> int | None:
+    """Returns the compressed size; None for a large file that is not the one that ships.
+
+    Nobody downloads that, and compressing 160 MB takes a tenth of an export's time.
+    """
+    if artifact.kind == build.main.kind:
+        return build.model.compressed_bytes
+    return None if len(artifact.data) >= _LARGE else artifact.compressed_bytes
 
 
 def _files(

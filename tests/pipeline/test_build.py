@@ -20,7 +20,7 @@ from edgecompress.core import handover, isolation
 from edgecompress.core.errors import ArgumentError, ProcessError
 from edgecompress.core.isolation import Answer
 from edgecompress.core.record import CompressionRecord, attach_record
-from edgecompress.pipeline import Build, build, build_request, builder, write
+from edgecompress.pipeline import Build, build, build_request, builder, write, writer
 from edgecompress.pipeline.inputs import Inputs
 from edgecompress.pipeline.writer import report_of
 
@@ -89,6 +89,18 @@ def test_what_is_written_is_what_was_built(made: Build, tmp_path: Path) -> None:
     assert (tmp_path / "c" / "main.cc").is_file() and (tmp_path / "golden.npz").is_file()
     # The report of the value alone lists no files.
     assert report_of(made).artifacts is None
+
+
+def test_a_large_file_that_does_not_ship_is_not_compressed(
+    made: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sizes() -> dict[str, int | None]:
+        return {file.kind: file.compressed_bytes for file in writer.listing(made, {})}
+
+    known = {artifact.kind: artifact.compressed_bytes for artifact in made.artifacts}
+    assert sizes() == known
+    monkeypatch.setattr(writer, "_LARGE", 1)
+    assert sizes() == known | {"float32": None}
 
 
 def test_export_is_request_build_and_write(made: Build, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgecompress.converters.float32 import Float32Result
+from edgecompress.core.inner_kernels import is_recurrent
 from edgecompress.core.record import CompressionRecord
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.operators import FILTER_READERS, Operator
@@ -52,6 +53,7 @@ def filter_precisions(
             position == 0,
             position == len(readers) - 1,
             _is_grouped(flat, operator),
+            is_recurrent(owners[output]),
         )
     if not per_layer and trained_precision(record) == precision:
         trained = trained_kernels(record)

@@ -6,11 +6,14 @@ its kernels with a scale each, and training can round them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from edgecompress.core.layer_kinds import exact_kind_of
+
+_RECURRENT = "recurrent_kernel"
 
 
 @dataclass(frozen=True)
@@ -48,13 +51,23 @@ def inner_kernels(layer: Any) -> tuple[InnerKernel, ...]:
     return () if find is None or not getattr(layer, "built", False) else find(layer)
 
 
+def is_recurrent(kernel: str) -> bool:
+    """Returns whether a kernel, by its name or `<layer>/<name>`, multiplies a recurrent state.
+
+    Example:
+        >>> is_recurrent("lstm/forward_layer.recurrent_kernel"), is_recurrent("lstm/kernel")
+        (True, False)
+    """
+    return re.split(r"[/.]", kernel)[-1] == _RECURRENT
+
+
 def _recurrent(layer: Any) -> tuple[InnerKernel, ...]:
     cell = layer.cell
     # The gates and the candidate of a GRU are separate products.
     parts = (2 * cell.units, cell.units) if type(layer).__name__ == "GRU" else ()
     return (
         InnerKernel("kernel", cell.kernel, parts=parts),
-        InnerKernel("recurrent_kernel", cell.recurrent_kernel, parts=parts),
+        InnerKernel(_RECURRENT, cell.recurrent_kernel, parts=parts),
     )
 
 

@@ -29,6 +29,7 @@ class Place:
         first: Whether it is the first kernel of the model.
         last: Whether it is the last one.
         grouped: Whether it belongs to a grouped convolution.
+        recurrent: Whether it multiplies the state of a recurrent layer.
     """
 
     layer: str
@@ -36,6 +37,7 @@ class Place:
     first: bool = False
     last: bool = False
     grouped: bool = False
+    recurrent: bool = False
 
     def __str__(self) -> str:
         """The layer, and what makes its place special: `conv (first layer)`."""
@@ -45,6 +47,7 @@ class Place:
             "last layer" if self.last else "",
             kinds.get(self.operator, ""),
             "grouped convolution" if self.grouped else "",
+            "recurrent" if self.recurrent else "",
         ]
         text = ", ".join(filter(None, traits))
         return f"{self.layer} ({text})" if text else self.layer

@@ -9,7 +9,7 @@ import numpy as np
 
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.fusion import FusedGraph
-from edgecompress.core.inner_kernels import inner_kernels
+from edgecompress.core.inner_kernels import inner_kernels, is_recurrent
 from edgecompress.core.keras_graph import layers_by_name
 from edgecompress.core.layer_kinds import exact_kind_of
 from edgecompress.core.options import named, named_config
@@ -98,6 +98,7 @@ def places_of(model: Any, graph: FusedGraph) -> dict[str, Place]:
             position == 0,
             position == len(kernels) - 1,
             getattr(by_name[name], "groups", 1) != 1,
+            is_recurrent(attribute),
         )
     return places
 

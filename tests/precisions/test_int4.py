@@ -11,6 +11,7 @@ import pytest
 
 import edgecompress as ec
 from edgecompress.converters import float32, int8
+from edgecompress.converters.filter_precisions import filter_precisions
 from edgecompress.converters.real_values import dequantize, quantized_inputs
 from edgecompress.core.errors import ArgumentError, EngineError
 from edgecompress.core.fusion import analyse
@@ -94,16 +95,20 @@ def test_edges_depthwise_transposed_and_grouped_layers_keep_8_bits() -> None:
         Place("x", "DEPTHWISE_CONV_2D"),
         Place("x", "TRANSPOSE_CONV"),
         Place("x", "CONV_2D", grouped=True),
+        Place("x", "FULLY_CONNECTED", recurrent=True),
     ):
         assert Int4().weights_at(place) == Int8(), place
     edges = Int4(edge_bits=4, depthwise_bits=4)
     assert edges.weights_at(Place("x", "CONV_2D", first=True)) == edges
     assert edges.weights_at(Place("x", "DEPTHWISE_CONV_2D", last=True)) == edges
     assert edges.weights_at(Place("x", "CONV_2D", grouped=True)) == Int8()
+    narrow = Int4(recurrent_bits=4)
+    assert narrow.weights_at(Place("x", "FULLY_CONNECTED", recurrent=True)) == narrow
+    assert str(Place("x", "FULLY_CONNECTED", recurrent=True)) == "x (recurrent)"
     assert str(Place("x", "DEPTHWISE_CONV_2D", first=True)) == "x (first layer, depthwise)"
 
 
-@pytest.mark.parametrize("setting", ["edge_bits", "depthwise_bits"])
+@pytest.mark.parametrize("setting", ["edge_bits", "depthwise_bits", "recurrent_bits"])
 @pytest.mark.parametrize("value", [3, 6, True, "4"])
 def test_other_widths_are_refused(setting: str, value: Any) -> None:
     with pytest.raises(ArgumentError, match=rf"{setting}.*4 or 8"):
@@ -116,6 +121,34 @@ def test_settings_are_written_behind_the_name() -> None:
     assert named(PRECISIONS, "int4:scale-per-unit=false", "--precision") == Int4()
     with pytest.raises(ArgumentError, match=r"scale-per-unit.*true or false"):
         named(PRECISIONS, "int4:scale-per-unit=maybe", "--precision")
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "SimpleRNN", "Bidirectional"])
+def test_recurrent_kernels_keep_8_bits_in_training_and_in_the_file(kind: str, bits: int) -> None:
+    keras.utils.set_random_seed(0)
+    layer = layers.LSTM(6, name="seen")
+    if kind != "Bidirectional":
+        layer = getattr(layers, kind)(6, name="seen")
+    else:
+        layer = layers.Bidirectional(layer, name="seen")
+    x = inputs = keras.Input((5, 4))
+    x = layer(layers.Conv1D(4, 2, name="stem")(x))
+    model = keras.Model(inputs, layers.Dense(3, name="head")(x))
+    precision = Int4(recurrent_bits=bits)
+    places = places_of(model, analyse(model))
+    wide = set(assign(places, precision))
+    recurrent = {name for name in places if name.endswith("recurrent_kernel")}
+    assert len(recurrent) == (2 if kind == "Bidirectional" else 1)
+    assert wide & recurrent == (recurrent if bits == 8 else set())
+    # The first layer and the last one, as ever; the kernel that reads the inputs has 4 bits.
+    assert wide - recurrent == {"stem/kernel", "head/kernel"}
+    source = float32.convert(model)
+    found = filter_precisions(source, precision)
+    flat = source.artifact.flat
+    readers = {flat.output(o).name: flat.tensor(o, 1) for o in flat.operators if len(o.inputs) > 1}
+    owners = {source.owners.get(readers[name].name, "") for name in found if readers[name]}
+    assert owners == wide
 
 
 def test_names_come_before_places() -> None:

@@ -11,7 +11,7 @@ from keras import layers
 
 import edgecompress as ec
 from edgecompress.converters import float32, int8
-from edgecompress.core.inner_kernels import inner_kernels
+from edgecompress.core.inner_kernels import inner_kernels, is_recurrent
 from edgecompress.core.record import record_of
 from edgecompress.flatbuffers.operators import FILTER_READERS
 
@@ -90,8 +90,9 @@ def test_the_file_holds_what_training_rounded(trained: Any) -> None:
             continue
         seen.add(owner)
         filters, values = made.tensor(after, 1), weights.values()
-        assert filters.type == "INT4" and len(filters.scales) == 1
-        scale = np.abs(values).max() / 7
+        kind, largest = ("INT8", 127) if is_recurrent(owner) else ("INT4", 7)
+        assert filters.type == kind and len(filters.scales) == 1
+        scale = np.abs(values).max() / largest
         np.testing.assert_allclose(filters.scales[0], scale, rtol=1e-6)
         np.testing.assert_array_equal(filters.values(), np.rint(values / scale))
     assert seen == {

@@ -90,10 +90,14 @@ def test_the_file_holds_what_training_rounded(trained: Any) -> None:
             continue
         seen.add(owner)
         filters, values = made.tensor(after, 1), weights.values()
-        kind, largest = ("INT8", 127) if is_recurrent(owner) else ("INT4", 7)
-        assert filters.type == kind and len(filters.scales) == 1
-        scale = np.abs(values).max() / largest
-        np.testing.assert_allclose(filters.scales[0], scale, rtol=1e-6)
+        if is_recurrent(owner):
+            # Of 8 bits, with a scale for each unit, as for every Dense layer that was trained.
+            assert filters.type == "INT8" and len(filters.scales) == len(values)
+            scale = np.abs(values).max(axis=1, keepdims=True) / 127
+        else:
+            assert filters.type == "INT4" and len(filters.scales) == 1
+            scale = np.abs(values).max(keepdims=True) / 7
+        np.testing.assert_allclose(filters.scales, scale[:, 0], rtol=1e-6)
         np.testing.assert_array_equal(filters.values(), np.rint(values / scale))
     assert seen == {
         f"{name}/{kernel.name}"

@@ -284,6 +284,8 @@ def search(
         result = result_of(described, kept, command, None)
         number = None if result.best is None else result.best.number
         place = None if number is None else kept.elsewhere(number)
+        if (number is None or place is not None) and (folder / BEST).exists():
+            progress(f"{folder / BEST} is of an earlier search")
         if place is not None:
             progress(f"Candidate {number}, the best, is where it was trained: {place}")
         elif number is not None:

@@ -49,23 +49,22 @@ def autoencoder() -> Made:
 
 
 @pytest.mark.parametrize(
-    ("make", "metric", "limits"),
+    ("make", "metric", "trials", "limits"),
     [
-        (regression, "mse", {"max_file_size": 1800, "max_latency": "1ms"}),
-        (recurrent, "accuracy", {"max_file_size": "7KiB", "min_accuracy": 0.3}),
-        (autoencoder, "mse", {"max_ram": 1000}),
+        (regression, "mse", 2, {"max_file_size": 1800, "max_latency": "1ms"}),
+        (recurrent, "accuracy", 1, {"max_file_size": "7KiB", "min_accuracy": 0.3}),
         # Out of reach.
-        (autoencoder, "mse", {"max_ram": 300}),
+        (autoencoder, "mse", 2, {"max_ram": 300}),
     ],
 )
 def test_numbers_and_exit_code_are_those_of_a_check_of_the_file(
-    make: Callable[[], Made], metric: str, limits: dict[str, Any], tmp_path: Path
+    make: Callable[[], Made], metric: str, trials: int, limits: dict[str, Any], tmp_path: Path
 ) -> None:
     keras.utils.set_random_seed(0)
     model, x, y = make()
     data, held = ((x[:80], y[:80]), (x[80:], y[80:])) if y is not None else (x[:80], x[80:])
     found = ec.search(
-        model, data, [_BOARD], validation=held, trials=2, epochs=1, output=tmp_path,
+        model, data, [_BOARD], validation=held, trials=trials, epochs=1, output=tmp_path,
         techniques=("channels",), **limits,
     )  # fmt: skip
     labelled = (held, held) if y is None else held

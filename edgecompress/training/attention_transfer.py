@@ -53,8 +53,9 @@ class AttentionTransfer(LayerLoss):
         from keras import ops
 
         apart = self._map(student, channels[1]) - self._map(ops.stop_gradient(teacher), channels[0])
+        squares = ops.sum(ops.square(apart), axis=-1)
         # The slope of a root at 0 is infinite.
-        return ops.sqrt(ops.sum(ops.square(apart), axis=-1) + _TINY) / 2
+        return ops.where(squares > 0, ops.sqrt(ops.where(squares > 0, squares, 1.0)), 0.0) / 2
 
     def _map(self, values: Any, channels: int) -> Any:
         """Returns the normalized maps, (samples, places)."""

@@ -50,3 +50,25 @@ def test_it_is_used_by_name_and_recorded(installed: Callable[..., Any]) -> None:
     assert report["settings"]["surgery"] == [config]
     record = json.loads(next(output.glob("*.keras.edgecompress.json")).read_text())
     assert "drop-zero-biases" in [step["technique"] for step in record["record"]["steps"]]
+
+
+_BLOCK = """
+import json
+import keras
+import edgecompress as ec
+from edgecompress.core.record import record_of
+
+layers = [keras.layers.Conv2D(8, 3, name="a"), keras.layers.Conv2D(6, 3, name="b")]
+model = keras.Sequential([keras.Input((9, 9, 3)), *layers, keras.layers.Flatten()])
+small = ec.finalize(model, rewrites="cheaper-blocks:kind=narrow,factor=4")
+print(json.dumps([small.count_params(), small.output_shape, str(record_of(small))]))
+"""
+
+
+def test_a_block_is_a_kind_of_cheaper_blocks(installed: Callable[..., Any]) -> None:
+    toy = installed("block")
+    parameters, shape, record = toy.python(_BLOCK)
+    # 9 * 3 * 2 weights and 2 * 8 with 8 biases in place of `a`; `b` is as it was.
+    assert parameters == 9 * 3 * 2 + 2 * 8 + 8 + 9 * 8 * 6 + 6
+    assert shape == [None, 5 * 5 * 6]
+    assert "narrow" in record and "it has 6 filters" in record

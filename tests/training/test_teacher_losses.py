@@ -65,6 +65,7 @@ def test_attention_transfer_has_finite_slopes_at_dead_and_at_equal_maps() -> Non
         with tf.GradientTape() as tape:
             total = tf.reduce_sum(loss.compare(teacher, student, (-1, -1)))
         assert np.isfinite(tape.gradient(total, student)).all()
+    assert total == 0
 
 
 def test_hints_are_half_the_mean_square() -> None:

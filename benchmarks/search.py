@@ -57,7 +57,7 @@ class Case:
     seeds: int
 
 
-CASES = {"resnet": Case("resnet", 18, 3), "watch": Case("ds_cnn", 54, 1)}
+CASES = {"resnet": Case("resnet", 18, 3), "watch": Case("ds_cnn", 162, 1)}
 
 
 def prepare(case: Case, seed: int, data: Path, work: Path) -> dict[str, Path]:

@@ -24,7 +24,7 @@ from edgecompress.core.errors import (
 )
 from edgecompress.core.files import jsonable, sha256, write_together
 from edgecompress.core.suppress_output import suppress_output
-from edgecompress.searching.fitting import Fitting, Stopwatch
+from edgecompress.searching.fitting import Fitting, Stopwatch, lower_dropout
 from edgecompress.searching.knobs import Knob, Value
 from edgecompress.searching.layouts import begin_with
 from edgecompress.searching.results import (
@@ -292,6 +292,7 @@ class Evaluator:
                 watch.lap("cut")
                 if not costs.fits():
                     return _unfit(key, job, costs)
+                lower_dropout(model, min(1.0, model.count_params() / self._model.count_params()))
             epochs = job.epochs
             if epochs > done:
                 self._train(model, job, values, done, tell)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from edgecompress.core.errors import ConversionError
+from edgecompress.core.keras_graph import walk_layers
 from edgecompress.recipes.data import Data, Samples, batch_of
 from edgecompress.recipes.task import Task
 from edgecompress.training.base import Outputs, TaughtLabels, TeacherLoss
@@ -181,6 +183,26 @@ def _called(taught: TaughtLabels) -> Callable[[Any, Any], Any]:
         return taught(packed, outputs)
 
     return loss
+
+
+def lower_dropout(model: Any, share: float) -> None:
+    """Lowers the dropout rates of a model that has lost weights, in place.
+
+        rate * sqrt(share)
+
+    Han et al., "Learning both weights and connections for efficient neural networks" (2015,
+    https://arxiv.org/abs/1506.02626), equation 2: a smaller network overfits less.
+
+    Args:
+        model: A Keras model.
+        share: Of the weights that are left, 0 to 1.
+    """
+    import keras
+
+    layers = keras.layers
+    for layer in walk_layers(model):
+        if isinstance(layer, (layers.Dropout, layers.GaussianDropout, layers.AlphaDropout)):
+            layer.rate *= math.sqrt(share)
 
 
 class Stopwatch:

@@ -10,6 +10,7 @@ import pytest
 
 from edgecompress.core.errors import ConversionError
 from edgecompress.core.keras_graph import named_layers
+from edgecompress.searching.fitting import lower_dropout
 from edgecompress.searching.knobs import Knob
 from edgecompress.searching.layouts import FIRST, Layout, best, grid, largest
 from edgecompress.searching.techniques.depth import find_blocks
@@ -207,3 +208,19 @@ def test_what_holds_most_is_trained_and_what_learns_fastest_begins() -> None:
     losses = (3, 2, 0, 2, 9, 1)
     learnt = [dataclasses.replace(x, loss=y) for x, y in zip(layouts, losses, strict=True)]
     assert [layout.values["a"] for layout in best(learnt)] == [2, 5, 1, 3, 0]
+
+
+# --- dropout ------------------------------------------------------------------------------------
+
+
+def test_dropout_falls_with_the_root_of_the_weights_that_are_left() -> None:
+    inner = keras.Sequential([keras.Input((4,)), kl.Dense(4), kl.Dropout(0.5, name="inside")])
+    model = keras.Sequential([keras.Input((4,)), inner, kl.GaussianDropout(0.2, name="noise")])
+    lower_dropout(model, 0.25)
+    assert inner.get_layer("inside").rate == pytest.approx(0.25)
+    assert model.get_layer("noise").rate == pytest.approx(0.1)
+    # It is in force: a quarter of the values are dropped, and it survives a file.
+    ones = np.ones((4000, 4), np.float32)
+    dropped = np.asarray(inner.get_layer("inside")(ones, training=True)) == 0
+    assert dropped.mean() == pytest.approx(0.25, abs=0.02)
+    assert keras.models.clone_model(inner).get_layer("inside").rate == pytest.approx(0.25)

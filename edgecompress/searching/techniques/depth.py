@@ -124,7 +124,8 @@ class Depth(Technique):
     """Leaves out residual branches, or layers of a chain (Wen et al., 2016, section 3.1).
 
     A network that has become shallow trains without shortcuts, too: without them, a board holds
-    one tensor less at a time, and no operator adds.
+    one map less at a time, and no operator adds (Li et al., "Residual distillation: towards
+    portable deep neural networks without shortcuts", 2020, who keep the depth).
     """
 
     reshapes = True

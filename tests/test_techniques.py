@@ -20,6 +20,7 @@ from edgecompress.precisions import PRECISIONS
 from edgecompress.precisions.ranges.base import RANGES
 from edgecompress.recipes import RECIPES
 from edgecompress.schedules.base import SCHEDULES
+from edgecompress.searching.techniques import TECHNIQUES as SEARCHED
 from edgecompress.surgery import REWRITES
 from edgecompress.surgery.factors.base import FACTORIZATIONS
 from edgecompress.training.base import LAYER_LOSSES, LOSSES
@@ -74,7 +75,8 @@ def _names_of(page: str) -> set[str]:
 
 
 def test_nothing_on_the_page_is_gone() -> None:
-    known = {name for registry in _REGISTRIES.values() for name in registry} | set(ec.__all__)
+    registries = [*_REGISTRIES.values(), SEARCHED]
+    known = {name for registry in registries for name in registry} | set(ec.__all__)
     assert _names_of(_PAGE) - known == set()
 
 

@@ -7,6 +7,7 @@ way, through the entry point group `edgecompress.plugins`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -54,6 +55,11 @@ class Subject:
     decompression_memory: int | None = None
     ran: bool = False
     rule: Any = field(default_factory=NoOptions)
+
+    @functools.cached_property
+    def latency(self) -> CheckResult:
+        """What the family says of the latency, which several rules ask for."""
+        return self.family.latency(self)
 
 
 class Family:

@@ -31,6 +31,7 @@ from edgecompress.core.forms import (
 from edgecompress.core.reading import read_toml
 from edgecompress.core.structured import parse_toml
 from edgecompress.targets.family import FAMILIES, family_of, kinds
+from edgecompress.targets.power import BENCHMARKS, PowerModel
 
 # Class of a predicted latency -> the source of its cycles per instruction.
 CALIBRATION_CLASSES: Mapping[str, str] = {
@@ -41,8 +42,6 @@ CALIBRATION_CLASSES: Mapping[str, str] = {
     "C": "an estimate: no open runtime has published a result on this core",
 }
 OWN_MEASUREMENT = "one latency that you measured"
-# The models of MLPerf Tiny.
-BENCHMARKS = ("ad", "ic", "kws", "vww")
 
 
 def _told(**schema: Any) -> Rule:
@@ -247,6 +246,7 @@ class TargetProfile:
         budgets: Its own limits; flash and SRAM are limits without being listed.
         latency: How instructions become time; None if unknown.
         calibration: One latency measured by the user; None for none.
+        power: What it draws while a model runs; None if unknown.
         family: What runs files there: a name of `FAMILIES`. None for the first family that knows
             the kind.
 
@@ -276,6 +276,7 @@ class TargetProfile:
     budgets: Budgets = field(default_factory=Budgets)
     latency: LatencyModel | None = None
     calibration: Calibration | None = None
+    power: PowerModel | None = None
     family: Text | None = None
 
     __pydantic_config__ = CLOSED
@@ -335,6 +336,8 @@ class TargetProfile:
             table = dataclasses.asdict(self.latency)
             data["latency"] = {"class": table.pop("calibration"), **table}
             data["latency"]["published"] = list(table["published"])
+        if self.power is not None:
+            data["power"] = {"published": list(data["power"]["published"])}
         return data
 
     @classmethod

@@ -13,13 +13,14 @@ generated from that class; no other file knows its options.
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from edgecompress.core.errors import ArgumentError, UnknownNameError
-from edgecompress.core.units import parse_size, parse_time
+from edgecompress.core.units import parse_energy, parse_power, parse_size, parse_time
 
 T = TypeVar("T")
 
@@ -194,17 +195,41 @@ class Time(Kind):
     metavar: str = "TIME"
     rule: str = 'be a time such as "60ms"'
 
+    _parse = staticmethod(parse_time)
+
     def parse(self, value: Any, argument: str) -> float:
-        """Returns microseconds; see `Kind.parse`."""
+        """Returns the value in the unit of plain numbers; see `Kind.parse`."""
         if isinstance(value, (int, float)) and not isinstance(value, bool):
+            if not 0 < value < math.inf:
+                raise ArgumentError(argument, "be a positive number", value)
             return float(value)
-        return parse_time(value, argument)
+        return self._parse(value, argument)
 
     def from_toml(self, value: Any, argument: str) -> Any:
         """As `Kind.from_toml`; the unit is part of the text."""
         if not isinstance(value, str):
             raise ArgumentError(argument, "be text in quotation marks", value)
         return value
+
+
+@dataclass(frozen=True)
+class Energy(Time):
+    """An energy, written as `500uJ`; a plain number from Python is in microjoules."""
+
+    metavar: str = "ENERGY"
+    rule: str = 'be an energy such as "500uJ"'
+
+    _parse = staticmethod(parse_energy)
+
+
+@dataclass(frozen=True)
+class Power(Time):
+    """A power, written as `41mW`; a plain number from Python is in milliwatts."""
+
+    metavar: str = "POWER"
+    rule: str = 'be a power such as "41mW"'
+
+    _parse = staticmethod(parse_power)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
-"""Parses and formats sizes and times."""
+"""Parses and formats sizes, times, energies and powers."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from edgecompress.core.errors import ArgumentError
 
@@ -10,6 +11,8 @@ _SIZES = {"": 1, "b": 1, "k": 1024, "kib": 1024, "m": 1024**2, "mib": 1024**2}
 _SIZES |= {"kb": 1000, "mb": 1000**2, "gib": 1024**3, "g": 1024**3, "gb": 1000**3}
 # The micro sign and the Greek letter look the same.
 _TIMES = {"us": 1.0, "\u00b5s": 1.0, "\u03bcs": 1.0, "ms": 1e3, "s": 1e6}
+_ENERGIES = {"uj": 1.0, "\u00b5j": 1.0, "\u03bcj": 1.0, "mj": 1e3, "j": 1e6}
+_POWERS = {"uw": 1e-3, "\u00b5w": 1e-3, "\u03bcw": 1e-3, "mw": 1.0, "w": 1e3}
 _NUMBER = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-z\u00b5\u03bc]*)\s*", re.IGNORECASE)
 
 
@@ -54,12 +57,44 @@ def parse_time(text: str | float, argument: str = "time") -> float:
         >>> parse_time("60ms")
         60000.0
     """
+    rule = "be a positive time with a unit, such as 60ms or 800us"
+    return _with_unit(text, argument, _TIMES, rule)
+
+
+def parse_energy(text: str, argument: str = "energy") -> float:
+    """Returns an energy in microjoules: `500uJ`, `1.5mJ`; a unit is required.
+
+    Raises:
+        ArgumentError: the text is not a positive energy with a unit.
+
+    Example:
+        >>> parse_energy("1.5mJ")
+        1500.0
+    """
+    rule = "be a positive energy with a unit, such as 500uJ or 1.5mJ"
+    return _with_unit(text, argument, _ENERGIES, rule)
+
+
+def parse_power(text: str, argument: str = "power") -> float:
+    """Returns a power in milliwatts: `41mW`, `0.1W`; a unit is required.
+
+    Raises:
+        ArgumentError: the text is not a positive power with a unit.
+
+    Example:
+        >>> parse_power("0.5W")
+        500.0
+    """
+    return _with_unit(text, argument, _POWERS, "be a positive power with a unit, such as 41mW")
+
+
+def _with_unit(text: object, argument: str, units: Mapping[str, float], rule: str) -> float:
     match = _NUMBER.fullmatch(_text(text))
-    if match and match[2].lower() in _TIMES:
-        time = float(match[1]) * _TIMES[match[2].lower()]
-        if 0 < time < _LARGEST:
-            return time
-    raise ArgumentError(argument, "be a positive time with a unit, such as 60ms or 800us", text)
+    if match and match[2].lower() in units:
+        value = float(match[1]) * units[match[2].lower()]
+        if 0 < value < _LARGEST:
+            return value
+    raise ArgumentError(argument, rule, text)
 
 
 def format_size(size: float) -> str:
@@ -92,3 +127,17 @@ def format_time(microseconds: float) -> str:
     if microseconds < 1e6:
         return f"{microseconds / 1e3:.1f} ms"
     return f"{microseconds / 1e6:.2f} s"
+
+
+def format_energy(microjoules: float) -> str:
+    """Returns microjoules as text in uJ, mJ or J.
+
+    Example:
+        >>> format_energy(29207.0)
+        '29.21 mJ'
+    """
+    if microjoules < 1e3:
+        return f"{microjoules:.1f} uJ"
+    if microjoules < 1e6:
+        return f"{microjoules / 1e3:.2f} mJ"
+    return f"{microjoules / 1e6:.2f} J"

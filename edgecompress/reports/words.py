@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from edgecompress.core.results import CheckResult, Verdict
-from edgecompress.core.units import format_size, format_time
+from edgecompress.core.units import format_energy, format_size, format_time
 
 VERDICT_WORDS: Mapping[Verdict, str] = {
     "pass": "PASS",
@@ -37,16 +37,12 @@ def format_share(share: float) -> str:
     return f"{100 * share:.2f} %"
 
 
-def _format_energy(microjoules: float) -> str:
-    return f"{microjoules:.1f} uJ" if microjoules < 1e3 else f"{microjoules / 1e3:.2f} mJ"
-
-
 _UNITS: Mapping[str, Callable[[float], str]] = {
     "bytes": format_size,
     "microseconds": format_time,
     "share": format_share,
     "number": lambda value: f"{value:.6g}",
-    "microjoules": _format_energy,
+    "microjoules": format_energy,
 }
 
 
@@ -120,6 +116,17 @@ def _latency_remarks(check: CheckResult) -> list[str]:
     ]
 
 
+def _energy_remarks(check: CheckResult) -> list[str]:
+    detail = check.detail
+    if check.how_known != "predicted" or "milliwatts" not in detail:
+        return []
+    low, high = detail["milliwatts"]
+    source = detail["known_from"]
+    if detail["published"]:
+        source = f"{detail['published']} published energies of this board"
+    return [f"The latency times {low:.1f} to {high:.1f} mW, from {source}."]
+
+
 def _parity_remarks(check: CheckResult) -> list[str]:
     """Returns what a parity check found, in one line: engines, error, worst layers."""
     detail = check.detail
@@ -163,6 +170,7 @@ _REMARKS: Mapping[str, Callable[[CheckResult], list[str]]] = {
     "arena": _arena_remarks,
     "flash": _flash_remarks,
     "latency": _latency_remarks,
+    "energy": _energy_remarks,
     "accuracy": _accuracy_remarks,
     "parity": _parity_remarks,
 }

@@ -175,7 +175,7 @@ class Evaluator:
         defaults = {knob.name: knob.default for knob in knobs}
         structure = self._space.structure(defaults)
         whole = structure.whole
-        refuse_unknown(whole, self.targets.budgets)
+        refuse_unknown(whole, self.targets)
         began, before = time.monotonic(), structure.screen.screened
         random = np.random.default_rng(self._seed)
         fitting = 0

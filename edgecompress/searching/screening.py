@@ -29,6 +29,7 @@ LIMITS = {
     "flash": "max_flash",
     "arena": "max_ram",
     "latency": "max_latency",
+    "energy": "max_energy",
 }
 # Conversions from which a file model is solved, the proof included, beside two for each branch.
 _FEWEST_PROBES, _MOST_PROBES = 5, 10
@@ -138,7 +139,13 @@ class Targets:
     @property
     def limited(self) -> tuple[str, ...]:
         """The rules that the user has limited."""
-        return tuple(rule for rule, flag in LIMITS.items() if getattr(self.budgets, flag))
+        return tuple(rule for rule in LIMITS if self.limit(rule) is not None)
+
+    def limit(self, rule: str) -> float | None:
+        """Returns the user's limit for a rule; None for none."""
+        flag = LIMITS[rule]
+        found = self.options.get(flag) if rule == "energy" else getattr(self.budgets, flag)
+        return None if found is None else float(found)
 
     def judge(self, flat: FlatModel) -> Costs:
         """Returns what a file takes."""
@@ -310,18 +317,18 @@ def thinnest(
     return targets.judge(targets.file(rebuild(model, groups.without(gone)), precision))
 
 
-def refuse_unknown(costs: Costs, budgets: Budgets) -> None:
+def refuse_unknown(costs: Costs, targets: Targets) -> None:
     """Refuses limits that cannot be decided: a search would find nothing that is known to fit.
 
     Raises:
         ArgumentError: there is one.
     """
     for rule, reason in costs.unknown.items():
-        flag = LIMITS[rule]
-        if getattr(budgets, flag) is not None or rule in costs.limits:
+        limit = targets.limit(rule)
+        if limit is not None or rule in costs.limits:
             raise ArgumentError(
-                f"--{flag.replace('_', '-')}",
+                f"--{LIMITS[rule].replace('_', '-')}",
                 "limit what is known before a model is trained",
-                getattr(budgets, flag) or costs.limits[rule],
+                costs.limits[rule] if limit is None else limit,
                 f"{reason} Leave it out, and measure what the search finds.",
             )

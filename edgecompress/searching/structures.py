@@ -28,6 +28,7 @@ _PARTS = {
     "flash": "parameters",
     "arena": "arena",
     "latency": "macs",
+    "energy": "macs",
 }
 # Building a candidate may keep channels that screening took for removable.
 _TRIES, _LOWER = 6, 0.97

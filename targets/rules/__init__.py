@@ -3,5 +3,6 @@
 from edgecompress.targets.rules import file_size
 
 from edgecompress.targets.rules import by_family  # isort: skip
+from edgecompress.targets.rules import energy  # isort: skip
 
-__all__ = ["by_family", "file_size"]
+__all__ = ["by_family", "energy", "file_size"]

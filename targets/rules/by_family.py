@@ -23,7 +23,7 @@ def arena(subject: Subject) -> CheckResult:
 @rule("latency")
 def latency(subject: Subject) -> CheckResult:
     """One inference takes no longer than its budget."""
-    return subject.family.latency(subject)
+    return subject.latency
 
 
 @rule("operators", options=OperatorOptions)

@@ -104,9 +104,28 @@ def test_limits_that_nobody_can_judge_are_refused() -> None:
     with pytest.raises(
         ArgumentError, match=r"--max-latency` must limit what is known before a model is trained"
     ):
-        refuse_unknown(costs, phone.budgets)
+        refuse_unknown(costs, phone)
     free = Targets(phone.profiles, Budgets())
-    refuse_unknown(free.judge(free.file(model)), free.budgets)
+    refuse_unknown(free.judge(free.file(model)), free)
+
+
+def test_energy_is_a_limit_like_others() -> None:
+    from edgecompress.core.errors import ArgumentError
+
+    model = make_model()
+    board = load_target("nucleo-l4r5zi")
+    targets = Targets((board,), Budgets(), {"max_energy": 100.0})
+    assert targets.limited == ("energy",)
+    costs = targets.judge(targets.file(model))
+    # The largest energy: the upper ends of latency and power.
+    most = costs.values["latency"] * board.power.milliwatts[1] / 1e3
+    assert costs.values["energy"] == pytest.approx(most)
+    assert costs.excess() == {"energy": pytest.approx(most / 100 - 1)}
+    refuse_unknown(costs, targets)
+    # Nobody has published what this board draws.
+    other = Targets((load_target("nrf5340-dk"),), Budgets(), {"max_energy": 100.0})
+    with pytest.raises(ArgumentError, match=r"--max-energy` must limit what is known.*--power"):
+        refuse_unknown(other.judge(other.file(model)), other)
 
 
 def test_what_is_left_between_rounds_costs_what_its_file_takes() -> None:

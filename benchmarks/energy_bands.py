@@ -1,6 +1,6 @@
 """Compares predicted energies with published ones, and how much power differs between models.
 
-    python benchmarks/energy_bands.py --models DIR --published mlperf_tiny.csv [--docs docs/targets.md]
+    python benchmarks/energy_bands.py --models DIR --published mlperf_tiny.csv [--docs PAGE]
 
 DIR and the CSV file are as for `latency_bands.py`; of the CSV also energy_uJ and energy_file. The
 first table has the band of powers of each target. The second compares energies where the profile's
@@ -80,7 +80,7 @@ def main() -> None:
     options = parser.parse_args()
     profiles = [load_target(name) for name in target_names()]
     powers = [
-        "| target | published energies | setups | mW, published | mW, band | same setup, another model: at most |",
+        "| target | published | setups | mW, published | mW, band | same setup, at most |",
         "|---|---|---|---|---|---|",
     ]
     energies = [

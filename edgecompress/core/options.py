@@ -17,7 +17,7 @@ import math
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from edgecompress.core.errors import ArgumentError, UnknownNameError
 from edgecompress.core.units import parse_energy, parse_power, parse_size, parse_time
@@ -195,7 +195,7 @@ class Time(Kind):
     metavar: str = "TIME"
     rule: str = 'be a time such as "60ms"'
 
-    _parse = staticmethod(parse_time)
+    _parse: ClassVar[Any] = staticmethod(parse_time)
 
     def parse(self, value: Any, argument: str) -> float:
         """Returns the value in the unit of plain numbers; see `Kind.parse`."""
@@ -203,7 +203,7 @@ class Time(Kind):
             if not 0 < value < math.inf:
                 raise ArgumentError(argument, "be a positive number", value)
             return float(value)
-        return self._parse(value, argument)
+        return float(self._parse(value, argument))
 
     def from_toml(self, value: Any, argument: str) -> Any:
         """As `Kind.from_toml`; the unit is part of the text."""

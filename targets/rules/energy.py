@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from edgecompress.core.options import Energy, Power, option
-from edgecompress.core.results import CheckResult, judge
+from edgecompress.core.results import CheckResult, Verdict, judge
 from edgecompress.core.units import format_energy
 from edgecompress.targets.family import Subject
 from edgecompress.targets.power import around
@@ -31,52 +32,57 @@ class EnergyOptions:
 def energy(subject: Subject) -> CheckResult:
     """One inference takes no more energy than its budget."""
     limit, given = subject.rule.max_energy, subject.rule.power
-    known = subject.profile.power
-    if given is None and known is None:
+    known, latency = subject.profile.power, subject.latency
+    if given is not None:
+        powers, source = around(given), "your measurement"
+    elif known is not None:
+        powers, source = known.milliwatts, "published results"
+    else:
         return _unknown(
             limit,
             f"The power of {subject.profile.title} is not known: measure what it draws while a "
             "model runs, and give it as --power.",
         )
-    latency = subject.latency
-    if latency.low is None or (latency.high is None and limit is None):
-        why = latency.reason or "It is not predicted."
-        return _unknown(limit, f"The latency is not known. {why}")
-    low_power, high_power = around(given) if given is not None else known.milliwatts
-    low = latency.low * low_power / 1e3
-    high = None if latency.high is None else latency.high * high_power / 1e3
+    if latency.low is None:
+        return _unknown(limit, f"The latency is not known. {latency.reason or ''}".strip())
+    low = latency.low * powers[0] / 1e3
+    typical = high = None
+    if latency.high is not None and latency.measured is not None:
+        high = latency.high * powers[1] / 1e3
+        # The middle of the powers, in ratios.
+        typical = latency.measured * (powers[0] * powers[1]) ** 0.5 / 1e3
+    verdict: Verdict = judge(low, math.inf if high is None else high, limit)
+    if high is None and verdict == "uncertain":
+        verdict = "not_measured"
     detail = {
-        "milliwatts": [low_power, high_power],
-        "known_from": "your measurement" if given is not None else "published results",
-        "published": 0 if given is not None or known is None else len(known.published),
+        "milliwatts": list(powers),
+        "known_from": source,
+        "published": len(known.published) if given is None and known is not None else 0,
     }
-    if high is None or latency.measured is None:
-        fails = limit is not None and low > limit
+    reason = _reason(verdict, low, high, limit, given is not None)
+    if high is None and reason is None:
         reason = f"The latency is known only from below. {latency.reason or ''}".strip()
-        if fails:
-            reason = f"It takes at least {format_energy(low)}, the limit is {format_energy(limit)}."
-        return CheckResult(
-            "energy", "fail" if fails else "not_measured", None, low, None, limit, "microjoules",
-            "predicted", detail, reason,
-        )  # fmt: skip
-    # In ratios, the middle of the powers.
-    typical = latency.measured * (low_power * high_power) ** 0.5 / 1e3
-    verdict = judge(low, high, limit)
-    reason = None
-    if limit is not None and verdict in ("fail", "uncertain"):
-        does = "is above" if verdict == "fail" else "straddles"
-        advice = "" if verdict == "fail" else " Measure the board's power, and give it as --power."
-        if given is not None and verdict == "uncertain":
-            advice = " Measure it on the device to decide."
-        reason = (
-            f"{format_energy(low)} to {format_energy(high)} {does} the limit of "
-            f"{format_energy(limit)}.{advice}"
-        )
     return CheckResult(
         "energy", verdict, typical, low, high, limit, "microjoules", "predicted", detail, reason
     )
 
 
+def _reason(
+    verdict: Verdict, low: float, high: float | None, limit: float | None, measured: bool
+) -> str | None:
+    """Returns what is wrong; None if nothing is, or nothing more is known than the latency."""
+    if limit is None or verdict not in ("fail", "uncertain"):
+        return None
+    least, most = format_energy(low), format_energy(limit)
+    if high is None:
+        return f"It takes at least {least}, the limit is {most}."
+    band = f"{least} to {format_energy(high)}"
+    if verdict == "fail":
+        return f"{band} is above the limit of {most}."
+    advice = "it on the device to decide" if measured else "the board's power: --power"
+    return f"{band} straddles the limit of {most}. Measure {advice}."
+
+
 def _unknown(limit: float | None, reason: str) -> CheckResult:
-    verdict = "not_applicable" if limit is None else "not_measured"
+    verdict: Verdict = "not_applicable" if limit is None else "not_measured"
     return CheckResult("energy", verdict, limit=limit, unit="microjoules", reason=reason)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
 from edgecompress.core.errors import ArgumentError, UnknownNameError
-from edgecompress.core.units import parse_energy, parse_power, parse_size, parse_time
+from edgecompress.core.units import parse_size, parse_time
 
 T = TypeVar("T")
 
@@ -210,26 +210,6 @@ class Time(Kind):
         if not isinstance(value, str):
             raise ArgumentError(argument, "be text in quotation marks", value)
         return value
-
-
-@dataclass(frozen=True)
-class Energy(Time):
-    """An energy, written as `500uJ`; a plain number from Python is in microjoules."""
-
-    metavar: str = "ENERGY"
-    rule: str = 'be an energy such as "500uJ"'
-
-    _parse = staticmethod(parse_energy)
-
-
-@dataclass(frozen=True)
-class Power(Time):
-    """A power, written as `41mW`; a plain number from Python is in milliwatts."""
-
-    metavar: str = "POWER"
-    rule: str = 'be a power such as "41mW"'
-
-    _parse = staticmethod(parse_power)
 
 
 @dataclass(frozen=True)

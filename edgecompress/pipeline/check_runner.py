@@ -31,6 +31,8 @@ def check(
     max_metric: Mapping[str, float] | Sequence[str] | None = None,
     kernels: str | None = None,
     operators: Any = None,
+    max_energy: str | float | None = None,
+    power: str | float | None = None,
     decompression_memory: str | int | None = None,
     measured: Path | str | None = None,
     progress: Callable[[str], None] = silent,
@@ -54,6 +56,8 @@ def check(
         kernels: Kernel set of microcontrollers instead of the profile's.
         operators: What the firmware has of its runtime's operators: the name of a list, or the path
             of a .toml file; a file with any other fails. Defaults to all.
+        max_energy: Budget for the energy of one inference.
+        power: What the board draws while a model runs. Defaults to published results.
         decompression_memory: As in `export`, for a file that decodes its weights.
         measured: As in `export`.
         progress: Called with a short text as each stage begins.
@@ -83,7 +87,13 @@ def check(
         metric=metric,
         min_metric=min_metric,
         max_metric=max_metric,
-        options={**options, "kernels": kernels, "operators": operators},
+        options={
+            **options,
+            "kernels": kernels,
+            "operators": operators,
+            "max_energy": max_energy,
+            "power": power,
+        },
         decompression_memory=decompression_memory,
         measured=measured,
     )

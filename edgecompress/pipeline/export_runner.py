@@ -44,6 +44,8 @@ def export(
     min_r2: float | None = None,
     kernels: str | None = None,
     operators: Any = None,
+    max_energy: str | float | None = None,
+    power: str | float | None = None,
     c_sources: bool = False,
     labels: Path | str | Sequence[str] | None = None,
     measured: Path | str | None = None,
@@ -103,6 +105,9 @@ def export(
         operators: What the firmware has of its runtime's operators: the name of a list
             (`esp-tflite-micro`, `esphome`), or the path of a .toml file; a file with any other
             fails. Defaults to all.
+        max_energy: Budget for the energy of one inference, e.g. `"5mJ"`, or microjoules.
+        power: What the board draws while a model runs, e.g. `"41mW"`, or milliwatts. Defaults to
+            the range of published results.
         c_sources: Also write C++ sources for TensorFlow Lite Micro into `<output>/c`: the model as
             an array, a resolver of exactly its operators, the arena size, an example program.
         labels: Names of the classes for the bundle, in the order of the first output: a list, or a
@@ -141,7 +146,12 @@ def export(
         >>> report.verdict  # doctest: +SKIP
         'pass'
     """
-    options |= {"kernels": kernels, "operators": operators}
+    options |= {
+        "kernels": kernels,
+        "operators": operators,
+        "max_energy": max_energy,
+        "power": power,
+    }
     request = build_request(
         model,
         targets,

@@ -54,6 +54,8 @@ def compress(
     min_agreement: float | None = None,
     kernels: str | None = None,
     operators: Any = None,
+    max_energy: str | float | None = None,
+    power: str | float | None = None,
     fresh: bool = False,
     import_modules: Sequence[str] = (),
     progress: Callable[[str], None] = _silent,
@@ -96,6 +98,8 @@ def compress(
         min_agreement: Floor for its agreement with the final Keras model, 0 to 1.
         kernels: Kernel set instead of the profiles'.
         operators: As in `export`.
+        max_energy: As in `export`, as is the next.
+        power: What the board draws.
         fresh: Start over instead of resuming after the last finished stage.
         import_modules: As in `export`.
         progress: Called with a short text as each stage begins.
@@ -134,6 +138,8 @@ def compress(
         "options": {
             "kernels": kernels,
             "operators": operators,
+            "max_energy": max_energy,
+            "power": power,
             **{n: v for n, v in settings.items() if n in owned},
         },
     }

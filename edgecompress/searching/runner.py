@@ -154,6 +154,8 @@ def search(
     into: Path | str = ApplyOptions.into,
     kernels: str | None = None,
     operators: Any = None,
+    max_energy: str | float | None = None,
+    power: str | float | None = None,
     import_modules: Sequence[str] = (),
     progress: Callable[[str], None] = _silent,
     on_progress: Callable[[Progress], None] = _silent,
@@ -201,6 +203,8 @@ def search(
         into: Output folder of `apply`.
         kernels: As in `export`, as are the next two.
         operators: What the firmware has of its runtime's operators.
+        max_energy: For the upper end of the predicted band.
+        power: What the board draws, as in `export`.
         import_modules: Modules that register custom layers.
         progress: Called with a short text as each stage begins.
         on_progress: Called with a `Progress` after each epoch and each candidate.
@@ -250,7 +254,13 @@ def search(
             "max_latency": budgets.max_latency,
             "max_file_size": budgets.max_file_size,
             "min_accuracy": budgets.min_accuracy,
-            "options": {"kernels": kernels, "operators": operators, **options},
+            "options": {
+                "kernels": kernels,
+                "operators": operators,
+                "max_energy": max_energy,
+                "power": power,
+                **options,
+            },
         },
         "folder": candidates,
         "techniques": tuple(techniques),

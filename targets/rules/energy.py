@@ -5,12 +5,32 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from edgecompress.core.options import Energy, Power, option
+from edgecompress.core.options import Time, option
 from edgecompress.core.results import CheckResult, Verdict, judge
-from edgecompress.core.units import format_energy
+from edgecompress.core.units import format_energy, parse_energy, parse_power
 from edgecompress.targets.family import Subject
 from edgecompress.targets.power import around
 from edgecompress.targets.rule import rule
+
+
+@dataclass(frozen=True)
+class Energy(Time):
+    """An energy, written as `500uJ`; a plain number from Python is in microjoules."""
+
+    metavar: str = "ENERGY"
+    rule: str = 'be an energy such as "500uJ"'
+
+    _parse = staticmethod(parse_energy)
+
+
+@dataclass(frozen=True)
+class Power(Time):
+    """A power, written as `41mW`; a plain number from Python is in milliwatts."""
+
+    metavar: str = "POWER"
+    rule: str = 'be a power such as "41mW"'
+
+    _parse = staticmethod(parse_power)
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ from edgecompress.core.options import Path as PathKind
 from edgecompress.core.user_functions import PathOrFunction
 from edgecompress.targets.operator_limits import OperatorLimit
 from edgecompress.targets.profile import TargetProfile
+from edgecompress.targets.rules.energy import Energy, Power
 
 # Public function -> its command, and what only Python has.
 _FUNCTIONS: dict[str, tuple[Callable[..., Any], set[str]]] = {
@@ -92,6 +93,8 @@ def _samples(kind: Kind) -> list[Any]:
     samples: dict[type, list[Any]] = {
         Size: ["96KiB", 98304],
         Time: ["60ms", 60000.0],
+        Energy: ["5mJ", 5000.0],
+        Power: ["41mW", 41.0],
         Flag: [True],
         PathKind: [Path("a/b"), "a/b"],
         PathOrFunction: [Path("a/b"), "a/b", "module:function"],

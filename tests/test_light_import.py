@@ -38,13 +38,16 @@ def test_the_check_sees_a_heavy_import() -> None:
         "import edgecompress.pipeline, edgecompress.converters, edgecompress.targets",
         "import edgecompress.recipes; edgecompress.recipes.RECIPES['deep-compression'].settings()",
         "from edgecompress.cli import main\nassert main(['compress', '--help']) == 0",
+        "from edgecompress.cli import main\nassert main(['search', '--help']) == 0",
     ],
 )
 def test_light(code: str) -> None:
     assert _loaded_by(code) == []
 
 
-@pytest.mark.parametrize("command", ["", "export", "check", "bench", "compress", "compare"])
+@pytest.mark.parametrize(
+    "command", ["", "export", "check", "bench", "compress", "compare", "search"]
+)
 def test_help_needs_no_pydantic(command: str) -> None:
     """Files are checked by pydantic, which is imported as the first one is read."""
     code = (

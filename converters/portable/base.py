@@ -135,7 +135,9 @@ def rewritten(
     rewrites: Mapping[str, Rewrite] | None = None,
     keep: Callable[[str, str], bool] = lambda name, output: False,
 ) -> Rewritten:
-    """Applies rewrites to a float flatbuffer, in the order of their registration.
+    """Applies rewrites to a float flatbuffer until none has a place left.
+
+    What one makes may be a place of another, whichever was registered first.
 
     Args:
         flat: The file; one with several subgraphs (loops) is returned unchanged.
@@ -146,19 +148,20 @@ def rewritten(
     places: dict[str, tuple[str, ...]] = {}
     if flat.subgraphs > 1:
         return Rewritten(flat, places)
-    for name, rewrite in (PORTABLE if rewrites is None else rewrites).items():
-        # Places that share operators come one after the other.
-        while True:
-            found = [p for p in rewrite.find(Graph(flat)) if not keep(name, p.output)]
-            if not found:
-                break
-            editor = ModelEditor(flat)
-            for place in found:
-                place.edit(editor)
-            editor.drop_unused()
-            flat = read_tflite(editor.pack())
-            places[name] = (*places.get(name, ()), *(place.output for place in found))
-    return Rewritten(flat, places)
+    chosen = dict(PORTABLE if rewrites is None else rewrites)
+    while True:
+        before = flat
+        for name, rewrite in chosen.items():
+            # Places that share operators come one after the other.
+            while found := [p for p in rewrite.find(Graph(flat)) if not keep(name, p.output)]:
+                editor = ModelEditor(flat)
+                for place in found:
+                    place.edit(editor)
+                editor.drop_unused()
+                flat = read_tflite(editor.pack())
+                places[name] = (*places.get(name, ()), *(place.output for place in found))
+        if flat is before:
+            return Rewritten(flat, places)
 
 
 def replace(editor: ModelEditor, removed: Sequence[Operator], new: Sequence[Any]) -> None:

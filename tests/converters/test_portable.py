@@ -184,7 +184,8 @@ def test_means_are_poolings_that_round_codes_and_cost_less(
     pooled = _model((8, 8, 16), lambda x: kl.GlobalAveragePooling2D()(kl.ReLU()(x)))
     x = np.random.default_rng(0).normal(size=(8, 8, 8, 16)).astype(np.float32)
     costs = [instructions(int8.convert(float32.convert(pooled), calibration=[x]).flat)]
-    monkeypatch.delitem(PORTABLE._entries, "means")
+    others = {name: rewrite for name, rewrite in PORTABLE.items() if name != "means"}
+    monkeypatch.setattr(PORTABLE, "_entries", others)
     costs.insert(0, instructions(int8.convert(float32.convert(pooled), calibration=[x]).flat))
     assert costs[0] > 10 * costs[1] > 0
 
@@ -217,3 +218,20 @@ def test_half_pixels_are_used_where_a_product_would_fall_below_a_whole_number() 
             np.testing.assert_array_equal(found, np.arange(old * times) // times)
     assert used == {False, True}
     assert repeats.half_pixels_for([3], [7]) is None
+
+
+def test_the_order_of_registration_does_not_matter() -> None:
+    model = keras.Sequential(
+        [
+            keras.Input((4, 4, 2)),
+            keras.layers.Conv2D(3, 2, activation="relu"),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(2),
+        ]
+    )
+    raw = read_tflite(float32.to_flatbuffer(wrap(model)))
+    for names in (list(PORTABLE), list(PORTABLE)[::-1]):
+        after = rewritten(raw, {name: PORTABLE[name] for name in names})
+        assert after.flat.histogram() == {
+            "CONV_2D": 1, "AVERAGE_POOL_2D": 1, "FULLY_CONNECTED": 1,
+        }  # fmt: skip

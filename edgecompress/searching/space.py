@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from edgecompress.searching.knobs import Value
-from edgecompress.searching.screening import Costs, Targets, thinnest
+from edgecompress.searching.screening import Costs, Screen, Targets, thinnest
 from edgecompress.searching.structures import Structure, removable_filters
 from edgecompress.searching.techniques import Technique, own_values
 from edgecompress.searching.techniques.channels import Channels
@@ -68,17 +68,19 @@ class Space:
 
     def structure(self, values: Mapping[str, Value]) -> Structure:
         """Returns a structure with all its channels."""
-        name, model, precision = self._reshaped(values)
+        return self._structure(*self._reshaped(values))
+
+    def _structure(self, name: str, model: Any, precision: str | None) -> Structure:
         if (name, precision) not in self._structures:
             found = self._found(model, precision)
             if precision is not None and not found.screen.exact:
-                like = self._structures.setdefault((name, None), self._found(model, None)).screen
+                like = self._structure(name, model, None).screen
                 if like.exact:
                     found = self._found(model, precision, like)
             self._structures[name, precision] = found
         return self._structures[name, precision]
 
-    def _found(self, model: Any, precision: str | None, like: Any = None) -> Structure:
+    def _found(self, model: Any, precision: str | None, like: Screen | None = None) -> Structure:
         return Structure(model, self.targets, self._loss, self._batches(), precision, like)
 
     def _reshaped(self, values: Mapping[str, Value]) -> tuple[str, Any, str | None]:

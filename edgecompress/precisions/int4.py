@@ -23,9 +23,9 @@ class Int4(Uniform):
 
     Weights: symmetric, codes -7..7, `scale = max(|w|) / 7`; convolutions have a scale for each
     output channel, Dense layers one, because TensorFlow Lite Micro refuses more. The first and the
-    last layer with weights, depthwise layers and the recurrent kernels of LSTM, GRU and SimpleRNN
-    keep 8 bits: they hold few weights and lose most accuracy. So do transposed and grouped
-    convolutions, which some kernels lack or compute wrongly.
+    last layer with weights and depthwise layers keep 8 bits: they hold few weights and lose most
+    accuracy. So do transposed and grouped convolutions, which some kernels lack or compute wrongly.
+    If a recurrent network loses too much, `Int4(recurrent_bits=8, weight_ranges="mse")` helps.
 
     The weights take half of int8's flash; kernels unpack them, which takes time. Training recovers
     most of the accuracy that rounding to 4 bits costs.
@@ -35,8 +35,8 @@ class Int4(Uniform):
             Defaults to 0.99.
         edge_bits: Bits of the weights of the first and the last layer, 4 or 8. Defaults to 8.
         depthwise_bits: Bits of the weights of depthwise layers, 4 or 8. Defaults to 8.
-        recurrent_bits: Bits of the recurrent kernels, which multiply a state at every time step, 4
-            or 8. Defaults to 8.
+        recurrent_bits: Bits of the kernels that multiply the state of LSTM, GRU and SimpleRNN at
+            every time step, 4 or 8. Defaults to 4.
         scale_per_unit: Gives Dense layers of 4 bits a scale for each unit: more accurate, but
             TensorFlow Lite Micro refuses the file. Defaults to False.
 
@@ -59,7 +59,7 @@ class Int4(Uniform):
     )
     depthwise_bits: int = option(8, "Bits of the weights of depthwise layers, 4 or 8.", whole(4, 8))
     recurrent_bits: int = option(
-        8, "Bits of the weights of recurrent kernels, 4 or 8.", whole(4, 8)
+        4, "Bits of the weights of recurrent kernels, 4 or 8.", whole(4, 8)
     )
     scale_per_unit: bool = option(
         False, "A scale for each unit of Dense layers; not on microcontrollers.", Flag()

@@ -11,7 +11,7 @@ from keras import layers
 
 import edgecompress as ec
 from edgecompress.converters import float32, int8
-from edgecompress.core.inner_kernels import inner_kernels, is_recurrent
+from edgecompress.core.inner_kernels import inner_kernels
 from edgecompress.core.record import record_of
 from edgecompress.flatbuffers.operators import FILTER_READERS
 
@@ -90,14 +90,9 @@ def test_the_file_holds_what_training_rounded(trained: Any) -> None:
             continue
         seen.add(owner)
         filters, values = made.tensor(after, 1), weights.values()
-        if is_recurrent(owner):
-            # Of 8 bits, with a scale for each unit, as for every Dense layer that was trained.
-            assert filters.type == "INT8" and len(filters.scales) == len(values)
-            scale = np.abs(values).max(axis=1, keepdims=True) / 127
-        else:
-            assert filters.type == "INT4" and len(filters.scales) == 1
-            scale = np.abs(values).max(keepdims=True) / 7
-        np.testing.assert_allclose(filters.scales, scale[:, 0], rtol=1e-6)
+        assert filters.type == "INT4" and len(filters.scales) == 1
+        scale = np.abs(values).max() / 7
+        np.testing.assert_allclose(filters.scales[0], scale, rtol=1e-6)
         np.testing.assert_array_equal(filters.values(), np.rint(values / scale))
     assert seen == {
         f"{name}/{kernel.name}"

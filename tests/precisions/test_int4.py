@@ -95,15 +95,15 @@ def test_edges_depthwise_transposed_and_grouped_layers_keep_8_bits() -> None:
         Place("x", "DEPTHWISE_CONV_2D"),
         Place("x", "TRANSPOSE_CONV"),
         Place("x", "CONV_2D", grouped=True),
-        Place("x", "FULLY_CONNECTED", recurrent=True),
     ):
         assert Int4().weights_at(place) == Int8(), place
     edges = Int4(edge_bits=4, depthwise_bits=4)
     assert edges.weights_at(Place("x", "CONV_2D", first=True)) == edges
     assert edges.weights_at(Place("x", "DEPTHWISE_CONV_2D", last=True)) == edges
     assert edges.weights_at(Place("x", "CONV_2D", grouped=True)) == Int8()
-    narrow = Int4(recurrent_bits=4)
-    assert narrow.weights_at(Place("x", "FULLY_CONNECTED", recurrent=True)) == narrow
+    recurrent = Place("x", "FULLY_CONNECTED", recurrent=True)
+    assert Int4().weights_at(recurrent) == Int4()
+    assert Int4(recurrent_bits=8).weights_at(recurrent) == Int8()
     assert str(Place("x", "FULLY_CONNECTED", recurrent=True)) == "x (recurrent)"
     assert str(Place("x", "DEPTHWISE_CONV_2D", first=True)) == "x (first layer, depthwise)"
 
@@ -125,7 +125,9 @@ def test_settings_are_written_behind_the_name() -> None:
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "SimpleRNN", "Bidirectional"])
-def test_recurrent_kernels_keep_8_bits_in_training_and_in_the_file(kind: str, bits: int) -> None:
+def test_recurrent_kernels_have_their_bits_in_training_and_in_the_file(
+    kind: str, bits: int
+) -> None:
     keras.utils.set_random_seed(0)
     layer = layers.LSTM(6, name="seen")
     if kind != "Bidirectional":

@@ -38,13 +38,15 @@ class EnergyOptions:
     """The energy of one inference."""
 
     max_energy: float | None = option(
-        None, "Energy of one inference: latency times the power of the board.", Energy()
+        None,
+        "Energy of one inference, predicted as latency times the power of the board.",
+        Energy(),
     )
     power: float | None = option(
         None,
-        "What your board draws while a model runs. Defaults to the range of published results.",
+        "What your board draws while a model runs.",
         Power(),
-        unset="of the target",
+        unset="the range of published results",
     )
 
 

@@ -8,10 +8,11 @@ from typing import Any
 from rich.table import Table
 
 from edgecompress.core.errors import OK, UNDECIDED
-from edgecompress.core.units import format_size, format_time
+from edgecompress.reports.words import format_value
 from edgecompress.searching.outcome import Point, SearchResult
 
-_TITLES = {"file_size": "file", "flash": "flash", "arena": "arena", "latency": "latency"}
+_TITLES = {"file_size": "file"}
+_UNITS = {"latency": "microseconds", "energy": "microjoules"}
 _MOST_ROWS = 12
 _TOLD = {OK: "meets every limit", UNDECIDED: "has limits that could not be decided"}
 
@@ -20,12 +21,12 @@ def show(rule: str, value: float | None) -> str:
     """Returns a cost as text, with its unit.
 
     Example:
-        >>> show("arena", 2048), show("latency", 1500), show("arena", None)
-        ('2.0 KiB', '1.5 ms', '-')
+        >>> show("arena", 2048), show("latency", 1500), show("energy", 60), show("arena", None)
+        ('2.0 KiB', '1.5 ms', '60.0 uJ', '-')
     """
     if value is None:
         return "-"
-    return format_time(value) if rule == "latency" else format_size(value)
+    return format_value(value, _UNITS.get(rule, "bytes"))
 
 
 def describe(point: Point) -> str:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     import jinja2
 
 _LABELS = {"file_size": "file size in bytes", "flash": "flash in bytes",
-           "arena": "tensor arena in bytes", "latency": "latency in microseconds"}  # fmt: skip
+           "arena": "tensor arena in bytes", "latency": "latency in microseconds",
+           "energy": "energy in microjoules"}  # fmt: skip
 _COLOURS = {"fits": "#2867b2", "does not fit": "#9aa3ad", "baseline": "#c2571a", "best": "#1a7f37"}
 
 

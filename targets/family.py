@@ -7,7 +7,6 @@ way, through the entry point group `edgecompress.plugins`.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -55,11 +54,15 @@ class Subject:
     decompression_memory: int | None = None
     ran: bool = False
     rule: Any = field(default_factory=NoOptions)
+    # What was found for one rule and serves another: copies for other rules share it.
+    _found: dict[str, CheckResult] = field(default_factory=dict, repr=False, compare=False)
 
-    @functools.cached_property
+    @property
     def latency(self) -> CheckResult:
         """What the family says of the latency, which several rules ask for."""
-        return self.family.latency(self)
+        if "latency" not in self._found:
+            self._found["latency"] = self.family.latency(self)
+        return self._found["latency"]
 
 
 class Family:

@@ -160,3 +160,13 @@ def test_rows_without_a_measurement_are_refused() -> None:
     with pytest.raises(ArgumentError, match="at least one row"):
         TargetProfile.from_dict({**tables, "power": {"published": []}})
     assert TargetProfile.from_dict(tables) == BOARD
+
+
+def test_the_latency_is_predicted_once_for_all_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgecompress.targets.families import tflm
+
+    calls = []
+    predict = tflm.predict
+    monkeypatch.setattr(tflm, "predict", lambda *a: calls.append(1) or predict(*a))
+    assert _checks(BOARD)["energy"].measured
+    assert len(calls) == 1

@@ -14,6 +14,7 @@ from keras import ops
 
 from edgecompress.callbacks.base import CompressionCallback
 from edgecompress.callbacks.hooks import StateHook, Wrapping, own_training
+from edgecompress.callbacks.replicas import replicas
 from edgecompress.core.errors import (
     ArgumentError,
     NotFiniteError,
@@ -393,18 +394,12 @@ def _fits(one: Sequence[int | None], other: Sequence[int | None]) -> bool:
 
 def _scope(model: keras.Model) -> contextlib.AbstractContextManager[Any]:
     """Returns the scope in which variables of a distributed step are made."""
-    if _replicas(model) == 1:
+    if replicas(model) == 1:
         return contextlib.nullcontext()
     scope: contextlib.AbstractContextManager[Any] = model.distribute_strategy.scope()
     return scope
 
 
-def _replicas(model: keras.Model) -> int:
-    if keras.backend.backend() != "tensorflow":
-        return 1
-    return int(model.distribute_strategy.num_replicas_in_sync)
-
-
 def _share_of_replica(model: keras.Model) -> float:
     """Returns the factor of a replica's mean: Keras sums the losses of all replicas."""
-    return 1.0 / _replicas(model)
+    return 1.0 / replicas(model)

@@ -30,6 +30,7 @@ from edgecompress.callbacks.lasso_groups import (
 )
 from edgecompress.callbacks.layer_choice import LayerChoice, layer_choice
 from edgecompress.callbacks.observation import Observation
+from edgecompress.callbacks.replicas import replicas
 from edgecompress.core.errors import ArgumentError, UnknownNameError, UnsupportedModelError
 from edgecompress.core.importance import Importance
 from edgecompress.core.options import named, named_config
@@ -364,7 +365,8 @@ class GroupLasso(CompressionCallback):
         for gradient, variable in zip(gradients, variables, strict=True):
             penalty = own.get(id(variable))
             if penalty is not None:
-                penalty = ops.cast(penalty, variable.dtype)
+                # The optimizer adds up the gradients of all replicas.
+                penalty = ops.cast(penalty / replicas(self.model), variable.dtype)
                 gradient = penalty if gradient is None else gradient + penalty
             summed.append(gradient)
         return summed

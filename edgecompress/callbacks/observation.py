@@ -10,6 +10,7 @@ import keras
 from keras import ops
 
 from edgecompress.callbacks.hooks import Hook, UpdateHook
+from edgecompress.callbacks.replicas import summed
 from edgecompress.callbacks.views import VIEWS, View
 from edgecompress.core.kernel_shape import KernelShape
 from edgecompress.criteria.base import Criterion
@@ -129,7 +130,8 @@ class Observation:
             kept = self._kept[id(variable)]
             found = self._criterion.observe_kernel(
                 ops.convert_to_tensor(variable),
-                gradient,
+                # Every replica has to see the whole batch: each keeps its own statistics.
+                summed(gradient),
                 {name: ops.convert_to_tensor(value) for name, value in kept.items()},
                 step,
                 kernel.shape,

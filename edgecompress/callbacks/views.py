@@ -17,6 +17,7 @@ from keras import ops
 
 from edgecompress.callbacks.backends import check_backend, current
 from edgecompress.callbacks.hooks import Hook, UpdateHook, Wrapping
+from edgecompress.callbacks.replicas import averaged
 from edgecompress.core.keras_graph import (
     GraphNode,
     graph_nodes,
@@ -175,7 +176,8 @@ class _Activity(View):
                 found = ops.cast(self.measure(ops.stop_gradient(outputs)), "float32")
                 first = getattr(layer, "data_format", None) == "channels_first"
                 axis = 1 if first else len(found.shape) - 1
-                found = ops.mean(found, axis=[i for i in range(len(found.shape)) if i != axis])
+                others = [i for i in range(len(found.shape)) if i != axis]
+                found = averaged(ops.mean(found, axis=others))
                 past = ops.convert_to_tensor(average)
                 # Starts with the first batch's.
                 share = ops.where(ops.any(past != 0), _MOMENTUM, 0.0)

@@ -12,8 +12,10 @@ from typing import Any
 import keras
 from keras import ops
 
+from edgecompress.callbacks import backends
 from edgecompress.callbacks.base import CompressionCallback
 from edgecompress.callbacks.hooks import StateHook, Wrapping, own_training
+from edgecompress.callbacks.regressors import Regressors
 from edgecompress.callbacks.replicas import replicas
 from edgecompress.core.errors import (
     ArgumentError,
@@ -26,7 +28,18 @@ from edgecompress.core.keras_graph import GraphNode, functional_of, graph_nodes,
 from edgecompress.core.options import named, named_config
 from edgecompress.training import LAYER_LOSSES, LOSSES
 from edgecompress.training.base import LayerLoss, TeacherLoss
-from edgecompress.training.teachers import joined, mean_of_samples, normalized, output_kinds
+from edgecompress.training.specialists import Specialist
+from edgecompress.training.teacher_outputs import Found, TeacherOutputs
+from edgecompress.training.teachers import (
+    Teacher,
+    checked_teachers,
+    joined,
+    mean_of_samples,
+    model_of,
+    normalized,
+    output_kinds,
+    with_specialists,
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +52,7 @@ class _Pair:
         teacher: Name of the teacher's layer.
         output: What the teacher's layer computes, a tensor of its graph.
         channels: The axes of channels of teacher and student.
+        widths: Channels of student and teacher, if a regressor is trained between them.
     """
 
     student: str
@@ -46,6 +60,7 @@ class _Pair:
     teacher: str
     output: Any
     channels: tuple[int, int]
+    widths: tuple[int, int] | None
 
 
 class Distillation(CompressionCallback):
@@ -60,7 +75,7 @@ class Distillation(CompressionCallback):
     model,
     each the mean over the batch; sample and class weights apply to L, T and A as Keras applies them
     to a loss. Outputs may be logits or probabilities, on either side. Several teachers count as one
-    whose logits are their mean.
+    whose logits are their mean; specialists for some classes correct it on these.
 
     `fit`, data and `compile` stay as they are. Metrics, `val_loss` and `evaluate` are those of the
     labels; the history gains `teacher_loss`, T + A before weighting T, as a mean over the epoch's
@@ -69,11 +84,13 @@ class Distillation(CompressionCallback):
 
     Args:
         teacher: A trained Keras model that takes the same inputs and has as many outputs of the
-            same shapes, or several of them.
+            same shapes, or several of them, among which may be a `Specialist`; or their
+            `TeacherOutputs`, computed beforehand.
         loss: How outputs are compared: a name in `LOSSES`, `NAME:OPTION=VALUE`, or a loss. Its
             `weight` is w. Defaults to `"distillation"`.
         layers: Names of the student's layers -> names of the teacher's that they learn from.
-            Defaults to None, outputs alone.
+            Where numbers of channels differ, `"hints"` train a regressor between them, which is
+            dropped at the end. Defaults to None, outputs alone.
         layer_loss: How layers are compared: a name in `LAYER_LOSSES`, and so on. Defaults to
             `"attention-transfer"`.
 
@@ -104,36 +121,41 @@ class Distillation(CompressionCallback):
     ) -> None:
         """Checks the arguments."""
         super().__init__()
-        teachers = list(teacher) if isinstance(teacher, (list, tuple)) else [teacher]
-        if not teachers or not all(isinstance(each, keras.Model) for each in teachers):
-            raise ArgumentError("teacher", "be a Keras 3 model, or several", teacher)
+        stored = isinstance(teacher, TeacherOutputs)
+        teachers = teacher.teachers if stored else checked_teachers(teacher)
         if layers is not None and not isinstance(layers, Mapping):
             raise ArgumentError(
                 "layers", "be a dictionary: student's layer -> teacher's layer", layers
             )
+        if layers and stored:
+            raise ArgumentError(
+                "layers", "be left out with TeacherOutputs", dict(layers),
+                "Layers are not stored: give the teacher itself.",
+            )  # fmt: skip
         if layers and len(teachers) > 1:
             raise ArgumentError(
                 "layers", "be left out with several teachers", len(teachers),
                 "Name one teacher; its layers teach.",
             )  # fmt: skip
-        self.teachers: tuple[Any, ...] = tuple(teachers)
+        self.teachers: tuple[Teacher, ...] = teachers
+        self.outputs: TeacherOutputs | None = teacher if stored else None
         self.loss: TeacherLoss = named(LOSSES, loss, "loss")
         self.layers = dict(layers or {})
         self.layer_loss: LayerLoss = named(LAYER_LOSSES, layer_loss, "layer_loss")
         self._pairs: list[_Pair] = []
         self._watches: list[Wrapping] = []
         self._calls: list[Callable[[Any], list[Any]]] = []
+        self._found: Found | None = None
+        self._regressors: Regressors | None = None
         # A replica of a distributed step is traced in its own thread.
         self._seen = threading.local()
-        self._new_epoch = False
+        self._new_epoch = self._first_step = False
         self._mean: float | None = None
 
     def settings(self) -> Mapping[str, Any]:
         """Returns the arguments as JSON values; a teacher by its name and size."""
         return {
-            "teachers": [
-                {"name": each.name, "parameters": each.count_params()} for each in self.teachers
-            ],
+            "teachers": [_described(each) for each in self.teachers],
             "loss": named_config(LOSSES, self.loss),
             "layers": self.layers,
             **(
@@ -143,33 +165,42 @@ class Distillation(CompressionCallback):
 
     def results(self) -> Mapping[str, Any]:
         """Returns the loss against the teachers in the last epoch."""
-        return {"teacher_loss": self._mean}
+        widths = {pair.student: list(pair.widths) for pair in self._pairs if pair.widths}
+        return {"teacher_loss": self._mean, **({"regressors": widths} if widths else {})}
 
     def attach(self) -> None:
         """Checks that teacher and student fit, and puts the teacher into the loss."""
         self._mean = None
         self._check()
         self._pairs = [self._pair(*names) for names in self.layers.items()]
-        for pair in self._pairs:
-            self._check_pair(pair)
-        self._calls = [
-            _inference(each, [pair.output for pair in self._pairs]) for each in self.teachers
-        ]
-        self._kinds = [output_kinds(each) for each in self.teachers]
+        self._calls, self._found = [], None
+        if self.outputs is not None:
+            self._found = self.outputs.tensors()
+        else:
+            layers = [pair.output for pair in self._pairs]
+            self._calls = [_inference(model_of(each), layers) for each in self.teachers]
+        self._kinds = [output_kinds(model_of(each)) for each in self.teachers]
         self._student_kinds = output_kinds(self.model)
         self._check_kinds()
         with _scope(self.model):
-            # Sum of losses, number of samples, number of batches with a NaN of the teacher.
+            # Sum of losses, number of samples, number of batches with a NaN of the teacher, number
+            # of samples whose stored outputs are unknown.
             self._counts = [
                 keras.Variable(
                     0.0, trainable=False, dtype="float32", name=name, aggregation="sum",
                     synchronization="on_read",
                 )
-                for name in ("teacher_loss", "teacher_samples", "teacher_faults")
+                for name in ("teacher_loss", "teacher_samples", "teacher_faults", "teacher_gaps")
             ]  # fmt: skip
         self.hook(StateHook(self._counts))
         self.hook(Wrapping(self.model, "compute_loss", self._with_teacher))
         self._watch()
+        widths = {pair.student: pair.widths for pair in self._pairs if pair.widths}
+        self._regressors = Regressors(self.model, widths) if widths else None
+        update = self._regressors.hook() if self._regressors else None
+        if self._regressors is not None and update is not None:
+            self.hook(update)
+            self._regressors.prepare()
 
     def _watch(self) -> None:
         for pair in self._pairs:
@@ -178,7 +209,7 @@ class Distillation(CompressionCallback):
 
     def start_epoch(self, epoch: int) -> None:
         """Starts the mean of the epoch."""
-        self._new_epoch = True
+        self._new_epoch = self._first_step = True
         for variable in self._counts:
             variable.assign(ops.zeros_like(variable))
 
@@ -200,11 +231,31 @@ class Distillation(CompressionCallback):
                 self._watches = []
                 self._watch()
 
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Refuses data that the outputs were not computed for, after the first step already."""
+        if self._first_step:
+            self._first_step = False
+            self._check_known()
+
+    def _check_known(self) -> None:
+        if self._found is None:
+            return
+        backends.current().sync(self.model)
+        unknown = float(ops.convert_to_numpy(self._counts[3]))
+        if unknown:
+            with self._stage():
+                raise ArgumentError(
+                    "x", "be the data that the teacher's outputs were computed for",
+                    f"{unknown:.0f} samples that are not among them",
+                    "Augmented data are new samples: give the teacher itself.",
+                )  # fmt: skip
+
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes the loss against the teachers into the history."""
-        total, samples, faults = (float(ops.convert_to_numpy(v)) for v in self._counts)
+        self._check_known()
+        total, samples, faults, _ = (float(ops.convert_to_numpy(v)) for v in self._counts)
         if faults:
-            names = ", ".join(each.name for each in self.teachers)
+            names = ", ".join(model_of(each).name for each in self.teachers)
             with self._stage():
                 raise NotFiniteError(
                     f"What the teacher ({names}) computes is NaN or infinite in {faults:.0f} "
@@ -234,7 +285,8 @@ class Distillation(CompressionCallback):
                 "callbacks", "hold one Distillation", "two", "One takes several teachers."
             )
         weights = {id(weight) for weight in self.model.weights}
-        for teacher in self.teachers:
+        for each in self.teachers:
+            teacher = model_of(each)
             graph = functional_of(teacher)
             if any(id(weight) in weights for weight in teacher.weights):
                 raise ArgumentError(
@@ -243,6 +295,8 @@ class Distillation(CompressionCallback):
                 )  # fmt: skip
             for what in ("inputs", "outputs"):
                 wanted = [tuple(t.shape[1:]) for t in getattr(student, what)]
+                if what == "outputs" and isinstance(each, Specialist):
+                    wanted = [_specialist_shape(each, wanted)]
                 got = [tuple(t.shape[1:]) for t in getattr(graph, what)]
                 if len(got) != len(wanted) or not all(map(_fits, got, wanted)):
                     raise ArgumentError(
@@ -252,14 +306,19 @@ class Distillation(CompressionCallback):
 
     def _check_kinds(self) -> None:
         """Refuses losses that the outputs cannot have, and outputs of different meanings."""
+        generalists, experts = self._split(self._kinds)
         for position, name in enumerate(output_names(self.model)):
             student = self._student_kinds[position]
+            if experts and (student.kind.binary or student.values):
+                raise ArgumentError(
+                    "teacher", "hold specialists for a student with a softmax over classes", name
+                )
             if self.loss.of_classes and student.values:
                 raise ArgumentError(
                     "loss", f"compare values, for output {name} is trained on values",
                     named_config(LOSSES, self.loss)["name"], 'Use loss="logits".',
                 )  # fmt: skip
-            for teacher, kinds in zip(self.teachers, self._kinds, strict=True):
+            for teacher, kinds in zip(self.teachers, generalists, strict=False):
                 if kinds[position].kind.binary != student.kind.binary and not student.values:
                     words = {True: "one sigmoid for each class", False: "a softmax over classes"}
                     raise ArgumentError(
@@ -272,18 +331,21 @@ class Distillation(CompressionCallback):
         ours = _node(self.model, student, "the student")
         theirs = _node(self.teachers[0], teacher, "the teacher")
         channels = (_channels(theirs.operation), _channels(ours.operation))
-        return _Pair(student, ours.operation, teacher, theirs.outputs[0], channels)
-
-    def _check_pair(self, pair: _Pair) -> None:
-        ours = tuple(_node(self.model, pair.student, "the student").outputs[0].shape)
-        theirs = tuple(pair.output.shape)
-        why = self.layer_loss.why_not(theirs, ours, pair.channels)
+        shapes = tuple(theirs.outputs[0].shape), tuple(ours.outputs[0].shape)
+        why = self.layer_loss.why_not(*shapes, channels)
         if why is not None:
             raise ArgumentError(
                 "layers",
                 f"name pairs that can be compared: {why}",
-                f"{pair.student} {ours[1:]} and {pair.teacher} {theirs[1:]}",
+                f"{student} {shapes[1][1:]} and {teacher} {shapes[0][1:]}",
             )
+        widths = self.layer_loss.regressor(*shapes, channels)
+        return _Pair(student, ours.operation, teacher, theirs.outputs[0], channels, widths)
+
+    def _split(self, values: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """Returns what belongs to generalists, and what to specialists."""
+        count = sum(not isinstance(each, Specialist) for each in self.teachers)
+        return list(values[:count]), list(values[count:])
 
     def _watching(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(call)
@@ -324,17 +386,17 @@ class Distillation(CompressionCallback):
         weights = keras.tree.flatten(sample_weight) if sample_weight is not None else [None]
         if len(weights) != len(students):
             weights = [weights[0]] * len(students)
-        found = [[ops.stop_gradient(value) for value in call(x)] for call in self._calls]
+        found = self._taught_outputs(x)
         taught = ops.zeros(())
         finite = [ops.all(ops.isfinite(value)) for outputs in found for value in outputs]
         fault = ops.logical_not(ops.all(ops.stack(finite)))
         self._counts[2].assign(self._counts[2] + ops.cast(fault, "float32"))
         for position, student in enumerate(students):
             kind = self._student_kinds[position].kind
-            kinds = [each[position].kind for each in self._kinds]
-            teacher = joined([outputs[position] for outputs in found], kinds)
+            teacher, logarithms = self._joined(position, [each[position] for each in found])
             student = kind.to_logits(ops.cast(student, "float32"))
-            if not self._student_kinds[position].values and normalized([kind, *kinds]):
+            logarithms = logarithms or normalized([kind])
+            if not self._student_kinds[position].values and logarithms:
                 teacher, student = (ops.log_softmax(v, axis=-1) for v in (teacher, student))
             losses = self.loss.compare(teacher, student, kind)
             taught = taught + mean_of_samples(losses, weights[position])
@@ -342,17 +404,66 @@ class Distillation(CompressionCallback):
         count = len(students)
         for pair, teacher in zip(self._pairs, found[0][count:], strict=True):
             student = ops.cast(vars(self._seen).pop(pair.student), "float32")
+            if self._regressors is not None:
+                student = self._regressors(pair.student, student, pair.channels[1])
             losses = self.layer_loss.compare(ops.cast(teacher, "float32"), student, pair.channels)
             weight = self.layer_loss.weight
             of_layers = of_layers + weight * mean_of_samples(losses, weights[0])
         return taught, of_layers
 
+    def _joined(self, position: int, outputs: Sequence[Any]) -> tuple[Any, bool]:
+        """Returns what all teachers say of an output, and whether it is logarithms of a softmax."""
+        kinds = [each[position].kind for each in self._kinds]
+        (generalists, experts), (known, kinds_of_experts) = self._split(outputs), self._split(kinds)
+        logits = joined(generalists, known)
+        if not experts:
+            return logits, normalized(known)
+        specialists = self._split(self.teachers)[1]
+        asked = list(zip(specialists, experts, kinds_of_experts, strict=True))
+        return with_specialists(logits, asked), True
+
+    def _taught_outputs(self, x: Any) -> list[list[Any]]:
+        """Returns the outputs of each teacher, and behind them what its layers compute."""
+        if self._found is None:
+            return [[ops.stop_gradient(value) for value in call(x)] for call in self._calls]
+        values, unknown = self._found(x)
+        gaps = self._counts[3]
+        gaps.assign(gaps + ops.sum(ops.cast(unknown, "float32")))
+        count = len(self._student_kinds)
+        return [values[start : start + count] for start in range(0, len(values), count)]
+
     def _count(self, loss: Any, x: Any) -> None:
         samples = ops.cast(ops.shape(keras.tree.flatten(x)[0])[0], "float32")
         # Not the gradient's business.
-        total, count, _ = self._counts
+        total, count = self._counts[:2]
         total.assign(total + ops.stop_gradient(loss) * samples)
         count.assign(count + samples)
+
+
+def _described(teacher: Teacher) -> dict[str, Any]:
+    """Returns what the record says of a teacher."""
+    model = model_of(teacher)
+    own = {"classes": list(teacher.classes)} if isinstance(teacher, Specialist) else {}
+    return {"name": model.name, "parameters": model.count_params(), **own}
+
+
+def _specialist_shape(teacher: Specialist, outputs: Sequence[tuple[int | None, ...]]) -> Any:
+    """Returns the shape that a specialist's output has to have.
+
+    Raises:
+        ArgumentError: the student has other outputs than one over classes, or not its classes.
+    """
+    if len(outputs) != 1 or len(outputs[0]) != 1:
+        raise ArgumentError(
+            "teacher", "hold specialists for a student with one output of classes", outputs
+        )
+    count = outputs[0][0]
+    if count is None or max(teacher.classes) >= count or len(teacher.classes) >= count:
+        raise ArgumentError(
+            "teacher", f"hold specialists for some of the student's {count} classes",
+            list(teacher.classes),
+        )  # fmt: skip
+    return (len(teacher.classes) + 1,)
 
 
 def _inference(model: Any, layers: Sequence[Any]) -> Callable[[Any], list[Any]]:

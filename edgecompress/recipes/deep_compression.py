@@ -10,13 +10,13 @@ model teaches the shrinking one.
 from __future__ import annotations
 
 import dataclasses
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgecompress.core.content_hashes import model_sha256
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.files import jsonable, write_together
 from edgecompress.engines.registry import TFLM
@@ -376,7 +376,7 @@ def _first_key(
 
     taught = settings.distillation or [settings.temperature, settings.soft_weight]
     return chain_key(
-        _hash_of(loaded.model),
+        model_sha256(loaded.model),
         {
             "recipe": NAME,
             "version": tool_version(),
@@ -391,23 +391,9 @@ def _first_key(
             "distillation": taught if distills else None,
             "seed": settings.seed,
             **({"metric": settings.metric} if task.metric.given else {}),
-            **({"teachers": [_hash_of(teacher) for teacher in teachers]} if teachers else {}),
+            **({"teachers": [model_sha256(teacher) for teacher in teachers]} if teachers else {}),
         },
     )
-
-
-def _hash_of(model: Any) -> str:
-    """Returns a hash of a model's layers and weights."""
-    import hashlib
-
-    import numpy as np
-
-    # Keras numbers unnamed inputs process-wide; such a name is meaningless and varies.
-    layers = re.sub(r'"(input_layer|keras_tensor)(_\d+)?"', '"input"', model.to_json())
-    digest = hashlib.sha256(layers.encode())
-    for weight in model.get_weights():
-        digest.update(np.ascontiguousarray(weight).data)
-    return digest.hexdigest()
 
 
 # --- the file, the tables ------------------------------------------------------------------------

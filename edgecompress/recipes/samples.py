@@ -12,6 +12,7 @@ import numpy as np
 
 from edgecompress.converters import calibration
 from edgecompress.converters.loaders import LoadedModel
+from edgecompress.core.content_hashes import arrays_sha256
 from edgecompress.core.errors import ArgumentError, EdgeCompressError, one_line
 
 # How much of a dataset is held in memory: for calibration, for the kind of its labels, to notice
@@ -46,11 +47,7 @@ class Samples:
 
     def sha256(self) -> str:
         """Returns a hash of all values, shapes and types."""
-        digest = hashlib.sha256()
-        for array in (*self.x, *(() if self.y is None else (self.y,))):
-            digest.update(f"{array.dtype.str}{array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).data)
-        return digest.hexdigest()
+        return arrays_sha256((*self.x, *(() if self.y is None else (self.y,))))
 
 
 def checked(source: Any, loaded: LoadedModel, argument: str) -> Samples:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgecompress.core.options import Number, option
-from edgecompress.training.base import LAYER_LOSSES, LayerLoss
+from edgecompress.training.base import LAYER_LOSSES, LayerLoss, places
 
 # Square of a norm below which a map counts as 0, and rounding of a distance's square.
 _TINY = 1e-12
@@ -43,8 +43,7 @@ class AttentionTransfer(LayerLoss):
         """Returns why the layers have no comparable maps; see `LayerLoss.why_not`."""
         if len(teacher) < 3 or len(student) < 3:
             return "an attention map needs places beside the channels"
-        places = (_places(teacher, channels[0]), _places(student, channels[1]))
-        if places[0] != places[1]:
+        if places(teacher, channels[0]) != places(student, channels[1]):
             return "their maps have different sizes"
         return None
 
@@ -65,7 +64,3 @@ class AttentionTransfer(LayerLoss):
         found = ops.reshape(found, (ops.shape(found)[0], -1))
         squares = ops.sum(ops.square(found), axis=-1, keepdims=True)
         return found / ops.sqrt(ops.maximum(squares, _TINY))
-
-
-def _places(shape: Sequence[int | None], channels: int) -> list[int | None]:
-    return [size for axis, size in enumerate(shape) if axis not in (0, channels % len(shape))]

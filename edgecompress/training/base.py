@@ -102,6 +102,19 @@ class LayerLoss(ABC):
             channels: The axis of channels in either shape.
         """
 
+    def regressor(
+        self,
+        teacher: Sequence[int | None],
+        student: Sequence[int | None],
+        channels: tuple[int, int],
+    ) -> tuple[int, int] | None:
+        """Returns the shape of a matrix, the student's channels to the teacher's; None for none.
+
+        It is trained with the student, applied to the student's layer before `compare`, and dropped
+        at the end. The arguments are those of `why_not`.
+        """
+        return None
+
     @abstractmethod
     def compare(self, teacher: Any, student: Any, channels: tuple[int, int]) -> Any:
         """Returns a loss for each sample, (samples,); 0 if both agree.
@@ -111,6 +124,16 @@ class LayerLoss(ABC):
             student: What the student's does; gradients flow only to it.
             channels: The axis of channels in either.
         """
+
+
+def places(shape: Sequence[int | None], channels: int) -> list[int | None]:
+    """Returns the sizes of a layer's axes other than samples and channels.
+
+    Example:
+        >>> places((None, 8, 6, 3), -1)
+        [8, 6]
+    """
+    return [size for axis, size in enumerate(shape) if axis not in (0, channels % len(shape))]
 
 
 class TaughtLabels:

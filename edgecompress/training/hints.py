@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgecompress.core.options import Number, option
-from edgecompress.training.base import LAYER_LOSSES, LayerLoss
+from edgecompress.training.base import LAYER_LOSSES, LayerLoss, places
 
 
 @LAYER_LOSSES.register("hints")
@@ -16,8 +16,8 @@ class Hints(LayerLoss):
     """`weight / 2 * mean((s - t)**2)` with the activations s and t of student and teacher.
 
     Romero et al., FitNets: Hints for Thin Deep Nets, 2015, https://arxiv.org/abs/1412.6550,
-    equation (3), divided by the number of activations, and without a regressor: both layers have
-    the same shape.
+    equation (3), divided by the number of activations. Where the numbers of channels differ, s is a
+    regressor of the student's layer: a 1 x 1 convolution that is trained with it and then dropped.
 
     Args:
         weight: Factor of the loss.
@@ -34,11 +34,23 @@ class Hints(LayerLoss):
         channels: tuple[int, int],
     ) -> str | None:
         """Returns why the layers cannot be compared; see `LayerLoss.why_not`."""
+        if places(teacher, channels[0]) != places(student, channels[1]):
+            return "their maps have different sizes"
         if channels[0] % len(teacher) != channels[1] % len(student):
             return "their channels are on different axes"
-        if tuple(teacher[1:]) != tuple(student[1:]):
-            return "hints compare layers of one shape, as no regressor is trained between them"
+        if teacher[channels[0]] is None or student[channels[1]] is None:
+            return "their numbers of channels are unknown"
         return None
+
+    def regressor(
+        self,
+        teacher: Sequence[int | None],
+        student: Sequence[int | None],
+        channels: tuple[int, int],
+    ) -> tuple[int, int] | None:
+        """Returns the shape of a regressor for other numbers of channels; see `LayerLoss`."""
+        inputs, outputs = student[channels[1]], teacher[channels[0]]
+        return None if inputs == outputs or not inputs or not outputs else (inputs, outputs)
 
     def compare(self, teacher: Any, student: Any, channels: tuple[int, int]) -> Any:
         """Returns the loss of each sample; see `LayerLoss.compare`."""

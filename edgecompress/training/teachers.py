@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgecompress.core.errors import ArgumentError
 from edgecompress.core.keras_graph import functional_of, graph_nodes, is_nested, output_names
 from edgecompress.training.base import Outputs
+from edgecompress.training.specialists import Specialist, combined
 
 # Names of Keras's losses on values, without underscores.
 _OF_VALUES = {
@@ -16,6 +19,32 @@ _OF_VALUES = {
 }  # fmt: skip
 # What leaves probabilities as they are.
 _PASSING = {"Reshape", "Flatten", "Dropout", "Identity", "Permute"}
+
+
+Teacher = Any  # A Keras model or a `Specialist`.
+
+
+def checked_teachers(teacher: Any) -> tuple[Teacher, ...]:
+    """Returns one or several teachers, the specialists last.
+
+    Raises:
+        ArgumentError: one is none, or there are specialists alone.
+    """
+    import keras
+
+    given = list(teacher) if isinstance(teacher, (list, tuple)) else [teacher]
+    models = [each for each in given if isinstance(each, keras.Model)]
+    specialists = [each for each in given if isinstance(each, Specialist)]
+    if not given or len(models) + len(specialists) < len(given):
+        raise ArgumentError("teacher", "be a Keras 3 model, or several", teacher)
+    if not models:
+        raise ArgumentError("teacher", "hold a model of all classes beside specialists", teacher)
+    return (*models, *specialists)
+
+
+def model_of(teacher: Teacher) -> Any:
+    """Returns the Keras model of a teacher."""
+    return teacher.model if isinstance(teacher, Specialist) else teacher
 
 
 @dataclass(frozen=True)
@@ -100,6 +129,25 @@ def joined(outputs: Sequence[Any], kinds: Sequence[Outputs]) -> Any:
     if normalized([*kinds]):
         logits = [ops.log_softmax(value, axis=-1) for value in logits]
     return sum(logits[1:], logits[0]) / len(logits)
+
+
+def with_specialists(logits: Any, specialists: Sequence[tuple[Specialist, Any, Outputs]]) -> Any:
+    """Returns the logarithms of what a generalist and specialists say together; see `combined`.
+
+    Args:
+        logits: Of the generalist, (samples, classes).
+        specialists: Each with its outputs and their kind.
+    """
+    from keras import ops
+
+    found = []
+    for each, outputs, kind in specialists:
+        own = kind.to_logits(ops.cast(outputs, "float32"))
+        # Others were rarer in its training than its classes.
+        others = own[:, -1:] + math.log(each.oversampled)
+        own = ops.concatenate([own[:, :-1], others], axis=-1)
+        found.append((each.classes, ops.softmax(own, axis=-1)))
+    return combined(ops.softmax(logits, axis=-1), found)
 
 
 def normalized(kinds: Sequence[Outputs]) -> bool:

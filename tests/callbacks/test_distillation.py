@@ -237,6 +237,138 @@ def test_several_teachers_count_as_their_mean() -> None:
     np.testing.assert_allclose(found["teacher_loss"][0], want, rtol=1e-4)
 
 
+def test_stored_outputs_teach_as_their_teachers_do(tmp_path: Any) -> None:
+    """Shuffled, weighted, compiled and after loading the stored outputs again."""
+    teachers = [build(5, 1), build(4, 3, "softmax")]
+    weight = _RNG.random(24).astype("f4")
+    want = fit(build(3, 2), ec.Distillation(teachers), sample_weight=weight, epochs=2)
+    for _ in range(2):
+        stored = ec.TeacherOutputs(teachers, X, tmp_path / "outputs")
+        student = build(3, 2)
+        found = fit(student, ec.Distillation(stored), sample_weight=weight, epochs=2)
+        for name in ("loss", "teacher_loss"):
+            np.testing.assert_allclose(found[name], want[name], rtol=1e-5)
+    assert [t["name"] for t in record_of(student).steps[0]["teachers"]] == ["net5", "net4"]
+    keras.utils.set_random_seed(7)
+    shuffled = fit(build(3, 2), ec.Distillation(stored), shuffle=True)
+    keras.utils.set_random_seed(7)
+    live = fit(build(3, 2), ec.Distillation(teachers), shuffle=True)
+    np.testing.assert_allclose(shuffled["teacher_loss"], live["teacher_loss"], rtol=1e-5)
+
+
+def test_stored_outputs_of_other_data_are_not_taken_for_these(tmp_path: Any) -> None:
+    stored = ec.TeacherOutputs(build(5, 1), X[:23], tmp_path)
+    with pytest.raises(ArgumentError, match="`x` must be the data.*1 samples.*Augmented"):
+        fit(build(3, 2), ec.Distillation(stored))
+    with pytest.raises(ArgumentError, match="24 samples"):
+        moved = X + np.float32(1e-6)
+        build(3, 2).fit(
+            moved, Y, batch_size=24, verbose=0,
+            callbacks=[ec.Distillation(ec.TeacherOutputs(build(5, 1), X, tmp_path / "all"))],
+        )  # fmt: skip
+    with pytest.raises(ArgumentError, match="`layers` must be left out with TeacherOutputs"):
+        ec.Distillation(stored, layers={"conv": "conv"})
+
+
+def test_specialists_correct_the_generalist_on_their_classes() -> None:
+    from edgecompress.training.specialists import combined
+
+    generalist, model, student = build(5, 1), build(4, 3), build(3, 2)
+    expert = ec.Specialist(model, (2, 0), oversampled=3.0)
+    logits = np.array(model(X))
+    logits[:, 2] += np.log(3)
+    log_q = np.array(combined(softmax(np.array(generalist(X))), [((2, 0), softmax(logits))]))
+    p, own = softmax(log_q / 4), softmax(np.array(student(X)) / 4)
+    want = np.mean(16 * (p * np.log(p / own)).sum(-1))
+    # The order of the teachers does not matter.
+    found = fit(student, ec.Distillation([expert, generalist]), batch_size=24)
+    np.testing.assert_allclose(found["teacher_loss"][0], want, rtol=1e-4)
+    (step,) = record_of(student).steps
+    assert [teacher.get("classes") for teacher in step["teachers"]] == [None, [2, 0]]
+
+
+def test_specialists_for_other_classes_are_refused() -> None:
+    generalist, three = build(5, 1), build(4, 3)
+    with pytest.raises(ArgumentError, match="all classes beside specialists"):
+        ec.Distillation(ec.Specialist(three, (0, 1)))
+    for expert, text in (
+        (ec.Specialist(three, (0, 3)), "some of the student's 3 classes"),
+        (ec.Specialist(three, (0,)), r"outputs of shapes \[\(2,\)\].*\(3,\)"),
+    ):
+        with pytest.raises(ArgumentError, match=text):
+            fit(build(3, 2), ec.Distillation([generalist, expert]))
+
+
+def _regressor(inputs: int, outputs: int) -> tuple[np.ndarray, np.ndarray]:
+    most = np.sqrt(6 / (inputs + outputs))
+    return np.random.default_rng(0).uniform(-most, most, (inputs, outputs)), np.zeros(outputs)
+
+
+def test_a_regressor_between_other_widths_learns_and_is_dropped() -> None:
+    """Gradient descent by hand; the layer is frozen, so that the labels' loss knows nothing."""
+    teacher, student, plain = build(5, 1), build(3, 2), build(3, 2)
+    for model in (student, plain):
+        model.get_layer("conv").trainable = False
+        compiled(model)
+    ours, theirs = (np.array(model.layers[0](X)).astype("f8") for model in (student, teacher))
+    (kernel, bias), want = _regressor(3, 5), []
+    for _ in range(4):
+        apart = ours @ kernel + bias - theirs
+        want.append(0.7 * np.mean(np.square(apart)) / 2)
+        slope = 0.7 * apart / apart.size
+        kernel = kernel - 0.1 * np.tensordot(ours, slope, ([0, 1, 2], [0, 1, 2]))
+        bias = bias - 0.1 * slope.sum((0, 1, 2))
+    callback = ec.Distillation(
+        teacher, "distillation:weight=0", {"conv": "conv"}, "hints:weight=0.7"
+    )
+    found = fit(student, callback, epochs=4, batch_size=24)["loss"]
+    labels = fit(plain, epochs=4, batch_size=24)["loss"]
+    np.testing.assert_allclose(np.subtract(found, labels), want, rtol=1e-4)
+    assert want[3] < 0.999 * want[0]
+    assert [w.shape for w in student.weights] == [w.shape for w in plain.weights]
+    (step,) = record_of(student).steps
+    assert step["regressors"] == {"conv": [3, 5]}
+
+
+def test_a_layer_learns_through_its_regressor() -> None:
+    teacher, student, plain = build(5, 1), build(3, 2), build(3, 2)
+    conv = student.get_layer("conv")
+    before = np.array(conv.kernel)
+    with tf.GradientTape() as tape:
+        kernel, bias = _regressor(3, 5)
+        apart = conv(X) @ kernel.astype("f4") + bias.astype("f4") - teacher.layers[0](X)
+        loss = tf.reduce_mean(tf.square(apart)) / 2
+    slope = np.array(tape.gradient(loss, conv.kernel.value))
+    callback = ec.Distillation(teacher, "distillation:weight=0", {"conv": "conv"}, "hints")
+    fit(student, callback, batch_size=24)
+    fit(plain, batch_size=24)
+    apart = np.array(conv.kernel) - np.array(plain.get_layer("conv").kernel)
+    assert np.abs(slope).max() > 1e-3
+    np.testing.assert_allclose(apart, -0.1 * slope, atol=1e-6)
+    assert np.abs(before - np.array(conv.kernel)).max() > 0
+
+
+@pytest.mark.parametrize(
+    "how", [{"jit_compile": True}, {"steps_per_execution": 3}, {"run_eagerly": True}], ids=str
+)
+def test_however_compiled_regressor_and_stored_outputs_do_the_same(
+    how: dict[str, Any], tmp_path: Any
+) -> None:
+    teacher = build(5, 1)
+    stored = ec.TeacherOutputs(teacher, X, tmp_path)
+
+    def trained(**more: Any) -> list[Any]:
+        hints = ec.Distillation(teacher, layers={"conv": "conv"}, layer_loss="hints")
+        return [
+            fit(compiled(build(3, 2), **more), callback, epochs=2)
+            for callback in (hints, ec.Distillation(stored))
+        ]
+
+    for want, found in zip(trained(), trained(**how), strict=True):
+        for name in ("loss", "teacher_loss"):
+            np.testing.assert_allclose(found[name], want[name], rtol=1e-4)
+
+
 def test_nothing_of_the_teacher_is_saved(tmp_path: Any) -> None:
     class Save(keras.callbacks.Callback):  # type: ignore[misc]
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -321,7 +453,7 @@ def test_layers_that_cannot_be_compared_are_refused() -> None:
     for layers, loss, error, text in (
         ({"convv": "conv"}, "hints", UnknownNameError, "convv.*conv"),
         ({"conv": "con"}, "hints", UnknownNameError, "con"),
-        ({"conv": "conv"}, "hints", ArgumentError, r"regressor.*conv \(4, 4, 3\)"),
+        ({"conv": "classes"}, "hints", ArgumentError, r"sizes.*conv \(4, 4, 3\) and classes"),
         ({"classes": "classes"}, "attention-transfer", ArgumentError, "places"),
     ):
         with pytest.raises(error, match=text):

@@ -1,0 +1,249 @@
+"""Outputs of teachers, computed once and kept on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgecompress.core.content_hashes import arrays_sha256, model_sha256
+from edgecompress.core.errors import ArgumentError, NotFiniteError, UnreadableFileError
+from edgecompress.core.files import write_atomic
+from edgecompress.core.reading import read_arrays, read_json
+from edgecompress.training.teachers import Teacher, checked_teachers, model_of
+
+SCHEMA = "edgecompress.teacher_outputs/1"
+_INDEX = "teacher_outputs.json"
+# Samples of a file, at least, and files of a folder, at most.
+_SAMPLES, _FILES = 1024, 64
+# Of murmur3's finalizer (Appleby, 2011), as signed 32-bit numbers, and 2**32 / golden ratio.
+_FACTORS = (-2048144789, -1028477387)
+_GOLDEN = -1640531527
+_SEEDS = (1, 0x5BD1E995)
+
+
+class TeacherOutputs:
+    """What one or several teachers compute for training data, kept in a folder.
+
+    In place of the teachers in `Distillation`, they spare the student's steps the teachers. `fit`
+    gets the same data as ever, in any order: a step knows a sample again by a hash of its values.
+    A sample that is not among the data, an augmented one for instance, ends training with an error.
+
+    The outputs are written in parts, each whole or not at all. A run that was interrupted, by
+    `kill -9` too, continues with the first part that is missing. The folder belongs to these
+    teachers and these data: with others it is refused.
+
+    Args:
+        teacher: As in `Distillation`.
+        x: The training data: an array (samples, ...), or one for each input, as the teachers take
+            them. Arrays that are mapped from disk are read part by part.
+        folder: Where the outputs are kept; created if it is missing.
+        batch_size: Samples that a teacher sees at once.
+
+    Raises:
+        ArgumentError: an argument breaks its rule, or the folder holds the outputs of other
+            teachers or for other data.
+        NotFiniteError: a teacher computes NaN or infinite values.
+
+    Example:
+        >>> outputs = TeacherOutputs(teacher, x, "teacher_outputs")  # doctest: +SKIP
+        >>> model.fit(x, y, callbacks=[Distillation(outputs)])  # doctest: +SKIP
+    """
+
+    def __init__(self, teacher: Any, x: Any, folder: Path | str, batch_size: int = 256) -> None:
+        """Computes what is missing."""
+        import keras
+
+        self.teachers: tuple[Teacher, ...] = checked_teachers(teacher)
+        self.folder = Path(folder)
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ArgumentError("batch_size", "be a whole number, 1 or more", batch_size)
+        inputs = keras.tree.map_structure(_array, x)
+        arrays = keras.tree.flatten(inputs)
+        if not arrays or len({len(array) for array in arrays}) != 1 or not len(arrays[0]):
+            raise ArgumentError("x", "be arrays of the same number of samples", type(x).__name__)
+        self._samples = len(arrays[0])
+        self._begin(arrays)
+        per_file = max(_SAMPLES, -(-self._samples // _FILES))
+        parts = []
+        for start in range(0, self._samples, per_file):
+            stop = min(start + per_file, self._samples)
+            part = keras.tree.map_structure(lambda array: array[start:stop], inputs)  # noqa: B023
+            parts.append(self._part(start, stop - start, part, batch_size))
+        self._tables = [np.concatenate(found) for found in zip(*parts, strict=True)]
+        self._index(inputs, per_file)
+
+    def _begin(self, arrays: Sequence[np.ndarray]) -> None:
+        """Takes the folder, or refuses that of other teachers or data."""
+        index = {
+            "schema": SCHEMA,
+            "teachers": [model_sha256(model_of(each)) for each in self.teachers],
+            "data": arrays_sha256(arrays),
+        }
+        place = self.folder / _INDEX
+        if place.exists():
+            found = read_json(place)
+            for key in index:
+                if not isinstance(found, dict) or found.get(key) != index[key]:
+                    what = {"teachers": "of these teachers", "data": "for these data"}.get(key)
+                    raise ArgumentError(
+                        "folder", f"hold outputs {what}" if what else f"be of {SCHEMA}",
+                        str(self.folder), "Name another folder, or delete this one.",
+                    )  # fmt: skip
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ArgumentError(
+                "folder", "be a writable place", str(self.folder), f"{error.strerror}."
+            ) from error
+        write_atomic(place, json.dumps(index, indent=1) + "\n")
+
+    def _part(self, start: int, count: int, x: Any, batch_size: int) -> list[np.ndarray]:
+        """Returns the outputs of all teachers for some samples: of a file, or computed and kept."""
+        import io
+
+        import keras
+
+        place = self.folder / f"{start:09d}.npz"
+        shapes = [
+            tuple(output.shape[1:]) for each in self.teachers for output in model_of(each).outputs
+        ]
+        try:
+            stored = read_arrays(place) if place.exists() else {}
+        # Damaged, by a disk for instance: it is computed again.
+        except UnreadableFileError:
+            stored = {}
+        found = [stored.get(str(number)) for number in range(len(shapes))]
+        if all(
+            isinstance(array, np.ndarray) and array.dtype == np.float32 and len(array) == count
+            for array in found
+        ):
+            return [np.asarray(array) for array in found]
+        found = []
+        for each in self.teachers:
+            model = model_of(each)
+            outputs = keras.tree.flatten(model.predict(x, batch_size=batch_size, verbose=0))
+            found += [np.asarray(output, np.float32) for output in outputs]
+            if not all(np.isfinite(output).all() for output in outputs):
+                raise NotFiniteError(
+                    f"What the teacher ({model.name}) computes for samples {start} to "
+                    f"{start + count - 1} is NaN or infinite. Check the teacher and the scaling of "
+                    "the data."
+                )
+        buffer = io.BytesIO()
+        np.savez(buffer, **{str(number): array for number, array in enumerate(found)})
+        write_atomic(place, buffer.getvalue())
+        return found
+
+    def _index(self, inputs: Any, per_file: int) -> None:
+        """Sorts the samples by their hashes."""
+        import keras
+        from keras import ops
+
+        hashes = []
+        for start in range(0, self._samples, per_file):
+            part = keras.tree.map_structure(
+                lambda array: ops.convert_to_tensor(array[start : start + per_file]),  # noqa: B023
+                inputs,
+            )
+            hashes.append([ops.convert_to_numpy(each) for each in sample_hashes(part)])
+        first, second = (np.concatenate(found) for found in zip(*hashes, strict=True))
+        order = np.lexsort((second, first))
+        self._hashes = first[order], second[order]
+        self._tables = [table[order] for table in self._tables]
+        # How many samples have the same first hash, at most.
+        self._most = int(np.unique(first, return_counts=True)[1].max())
+
+    def __len__(self) -> int:
+        """Returns the number of samples."""
+        return self._samples
+
+    def tensors(self) -> Found:
+        """Returns the outputs as a training step looks them up; call it outside of the step."""
+        return Found(self._hashes, self._tables, self._most)
+
+
+class Found:
+    """Outputs of known samples, as tensors of the backend.
+
+    Args:
+        hashes: Both hashes of each sample, sorted.
+        tables: Each output of each teacher, in the same order.
+        most: How many samples share a first hash, at most.
+    """
+
+    def __init__(
+        self, hashes: Sequence[np.ndarray], tables: Sequence[np.ndarray], most: int
+    ) -> None:
+        from keras import ops
+
+        self._hashes = [ops.convert_to_tensor(each) for each in hashes]
+        self._tables = [ops.convert_to_tensor(each) for each in tables]
+        self._most = most
+
+    def __call__(self, x: Any) -> tuple[list[Any], Any]:
+        """Returns the outputs for a batch, and which of its samples are unknown, (samples,)."""
+        from keras import ops
+
+        first, second = sample_hashes(x)
+        begin = ops.cast(ops.searchsorted(self._hashes[0], first), "int32")
+        place, known = ops.zeros_like(begin), ops.zeros_like(begin, dtype="bool")
+        for step in range(self._most):
+            at = ops.minimum(begin + step, self._hashes[0].shape[0] - 1)
+            same = [
+                ops.equal(ops.take(table, at), own)
+                for table, own in zip(self._hashes, (first, second), strict=True)
+            ]
+            hit = ops.logical_and(*same)
+            place, known = ops.where(hit, at, place), ops.logical_or(known, hit)
+        return [ops.take(table, place, axis=0) for table in self._tables], ops.logical_not(known)
+
+
+def sample_hashes(x: Any) -> tuple[Any, Any]:
+    """Returns two 32-bit hashes of the values of each sample of a batch, (samples,) each.
+
+    Values count as 32-bit numbers, each mixed with its position; the sum is taken modulo 2**32, so
+    that the result does not depend on the order in which it is computed.
+
+    Args:
+        x: The inputs of a batch, tensors (samples, ...) in any structure.
+    """
+    import keras
+    from keras import ops
+
+    columns = []
+    for tensor in keras.tree.flatten(x):
+        tensor = ops.convert_to_tensor(tensor)
+        if "float" in keras.backend.standardize_dtype(tensor.dtype):
+            tensor = ops.view(ops.cast(tensor, "float32"), dtype="int32")
+        columns.append(ops.reshape(ops.cast(tensor, "int32"), (ops.shape(tensor)[0], -1)))
+    values = columns[0] if len(columns) == 1 else ops.concatenate(columns, axis=1)
+    places = ops.arange(ops.shape(values)[1], dtype="int32")[None]
+    found = [
+        ops.sum(_mixed(ops.bitwise_xor(values, _mixed(places * _GOLDEN + seed))), axis=1)
+        for seed in _SEEDS
+    ]
+    return found[0], found[1]
+
+
+def _mixed(values: Any) -> Any:
+    """Returns 32-bit numbers of which each bit depends on all bits of the given one."""
+    from keras import ops
+
+    for shift, factor in zip((16, 13), _FACTORS, strict=True):
+        values = ops.bitwise_xor(values, ops.bitwise_right_shift(values, shift))
+        values = values * ops.convert_to_tensor(factor, "int32")
+    return ops.bitwise_xor(values, ops.bitwise_right_shift(values, 16))
+
+
+def _array(values: Any) -> np.ndarray:
+    if not hasattr(values, "shape") or not hasattr(values, "dtype"):
+        raise ArgumentError("x", "be arrays", type(values).__name__, "A dataset has no order.")
+    array = values if isinstance(values, np.ndarray) else np.asarray(values)
+    if array.ndim < 1 or array.dtype.kind not in "biuf":
+        raise ArgumentError("x", "be arrays of numbers", f"{array.dtype} {array.shape}")
+    return array

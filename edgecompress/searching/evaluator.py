@@ -259,7 +259,7 @@ class Evaluator:
         found = self._finished(place)
         if found is not None:
             return found
-        watch, before = Stopwatch(), self._screened()
+        watch, before = Stopwatch(), self._space.screened
         try:
             outcome = self._make(job, values, key, place, watch, tell)
         except UnsupportedOperatorError as error:
@@ -268,7 +268,7 @@ class Evaluator:
             # One candidate's conversion or training; the others may do better.
             outcome = _not_made(key, job, str(error), {"candidate": 1.0})
         return dataclasses.replace(
-            outcome, seconds=dict(watch.seconds), screened=self._screened() - before
+            outcome, seconds=dict(watch.seconds), screened=self._space.screened - before
         )
 
     def _make(
@@ -505,9 +505,6 @@ class Evaluator:
         except (OSError, ValueError, EdgeCompressError):
             return None
         return found if sha256(data) == found.sha256 else None
-
-    def _screened(self) -> int:
-        return sum(structure.screen.screened for structure in self._space.structures)
 
 
 def _unfit(key: str, job: Job, costs: Costs) -> Outcome:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -23,6 +23,42 @@ _STEPS_AT_ONCE = 8
 _PARTS, _FEWEST_UPDATES = 4, 100
 # A glance: so many updates, on a part of the samples that comes so often.
 _GLANCE_UPDATES, _GLANCES, _MOST_GLANCES = 150, 3, 20
+
+
+class Batches(Sequence[tuple[Any, Any]]):
+    """The first whole batches of some samples: none is kept, images of all would fill the memory.
+
+    Args:
+        model: A Keras model, for the structure of its inputs.
+        samples: The samples.
+        labels: Of each sample, as the loss takes them.
+        size: Samples of a batch.
+        most: Batches at most.
+    """
+
+    def __init__(
+        self, model: Any, samples: Samples, labels: np.ndarray, size: int, most: int
+    ) -> None:
+        self._model, self._samples, self._labels = model, samples, labels
+        self._starts = [place * size for place in range(min(most, len(samples) // size))]
+        self._size = size
+
+    def __len__(self) -> int:
+        """Returns how many there are."""
+        return len(self._starts)
+
+    @overload
+    def __getitem__(self, place: int) -> tuple[Any, Any]: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[tuple[Any, Any]]: ...
+
+    def __getitem__(self, place: int | slice) -> tuple[Any, Any] | list[tuple[Any, Any]]:
+        """Returns inputs and labels of a batch."""
+        if isinstance(place, slice):
+            return [self[number] for number in range(*place.indices(len(self)))]
+        at = np.arange(self._starts[place], self._starts[place] + self._size)
+        return batch_of(self._model, self._samples.at(at)), self._labels[at]
 
 
 class Fitting:
@@ -47,14 +83,9 @@ class Fitting:
         """Updates of an epoch."""
         return self._data.steps(self.batch_size)
 
-    def batches(self, count: int) -> list[tuple[Any, Any]]:
-        """Returns inputs and labels of the first whole batches."""
-        size, total = self.batch_size, len(self._data.train)
-        found = []
-        for start in range(0, min(count * size, total - size + 1), size):
-            at = np.arange(start, start + size)
-            found.append((batch_of(self._model, self._data.train.at(at)), self.labels[at]))
-        return found
+    def batches(self, count: int) -> Batches:
+        """Returns inputs and labels of the first whole batches, each made when it is asked for."""
+        return Batches(self._model, self._data.train, self.labels, self.batch_size, count)
 
     def fit(
         self,

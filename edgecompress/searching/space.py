@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from edgecompress.searching.knobs import Value
@@ -10,6 +11,9 @@ from edgecompress.searching.screening import Costs, Screen, Targets, thinnest
 from edgecompress.searching.structures import Structure, removable_filters
 from edgecompress.searching.techniques import Technique, own_values
 from edgecompress.searching.techniques.channels import Channels
+
+# Structures in memory: finding one again takes a few conversions.
+_KEPT = 24
 
 
 class Space:
@@ -34,14 +38,16 @@ class Space:
         self.targets = targets
         self._model, self._loss, self._batches = model, loss, batches
         self._techniques = techniques
-        self._models: dict[str, Any] = {}
+        # Each holds weights of its own: only those asked for last are kept.
+        self._models: OrderedDict[str, Any] = OrderedDict()
+        self._structures: OrderedDict[tuple[str, str | None], Structure] = OrderedDict()
         self._least: dict[tuple[str, str | None], Costs] = {}
-        self._structures: dict[tuple[str, str | None], Structure] = {}
+        self._screened = 0
 
     @property
-    def structures(self) -> Iterable[Structure]:
-        """What has been found so far."""
-        return self._structures.values()
+    def screened(self) -> int:
+        """How many candidates have been judged without being built."""
+        return self._screened + sum(found.screen.screened for found in self._structures.values())
 
     @property
     def channels(self) -> Channels | None:
@@ -78,6 +84,9 @@ class Space:
                 if like.exact:
                     found = self._found(model, precision, like)
             self._structures[name, precision] = found
+            if len(self._structures) > _KEPT:
+                self._screened += self._structures.popitem(last=False)[1].screen.screened
+        self._structures.move_to_end((name, precision))
         return self._structures[name, precision]
 
     def _found(self, model: Any, precision: str | None, like: Screen | None = None) -> Structure:
@@ -96,5 +105,8 @@ class Space:
             for technique, own in reshaping.items():
                 model = self._techniques[technique].reshape(model, own)
             self._models[name] = model
+            if len(self._models) > _KEPT:
+                self._models.popitem(last=False)
+        self._models.move_to_end(name)
         precision = self.file_options(values).get("precision")
         return name, self._models[name], None if precision is None else str(precision)

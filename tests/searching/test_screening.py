@@ -194,4 +194,50 @@ def test_the_least_that_a_structure_takes_is_known_before_it_is_cut() -> None:
     small = space(1500)
     assert small.least({}).excess()["arena"] > 0
     # Nothing was probed for it.
-    assert not list(small.structures)
+    assert not small.screened
+
+
+def test_only_the_structures_asked_for_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    import keras
+
+    from edgecompress.searching import space as module
+    from edgecompress.searching.space import Space
+    from edgecompress.searching.techniques import Subject, Technique
+
+    class Copies(Technique):
+        """Makes a model of each number; none has filters that can be removed."""
+
+        reshapes = True
+
+        def reshape(self, model: Any, values: Any) -> Any:
+            layers = [keras.Input((4,)), keras.layers.Dense(2 + int(values["number"]))]
+            return keras.Sequential(layers)
+
+    monkeypatch.setattr(module, "_KEPT", 2)
+    targets = Targets((load_target("nucleo-l4r5zi"),), Budgets(max_ram=16384))
+    copies = Copies(Subject(make_model(), None, None, targets, lambda model: 0.0))
+    space = Space(make_model(), targets, None, list, {"copies": copies})
+    found = [space.structure({"copies.number": number}) for number in range(3)]
+    assert space.structure({"copies.number": 2}) is found[2]
+    assert space.structure({"copies.number": 1}) is found[1]
+    again = space.structure({"copies.number": 0})
+    assert again is not found[0]
+    assert again.whole.values == found[0].whole.values
+
+
+def test_batches_are_made_when_they_are_asked_for() -> None:
+    import keras
+
+    from edgecompress.recipes.samples import Samples
+    from edgecompress.searching.fitting import Batches
+
+    x = np.arange(22, dtype=np.float32).reshape(11, 2)
+    labels = np.arange(11)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    found = Batches(model, Samples((x,), labels), labels, 4, 5)
+    assert len(found) == 2
+    np.testing.assert_array_equal(found[1][1], [4, 5, 6, 7])
+    np.testing.assert_array_equal(np.asarray(found[1][0]).reshape(4, 2), x[4:8])
+    assert [list(y) for _, y in found[:1]] == [[0, 1, 2, 3]]
+    with pytest.raises(IndexError):
+        found[2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +65,7 @@ def trial_file(
     model: Any,
     target: str | tuple[TargetProfile, ...] | None = None,
     filled: bool = True,
-    precision: str | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> TrialFile:
     """Returns the int8 file of a Keras model, with ranges measured on random inputs.
 
@@ -75,12 +76,12 @@ def trial_file(
         model: A built Sequential or Functional model on the TensorFlow backend.
         target: Name of the target that it is made for, or profiles. Defaults to none.
         filled: Whether zeros in the weights get small numbers. Defaults to True.
-        precision: Number format, as the option of `export`. Defaults to int8.
+        options: Of the format `int8`, as `export` takes them. Defaults to none.
 
     Raises:
         EdgeCompressError: the model cannot be converted.
     """
-    wanted = (target, filled, precision)
+    wanted = (target, filled, dict(options or {}))
     last = _LAST.get("")
     if last is not None and last[0]() is model and last[1] == wanted:
         return TrialFile(last[2], model)
@@ -97,7 +98,7 @@ def trial_file(
             loaded,
             None,
             tuple(samples),
-            format_options(chosen, {"precision": precision}),
+            format_options(chosen, options or {}),
             costs,
             silent,
         )

@@ -282,7 +282,6 @@ class Evaluator:
     ) -> Outcome:
         from edgecompress.core.model_copy import copy_model
 
-        options = self._space.file_options(values)
         if job.start == UNTOUCHED:
             model, epochs = copy_model(self._model), 0
         else:
@@ -297,7 +296,7 @@ class Evaluator:
             if epochs > done:
                 self._train(model, job, values, done, tell)
                 watch.lap("train")
-        made = self._build(model, options, None if self._is_last(job) else QUICK_SAMPLES)
+        made = self._build(model, values, None if self._is_last(job) else QUICK_SAMPLES)
         outcome = _outcome(key, job, made, model, epochs)
         watch.lap("export")
         self._store(place, model, made, outcome, watch)
@@ -395,7 +394,7 @@ class Evaluator:
         tell: Callable[[int, float], None],
     ) -> None:
         epochs = job.epochs - done
-        fit = Fit(epochs, self._fitting.steps, job.last)
+        fit = Fit(model, epochs, self._fitting.steps, job.last)
         rate, teacher = self._teaching(values)
         callbacks: list[Any] = []
         for name, technique in self._techniques.items():
@@ -440,7 +439,7 @@ class Evaluator:
                 "were trained.",
             )  # fmt: skip
         self._progress("Exporting the candidate")
-        made = self._build(model, self._space.file_options(job.values), None)
+        made = self._build(model, job.values, None)
         report = write(made, into, argv=argv)
         found: dict[str, Any] = report.to_dict()
         found["exit_code"] = report.exit_code
@@ -451,14 +450,14 @@ class Evaluator:
     def _is_last(self, job: Job) -> bool:
         return job.last or job.start == UNTOUCHED
 
-    def _build(self, model: Any, options: Mapping[str, Any], samples: int | None) -> Any:
+    def _build(self, model: Any, values: Mapping[str, Value], samples: int | None) -> Any:
         from edgecompress.converters.formats import FORMATS, format_options
         from edgecompress.pipeline import build
 
         request = dataclasses.replace(
             self._request,
             model=model,
-            options=format_options(FORMATS["int8"], options),
+            options=format_options(FORMATS["int8"], self._space.file_options(values, model)),
             evaluate=self._evaluation(samples),
         )
         with suppress_output(self._verbose):

@@ -151,9 +151,9 @@ class Targets:
         """Returns what a file takes."""
         return judge(flat, self.profiles, self.budgets, self.options)
 
-    def file(self, model: Any, precision: str | None = None) -> FlatModel:
+    def file(self, model: Any, options: Mapping[str, Any] | None = None) -> FlatModel:
         """Returns the file of a Keras model; its values are stand-ins."""
-        return trial_file(model, self.profiles, precision=precision).artifact.flat
+        return trial_file(model, self.profiles, options=options).artifact.flat
 
 
 class Screen:
@@ -165,7 +165,7 @@ class Screen:
         model: A built Keras model; it is not changed.
         layers: Layers whose filters may be removed: path -> number of filters.
         targets: Where files have to fit.
-        precision: Number format of the file. Defaults to int8.
+        options: Of the format `int8`. Defaults to none.
         seed: Of the widths that are probed.
     """
 
@@ -174,11 +174,11 @@ class Screen:
         model: Any,
         layers: Mapping[str, int],
         targets: Targets,
-        precision: str | None = None,
+        options: Mapping[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
         """Converts the model at a few widths."""
-        self.model, self._targets, self._precision = model, targets, precision
+        self.model, self._targets, self._options = model, targets, options
         self.groups = ChannelGroups(model, layers)
         kinds: dict[tuple[str, ...], list[int]] = {}
         for index, group in enumerate(self.groups.groups):
@@ -299,11 +299,14 @@ class Screen:
             for index in members[int(keep) :]
         ]
         model = self.model if not chosen else self.built(chosen)
-        return self._targets.file(model, self._precision)
+        return self._targets.file(model, self._options)
 
 
 def thinnest(
-    model: Any, layers: Mapping[str, int], targets: Targets, precision: str | None = None
+    model: Any,
+    layers: Mapping[str, int],
+    targets: Targets,
+    options: Mapping[str, Any] | None = None,
 ) -> Costs:
     """Returns what a model takes with one channel of each kind left, the least that it can."""
     groups = ChannelGroups(model, layers)
@@ -314,7 +317,7 @@ def thinnest(
         if kind in seen:
             gone.append(index)
         seen.add(kind)
-    return targets.judge(targets.file(rebuild(model, groups.without(gone)), precision))
+    return targets.judge(targets.file(rebuild(model, groups.without(gone)), options))
 
 
 def refuse_unknown(costs: Costs, targets: Targets) -> None:

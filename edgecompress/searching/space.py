@@ -40,8 +40,8 @@ class Space:
         self._techniques = techniques
         # Each holds weights of its own: only those asked for last are kept.
         self._models: OrderedDict[str, Any] = OrderedDict()
-        self._structures: OrderedDict[tuple[str, str | None], Structure] = OrderedDict()
-        self._least: dict[tuple[str, str | None], Costs] = {}
+        self._structures: OrderedDict[tuple[str, str], Structure] = OrderedDict()
+        self._least: dict[tuple[str, str], Costs] = {}
         self._screened = 0
 
     @property
@@ -55,45 +55,55 @@ class Space:
         found = self._techniques.get("channels")
         return found if isinstance(found, Channels) and found.reason is None else None
 
-    def file_options(self, values: Mapping[str, Value]) -> dict[str, Any]:
-        """Returns the options of the int8 format."""
+    def file_options(self, values: Mapping[str, Value], model: Any) -> dict[str, Any]:
+        """Returns the options of the int8 format.
+
+        Args:
+            values: A candidate's.
+            model: It, with or without all of its channels.
+        """
         found: dict[str, Any] = {}
         for name, technique in self._techniques.items():
             own = own_values(values, name)
             if own:
-                found |= technique.file(own)
+                found |= technique.file(own, model)
         return found
 
     def least(self, values: Mapping[str, Value]) -> Costs:
         """Returns what a structure takes at least, with one channel of each kind."""
-        name, model, precision = self._reshaped(values)
-        if (name, precision) not in self._least:
-            found = thinnest(model, removable_filters(model)[0], self.targets, precision)
-            self._least[name, precision] = found
-        return self._least[name, precision]
+        name, model = self._reshaped(values)
+        options = self.file_options(values, model)
+        key = name, repr(options)
+        if key not in self._least:
+            self._least[key] = thinnest(model, removable_filters(model)[0], self.targets, options)
+        return self._least[key]
 
     def structure(self, values: Mapping[str, Value]) -> Structure:
         """Returns a structure with all its channels."""
-        return self._structure(*self._reshaped(values))
+        name, model = self._reshaped(values)
+        return self._structure(name, model, self.file_options(values, model))
 
-    def _structure(self, name: str, model: Any, precision: str | None) -> Structure:
-        if (name, precision) not in self._structures:
-            found = self._found(model, precision)
-            if precision is not None and not found.screen.exact:
-                like = self._structure(name, model, None).screen
+    def _structure(self, name: str, model: Any, options: Mapping[str, Any]) -> Structure:
+        key = name, repr(options)
+        if key not in self._structures:
+            found = self._found(model, options)
+            if options and not found.screen.exact:
+                like = self._structure(name, model, {}).screen
                 if like.exact:
-                    found = self._found(model, precision, like)
-            self._structures[name, precision] = found
+                    found = self._found(model, options, like)
+            self._structures[key] = found
             if len(self._structures) > _KEPT:
                 self._screened += self._structures.popitem(last=False)[1].screen.screened
-        self._structures.move_to_end((name, precision))
-        return self._structures[name, precision]
+        self._structures.move_to_end(key)
+        return self._structures[key]
 
-    def _found(self, model: Any, precision: str | None, like: Screen | None = None) -> Structure:
-        return Structure(model, self.targets, self._loss, self._batches(), precision, like)
+    def _found(
+        self, model: Any, options: Mapping[str, Any], like: Screen | None = None
+    ) -> Structure:
+        return Structure(model, self.targets, self._loss, self._batches(), options, like)
 
-    def _reshaped(self, values: Mapping[str, Value]) -> tuple[str, Any, str | None]:
-        """Returns what names a structure, its model, and the number format of its file."""
+    def _reshaped(self, values: Mapping[str, Value]) -> tuple[str, Any]:
+        """Returns what names a structure, and its model."""
         reshaping = {
             name: own
             for name, technique in self._techniques.items()
@@ -108,5 +118,4 @@ class Space:
             if len(self._models) > _KEPT:
                 self._models.popitem(last=False)
         self._models.move_to_end(name)
-        precision = self.file_options(values).get("precision")
-        return name, self._models[name], None if precision is None else str(precision)
+        return name, self._models[name]

@@ -60,7 +60,8 @@ def test_every_value_of_a_technique_can_be_used(name: str, subject: Subject) -> 
             model = technique.reshape(subject.model, values)
             assert (model is subject.model) or technique.reshapes
             assert model.count_params() <= subject.model.count_params()
-            for callback in technique.callbacks(values, Fit(2, 4, True)):
+            assert isinstance(technique.file(values, model), dict)
+            for callback in technique.callbacks(values, Fit(model, 2, 4, True)):
                 assert hasattr(callback, "on_epoch_begin")
             teacher = technique.teacher(values)
             assert teacher is None or 0 < teacher.weight <= 1

@@ -164,11 +164,11 @@ def test_another_format_is_screened_in_proportion_until_it_fits() -> None:
     model = make_model()
     int8 = Screen(model, removable_filters(model)[0], free)
     # A limit between what the whole takes and half of it.
-    whole = free.judge(free.file(model, "int4"))
+    whole = free.judge(free.file(model, {"precision": "int4"}))
     limit = round(0.7 * whole.values["arena"])
     targets = Targets((board,), Budgets(max_ram=limit), multiple=4)
     tight = Screen(model, removable_filters(model)[0], targets)
-    structure = Structure(model, targets, None, [], "int4", tight)
+    structure = Structure(model, targets, None, [], {"precision": "int4"}, tight)
     assert structure.whole.values == pytest.approx(whole.values)
     assert whole.values["file_size"] < int8.costs(int8.totals).values["file_size"]
     importance = np.random.default_rng(0).uniform(size=len(tight.groups.groups))
@@ -180,7 +180,7 @@ def test_another_format_is_screened_in_proportion_until_it_fits() -> None:
         1.0,
     )
     assert costs.fits()
-    assert costs.values == targets.judge(targets.file(made, "int4")).values
+    assert costs.values == targets.judge(targets.file(made, {"precision": "int4"})).values
 
 
 def test_the_least_that_a_structure_takes_is_known_before_it_is_cut() -> None:
@@ -241,3 +241,35 @@ def test_batches_are_made_when_they_are_asked_for() -> None:
     assert [list(y) for _, y in found[:1]] == [[0, 1, 2, 3]]
     with pytest.raises(IndexError):
         found[2]
+
+
+def test_a_half_of_the_layers_has_four_bits() -> None:
+    from edgecompress.searching.structures import Structure
+    from edgecompress.searching.techniques import TECHNIQUES, Subject
+
+    board = load_target("nucleo-l4r5zi")
+    targets = Targets((board,), Budgets(), multiple=4)
+    model = make_model()
+    technique = TECHNIQUES["quantization"](Subject(model, None, None, targets, lambda m: 0.0))
+    assert "layers" in {knob.name for knob in technique.knobs()}
+
+    def narrow(layers: str, of: Any) -> list[int]:
+        """Returns which kernels have 4 bits, in the order of operators."""
+        values = {"precision": "int4", "aware": True, "layers": layers}
+        flat = targets.file(of, technique.file(values, of))
+        kernels = [flat.tensors[operator.inputs[1]] for operator in flat.operators
+                   if operator.name in ("CONV_2D", "FULLY_CONNECTED")]  # fmt: skip
+        return [place for place, kernel in enumerate(kernels) if kernel.type == "INT4"]
+
+    every, early, late = (narrow(layers, model) for layers in ("all", "early", "late"))
+    assert (early, late) == (every[: len(early)], every[len(early) :])
+    assert early
+    assert late
+    # The same layers, however narrow they are.
+    options = technique.file({"precision": "int4", "layers": "late"}, model)
+    structure = Structure(model, targets, None, [], options)
+    importance = np.arange(len(structure.screen.groups.groups))
+    thin = structure.narrowed(structure.screen.chosen(structure.screen.totals // 2, importance))
+    assert technique.file({"precision": "int4", "layers": "late"}, thin) == options
+    assert narrow("late", thin) == late
+    assert technique.file({"precision": "int8", "layers": "late"}, model) == {}

@@ -48,11 +48,13 @@ class Fit:
     """A training of a candidate.
 
     Attributes:
+        model: The candidate.
         epochs: How many it has.
         steps: Updates of each.
         last: Whether no longer training of the candidate is planned.
     """
 
+    model: Any = field(repr=False)
     epochs: int
     steps: int
     last: bool
@@ -105,8 +107,8 @@ class Technique:
         """Returns the learning rate; None to leave it to others."""
         return None
 
-    def file(self, values: Values) -> Mapping[str, Any]:
-        """Returns options of the int8 format."""
+    def file(self, values: Values, model: Any) -> Mapping[str, Any]:
+        """Returns options of the int8 format for a candidate, with or without all channels."""
         return {}
 
 

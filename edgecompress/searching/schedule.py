@@ -55,7 +55,8 @@ def promotion(
         entries: What has been tried, and is being tried.
         steps: The lengths, the shortest first.
         closing: Whether the end is near, so that the best go up even if they are few.
-        beyond: Whether the best may be trained for longer than the longest length.
+        beyond: Whether the best may be trained for longer than the longest length, as long as
+            that makes them better.
 
     Example:
         >>> tried = [Entry(0, "a", 1, 0.8), Entry(1, "b", 1, 0.9), Entry(2, "c", 1, 0.7)]
@@ -78,7 +79,18 @@ def promotion(
         return None
     done = [entry for entry in entries if entry.score is not None and entry.epochs >= steps[-1]]
     done = [entry for entry in done if longest[entry.key] == entry.epochs]
+    done = [entry for entry in done if _has_gained(entry, entries)]
     if not done:
         return None
     best = max(done, key=lambda entry: entry.score or 0.0)
     return best, 2 * best.epochs
+
+
+def _has_gained(entry: Entry, entries: Sequence[Entry]) -> bool:
+    """Returns whether a candidate is better than after each shorter training."""
+    before = [
+        other.score
+        for other in entries
+        if other.key == entry.key and other.epochs < entry.epochs and other.score is not None
+    ]
+    return all((entry.score or 0.0) > score for score in before)

@@ -165,6 +165,15 @@ def test_near_the_end_the_best_goes_all_the_way() -> None:
     assert promotion(tried, (2, 6), closing=True, beyond=True) is None
 
 
+def test_what_longer_training_does_not_improve_is_trained_no_longer() -> None:
+    tried = [Entry(0, "a", 2, 0.9), Entry(1, "a", 6, 0.88), Entry(2, "b", 2, 0.7)]
+    tried.append(Entry(3, "b", 6, 0.8))
+    assert promotion(tried, (2, 6), closing=True, beyond=True) == (tried[3], 12)
+    tried.append(Entry(4, "b", 12, 0.8))
+    # Time for new candidates.
+    assert promotion(tried, (2, 6), closing=True, beyond=True) is None
+
+
 def test_lengths_are_each_three_times_the_one_before() -> None:
     assert lengths(27) == (3, 9, 27)
     assert lengths(1) == (1,)

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 CRITERIA = ("taylor", "magnitude", "geometric-median")
 # In rounds, the rest recovers and importance adapts; at once is quicker.
 _ROUNDS = (4, 1)
+# With limits, the smallest share of them to use: what is smaller than asked for can do less, even
+# where the metric, measured on few samples, does not show it.
+_FULL = 0.8
 # Without a limit, the smallest share of the model's own costs.
 _LEAST = 0.1
 
@@ -45,7 +48,7 @@ class Channels(Technique):
         if self.reason is not None:
             return ()
         limits = self.subject.targets.limited
-        fill = Knob("fill", 1.0, low=0.6, high=1.0)
+        fill = Knob("fill", 1.0, low=_FULL, high=1.0)
         if not limits:
             fill = Knob("fill", 0.5, low=_LEAST, high=1.0, log=True)
         multiple = self.subject.targets.multiple

@@ -65,9 +65,11 @@ def trial_file(
     model: Any,
     target: str | tuple[TargetProfile, ...] | None = None,
     filled: bool = True,
+    file_format: str = "int8",
     options: Mapping[str, Any] | None = None,
+    budgets: Budgets | None = None,
 ) -> TrialFile:
-    """Returns the int8 file of a Keras model, with ranges measured on random inputs.
+    """Returns the file of a Keras model, with ranges measured on random inputs.
 
     Shapes decide what a file costs, values hardly do: zeros get small numbers, as no channel of
     the finalized model is zero. Only the instructions of softmax and sigmoid depend on ranges.
@@ -76,22 +78,24 @@ def trial_file(
         model: A built Sequential or Functional model on the TensorFlow backend.
         target: Name of the target that it is made for, or profiles. Defaults to none.
         filled: Whether zeros in the weights get small numbers. Defaults to True.
-        options: Of the format `int8`, as `export` takes them. Defaults to none.
+        file_format: A name in `FORMATS`. Defaults to int8.
+        options: Of the format, as `export` takes them. Defaults to none.
+        budgets: Limits, for formats that choose among files by cost. Defaults to none.
 
     Raises:
         EdgeCompressError: the model cannot be converted.
     """
-    wanted = (target, filled, dict(options or {}))
+    wanted = (target, filled, file_format, dict(options or {}), budgets)
     last = _LAST.get("")
     if last is not None and last[0]() is model and last[1] == wanted:
         return TrialFile(last[2], model)
     loaded = wrap(_filled(model) if filled else model)
     samples = example_inputs(loaded.inputs, _SAMPLES)
-    chosen = FORMATS["int8"]
+    chosen = FORMATS[file_format]
     costs = _NO_TARGET
     if target is not None:
         profiles = (load_target(target),) if isinstance(target, str) else target
-        costs = costs_on(profiles, Budgets(), {}, silent)
+        costs = costs_on(profiles, budgets or Budgets(), {}, silent)
     made = chosen.make(
         FormatRequest(
             "trial",

@@ -394,7 +394,7 @@ class Evaluator:
         tell: Callable[[int, float], None],
     ) -> None:
         epochs = job.epochs - done
-        fit = Fit(model, epochs, self._fitting.steps, job.last)
+        fit = Fit(model, epochs, done, self._fitting.steps, job.last)
         rate, teacher = self._teaching(values)
         callbacks: list[Any] = []
         for name, technique in self._techniques.items():
@@ -454,10 +454,12 @@ class Evaluator:
         from edgecompress.converters.formats import FORMATS, format_options
         from edgecompress.pipeline import build
 
+        form = self._space.form(values, model)
         request = dataclasses.replace(
             self._request,
             model=model,
-            options=format_options(FORMATS["int8"], self._space.file_options(values, model)),
+            file_format=form.format,
+            options=format_options(FORMATS[form.format], form.options),
             evaluate=self._evaluation(samples),
         )
         with suppress_output(self._verbose):

@@ -18,6 +18,7 @@ from edgecompress.core.results import CheckResult, TargetResult
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.pipeline.trial_file import trial_file
 from edgecompress.searching.file_model import FileModel, NoFileModel
+from edgecompress.searching.forms import PLAIN, FileForm
 from edgecompress.surgery.channel_groups import ChannelGroups
 from edgecompress.surgery.rebuild import rebuild
 from edgecompress.targets.checks import check
@@ -151,9 +152,13 @@ class Targets:
         """Returns what a file takes."""
         return judge(flat, self.profiles, self.budgets, self.options)
 
-    def file(self, model: Any, options: Mapping[str, Any] | None = None) -> FlatModel:
+    def file(self, model: Any, form: FileForm = PLAIN) -> FlatModel:
         """Returns the file of a Keras model; its values are stand-ins."""
-        return trial_file(model, self.profiles, options=options).artifact.flat
+        made = trial_file(
+            form.stand_in(model), self.profiles, not form.weights, form.format, form.options,
+            self.budgets,
+        )  # fmt: skip
+        return made.artifact.flat
 
 
 class Screen:
@@ -165,7 +170,7 @@ class Screen:
         model: A built Keras model; it is not changed.
         layers: Layers whose filters may be removed: path -> number of filters.
         targets: Where files have to fit.
-        options: Of the format `int8`. Defaults to none.
+        form: Of its files. Defaults to int8.
         seed: Of the widths that are probed.
     """
 
@@ -174,11 +179,11 @@ class Screen:
         model: Any,
         layers: Mapping[str, int],
         targets: Targets,
-        options: Mapping[str, Any] | None = None,
+        form: FileForm = PLAIN,
         seed: int = 0,
     ) -> None:
         """Converts the model at a few widths."""
-        self.model, self._targets, self._options = model, targets, options
+        self.model, self._targets, self._form = model, targets, form
         self.groups = ChannelGroups(model, layers)
         kinds: dict[tuple[str, ...], list[int]] = {}
         for index, group in enumerate(self.groups.groups):
@@ -299,14 +304,14 @@ class Screen:
             for index in members[int(keep) :]
         ]
         model = self.model if not chosen else self.built(chosen)
-        return self._targets.file(model, self._options)
+        return self._targets.file(model, self._form)
 
 
 def thinnest(
     model: Any,
     layers: Mapping[str, int],
     targets: Targets,
-    options: Mapping[str, Any] | None = None,
+    form: FileForm = PLAIN,
 ) -> Costs:
     """Returns what a model takes with one channel of each kind left, the least that it can."""
     groups = ChannelGroups(model, layers)
@@ -317,7 +322,7 @@ def thinnest(
         if kind in seen:
             gone.append(index)
         seen.add(kind)
-    return targets.judge(targets.file(rebuild(model, groups.without(gone)), options))
+    return targets.judge(targets.file(rebuild(model, groups.without(gone)), form))
 
 
 def refuse_unknown(costs: Costs, targets: Targets) -> None:

@@ -6,6 +6,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from edgecompress.core.errors import ConversionError
+from edgecompress.searching.forms import FileForm
 from edgecompress.searching.knobs import Value
 from edgecompress.searching.screening import Costs, Screen, Targets, thinnest
 from edgecompress.searching.structures import Structure, removable_filters
@@ -55,52 +57,76 @@ class Space:
         found = self._techniques.get("channels")
         return found if isinstance(found, Channels) and found.reason is None else None
 
-    def file_options(self, values: Mapping[str, Value], model: Any) -> dict[str, Any]:
-        """Returns the options of the int8 format.
+    def form(self, values: Mapping[str, Value], model: Any) -> FileForm:
+        """Returns the form of a candidate's file.
 
         Args:
             values: A candidate's.
             model: It, with or without all of its channels.
+
+        Raises:
+            ConversionError: no format has what they ask for.
         """
-        found: dict[str, Any] = {}
+        options: dict[str, Any] = {}
+        formats: list[str] = []
+        likenesses: list[tuple[str, Technique, dict[str, Value]]] = []
         for name, technique in self._techniques.items():
             own = own_values(values, name)
-            if own:
-                found |= technique.file(own, model)
-        return found
+            if not own:
+                continue
+            options |= technique.file(own, model)
+            file_format = technique.file_format(own)
+            if file_format is not None:
+                formats.append(file_format)
+                likenesses.append((name, technique, own))
+        if not formats:
+            return FileForm(options=options)
+        if len(set(formats)) > 1 or options:
+            asked = ", ".join([*sorted(set(formats)), *(f"{k} {v}" for k, v in options.items())])
+            raise ConversionError(f"No format of files has all of: {asked}.")
+
+        def stand_in(candidate: Any) -> Any:
+            for _, technique, own in likenesses:
+                candidate = technique.stand_in(own, candidate)
+            return candidate
+
+        weights = repr([(name, sorted(own.items())) for name, _, own in likenesses])
+        return FileForm(formats[0], {}, weights, stand_in)
 
     def least(self, values: Mapping[str, Value]) -> Costs:
         """Returns what a structure takes at least, with one channel of each kind."""
         name, model = self._reshaped(values)
-        options = self.file_options(values, model)
-        key = name, repr(options)
+        form = self.form(values, model)
+        key = name, repr(form)
         if key not in self._least:
-            self._least[key] = thinnest(model, removable_filters(model)[0], self.targets, options)
+            self._least[key] = thinnest(model, removable_filters(model)[0], self.targets, form)
         return self._least[key]
 
     def structure(self, values: Mapping[str, Value]) -> Structure:
         """Returns a structure with all its channels."""
         name, model = self._reshaped(values)
-        return self._structure(name, model, self.file_options(values, model))
+        return self._structure(name, model, self.form(values, model))
 
-    def _structure(self, name: str, model: Any, options: Mapping[str, Any]) -> Structure:
-        key = name, repr(options)
+    def _structure(self, name: str, model: Any, form: FileForm) -> Structure:
+        key = name, repr(form)
         if key not in self._structures:
-            found = self._found(model, options)
-            if options and not found.screen.exact:
-                like = self._structure(name, model, {}).screen
+            like = None
+            if form.weights:
+                # How well weights can be coded follows no formula of their number.
+                like = self._structure(name, model, FileForm()).screen
+            found = self._found(model, form, like)
+            if like is None and not form.is_plain and not found.screen.exact:
+                like = self._structure(name, model, FileForm()).screen
                 if like.exact:
-                    found = self._found(model, options, like)
+                    found = self._found(model, form, like)
             self._structures[key] = found
             if len(self._structures) > _KEPT:
                 self._screened += self._structures.popitem(last=False)[1].screen.screened
         self._structures.move_to_end(key)
         return self._structures[key]
 
-    def _found(
-        self, model: Any, options: Mapping[str, Any], like: Screen | None = None
-    ) -> Structure:
-        return Structure(model, self.targets, self._loss, self._batches(), options, like)
+    def _found(self, model: Any, form: FileForm, like: Screen | None = None) -> Structure:
+        return Structure(model, self.targets, self._loss, self._batches(), form, like)
 
     def _reshaped(self, values: Mapping[str, Value]) -> tuple[str, Any]:
         """Returns what names a structure, and its model."""

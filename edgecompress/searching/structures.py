@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from edgecompress.core.keras_graph import named_layers
 from edgecompress.core.model_copy import copy_model
 from edgecompress.core.options import named
 from edgecompress.criteria import CRITERIA
+from edgecompress.searching.forms import PLAIN, FileForm
 from edgecompress.searching.importance import ObserveFilters, filter_scores
 from edgecompress.searching.screening import Costs, Screen, Targets
 from edgecompress.surgery.finalize import finalize
@@ -54,8 +55,8 @@ class Structure:
         targets: Where files have to fit.
         loss: The Keras loss of its training.
         batches: Inputs and labels by which criteria score filters.
-        options: Of the format `int8`. Defaults to none.
-        like: Screens files of the same model with other options. Costs are in proportion to theirs,
+        form: Of its files. Defaults to int8.
+        like: Screens files of the same model in another form. Costs are in proportion to theirs,
             as far as built candidates tell. Defaults to none.
     """
 
@@ -65,21 +66,21 @@ class Structure:
         targets: Targets,
         loss: Any,
         batches: Sequence[tuple[Any, Any]],
-        options: Mapping[str, Any] | None = None,
+        form: FileForm = PLAIN,
         like: Screen | None = None,
     ) -> None:
         """Finds the removable filters and learns what they cost."""
-        self.model, self._targets, self._options = model, targets, options
+        self.model, self._targets, self._form = model, targets, form
         self._loss, self._batches = loss, batches
         self._scores: dict[str, ObserveFilters] = {}
         self._savings: dict[str, np.ndarray] | None = None
         layers, self.notes = removable_filters(model)
-        self.screen = Screen(model, layers, targets, options) if like is None else like
+        self.screen = Screen(model, layers, targets, form) if like is None else like
         # Rule -> what costs are to those that are screened.
         self._ratios: dict[str, float] = {}
         self._alike = like is not None
         if self._alike:
-            self._compare(self.screen.totals, targets.judge(targets.file(model, options)))
+            self._compare(self.screen.totals, targets.judge(targets.file(model, form)))
         self.whole = self.costs(self.screen.totals)
         self._place_groups()
 
@@ -187,7 +188,7 @@ class Structure:
         for _ in range(_TRIES):
             widths = cut(fill)
             model = self.narrowed(self.screen.chosen(widths, importance))
-            costs = self._targets.judge(self._targets.file(model, self._options))
+            costs = self._targets.judge(self._targets.file(model, self._form))
             if costs.fits() or not self.costs(widths).fits(fill):
                 break
             if self._alike:

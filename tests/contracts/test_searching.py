@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgecompress.converters.formats import FORMATS
 from edgecompress.core.errors import ArgumentError
 from edgecompress.recipes.data import Data, Samples
 from edgecompress.recipes.task import LOSSES, Metric, Task
@@ -61,7 +62,10 @@ def test_every_value_of_a_technique_can_be_used(name: str, subject: Subject) -> 
             assert (model is subject.model) or technique.reshapes
             assert model.count_params() <= subject.model.count_params()
             assert isinstance(technique.file(values, model), dict)
-            for callback in technique.callbacks(values, Fit(model, 2, 4, True)):
+            assert technique.file_format(values) in (None, *FORMATS)
+            stand_in = technique.stand_in(values, model)
+            assert stand_in.count_params() == model.count_params()
+            for callback in technique.callbacks(values, Fit(model, 2, 0, 4, True)):
                 assert hasattr(callback, "on_epoch_begin")
             teacher = technique.teacher(values)
             assert teacher is None or 0 < teacher.weight <= 1

@@ -9,13 +9,17 @@ import numpy as np
 import pytest
 
 from edgecompress.searching.file_model import FileModel, NoFileModel
+from edgecompress.searching.forms import FileForm
 from edgecompress.searching.screening import Screen, Targets, refuse_unknown
 from edgecompress.searching.structures import removable_filters
+from edgecompress.surgery.finalize import finalize
 from edgecompress.targets.profile import Budgets, load_target
 
-from .conftest import make_model
+from .conftest import make_data, make_model
 
 pytestmark = pytest.mark.slow
+
+INT4 = FileForm(options={"precision": "int4"})
 
 
 def _branches() -> Any:
@@ -164,11 +168,11 @@ def test_another_format_is_screened_in_proportion_until_it_fits() -> None:
     model = make_model()
     int8 = Screen(model, removable_filters(model)[0], free)
     # A limit between what the whole takes and half of it.
-    whole = free.judge(free.file(model, {"precision": "int4"}))
+    whole = free.judge(free.file(model, INT4))
     limit = round(0.7 * whole.values["arena"])
     targets = Targets((board,), Budgets(max_ram=limit), multiple=4)
     tight = Screen(model, removable_filters(model)[0], targets)
-    structure = Structure(model, targets, None, [], {"precision": "int4"}, tight)
+    structure = Structure(model, targets, None, [], INT4, tight)
     assert structure.whole.values == pytest.approx(whole.values)
     assert whole.values["file_size"] < int8.costs(int8.totals).values["file_size"]
     importance = np.random.default_rng(0).uniform(size=len(tight.groups.groups))
@@ -180,7 +184,7 @@ def test_another_format_is_screened_in_proportion_until_it_fits() -> None:
         1.0,
     )
     assert costs.fits()
-    assert costs.values == targets.judge(targets.file(made, {"precision": "int4"})).values
+    assert costs.values == targets.judge(targets.file(made, INT4)).values
 
 
 def test_the_least_that_a_structure_takes_is_known_before_it_is_cut() -> None:
@@ -256,7 +260,7 @@ def test_a_half_of_the_layers_has_four_bits() -> None:
     def narrow(layers: str, of: Any) -> list[int]:
         """Returns which kernels have 4 bits, in the order of operators."""
         values = {"precision": "int4", "aware": True, "layers": layers}
-        flat = targets.file(of, technique.file(values, of))
+        flat = targets.file(of, FileForm(options=technique.file(values, of)))
         kernels = [flat.tensors[operator.inputs[1]] for operator in flat.operators
                    if operator.name in ("CONV_2D", "FULLY_CONNECTED")]  # fmt: skip
         return [place for place, kernel in enumerate(kernels) if kernel.type == "INT4"]
@@ -267,9 +271,67 @@ def test_a_half_of_the_layers_has_four_bits() -> None:
     assert late
     # The same layers, however narrow they are.
     options = technique.file({"precision": "int4", "layers": "late"}, model)
-    structure = Structure(model, targets, None, [], options)
+    structure = Structure(model, targets, None, [], FileForm(options=options))
     importance = np.arange(len(structure.screen.groups.groups))
     thin = structure.narrowed(structure.screen.chosen(structure.screen.totals // 2, importance))
     assert technique.file({"precision": "int4", "layers": "late"}, thin) == options
     assert narrow("late", thin) == late
     assert technique.file({"precision": "int8", "layers": "late"}, model) == {}
+
+
+def test_coded_weights_are_screened_by_weights_like_theirs() -> None:
+    import keras
+
+    from edgecompress.searching.space import Space
+    from edgecompress.searching.techniques import TECHNIQUES, Fit, Subject
+
+    targets = Targets((load_target("nucleo-l4r5zi"),), Budgets(), multiple=4)
+    model = make_model()
+    subject = Subject(model, None, None, targets, lambda candidate: 0.0)
+    techniques = {name: TECHNIQUES[name](subject) for name in ("coding", "quantization")}
+    space = Space(model, targets, None, list, techniques)
+    plain = {"coding.sparsity": 0.0, "coding.clusters": 0, "quantization.precision": "int8"}
+    coded = {**plain, "coding.sparsity": 0.75, "coding.clusters": 8}
+    before, after = space.structure(plain), space.structure(coded)
+    assert after.whole.values["file_size"] < 0.8 * before.whole.values["file_size"]
+    # Decoding takes time.
+    assert after.whole.values["latency"] > before.whole.values["latency"]
+    assert space.form(plain, model).is_plain
+
+    # What training really leaves takes about as much.
+    model.compile(keras.optimizers.Adam(1e-3), "mse")
+    x, _ = make_data(samples=64)
+    epochs, batch = 4, 8
+    fit = Fit(model, epochs, 0, len(x) // batch, last=True)
+    callbacks = techniques["coding"].callbacks({"sparsity": 0.75, "clusters": 8}, fit)
+    model.fit(x, np.zeros((64, 4)), batch, epochs, verbose=0, callbacks=callbacks)
+    zeros = np.mean([np.mean(np.array(layer.kernel) == 0) for layer in model.layers
+                     if hasattr(layer, "kernel")])  # fmt: skip
+    assert zeros == pytest.approx(0.75, abs=0.01)
+    real = targets.judge(targets.file(finalize(model), FileForm("compressed", weights="trained")))
+    for rule in ("file_size", "arena"):
+        assert after.whole.values[rule] == pytest.approx(real.values[rule], rel=0.15)
+
+
+def test_what_no_format_combines_is_refused() -> None:
+    from edgecompress.core.errors import ConversionError
+    from edgecompress.searching.space import Space
+    from edgecompress.searching.techniques import TECHNIQUES, Subject
+
+    targets = Targets((load_target("nucleo-l4r5zi"),), Budgets())
+    model = make_model()
+    subject = Subject(model, None, None, targets, lambda candidate: 0.0)
+    techniques = {name: TECHNIQUES[name](subject) for name in ("coding", "quantization")}
+    space = Space(model, targets, None, list, techniques)
+    values = {"coding.sparsity": 0.5, "coding.clusters": 0, "quantization.precision": "int4"}
+    with pytest.raises(ConversionError, match="No format .* has all of: compressed, prec"):
+        space.form(values, model)
+
+
+def test_a_phone_runs_no_coded_weights() -> None:
+    from edgecompress.searching.techniques import TECHNIQUES, Subject
+
+    targets = Targets((load_target("pixel-8"),), Budgets())
+    coding = TECHNIQUES["coding"](Subject(make_model(), None, None, targets, lambda m: 0.0))
+    assert coding.knobs() == ()
+    assert coding.reason == "pixel-8 runs no file with coded weights"

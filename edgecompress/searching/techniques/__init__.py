@@ -2,6 +2,7 @@
 
 from edgecompress.searching.techniques import blocks as blocks
 from edgecompress.searching.techniques import channels as channels
+from edgecompress.searching.techniques import coding as coding
 from edgecompress.searching.techniques import depth as depth
 from edgecompress.searching.techniques import distillation as distillation
 from edgecompress.searching.techniques import low_rank as low_rank

@@ -50,12 +50,14 @@ class Fit:
     Attributes:
         model: The candidate.
         epochs: How many it has.
+        done: How many the candidate has had before.
         steps: Updates of each.
         last: Whether no longer training of the candidate is planned.
     """
 
     model: Any = field(repr=False)
     epochs: int
+    done: int
     steps: int
     last: bool
 
@@ -108,8 +110,19 @@ class Technique:
         return None
 
     def file(self, values: Values, model: Any) -> Mapping[str, Any]:
-        """Returns options of the int8 format for a candidate, with or without all channels."""
+        """Returns options of the format for a candidate, with or without all of its channels."""
         return {}
+
+    def file_format(self, values: Values) -> str | None:
+        """Returns the format of the file, a name in `FORMATS`; None to leave it to others."""
+        return None
+
+    def stand_in(self, values: Values, model: Any) -> Any:
+        """Returns a model with weights such as its training leaves, so that its file is as large.
+
+        The given one is not changed, and returned where they decide nothing.
+        """
+        return model
 
 
 def own_values(values: Values, technique: str) -> dict[str, Value]:

@@ -298,6 +298,10 @@ class Evaluator:
                 watch.lap("train")
         made = self._build(model, values, None if self._is_last(job) else QUICK_SAMPLES)
         outcome = _outcome(key, job, made, model, epochs)
+        resting = self._space.resting(values, model)
+        if resting is not None:
+            note = f"{resting} rests: its format has no place for what others ask of the file."
+            outcome = dataclasses.replace(outcome, notes=(*outcome.notes, note))
         watch.lap("export")
         self._store(place, model, made, outcome, watch)
         return outcome
@@ -399,9 +403,8 @@ class Evaluator:
         callbacks: list[Any] = []
         for name, technique in self._techniques.items():
             own = own_values(values, name)
-            if not own:
-                continue
-            callbacks += technique.callbacks(own, fit)
+            if own and name != self._space.resting(values, model):
+                callbacks += technique.callbacks(own, fit)
         self._progress(f"Training a candidate for {epochs} epochs")
         self._fitting.fit(
             model, epochs, rate, teacher, callbacks,

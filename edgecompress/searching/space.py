@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from edgecompress.core.errors import ConversionError
 from edgecompress.searching.forms import FileForm
 from edgecompress.searching.knobs import Value
 from edgecompress.searching.screening import Costs, Screen, Targets, thinnest
@@ -64,34 +64,42 @@ class Space:
             values: A candidate's.
             model: It, with or without all of its channels.
 
-        Raises:
-            ConversionError: no format has what they ask for.
         """
         options: dict[str, Any] = {}
-        formats: list[str] = []
-        likenesses: list[tuple[str, Technique, dict[str, Value]]] = []
         for name, technique in self._techniques.items():
             own = own_values(values, name)
-            if not own:
-                continue
-            options |= technique.file(own, model)
-            file_format = technique.file_format(own)
-            if file_format is not None:
-                formats.append(file_format)
-                likenesses.append((name, technique, own))
-        if not formats:
+            if own:
+                options |= technique.file(own, model)
+        coding = self._coding(values)
+        if coding is None or options:
             return FileForm(options=options)
-        if len(set(formats)) > 1 or options:
-            asked = ", ".join([*sorted(set(formats)), *(f"{k} {v}" for k, v in options.items())])
-            raise ConversionError(f"No format of files has all of: {asked}.")
+        technique, own, file_format = coding
+        return FileForm(
+            file_format, {}, repr(sorted(own.items())), functools.partial(technique.stand_in, own)
+        )
 
-        def stand_in(candidate: Any) -> Any:
-            for _, technique, own in likenesses:
-                candidate = technique.stand_in(own, candidate)
-            return candidate
+    def resting(self, values: Mapping[str, Value], model: Any) -> str | None:
+        """Returns the technique whose format has no place for what others ask of the file.
 
-        weights = repr([(name, sorted(own.items())) for name, _, own in likenesses])
-        return FileForm(formats[0], {}, weights, stand_in)
+        Args:
+            values: A candidate's.
+            model: It, with or without all of its channels.
+        """
+        coding = self._coding(values)
+        if coding is None or self.form(values, model).format == coding[2]:
+            return None
+        return next(name for name, found in self._techniques.items() if found is coding[0])
+
+    def _coding(
+        self, values: Mapping[str, Value]
+    ) -> tuple[Technique, dict[str, Value], str] | None:
+        """Returns the technique that chooses the format, with its values and the format's name."""
+        for name, technique in self._techniques.items():
+            own = own_values(values, name)
+            file_format = technique.file_format(own) if own else None
+            if file_format is not None:
+                return technique, own, file_format
+        return None
 
     def least(self, values: Mapping[str, Value]) -> Costs:
         """Returns what a structure takes at least, with one channel of each kind."""

@@ -313,8 +313,7 @@ def test_coded_weights_are_screened_by_weights_like_theirs() -> None:
         assert after.whole.values[rule] == pytest.approx(real.values[rule], rel=0.15)
 
 
-def test_what_no_format_combines_is_refused() -> None:
-    from edgecompress.core.errors import ConversionError
+def test_weights_of_four_bits_are_not_coded() -> None:
     from edgecompress.searching.space import Space
     from edgecompress.searching.techniques import TECHNIQUES, Subject
 
@@ -323,9 +322,14 @@ def test_what_no_format_combines_is_refused() -> None:
     subject = Subject(model, None, None, targets, lambda candidate: 0.0)
     techniques = {name: TECHNIQUES[name](subject) for name in ("coding", "quantization")}
     space = Space(model, targets, None, list, techniques)
-    values = {"coding.sparsity": 0.5, "coding.clusters": 0, "quantization.precision": "int4"}
-    with pytest.raises(ConversionError, match="No format .* has all of: compressed, prec"):
-        space.form(values, model)
+    coded = {"coding.sparsity": 0.5, "coding.clusters": 0, "quantization.precision": "int8"}
+    assert space.resting(coded, model) is None
+    assert space.form(coded, model).format == "compressed"
+    narrow = {**coded, "quantization.precision": "int4"}
+    assert space.resting(narrow, model) == "coding"
+    assert space.form(narrow, model) == INT4
+    plain = {**narrow, "coding.sparsity": 0.0}
+    assert space.resting(plain, model) is None
 
 
 def test_a_phone_runs_no_coded_weights() -> None:

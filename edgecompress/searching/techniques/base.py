@@ -114,7 +114,10 @@ class Technique:
         return {}
 
     def file_format(self, values: Values) -> str | None:
-        """Returns the format of the file, a name in `FORMATS`; None to leave it to others."""
+        """Returns the format of the file, a name in `FORMATS`; None to leave it to others.
+
+        Where others have options of the int8 format, they take precedence: this technique rests.
+        """
         return None
 
     def stand_in(self, values: Values, model: Any) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from edgecompress.core.content_hashes import model_sha256
 from edgecompress.core.errors import (
     ArgumentError,
     EdgeCompressError,
@@ -223,12 +224,8 @@ class Evaluator:
 
     def _basis(self, knobs: Sequence[Knob]) -> str:
         """Returns a hash of what every candidate depends on."""
-        weights = b"".join(
-            np.ascontiguousarray(value).tobytes() for value in self._model.get_weights()
-        )
         parts = [
-            sha256(weights),
-            sha256(self._model.to_json().encode()),
+            model_sha256(self._model),
             self._data.sha256(),
             self._data.validation.sha256(),
             repr(self.targets.profiles),

@@ -152,11 +152,13 @@ class TeacherOutputs:
             )
             hashes.append([ops.convert_to_numpy(each) for each in sample_hashes(part)])
         first, second = (np.concatenate(found) for found in zip(*hashes, strict=True))
-        order = np.lexsort((second, first))
+        # Equal samples have equal outputs: one of them is enough.
+        _, once = np.unique(np.stack([first, second]), axis=1, return_index=True)
+        order = once[np.lexsort((second[once], first[once]))]
         self._hashes = first[order], second[order]
         self._tables = [table[order] for table in self._tables]
         # How many samples have the same first hash, at most.
-        self._most = int(np.unique(first, return_counts=True)[1].max())
+        self._most = int(np.unique(self._hashes[0], return_counts=True)[1].max())
 
     def __len__(self) -> int:
         """Returns the number of samples."""

@@ -148,6 +148,18 @@ def test_samples_that_share_a_hash_are_told_apart(monkeypatch: pytest.MonkeyPatc
     np.testing.assert_array_equal(np.array(unknown), [False, False, False, True, True])
 
 
+def test_equal_samples_are_looked_up_once(tmp_path: Path) -> None:
+    # A step looks at as many places as samples share a hash.
+    teacher = _teacher()
+    x = np.concatenate([np.zeros((30, 3), "f4"), X[:5]])
+    stored = TeacherOutputs(teacher, x, tmp_path)
+    assert stored._most == 1
+    assert len(stored) == 35
+    found, unknown = _looked_up(stored, x[::-1].copy())
+    np.testing.assert_allclose(found, np.array(teacher(x))[::-1], rtol=1e-5, atol=1e-6)
+    assert not unknown.any()
+
+
 def test_hashes_differ_wherever_samples_do() -> None:
     """Also small whole numbers, of which only the first bits of a float differ, and order."""
     grid = np.stack(np.meshgrid(*[np.arange(20.0)] * 3), -1).reshape(-1, 3).astype("f4")

@@ -51,6 +51,7 @@ _PUBLIC = {
     "quantize": "edgecompress.post_training.quantize",
     "simulate": "edgecompress.simulation",
     "finalize": "edgecompress.surgery.finalize",
+    "low_rank": "edgecompress.surgery.low_rank_budget",
     "merge_neurons": "edgecompress.surgery.merge_neurons",
     "merge_curves": "edgecompress.surgery.merge_neurons",
     "savings": "edgecompress.inspection.savings",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -106,33 +106,21 @@ class LowRank(Rewrite):
 
     def apply(self, model: Any) -> Rewritten:
         """Returns the model with smaller layers; see `Rewrite.apply`."""
-        from edgecompress.core.model_copy import copy_model
-
-        calls: dict[int, list[LayerCall]] = {}
-        for call in layer_calls(model):
-            calls.setdefault(id(call.layer), []).append(call)
-        chosen = {
-            path: layer
-            for path, layer in named_layers(model)
-            if has_kernel(layer, _PART) and re.fullmatch(self.layers, path)
-        }
-        if not chosen and self.layers != _ALL:
-            raise ArgumentError(
-                "layers", "match the name of a Dense layer or convolution", self.layers
-            )
-        replaced, details, notes = {}, {}, []
-        for path, layer in chosen.items():
-            uses = calls.get(id(layer), [])
-            found = why_not_split(layer, uses) or self._factors(layer, uses[0])
+        chosen, notes = candidates(model, self.layers)
+        factors: dict[str, Factors] = {}
+        for path, (layer, call) in chosen.items():
+            found = self._factors(layer, call)
             if isinstance(found, str):
                 notes.append(f"low-rank leaves {path}: {found}.")
-                continue
-            replaced[path] = _replacement(layer, found, uses[0])
-            details[path] = found.details()
-            notes += [f"low-rank: {path}: {text}." for text in given_up(layer)]
-        if not replaced:
+            else:
+                factors[path] = found
+        if not factors:
             return Rewritten(model, notes=tuple(notes))
-        result = copy_model(model, replaced=replaced)
+        notes += [
+            f"low-rank: {path}: {text}." for path in factors for text in given_up(chosen[path][0])
+        ]
+        details = {path: found.details() for path, found in factors.items()}
+        result = replaced(model, chosen, factors)
         return Rewritten(result, details={"factorized": details}, notes=tuple(notes))
 
     def _factors(self, layer: Any, call: LayerCall) -> Factors | str:
@@ -152,7 +140,7 @@ class LowRank(Rewrite):
         def macs(method: Factorization, ranks: tuple[int, ...]) -> float:
             return part_macs(method.parts(shape, ranks), call) / before
 
-        cost = macs if self.target is None else self._times(layer, call, kernel, self.target)
+        cost = macs if self.target is None else times(layer, call, kernel, self.target)
         limited = {"macs": macs, "latency": cost}.get(self._chosen)
         share = getattr(self, self._chosen)
         found, least = [], math.inf
@@ -172,17 +160,6 @@ class LowRank(Rewrite):
         if self._chosen == "energy":
             return min(found, key=lambda one: (one[0], one[1].error))[1]
         return min(found, key=lambda one: (one[1].error, one[0]))[1]
-
-    def _times(self, layer: Any, call: LayerCall, kernel: np.ndarray, target: str) -> Cost:
-        """Returns what says how much of a layer's time on a target its factors take."""
-        whole = time_of(alone(layer, call), target)
-
-        @functools.cache
-        def share_of(method: type[Factorization], ranks: tuple[int, ...]) -> float:
-            made = factors_of(method(), kernel, ranks, (0, 0))
-            return time_of(_replacement(layer, made, call), target) / whole
-
-        return lambda method, ranks: share_of(type(method), ranks)
 
     @property
     def _chosen(self) -> str:
@@ -204,10 +181,7 @@ class LowRank(Rewrite):
 
     def _methods(self, shape: Sequence[int]) -> list[Factorization]:
         """Returns the factorizations that are tried."""
-        names = _CLOSED if self.method == BEST else (self.method,)
-        fitting = [FACTORIZATIONS[name]() for name in names]
-        # A matrix has one factorization alone.
-        return [one for one in fitting if one.fits(shape)] or [FACTORIZATIONS["channels"]()]
+        return methods(self.method, shape)
 
     def _ranks(
         self, method: Factorization, kernel: np.ndarray, limited: Cost | None
@@ -219,6 +193,78 @@ class LowRank(Rewrite):
         share = getattr(self, self._chosen)
         found = method.largest(kernel, lambda ranks: limited(method, ranks) <= share)
         return method.at(kernel.shape, 1) if found is None else found
+
+
+# --- parts that a whole-model budget shares -----------------------------------------------------
+
+
+def candidates(
+    model: Any, layers: str = _ALL
+) -> tuple[dict[str, tuple[Any, LayerCall]], list[str]]:
+    """Returns the layers that can be factorized, each with its use, and notes on the others.
+
+    Args:
+        model: The model.
+        layers: Regular expression: those whose whole name it matches.
+
+    Raises:
+        ArgumentError: it matches no layer.
+    """
+    calls: dict[int, list[LayerCall]] = {}
+    for call in layer_calls(model):
+        calls.setdefault(id(call.layer), []).append(call)
+    chosen = {
+        path: layer
+        for path, layer in named_layers(model)
+        if has_kernel(layer, _PART) and re.fullmatch(layers, path)
+    }
+    if not chosen and layers != _ALL:
+        raise ArgumentError("layers", "match the name of a Dense layer or convolution", layers)
+    found, notes = {}, []
+    for path, layer in chosen.items():
+        uses = calls.get(id(layer), [])
+        why = why_not_split(layer, uses)
+        if why is None:
+            found[path] = layer, uses[0]
+        else:
+            notes.append(f"low-rank leaves {path}: {why}.")
+    return found, notes
+
+
+def methods(name: str, shape: Sequence[int]) -> list[Factorization]:
+    """Returns the factorizations of a kernel that are tried under a name, or under `BEST`."""
+    fitting = [FACTORIZATIONS[each]() for each in (_CLOSED if name == BEST else (name,))]
+    # A matrix has one factorization alone.
+    return [one for one in fitting if one.fits(shape)] or [FACTORIZATIONS["channels"]()]
+
+
+def times(layer: Any, call: LayerCall, kernel: np.ndarray, target: str) -> Cost:
+    """Returns what says how much of a layer's time on a target its factors take."""
+    whole = time_of(alone(layer, call), target)
+
+    @functools.cache
+    def share_of(method: type[Factorization], ranks: tuple[int, ...]) -> float:
+        made = factors_of(method(), kernel, ranks, (0, 0))
+        return time_of(_replacement(layer, made, call), target) / whole
+
+    return lambda method, ranks: share_of(type(method), ranks)
+
+
+def replaced(
+    model: Any, chosen: Mapping[str, tuple[Any, LayerCall]], factors: Mapping[str, Factors]
+) -> Any:
+    """Returns a model with factors in place of some layers.
+
+    Args:
+        model: The model.
+        chosen: Its layers and their uses, by path.
+        factors: Path -> what takes the layer's place.
+    """
+    from edgecompress.core.model_copy import copy_model
+
+    made = {path: _replacement(chosen[path][0], one, chosen[path][1]) for path, one in
+            factors.items()}  # fmt: skip
+    return copy_model(model, replaced=made)
 
 
 @dataclass(frozen=True, eq=False)

@@ -117,13 +117,13 @@ class TeacherOutputs:
         # Damaged, by a disk for instance: it is computed again.
         except UnreadableFileError:
             stored = {}
-        found = [stored.get(str(number)) for number in range(len(shapes))]
+        kept = [stored.get(str(number)) for number in range(len(shapes))]
         if all(
             isinstance(array, np.ndarray) and array.dtype == np.float32 and len(array) == count
-            for array in found
+            for array in kept
         ):
-            return [np.asarray(array) for array in found]
-        found = []
+            return [np.asarray(array) for array in kept]
+        found: list[np.ndarray] = []
         for each in self.teachers:
             model = model_of(each)
             outputs = keras.tree.flatten(model.predict(x, batch_size=batch_size, verbose=0))

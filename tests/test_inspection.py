@@ -153,6 +153,16 @@ def test_macs_of_every_layer(framework: Any, name: str) -> None:
     assert result.notes == ()
 
 
+def test_macs_of_attention_are_those_of_its_file() -> None:
+    query, value = keras.Input((3, 6), 1), keras.Input((5, 4), 1)
+    made = keras.layers.MultiHeadAttention(2, 3, value_dim=7, output_shape=8)(query, value)
+    model = keras.Model([query, value], made)
+    dense = 3 * (6 * 2 * 3 + 2 * 7 * 8) + 5 * (4 * 2 * 3 + 4 * 2 * 7)
+    assert inspect_keras(model).macs == dense + 2 * 3 * 5 * (3 + 7)
+    converted = inspect_tflite(read_tflite(_converted(model)))
+    assert converted.macs == inspect_keras(model).macs
+
+
 @_FRAMEWORKS
 def test_wrapped_layers(framework: Any) -> None:
     layers = framework.layers

@@ -25,8 +25,8 @@ from edgecompress.core.model_copy import variable_of
 from edgecompress.criteria.base import Criterion
 from edgecompress.surgery.carriers import if_all_were_silent
 from edgecompress.surgery.channels import Analysis, analyse, read_weights
-from edgecompress.surgery.groups import FilterAxis, Filters, norm_scale, zero_filters_of
-from edgecompress.surgery.rules import filters_of
+from edgecompress.surgery.groups import FilterAxis, norm_scale, zero_filters_of
+from edgecompress.surgery.rules import Producer, filters_of, producers_of
 from edgecompress.surgery.zero_filters import FrozenZeros, frozen_zeros, possible_zeros
 
 
@@ -54,21 +54,21 @@ class ChannelTarget:
     """A layer whose filters can be removed, with the BatchNormalization that reads it.
 
     Args:
-        path: The layer's name; `<nested model>/<layer>` inside nested models.
-        layer: The layer.
-        where: Its weights that hold the filters.
+        path: The layer's name; `<nested model>/<layer>` inside nested models, `<layer>:heads` for
+            the heads of attention.
+        producer: The layer, and its weights that hold the filters.
         norm_path: Path of the BatchNormalization that is its only reader, or None.
         norm: That layer, or None.
     """
 
-    def __init__(
-        self, path: str, layer: Any, where: Filters, norm_path: str | None, norm: Any
-    ) -> None:
-        self.path, self.where, self.norm_path, self.norm = path, where, norm_path, norm
-        self.layer = layer
+    def __init__(self, path: str, producer: Producer, norm_path: str | None, norm: Any) -> None:
+        self.path, self.norm_path, self.norm = path, norm_path, norm
+        self.layer, self.where = producer.layer, producer.filters
         self.kernels = tuple(
-            TargetKernel(_name_of(path, part), variable_of(layer, part.attribute), part)
-            for part in where.kernels
+            TargetKernel(
+                _name_of(producer.owner, part), variable_of(self.layer, part.attribute), part
+            )
+            for part in self.where.kernels
         )
         self.gamma = getattr(norm, "gamma", None)
         first = self.kernels[0]
@@ -206,13 +206,12 @@ def find_targets(
     named = layers is not None and not callable(layers)
     live = dict(named_layers(model))
     targets, left_out = [], []
-    for path, layer in live.items():
-        where = filters_of(layer)
-        if id(layer) not in chosen or where is None:
+    for path, producer in producers_of(model).items():
+        if id(producer.layer) not in chosen:
             continue
         norm = next((a.following_norm[path] for a in analyses if path in a.following_norm), None)
-        target = ChannelTarget(path, layer, where, norm, live.get(norm or ""))
-        reason = _why_not(path, layer, analyses)
+        target = ChannelTarget(path, producer, norm, live.get(norm or ""))
+        reason = _why_not(path, producer.layer, analyses)
         unseen = _unseen(criterion, target, views)
         if reason is None and unseen is not None:
             reason = f"{unseen}, so the criterion {criterion} cannot score it"
@@ -252,6 +251,10 @@ def _unseen(criterion: Criterion, target: ChannelTarget, views: Mapping[str, Vie
     """Returns why a criterion cannot score a target; None if it can."""
     if criterion.views and any(kernel.where.gates > 1 for kernel in target.kernels):
         return f"its units have gates, which {' and '.join(criterion.views)} cannot tell apart"
+    if criterion.views and target.where.part:
+        return (
+            f"{' and '.join(criterion.views)} belong to output channels, not to {target.where.part}"
+        )
     reasons = (why_not(criterion, target.layer, kernel.shape, views) for kernel in target.kernels)
     return next((reason for reason in reasons if reason), None)
 

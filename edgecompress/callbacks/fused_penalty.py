@@ -43,7 +43,7 @@ class PenalizedGroups:
         gamma: Scale of the following BatchNormalization, which belongs to the groups, or None.
         size: Number of weights in each group.
         gates: How often the axis counts the groups, as `FilterAxis.gates`.
-        more: Further weights of the groups, with the same axis and as many gates.
+        more: Further weights of the groups with their axes, and as many gates.
     """
 
     kernel: keras.Variable
@@ -51,7 +51,7 @@ class PenalizedGroups:
     gamma: keras.Variable | None
     size: int
     gates: int = 1
-    more: tuple[keras.Variable, ...] = ()
+    more: tuple[tuple[keras.Variable, Axes], ...] = ()
 
     def squares(self, kernel: Any = None) -> Any:
         """Returns the squared norms.
@@ -61,8 +61,8 @@ class PenalizedGroups:
         """
         kernel = self.kernel if kernel is None else kernel
         squares = group_squares(kernel, self.axes, self.gamma)
-        for weights in self.more:
-            squares = squares + group_squares(weights, self.axes)
+        for weights, axes in self.more:
+            squares = squares + group_squares(weights, axes)
         if self.gates == 1:
             return squares
         return ops.sum(ops.reshape(squares, (self.gates, -1)), axis=0)
@@ -100,7 +100,7 @@ class PenalizedGroups:
         gamma: list[tuple[keras.Variable, Axes]] = []
         if self.gamma is not None:
             gamma.append((self.gamma, 0 if self.axes != () else ()))
-        return [(self.kernel, self.axes), *((more, self.axes) for more in self.more), *gamma]
+        return [(self.kernel, self.axes), *self.more, *gamma]
 
 
 class FusedPenalty:

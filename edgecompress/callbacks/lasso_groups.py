@@ -340,6 +340,6 @@ def _filters_of(target: ChannelTarget) -> PenalizedGroups:
     weights = sum(int(np.prod(kernel.variable.shape)) for kernel in target.kernels)
     # The group's size includes gamma if it belongs to the group.
     size = weights // target.filters + (target.gamma is not None)
-    others = tuple(kernel.variable for kernel in more)
+    others = tuple((kernel.variable, kernel.where.axis) for kernel in more)
     where = first.where
     return PenalizedGroups(first.variable, where.axis, target.gamma, size, where.gates, others)

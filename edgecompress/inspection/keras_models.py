@@ -104,6 +104,23 @@ def _bidirectional_macs(layer: Any, call: LayerCall) -> int:
     return _recurrent_macs(layer.forward_layer, call) + _recurrent_macs(layer.backward_layer, call)
 
 
+@MACS.register("heads")
+def _attention_macs(layer: Any, call: LayerCall) -> int:
+    """Four Dense layers; a score for each pair of positions and head, and a sum over values."""
+    query, value = call.inputs[0], call.inputs[1]
+    sizes = {
+        part: math.prod(getattr(layer, f"{part}_dense").kernel.shape)
+        for part in ("query", "key", "value", "output")
+    }
+    asked, given = _elements(query) // query[-1], _elements(value) // value[-1]  # type: ignore[operator]
+    dense = asked * (sizes["query"] + sizes["output"]) + given * (sizes["key"] + sizes["value"])
+    heads, depth, _ = layer.output_dense.kernel.shape
+    axes = layer.get_config().get("attention_axes")
+    axes = range(1, len(value) - 1) if axes is None else axes
+    seen = math.prod(value[axis] for axis in axes)  # type: ignore[misc]
+    return dense + asked * seen * heads * (layer.query_dense.kernel.shape[-1] + depth)
+
+
 def _kernel(layer: Any) -> Any:
     kind = kind_of(layer)
     axes = None if kind is None else kind.kernel
@@ -236,6 +253,8 @@ def _layer_macs(
     kind, known = type(layer).__name__, kind_of(layer)
     family = "" if known is None else known.family
     formula = MACS.get(family)
+    if formula is None and known is not None and known.operator == "heads":
+        formula = MACS[known.operator]
     if formula is None:
         # Products multiply activations by activations, without parameters.
         if family in _NO_MACS or not (weights or family == "product"):

@@ -88,7 +88,11 @@ class Structure:
         places = {path: place for place, (path, _) in enumerate(named_layers(self.model))}
         depth = max(1, len(places) - 1)
         self._position = np.array(
-            [min(places[path] for path in g.filters) / depth for g in self.screen.groups.groups]
+            [
+                # Heads are `<layer>:heads`.
+                min(places[path.removesuffix(":heads")] for path in g.filters) / depth
+                for g in self.screen.groups.groups
+            ]
         )
 
     def of(self, model: Any) -> Structure | None:

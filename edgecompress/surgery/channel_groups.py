@@ -49,6 +49,12 @@ class ChannelGroups:
         self.weights = read_weights(model)
         self.analyses = analyse(model, self.weights)
         self.layers = dict(layers)
+        self._heads = {
+            f"{path}:heads"
+            for analysis in self.analyses
+            for path, inner in analysis.inner.items()
+            if "heads" in inner
+        }
         # What `finalize` would remove as the weights are now.
         self.gone = [analysis.removable() for analysis in self.analyses]
         self.groups: list[ChannelGroup] = []
@@ -110,7 +116,7 @@ class ChannelGroups:
         """Returns what each group would save if it alone were removed.
 
         A layer's part of the cost is taken as proportional to its input channels times its output
-        channels, or to its channels if it keeps them apart.
+        channels, or to its channels if it keeps them apart; that of attention also to its heads.
 
         Args:
             by_layer: Layer -> its part of a cost.
@@ -124,14 +130,17 @@ class ChannelGroups:
                 part = by_layer.get(path, 0.0)
                 if not part:
                     continue
-                read, made = (
-                    Counter(analysis.roots(labels).tolist()) for labels in (use.inputs, use.outputs)
+                inner = analysis.inner.get(path, {}).get("heads", np.empty(0, np.int64))
+                read, made, heads = (
+                    Counter(analysis.roots(labels).tolist())
+                    for labels in (use.inputs, use.outputs, inner)
                 )
                 apart = set(made) <= set(read)
-                for root in {*read, *made}:
+                for root in {*read, *made, *heads}:
                     inputs = 0.0 if apart else read[root] / max(1, len(use.inputs))
                     outputs = made[root] / max(1, len(use.outputs))
-                    saved[index, root] += part * (1 - (1 - inputs) * (1 - outputs))
+                    kept = 1 - heads[root] / max(1, len(inner))
+                    saved[index, root] += part * (1 - (1 - inputs) * (1 - outputs) * kept)
         return np.array([saved[group.graph, group.root] for group in self.groups])
 
     def order(
@@ -189,7 +198,8 @@ class ChannelGroups:
 
         Args:
             chosen: Positions of groups, in the order in which they go.
-            multiple: Every layer keeps a multiple of this many filters, or all of them.
+            multiple: Every layer keeps a multiple of this many filters, or all of them; of heads
+                any number.
         """
         if multiple <= 1:
             return list(chosen)
@@ -198,6 +208,9 @@ class ChannelGroups:
             kinds.setdefault(tuple(self.groups[index].filters), []).append(index)
         kept: set[int] = set()
         for kind, indices in kinds.items():
+            if kind[0] in self._heads:
+                kept.update(indices)
+                continue
             each = len(self.groups[indices[0]].filters[kind[0]])
             total = self.layers[kind[0]]
             left = total - self._gone_of(kind[0]) - each * len(indices)
@@ -236,6 +249,8 @@ class ChannelGroups:
                 kept = analysis.kept(use.outputs, roots)
                 before = self.weights.get(path, {})
                 outputs = float(kept.mean()) if len(kept) else 1.0
+                if (heads := analysis.inner.get(path, {}).get("heads")) is not None:
+                    outputs *= float(analysis.kept(heads, roots).mean())
                 found[path] = (before, plan.weights.get(path, before), outputs)
         return found
 

@@ -47,12 +47,14 @@ class Filters:
 
     Attributes:
         kernels: The weights that are a filter's.
-        biases: Those that have to be zero with them: a unit with a memory holds no constant that
-            its readers could take over.
+        biases: Those that have to be zero with them: a unit with a memory, or a head, holds no
+            constant that its readers could take over.
+        part: What they are, where they are not the layer's output channels: `heads`.
     """
 
     kernels: tuple[FilterAxis, ...]
     biases: tuple[FilterAxis, ...] = ()
+    part: str = ""
 
 
 def zero_filters_of(filters: Filters, weights: Mapping[str, np.ndarray]) -> np.ndarray:

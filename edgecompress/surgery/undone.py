@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from edgecompress.core.keras_graph import named_layers
 from edgecompress.core.record import CompressionRecord
 from edgecompress.surgery.channels import read_weights
 from edgecompress.surgery.groups import zero_filters_of
-from edgecompress.surgery.rules import filters_of
+from edgecompress.surgery.rules import Producer, producers_of
 
 # A sparsity is recorded as a share; a smaller difference is rounding, not a loss.
 _TOLERANCE = 0.01
@@ -41,7 +40,7 @@ def undone_zeros(model: Any, record: CompressionRecord) -> tuple[str, ...]:
         if step.get("technique") == "finalize":
             steps.clear()
         steps[str(step.get("technique"))] = step
-    live, weights = dict(named_layers(model)), read_weights(model)
+    live, weights = producers_of(model), read_weights(model)
     notes = []
     filters = steps.get("group_lasso", {}).get("zero_filters")
     if isinstance(filters, Mapping):
@@ -74,12 +73,12 @@ def undone_zeros(model: Any, record: CompressionRecord) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _zero_filters(path: str, live: Mapping[str, Any], weights: Any) -> np.ndarray | None:
-    filters = filters_of(live[path]) if path in live else None
-    known = weights.get(path, {})
-    if filters is None or any(part.attribute not in known for part in filters.kernels):
+def _zero_filters(path: str, live: Mapping[str, Producer], weights: Any) -> np.ndarray | None:
+    found = live.get(path)
+    known = {} if found is None else weights.get(found.owner, {})
+    if found is None or any(part.attribute not in known for part in found.filters.kernels):
         return None
-    return zero_filters_of(filters, known)
+    return zero_filters_of(found.filters, known)
 
 
 def _sparsity(path: str, weights: Any) -> float | None:

@@ -23,8 +23,8 @@ from edgecompress.core.keras_graph import named_layers
 from edgecompress.core.model_copy import Weights, variable_of
 from edgecompress.surgery.carriers import carriers, met_by
 from edgecompress.surgery.channels import Analysis, analyse, read_weights
-from edgecompress.surgery.groups import FilterAxis, Filters, zero_filters_of
-from edgecompress.surgery.rules import filters_of, rule_of
+from edgecompress.surgery.groups import FilterAxis, zero_filters_of
+from edgecompress.surgery.rules import Producer, producers_of, rule_of
 
 Masks = dict[str, np.ndarray]
 
@@ -75,7 +75,7 @@ def zero_filters(model: Any, filters: Mapping[str, np.ndarray]) -> ZeroedFilters
     graph = analyse(model, source)
     norms = {k: v for a in graph for k, v in a.following_norm.items()}
     live = dict(named_layers(model))
-    kernels = {path: _filters_of(path, live[path]) for path in chosen}
+    kernels = _producers(model, chosen)
     left: dict[tuple[str, str], int] = {}
     while True:
         met = carriers(graph, chosen)
@@ -131,6 +131,7 @@ def _masks(model: Any, layers: Iterable[str]) -> list[FrozenZeros]:
     graph = analyse(model, weights)
     norms = {k: v for a in graph for k, v in a.following_norm.items()}
     zeros, found = {}, []
+    kernels = _producers(model, layers)
 
     def keep(path: str, name: str, zero: np.ndarray) -> None:
         mask = np.where(zero, 0.0, 1.0).astype("float32")
@@ -142,16 +143,16 @@ def _masks(model: Any, layers: Iterable[str]) -> list[FrozenZeros]:
             # A constant that could not move stays free.
             keep(path, part.attribute, part.spread(zero) & (value == 0))
 
-    for path in layers:
-        filters = _filters_of(path, live[path])
-        zeros[path] = zero_filters_of(filters, weights[path])
+    for path, producer in kernels.items():
+        filters, layer = producer.filters, producer.owner
+        zeros[path] = zero_filters_of(filters, weights[layer])
         for part in filters.kernels:
-            keep(path, part.attribute, part.spread(zeros[path]))
+            keep(layer, part.attribute, part.spread(zeros[path]))
         norm = norms.get(path, "")
-        for owner, name in ((path, "bias"), (norm, "gamma"), (norm, "beta")):
+        for owner, name in ((layer, "bias"), (norm, "gamma"), (norm, "beta")):
             keep_vector(owner, FilterAxis(name, -1), zeros[path])
         for part in filters.biases:
-            keep_vector(path, part, zeros[path])
+            keep_vector(layer, part, zeros[path])
     own = {frozen.name for frozen in found}
     silent = carriers(graph, zeros)
     for path, names in met_by(graph, list(zeros)).items():
@@ -162,13 +163,12 @@ def _masks(model: Any, layers: Iterable[str]) -> list[FrozenZeros]:
     return found
 
 
-def _filters_of(path: str, layer: Any) -> Filters:
-    found = filters_of(layer)
-    if found is None:
-        raise ArgumentError(
-            "layers", "have filters that stand alone", f"{path} ({type(layer).__name__})"
-        )
-    return found
+def _producers(model: Any, layers: Iterable[str]) -> dict[str, Producer]:
+    found = producers_of(model)
+    for path in layers:
+        if path not in found:
+            raise ArgumentError("layers", "have filters that stand alone", path)
+    return {path: found[path] for path in layers}
 
 
 @dataclass(frozen=True)
@@ -177,14 +177,14 @@ class _Zeros:
 
     Attributes:
         layers: The model's layers by name.
-        kernels: Layer -> where its filters are.
+        kernels: Layer -> it, and where its filters are.
         norms: Layer -> the BatchNormalization that is its only reader.
         chosen: Layer -> which filters.
         met: Layer with a gain -> which of its channels are those filters'.
     """
 
     layers: Mapping[str, Any]
-    kernels: Mapping[str, Filters]
+    kernels: Mapping[str, Producer]
     norms: Mapping[str, str]
     chosen: Masks
     met: Masks
@@ -206,8 +206,8 @@ def _with_zeros(source: Weights, zeros: _Zeros, moved: Masks, moved_by: Masks) -
         for path, values in source.items()
     }
     for path, mask in zeros.chosen.items():
-        own, norm = weights[path], weights.get(zeros.norms.get(path, ""), {})
-        filters = zeros.kernels[path]
+        filters = zeros.kernels[path].filters
+        own, norm = weights[zeros.kernels[path].owner], weights.get(zeros.norms.get(path, ""), {})
         for part in (*filters.kernels, *filters.biases):
             own[part.attribute][np.broadcast_to(part.spread(mask), own[part.attribute].shape)] = 0
         if "bias" in own:

@@ -102,7 +102,7 @@ def test_a_unit_is_the_columns_of_all_its_gates() -> None:
     kernel, again = np.array(cell.kernel), np.array(cell.recurrent_kernel)
     columns = [[unit + 6 * gate for gate in range(3)] for unit in range(6)]
     norms = [np.sqrt((kernel[:, c] ** 2).sum() + (again[:, c] ** 2).sum()) for c in columns]
-    groups = PenalizedGroups(cell.kernel, -1, None, 27, 3, (cell.recurrent_kernel,))
+    groups = PenalizedGroups(cell.kernel, -1, None, 27, 3, ((cell.recurrent_kernel, -1),))
     assert float(groups.penalty(0.3)) == pytest.approx(0.3 * 27**0.5 * sum(norms), rel=1e-5)
     slopes = groups.gradients(0.3)
     for variable, value in ((cell.kernel, kernel), (cell.recurrent_kernel, again)):

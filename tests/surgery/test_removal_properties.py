@@ -17,7 +17,7 @@ from edgecompress.core.keras_graph import named_layers
 from edgecompress.core.model_copy import variable_of
 from edgecompress.core.record import record_of
 from edgecompress.surgery.finalize import finalize
-from edgecompress.surgery.rules import filters_of
+from edgecompress.surgery.rules import Producer, filters_of, producers_of
 from edgecompress.surgery.zero_filters import zero_filters
 
 pytestmark = pytest.mark.slow
@@ -255,22 +255,16 @@ def _same(model: keras.Model, small: keras.Model, random: np.random.Generator) -
 
 def _drawn_masks(model: keras.Model, random: np.random.Generator) -> dict[str, np.ndarray]:
     masks = {}
-    for path, layer in named_layers(model):
-        width = _width(layer)
-        if width is None:
-            continue
-        mask = random.random(width) < 0.4
+    for path, producer in producers_of(model).items():
+        mask = random.random(_width(producer)) < 0.4
         mask[random.integers(len(mask))] = False
         masks[path] = mask
     return masks
 
 
-def _width(layer: Any) -> int | None:
-    found = filters_of(layer)
-    if found is None:
-        return None
-    kernel = found.kernels[0]
-    return kernel.count(variable_of(layer, kernel.attribute).shape)
+def _width(producer: Producer) -> int:
+    kernel = producer.filters.kernels[0]
+    return kernel.count(variable_of(producer.layer, kernel.attribute).shape)
 
 
 def _set(variable: Any, axis: int, mask: np.ndarray) -> None:
@@ -317,11 +311,10 @@ def _check(model: keras.Model, random: np.random.Generator) -> None:
     record = record_of(small)
     assert not [note for note in record.notes if note.startswith("left masked: all")]
     _same(model, small, random)
-    left = dict(named_layers(small))
+    left = producers_of(small)
     gone = 0
     for path, mask in zeroed.filters.items():
         width = _width(left[path])
-        assert width is not None
         assert width <= len(mask) - mask.sum(), path
         gone += len(mask) - width
     # What stays of what was asked for is named.

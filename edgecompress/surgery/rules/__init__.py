@@ -7,6 +7,8 @@ from edgecompress.surgery.rules import moving as moving
 from edgecompress.surgery.rules import sequences as sequences
 from edgecompress.surgery.rules import statistics as statistics
 from edgecompress.surgery.rules.base import RULES as RULES
+from edgecompress.surgery.rules.base import Producer as Producer
 from edgecompress.surgery.rules.base import Rule as Rule
 from edgecompress.surgery.rules.base import filters_of as filters_of
+from edgecompress.surgery.rules.base import producers_of as producers_of
 from edgecompress.surgery.rules.base import rule_of as rule_of

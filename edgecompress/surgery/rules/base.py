@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import keras
 import numpy as np
 
+from edgecompress.core.keras_graph import named_layers
 from edgecompress.core.layer_kinds import exact_kind_of
 from edgecompress.core.registry import Registry
 from edgecompress.surgery.channels import Analysis, Call, Channels, NotUnderstood
@@ -113,6 +115,32 @@ def filters_of(layer: Any) -> Filters | None:
     """Returns where the filters of a layer are; None if it has none that could be removed."""
     rule = rule_of(layer)
     return None if rule is None else rule.filters(layer)
+
+
+@dataclass(frozen=True)
+class Producer:
+    """A layer whose filters could be removed.
+
+    Attributes:
+        owner: The layer's path.
+        layer: It.
+        filters: Where its filters are.
+    """
+
+    owner: str
+    layer: Any
+    filters: Filters
+
+
+def producers_of(model: Any) -> dict[str, Producer]:
+    """Returns the layers whose filters could be removed, by their names in `Analysis.producers`."""
+    found = {}
+    for path, layer in named_layers(model):
+        filters = filters_of(layer)
+        if filters is not None:
+            name = f"{path}:{filters.part}" if filters.part else path
+            found[name] = Producer(path, layer, filters)
+    return found
 
 
 def need(condition: bool, why_not: str) -> None:

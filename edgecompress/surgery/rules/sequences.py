@@ -237,6 +237,22 @@ class AttentionRule(Rule):
         offset = weights.get("output_dense.bias", np.zeros(width)).astype(np.float64)
         return Channels(labels, np.where(reads[~silent].any(axis=0), np.nan, offset))
 
+    def filters(self, layer: Any) -> Filters | None:
+        """Returns where the heads are: their slices of all four kernels, and of the biases."""
+        if type(layer) is not keras.layers.MultiHeadAttention:
+            return None
+        given = [f"{name}_dense" for name in ("query", "key", "value")]
+        kernels = (
+            *(FilterAxis(f"{name}.kernel", -2) for name in given),
+            FilterAxis("output_dense.kernel", -3),
+        )
+        biases = [
+            FilterAxis(f"{name}.bias", -2)
+            for name in given
+            if getattr(getattr(layer, name, None), "bias", None) is not None
+        ]
+        return Filters(kernels, tuple(biases), "heads")
+
     def cut(self, call: Call, keep_in: np.ndarray, keep_out: np.ndarray) -> Cut:
         """See Rule."""
         heads, weights = call.inner["heads"], dict(call.weights)

@@ -16,9 +16,13 @@ from typing import Any, get_args
 import jsonschema
 import pytest
 
+from edgecompress.comparison.results import Cell, ComparisonResult, Made, Subject
 from edgecompress.core import results
 from edgecompress.core.forms import Fault, read
 from edgecompress.recipes.results import Cost, Drop, StageResult
+from edgecompress.searching.knobs import Knob
+from edgecompress.searching.outcome import Point, SearchResult
+from edgecompress.searching.results import Described, Job, Outcome
 from edgecompress.targets.profile import TargetProfile
 
 pytestmark = pytest.mark.slow
@@ -199,6 +203,56 @@ def test_the_schema_of_reports_has_the_fields_and_the_names_of_the_results() -> 
     assert check["unit"]["enum"] == [*get_args(results.Unit)]
     assert check["how_known"]["enum"] == [*get_args(results.HowKnown), None]
     assert inner["verdict"]["enum"] == [*get_args(results.Verdict)]
+
+
+def test_what_compare_writes_keeps_to_its_schema() -> None:
+    """Two rows: one that was made, with a number that is missing, and one that was not."""
+    cells = {
+        "macs": Cell(1200, "count", "computed"),
+        "latency@x": Cell(None, "microseconds", reason="no clock"),
+        "metric": Cell(0.5, "share", "measured_host", "tflm", 0.25, 0.75),
+    }
+    made = (Made(0, "a", 0, "k", cells, stages=("s",), epochs=2, file="rows/k/a.tflite"),
+            Made(1, "b", 0, "", reason="no layers"))  # fmt: skip
+    subject = Subject("net", "accuracy", True, 8, "a share", 2, ("note",))
+    _written("comparison", ComparisonResult(subject, made, ("x",), 2, "1.0", ("argv",)).to_dict())
+    _written("comparison", ComparisonResult(None, (), (), 2, "1.0").to_dict())
+
+
+def test_what_search_writes_keeps_to_its_schema() -> None:
+    knob = Knob("channels.share", 1.0, low=0.1)
+    described = Described(
+        (knob, Knob("d.kind", "a", choices=("a", "b"))), {"blocks": "no convolution"}, "accuracy",
+        True, "basis", ("flash",), {"flash": 100.0}, True, 10.0, 0.5,
+    )  # fmt: skip
+    good = Outcome("k", "parent", 3, 0.5, 0.5, 10, {"flash": 90.0}, {"flash": -0.1}, "pass")
+    points = (Point(0, Job({"channels.share": 0.5}), good),
+              Point(1, Job({}), Outcome("l", "untouched", reason="no file")))  # fmt: skip
+    result = SearchResult("s", described, points, points[0], points[:1], 0.5, {"d.kind": 0.1})
+    _written("search", result.to_dict())
+    empty = SearchResult("s", described, (), None, (), 0.0, exported={"exit_code": 3})
+    _written("search", empty.to_dict())
+
+
+def _written(name: str, found: dict[str, Any]) -> None:
+    schema = json.loads((_ROOT / "docs" / f"{name}.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    content = json.loads(json.dumps(found, allow_nan=False))
+    validator.validate(content)
+    assert content["schema"] == schema["title"]
+    # Whatever it holds is described, and has to be there.
+    assert set(content) == set(schema["properties"])
+    for key in content:
+        assert not validator.is_valid({k: v for k, v in content.items() if k != key}), key
+    rows = "rows" if "rows" in content else "candidates"
+    for number, row in enumerate(content[rows]):
+        for key in row:
+            short = copy.deepcopy(content)
+            del short[rows][number][key]
+            assert not validator.is_valid(short), key
+            short[rows][number][key] = [[]]
+            assert not validator.is_valid(short), key
 
 
 def test_the_schema_of_compressions_has_the_fields_of_the_results() -> None:

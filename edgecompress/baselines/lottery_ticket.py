@@ -89,14 +89,7 @@ def lottery_ticket(
     from edgecompress.baselines.fresh_copy import fresh_copy
     from edgecompress.callbacks.pruning import SCOPES, observed_kernels
 
-    _check(sparsity, rounds, rewind_step)
-    scored: Criterion = named(CRITERIA, criterion, "criterion")
-    if scored.looks:
-        rule = "read the weights alone, because rounds prune between two trainings"
-        raise ArgumentError("criterion", rule, scored)
-    chosen: Pattern = named(PATTERNS, pattern, "pattern")
-    if chosen.compares_layers:
-        raise ArgumentError("pattern", "prune parts of layers, not whole ones", chosen)
+    scored, chosen = check_ticket(sparsity, rounds, rewind_step, criterion, pattern)
     groups = SCOPES[scope]
     kernels = observed_kernels(model, layers, chosen, scored)
     owners = {id(kernel.layer) for kernel in kernels}
@@ -126,13 +119,32 @@ def lottery_ticket(
     )
 
 
-def _check(sparsity: Any, rounds: Any, rewind_step: Any) -> None:
+def check_ticket(
+    sparsity: Any,
+    rounds: Any = 5,
+    rewind_step: Any = 0,
+    criterion: Any = "magnitude",
+    pattern: Any = "weights",
+) -> tuple[Criterion, Pattern]:
+    """Returns criterion and pattern of a ticket, all of whose arguments keep their rules.
+
+    Raises:
+        ArgumentError: one does not; see `lottery_ticket`.
+    """
     number = isinstance(sparsity, (int, float)) and not isinstance(sparsity, bool)
     if not number or not 0 < sparsity < 1:
         raise ArgumentError("sparsity", "be a share above 0 and below 1", sparsity)
     for name, value, least in (("rounds", rounds, 1), ("rewind_step", rewind_step, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ArgumentError(name, f"be a whole number of at least {least}", value)
+    scored: Criterion = named(CRITERIA, criterion, "criterion")
+    if scored.looks:
+        rule = "read the weights alone, because rounds prune between two trainings"
+        raise ArgumentError("criterion", rule, scored)
+    chosen: Pattern = named(PATTERNS, pattern, "pattern")
+    if chosen.compares_layers:
+        raise ArgumentError("pattern", "prune parts of layers, not whole ones", chosen)
+    return scored, chosen
 
 
 def _pruned(

@@ -20,6 +20,8 @@ from edgecompress.core.registry import Registry
 
 # Share of a stage after which sparsity no longer rises, and how often it rises before.
 _RISING = 2 / 3
+# Of a lottery ticket, as its function has them.
+_ROUNDS = 5
 _MASKS = 20
 
 
@@ -474,3 +476,66 @@ class Baseline(Stage):
         except ArgumentError as error:
             error.args = (f"{self.where}: {error}",)
             raise
+
+
+@STAGES.register("lottery_ticket")
+@dataclass(frozen=True)
+class LotteryTicket(Stage):
+    """A lottery ticket of the model's architecture, found from new weights: several trainings."""
+
+    given: Mapping[str, Any]
+    length: int
+    learning_rate: float
+    where: str
+
+    @classmethod
+    def parse(cls, given: Mapping[str, Any], defaults: Defaults, where: str) -> LotteryTicket:
+        """As `Stage.parse`."""
+        own = ("rounds", "rewind_step", "criterion", "pattern", "control")
+        _refuse_others(given, ("lottery_ticket", *own, "epochs", "learning_rate"), where)
+        options = {"sparsity": given["lottery_ticket"], **{k: given[k] for k in own if k in given}}
+        if not isinstance(options.get("control", False), bool):
+            raise ArgumentError(f"{where}: control", "be true or false", options["control"])
+        return cls(options, *_length(given, defaults, where), where)
+
+    @property
+    def title(self) -> str:
+        """As `Stage.title`."""
+        told = ", ".join(f"{key}={_text(value)}" for key, value in self.given.items())
+        return f"lottery_ticket {told}, {self.epochs} epochs"
+
+    @property
+    def epochs(self) -> int:
+        """As `Stage.epochs`: one training for each round, and that of the ticket."""
+        rounds = self.given.get("rounds", _ROUNDS)
+        return self.length * (int(rounds) + 1 if isinstance(rounds, int) else 1)
+
+    def check(self, work: Work) -> None:
+        """As `Stage.check`."""
+        from edgecompress.baselines.lottery_ticket import check_ticket
+
+        options = {key: value for key, value in self.given.items() if key != "control"}
+        try:
+            check_ticket(**options)
+        except EdgeCompressError as error:
+            error.args = (f"{self.where}: {error}",)
+            raise
+        most = self.length * work.steps_per_epoch
+        if self.given.get("rewind_step", 0) >= most:
+            raise ArgumentError(
+                f"{self.where}: rewind_step", f"be below the {most} updates of a training",
+                self.given["rewind_step"],
+            )  # fmt: skip
+
+    def run(self, model: Any, work: Work) -> Any:
+        """As `Stage.run`."""
+        from edgecompress.baselines.lottery_ticket import lottery_ticket
+        from edgecompress.surgery.finalize import finalize
+
+        ticket = _fresh(work)
+
+        def fit(model: Any, callbacks: Sequence[Any]) -> None:
+            work.fit(model, self.title, self.length, self.learning_rate, callbacks)
+
+        lottery_ticket(ticket, fit, **self.given)
+        return finalize(ticket)

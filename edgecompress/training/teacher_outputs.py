@@ -109,15 +109,13 @@ class TeacherOutputs:
         import keras
 
         place = self.folder / f"{start:09d}.npz"
-        shapes = [
-            tuple(output.shape[1:]) for each in self.teachers for output in model_of(each).outputs
-        ]
+        outputs_of_all = sum(len(model_of(each).outputs) for each in self.teachers)
         try:
             stored = read_arrays(place) if place.exists() else {}
         # Damaged, by a disk for instance: it is computed again.
         except UnreadableFileError:
             stored = {}
-        kept = [stored.get(str(number)) for number in range(len(shapes))]
+        kept = [stored.get(str(number)) for number in range(outputs_of_all)]
         if all(
             isinstance(array, np.ndarray) and array.dtype == np.float32 and len(array) == count
             for array in kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import keras
@@ -170,7 +171,10 @@ _OF_KIND: dict[str, dict[str, Any]] = {
     "callbacks": {"callbacks": [{"callback": "KeepSparsity"}, {"callback": "Distillation"}]},
     "rewrite": {"rewrite": "low-rank:energy=0.9"},
     "baseline": {"baseline": "fresh_copy"},
+    "lottery_ticket": {"lottery_ticket": 0.5, "rounds": 2},
 }
+# Epochs that each trains, by defaults.
+_EPOCHS = {"callback": 4, "callbacks": 4, "lottery_ticket": 12}
 
 
 @pytest.mark.parametrize("kind", STAGES)
@@ -180,9 +184,48 @@ def test_every_kind_says_what_it_does_and_refuses_keys_that_it_does_not_have(
     stage = parse_stage(_OF_KIND[kind], _DEFAULTS, "stage")
     stage.check(work)
     assert stage.title
-    assert stage.epochs == (4 if kind.startswith("callback") else 0)
+    assert stage.epochs == _EPOCHS.get(kind, 0)
     with pytest.raises(UnknownNameError):
         parse_stage({**_OF_KIND[kind], "no_such": 1}, _DEFAULTS, "stage").check(work)
+
+
+def test_a_lottery_ticket_is_found_from_new_weights(work: Work) -> None:
+    trainings = []
+
+    def fit(model: Any, title: str, epochs: int, rate: float, callbacks: Any) -> None:
+        trainings.append((epochs, rate))
+        model.compile(keras.optimizers.SGD(rate), "mse")
+        x = np.random.default_rng(0).normal(size=(32, 6))
+        model.fit(x, x[:, :2], epochs=epochs, verbose=0, callbacks=list(callbacks))
+
+    given = {"lottery_ticket": 0.75, "rounds": 2, "epochs": 3, "learning_rate": 0.1}
+    stage = parse_stage(given, _DEFAULTS, "stage")
+    ticket = stage.run(None, dataclasses.replace(work, fit=fit))
+    assert trainings == [(3, 0.1)] * 3 and stage.epochs == 9
+    kernels = [np.array(w) for w in ticket.weights if len(w.shape) == 2]
+    kept = sum(np.count_nonzero(kernel) for kernel in kernels)
+    # Of 6 x 8 + 8 x 2 weights; neurons without any are gone.
+    assert kept <= 16 and kept >= 12
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"lottery_ticket": 1.5}, "stage: `sparsity` must be a share"),
+        ({"lottery_ticket": 0.5, "rounds": 0}, "stage: `rounds`"),
+        ({"lottery_ticket": 0.5, "criterion": "taylor"}, "read the weights alone"),
+        ({"lottery_ticket": 0.5, "criterion": "magnitud"}, "Did you mean magnitude"),
+        ({"lottery_ticket": 0.5, "rewind_step": 120}, "below the 120 updates"),
+        ({"lottery_ticket": 0.5, "control": 1}, "be true or false"),
+        ({"lottery_ticket": 0.5, "round": 2}, "Did you mean rounds"),
+    ],
+)
+def test_a_ticket_that_cannot_be_is_refused_before_training(
+    given: dict[str, Any], words: str, work: Work
+) -> None:
+    with pytest.raises((ArgumentError, UnknownNameError)) as caught:
+        parse_stage(given, _DEFAULTS, "stage").check(work)
+    assert words in str(caught.value)
 
 
 @pytest.mark.parametrize("name", BASELINES)

@@ -327,6 +327,14 @@ class _Interpreter:
         except ValueError:
             return None
 
+    def view(self, index: int) -> np.ndarray | None:
+        """Returns the same without a copy; it must be gone before the next inference."""
+        try:
+            found: np.ndarray = self._interpreter.tensor(index)()
+        except ValueError:
+            return None
+        return found
+
 
 def computed_tensors(model: FlatModel) -> list[int]:
     """Returns the floating tensors that inference computes, in order of execution, inputs first."""
@@ -398,10 +406,11 @@ def measure_ranges(
     ranges: dict[int, tuple[float, float]] = {}
     for position, _ in interpreter.run(samples, stepping):
         for index in indices:
-            value = interpreter.value(index)
+            value = interpreter.view(index)
             if value is None or value.size == 0:
                 continue
             smallest, largest = float(value.min()), float(value.max())
+            del value
             # NaN anywhere makes both NaN.
             if not (math.isfinite(smallest) and math.isfinite(largest)):
                 # Operators are in execution order, so this is where it arises.
@@ -440,7 +449,8 @@ def measure_histograms(
     found = {index: Histogram(low, high) for index, (low, high) in ranges.items()}
     for _ in interpreter.run(samples, stepping):
         for index, histogram in found.items():
-            value = interpreter.value(index)
+            value = interpreter.view(index)
             if value is not None:
                 histogram.add(value)
+            del value
     return {index: histogram.result() for index, histogram in found.items()}

@@ -8,10 +8,9 @@ then run against the model, which also locates the tensor of each tap by value.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -20,6 +19,7 @@ import numpy as np
 
 from edgecompress.converters.calibration import tensor_values
 from edgecompress.converters.fused_lstm import has_marks, layers_of_lstms, replace_marks
+from edgecompress.converters.infinite_constants import without_infinities
 from edgecompress.converters.lean_freezing import lean_freezing
 from edgecompress.converters.loaders import LoadedModel, example_inputs, wrap
 from edgecompress.converters.portable.base import PORTABLE, Rewritten, rewritten
@@ -80,10 +80,9 @@ class Float32Result:
         object.__setattr__(self, "lstms", MappingProxyType(dict(self.lstms)))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickles it; the file is parsed again where it is needed."""
+        """Pickles it with ordinary mappings."""
         mappings = (dict(self.tap_tensors), dict(self.kernels), dict(self.owners))
-        artifact = dataclasses.replace(self.artifact)
-        return Float32Result, (artifact, *mappings, self.stepping, dict(self.lstms))
+        return Float32Result, (self.artifact, *mappings, self.stepping, dict(self.lstms))
 
 
 class Trace:
@@ -124,7 +123,12 @@ def traced(model: Any) -> Trace:
     return model if isinstance(model, Trace) else Trace(model)
 
 
-def convert(model: Any, taps: bool = True, verbose: bool = False) -> Float32Result:
+def convert(
+    model: Any,
+    taps: bool = True,
+    verbose: bool = False,
+    unwanted: Collection[str] = (),
+) -> Float32Result:
     """Converts a model to a float32 flatbuffer.
 
     Equal models give equal bytes, in any process.
@@ -135,6 +139,8 @@ def convert(model: Any, taps: bool = True, verbose: bool = False) -> Float32Resu
         taps: Locate the tensors of the taps; needs a Keras 3 Sequential or Functional model, others
             get none and a note. Defaults to True.
         verbose: Let TensorFlow's log through. Defaults to False.
+        unwanted: Names of rewrites (`portable`) that are left out, unless the model has learnt
+            ranges: it was trained with them. Defaults to none.
 
     Returns:
         The file, `Artifact(kind="float32")`, and the taps' tensors.
@@ -153,10 +159,14 @@ def convert(model: Any, taps: bool = True, verbose: bool = False) -> Float32Resu
     loaded = trace.loaded
     check_inputs(loaded)
     own = own_means(loaded.record)
+    if loaded.record is not None and loaded.record.ranges:
+        unwanted = ()
     names = layer_names(loaded)
     made = rewritten(
         read_tflite(to_flatbuffer(trace, verbose)),
-        keep=lambda name, output: name == "means" and layer_of(output, names) in own,
+        keep=lambda name, output: (
+            name in unwanted or (name == "means" and layer_of(output, names) in own)
+        ),
     )
     raw, notes = made.flat, [*trace.notes]
     # Its graph, unless the caller needs it for another file.
@@ -273,11 +283,13 @@ def _converted(concrete: Any, marked: bool, whole: bool = False) -> bytes:
     converter.exclude_conversion_metadata = True
     # Nor are its buffers copied into the flatbuffer, to be searched for equal ones.
     converter._experimental_use_buffer_offset = True
+    # `without_infinities` does that in a fraction of the time.
+    converter.canonicalizing_inf_as_min_max_float = False
     with lean_freezing(whole) as frozen:
         data = frozen.completed(bytes(converter.convert()))
     del converter, frozen
     give_back()
-    return data or b""
+    return without_infinities(data) if data else b""
 
 
 def _reason(error: Exception, concrete: Any, loaded: LoadedModel) -> str:
@@ -519,15 +531,16 @@ def _match_kernels(
         # with the same kernel own a filter each; a layer that is used twice has several.
         own = rows
         for number, (name, owner, kernel) in enumerate(kernels):
-            if fold_factors(kernel, rows) is not None:
-                own = kernel
+            same = _same(kernel, rows)
+            if same or fold_factors(kernel, rows) is not None:
+                own = rows if same else kernel
                 lost.discard(name)
                 if number < left:
                     owners[weights.index] = owner
                     left -= 1
                     kernels.append(kernels.pop(number))
                 break
-        if not np.array_equal(own, rows):
+        if own is not rows:
             shape = np.moveaxis(values, axis, 0).shape
             found[weights.index] = np.moveaxis(own.reshape(shape), 0, axis)
     if lost:
@@ -536,6 +549,11 @@ def _match_kernels(
             "them with an adjacent layer (no activation in between): the file holds more values."
         )
     return found, owners
+
+
+def _same(kernel: np.ndarray, rows: np.ndarray) -> bool:
+    """Returns whether two kernels are equal; most that are not differ in their first channel."""
+    return np.array_equal(kernel[:1], rows[:1]) and np.array_equal(kernel, rows)
 
 
 def _tensor_names(

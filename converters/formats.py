@@ -51,6 +51,7 @@ class Costs:
         max_arena: The smallest RAM budget of all targets, in bytes; None for no limit.
         max_latency: The latency budget, in microseconds; None for no limit.
         refused: Returns the positions of a file's operators that a target cannot run.
+        unwanted: Names of rewrites (`portable`) that slow the file down on every target.
     """
 
     arena: Callable[[FlatModel, int | None], Measure | None]
@@ -59,6 +60,7 @@ class Costs:
     max_arena: float | None = None
     max_latency: float | None = None
     refused: Callable[[FlatModel], Collection[int]] = lambda flat: ()
+    unwanted: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

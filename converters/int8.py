@@ -66,7 +66,7 @@ from edgecompress.precisions.int8 import Int8
 from edgecompress.precisions.int16x8 import Int16x8
 
 WEIGHT_SCALES = ("auto", "channel", "tensor")
-_DENSE = "FULLY_CONNECTED"
+_DENSE, _LOOKUP = "FULLY_CONNECTED", "GATHER"
 _BOUNDARY = ("QUANTIZE", "DEQUANTIZE")
 
 
@@ -207,6 +207,7 @@ def convert(
     notes += _float_left(
         artifact.flat, allow_float, precision, [part.name for part in kept], chosen.floating
     )
+    notes += _wide_tables(flat, artifact.flat, precision)
     if stepping is not None:
         check_states(artifact.flat, stepping)
     return artifact.having(notes=(*notes, *_no_smaller(artifact, source)))
@@ -234,6 +235,36 @@ def _weights_only(
     artifact = Artifact(precision.name, editor.pack(), source.artifact.source, record)
     notes = _other_training(precision, record) + float_weights_left(artifact.flat, precision.name)
     return artifact.having(notes=(*notes, *_no_smaller(artifact, source)))
+
+
+def _wide_tables(flat: FlatModel, made: FlatModel, precision: Precision) -> list[str]:
+    """Returns a note on the tables of Embedding layers, which have 8 bits in files of fewer.
+
+    Args:
+        flat: The float file.
+        made: The file made from it.
+        precision: Of its weights.
+    """
+    if precision.stored_bits >= 8:
+        return []
+    lookups = [o for o in flat.operators if o.code == _LOOKUP and _constant(flat, o)]
+    names = {flat.output(operator).name for operator in lookups}
+    found = [
+        made.output(operator).name
+        for operator in made.operators
+        if operator.code == _LOOKUP and made.output(operator).name in names
+    ]
+    if not found:
+        return []
+    return [
+        f"Tables in int8 instead of {precision.name}: {', '.join(found)}. Of all engines, only "
+        "LiteRT looks up narrower ones."
+    ]
+
+
+def _constant(flat: FlatModel, operator: Operator) -> bool:
+    table = flat.tensor(operator, 0)
+    return table is not None and table.is_constant and table.type == "FLOAT32"
 
 
 def _other_training(precision: Precision, record: CompressionRecord | None) -> list[str]:
@@ -459,6 +490,8 @@ def _quantize(
             from litert_quantizer import Quantizer, qtyping
 
             quantizer = Quantizer(stand_ins.data, precision.recipe())
+            # It iterates over signatures when it changes an output.
+            quantizer._float_model.signatureDefs = []
             # It loads the file into an interpreter to look for empty ranges. None is.
             quantizer._ensure_model_qsv_sufficient = lambda statistics: None
             if exceptions or precision.stored_bits < 8:

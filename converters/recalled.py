@@ -92,4 +92,6 @@ def float_file(request: FormatRequest, fused: bool = False) -> Float32Result:
     if isinstance(loaded, RecalledModel) and loaded.sources is not None:
         return loaded.sources.floats[fused]
     request.progress("Converting to a float32 flatbuffer")
-    return float32.convert(float32.Trace(loaded, fused), verbose=request.verbose)
+    return float32.convert(
+        float32.Trace(loaded, fused), verbose=request.verbose, unwanted=request.costs.unwanted
+    )

@@ -86,8 +86,6 @@ def put(
     found = {flat.tensors[c.output].name: c for c in curves(flat)} if bits == 8 else {}
     tables = {name: curve for name, curve in found.items() if name not in floating}
     editor = ModelEditor(flat)
-    # The quantizer iterates over signatures when it changes an output.
-    editor.set_signatures()
     for (index, position), values in (constants or {}).items():
         editor.replace(editor.own_input(editor.operators[index], position), values)
     writers = {index: o for o in flat.operators for index in o.outputs}
@@ -99,7 +97,6 @@ def put(
         editor.drop_unused()
         flat = ModelEditor(editor.pack()).original
         editor = ModelEditor(flat)
-        editor.set_signatures()
     replaced: dict[str, tuple[str, Any, int]] = {}
     for operator, entry in zip(flat.operators, editor.operators, strict=True):
         if operator.code in _STAND_INS[bits] and flat.output(operator).name not in floating:
@@ -108,7 +105,9 @@ def put(
             editor.set_code(entry, stand_in, 1)
             if stand_in == "MUL":
                 editor.set_options(entry, "MulOptions")
-    return StandIns(editor.pack(), replaced, tables)
+    # Packing copies all weights twice.
+    data = editor.pack() if replaced or tables or constants else flat.data
+    return StandIns(data, replaced, tables)
 
 
 def take(quantized: bytes, stand_ins: StandIns) -> ModelEditor:

@@ -84,6 +84,8 @@ class Family:
         measured: How the latency that `edgecompress bench` measures on it is known; None if it
             cannot measure.
         unpredicted: Source of a latency that no profile predicts, in a word or two.
+        unwanted: Names of rewrites (`converters.portable`) whose operators its kernels run slower
+            than the original ones.
     """
 
     name: ClassVar[str] = ""
@@ -95,6 +97,7 @@ class Family:
     c_sources: ClassVar[bool] = False
     measured: ClassVar[HowKnown | None] = None
     unpredicted: ClassVar[str] = "unknown"
+    unwanted: ClassVar[frozenset[str]] = frozenset()
 
     def check_profile(self, profile: TargetProfile) -> None:
         """Refuses profiles that such a target cannot have; kind and engine have been checked.

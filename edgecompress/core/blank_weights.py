@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from edgecompress.core.freed_memory import comes_zeroed
+
 # Weights of a layer for which that is worth it.
 _LARGE = 1 << 18
 _DRAWING = ("RandomNormal", "TruncatedNormal", "RandomUniform", "VarianceScaling", "Orthogonal")
@@ -38,6 +40,12 @@ def _blank(draw: Any) -> Any:
 
         if math.prod(shape) < _LARGE:
             return draw(initializer, shape, dtype)
+        zeroed = comes_zeroed(4 * math.prod(shape))
+        if zeroed and dtype == "float32" and keras.backend.backend() == "tensorflow":
+            import tensorflow as tf
+
+            # Writing zeros would only make the system find that memory.
+            return tf.raw_ops.Empty(shape=shape, dtype=tf.float32)
         return keras.ops.zeros(shape, dtype)
 
     return call

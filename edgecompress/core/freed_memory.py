@@ -39,6 +39,15 @@ def keep_imported() -> None:
         gc.freeze()
 
 
+def comes_zeroed(size: int) -> bool:
+    """Returns whether a new block of that many bytes is zero: the system's own, and never used.
+
+    So it is in a process that was told to give back every large block.
+    """
+    usual = _frugal()
+    return usual is not None and size > usual
+
+
 def _frugal() -> int | None:
     """Returns the size of blocks that this process was told to give back; None if it was not."""
     setting = os.environ.get(_SETTING, "")

@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 # Arrays below this are copied: a file of their own would cost more.
 _LARGE = 1 << 20
-_ARRAYS, _REST, _DONE = "handover_arrays", "handover_rest", "handover_done"
+_ARRAY, _REST, _DONE = "handover_array_", "handover_rest", "handover_done"
 
 
 @dataclass
@@ -43,12 +43,14 @@ class _State:
         may_fork: Whether it has not yet been forked.
         files: Address and bytes of an array that is a map of a file -> its file and place there.
         maps: The maps of these files.
+        stored: Address of a bytes object -> the object, which has to stay, and its file.
     """
 
     folder: Path | None = None
     may_fork: bool = False
     files: dict[tuple[int, int], tuple[str, int]] = field(default_factory=dict)
     maps: list[mmap.mmap] = field(default_factory=list)
+    stored: dict[int, tuple[bytes, Path]] = field(default_factory=dict)
 
 
 _state = _State()
@@ -122,6 +124,49 @@ def spilled(array: np.ndarray) -> np.ndarray:
     return mapped
 
 
+def stored(data: bytes) -> Path | None:
+    """Returns a file that holds a large bytes object, written once and never changed.
+
+    Engines read it and the result links to it: without a copy for each. The object stays in memory.
+
+    Returns:
+        None for a small object, without room, or in a process that runs no parts apart.
+    """
+    folder = _state.folder
+    if folder is None or len(data) < _LARGE:
+        return None
+    if id(data) not in _state.stored:
+        if shutil.disk_usage(folder).free < 4 * len(data):
+            return None
+        path = folder / f"bytes_{len(_state.stored)}"
+        path.write_bytes(data)
+        _state.stored[id(data)] = data, path
+    return _state.stored[id(data)][1]
+
+
+class Handed:
+    """Large bytes on their way to the process that goes on, which finds them `stored` there."""
+
+    def __init__(self, data: bytes) -> None:
+        """Wraps the bytes of an object that is being pickled."""
+        self._data = data
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles them out of band, where that is done."""
+        return _received, (pickle.PickleBuffer(self._data),)
+
+
+def _received(data: Any) -> bytes:
+    """Returns the bytes that `Handed` wrapped."""
+    if isinstance(data, bytes):
+        return data
+    found = bytes(data)
+    place = _state.files.get((_address(np.frombuffer(data, np.uint8)), len(found)))
+    if place is not None and place[1] == 0 and _state.folder is not None:
+        _state.stored[id(found)] = found, _state.folder / place[0]
+    return found
+
+
 def leave_unread() -> None:
     """Takes the values of spilled arrays out of memory until they are read again."""
     for spilled_map in _state.maps:
@@ -136,7 +181,7 @@ def _leave(folder: Path, value: Any) -> bool:
     """Writes the result, large arrays apart; returns whether there was room for it."""
     parts: list[tuple[str, int, int]] = []
     try:
-        with open(folder / _ARRAYS, "wb") as arrays, open(folder / _REST, "wb") as rest:
+        with open(folder / _REST, "wb") as rest:
 
             def in_band(buffer: pickle.PickleBuffer) -> bool:
                 raw = buffer.raw()
@@ -144,9 +189,8 @@ def _leave(folder: Path, value: Any) -> bool:
                     return True
                 place = _state.files.get((_address(np.frombuffer(raw, np.uint8)), raw.nbytes))
                 if place is None:
-                    arrays.write(bytes(-arrays.tell() % mmap.PAGESIZE))
-                    place = (_ARRAYS, arrays.tell())
-                    arrays.write(raw)
+                    place = (f"{_ARRAY}{len(parts)}", 0)
+                    (folder / place[0]).write_bytes(raw)
                 parts.append((*place, raw.nbytes))
                 return False
 
@@ -166,9 +210,12 @@ def _taken(folder: Path) -> Any:
         with open(folder / name, "rb") as file:
             maps[name] = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     buffers = [maps[name][start : start + size] for name, start, size in parts]
+    for (name, start, size), buffer in zip(parts, buffers, strict=True):
+        _state.files[_address(np.frombuffer(buffer, np.uint8)), size] = (name, start)
     with open(folder / _REST, "rb") as rest:
         value = pickle.load(rest, buffers=buffers)
-    for name in {*maps, _ARRAYS, _REST}:
+    kept = {path.name for _, path in _state.stored.values()}
+    for name in {*maps, _REST} - kept:
         # A map keeps its file until it is gone.
         (folder / name).unlink()
     return value

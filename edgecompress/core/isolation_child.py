@@ -109,7 +109,8 @@ def main(path: str) -> int:
         with open(os.path.join(folder, "arguments.pickle"), "rb") as file:
             arguments = pickle.load(file)
         # This process exists for that function alone.
-        importlib.import_module("edgecompress.core.handover").allow(folder)
+        handover = importlib.import_module("edgecompress.core.handover")
+        handover.allow(folder)
         module, _, name = job["function"].partition(":")
         value, files = getattr(importlib.import_module(module), name)(
             **arguments, tell=tell, gaps=confinement.gaps
@@ -118,7 +119,11 @@ def main(path: str) -> int:
             data = (
                 content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
             )
-            with open(os.path.join(folder, f"file_{at}"), "wb") as out:
+            place = os.path.join(folder, f"file_{at}")
+            if stored := handover.stored(data):
+                os.link(stored, place)
+                continue
+            with open(place, "wb") as out:
                 out.write(data)
         with open(os.path.join(folder, "result.json"), "w", encoding="utf-8") as result:
             # Accept numpy numbers as numbers.

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from edgecompress.core import handover
 from edgecompress.core.errors import (
     ArgumentError,
     EdgeCompressError,
@@ -360,7 +361,12 @@ def start_job(
         "job": os.path.join(folder, "job.json"),
         "log": os.path.join(folder, "log.txt"),
     }
-    Path(paths["model"]).write_bytes(model)
+    # The program of another package may look for it in its folder.
+    stored = handover.stored(model) if engine.worker == WORKER else None
+    if stored is not None:
+        paths["model"] = str(stored)
+    else:
+        Path(paths["model"]).write_bytes(model)
     full = {
         "folder": folder,
         "model": paths["model"],

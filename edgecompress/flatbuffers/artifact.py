@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgecompress.core.files import compressed_size, sha256
+from edgecompress.core.handover import Handed
 from edgecompress.core.record import CompressionRecord
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.reading import read_tflite
@@ -43,6 +44,13 @@ class Artifact:
         """
         return read_tflite(self.data)
 
+    def __reduce_ex__(self, protocol: Any) -> str | tuple[Any, ...]:
+        """Pickles it; the file is parsed again where it is needed."""
+        if protocol < 5:  # Without anything out of band, as `copy` does.
+            return super().__reduce_ex__(protocol)
+        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        return _artifact, (values | {"data": Handed(self.data)},)
+
     def read_as(self, flat: FlatModel) -> Artifact:
         """Returns the artifact with an existing parse result.
 
@@ -74,3 +82,7 @@ class Artifact:
     def file_name(self, model_name: str) -> str:
         """Returns the name the artifact is stored under: `<model>_<kind>.tflite`."""
         return f"{model_name}_{self.kind}.tflite"
+
+
+def _artifact(values: dict[str, Any]) -> Artifact:
+    return Artifact(**values)

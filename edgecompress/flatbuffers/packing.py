@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,7 +31,12 @@ class _Builder(flatbuffers.Builder):
 
     def __init__(self, size: int = 1024) -> None:
         """Starts with room for `size` bytes; whenever that is used up, it doubles."""
-        super().__init__(size)
+        # As many bytes as it is told, which it would all write.
+        super().__init__(min(size, 1024) if size <= self.MAX_BUFFER_SIZE else size)
+        # Numpy's memory comes in pages of 2 MiB, where the system has such. A builder writes every
+        # byte of a file, padding too.
+        self.Bytes = memoryview(np.empty(size, np.uint8))
+        self.head = len(self.Bytes)
         self._vectors: dict[tuple[str, bytes], int] = {}
         self.tables: dict[tuple[Any, ...], int] = {}
 
@@ -138,13 +144,18 @@ def pack(model: Any) -> bytes:
 def _share_buffers(model: Any) -> None:
     from ai_edge_litert import schema_py_generated as schema
 
+    # A plain sequence of integers packs far slower than an array.
+    contents = [np.asarray([] if b.data is None else b.data, np.uint8) for b in model.buffers]
+    lengths = Counter(map(len, contents))
     buffers = [schema.BufferT()]
-    known = {hashlib.sha256(b"").digest(): 0}
+    known: dict[tuple[int, bytes], int] = {(0, b""): 0}
     renumbered = {}
-    for index, buffer in enumerate(model.buffers):
-        # A plain sequence of integers packs far slower than an array.
-        values = np.asarray([] if buffer.data is None else buffer.data, np.uint8)
-        content = hashlib.sha256(np.ascontiguousarray(values).data).digest()
+    for index, values in enumerate(contents):
+        # Only buffers of one length can be equal.
+        digest = b""
+        if lengths[len(values)] > 1 and len(values):
+            digest = hashlib.sha256(np.ascontiguousarray(values).data).digest()
+        content = len(values), digest
         if content not in known:
             known[content] = len(buffers)
             buffers.append(schema.BufferT(data=values))

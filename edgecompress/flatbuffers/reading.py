@@ -38,6 +38,8 @@ _MOST_OPTIONS = 64
 _LARGEST_TENSOR = 1 << 40
 # More dimensions than any runtime supports, blocks included.
 _MOST_LEVELS = 16
+# Place of a buffer's values in its table of fields: the first one, after a header of 4 bytes.
+_BUFFER_DATA = 4
 
 
 def read_tflite(source: Path | str | bytes | FlatModel) -> FlatModel:
@@ -207,9 +209,11 @@ def _read(data: bytes) -> FlatModel:
     if max(lengths) > limit:
         raise ModelFileError("a table is longer than the file")
 
-    # Each buffer is copied once, however many tensors refer to it.
+    view = memoryview(data)
+
+    # However many tensors refer to a buffer, they have one view of it.
     @functools.cache
-    def raw(index: int) -> bytes | None:
+    def raw(index: int) -> memoryview | None:
         if index == 0:
             return None
         if index >= root.BuffersLength():
@@ -220,15 +224,18 @@ def _read(data: bytes) -> FlatModel:
             start, size = buffer.Offset(), buffer.Size()
             if start + size > limit:
                 raise ModelFileError("a buffer is outside the file")
-            return data[start : start + size]
+            return view[start : start + size]
         if buffer.DataLength() == 0:
             return None
-        return bytes(buffer.DataAsNumpy().tobytes())
+        start = buffer._tab.Vector(buffer._tab.Offset(_BUFFER_DATA))
+        if start + buffer.DataLength() > limit:
+            raise ModelFileError("a buffer is outside the file")
+        return view[start : start + buffer.DataLength()]
 
     metadata = {}
     for index in range(root.MetadataLength()):
         entry = root.Metadata(index)
-        metadata[_text(entry.Name())] = raw(entry.Buffer()) or b""
+        metadata[_text(entry.Name())] = bytes(raw(entry.Buffer()) or b"")
     first, *others = (_read_graph(data, root, graph, raw) for graph in graphs)
     return dataclasses.replace(
         first,
@@ -240,7 +247,7 @@ def _read(data: bytes) -> FlatModel:
 
 
 def _read_graph(
-    data: bytes, root: Any, graph: Any, raw: Callable[[int], bytes | None]
+    data: bytes, root: Any, graph: Any, raw: Callable[[int], memoryview | None]
 ) -> FlatModel:
     """Reads one subgraph; `raw` returns a buffer's bytes."""
     from ai_edge_litert import schema_py_generated as schema

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +43,7 @@ def pack_codes(codes: np.ndarray, bits: int) -> bytes:
     return (flat.reshape(-1, per_byte) << shifts).sum(-1).astype(np.uint8).tobytes()
 
 
-def unpack_codes(data: bytes, bits: int) -> np.ndarray:
+def unpack_codes(data: bytes | memoryview, bits: int) -> np.ndarray:
     """Returns the signed integers (int8) that `pack_codes` packed, padding included.
 
     Example:
@@ -63,7 +64,7 @@ class Tensor:
         name: As stored; may be empty.
         shape: Dimensions; () for a scalar.
         type: `INT8`, `FLOAT32`, ... as in the schema.
-        raw: Bytes of a constant; None for a tensor that is computed.
+        raw: Bytes of a constant, a view of the file's; None for a tensor that is computed.
         scales: Quantization scales: none, one, or one for each channel.
         zero_points: As many as scales.
         shared_zero_point: Whether the file holds one zero point for all channels; TensorFlow Lite
@@ -81,7 +82,7 @@ class Tensor:
     name: str
     shape: tuple[int, ...]
     type: str
-    raw: bytes | None = field(default=None, repr=False)
+    raw: bytes | memoryview | None = field(default=None, repr=False)
     scales: tuple[float, ...] = field(default=(), repr=False)
     zero_points: tuple[int, ...] = field(default=(), repr=False)
     quantized_dimension: int = 0
@@ -90,6 +91,10 @@ class Tensor:
     sparsity: Sparsity | None = field(default=None, repr=False)
     shared_zero_point: bool = False
     stray_axis: bool = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what is pickled: a view cannot be."""
+        return vars(self) | {"raw": None if self.raw is None else bytes(self.raw)}
 
     @property
     def elements(self) -> int:

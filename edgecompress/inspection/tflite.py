@@ -80,12 +80,15 @@ class _Part:
         return self.tensor.bytes if self.encoded else self.constants[0].bytes
 
 
-def inspect_tflite(model: FlatModel, *, name: str = "model.tflite") -> Inspection:
+def inspect_tflite(
+    model: FlatModel, *, name: str = "model.tflite", compressed_bytes: int | None = None
+) -> Inspection:
     """Inspects a flatbuffer.
 
     Args:
         model: From `edgecompress.flatbuffers.reading.read_tflite`.
         name: What to call it.
+        compressed_bytes: Its size as in a download, if known. Defaults to None: measured.
 
     Example:
         >>> inspect_tflite(read_tflite("vww_96_int8.tflite")).zero_filters  # doctest: +SKIP
@@ -107,7 +110,9 @@ def inspect_tflite(model: FlatModel, *, name: str = "model.tflite") -> Inspectio
         outputs=tuple(_endpoint(model.tensors[i]) for i in model.outputs),
         operators=count_operators((o.name, o.version) for o in model.operators),
         file_bytes=len(model.data),
-        compressed_bytes=compressed_size(model.data),
+        compressed_bytes=(
+            compressed_size(model.data) if compressed_bytes is None else compressed_bytes
+        ),
         peak_activation_bytes=peak,
         peak_operator=peak_operator,
         notes=(*notes, *zero_filter_notes(rows)),

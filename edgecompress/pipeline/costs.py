@@ -45,7 +45,16 @@ def costs_on(
         min(ram, default=None),
         budgets.max_latency,
         lambda flat: _refused(flat, profiles, options),
+        _unwanted(profiles),
     )
+
+
+def _unwanted(profiles: Sequence[TargetProfile]) -> frozenset[str]:
+    """Returns the rewrites that slow the file down on every target."""
+    from edgecompress.targets.family import family_of
+
+    each = [family_of(profile).unwanted for profile in profiles]
+    return frozenset.intersection(*each) if each else frozenset()
 
 
 def _refused(

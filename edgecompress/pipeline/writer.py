@@ -107,7 +107,7 @@ def html_page(
     layers = build.layered.layers if build.layered else ()
     return render_html(
         report,
-        inspection=inspect_tflite(build.main.flat),
+        inspection=inspect_tflite(build.main.flat, compressed_bytes=build.model.compressed_bytes),
         flat=build.main.flat,
         profiles=build.profiles,
         options=build.target_options,

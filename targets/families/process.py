@@ -14,6 +14,8 @@ class ProcessFamily(Family):
     """Base of the families on which a model is a file that a process loads."""
 
     engines = (LITERT, LCE)
+    # XNNPACK has integer kernels of means, and none of average pooling.
+    unwanted = frozenset({"means"})
 
     def check_profile(self, profile: TargetProfile) -> None:
         """Refuses what only a microcontroller has."""

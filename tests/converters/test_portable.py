@@ -12,14 +12,20 @@ from edgecompress.converters.loaders import wrap
 from edgecompress.converters.portable import repeats
 from edgecompress.converters.portable.base import PORTABLE, Rewritten, rewritten
 from edgecompress.converters.real_values import dequantize
+from edgecompress.core.errors import EngineError
 from edgecompress.core.fusion import analyse
 from edgecompress.core.learnt_ranges import TRAINED_BY, own_means, tied
+from edgecompress.core.options import named
 from edgecompress.core.record import CompressionRecord, attach_record, record_of
 from edgecompress.engines.run import run_engine
+from edgecompress.flatbuffers.editor import ModelEditor
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.reading import read_tflite
+from edgecompress.flatbuffers.tensors import pack_codes
+from edgecompress.pipeline.costs import costs_on
+from edgecompress.precisions import PRECISIONS
 from edgecompress.precisions.base import QAT
-from edgecompress.targets.profile import load_target
+from edgecompress.targets.profile import Budgets, load_target
 from edgecompress.targets.tflm.latency import predict
 
 keras = pytest.importorskip("keras")
@@ -205,6 +211,65 @@ def test_embedding_is_one_gather_in_int8_that_microcontrollers_run() -> None:
     for engine in ("litert", "tflm"):
         found = run_engine(engine, artifact.data, [x]).outputs[0]
         assert np.abs(dequantize(found, output) - wanted).max() < 5 * output.scales[0]
+
+
+def _looking_up(bits: int) -> tuple[bytes, np.ndarray]:
+    """Returns a file that looks rows up in a table of so many bits, and the table's codes."""
+    flat = float32.convert(_model((6,), kl.Embedding(9, 8), "int32")).artifact.flat
+    (gather,) = flat.operators
+    codes = np.random.default_rng(0).integers(-7, 8, (9, 8)).astype(np.int8)
+    editor = ModelEditor(flat)
+    editor.replace(gather.inputs[0], pack_codes(codes, bits))
+    for tensor in (gather.inputs[0], gather.outputs[0]):
+        editor.retype(tensor, f"INT{bits}")
+        editor.quantize(tensor, np.array([0.1], np.float32))
+    return editor.pack(), codes
+
+
+def test_only_litert_looks_up_tables_of_4_bits_and_the_note_says_so() -> None:
+    x = np.random.default_rng(1).integers(0, 9, (3, 6)).astype(np.int32)
+    for bits, engines in ((8, ("litert", "tflm")), (4, ("litert",))):
+        data, codes = _looking_up(bits)
+        for engine in engines:
+            np.testing.assert_array_equal(run_engine(engine, data, [x]).outputs[0], codes[x])
+    with pytest.raises(EngineError, match="INT4"):
+        run_engine("tflm", data, [x])
+    model = _model((6,), lambda x: kl.Dense(4)(kl.Embedding(9, 8, name="words")(x)), "int32")
+    notes = {
+        name: [
+            note
+            for note in int8.convert(
+                float32.convert(model), calibration=[x], precision=named(PRECISIONS, name, "p")
+            ).notes
+            if "Tables" in note
+        ]
+        for name in ("int8", "int4", "int2")
+    }
+    assert notes["int8"] == []
+    for name in ("int4", "int2"):
+        assert notes[name] == [
+            f"Tables in int8 instead of {name}: words. Of all engines, only LiteRT looks up "
+            "narrower ones."
+        ]
+
+
+def test_phones_keep_means_that_training_has_not_replaced() -> None:
+    model = _model(*MODELS["means"])
+    for targets, unwanted in (
+        (["pixel-8"], {"means"}),
+        (["pixel-8", "host"], {"means"}),
+        (["cortex-m4"], set()),
+        (["pixel-8", "cortex-m4"], set()),
+        ([], set()),
+    ):
+        profiles = [load_target(name) for name in targets]
+        assert costs_on(profiles, Budgets(), {}, print).unwanted == unwanted
+    kept = float32.convert(model, unwanted={"means"}).artifact
+    assert kept.flat.histogram()["MEAN"] == 1 and not kept.notes
+    assert "MEAN" not in float32.convert(model).artifact.flat.histogram()
+    attach_record(model, CompressionRecord(ranges={"re_lu": (0.0, 1.0)}))
+    trained = float32.convert(model, unwanted={"means"}).artifact
+    assert trained.flat.histogram()["AVERAGE_POOL_2D"] == 1
 
 
 def test_half_pixels_are_used_where_a_product_would_fall_below_a_whole_number() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,19 @@ def alone(how, tell, gaps):
     tell("progress", "goes on")
     return [found, seen == [os.getpid()], os.getpid() != main], {"a": b"bytes"}
 
+def stored(tell, gaps):
+    data = bytes(SAMPLES)
+    found = handover.apart(lambda: [handover.Handed(data), handover.Handed(data[:10])])
+    place = handover.stored(found[0])
+    was = place.name
+    place.chmod(0o444)
+    other = handover.stored(bytearray(data))
+    return {
+        "equal": [found[0] == data == place.read_bytes(), found[1] == data[:10]],
+        "once": [was, handover.stored(found[0]) == place, other.name != was],
+        "small": handover.stored(found[1]),
+    }, {"large": found[0], "small": found[1]}
+
 def loaded(name, tell, gaps):
     if name == "threads":
         import threading
@@ -126,6 +140,17 @@ def test_both_end_as_the_first_part_ends() -> None:
         _call("alone", how="leaves")
 
 
+def test_bytes_that_were_handed_over_are_in_a_file_already() -> None:
+    answer = _call("stored")
+    assert answer.value == {
+        "equal": [True, True],
+        "once": ["handover_array_0", True, True],
+        "small": None,
+    }
+    assert answer.files["large"] == np.arange(1 << 19, dtype=np.float32).tobytes()
+    assert answer.files["small"] == answer.files["large"][:10]
+
+
 @pytest.mark.parametrize("name", ["tensorflow", "threads"])
 def test_a_process_with_tensorflow_or_threads_is_not_forked(name: str) -> None:
     assert _call("loaded", name=name).value is None
@@ -135,3 +160,9 @@ def test_other_processes_do_it_all_themselves() -> None:
     array = np.zeros(1 << 20)
     assert handover.apart(lambda: 1) is None
     assert handover.spilled(array) is array
+    assert handover.stored(array.tobytes()) is None
+
+
+def test_without_a_second_process_bytes_are_pickled_as_bytes() -> None:
+    found = pickle.loads(pickle.dumps(handover.Handed(b"abc"), 5))
+    assert found == b"abc" and type(found) is bytes

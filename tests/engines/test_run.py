@@ -22,6 +22,7 @@ from edgecompress.core.errors import (
 )
 from edgecompress.core.registry import Registry
 from edgecompress.engines import run as engines
+from edgecompress.engines import worker
 from edgecompress.engines.registry import ENGINES, Engine
 from edgecompress.engines.run import engine_available, load_failure, run_engine, time_engine
 from edgecompress.flatbuffers.reading import read_tflite
@@ -446,3 +447,13 @@ def test_timings_have_the_form_that_the_benchmark_reads(tiny: Path) -> None:
     assert len(timing["wall"]) == len(timing["cpu"]) >= 4
     assert min(timing["wall"]) > 0 and timing["first"] > 0 and timing["init"] > 0
     assert timing["group"] >= 1 and timing["kernels"] == "XNNPACK"
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.25])
+def test_errors_are_summed_over_all_parts(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "_PART", 7)
+    exact = OTHER.normal(size=(1, 5, 4)).astype(np.float32)
+    rounded = OTHER.integers(-9, 9, (1, 20)).astype(np.int8)
+    real = (rounded.astype(np.float64) - 3) * scale if scale else rounded.astype(np.float64)
+    expected = (exact.astype(np.float64) ** 2).sum(), ((real.ravel() - exact.ravel()) ** 2).sum()
+    np.testing.assert_allclose(worker._sums(exact, rounded, scale, 3), expected, rtol=1e-12)

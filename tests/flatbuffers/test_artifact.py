@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import zlib
 
 import numpy as np
@@ -14,6 +16,7 @@ from edgecompress.flatbuffers import reading as reader
 from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.flatbuffers.editor import ModelEditor
 from edgecompress.flatbuffers.packing import pack
+from edgecompress.flatbuffers.reading import read_tflite
 
 
 def _file() -> bytes:
@@ -101,3 +104,21 @@ def test_names_of_a_variant(parsed: list[bytes]) -> None:
 def test_damage_is_reported_when_it_is_read() -> None:
     with pytest.raises(ModelFileError, match="TFL3"):
         _ = Artifact("int8", b"abc" * 100, "m").flat
+
+
+def _with_constant(values: bytes) -> bytes:
+    editor = ModelEditor(_file())
+    editor.add((len(values),), "UINT8", values)
+    return editor.pack()
+
+
+def test_pickled_files_are_whole() -> None:
+    artifact = Artifact("int8", _file(), "model", notes=("a note",))
+    assert artifact.flat.tensors
+    for protocol in (4, 5):
+        again = pickle.loads(pickle.dumps(artifact, protocol))
+        assert again == artifact and type(again.data) is bytes
+    assert copy.copy(artifact) == copy.deepcopy(artifact) == artifact
+    flat = read_tflite(_with_constant(bytes([0, 1, 2])))
+    same = pickle.loads(pickle.dumps(flat))
+    assert [bytes(t.raw) for t in same.tensors if t.raw is not None] == [bytes([0, 1, 2])]

@@ -31,7 +31,9 @@ from edgecompress.core.errors import ConversionError, EngineError
 from edgecompress.core.options import named
 from edgecompress.engines.registry import ENGINES, LITERT
 from edgecompress.engines.run import engine_available, run_engine
+from edgecompress.flatbuffers.editor import ModelEditor
 from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.tensors import pack_codes
 from edgecompress.precisions import PRECISIONS
 from edgecompress.precisions.base import Precision
 from edgecompress.targets.operators import unmeasured, unsupported
@@ -50,7 +52,7 @@ PRECISION_NAMES = (
     "dynamic-range",
     "float16",
 )
-_MAP, _VECTOR = (8, 8, 4), (12,)
+_MAP, _VECTOR, _TOKENS = (8, 8, 4), (12,), (6,)
 OPERATORS: dict[str, tuple[tuple[int, ...], Layer]] = {
     "Dense": (_VECTOR, layers.Dense(6)),
     "Conv2D": (_MAP, layers.Conv2D(6, 3, activation="relu")),
@@ -72,8 +74,9 @@ OPERATORS: dict[str, tuple[tuple[int, ...], Layer]] = {
     "tanh": (_VECTOR, layers.Activation("tanh")),
     "softmax": (_VECTOR, layers.Softmax()),
     "GELU": (_VECTOR, layers.Activation("gelu")),
+    "Embedding": (_TOKENS, layers.Embedding(30, 8)),
 }
-_WEIGHTED = ("Dense", "Conv", "Depthwise")
+_WEIGHTED = ("Dense", "Conv", "Depthwise", "Embedding")
 _NEAR, _LIKE = 0.03, 0.25
 # Engines as columns; the last one is looked up.
 _CMSIS = "TFLM, CMSIS-NN"
@@ -84,8 +87,12 @@ COLUMNS = {"litert": "LiteRT", "tflite-runtime": "tflite-runtime", "lce": "LCE",
 def _model(operator: str) -> tuple[keras.Model, np.ndarray]:
     shape, layer = OPERATORS[operator]
     keras.utils.set_random_seed(4)
+    random = np.random.default_rng(4)
+    if shape == _TOKENS:
+        source = keras.Input(shape, dtype="int32")
+        return keras.Model(source, layer(source)), random.integers(0, 30, (16, *shape), np.int32)
     source = keras.Input(shape)
-    x = np.random.default_rng(4).normal(size=(16, *shape)).astype("f4")
+    x = random.normal(size=(16, *shape)).astype("f4")
     return keras.Model(source, layer(source)), x
 
 
@@ -145,6 +152,61 @@ def row(operator: str, text: str) -> dict[str, str]:
     return found
 
 
+def _narrow_lookup(form: str) -> tuple[bytes, np.ndarray, np.ndarray]:
+    """Returns a file that looks rows up in a table of 4 bits, token numbers, and its outputs."""
+    model, _ = _model("Embedding")
+    flat = float32.convert(model).artifact.flat
+    (operator,) = flat.operators
+    table, tokens, output = operator.inputs[0], operator.inputs[1], operator.outputs[0]
+    codes = np.random.default_rng(4).integers(-7, 8, flat.tensors[table].shape)
+    scale, editor = np.array([0.125], np.float32), ModelEditor(flat)
+    editor.retype(table, "INT4")
+    editor.replace(table, pack_codes(codes, 4))
+    editor.quantize(table, scale)
+    editor.retype(output, "INT8")
+    editor.quantize(output, scale)
+    real = editor.add(flat.tensors[output].shape, "FLOAT32")
+    if form == "GATHER":
+        rows = editor.add(flat.tensors[output].shape, "INT4")
+        editor.quantize(rows, scale)
+        found = editor.new_operator(editor.operator_code(form, 4), [table, tokens], [rows])
+        editor.set_options(found, "GatherOptions", axis=0)
+        widened = editor.new_operator(editor.operator_code("DEQUANTIZE", 5), [rows], [real])
+    else:
+        count = editor.add((1,), "INT32", np.array([_TOKENS[0]], np.int32))
+        flattened = editor.add(_TOKENS, "INT32")
+        found = editor.new_operator(editor.operator_code("RESHAPE"), [tokens, count], [flattened])
+        widened = editor.new_operator(editor.operator_code(form, 4), [flattened, table], [real])
+        editor.retype(real, "FLOAT32", np.array(flat.tensors[output].shape[1:], np.int32))
+        editor.retype(output, "INT8", np.array(flat.tensors[output].shape[1:], np.int32))
+    rounded = editor.new_operator(editor.operator_code("QUANTIZE"), [real], [output])
+    editor.place_instead(editor.operators[0], [found, widened, rounded])
+    x = np.random.default_rng(4).integers(0, 30, (4, *_TOKENS), np.int32)
+    return editor.pack(), x, codes[x]
+
+
+def narrow_lookups() -> list[str]:
+    """Returns a table of what engines do with tables of 4 bits, in Markdown."""
+    lines = ["Lookups in a table of 4 bits:", "", f"| operator | {' | '.join(COLUMNS.values())} |",
+             f"| --- |{' --- |' * len(COLUMNS)}"]  # fmt: skip
+    for form in ("GATHER", "EMBEDDING_LOOKUP"):
+        data, x, expected = _narrow_lookup(form)
+        cells = []
+        for engine in COLUMNS:
+            if engine_available(engine) is not None:
+                cells.append("not installed")
+                continue
+            try:
+                found = run_engine(engine, data, [x]).outputs[0]
+            except EngineError:
+                cells.append("refuses")
+                continue
+            same = np.array_equal(found.reshape(expected.shape), expected)
+            cells.append("runs" if same else "wrong")
+        lines.append(f"| {form} | {' | '.join(cells)} |")
+    return lines
+
+
 def tables() -> str:
     """Returns a table for each precision, in Markdown."""
     versions = ", ".join(
@@ -170,7 +232,7 @@ def tables() -> str:
             if name not in same
         ]
         lines.append("")
-    return "\n".join(lines)
+    return "\n".join([*lines, *narrow_lookups()])
 
 
 def replaced(page: str, marker: str, text: str) -> str:

@@ -25,6 +25,8 @@ Mac = Callable[[Any, LayerCall], int]
 
 # Formulas by family of layers: (layer, one call) -> multiply-accumulates of that call.
 MACS: Registry[Mac] = Registry("family of layers")
+# Operators that have a formula of their own within their family.
+_BY_OPERATOR = ("heads",)
 # Families whose parameters scale, normalize or look up: no weighted sums, by convention.
 _NO_MACS = (
     "normalization", "statistics", "layer_normalization", "group_normalization",
@@ -252,9 +254,8 @@ def _layer_macs(
 ) -> int | None:
     kind, known = type(layer).__name__, kind_of(layer)
     family = "" if known is None else known.family
-    formula = MACS.get(family)
-    if formula is None and known is not None and known.operator == "heads":
-        formula = MACS[known.operator]
+    operator = "" if known is None else known.operator
+    formula = MACS.get(operator if operator in _BY_OPERATOR else family)
     if formula is None:
         # Products multiply activations by activations, without parameters.
         if family in _NO_MACS or not (weights or family == "product"):

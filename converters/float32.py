@@ -294,6 +294,15 @@ def _converted(concrete: Any, marked: bool, whole: bool = False) -> bytes:
 
 def _reason(error: Exception, concrete: Any, loaded: LoadedModel) -> str:
     """Explains in one line what stopped the converter, naming operators and their layers."""
+    refused = re.search(r"'(.*)/?' is not a valid (?:root )?scope name", str(error), re.DOTALL)
+    if refused is not None:
+        # The trace indents what follows a line break.
+        name = refused[1].rstrip("/").replace("\n    ", "\n")
+        return (
+            f"TensorFlow's graphs do not take the name {name!r} of the model or "
+            "of a layer. A name has letters of English, digits, and _ . - alone, a model's begins "
+            "with a letter or digit: give it another, name=..."
+        )
     missing = sorted(set(re.findall(r"'tf\.(\w+)' op is neither", str(error))))
     if not missing or concrete is None:
         return one_line(error)

@@ -157,6 +157,10 @@ class IsolatedDefect(Exception):
     """A bug that surfaced in the process that reads a model file, under its own class name."""
 
 
+class DiskFullError(EdgeCompressError):
+    """There is no space left where a file has to be written."""
+
+
 class ConversionError(EdgeCompressError):
     """A converter could not make its file."""
 

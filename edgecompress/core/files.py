@@ -17,7 +17,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from edgecompress.core.errors import ArgumentError
+from edgecompress.core.errors import ArgumentError, DiskFullError
 from edgecompress.core.folders import (
     PREFIX,
     dead_folders,
@@ -30,6 +30,8 @@ from edgecompress.core.folders import (
 # Looking for repetitions in trained weights, where there are none, takes most of zlib's time.
 # Data of this size is compressed in parts, of which a sample tells whether that pays.
 _LARGE, _PART, _SAMPLE, _PIECE = 16 << 20, 1 << 20, 32 << 10, 64 << 10
+# Of an OSError: no space, or no more of what the user may take.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 # The share that repetitions have to save.
 _PAYS = 0.002
 
@@ -106,6 +108,7 @@ def write_together(folder: Path | str, files: Mapping[str, bytes | str]) -> None
     Raises:
         ArgumentError: the folder cannot be made or written, or a path is a folder; nothing was
             written.
+        DiskFullError: there is no space left; nothing was written.
     """
     # A file name that is not valid text may still exist on disk.
     contents = {
@@ -126,6 +129,12 @@ def write_together(folder: Path | str, files: Mapping[str, bytes | str]) -> None
         if len(contents) == 1 or not _swap(place, contents):
             _replace(place, contents)
     except OSError as error:
+        if error.errno in _FULL:
+            # A problem of the machine: nothing is wrong with the place.
+            raise DiskFullError(
+                f"Cannot write {Path(folder) / next(iter(contents))}: {error.strerror}. Free some "
+                "space and run the same again."
+            ) from error
         raise ArgumentError(
             "output", rule, str(error.filename or folder), f"{error.strerror}."
         ) from error
@@ -140,6 +149,7 @@ def write_atomic(path: Path | str, data: bytes | str) -> Path:
 
     Raises:
         ArgumentError: the folder is missing or not writable.
+        DiskFullError: there is no space left.
     """
     path = Path(path)
     try:

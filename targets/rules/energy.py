@@ -1,4 +1,4 @@
-"""The energy of one inference: the predicted latency times the power of the board."""
+"""The energy of one inference: latency, predicted or measured, times the power of the board."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from edgecompress.core.units import format_energy, parse_energy, parse_power
 from edgecompress.targets.family import Subject
 from edgecompress.targets.power import around
 from edgecompress.targets.rule import rule
+
+# How a latency is known that needs no band.
+_MEASURED = ("measured_device", "measured_host")
 
 
 @dataclass(frozen=True)
@@ -65,23 +68,34 @@ def energy(subject: Subject) -> CheckResult:
             f"The power of {subject.profile.title} is not known: measure what it draws while a "
             "model runs, and give it as --power.",
         )
-    if latency.low is None:
+    shortest, longest = latency.low, latency.high
+    if latency.how_known in _MEASURED:
+        # Without a band of their own, measured times are single numbers.
+        shortest = latency.measured if shortest is None else shortest
+        longest = latency.measured if longest is None else longest
+    if shortest is None:
         return _unknown(limit, f"The latency is not known. {latency.reason or ''}".strip())
-    low = latency.low * powers[0] / 1e3
+    low = shortest * powers[0] / 1e3
     typical = high = None
-    if latency.high is not None and latency.measured is not None:
-        high = latency.high * powers[1] / 1e3
+    if longest is not None and latency.measured is not None:
+        high = longest * powers[1] / 1e3
         # The middle of the powers, in ratios.
         typical = latency.measured * (powers[0] * powers[1]) ** 0.5 / 1e3
     verdict: Verdict = judge(low, math.inf if high is None else high, limit)
     if high is None and verdict == "uncertain":
         verdict = "not_measured"
+    doubted = latency.how_known in _MEASURED and latency.verdict == "uncertain"
+    if doubted and verdict in ("pass", "fail"):
+        verdict = "uncertain"
     detail = {
         "milliwatts": list(powers),
         "known_from": source,
+        "latency": latency.how_known,
         "published": len(known.published) if given is None and known is not None else 0,
     }
-    reason = _reason(verdict, low, high, limit, given is not None)
+    reason = _reason(verdict, low, high, limit, given is not None, latency.how_known in _MEASURED)
+    if doubted and limit is not None:
+        reason = f"The measured latency is uncertain. {latency.reason or ''}".strip()
     if high is None and reason is None:
         reason = f"The latency is known only from below. {latency.reason or ''}".strip()
     return CheckResult(
@@ -90,7 +104,12 @@ def energy(subject: Subject) -> CheckResult:
 
 
 def _reason(
-    verdict: Verdict, low: float, high: float | None, limit: float | None, measured: bool
+    verdict: Verdict,
+    low: float,
+    high: float | None,
+    limit: float | None,
+    measured: bool,
+    timed: bool,
 ) -> str | None:
     """Returns what is wrong; None if nothing is, or nothing more is known than the latency."""
     if limit is None or verdict not in ("fail", "uncertain"):
@@ -102,7 +121,8 @@ def _reason(
     if verdict == "fail":
         return f"{band} is above the limit of {most}."
     advice = "it on the device to decide" if measured else "the board's power: --power"
-    return f"{band} straddles the limit of {most}. Measure {advice}."
+    times = " by the measured latency" if timed else ""
+    return f"{band}{times} straddles the limit of {most}. Measure {advice}."
 
 
 def _unknown(limit: float | None, reason: str) -> CheckResult:

@@ -244,3 +244,15 @@ def test_layer_of() -> None:
     assert float32.layer_of("model_1/block_2/conv_1/Relu;other/dense", known) == "conv_1"
     assert float32.layer_of("model/conv_3/BiasAdd", known) == "conv"
     assert float32.layer_of("model/pool/Mean", known) is None
+
+
+@pytest.mark.parametrize("place", ["model", "layer"])
+@pytest.mark.parametrize("name", ["a\nb", "a b", "caf\u00e9"])
+def test_a_name_that_tensorflow_does_not_take_is_named_with_the_rule(name: str, place: str) -> None:
+    layer = keras.layers.Dense(2, name=name if place == "layer" else None)
+    model = keras.Sequential([keras.Input((4,)), layer], name=name if place == "model" else None)
+    with pytest.raises(ConversionError) as caught:
+        float32.convert(model)
+    text = str(caught.value)
+    assert f"do not take the name {name!r} of the model or of a layer" in text
+    assert "letters of English, digits" in text and "\n" not in text

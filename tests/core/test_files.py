@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from edgecompress.core import files, folders
-from edgecompress.core.errors import ArgumentError
+from edgecompress.core.errors import ArgumentError, DiskFullError
 from edgecompress.core.files import (
     compressed_size,
     jsonable,
@@ -91,11 +91,13 @@ def test_an_interruption_leaves_the_old_file_and_nothing_else(
         raise error
 
     monkeypatch.setattr(os, where, fail)
-    expected = ArgumentError if isinstance(error, OSError) else KeyboardInterrupt
+    expected = DiskFullError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(expected) as caught:
         write_atomic(path, "new")
-    if expected is ArgumentError:
-        assert "No space left on device" in str(caught.value)
+    if isinstance(caught.value, DiskFullError):
+        assert "report.json: No space left on device. Free some space" in str(caught.value)
+        # 2 is for a command that was used wrongly.
+        assert caught.value.exit_code == 1
     assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
     assert path.read_text() == "old"
 
@@ -225,9 +227,9 @@ def test_whatever_fails_leaves_all_old_or_all_new_files(
             outcome = "new"
             try:
                 write_together(old, _NEW)
-            except (ArgumentError, KeyboardInterrupt) as caught:
+            except (DiskFullError, KeyboardInterrupt) as caught:
                 outcome = "failed"
-                assert isinstance(caught, ArgumentError) == isinstance(error, OSError)
+                assert isinstance(caught, DiskFullError) == isinstance(error, OSError)
         found = _content(old)
         assert found in ([_NEW_CONTENT] if outcome == "new" else [_OLD_CONTENT, _NEW_CONTENT])
         assert [p.name for p in old.parent.iterdir()] == ["build"]

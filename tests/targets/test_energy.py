@@ -57,6 +57,55 @@ def test_a_measured_power_makes_the_band_narrower() -> None:
     )
 
 
+def test_a_latency_measured_on_the_device_takes_the_place_of_the_predicted_one() -> None:
+    predicted = _checks(BOARD, power=50.0)["energy"]
+    for band in ((None, None), (900.0, 1300.0)):
+        latency = CheckResult(
+            "latency", "not_applicable", 1000.0, *band, unit="microseconds",
+            how_known="measured_device",
+        )  # fmt: skip
+        found = {
+            c.rule: c
+            for c in check(
+                dense(), BOARD, Budgets(), options={"power": 50.0}, extra=(latency,)
+            ).checks
+        }["energy"]
+        low, high = around(50.0)
+        times = [t or 1000.0 for t in band]
+        assert (found.low, found.high) == pytest.approx((times[0] * low / 1e3,
+                                                         times[1] * high / 1e3))  # fmt: skip
+        assert found.measured == pytest.approx(1000.0 * 50.0 / 1e3)
+        assert found.detail["latency"] == "measured_device"
+        assert found.high / found.low < predicted.high / predicted.low
+    assert predicted.detail["latency"] == "predicted"
+    # Where no latency is predicted, the measured one alone makes an energy known.
+    phone = {
+        c.rule: c
+        for c in check(
+            dense(), load_target("pixel-8"), Budgets(),
+            options={"power": 2000.0, "max_energy": 2000.0}, extra=(latency,),
+        ).checks
+    }["energy"]  # fmt: skip
+    assert phone.verdict == "uncertain"
+    assert "by the measured latency straddles" in str(phone.reason)
+
+
+def test_a_latency_that_was_measured_in_doubt_decides_no_energy() -> None:
+    latency = CheckResult(
+        "latency", "uncertain", 1000.0, 900.0, 1300.0, unit="microseconds",
+        how_known="measured_device", reason="The device was throttled.",
+    )  # fmt: skip
+    for limit in (1e9, 1e-3):
+        options = {"power": 50.0, "max_energy": limit}
+        (found,) = [
+            c
+            for c in check(dense(), BOARD, Budgets(), options=options, extra=(latency,)).checks
+            if c.rule == "energy"
+        ]
+        assert found.verdict == "uncertain"
+        assert "uncertain. The device was throttled." in str(found.reason)
+
+
 @pytest.mark.parametrize(
     ("place", "verdict"),
     [(1.01, "pass"), (1.0, "pass"), (0.99, "uncertain"), (0.5, "uncertain"), (-1.0, "fail")],

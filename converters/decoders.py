@@ -65,7 +65,7 @@ def check_codes(flat: FlatModel, weights: Mapping[int, Tensor]) -> None:
         if operator.custom_name != DECODE or operator.outputs[0] not in weights:
             continue
         index = operator.outputs[0]
-        code, ancillary = (flat.tensors[i].raw or b"" for i in operator.inputs)
+        code, ancillary = (bytes(flat.tensors[i].raw or b"") for i in operator.inputs)
         want = weights[index]
         have = decode(Encoded("", code, ancillary), want.shape, layout_of(flat.tensors[index]))
         if not np.array_equal(have, want.values()):

@@ -14,7 +14,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -171,11 +171,13 @@ def float_once(monkeypatch: pytest.MonkeyPatch, _floats: dict[str, Any]) -> dict
 
     convert = float32.convert
 
-    def cached(model: Any, taps: bool = True, verbose: bool = False) -> Any:
+    def cached(
+        model: Any, taps: bool = True, verbose: bool = False, unwanted: Collection[str] = ()
+    ) -> Any:
         trace = float32.traced(model)
         loaded = trace.loaded
         if loaded.flavour != "keras3":
-            return convert(trace, taps, verbose)
+            return convert(trace, taps, verbose, unwanted)
         state = hashlib.sha256()
         for part in (
             loaded.model.to_json(),
@@ -185,13 +187,14 @@ def float_once(monkeypatch: pytest.MonkeyPatch, _floats: dict[str, Any]) -> dict
             trace.fused,
             taps,
             verbose,
+            sorted(unwanted),
         ):
             state.update(f"{part!r}\n".encode())
         for weight in loaded.model.weights:
             state.update(weight.numpy().tobytes())
         key = state.hexdigest()
         if key not in _floats:
-            _floats[key] = convert(trace, taps, verbose)
+            _floats[key] = convert(trace, taps, verbose, unwanted)
         return _floats[key]
 
     monkeypatch.setattr(float32, "convert", cached)

@@ -169,7 +169,7 @@ def file_tensors(flat: FlatModel) -> list[FileTensor]:
 
 
 def _decoded(tensor: Tensor, code: Tensor, ancillary: Tensor) -> tuple[np.ndarray, str]:
-    encoded = Encoded("", code.raw or b"", ancillary.raw or b"")
+    encoded = Encoded("", bytes(code.raw or b""), bytes(ancillary.raw or b""))
     layout = Layout(tensor.zero_points, tensor.quantized_dimension)
     return decode(encoded, tensor.shape, layout), _CODINGS[encoded.ancillary[0]]
 

@@ -152,7 +152,7 @@ def lut_instructions(
 
 
 def _one_output(encoded: Tensor, ancillary: Tensor, output: Tensor, kernels: str) -> float:
-    header, code = ancillary.raw, encoded.raw
+    header, code = (None if t.raw is None else bytes(t.raw) for t in (ancillary, encoded))
     if header is None or code is None or len(header) < _HEADER_BYTES:
         raise UnknownCode("its code is not in the file")
     kind, weights = _KINDS.get(header[0]), output.elements

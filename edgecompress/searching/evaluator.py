@@ -509,8 +509,13 @@ class Evaluator:
 
 
 def _unfit(key: str, job: Job, costs: Costs) -> Outcome:
-    parts = [f"{rule} is {share:.1%} above its limit" for rule, share in costs.excess().items()
-             if share > 0]  # fmt: skip
+    parts = [
+        f"{rule} is not known ({costs.unknown[rule].rstrip('.')})"
+        if rule in costs.unknown
+        else f"{rule} is {share:.1%} above its limit"
+        for rule, share in costs.excess().items()
+        if share > 0
+    ]
     return Outcome(
         key,
         job.start,

@@ -141,21 +141,18 @@ class FileModel:
     def __init__(self, flats: Sequence[FlatModel], widths: np.ndarray) -> None:
         """Solves for the sizes, and checks them on the last file."""
         first = flats[0]
-        for flat in flats[1:]:
-            same = [o.code for o in flat.operators] == [o.code for o in first.operators]
-            if not same or len(flat.tensors) != len(first.tensors):
-                raise NoFileModel("Other widths make a file with other operators.")
+        alike = [matched(first, flat) for flat in flats]
+        files = [tensors for tensors in alike if tensors is not None]
+        if len(files) < len(flats):
+            raise NoFileModel("Other widths make a file with other operators.")
         self._first = first
         known = np.asarray(widths)[:-1]
-        self._shapes = [
-            _shape_of([flat.tensors[index] for flat in flats[:-1]], known)
-            for index in range(len(first.tensors))
-        ]
+        self._shapes = [_shape_of(tensors, known) for tensors in zip(*files[:-1], strict=True)]
         # What the rest takes; offsets are aligned, so a few bytes more or less.
         left = [len(flat.data) - _growing(flat.tensors) for flat in flats]
         self._base = max(left)
-        proof, made = flats[-1], self.at(np.asarray(widths)[-1])
-        for wanted, found in zip(proof.tensors, made.tensors, strict=True):
+        made = self.at(np.asarray(widths)[-1])
+        for wanted, found in zip(files[-1], made.tensors, strict=True):
             if wanted.shape != found.shape or len(wanted.scales) != len(found.scales):
                 raise NoFileModel(f"The shape of tensor {wanted.index} follows no formula.")
 
@@ -168,6 +165,35 @@ class FileModel:
         tensors = tuple(shape.at(widths) for shape in self._shapes)
         size = self._base + _growing(tensors)
         return dataclasses.replace(self._first, data=bytes(size), tensors=tensors)
+
+
+def matched(first: FlatModel, other: FlatModel) -> list[Tensor] | None:
+    """Returns the tensors of a file in the order of another that has the same operators.
+
+    Converters store equal constants once, and two biases of zeros are equal where two layers happen
+    to be equally wide: the order of tensors changes with the widths.
+
+    Returns:
+        None if operators or what they read differ.
+    """
+    if [o.code for o in first.operators] != [o.code for o in other.operators]:
+        return None
+    if len(first.tensors) != len(other.tensors):
+        return None
+    known = dict(zip(_by_use(first), _by_use(other), strict=True))
+    known[-1] = -1
+    for one, two in zip(first.operators, other.operators, strict=True):
+        if [known[index] for index in (*one.inputs, *one.outputs)] != [*two.inputs, *two.outputs]:
+            return None
+    return [other.tensors[known[index]] for index in range(len(first.tensors))]
+
+
+def _by_use(flat: FlatModel) -> list[int]:
+    """Returns the positions of tensors in the order in which they are used, the others last."""
+    used = [*flat.inputs]
+    for operator in flat.operators:
+        used += [index for index in (*operator.inputs, *operator.outputs) if index >= 0]
+    return list(dict.fromkeys([*used, *range(len(flat.tensors))]))
 
 
 def _shape_of(tensors: Sequence[Tensor], widths: np.ndarray) -> _Shape:

@@ -17,7 +17,7 @@ from edgecompress.core.errors import ArgumentError
 from edgecompress.core.results import CheckResult, TargetResult
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.pipeline.trial_file import trial_file
-from edgecompress.searching.file_model import FileModel, NoFileModel
+from edgecompress.searching.file_model import FileModel, NoFileModel, matched
 from edgecompress.searching.forms import PLAIN, FileForm
 from edgecompress.surgery.channel_groups import ChannelGroups
 from edgecompress.surgery.rebuild import rebuild
@@ -210,9 +210,14 @@ class Screen:
         for _ in range(count - 1):
             share = random.uniform(0.3, 1.0, len(self.totals))
             rows.append(np.maximum(1, np.round(self.totals * share)).astype(int))
-        widths = np.array(rows)
         try:
-            flats = [self._convert(row) for row in widths]
+            flats = [self._convert(row) for row in rows]
+            # Where layers happen to be equally wide, constants may be shared: no rule of widths.
+            alike = [matched(flats[0], flat) is not None for flat in flats]
+            if sum(alike) >= max(_FEWEST_PROBES, 2 * count // 3):
+                rows = [row for row, same in zip(rows, alike, strict=True) if same]
+                flats = [flat for flat, same in zip(flats, alike, strict=True) if same]
+            widths = np.array(rows)
             self._files = FileModel(flats, widths)
             wanted = self._targets.judge(flats[-1]).values
             found = self._targets.judge(self._files.at(widths[-1])).values

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgecompress.core.errors import ArgumentError
-from edgecompress.searching.descent import Widths, descend
+from edgecompress.searching.descent import Widths, cut_at_once, descend
 from edgecompress.searching.file_model import Affine, solve
 from edgecompress.searching.front import dominated, hypervolume, objectives
 from edgecompress.searching.knobs import Knob
@@ -163,6 +163,34 @@ def test_near_the_end_the_best_goes_all_the_way() -> None:
     assert promotion(tried, (2, 6), closing=True, beyond=True) == (tried[1], 12)
     tried.append(Entry(2, "a", 12, None))
     assert promotion(tried, (2, 6), closing=True, beyond=True) is None
+
+
+@given(seed=st.integers(0, 99), step=st.sampled_from([1, 4]))
+@settings(max_examples=30, deadline=None)
+def test_cutting_at_once_meets_the_limit_with_few_questions(seed: int, step: int) -> None:
+    random = np.random.default_rng(seed)
+    totals = random.integers(4, 64, 6)
+    classes = Widths([np.sort(random.uniform(size=n)) for n in totals], np.ones(6), step)
+    asked: list[int] = []
+
+    def excess(kept: np.ndarray) -> dict[str, float]:
+        asked.append(1)
+        return {
+            "macs": float((kept[1:] * kept[:-1]).sum() / (totals[1:] * totals[:-1]).sum()) - 0.5
+        }
+
+    kept = cut_at_once(classes, excess)
+    assert len(asked) <= 10
+    assert excess(kept)["macs"] <= 0
+    assert ((kept % step == 0) | (kept == totals)).all()
+    # One step less would not have been enough: it fits tightly.
+    assert excess(kept)["macs"] > -0.25
+
+
+def test_cutting_at_once_leaves_what_fits_and_takes_all_it_can() -> None:
+    classes = Widths([np.arange(1.0, 9.0)], np.ones(1))
+    assert list(cut_at_once(classes, lambda kept: {"a": -1.0})) == [8]
+    assert list(cut_at_once(classes, lambda kept: {"a": 1.0})) == [1]
 
 
 def test_what_longer_training_does_not_improve_is_trained_no_longer() -> None:

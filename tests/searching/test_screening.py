@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
 from typing import Any
 
 import numpy as np
 import pytest
 
-from edgecompress.searching.file_model import FileModel, NoFileModel
+from edgecompress.searching.file_model import FileModel, NoFileModel, matched
 from edgecompress.searching.forms import FileForm
 from edgecompress.searching.screening import Screen, Targets, refuse_unknown
 from edgecompress.searching.structures import removable_filters
@@ -339,3 +341,38 @@ def test_a_phone_runs_no_coded_weights() -> None:
     coding = TECHNIQUES["coding"](Subject(make_model(), None, None, targets, lambda m: 0.0))
     assert coding.knobs() == ()
     assert coding.reason == "pixel-8 runs no file with coded weights"
+
+
+def test_files_whose_equal_biases_are_shared_are_matched_by_use() -> None:
+    """The converter stores zeros once where two layers are equally wide."""
+    import keras
+
+    targets = Targets((load_target("nucleo-l4r5zi"),), Budgets())
+
+    def file(first: int, second: int) -> Any:
+        keras.utils.set_random_seed(0)
+        conv = functools.partial(keras.layers.Conv2D, kernel_size=3, use_bias=False)
+        layers = [keras.Input((12, 12, 3)), conv(first), conv(7), conv(second), conv(5)]
+        return targets.file(keras.Sequential(layers))
+
+    apart, equal = file(8, 6), file(8, 8)
+    shapes = [[tensor.shape for tensor in flat.tensors] for flat in (apart, equal)]
+    assert [len(shape) for shape in shapes[0]] != [len(shape) for shape in shapes[1]]
+    found = matched(apart, equal)
+    assert found is not None
+    assert [len(tensor.shape) for tensor in found] == [len(shape) for shape in shapes[0]]
+    assert matched(apart, file(5, 9)) is not None
+    # Another operator reads the same tensor.
+    swapped = dataclasses.replace(apart, operators=apart.operators[:1] + apart.operators[2:])
+    assert matched(apart, swapped) is None
+
+
+def test_a_limit_whose_cost_is_unknown_is_named() -> None:
+    from edgecompress.searching.evaluator import _unfit
+    from edgecompress.searching.results import Job
+    from edgecompress.searching.screening import Costs
+
+    costs = Costs({"arena": 120.0}, {"arena": 100.0, "latency": 5.0}, {"latency": "b: Stride 4."})
+    assert _unfit("k", Job({}), costs).reason == (
+        "Not trained: arena is 20.0% above its limit and latency is not known (b: Stride 4)."
+    )

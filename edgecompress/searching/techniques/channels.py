@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgecompress.searching.descent import Widths, descend
+from edgecompress.searching.descent import Widths, cut_at_once, descend
 from edgecompress.searching.knobs import Knob
 from edgecompress.searching.techniques.base import TECHNIQUES, Subject, Technique, Values
 
@@ -116,6 +116,11 @@ class Channels(Technique):
             for name, value in values.items()
             if name.startswith("weight_")
         }
-        return descend(
-            classes, lambda kept: structure.excess(structure.costs(kept), fill, way), weights
-        )
+
+        def excess(kept: np.ndarray) -> dict[str, float]:
+            return structure.excess(structure.costs(kept), fill, way)
+
+        if not screen.exact:
+            # Each question is a conversion.
+            return cut_at_once(classes, excess)
+        return descend(classes, excess, weights)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgecompress.cli.console import Console, print_text, progress_of, tell
+from edgecompress.cli.console import print_result, progress_of, tell
 from edgecompress.cli.parameters import (
     Command,
     Sections,
@@ -50,10 +50,7 @@ def run(plan: str, as_json: bool, quiet: bool, verbose: bool, **options: Any) ->
             argv=sys.argv,
             **options,
         )
-    if as_json:
-        print_text(result.to_json().rstrip("\n"))
-    else:
-        render(result, Console())
+    print_result(result, render, as_json)
     for made in result.missing:
         tell(f"Not made: {made.label}, seed {made.seed}: {made.reason}")
     if not quiet:

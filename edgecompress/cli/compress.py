@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from edgecompress.cli.config import verdict_switches
-from edgecompress.cli.console import Console, exit_code, print_text, tell, training_progress
+from edgecompress.cli.console import exit_code, needed_data, print_result, tell, training_progress
 from edgecompress.cli.parameters import Command, Sections
 
 
@@ -41,17 +41,12 @@ def run(
     """Compresses a model, prints the result and returns the exit code."""
     from pathlib import Path
 
-    from edgecompress.core.errors import ArgumentError
     from edgecompress.pipeline.options import CompressOptions, RecipeTargetOptions
     from edgecompress.recipes import compress
     from edgecompress.recipes.registry import RecipeOptions
     from edgecompress.recipes.rendering import render
 
-    if data is None:
-        raise ArgumentError(
-            "--data", "be given", None,
-            "An .npz file with x and y, a folder of images, or module:function.",
-        )  # fmt: skip
+    needed_data(data)
     output = Path(options.pop("output", CompressOptions.output))
     with training_progress(quiet) as (progress, on_epoch):
         result = compress(
@@ -66,10 +61,7 @@ def run(
             argv=sys.argv,
             **options,
         )
-    if as_json:
-        print_text(result.to_json().rstrip("\n"))
-    else:
-        render(result, Console())
+    print_result(result, render, as_json)
     if not quiet:
         tell(f"Wrote {output / 'compression.html'}, compression.json and report.html")
     return exit_code(result, allow_undecided)

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from edgecompress.cli import signals
-from edgecompress.core.errors import UNDECIDED
+from edgecompress.core.errors import UNDECIDED, ArgumentError
 from edgecompress.core.terminal import SafeConsole, plain, shown
 
 
@@ -43,6 +43,28 @@ def print_report(report: Any, as_json: bool) -> None:
         from edgecompress.reports.text import render
 
         render(report, Console())
+
+
+def print_result(result: Any, render: Callable[[Any, Console], None], as_json: bool) -> None:
+    """Prints a result as JSON, or as text by its own function."""
+    if as_json:
+        print_text(result.to_json().rstrip("\n"))
+    else:
+        render(result, Console())
+
+
+def needed_data(data: Any) -> Any:
+    """Returns the training data of a command.
+
+    Raises:
+        ArgumentError: there are none.
+    """
+    if data is None:
+        raise ArgumentError(
+            "--data", "be given", None,
+            "An .npz file with x and y, a folder of images, or module:function.",
+        )  # fmt: skip
+    return data
 
 
 def tell(line: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from edgecompress.cli.console import Console, exit_code, print_text, progress_of, tell
+from edgecompress.cli.console import exit_code, needed_data, print_result, progress_of, tell
 from edgecompress.cli.parameters import (
     Command,
     Sections,
@@ -53,14 +53,10 @@ def run(
     """Searches, prints what was found and returns the exit code."""
     from pathlib import Path
 
-    from edgecompress.core.errors import ArgumentError
     from edgecompress.core.suppress_output import suppress_output
     from edgecompress.searching.options import ApplyOptions, SearchOptions
 
-    if data is None:
-        raise ArgumentError(
-            "--data", "be given", None, "An .npz file, a folder of images, or module:function."
-        )
+    needed_data(data)
     # The first import of TensorFlow writes to standard error.
     with suppress_output(verbose):
         from edgecompress.searching import search
@@ -77,10 +73,7 @@ def run(
             argv=sys.argv,
             **options,
         )
-    if as_json:
-        print_text(result.to_json().rstrip("\n"))
-    else:
-        render(result, Console())
+    print_result(result, render, as_json)
     if not quiet:
         if result.applied is not None:
             into = options.get("into", ApplyOptions.into)

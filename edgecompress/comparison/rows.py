@@ -89,7 +89,6 @@ class Rows:
             export_keys({**plan.export, **row.export}, f"rows[{at}].export")
             for at, row in enumerate(plan.rows)
         )
-        progress("Loading the model")
         # The first import of TensorFlow writes to standard error.
         with suppress_output(verbose):
             from edgecompress.recipes import training
@@ -109,29 +108,15 @@ class Rows:
         )
 
     def _load(self) -> tuple[LoadedModel, Data, Task, list[str]]:
-        from edgecompress.converters import loaders
         from edgecompress.core.record import CompressionRecord
-        from edgecompress.core.suppress_output import suppress_output
-        from edgecompress.recipes import data as datasets
-        from edgecompress.recipes import task as tasks
+        from edgecompress.recipes.loading import load_trainable
 
         sources, plan = self._sources, self._plan
-        from_file = isinstance(sources.model, (str, Path))
-        with suppress_output(self._verbose):
-            load = loaders.load_model if from_file else loaders.wrap
-            loaded = load(sources.model)
-        loaders.refuse_unconvertible(loaded)
-        tasks.check_model(loaded)
-        loss, notes = tasks.own_loss(sources.model, loaded.path)
-        self._progress("Loading the data")
-        data = datasets.load(
-            sources.data, sources.validation, loaded, plan.validation_split, 0, plan.pixels,
-            sources.steps_per_epoch,
+        found = load_trainable(
+            sources.model, sources.data, sources.validation, plan.validation_split, 0, plan.pixels,
+            sources.steps_per_epoch, plan.metric, None, self._progress, self._verbose,
         )  # fmt: skip
-        task = tasks.find_task(
-            loaded, data, tasks.first_outputs(loaded, data.train), loss, plan.metric
-        )
-        told = [*loaded.notes, *notes, f"Loss: {task.loss_text}.", f"Validation: {data.split}."]
+        loaded, told = found.loaded, list(found.notes)
         if sources.validation is None:
             told.append(
                 "If the model was trained on these validation samples, its own error is too good: "
@@ -139,7 +124,7 @@ class Rows:
             )
         # What an earlier training learnt holds for the untouched model alone.
         record = loaded.record or CompressionRecord()
-        return dataclasses.replace(loaded, record=record), data, task, [*told, *data.notes]
+        return dataclasses.replace(loaded, record=record), found.data, found.task, told
 
     def _work(self, seed: int, fit: Callable[..., Any]) -> Work:
         return Work(

@@ -72,7 +72,6 @@ def run(request: Request) -> CompressionResult:
 
     settings = request.settings
     _check_request(request)
-    request.progress("Loading the model")
     # The first import of TensorFlow writes to standard error.
     with suppress_output(request.verbose):
         from edgecompress.recipes import training
@@ -163,30 +162,16 @@ def _check_kinds(request: Request, task: Task) -> None:
 
 def _load(request: Request) -> tuple[LoadedModel, Data, Task, list[str]]:
     """Loads model and data, and infers what the model is trained for."""
-    from edgecompress.converters import loaders
     from edgecompress.core.record import CompressionRecord
-    from edgecompress.core.suppress_output import suppress_output
-    from edgecompress.recipes import data as datasets
-    from edgecompress.recipes import task as tasks
+    from edgecompress.recipes.loading import load_trainable
 
     settings = request.settings
-    from_file = isinstance(request.model, (str, Path))
-    with suppress_output(request.verbose):
-        loaded = loaders.load_model(request.model) if from_file else loaders.wrap(request.model)
-    loaders.refuse_unconvertible(loaded)
-    tasks.check_model(loaded)
-    own, loss_notes = tasks.own_loss(request.model, loaded.path)
-    request.progress("Loading the data")
-    data = datasets.load(
-        request.data, request.validation, loaded, settings.validation_split, settings.seed,
-        request.pixels, request.steps_per_epoch,
+    found = load_trainable(
+        request.model, request.data, request.validation, settings.validation_split, settings.seed,
+        request.pixels, request.steps_per_epoch, settings.metric, settings.metric_goal,
+        request.progress, request.verbose,
     )  # fmt: skip
-    task = tasks.find_task(
-        loaded, data, tasks.first_outputs(loaded, data.train), own, settings.metric,
-        settings.metric_goal,
-    )  # fmt: skip
-    notes = [*loaded.notes, *loss_notes, f"Loss: {task.loss_text}.", f"Validation: {data.split}."]
-    notes += data.notes
+    loaded, notes = found.loaded, list(found.notes)
     if request.validation is None:
         notes.append(
             "If the original model was trained on these validation samples, its metric is too good "
@@ -204,7 +189,7 @@ def _load(request: Request) -> tuple[LoadedModel, Data, Task, list[str]]:
             "--output", "be another folder than that of the model, which it would replace",
             str(request.output),
         )  # fmt: skip
-    return loaded, data, task, notes
+    return loaded, found.data, found.task, notes
 
 
 def _teachers(request: Request, loaded: LoadedModel) -> list[Any]:

@@ -98,33 +98,23 @@ class Evaluator:
         verbose: bool = False,
     ) -> None:
         """Loads the model and the data."""
-        from edgecompress.converters import loaders
         from edgecompress.pipeline.request import build_request
-        from edgecompress.recipes import data as data_module
-        from edgecompress.recipes.task import check_model, find_task, first_outputs, own_loss
+        from edgecompress.recipes.loading import load_trainable
         from edgecompress.targets.family import family_of
 
-        progress("Loading the model")
-        with suppress_output(verbose):
-            from_file = isinstance(model, (str, Path))
-            loaded = loaders.load_model(model) if from_file else loaders.wrap(model)
-        loaders.refuse_unconvertible(loaded)
-        check_model(loaded)
+        found = load_trainable(
+            model, data, validation, share, seed, pixels, steps_per_epoch,
+            progress=progress, verbose=verbose,
+        )  # fmt: skip
+        loaded, self._data, self._task = found.loaded, found.data, found.task
         self._model, self._folder, self._seed = loaded.model, folder, seed
         self._progress, self._verbose = progress, verbose
-        self._data = data_module.load(
-            data, validation, loaded, share, seed, pixels, steps_per_epoch
-        )
-        loss, notes = own_loss(loaded.model, loaded.path)
-        outputs = first_outputs(loaded, self._data.train)
-        self._task = find_task(loaded, self._data, outputs, loss)
         if self._task.kind == "binary" and not self._task.has_classes_for_export:
             raise UnsupportedModelError(
                 f"Model {loaded.name!r} has one output that is a logit, whose accuracy no engine "
                 "measures: give its last layer a sigmoid."
             )
-        self._notes = [*loaded.notes, *notes, f"Loss: {self._task.loss_text}."]
-        self._notes += [f"Validation: {self._data.split}.", *self._data.notes]
+        self._notes = list(found.notes)
         self._request = build_request(
             loaded.model,
             profiles,

@@ -35,7 +35,7 @@ class _Builder(flatbuffers.Builder):
         super().__init__(min(size, 1024) if size <= self.MAX_BUFFER_SIZE else size)
         # Numpy's memory comes in pages of 2 MiB, where the system has such. A builder writes every
         # byte of a file, padding too.
-        self.Bytes = memoryview(np.empty(size, np.uint8))
+        self.Bytes = np.empty(size, np.uint8).data
         self.head = len(self.Bytes)
         self._vectors: dict[tuple[str, bytes], int] = {}
         self.tables: dict[tuple[Any, ...], int] = {}

@@ -69,10 +69,15 @@ def _table(results: Mapping[str, Mapping[str, Any]]) -> str:
     folds, seeds = (
         [row for key, row in results.items() if key.startswith(kind)] for kind in ("held", "test")
     )
-    lines = ["| precision | held out | test | bytes |", "| --- | ---: | ---: | ---: |"]
+    columns = {name: rows for name, rows in (("held out", folds), ("test", seeds)) if rows}
+    lines = [
+        f"| precision | {' | '.join(columns)} | bytes |",
+        "| --- |" + " ---: |" * (len(columns) + 1),
+    ]
     for name in _VARIANTS:
+        cells = [_cell(rows, name) for rows in columns.values()]
         size = next(row[name][1] for row in (*seeds, *folds))
-        lines.append(f"| `{name}` | {_cell(folds, name)} | {_cell(seeds, name)} | {size:,} |")
+        lines.append(f"| `{name}` | {' | '.join(cells)} | {size:,} |")
     return "\n".join(lines)
 
 

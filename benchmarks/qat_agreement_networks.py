@@ -113,16 +113,6 @@ def recurrent(kl: Any, x: Any, inputs: Input) -> Any:
     return kl.Dense(inputs.classes)(kl.LSTM(20, unroll=True)(_steps(kl, x, inputs)))
 
 
-def gated_recurrent(kl: Any, x: Any, inputs: Input) -> Any:
-    """An unrolled GRU: no engine has it as one operator."""
-    return kl.Dense(inputs.classes)(kl.GRU(20, unroll=True)(_steps(kl, x, inputs)))
-
-
-def simple_recurrent(kl: Any, x: Any, inputs: Input) -> Any:
-    """An unrolled SimpleRNN."""
-    return kl.Dense(inputs.classes)(kl.SimpleRNN(20, unroll=True)(_steps(kl, x, inputs)))
-
-
 def attention(kl: Any, x: Any, inputs: Input) -> Any:
     """One block of multi-head attention."""
     x = kl.Dense(24)(_steps(kl, x, inputs))
@@ -138,8 +128,6 @@ NETWORKS: dict[str, Network] = {
     "SE, hard-swish": gated,
     "LayerNorm": normalized,
     "LSTM": recurrent,
-    "GRU": gated_recurrent,
-    "SimpleRNN": simple_recurrent,
     "attention": attention,
 }
 

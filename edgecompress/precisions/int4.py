@@ -25,7 +25,7 @@ class Int4(Uniform):
     output channel, Dense layers one, because TensorFlow Lite Micro refuses more. The first and the
     last layer with weights and depthwise layers keep 8 bits: they hold few weights and lose most
     accuracy. So do transposed and grouped convolutions, which some kernels lack or compute wrongly.
-    If a recurrent network loses too much, `Int4(recurrent_bits=8, weight_ranges="mse")` helps.
+    If a recurrent network loses too much, try `Int4(recurrent_bits=8)`.
 
     The weights take half of int8's flash; kernels unpack them, which takes time. Training recovers
     most of the accuracy that rounding to 4 bits costs.

@@ -7,7 +7,8 @@ The export is the whole command: conversion, calibration with 100 random samples
 engines, agreement, checks for a phone, report. The converter only makes its file: full integer,
 the same samples. Each row: user and system time of all processes, the most memory that they held
 together (proportional set size, sampled 20 times a second), bytes of the file, and microseconds of
-an inference in LiteRT with one thread (the median of 5 runs of each file, in turns). `floor` is
+processor time of an inference in LiteRT with one thread (the median of 9 runs of each file, in
+turns). `floor` is
 the least that a checked export costs, in one process: it imports TensorFlow and Keras, loads the
 model, and runs it and the converter's finished file on the samples, without converting anything; as
 shares of the converter's time and memory.
@@ -203,14 +204,14 @@ def _ended() -> Iterator[tuple[int, int, Any]]:
 
 
 def _latencies(files: list[Path]) -> list[float]:
-    """Returns the median microseconds of an inference of each file."""
+    """Returns the median processor microseconds of an inference of each file."""
     from edgecompress.engines.run import time_engine
 
     runs: list[list[float]] = [[] for _ in files]
-    for _ in range(5):
+    for _ in range(9):
         for found, file in zip(runs, files, strict=True):
             timed = time_engine("litert", file.read_bytes())
-            found.append(statistics.median(timed["wall"]) / 1e3)
+            found.append(statistics.median(timed["cpu"]) / 1e3)
     return [statistics.median(found) for found in runs]
 
 

@@ -33,6 +33,8 @@ SAME_RANGE = frozenset(
 )  # fmt: skip
 # Of these, the ones whose output holds each input value once: the range carries over both ways.
 _SAME_VALUES = frozenset({"RESHAPE", "TRANSPOSE", "SQUEEZE", "EXPAND_DIMS"})
+# Operators that add.
+_SUMS = frozenset({"ADD", "SUB"})
 _SMALLEST_RANGE = 1e-6
 
 
@@ -119,11 +121,35 @@ def tensor_ranges(
     if source.stepping is not None:
         known = tie_states(flat, source.stepping, known)
     wanted = [i for i in computed_tensors(flat) if i in known]
-    dead = [flat.tensors[i].name for i in wanted if _widened(known[i]) is None]
+    dead = [i for i in wanted if _widened(known[i]) is None]
     if dead:
         # Their scale would be so small that the next layer's bias would not fit 32 bits.
-        notes.append(f"{few(dead)} never left zero; the range was set to (0, 1).")
-    return {flat.tensors[i].name: _widened(known[i]) or (0.0, 1.0) for i in wanted}
+        names = few([flat.tensors[i].name for i in dead])
+        notes.append(f"{names} never left zero; the range was set to (0, 1), or to that of a sum.")
+    sums = _ranges_of_sums(flat, known, set(dead) - set(learnt))
+    return {flat.tensors[i].name: _widened(known[i]) or sums.get(i, (0.0, 1.0)) for i in wanted}
+
+
+def _ranges_of_sums(
+    flat: FlatModel, known: Mapping[int, tuple[float, float]], dead: Collection[int]
+) -> dict[int, tuple[float, float]]:
+    """Returns ranges for tensors that never left zero and are added to others: those of the sums.
+
+    XNNPACK adds numbers whose scales differ from the sum's by no more than 256 times; any other
+    addition leaves it, and what it computes is cut in two.
+    """
+    # What else reads them has a bias to fit; what moves them has their range.
+    others = {i for o in flat.operators if o.code not in _SUMS for i in o.inputs}
+    others |= {i for o in flat.operators if o.code in SAME_RANGE for i in o.outputs}
+    found: dict[int, tuple[float, float]] = {}
+    for operator in flat.operators:
+        if operator.code not in _SUMS or (output := operator.outputs[0]) not in known:
+            continue
+        bounds = _widened(known[output])
+        for index in operator.inputs:
+            if bounds is not None and index in dead and index not in others:
+                found.setdefault(index, bounds)
+    return found
 
 
 def _widened(bounds: tuple[float, float]) -> tuple[float, float] | None:

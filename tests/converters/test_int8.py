@@ -311,6 +311,28 @@ def test_integer_inputs_stay_integers() -> None:
     assert sqnr(wrap(model).predict(x)[0], run(artifact, x)[0]) > 25
 
 
+def test_what_is_dead_and_added_has_the_range_of_the_sum() -> None:
+    """XNNPACK refuses sums of scales that are more than 256 times apart."""
+    inputs = keras.Input((6, 6, 2))
+    x = layers.Conv2D(3, 3, padding="same", name="alive", kernel_initializer="ones")(inputs)
+    x = layers.Rescaling(1e-4)(x)
+    silent = layers.Conv2D(3, 3, padding="same", name="silent", kernel_initializer="zeros")(x)
+    both = layers.Conv2D(3, 3, padding="same", name="read_too", kernel_initializer="zeros")(x)
+    model = keras.Model(inputs, [layers.Add()([x, silent]), layers.Add()([x, both]), both])
+    artifact = int8.convert(float32.convert(model), calibration=samples(model))
+    flat = read_tflite(artifact.data)
+    added = [operator for operator in flat.operators if operator.code == "ADD"]
+    ratios = [
+        max(flat.tensors[i].scales[0] for i in operator.inputs) / flat.output(operator).scales[0]
+        for operator in added
+    ]
+    # One of the silent tensors is an output as well, which nothing else reads.
+    assert max(ratios) == pytest.approx(1.0, rel=0.01)
+    x = samples(model, 5, seed=1)
+    for want, have in zip(wrap(model).predict(x)[:2], run(artifact, x)[:2], strict=True):
+        assert sqnr(want, have) > 25
+
+
 def test_dead_layers_get_a_usable_range() -> None:
     model = small(None)
     model.get_layer("norm").beta.assign(np.full(6, -100.0))

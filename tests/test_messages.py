@@ -25,7 +25,8 @@ _OPTION = re.compile(r"(?<!var\()(?<![\w-])--[a-z][a-z0-9-]+")
 # Options of pip, of the app's build, of the programs in benchmarks/ that pages tell how to run, and
 # of the examples of plugins.
 _OTHERS = {
-    "--backend", "--bundle", "--docs", "--fashion-mnist", "--force-reinstall", "--images",
+    "--backend", "--bundle", "--distorted", "--docs", "--fashion-mnist", "--folds",
+    "--force-reinstall", "--images",
     "--jobs", "--lanes",
     "--max-operators", "--mnist", "--models", "--networks", "--pairs", "--published", "--resnet",
     "--results", "--rounds", "--seeds", "--tag", "--tflm-images", "--thinness", "--train",

@@ -40,7 +40,9 @@ def _own(registry: Mapping[str, object]) -> set[str]:
     """Returns the names that this package registers; tests and plugins register more."""
     found = set()
     for name, entry in registry.items():
-        home, own = getattr(entry, "__module__", ""), getattr(entry, "__name__", None)
+        # A format is an object of this package, whoever makes its files.
+        maker = getattr(entry, "make", entry)
+        home, own = getattr(maker, "__module__", ""), getattr(maker, "__name__", None)
         # Examples in docstrings register classes that no module has.
         if own is not None and not hasattr(sys.modules.get(home), own):
             continue

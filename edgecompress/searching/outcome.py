@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from edgecompress.searching.study import Study
 
 SEARCH_SCHEMA = "edgecompress.search/1"
+# Files among which the choice itself makes the best look better than it is.
+_MANY = 10
 # How much worse than the untouched model's the reference of the hypervolume is.
 _BEYOND = 1.0
 # Exit codes of candidates that meet not every limit, the nearest first.
@@ -182,11 +184,14 @@ def result_of(
     front = tuple(
         point for point, beaten in zip(made, dominated(values), strict=True) if not beaten
     )
+    best = _best(described, made)
     return SearchResult(
         study=study.name,
-        described=dataclasses.replace(described, notes=(*described.notes, *study.notes)),
+        described=dataclasses.replace(
+            described, notes=(*described.notes, *study.notes, *_chosen_from(made, best))
+        ),
         points=points,
-        best=_best(described, made),
+        best=best,
         front=front,
         volume=volume(described, points),
         importance=study.importance() if argv else {},
@@ -194,6 +199,16 @@ def result_of(
         applied=applied,
         argv=tuple(argv),
     )
+
+
+def _chosen_from(made: Sequence[Point], best: Point | None) -> list[str]:
+    """Returns a note: the best of many on the same samples is better there than elsewhere."""
+    if best is None or len(made) < _MANY:
+        return []
+    return [
+        f"Candidate {best.number} is the best of {len(made)} on the same {best.outcome.samples:,} "
+        "validation samples: measure it on samples that had no part in that; it may do worse there."
+    ]
 
 
 def _exit_code(outcome: Outcome) -> int:

@@ -14,7 +14,7 @@ from edgecompress.searching.descent import Widths, cut_at_once, descend
 from edgecompress.searching.file_model import Affine, solve
 from edgecompress.searching.front import dominated, hypervolume, objectives
 from edgecompress.searching.knobs import Knob
-from edgecompress.searching.outcome import Point, SearchResult
+from edgecompress.searching.outcome import Point, SearchResult, _chosen_from
 from edgecompress.searching.results import Described, Job, Outcome
 from edgecompress.searching.schedule import Entry, lengths, promotion
 from edgecompress.searching.screening import Costs
@@ -274,3 +274,15 @@ def test_knobs_refuse_what_they_may_not_be(value: object) -> None:
         Knob("tech.knob", 1, low=1, high=5).check(value)
     with pytest.raises(ArgumentError, match="one of"):
         Knob("tech.knob", "a", ("a", "b")).check(value)
+
+
+def test_the_best_of_many_is_said_to_be_that() -> None:
+    def points(count: int) -> list[Point]:
+        outcome = Outcome("k", "parent", metric=0.9, samples=1208)
+        return [Point(number, Job({}), outcome) for number in range(count)]
+
+    many = points(10)
+    (note,) = _chosen_from(many, many[3])
+    assert note.startswith("Candidate 3 is the best of 10 on the same 1,208 validation samples")
+    assert _chosen_from(points(9), many[3]) == []
+    assert _chosen_from(many, None) == []

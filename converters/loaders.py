@@ -337,6 +337,9 @@ def load_model(path: Path | str) -> LoadedModel:
             f"but this one starts with {head!r}."
         )
     if path.suffix not in suffixes:
+        if read is _load_archive:
+            # Samples in an .npz file are an archive, too.
+            check_keras_archive(path)
         raise ModelFileError(
             f"{path} holds a {suffixes[0]} model under another suffix. Rename it to "
             f"{path.with_suffix(suffixes[0]).name}."

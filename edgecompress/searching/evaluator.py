@@ -388,9 +388,10 @@ class Evaluator:
         fit = Fit(model, epochs, done, self._fitting.steps, job.last)
         rate, teacher = self._teaching(values)
         callbacks: list[Any] = []
+        resting = self._space.resting(values, model)
         for name, technique in self._techniques.items():
             own = own_values(values, name)
-            if own and name != self._space.resting(values, model):
+            if own and name != resting:
                 callbacks += technique.callbacks(own, fit)
         self._progress(f"Training a candidate for {epochs} epochs")
         self._fitting.fit(

@@ -370,6 +370,8 @@ def test_files_that_are_no_models(tmp_path: Path, legacy: Path) -> None:
     with zipfile.ZipFile(tmp_path / "other.keras", "w") as archive:
         archive.writestr("readme.txt", "no model")
     assert "config.json" in refusal(tmp_path / "other.keras", ModelFileError)
+    np.savez(tmp_path / "samples.npz", x=np.zeros(3))
+    assert "so no Keras model" in refusal(tmp_path / "samples.npz", ModelFileError)
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "saved_model.pb").write_bytes(b"\xff" * 50)
     assert "damaged" in refusal(tmp_path / "folder", ModelFileError)

@@ -352,7 +352,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    threads = max(1, (os.cpu_count() or 1) // options.jobs)
+    threads = max(1, len(os.sched_getaffinity(0)) // options.jobs)
     if options.run:
         run_one(options.run, options.data, options.work, threads)
         return

@@ -195,8 +195,8 @@ def int8_columns(
 
 
 def file_of(model: keras.Model, data: Data, precision: Precision, trained: bool) -> Artifact:
-    # LSTM layers are one operator in int8 files.
-    floats = float32.convert(float32.Trace(model, fused=precision == ec.Int8()))
+    # LSTM layers are one operator where they have 8 bits.
+    floats = float32.convert(float32.Trace(model, fused=precision.fuses_lstm))
     return int8.convert(
         floats,
         record=record_of(model) if trained else None,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from edgecompress.converters.float32 import Float32Result
+from edgecompress.converters.fused_lstm import LSTM
 from edgecompress.core.inner_kernels import is_recurrent
 from edgecompress.core.record import CompressionRecord
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.operators import FILTER_READERS, Operator
 from edgecompress.precisions.base import Place, Precision, trained_precision
+from edgecompress.precisions.int8 import Int8
 from edgecompress.precisions.mixed import assign, trained_kernels
 
 _DENSE, _DEPTHWISE = "FULLY_CONNECTED", "DEPTHWISE_CONV_2D"
@@ -43,15 +45,21 @@ def filter_precisions(
     """
     flat = source.artifact.flat
     readers = [o for o in flat.operators if o.code in FILTER_READERS and _is_filter(flat, o)]
+    # LSTM layers of one operator are layers with weights, too.
+    weighted = [
+        operator.index
+        for operator in flat.operators
+        if operator in readers or operator.code == LSTM
+    ]
     owners, places = {}, {}
-    for position, operator in enumerate(readers):
+    for operator in readers:
         weights, output = flat.tensor(operator, 1), flat.output(operator).name
         owners[output] = source.owners.get(weights.name, "") if weights else ""
         places[output] = Place(
             owners[output].rpartition("/")[0] or output,
             operator.code,
-            position == 0,
-            position == len(readers) - 1,
+            operator.index == weighted[0],
+            operator.index == weighted[-1],
             _is_grouped(flat, operator),
             is_recurrent(owners[output]),
         )
@@ -141,9 +149,22 @@ def configure(
         )
 
 
-def notes_on(precision: Precision, exceptions: Mapping[str, tuple[Place, Precision]]) -> list[str]:
-    """Returns a note for each precision but the model's own, with the layers that have it."""
+def notes_on(
+    precision: Precision,
+    exceptions: Mapping[str, tuple[Place, Precision]],
+    lstms: Iterable[str] = (),
+) -> list[str]:
+    """Returns a note for each precision but the model's own, with the layers that have it.
+
+    Args:
+        precision: The model's own.
+        exceptions: What `filter_precisions` returned.
+        lstms: Names of LSTM layers that are one operator, which are int8 in every precision.
+    """
     groups: dict[str, list[str]] = {}
+    if precision.stored_bits < 8:
+        for name in lstms:
+            groups.setdefault(Int8.name, []).append(str(Place(name, LSTM)))
     for place, own in exceptions.values():
         if own.name != precision.name:
             groups.setdefault(own.name, []).append(str(place))

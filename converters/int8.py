@@ -64,6 +64,7 @@ from edgecompress.precisions import PRECISIONS
 from edgecompress.precisions.base import QAT, QUANTIZED_BY, Place, Precision, trained_precision
 from edgecompress.precisions.int8 import Int8
 from edgecompress.precisions.int16x8 import Int16x8
+from edgecompress.precisions.mixed import fuses_lstm
 
 WEIGHT_SCALES = ("auto", "channel", "tensor")
 _DENSE, _LOOKUP = "FULLY_CONNECTED", "GATHER"
@@ -173,7 +174,7 @@ def convert(
     cells |= largest_cells(whole, calibration, stepping, cells)
     editor = take_stand_ins(editor, flat, cells, limited=stepping is None)
     exceptions = {name: own for name, own in exceptions.items() if name not in chosen}
-    notes += [*notes_on(precision, exceptions), *chosen.notes(whole)]
+    notes += [*notes_on(precision, exceptions, source.lstms.values()), *chosen.notes(whole)]
     if trained:
         notes += folded_dense(source, precision, exceptions)
     own = exceptions | {name: (Place(name, ""), Int16x8()) for name in chosen.int16}
@@ -371,19 +372,25 @@ class Int8Options:
 
 def _precision(request: FormatRequest) -> Precision | None:
     """Returns the precision that was asked for or trained."""
-    record = request.loaded.record if request.loaded else None
-    chosen: Precision | None = request.options.precision or trained_precision(record)
+    chosen: Precision | None = request.options.precision or trained_precision(_record(request))
     return chosen
 
 
-def _form(options: Int8Options, precision: Precision | None) -> str:
+def _record(request: FormatRequest) -> CompressionRecord | None:
+    return request.loaded.record if request.loaded else None
+
+
+def _form(
+    options: Int8Options, precision: Precision | None, record: CompressionRecord | None
+) -> str:
     """Returns the form of LSTM layers, after making sure that the file can have it."""
     keep = options.keep_float or options.keep_int16
-    if options.per_layer or keep or (precision is not None and precision.name != Int8.name):
+    may = fuses_lstm(precision or Int8(), record)
+    if options.per_layer or keep or not may:
         if options.recurrent == "fused":
             raise ArgumentError(
-                "--recurrent", "be auto or unrolled unless all layers are int8", "fused",
-                "Other precisions have no fused LSTM.",
+                "--recurrent", "be auto or unrolled unless LSTM layers are int8", "fused",
+                "The fused operator has int8 weights and activations alone.",
             )  # fmt: skip
         return "unrolled"
     return options.recurrent
@@ -396,7 +403,7 @@ def sources(request: FormatRequest) -> Sources | None:
         return None
     precision = _precision(request)
     kind = Int8.name if precision is None else precision.name
-    return Sources(kind, float_files(request, _form(options, precision)))
+    return Sources(kind, float_files(request, _form(options, precision, _record(request))))
 
 
 @register("int8", summary="integer weights and activations", options=Int8Options, sources=sources)
@@ -410,7 +417,8 @@ def make(request: FormatRequest) -> FormatResult:
         request, precision, said = quantized(request, techniques, precision, per_layer)
         per_layer = None  # As quantized: the record has it.
     keep = Kept(tuple(request.options.keep_float), tuple(request.options.keep_int16))
-    form = _form(dataclasses.replace(request.options, per_layer=per_layer), precision)
+    given = dataclasses.replace(request.options, per_layer=per_layer)
+    form = _form(given, precision, _record(request))
     if request.options.streaming:
         floats, plain = make_streaming(
             request,

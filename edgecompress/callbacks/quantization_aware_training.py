@@ -28,10 +28,10 @@ from edgecompress.core.options import named_config
 from edgecompress.core.record import attach_record, before_save
 from edgecompress.precisions.base import PRECISIONS, QAT, Precision
 from edgecompress.precisions.int8 import Int8
-from edgecompress.precisions.integer_lstm import has_fused
 from edgecompress.precisions.mixed import (
     assign,
     check_mix,
+    fused_cells,
     kernels_step,
     mix_config,
     places_of,
@@ -174,7 +174,8 @@ class QuantizationAwareTraining(CompressionCallback):
         self._active_epochs = 0
         self._graph = analyse(self.model)
         self._choose(self._graph)
-        unrolled = [] if has_fused(self.quantizer) else self._graph.unrolled_notes()
+        fused = fused_cells(self.model, self._graph, self.quantizer, self._kernels)
+        unrolled = [] if fused else self._graph.unrolled_notes()
         for text in (*self._graph.notes, *unrolled):
             self.note(text)
 

@@ -34,7 +34,7 @@ from edgecompress.core.keras_graph import layers_by_name, reading
 from edgecompress.core.lstm_layers import cell_name, lstm_parts
 from edgecompress.precisions.base import Precision
 from edgecompress.precisions.integer_arithmetic import LITERT, Grid, grid_of, on_grid
-from edgecompress.precisions.integer_lstm import has_fused, layer_states, run_layers
+from edgecompress.precisions.integer_lstm import layer_states, run_layers
 from edgecompress.precisions.integer_operators import (
     linear,
     name_of,
@@ -43,6 +43,7 @@ from edgecompress.precisions.integer_operators import (
     operate_weighted,
     with_kernel,
 )
+from edgecompress.precisions.mixed import fused_cells
 
 
 class QuantizedArithmetic:
@@ -104,7 +105,7 @@ class QuantizedArithmetic:
             for tap in graph.taps
             if tap.fixed is None and tap.same_as is None and tap.name not in self._tables
         ]
-        self._cells = dict(graph.cells) if has_fused(quantizer) else {}
+        self._cells = dict(fused_cells(model, graph, quantizer, kernels or {}))
         self._lstms = {name: lstm_parts(self._by_name[name]) for name in self._cells.values()}
         lowered = {name: self._taps[name].lowered for name in own}
         self._learnt = ActivationRanges(

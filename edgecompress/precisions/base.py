@@ -30,6 +30,7 @@ class Place:
         last: Whether it is the last one.
         grouped: Whether it belongs to a grouped convolution.
         recurrent: Whether it multiplies the state of a recurrent layer.
+        fused: Whether it belongs to an LSTM that can be one operator, which has int8 weights.
     """
 
     layer: str
@@ -38,10 +39,15 @@ class Place:
     last: bool = False
     grouped: bool = False
     recurrent: bool = False
+    fused: bool = False
 
     def __str__(self) -> str:
         """The layer, and what makes its place special: `conv (first layer)`."""
-        kinds = {"DEPTHWISE_CONV_2D": "depthwise", "TRANSPOSE_CONV": "transposed convolution"}
+        kinds = {
+            "DEPTHWISE_CONV_2D": "depthwise",
+            "TRANSPOSE_CONV": "transposed convolution",
+            "UNIDIRECTIONAL_SEQUENCE_LSTM": "one operator",
+        }
         traits = [
             "first layer" if self.first else "",
             "last layer" if self.last else "",
@@ -72,6 +78,8 @@ class Precision(ABC):
         fixed_ranges: Operator of a .tflite file -> range of its output, if the kernels prescribe
             it.
         engines: The engines (`engines.run.ENGINES`) that run such files.
+        fuses_lstm: Whether its files may have LSTM layers as one operator, which has int8 weights
+            and activations.
 
     Example:
         >>> from edgecompress.precisions import PRECISIONS
@@ -87,6 +95,11 @@ class Precision(ABC):
     dense_per_channel: ClassVar[bool] = True
     fixed_ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}
     engines: ClassVar[tuple[str, ...]]
+
+    @property
+    def fuses_lstm(self) -> bool:
+        """Whether its files may have LSTM layers as one operator."""
+        return False
 
     @abstractmethod
     def quantize_weights(self, weights: Any, channel_axes: Sequence[int]) -> Any:

@@ -25,7 +25,8 @@ class Int4(Uniform):
     output channel, Dense layers one, because TensorFlow Lite Micro refuses more. The first and the
     last layer with weights and depthwise layers keep 8 bits: they hold few weights and lose most
     accuracy. So do transposed and grouped convolutions, which some kernels lack or compute wrongly.
-    If a recurrent network loses too much, try `Int4(recurrent_bits=8)`.
+    An LSTM that can be one operator (`core.lstm_layers`) keeps 8 bits, too: the operator has no
+    others, and the operators of every time step take several times what 4 bits save.
 
     The weights take half of int8's flash; kernels unpack them, which takes time. Training recovers
     most of the accuracy that rounding to 4 bits costs.
@@ -35,8 +36,9 @@ class Int4(Uniform):
             Defaults to 0.99.
         edge_bits: Bits of the weights of the first and the last layer, 4 or 8. Defaults to 8.
         depthwise_bits: Bits of the weights of depthwise layers, 4 or 8. Defaults to 8.
-        recurrent_bits: Bits of the kernels that multiply the state of LSTM, GRU and SimpleRNN at
-            every time step, 4 or 8. Defaults to 4.
+        recurrent_bits: Bits of the kernels that multiply the state of GRU, SimpleRNN and unrolled
+            LSTM layers at every time step, 4 or 8; with 4, every LSTM is unrolled. Defaults to
+            None: 4, and LSTM layers that can be one operator keep 8.
         scale_per_unit: Gives Dense layers of 4 bits a scale for each unit: more accurate, but
             TensorFlow Lite Micro refuses the file. Defaults to False.
 
@@ -58,8 +60,11 @@ class Int4(Uniform):
         8, "Bits of the weights of the first and the last layer, 4 or 8.", whole(4, 8)
     )
     depthwise_bits: int = option(8, "Bits of the weights of depthwise layers, 4 or 8.", whole(4, 8))
-    recurrent_bits: int = option(
-        4, "Bits of the weights of recurrent kernels, 4 or 8.", whole(4, 8)
+    recurrent_bits: int | None = option(
+        None,
+        "Bits of the weights of recurrent kernels, 4 or 8; with 4, every LSTM is unrolled.",
+        whole(4, 8),
+        unset="4, and 8 in LSTM layers that can be one operator",
     )
     scale_per_unit: bool = option(
         False, "A scale for each unit of Dense layers; not on microcontrollers.", Flag()
@@ -70,8 +75,15 @@ class Int4(Uniform):
         super().__post_init__()
         for name in ("edge_bits", "depthwise_bits", "recurrent_bits"):
             value = getattr(self, name)
+            if value is None and name == "recurrent_bits":
+                continue
             if isinstance(value, bool) or value not in _BITS:
                 raise ArgumentError(name, "be 4 or 8", value)
+
+    @property
+    def fuses_lstm(self) -> bool:
+        """With recurrent kernels of 4 bits, none is."""
+        return self.recurrent_bits != 4
 
     def weights_at(self, place: Place) -> Precision:
         """Returns int8 for the places that keep 8 bits."""
@@ -81,6 +93,7 @@ class Int4(Uniform):
             (edge and self.edge_bits == 8)
             or (depthwise and self.depthwise_bits == 8)
             or (place.recurrent and self.recurrent_bits == 8)
+            or (place.fused and self.fuses_lstm)
             or place.grouped
             or place.operator not in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
         ):

@@ -46,6 +46,11 @@ class Int8(Uniform):
     }
     engines: ClassVar[tuple[str, ...]] = (LITERT, LEGACY, TFLM, LCE)
 
+    @property
+    def fuses_lstm(self) -> bool:
+        """The operator is int8."""
+        return True
+
     def weight_axes(self, channel_axes: tuple[int, ...], rank: int) -> tuple[int, ...]:
         """Returns the channel axes, or () with one scale per kernel."""
         return super().weight_axes(channel_axes, rank) if self.per_channel else ()

@@ -15,7 +15,6 @@ from keras import ops
 
 from edgecompress.core.gate_tables import CELL_BITS, GATE_BITS, GATE_TABLES
 from edgecompress.core.lstm_layers import CELL_LIMITS, CELL_MARGIN, cell_name, replaced
-from edgecompress.precisions.base import Precision
 from edgecompress.precisions.integer_arithmetic import LITERT, Grid, steps_of
 from edgecompress.precisions.requantization import (
     Multiplier,
@@ -31,11 +30,6 @@ _LOWEST, _HIGHEST = -(2**15), 2**15 - 1
 _LARGEST_WEIGHT = 127.0
 # Largest sum of products that float32 holds exactly.
 _EXACT = 2**24
-
-
-def has_fused(precision: Precision) -> bool:
-    """Returns whether files of a precision have LSTM layers as one operator."""
-    return precision.name == "int8"
 
 
 class _Engine(NamedTuple):

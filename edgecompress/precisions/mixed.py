@@ -86,6 +86,7 @@ def places_of(model: Any, graph: FusedGraph) -> dict[str, Place]:
             else [kernel.name for kernel in inner_kernels(layer)]
         )
     ]
+    fused = set(graph.cells.values())
     places = {}
     for position, (name, attribute) in enumerate(kernels):
         kind = exact_kind_of(by_name[name])
@@ -99,6 +100,7 @@ def places_of(model: Any, graph: FusedGraph) -> dict[str, Place]:
             position == len(kernels) - 1,
             getattr(by_name[name], "groups", 1) != 1,
             is_recurrent(attribute),
+            name in fused,
         )
     return places
 
@@ -128,6 +130,45 @@ def assign(
         if chosen != base:
             found[kernel] = chosen
     return found
+
+
+def fused_cells(
+    model: Any, graph: FusedGraph, base: Precision, kernels: Mapping[str, Precision]
+) -> Mapping[str, str]:
+    """Returns the ranges of cell states (`FusedGraph.cells`) if LSTM layers are one operator each.
+
+    {} if the file has another form: with a base that has none, or with a kernel of fewer bits than
+    the operator's 8. A file has all of them in one form.
+
+    Args:
+        model: A model of Keras 3.
+        graph: Its graph.
+        base: The precision of the model.
+        kernels: The kernels whose precision is another.
+    """
+    layers = set(graph.cells.values())
+    own = [
+        kernels.get(kernel, base)
+        for kernel, place in places_of(model, graph).items()
+        if place.layer in layers
+    ]
+    whole = base.fuses_lstm and all(precision.stored_bits == 8 for precision in own)
+    return dict(graph.cells) if whole else {}
+
+
+def fuses_lstm(base: Precision, record: CompressionRecord | None) -> bool:
+    """Returns whether a file may have LSTM layers as one operator.
+
+    Args:
+        base: The precision of the file.
+        record: What training did: with a recurrent kernel of fewer than 8 bits, it may not.
+    """
+    narrow = [
+        kernel
+        for kernel, precision in trained_kernels(record).items()
+        if is_recurrent(kernel) and precision.stored_bits < 8
+    ]
+    return base.fuses_lstm and not narrow
 
 
 def mix_config(mix: Mapping[str, Precision]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from edgecompress.precisions.base import PRECISIONS, Precision, trained_precisio
 from edgecompress.precisions.fake_quantization import spread_scales
 from edgecompress.precisions.int8 import Int8
 from edgecompress.precisions.integer_arithmetic import grid_of, on_grid
-from edgecompress.precisions.integer_lstm import has_fused, layer_states, run_layers
+from edgecompress.precisions.integer_lstm import layer_states, run_layers
 from edgecompress.precisions.integer_operators import (
     OPERATORS,
     name_of,
@@ -407,7 +407,8 @@ class _Operators:
             return outputs
         if operator.kind == RECURRENT:
             cells = [self._ranges.get(cell_name(part)) for part in lstm_parts(function)]
-            if None in cells or not has_fused(self._quantizer):
+            # Training with another form of the layer has seen no cell states.
+            if None in cells or not self._quantizer.fuses_lstm:
                 return function(*values)
             largest = [max(map(abs, bounds)) for bounds in cells if bounds is not None]
             return IntegerLSTM(function, inputs[0], output, largest, **known)(*values)

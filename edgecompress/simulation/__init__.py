@@ -162,6 +162,7 @@ def simulate(
     from edgecompress.core.learnt_ranges import settled_record, valid_record
     from edgecompress.precisions.base import trained_precision
     from edgecompress.precisions.int8 import Int8
+    from edgecompress.precisions.mixed import fuses_lstm
     from edgecompress.simulation.interpreter import require_engine
 
     require_engine(engine)
@@ -169,7 +170,7 @@ def simulate(
     precision = quantizer or trained_precision(record) or Int8()
     artifact = int8.convert(
         # As `export` does unless told otherwise.
-        float32.convert(float32.Trace(model, fused=precision.name == Int8.name)),
+        float32.convert(float32.Trace(model, fused=fuses_lstm(precision, record))),
         record=record,
         calibration=calibration,
         precision=precision,

@@ -11,8 +11,8 @@ import pytest
 
 import edgecompress as ec
 from edgecompress.converters import float32, int8
-from edgecompress.converters.filter_precisions import filter_precisions
-from edgecompress.converters.real_values import dequantize, quantized_inputs
+from edgecompress.converters.filter_precisions import filter_precisions, notes_on
+from edgecompress.converters.real_values import dequantize, quantize, quantized_inputs
 from edgecompress.core.errors import ArgumentError, EngineError
 from edgecompress.core.fusion import analyse
 from edgecompress.core.options import named
@@ -23,8 +23,15 @@ from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.pipeline.builder import build
 from edgecompress.pipeline.request import build_request
 from edgecompress.precisions import PRECISIONS
-from edgecompress.precisions.base import Place, Precision
-from edgecompress.precisions.mixed import assign, places_of, trained_kernels
+from edgecompress.precisions.base import QAT, Place, Precision
+from edgecompress.precisions.mixed import (
+    assign,
+    fused_cells,
+    fuses_lstm,
+    kernels_step,
+    places_of,
+    trained_kernels,
+)
 from edgecompress.precisions.simulation import simulate
 
 pytestmark = pytest.mark.slow
@@ -129,11 +136,12 @@ def test_recurrent_kernels_have_their_bits_in_training_and_in_the_file(
     kind: str, bits: int
 ) -> None:
     keras.utils.set_random_seed(0)
-    layer = layers.LSTM(6, name="seen")
-    if kind != "Bidirectional":
-        layer = getattr(layers, kind)(6, name="seen")
-    else:
+    # An LSTM with another activation is never one operator.
+    layer = layers.LSTM(6, activation="relu", name="seen")
+    if kind == "Bidirectional":
         layer = layers.Bidirectional(layer, name="seen")
+    elif kind != "LSTM":
+        layer = getattr(layers, kind)(6, name="seen")
     x = inputs = keras.Input((5, 4))
     x = layer(layers.Conv1D(4, 2, name="stem")(x))
     model = keras.Model(inputs, layers.Dense(3, name="head")(x))
@@ -151,6 +159,70 @@ def test_recurrent_kernels_have_their_bits_in_training_and_in_the_file(
     readers = {flat.output(o).name: flat.tensor(o, 1) for o in flat.operators if len(o.inputs) > 1}
     owners = {source.owners.get(readers[name].name, "") for name in found if readers[name]}
     assert owners == wide
+
+
+@pytest.mark.parametrize("precision", [Int4(), Int4(recurrent_bits=8)], ids=["default", "8"])
+@pytest.mark.parametrize("kind", ["LSTM", "Bidirectional"])
+def test_an_lstm_that_is_one_operator_keeps_8_bits(kind: str, precision: Int4) -> None:
+    x = inputs = keras.Input((5, 4))
+    layer = layers.LSTM(6, name="seen")
+    layer = layers.Bidirectional(layer, name="seen") if kind == "Bidirectional" else layer
+    for part in (layer, layers.Dense(8, name="hidden"), layers.Dense(3, name="head")):
+        x = part(x)
+    model = keras.Model(inputs, x)
+    graph = analyse(model)
+    places = places_of(model, graph)
+    exceptions = assign(places, precision)
+    seen = {name for name in places if name.startswith("seen/")}
+    assert seen <= set(exceptions) and "hidden/kernel" not in exceptions
+    assert set(fused_cells(model, graph, precision, exceptions)) == set(graph.cells) != set()
+    # All LSTM layers of a file have one form: a kernel of 4 bits unrolls them.
+    for narrow in (Int4(recurrent_bits=4), Int4(recurrent_bits=4, edge_bits=4)):
+        assert not fused_cells(model, graph, narrow, assign(places, narrow))
+    mixed = assign(places, Int8(), {"seen": Int4()})
+    assert not fused_cells(model, graph, Int8(), mixed)
+    assert not fuses_lstm(Int8(), CompressionRecord([{"technique": QAT} | kernels_step(mixed)]))
+    assert fuses_lstm(precision, CompressionRecord([{"technique": QAT} | kernels_step(exceptions)]))
+    # The first layer of the file is the LSTM, not the Dense layer behind it.
+    source = float32.convert(float32.Trace(model, fused=True))
+    found = filter_precisions(source, precision)
+    assert [str(place) for place, _ in found.values()] == ["head (last layer)"]
+    parts = ["seen/forward", "seen/backward"] if kind == "Bidirectional" else ["seen"]
+    (note,) = notes_on(precision, found, source.lstms.values())
+    assert note.startswith("Weights in int8 instead of int4: ")
+    assert all(f"{part} (one operator)" in note for part in parts)
+    # Unrolled and without training, its kernels have 4 bits.
+    unrolled = filter_precisions(float32.convert(model), Int4(edge_bits=4))
+    assert not unrolled
+
+
+@pytest.mark.parametrize("engine", ["litert", "tflm"])
+def test_a_file_with_an_lstm_of_8_bits_computes_what_training_validated(engine: str) -> None:
+    keras.utils.set_random_seed(3)
+    body = [layers.LSTM(6), layers.Dense(16, activation="relu", name="hidden"), layers.Dense(3)]
+    model = keras.Sequential([keras.Input((6, 4)), *body])
+    x = np.random.normal(size=(96, 6, 4)).astype(np.float32)
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    training = ec.QuantizationAwareTraining(Int4())
+    found: dict[str, Any] = {}
+
+    def predict(epoch: int, logs: Any) -> None:
+        training.engine = engine
+        found[engine] = np.asarray(model(x, training=False))
+
+    after = keras.callbacks.LambdaCallback(on_epoch_end=predict)
+    model.fit(x, np.arange(96) % 3, verbose=0, callbacks=[training, after])
+    # Without calibration data: training has learnt all ranges.
+    simulated = ec.simulate(model, engine=engine)
+    flat = simulated.artifact.flat
+    assert flat.histogram()["UNIDIRECTIONAL_SEQUENCE_LSTM"] == 1
+    assert [flat.tensor(o, 1).type for o in flat.operators if o.code == "FULLY_CONNECTED"] == [
+        "INT4", "INT8",
+    ]  # fmt: skip
+    output = flat.tensors[flat.outputs[0]]
+    codes = run_engine(engine, simulated.artifact.data, quantized_inputs(flat, [x])).outputs[0]
+    np.testing.assert_array_equal(quantize(found[engine], output), codes.reshape(96, 3))
+    assert len(np.unique(codes)) > 20
 
 
 def test_names_come_before_places() -> None:

@@ -43,7 +43,8 @@ from edgecompress.precisions.integer_operators import (
     operate_weighted,
     with_kernel,
 )
-from edgecompress.precisions.mixed import fused_cells
+from edgecompress.precisions.mixed import fused_cells, operator_of
+from edgecompress.precisions.requantization import for_filter
 
 
 class QuantizedArithmetic:
@@ -314,18 +315,21 @@ class QuantizedArithmetic:
         operator = self._graph.operators.get(name)
         if not self._with_integers or operator is None or not self._has_codes(layer.name):
             return None
+        kernel = ops.convert_to_tensor(getattr(layer, attribute))
+        precision = self.kernels.precision_of(layer.name, attribute)
+        code = operator_of(layer, attribute)
         return operate_weighted(
             run,
-            ops.convert_to_tensor(getattr(layer, attribute)),
+            kernel,
             bias,
             values,
             self._grid(operator.inputs[0]),
             self._grid(operator.output),
-            self.kernels.precision_of(layer.name, attribute),
+            precision,
             self.kernels.axes[layer.name][attribute],
             [self._by_name[layer_of_use(use)] for use in operator.batch_norms],
             scales=self.kernels.learnt_scales(layer.name, attribute),
-            engine=self.engine,
+            engine=for_filter(self.engine, precision.stored_bits, code, kernel.shape[0]),
         )
 
     def weigh(self, owner: str, name: str, attribute: str, layer: Any, values: Any) -> Any:

@@ -67,6 +67,28 @@ def shift_right(values: np.ndarray, shift: np.ndarray | int) -> np.ndarray:
     return (values >> shift) + ((values & mask) > threshold)
 
 
+def shift_right_up(values: np.ndarray, shift: np.ndarray | int) -> np.ndarray:
+    """Returns values / 2^shift, halves rounded up; shift is 0 or more."""
+    half = (1 << np.asarray(shift, np.int64)) >> 1
+    rounded: np.ndarray = (values + half) >> shift
+    return rounded
+
+
+def rounds_up(operator: str, channels: int) -> np.ndarray:
+    """Returns whether LiteRT's own kernel of a filter rounds halves up, by output channel.
+
+    Its vector code does, on x86-64: matrix products and convolutions (Ruy) use it throughout,
+    depthwise convolutions for 8 channels at a time, and plain code for the rest, which rounds
+    halves away from zero.
+
+    Args:
+        operator: `CONV_2D`, `DEPTHWISE_CONV_2D` or `FULLY_CONNECTED`.
+        channels: Output channels.
+    """
+    whole = channels - channels % 8 if operator == "DEPTHWISE_CONV_2D" else channels
+    return np.arange(channels) < whole
+
+
 def shift_left(values: np.ndarray, shift: int, bits: int = 31) -> np.ndarray:
     """Returns values * 2^shift, saturated."""
     return np.clip(values << shift, -(1 << bits), (1 << bits) - 1)
@@ -78,17 +100,29 @@ def _constant(value: int, bits: int) -> int:
 
 
 def multiply(
-    values: np.ndarray, multiplier: np.ndarray | int, shift: np.ndarray | int
+    values: np.ndarray,
+    multiplier: np.ndarray | int,
+    shift: np.ndarray | int,
+    up: bool | np.ndarray = False,
 ) -> np.ndarray:
     """Returns values * multiplier * 2^(shift - 31), rounded twice.
 
     First the product is rounded to 31 bits (halves up), then shifted right (halves away from zero);
     a positive shift comes before the product. This is what TensorFlow Lite's kernels compute unless
     they are built with TFLITE_SINGLE_ROUNDING.
+
+    Args:
+        values: Integers.
+        multiplier: Factors of 31 bits.
+        shift: Powers of two.
+        up: Where halves of the shift are rounded up instead, as LiteRT's vector code on x86-64
+            does.
     """
     left = np.maximum(shift, 0)
     right = np.maximum(-np.asarray(shift), 0)
-    return shift_right(high_product(wrap(values << left), multiplier), right)
+    product = high_product(wrap(values << left), multiplier)
+    plain = shift_right(product, right)
+    return np.where(up, shift_right_up(product, right), plain) if np.any(up) else plain
 
 
 def exp_of_negative(values: np.ndarray, integer_bits: int, bits: int = 31) -> np.ndarray:

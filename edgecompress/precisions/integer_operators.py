@@ -23,7 +23,7 @@ from edgecompress.core.registry import Registry
 from edgecompress.precisions import integer_arithmetic as integers
 from edgecompress.precisions.base import Precision
 from edgecompress.precisions.integer_arithmetic import LITERT, Affine, Grid, grid_of
-from edgecompress.precisions.requantization import Requantization
+from edgecompress.precisions.requantization import Requantization, for_filter
 
 # (function, values, their grids, the output's grid, the engine) -> the output on its grid.
 Operator = Callable[[Callable[..., Any], Sequence[Any], Sequence[Grid], Grid, Requantization], Any]
@@ -251,6 +251,8 @@ def operate_einsum(
 
     if bias is not None:
         bias = ops.reshape(ops.broadcast_to(bias, sizes), [-1])
+    rows = math.prod(kernel.shape) // math.prod(sizes)
+    engine = for_filter(engine, precision.stored_bits, "FULLY_CONNECTED", rows)
     flat = operate_weighted(
         run, kernel, bias, values, source, target, precision, axes, batch_norms, scales, engine
     )

@@ -74,6 +74,18 @@ _OPERATORS = {
 }
 
 
+def operator_of(layer: Any, attribute: str) -> str:
+    """Returns the operator that reads a kernel of a layer in a file.
+
+    Args:
+        layer: A layer of Keras 3 with int8 kernels.
+        attribute: The kernel's name in it; a separable layer has two.
+    """
+    kind = exact_kind_of(layer)
+    family = "depthwise" if attribute == "depthwise_kernel" else kind and kind.family
+    return _OPERATORS.get(str(family), "CONV_2D")
+
+
 def places_of(model: Any, graph: FusedGraph) -> dict[str, Place]:
     """Returns where each kernel of a Keras model is, in the order in which the model computes."""
     by_name = layers_by_name(model)
@@ -89,13 +101,10 @@ def places_of(model: Any, graph: FusedGraph) -> dict[str, Place]:
     fused = set(graph.cells.values())
     places = {}
     for position, (name, attribute) in enumerate(kernels):
-        kind = exact_kind_of(by_name[name])
-        family = "depthwise" if attribute == "depthwise_kernel" else kind and kind.family
-        if name not in graph.weights:
-            family = "dense"
+        inner = name not in graph.weights
         places[kernel_name(name, attribute)] = Place(
             name,
-            _OPERATORS.get(str(family), "CONV_2D"),
+            _OPERATORS["dense"] if inner else operator_of(by_name[name], attribute),
             position == 0,
             position == len(kernels) - 1,
             getattr(by_name[name], "groups", 1) != 1,

@@ -7,11 +7,14 @@ keras.ops; the same arithmetic over numpy, for whole files, is in `edgecompress.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from keras import ops
+
+from edgecompress.core.fixed_point import rounds_up
 
 _HALF_ROOT_OF_2 = 1518500250  # sqrt(2)/2 in Q0.31
 # Bits by which TensorFlow Lite Micro shifts the terms of a sum left, to keep them precise.
@@ -63,6 +66,23 @@ def _multiplied_in_float(a: Any, b: Any, scales: tuple[Any, Any], target: Any) -
 def _scaled_by_integers(sums: Any, bias: Any, source: Any, scales: Any, target: Any) -> Any:
     total = _integers(sums) if bias is None else _integers(sums) + _integers(bias)
     return _rescaled(total, _precise(source) * _precise(scales) / _precise(target))
+
+
+def _scaled_by_own_kernel(
+    operator: str, sums: Any, bias: Any, source: Any, scales: Any, target: Any
+) -> Any:
+    """As `_scaled_by_integers`, with the rounding of LiteRT's own kernel."""
+    total = _integers(sums) if bias is None else _integers(sums) + _integers(bias)
+    factor = multiplier_of(_precise(source) * _precise(scales) / _precise(target))
+    one = ops.ones_like(factor.right)
+    half = ops.right_shift(ops.left_shift(one, factor.right), one)
+    product = _high(total, factor)
+    steps = ops.where(
+        rounds_up(operator, sums.shape[-1]),
+        ops.right_shift(product + half, factor.right),
+        shifted_right(product, factor.right),
+    )
+    return ops.cast(steps, "float32")
 
 
 def _added_by_integers(a: Any, b: Any, scales: tuple[Any, Any], target: Any) -> Any:
@@ -232,9 +252,14 @@ def multiplied(values: Any, factor: Multiplier) -> Any:
     The product is rounded to 31 bits, halves up, then shifted right, halves away from zero; a
     positive shift comes first.
     """
-    one = ops.ones_like(factor.right)
-    product = ops.right_shift(values * factor.left * factor.multiplier + 2**30, 31 * one)
-    return shifted_right(ops.minimum(product, 2**31 - 1), factor.right)
+    return shifted_right(_high(values, factor), factor.right)
+
+
+def _high(values: Any, factor: Multiplier) -> Any:
+    """Returns the product rounded to 31 bits, before the shift to the right."""
+    bits = 31 * ops.ones_like(factor.right)
+    product = ops.right_shift(values * factor.left * factor.multiplier + 2**30, bits)
+    return ops.minimum(product, 2**31 - 1)
 
 
 def shifted_right(values: Any, bits: Any) -> Any:
@@ -267,3 +292,21 @@ REQUANTIZATIONS: Mapping[str, Requantization] = {
         _leaky_by_integers,
     ),
 }
+
+
+def for_filter(engine: Requantization, bits: int, operator: str, inputs: int) -> Requantization:
+    """Returns the arithmetic in which an engine computes with a filter.
+
+    XNNPACK takes weights of fewer than 8 bits only in matrices whose rows fill whole bytes. It
+    leaves others to LiteRT's own kernels, which scale by integers.
+
+    Args:
+        engine: Of `REQUANTIZATIONS`.
+        bits: Bits of a weight in the file.
+        operator: `CONV_2D`, `DEPTHWISE_CONV_2D` or `FULLY_CONNECTED`.
+        inputs: Weights in a row of a matrix; of other filters not used.
+    """
+    whole = operator == "FULLY_CONNECTED" and inputs * bits % 8 == 0
+    if engine.engine != "litert" or bits >= 8 or whole:
+        return engine
+    return engine._replace(scaled=functools.partial(_scaled_by_own_kernel, operator))

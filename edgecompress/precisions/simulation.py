@@ -32,7 +32,7 @@ from edgecompress.core.record import CompressionRecord
 from edgecompress.precisions.base import PRECISIONS, Precision, trained_precision
 from edgecompress.precisions.fake_quantization import spread_scales
 from edgecompress.precisions.int8 import Int8
-from edgecompress.precisions.integer_arithmetic import grid_of, on_grid
+from edgecompress.precisions.integer_arithmetic import LITERT, grid_of, on_grid
 from edgecompress.precisions.integer_lstm import layer_states, run_layers
 from edgecompress.precisions.integer_operators import (
     OPERATORS,
@@ -45,10 +45,12 @@ from edgecompress.precisions.integer_operators import (
 from edgecompress.precisions.mixed import (
     assign,
     kernel_name,
+    operator_of,
     places_of,
     scale_axes,
     trained_kernels,
 )
+from edgecompress.precisions.requantization import for_filter
 
 
 @keras.saving.register_keras_serializable(package="edgecompress")
@@ -170,18 +172,21 @@ class IntegerOperator(keras.layers.Layer):
         layer, kernel, scales = self.operator, ops.convert_to_tensor(self.kernel), None
         if self.scales is not None:
             scales = spread_scales(self.scales, kernel.shape, self.axes)
+        precision = PRECISIONS[self.precision]()
         if self.outputs:
             run = functools.partial(operate_einsum, layer, self.outputs)
         else:
             with_codes = with_kernel(layer, self.attribute, layer.call)
-            run = functools.partial(operate_weighted, with_codes)
+            code = operator_of(layer, self.attribute)
+            engine = for_filter(LITERT, precision.stored_bits, code, kernel.shape[0])
+            run = functools.partial(operate_weighted, with_codes, engine=engine)
         outputs = run(
             kernel,
             None if layer.bias is None else ops.convert_to_tensor(layer.bias),
             inputs,
             sources[0],
             target,
-            PRECISIONS[self.precision](),
+            precision,
             self.axes,
             self.batch_norms,
             scales,

@@ -17,6 +17,7 @@ from edgecompress.core.fixed_point import (
     multiply,
     quantize_multiplier,
     quantize_multipliers,
+    rounds_up,
     wrap,
 )
 from edgecompress.flatbuffers.tensors import PACKED, Tensor
@@ -69,6 +70,7 @@ def _requantized(
         sums: Of products, the output's channels last.
         source: Position of the input.
         integers: Whether LiteRT's own kernel with integer multipliers runs instead of XNNPACK's.
+            So does it where XNNPACK does not take the weights.
     """
     filters, bias = call.tensor(1), call.flat.tensor(call.operator, max(source, 1) + 1)
     if bias is not None:
@@ -77,9 +79,23 @@ def _requantized(
         sums = sums + call.constant(max(source, 1) + 1).astype(np.int64)
     sums = wrap(sums)
     scales = call.tensor(source), filters, call.output
-    if call.engine == LITERT and not integers:
+    narrow = call.engine == LITERT and not _taken_by_xnnpack(call)
+    if call.engine == LITERT and not (integers or narrow):
         return call.clamp(round_in_float(sums, _factors(*scales), zero_point(call.output)))
-    return call.clamp(multiply(sums, *_multipliers(*scales)) + zero_point(call.output))
+    up = narrow and rounds_up(call.operator.code, sums.shape[-1])
+    return call.clamp(multiply(sums, *_multipliers(*scales), up=up) + zero_point(call.output))
+
+
+def _taken_by_xnnpack(call: Call) -> bool:
+    """Returns whether XNNPACK computes with the weights of an operator.
+
+    Of those of fewer than 8 bits, it takes the matrices of Dense layers whose rows fill whole
+    bytes.
+    """
+    filters = call.tensor(1)
+    in_a_byte = 8 // PACKED.get(filters.type, 8)
+    whole = call.operator.code == "FULLY_CONNECTED" and filters.shape[1] % in_a_byte == 0
+    return in_a_byte == 1 or whole
 
 
 def _weights(call: Call, source: int = 0) -> np.ndarray:
@@ -91,12 +107,6 @@ def _weights(call: Call, source: int = 0) -> np.ndarray:
         or not filters.scales
     ):
         raise NotSimulated(f"its weights are {filters.type}, not symmetric int8, int4 or int2")
-    # XNNPACK takes narrow filters of Dense layers whose rows fill whole bytes.
-    in_a_byte = 8 // PACKED.get(filters.type, 8)
-    whole = call.operator.code == "FULLY_CONNECTED" and filters.shape[1] % in_a_byte == 0
-    if in_a_byte > 1 and call.engine == LITERT and not whole:
-        kind = filters.type.lower()
-        raise NotSimulated(f"XNNPACK leaves its {kind} weights to a kernel that is not known")
     return call.constant(1)
 
 

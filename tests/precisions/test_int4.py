@@ -20,6 +20,7 @@ from edgecompress.core.record import CompressionRecord, read_record, record_of
 from edgecompress.engines.registry import LITERT, TFLM
 from edgecompress.engines.run import engine_available, run_engine
 from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.flatbuffers.operators import FILTER_READERS
 from edgecompress.pipeline.builder import build
 from edgecompress.pipeline.request import build_request
 from edgecompress.precisions import PRECISIONS
@@ -223,6 +224,45 @@ def test_a_file_with_an_lstm_of_8_bits_computes_what_training_validated(engine: 
     codes = run_engine(engine, simulated.artifact.data, quantized_inputs(flat, [x])).outputs[0]
     np.testing.assert_array_equal(quantize(found[engine], output), codes.reshape(96, 3))
     assert len(np.unique(codes)) > 20
+
+
+@pytest.mark.parametrize("engine", ["litert", "tflm"])
+def test_validation_computes_filters_of_4_bits_as_the_file_does(engine: str) -> None:
+    """XNNPACK takes none of them: LiteRT's own kernels round in another way."""
+    keras.utils.set_random_seed(3)
+    body = [
+        layers.Conv2D(12, 3, padding="same"),
+        layers.DepthwiseConv2D(3),
+        layers.SeparableConv2D(9, 3, padding="same", activation="relu"),
+        layers.Flatten(),
+        layers.Dense(7, activation="relu"),
+        layers.Dense(5, name="odd"),
+    ]
+    model = keras.Sequential([keras.Input((6, 6, 2)), *body])
+    x = np.random.normal(size=(256, 6, 6, 2)).astype(np.float32)
+    y = np.asarray(model(x))
+    model.compile("sgd", "mse")
+    training = ec.QuantizationAwareTraining(Int4(edge_bits=4, depthwise_bits=4))
+    found: dict[str, Any] = {}
+
+    def predict(epoch: int, logs: Any) -> None:
+        training.engine = engine
+        found[engine] = np.asarray(model(x, training=False))
+
+    after = keras.callbacks.LambdaCallback(on_epoch_end=predict)
+    model.fit(x, y, verbose=0, callbacks=[training, after])
+    simulated = ec.simulate(model, engine=engine, calibration=[x])
+    flat = simulated.artifact.flat
+    readers = [o for o in flat.operators if o.code in FILTER_READERS]
+    assert {flat.tensor(o, 1).type for o in readers} == {"INT4"}
+    output = flat.tensors[flat.outputs[0]]
+    given = quantized_inputs(flat, [x])
+    codes = run_engine(engine, simulated.artifact.data, given).outputs[0].reshape(256, 5)
+    np.testing.assert_array_equal(simulated.codes(given)[0][0].reshape(256, 5), codes)
+    np.testing.assert_array_equal(quantize(found[engine], output), codes)
+    if engine == "litert":
+        plain = quantize(np.asarray(ec.simulate(model)(x)), output)
+        np.testing.assert_array_equal(plain, codes)
 
 
 def test_names_come_before_places() -> None:

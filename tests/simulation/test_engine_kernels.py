@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import sys
 from pathlib import Path
@@ -88,6 +89,24 @@ def dense(inputs, outputs, per_channel, act=NONE, bias=True, rows=1):
         (t((*shape[:-1], outputs), output, -9),),
         {"fusedActivationFunction": act, "keepNumDims": rows > 1},
     )  # fmt: skip
+
+
+def narrow(case, kind="INT4"):
+    """The case with weights of fewer bits, and outputs as large in steps."""
+    source, weights, biases = case.inputs
+    largest = 7 if kind == "INT4" else 1
+    codes = weights.values.astype(int) % (2 * largest + 1) - largest
+    (output,) = case.outputs
+    finer = output.scales[0] * largest / 127
+    return dataclasses.replace(
+        case,
+        inputs=(
+            source,
+            dataclasses.replace(weights, type=kind, values=codes),
+            dataclasses.replace(biases, values=biases.values * largest // 127),
+        ),
+        outputs=(dataclasses.replace(output, scales=(finer,)),),
+    )
 
 
 def binary(operator, scales, act=NONE, second=None):
@@ -217,6 +236,15 @@ EXACT = {
          T("INT32", (9,), np.arange(9) * 100, (0.002,), 0)),
         (t((1, 9), 0.03, -9),),
     ),
+    # XNNPACK takes none of these.
+    "dense_int4_odd": narrow(dense(63, 10, per_channel=False)),
+    "conv_int4": narrow(conv((1, 9, 8, 6), 7, 3)),
+    "conv_int4_relu": narrow(conv((1, 9, 8, 6), 7, 3, stride=2, padding=VALID, act=RELU)),
+    "conv_int4_dilated": narrow(conv((1, 9, 9, 4), 5, 3, dilation=2)),
+    "conv_int4_pointwise": narrow(conv((1, 6, 6, 16), 5, 1)),
+    "depthwise_int4": narrow(conv((1, 9, 8, 6), 1, -3)),
+    "depthwise_int4_multiplier": narrow(conv((1, 6, 6, 4), 3, -3)),
+    "depthwise_int4_blocks": narrow(conv((1, 6, 6, 20), 1, -3)),
     "add": binary("ADD", (0.02, 0.03, 0.04)),
     "add_uneven": binary("ADD", (0.9, 0.004, 1.1), RELU),
     "add_relu6": binary("ADD", (0.02, 0.02, 0.02), RELU6),
@@ -327,22 +355,35 @@ EXACT = {
 }  # fmt: skip
 
 
-# A convolution of int4 weights: exact in one engine, unknown in the other.
-FEW_BITS = Case(
-    "CONV_2D",
-    (t((1, 5, 5, 2), 0.02), T("INT4", (4, 3, 3, 2), np.arange(72) * 7 % 16 - 8, (0.1,) * 4, 0),
-     T("INT32", (4,), np.arange(4), (0.002,) * 4, 0)),
-    (t((1, 5, 5, 4), 0.05),),
-    {"strideH": 1, "strideW": 1, "dilationHFactor": 1, "dilationWFactor": 1},
-)  # fmt: skip
-
-
-def test_int4_convolutions_are_exact_where_the_kernel_is_known() -> None:
-    data = FEW_BITS.data()
+@pytest.mark.parametrize("inputs", [60, 61, 62, 63])
+def test_int2_matrices_are_computed_bit_for_bit(inputs: int) -> None:
+    """XNNPACK takes those of 4 inputs in a byte; TensorFlow Lite Micro none."""
+    data = narrow(dense(inputs, 24, per_channel=True), "INT2").data()
     flat = read_tflite(data)
-    inputs = samples(flat)
-    expected = run_engine("tflm", data, inputs).outputs[0]
-    np.testing.assert_array_equal(run(flat, "tflm", inputs)[0][0], expected)
+    arrays = samples(flat, 200)
+    expected = run_engine("litert", data, arrays).outputs[0]
+    np.testing.assert_array_equal(run(flat, "litert", arrays)[0][0], expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "whole"),
+    [
+        ("conv_int4", 7),
+        ("dense_int4_odd", 10),
+        ("depthwise_int4", 0),
+        ("depthwise_int4_blocks", 16),
+    ],
+)
+def test_halves_are_rounded_up_in_the_vector_code_of_litert(name: str, whole: int) -> None:
+    flat = read_tflite(EXACT[name].data())
+    inputs = samples(flat, 200)
+    first, second = (run(flat, engine, inputs)[0][0].astype(int) for engine in KERNELS)
+    differ = first != second
+    np.testing.assert_array_equal(first - second, differ)
+    assert differ[..., :whole].any() == (whole > 0)
+    assert not differ[..., whole:].any()
+    # Above zero, both round halves up.
+    assert not differ[first > flat.tensors[flat.outputs[0]].zero_points[0]].any()
 
 
 def samples(flat, count=SAMPLES):
@@ -408,7 +449,6 @@ def test_an_unknown_operator_is_named_before_anything_runs() -> None:
     ("case", "engine", "reason"),
     [
         (unary("LEAKY_RELU", 0.05, 0, alpha=-0.1), "tflm", "slope"),
-        (FEW_BITS, "litert", "int4"),
         (Case("TRANSPOSE", (t(_MAP), ints(0, 3, 3, 1)), (t((1, 5, 5, 4)),)), "tflm", "do not fit"),
         (Case("RESHAPE", (t(_MAP), ints(1, 99)), (t((1, 99)),)), "litert", "do not fit"),
         (Case("ADD", (T("INT16", (1, 4)),) * 2, (T("INT16", (1, 4)),)), "tflm", "INT16"),

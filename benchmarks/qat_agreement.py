@@ -14,7 +14,7 @@ each engine; share of test samples on which `fit`'s validation and the file pred
 where equal largest codes count as agreement; the largest difference in steps between
 `simulate(engine=...)` and the file; bytes of the file as each writes it. `--results` keeps every
 finished run: an interrupted benchmark continues. With `--docs`, the table replaces what is between
-the page's markers. The data files hold x_train, y_train, x_test and y_test.
+the page's markers. Of int4, the same agreement is printed. The data files hold x_train, y_train, x_test and y_test.
 """
 
 from __future__ import annotations
@@ -205,12 +205,17 @@ def file_of(model: keras.Model, data: Data, precision: Precision, trained: bool)
     )
 
 
-def file_accuracy(artifact: Artifact, data: Data) -> float:
-    """Returns the accuracy of a file in LiteRT."""
+def file_outputs(artifact: Artifact, data: Data) -> np.ndarray:
+    """Returns the codes that a file computes in LiteRT, a row for each test sample."""
     file = int8.strip_names(artifact)
     codes = quantized_inputs(file.flat, [data.x_test])
     found = run_engine("litert", file.data, codes, timeout_s=900).outputs[0]
-    return accuracy(found.reshape(len(found), -1), data.y_test)
+    return found.reshape(len(found), -1)
+
+
+def file_accuracy(artifact: Artifact, data: Data) -> float:
+    """Returns the accuracy of a file in LiteRT."""
+    return accuracy(file_outputs(artifact, data), data.y_test)
 
 
 def ours(network: str, data: Data, seed: int, arguments: Any, start: keras.Model) -> dict[str, Any]:
@@ -227,8 +232,11 @@ def ours(network: str, data: Data, seed: int, arguments: Any, start: keras.Model
             if precision == ec.Int8():
                 row |= int8_columns(data, artifact, validation.outputs, arguments.tflm_images)
             else:
-                row[precision.name] = file_accuracy(artifact, data)
-                row[f"{precision.name}_val"] = accuracy(validation.outputs["litert"], data.y_test)
+                found, validated = file_outputs(artifact, data), validation.outputs["litert"]
+                codes = quantize(validated, artifact.flat.tensors[artifact.flat.outputs[0]])
+                row[precision.name] = accuracy(found, data.y_test)
+                row[f"{precision.name}_val"] = accuracy(validated, data.y_test)
+                row[f"{precision.name}_agree"] = agreement(codes, found)
         except EdgeCompressError as error:
             row[f"error_{precision.name}"] = str(error)
     row["int4_calibrated"] = file_accuracy(file_of(longer, data, ec.Int4(), trained=False), data)
@@ -343,14 +351,13 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
         lines.append(f"| {name} | {network} | {who} | {len(rows)} | " + " | ".join(cells) + " |")
     lines += [
         "",
-        "| data | network | float | int8 | int16x8 | int4 | int4 without training |",
-        "|" + " --- |" * 7,
+        "| data | network | float | int8 | int16x8 | int4 | agreement int4 | int4 without training |",
+        "|" + " --- |" * 8,
     ]
     for (name, network, who), rows in groups.items():
         if who == "ours":
-            cells = [
-                _mean(rows, c) for c in ("float", "litert", "int16x8", "int4", "int4_calibrated")
-            ]
+            shown = ("float", "litert", "int16x8", "int4", "int4_agree", "int4_calibrated")
+            cells = [_mean(rows, column) for column in shown]
             lines.append(f"| {name} | {network} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

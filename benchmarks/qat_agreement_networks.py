@@ -109,7 +109,7 @@ def normalized(kl: Any, x: Any, inputs: Input) -> Any:
 
 
 def recurrent(kl: Any, x: Any, inputs: Input) -> Any:
-    """An unrolled LSTM."""
+    """An LSTM, which is one operator in files of int8 and int4."""
     return kl.Dense(inputs.classes)(kl.LSTM(20, unroll=True)(_steps(kl, x, inputs)))
 
 

@@ -14,7 +14,8 @@ each engine; share of test samples on which `fit`'s validation and the file pred
 where equal largest codes count as agreement; the largest difference in steps between
 `simulate(engine=...)` and the file; bytes of the file as each writes it. `--results` keeps every
 finished run: an interrupted benchmark continues. With `--docs`, the table replaces what is between
-the page's markers. Of int4, the same agreement is printed. The data files hold x_train, y_train, x_test and y_test.
+the page's markers. The second table has the agreement of int4. The data files hold x_train,
+y_train, x_test and y_test.
 """
 
 from __future__ import annotations
@@ -351,7 +352,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
         lines.append(f"| {name} | {network} | {who} | {len(rows)} | " + " | ".join(cells) + " |")
     lines += [
         "",
-        "| data | network | float | int8 | int16x8 | int4 | agreement int4 | int4 without training |",
+        "| data | network | float | int8 | int16x8 | int4 | its agreement | int4, no training |",
         "|" + " --- |" * 8,
     ]
     for (name, network, who), rows in groups.items():

@@ -133,7 +133,7 @@ def _arrays(
 ) -> tuple[list[np.ndarray], Labels | None]:
     """Returns one array for each input, and the labels."""
     if isinstance(source, (str, Path)):
-        source = _read(Path(source), argument)
+        source = read_file(Path(source), argument)
     pair = isinstance(source, tuple) and len(source) == 2
     if pair and (not _is_array(source[1]) or isinstance(source[0], (list, Mapping))):
         arrays, labels = _arrays(source[0], inputs, argument)
@@ -176,7 +176,12 @@ def _given_labels(labels: Any, argument: str) -> Labels | None:
     return np.asarray(labels)
 
 
-def _read(path: Path, argument: str) -> Any:
+def read_file(path: Path, argument: str) -> Any:
+    """Returns the array of an .npy file, or the arrays of an .npz file by name.
+
+    Raises:
+        ArgumentError: it is neither, or is damaged.
+    """
     rule = "be a readable .npy or .npz file of numbers"
     if path.suffix not in (".npy", ".npz"):
         raise ArgumentError(argument, rule, str(path), "Write one with numpy.savez(path, x=x).")

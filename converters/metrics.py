@@ -82,6 +82,8 @@ class Metric:
         forms: Which forms of labels it takes.
         measure: (labels and outputs, parameter) -> score.
         parameter: What may follow `@`; "" for nothing.
+        each: (labels and outputs, parameter) -> numbers whose mean is the metric, elements or
+            samples first; None for a metric that is no mean over samples.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Metric:
     forms: tuple[Form, ...]
     measure: Callable[[Scored, float | None], Score] = field(repr=False)
     parameter: str = ""
+    each: Callable[[Scored, float | None], np.ndarray] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,19 @@ class Wanted:
         # Outputs may hold infinity; the score then does, too.
         with np.errstate(invalid="ignore", over="ignore"):
             return self.metric.measure(scored, self.parameter)
+
+    def by_sample(self, scored: Scored, samples: int) -> np.ndarray | None:
+        """Returns the metric of each sample, whose mean is the score; None if there is none.
+
+        Args:
+            scored: Labels and outputs.
+            samples: How many samples they are of.
+        """
+        if self.metric.each is None:
+            return None
+        with np.errstate(invalid="ignore", over="ignore"):
+            found = self.metric.each(scored, self.parameter)
+        return np.asarray(found.reshape(samples, -1).mean(1, dtype=np.float64))
 
 
 METRICS: Registry[Metric] = Registry("--metric")
@@ -189,12 +205,13 @@ def _register(
     forms: tuple[Form, ...],
     higher_is_better: bool = True,
     parameter: str = "",
+    each: Callable[[Scored, float | None], np.ndarray] | None = None,
 ) -> Callable[[Callable[[Scored, float | None], Score]], Callable[[Scored, float | None], Score]]:
     def decorate(
         measure: Callable[[Scored, float | None], Score],
     ) -> Callable[[Scored, float | None], Score]:
         METRICS.register(name)(
-            Metric(name, title, unit, higher_is_better, forms, measure, parameter)
+            Metric(name, title, unit, higher_is_better, forms, measure, parameter, each)
         )
         return measure
 
@@ -204,7 +221,39 @@ def _register(
 # --- classes ------------------------------------------------------------------------------------
 
 
-@_register("accuracy", "accuracy", "share", ("classes", "numbers", "sides"))
+def _right(scored: Scored, parameter: float | None = None) -> np.ndarray:
+    """Returns which predictions are correct."""
+    if scored.form == "sides":
+        return _right_sides(scored, parameter)
+    return np.asarray(predictions(scored) == scored.labels)
+
+
+def _right_sides(scored: Scored, parameter: float | None) -> np.ndarray:
+    """Returns which elements are on the correct side of the threshold."""
+    outputs = scored.outputs
+    right = ((outputs >= _cut(scored, parameter)) == (scored.labels > 0)) & ~np.isnan(outputs)
+    return np.asarray(right)
+
+
+def _right_top(scored: Scored, k: float | None) -> np.ndarray:
+    """Returns which labels are among the k largest outputs."""
+    rows = np.arange(len(scored.labels))
+    own = scored.outputs[rows, scored.labels][:, None]
+    larger = (scored.outputs > own).sum(1)
+    before = np.arange(scored.outputs.shape[1]) < scored.labels[:, None]
+    rank = larger + ((scored.outputs == own) & before).sum(1)
+    return np.asarray((rank < (k or 1)) & ~np.isnan(scored.outputs).any(1))
+
+
+def _absolute(scored: Scored, parameter: float | None = None) -> np.ndarray:
+    return np.asarray(np.abs(scored.outputs - scored.labels))
+
+
+def _squared(scored: Scored, parameter: float | None = None) -> np.ndarray:
+    return np.asarray((scored.outputs - scored.labels) ** 2)
+
+
+@_register("accuracy", "accuracy", "share", ("classes", "numbers", "sides"), each=_right)
 def accuracy(scored: Scored, parameter: float | None = None) -> Score:
     """Share of correct predictions: the largest output is the label's, or the side is correct.
 
@@ -213,25 +262,25 @@ def accuracy(scored: Scored, parameter: float | None = None) -> Score:
     """
     if scored.form == "sides":
         return _side_accuracy(scored, parameter)
-    right = predictions(scored) == scored.labels
+    right = _right(scored)
     counts = np.unique(scored.labels, return_counts=True)[1]
     return Score(float(np.mean(right)), {"constant": float(counts.max() / len(right))})
 
 
-@_register("binary_accuracy", "binary accuracy", "share", ("sides",), parameter="the cut")
+@_register("binary_accuracy", "binary accuracy", "share", ("sides",), parameter="the cut",
+           each=_right_sides)  # fmt: skip
 def _side_accuracy(scored: Scored, parameter: float | None = None) -> Score:
     """Share of elements on the correct side of the threshold, counting each label separately."""
-    cut = _cut(scored, parameter)
-    outputs, labels = scored.outputs, scored.labels
-    right = ((outputs >= cut) == (labels > 0)) & ~np.isnan(outputs)
-    yes = labels.mean(0)
-    detail = {"cut": cut, "constant": float(np.maximum(yes, 1 - yes).mean())}
-    if labels.shape[1] > 1:
+    right = _right_sides(scored, parameter)
+    yes = scored.labels.mean(0)
+    constant = float(np.maximum(yes, 1 - yes).mean())
+    detail = {"cut": _cut(scored, parameter), "constant": constant}
+    if scored.labels.shape[1] > 1:
         detail["worst_label"] = float(right.mean(0).min())
     return Score(float(np.mean(right)), detail)
 
 
-@_register("top", "top-k accuracy", "share", ("classes",), parameter="k")
+@_register("top", "top-k accuracy", "share", ("classes",), parameter="k", each=_right_top)
 def top_k(scored: Scored, parameter: float | None) -> Score:
     """Share of elements whose label is among the k largest outputs.
 
@@ -241,13 +290,7 @@ def top_k(scored: Scored, parameter: float | None) -> Score:
     k, classes = int(parameter or 1), scored.outputs.shape[1]
     if k >= classes:
         raise ArgumentError("--metric", f"have a k below the {classes} classes", f"top{k}")
-    rows = np.arange(len(scored.labels))
-    own = scored.outputs[rows, scored.labels][:, None]
-    larger = (scored.outputs > own).sum(1)
-    before = np.arange(classes) < scored.labels[:, None]
-    rank = larger + ((scored.outputs == own) & before).sum(1)
-    right = (rank < k) & ~np.isnan(scored.outputs).any(1)
-    return Score(float(np.mean(right)))
+    return Score(float(np.mean(_right_top(scored, k))))
 
 
 @_register("mean_iou", "mean IoU", "share", ("classes", "numbers", "sides"),
@@ -345,24 +388,24 @@ def _cut(scored: Scored, parameter: float | None) -> float:
 # --- values -------------------------------------------------------------------------------------
 
 
-@_register("mae", "MAE", "number", ("values",), higher_is_better=False)
+@_register("mae", "MAE", "number", ("values",), higher_is_better=False, each=_absolute)
 def mae(scored: Scored, parameter: float | None = None) -> Score:
     """Mean absolute error, in the unit of the labels."""
-    errors = np.abs(scored.outputs - scored.labels)
+    errors = _absolute(scored)
     return Score(float(errors.mean()), _worst(errors.mean(0), max))
 
 
-@_register("mse", "MSE", "number", ("values",), higher_is_better=False)
+@_register("mse", "MSE", "number", ("values",), higher_is_better=False, each=_squared)
 def mse(scored: Scored, parameter: float | None = None) -> Score:
     """Mean squared error, in the squared unit of the labels."""
-    errors = (scored.outputs - scored.labels) ** 2
+    errors = _squared(scored)
     return Score(float(errors.mean()), _worst(errors.mean(0), max))
 
 
 @_register("rmse", "RMSE", "number", ("values",), higher_is_better=False)
 def rmse(scored: Scored, parameter: float | None = None) -> Score:
     """Square root of the mean squared error, in the unit of the labels."""
-    errors = (scored.outputs - scored.labels) ** 2
+    errors = _squared(scored)
     return Score(float(np.sqrt(errors.mean())), _worst(np.sqrt(errors.mean(0)), max))
 
 

@@ -22,8 +22,9 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from edgecompress.comparison.results import COMPARISON_SCHEMA, Made, Subject
 from edgecompress.core.bundle import BUNDLE_SCHEMA, BundleFile
+from edgecompress.searching.choice import Choice
 from edgecompress.searching.outcome import SEARCH_SCHEMA
-from edgecompress.searching.results import Described, Outcome
+from edgecompress.searching.results import Described, Outcome, Tested
 from edgecompress.targets.measurement_form import MEASUREMENT_SCHEMA, MeasurementForm
 from edgecompress.targets.profile import TargetProfile
 
@@ -113,10 +114,12 @@ class Search:
         study: Name of the study.
         space: What could be chosen, and how much of it fits.
         candidates: All that were tried, by number.
-        best: Number of the best one that meets every limit; null if there is none.
+        best: Number of the one that was chosen of those that meet every limit; null if none does.
         front: Numbers of those that no other one is better than in everything.
         hypervolume: Of the front, 0 to 1.
         importance: Knob -> share of the metric's variance that it explains.
+        choice: Why it was chosen; null without one.
+        tested: The exported candidate on the test data; null without any.
         exported: The report of the exported candidate (report.schema.json); null without one.
         exit_code: 0 if the best candidate meets every limit, else what `export` of the nearest one
             would end with.
@@ -131,6 +134,8 @@ class Search:
     front: tuple[int, ...]
     hypervolume: float
     importance: Mapping[str, float]
+    choice: Choice | None
+    tested: Tested | None
     exported: Mapping[str, Any] | None
     exit_code: int
 

@@ -69,6 +69,7 @@ class Build:
         notes: What was skipped or done differently, one sentence each.
         gaps: Protections that this system does not offer, one sentence each.
         sensitivity: The damage of each layer; None unless requested.
+        by_sample: Engine -> the first metric of each labelled sample; empty unless requested.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Build:
     notes: tuple[str, ...] = ()
     gaps: tuple[str, ...] = ()
     sensitivity: Sensitivity | None = None
+    by_sample: Mapping[str, tuple[float, ...]] = field(default_factory=dict, repr=False)
 
     @property
     def verdict(self) -> Verdict:
@@ -267,6 +269,7 @@ def _measured(request: BuildRequest, source: _Made, progress: Progress) -> Build
         request.scoring,
         outputs=source.outputs,
         loaded=source.loaded,
+        each=request.by_sample,
     )
     agreement = Agreement(made, measurements, request.min_agreement, request.min_r2, source.outputs)
     engines = [profile.engine for profile in profiles]
@@ -308,6 +311,7 @@ def _measured(request: BuildRequest, source: _Made, progress: Progress) -> Build
         bundled=bundled,
         notes=tuple(dict.fromkeys(notes)),
         sensitivity=made.sensitivity,
+        by_sample=measurements.by_sample,
     )
 
 

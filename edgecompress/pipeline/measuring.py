@@ -36,6 +36,7 @@ class Measurements:
         asked: Scoring,
         outputs: Sequence[Output] = (),
         loaded: LoadedModel | None = None,
+        each: bool = False,
     ) -> None:
         """Stores what there is to run and what is requested.
 
@@ -47,6 +48,7 @@ class Measurements:
             outputs: The outputs of the model that the file was made from, in the file's order.
                 Defaults to those named in the file.
             loaded: That model, if it is a Keras model: its accuracy is reported next to the file's.
+            each: Whether to keep the metric of each sample.
         """
         self._file = file
         self._progress = progress
@@ -54,9 +56,11 @@ class Measurements:
         self._scoring = asked
         self._outputs = tuple(outputs)
         self._loaded = loaded
+        self._each = each
         self._runs: dict[str, scores.Run] = {}
         self._keras: scores.Reference | None = None
         self._accuracy: dict[tuple[str, float | None], tuple[CheckResult, ...]] = {}
+        self._samples: dict[str, tuple[float, ...]] = {}
         self._latency: Any = None
         self.refusals: dict[str, str] = {}
         self.not_run: dict[str, str] = {}
@@ -109,6 +113,11 @@ class Measurements:
             self._accuracy[key] = self._judge_accuracy(engine, floor)
         return self._accuracy[key]
 
+    @property
+    def by_sample(self) -> dict[str, tuple[float, ...]]:
+        """Engine -> the first metric of each sample, as far as it was measured and kept."""
+        return dict(self._samples)
+
     def _judge_accuracy(self, engine: str, floor: float | None) -> tuple[CheckResult, ...]:
         labelled = self._labelled
         if labelled is None:
@@ -130,6 +139,10 @@ class Measurements:
         run = self._run(engine, labelled)
         if isinstance(run, str):
             return tuple(scores.missing(item, run) for item in items)
+        if self._each:
+            found = scores.by_sample(items[0], run)
+            if found is not None:
+                self._samples[engine] = tuple(found.tolist())
         return tuple(scores.result(item, run, self._keras_outputs()) for item in items)
 
     def _run(self, engine: str, labelled: Labelled) -> scores.Run | str:

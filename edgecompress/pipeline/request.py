@@ -60,6 +60,7 @@ class BuildRequest:
         import_modules: Modules that register the layers of a model file; imported in the process
             that reads it.
         verbose: Let the log of the converters through.
+        by_sample: Whether to keep the metric of each labelled sample.
     """
 
     model: Any
@@ -80,6 +81,7 @@ class BuildRequest:
     bundle: bool = True
     import_modules: tuple[str, ...] = ()
     verbose: bool = False
+    by_sample: bool = False
 
 
 def build_request(

@@ -112,6 +112,21 @@ def result(item: Item, run: Run, reference: Reference) -> CheckResult:
     )
 
 
+def by_sample(item: Item, run: Run) -> np.ndarray | None:
+    """Returns the metric of an output for each sample; None if it has no value of its own there."""
+    from edgecompress.converters.metrics import NotMeasurable
+    from edgecompress.converters.tasks import Task
+
+    if item.labels is None or item.wanted is None or not isinstance(item.task, Task):
+        return None
+    task, outputs = item.task, run.outputs[item.position]
+    scored = item.labels.scored(task.form, outputs, task.cut, task.normal, item.ignored)
+    try:
+        return item.wanted.by_sample(scored, run.samples)
+    except NotMeasurable:
+        return None
+
+
 def _judge(value: float, limit: float | None, max_drop: float | None, floor: bool) -> Any:
     if limit is not None and max_drop is not None:
         # The Keras model's value minus the drop is rounded; equality is allowed.

@@ -12,6 +12,7 @@ import numpy as np
 from edgecompress.converters.loaders import LoadedModel
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.keras_graph import functional_of
+from edgecompress.recipes.groups import check_several, held_out, named, shared_note
 from edgecompress.recipes.samples import Samples, Stream
 from edgecompress.recipes.sources import Ask, in_memory, source_of
 
@@ -33,6 +34,7 @@ class Data:
         split: How the two were obtained, for people.
         stream: Batches to train on, where the samples are not all in memory; None if they are.
         notes: About the data, for people.
+        test: Samples that are neither trained on nor chosen by; None for none.
     """
 
     train: Samples
@@ -40,6 +42,7 @@ class Data:
     split: str
     stream: Stream | None = None
     notes: tuple[str, ...] = ()
+    test: Samples | None = None
 
     @property
     def count(self) -> int:
@@ -154,8 +157,10 @@ def load(
     seed: int,
     pixels: str | None = None,
     steps_per_epoch: int | None = None,
+    groups: str | None = None,
+    test: Any = None,
 ) -> Data:
-    """Loads training and validation data.
+    """Loads training, validation and test data.
 
     Args:
         source: Training data of any kind in `SOURCES`: path of an .npz file with `x` and `y`,
@@ -168,16 +173,33 @@ def load(
         seed: Of the random split, and of the random numbers that a function draws.
         pixels: A name in `sources.PIXELS`: range of the values of images in a folder.
         steps_per_epoch: Batches of an epoch, for datasets without an end.
+        groups: Name of the array in each of them that says what a sample is of, such as a person:
+            of those that are divided, whole groups are held out. Defaults to None: independent
+            samples.
+        test: The same as `validation` for data that neither train nor choose. Defaults to None.
 
     Raises:
         ArgumentError: data are missing, damaged, too few or not finite, or their shapes do not
             match the model's.
     """
-    ask = Ask(loaded, "--data", seed, pixels, steps_per_epoch)
+    ask = Ask(loaded, "--data", seed, pixels, steps_per_epoch, groups=groups)
+    found = _train_and_validation(source, validation, ask, share)
+    if test is None:
+        return found
+    held, notes = _held("--test", test, ask, found.train, found.stream)
+    notes += _seen(found.validation, held, "test", "validation")
+    if held.groups is not None and found.validation.groups is not None:
+        notes += shared_note(held.groups, "--test", found.validation.groups, "--validation")
+    return replace(found, test=held, notes=(*found.notes, *notes))
+
+
+def _train_and_validation(source: Any, validation: Any, ask: Ask, share: float) -> Data:
+    seed = ask.seed
     kind = source_of(source)
     if validation is not None:
         return _with_validation(kind.read(source, ask), validation, ask)
     if kind.split is not None:
+        _refuse_groups(ask)
         stream, held, text = kind.split(source, ask, share)
         return Data(_enough(stream.sample, "--data"), _enough(held, "--validation-split"), text,
                     stream, stream.notes)  # fmt: skip
@@ -188,6 +210,8 @@ def load(
             "Give samples that it does not hold: FILE.npz or module:function.",
         )  # fmt: skip
     _enough(samples, "--data")
+    if samples.groups is not None:
+        return _by_groups(samples, samples.groups, share, seed)
     count = round(share * len(samples))
     if count < _FEWEST or len(samples) - count < _FEWEST:
         raise ArgumentError(
@@ -206,38 +230,85 @@ def load(
     )
 
 
+def _by_groups(samples: Samples, groups: np.ndarray, share: float, seed: int) -> Data:
+    """Returns samples divided so that each group is on one side."""
+    check_several(groups, "--data")
+    held = held_out(groups, share, seed)
+    train, validation = samples.at(~held), samples.at(held)
+    total, taken = len(np.unique(groups)), np.unique(groups[held])
+    text = (
+        f"{held.sum():,} of {len(samples):,} samples, {len(taken)} of {total} groups "
+        f"({named(taken)}), drawn with seed {seed}"
+    )
+    return Data(
+        _enough(train, "--data without the groups for validation"),
+        _enough(validation, "--validation-split"),
+        text,
+    )
+
+
 def _with_validation(data: Samples | Stream, validation: Any, ask: Ask) -> Data:
     """Returns training data with validation data of their own."""
     train = data.sample if isinstance(data, Stream) else data
     _enough(train, ask.argument)
-    # The number of steps is that of the training data.
-    held = replace(ask, argument="--validation", steps=None, whole=True)
-    read = source_of(validation).read(validation, held)
-    other = _enough(in_memory(read), held.argument)
-    if (train.y is None) != (other.y is None):
-        rule = "hold labels (y) as --data does" if other.y is None else "hold no labels"
-        raise ArgumentError("--validation", rule, "none" if other.y is None else "labels")
-    notes: tuple[str, ...] = ()
-    for each in (data, read):
-        notes += each.notes if isinstance(each, Stream) else ()
-    text = f"{len(other):,} samples of their own"
-    if isinstance(read, Stream) and read.count is not None and read.count > len(other):
-        text += f", drawn from {read.count:,}"
     stream = data if isinstance(data, Stream) else None
-    if stream is not None and isinstance(read, Stream):
-        _same_classes(stream, read)
-    return Data(train, other, text, stream, (*notes, *_seen(train, other)))
+    held, notes = _held("--validation", validation, ask, train, stream)
+    check_several(held.groups, "--validation")
+    if stream is not None:
+        notes = (*stream.notes, *notes)
+    return Data(train, held, f"{len(held):,} samples of their own", stream, notes)
 
 
-def _seen(train: Samples, held: Samples) -> tuple[str, ...]:
-    """Returns a note if inputs of the validation samples are among those trained on."""
-    known = set(_rows(train))
-    count = sum(row in known for row in _rows(held))
+def _held(
+    argument: str, given: Any, ask: Ask, train: Samples, stream: Stream | None
+) -> tuple[Samples, tuple[str, ...]]:
+    """Returns samples that are not trained on, all of them in memory, and notes about them."""
+    # The number of steps is that of the training data.
+    asked = replace(ask, argument=argument, steps=None, whole=True)
+    read = source_of(given).read(given, asked)
+    if isinstance(read, Stream):
+        _refuse_groups(asked)
+    held = _enough(in_memory(read), argument)
+    if (train.y is None) != (held.y is None):
+        rule = "hold labels (y) as --data does" if held.y is None else "hold no labels"
+        raise ArgumentError(argument, rule, "none" if held.y is None else "labels")
+    notes: tuple[str, ...] = ()
+    if isinstance(read, Stream):
+        notes += read.notes
+        if read.count is not None and read.count > len(held):
+            notes += (f"{argument}: {len(held):,} samples, drawn from {read.count:,}.",)
+        if stream is not None:
+            _same_classes(stream, read, argument)
+    name = argument.removeprefix("--")
+    notes += _seen(train, held, name, "training")
+    if held.groups is not None and train.groups is not None:
+        notes += shared_note(held.groups, argument, train.groups, "--data")
+    elif held.groups is not None:
+        notes += (
+            f"Whether a group of {argument} is in --data, too, is not known: it is a dataset.",
+        )
+    return held, notes
+
+
+def _refuse_groups(ask: Ask) -> None:
+    """Refuses groups of data that have no named arrays."""
+    if ask.groups is not None:
+        raise ArgumentError(
+            "--groups", f"go with arrays: {ask.argument} is a dataset or a folder", ask.groups,
+            "Give an .npz file, or a mapping with the keys x, y and that name.",
+        )  # fmt: skip
+
+
+def _seen(train: Samples, held: Samples, name: str, known: str) -> tuple[str, ...]:
+    """Returns a note if inputs of held-out samples are among others, such as those trained on."""
+    rows = set(_rows(train))
+    count = sum(row in rows for row in _rows(held))
     if count < _SEEN * len(held):
         return ()
+    unseen = "that the model has not seen" if known == "training" else "that did not choose"
     return (
-        f"{count:,} of {len(held):,} validation samples have the inputs of a training sample: the "
-        "metric says little about samples that the model has not seen.",
+        f"{count:,} of {len(held):,} {name} samples have the inputs of a {known} sample: the "
+        f"metric says little about samples {unseen}.",
     )
 
 
@@ -248,12 +319,12 @@ def _rows(samples: Samples) -> Iterator[int]:
         yield hash(b"".join(array[at].tobytes() for array in arrays))
 
 
-def _same_classes(train: Stream, validation: Stream) -> None:
+def _same_classes(train: Stream, held: Stream, argument: str) -> None:
     """Refuses folders whose classes differ: their numbers would mean different things."""
-    if train.classes and validation.classes and train.classes != validation.classes:
+    if train.classes and held.classes and train.classes != held.classes:
         raise ArgumentError(
-            "--validation", f"hold the classes of --data ({', '.join(train.classes)})",
-            ", ".join(validation.classes),
+            argument, f"hold the classes of --data ({', '.join(train.classes)})",
+            ", ".join(held.classes),
         )  # fmt: skip
 
 

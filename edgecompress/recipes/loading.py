@@ -42,6 +42,8 @@ def load_trainable(
     goal: str | None = None,
     progress: Callable[[str], None] = lambda text: None,
     verbose: bool = False,
+    groups: str | None = None,
+    test: Any = None,
 ) -> Trainable:
     """Loads model and data, and infers what the model is trained for.
 
@@ -57,6 +59,8 @@ def load_trainable(
         goal: As in `find_task`.
         progress: Called with a short text as each step begins.
         verbose: Let libraries' logs through.
+        groups: As in `data.load`.
+        test: As in `data.load`.
 
     Raises:
         EdgeCompressError: a file, the model, the data or the metric is wrong.
@@ -75,7 +79,9 @@ def load_trainable(
     tasks.check_model(loaded)
     loss, notes = tasks.own_loss(model, loaded.path)
     progress("Loading the data")
-    found = datasets.load(data, validation, loaded, share, seed, pixels, steps_per_epoch)
+    found = datasets.load(
+        data, validation, loaded, share, seed, pixels, steps_per_epoch, groups, test
+    )
     outputs = tasks.first_outputs(loaded, found.train)
     task = tasks.find_task(loaded, found, outputs, loss, metric, goal)
     told = [*loaded.notes, *notes, f"Loss: {task.loss_text}.", f"Validation: {found.split}."]

@@ -30,10 +30,12 @@ class Samples:
     Attributes:
         x: One array for each input of the model; first axis samples.
         y: Labels as they came; None if there were none.
+        groups: What each sample is of (`recipes.groups`); None if that was not said.
     """
 
     x: tuple[np.ndarray, ...]
     y: np.ndarray | None
+    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Returns the number of samples."""
@@ -42,11 +44,13 @@ class Samples:
     def at(self, indices: np.ndarray | slice) -> Samples:
         """Returns the samples at these positions."""
         return Samples(
-            tuple(array[indices] for array in self.x), None if self.y is None else self.y[indices]
+            tuple(array[indices] for array in self.x),
+            None if self.y is None else self.y[indices],
+            None if self.groups is None else self.groups[indices],
         )
 
     def sha256(self) -> str:
-        """Returns a hash of all values, shapes and types."""
+        """Returns a hash of all values, shapes and types of inputs and labels."""
         return arrays_sha256((*self.x, *(() if self.y is None else (self.y,))))
 
 

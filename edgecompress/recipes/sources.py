@@ -22,6 +22,7 @@ from edgecompress.converters.streams import is_stream
 from edgecompress.core.errors import ArgumentError, few, one_line
 from edgecompress.core.registry import Registry
 from edgecompress.core.user_functions import is_function
+from edgecompress.recipes.groups import check_length, take_groups
 from edgecompress.recipes.samples import (
     MOST_BYTES,
     MOST_VALIDATION,
@@ -55,6 +56,7 @@ class Ask:
         steps: Batches of an epoch; None: as many as the dataset says.
         whole: Whether all of the data are held in memory, so that a dataset only has to end.
         batch_size: Samples of a batch, where the source makes the batches.
+        groups: Name of the array that says what each sample is of; None if none does.
     """
 
     loaded: LoadedModel
@@ -64,6 +66,7 @@ class Ask:
     steps: int | None = None
     whole: bool = False
     batch_size: int = _BATCH
+    groups: str | None = None
 
 
 @dataclass(frozen=True)
@@ -457,7 +460,11 @@ def _read_arrays(given: Any, ask: Ask) -> Samples:
             ask.argument, "hold arrays, or be a dataset", type(given).__name__,
             "Wrap a generator: tf.data.Dataset.from_generator.",
         )  # fmt: skip
-    return checked(given, ask.loaded, ask.argument)
+    if ask.groups is None:
+        return checked(given, ask.loaded, ask.argument)
+    given, groups = take_groups(given, ask.groups, ask.argument)
+    samples = checked(given, ask.loaded, ask.argument)
+    return replace(samples, groups=check_length(groups, len(samples), ask.argument))
 
 
 SOURCES.register("arrays")(

@@ -126,11 +126,12 @@ def find_task(
 
 def _find_task(loaded: LoadedModel, data: Data, outputs: np.ndarray, given_loss: Any) -> Task:
     kind = _kind(data.train, outputs, "--data")
-    if _kind(data.validation, outputs, "--validation") != kind:
-        raise ArgumentError(
-            "--validation", "hold labels like those of --data", data.validation.y.dtype
-            if data.validation.y is not None else None,
-        )  # fmt: skip
+    for argument, held in (("--validation", data.validation), ("--test", data.test)):
+        if held is not None and _kind(held, outputs, argument) != kind:
+            raise ArgumentError(
+                argument, "hold labels like those of --data",
+                None if held.y is None else held.y.dtype,
+            )  # fmt: skip
     output = output_kind(loaded.model, outputs) if kind != "values" else "values"
     if kind == "classes":
         metric = Metric("accuracy", True, _top1)

@@ -25,16 +25,22 @@ from edgecompress.core.errors import (
 )
 from edgecompress.core.files import jsonable, sha256, write_together
 from edgecompress.core.suppress_output import suppress_output
+from edgecompress.recipes.samples import Samples
+from edgecompress.searching.choosing import standard_errors
 from edgecompress.searching.fitting import Fitting, Stopwatch, lower_dropout
 from edgecompress.searching.knobs import Knob, Value
 from edgecompress.searching.layouts import begin_with
+from edgecompress.searching.packing import numbered, pack, pack_groups, unpack
 from edgecompress.searching.results import (
     FROM_SCRATCH,
+    METRIC_LIMIT,
     UNTOUCHED,
     Beginning,
     Described,
+    Exported,
     Job,
     Outcome,
+    Tested,
 )
 from edgecompress.searching.screening import (
     LIMITS,
@@ -79,6 +85,8 @@ class Evaluator:
         seed: Of everything random.
         progress: Called with a short text as each stage begins.
         verbose: Let libraries' logs through.
+        groups: Name of the array in the data that says what each sample is of; None for none.
+        test: Data that neither train nor choose; None for none.
     """
 
     def __init__(
@@ -96,6 +104,8 @@ class Evaluator:
         seed: int = 0,
         progress: Callable[[str], None] = lambda text: None,
         verbose: bool = False,
+        groups: str | None = None,
+        test: Any = None,
     ) -> None:
         """Loads the model and the data."""
         from edgecompress.pipeline.request import build_request
@@ -104,7 +114,7 @@ class Evaluator:
 
         found = load_trainable(
             model, data, validation, share, seed, pixels, steps_per_epoch,
-            progress=progress, verbose=verbose,
+            progress=progress, verbose=verbose, groups=groups, test=test,
         )  # fmt: skip
         loaded, self._data, self._task = found.loaded, found.data, found.task
         self._model, self._folder, self._seed = loaded.model, folder, seed
@@ -119,11 +129,12 @@ class Evaluator:
             loaded.model,
             profiles,
             calibration=self._calibration(),
-            evaluate=self._evaluation(None),
+            evaluate=self._evaluation(self._data.validation, None),
             metric=[_METRICS[self._task.kind]],
             name=loaded.name,
             **export,
         )
+        self._request = dataclasses.replace(self._request, by_sample=True)
         options = self._request.target_options
         multiple = max(
             family_of(p).width_multiple(p, family_of(p).settle(p, options)) for p in profiles
@@ -193,6 +204,7 @@ class Evaluator:
             per_minute=60 * screened / spent,
             reachable=fitting / max(1, screened),
             notes=tuple(dict.fromkeys(notes)),
+            groups=pack_groups(numbered(self._data.validation.groups)),
         )
         return self._described
 
@@ -283,7 +295,8 @@ class Evaluator:
             if epochs > done:
                 self._train(model, job, values, done, tell)
                 watch.lap("train")
-        made = self._build(model, values, None if self._is_last(job) else QUICK_SAMPLES)
+        quick = None if self._is_last(job) else QUICK_SAMPLES
+        made = self._build(model, values, self._data.validation, quick)
         outcome = _outcome(key, job, made, model, epochs)
         resting = self._space.resting(values, model)
         if resting is not None:
@@ -399,16 +412,15 @@ class Evaluator:
             lambda epoch, loss: tell(done + epoch, loss), self._seed + done,
         )  # fmt: skip
 
-    def export(self, job: Job, into: Path, argv: Sequence[str] = ()) -> dict[str, Any]:
+    def export(self, job: Job, into: Path, argv: Sequence[str] = ()) -> Exported:
         """Writes a candidate as `edgecompress.export` does, on all validation data.
+
+        With test data, it is measured and judged on those instead, and so is the untouched model.
 
         Args:
             job: The candidate; its training is kept in the folder of the search.
             into: Output folder.
             argv: The command, for the report.
-
-        Returns:
-            The report as JSON values.
 
         Raises:
             ArgumentError: the candidate was not made, or is kept elsewhere.
@@ -430,18 +442,41 @@ class Evaluator:
                 "were trained.",
             )  # fmt: skip
         self._progress("Exporting the candidate")
-        made = self._build(model, job.values, None)
+        test = self._data.test
+        made = self._build(model, job.values, self._data.validation if test is None else test, None)
         report = write(made, into, argv=argv)
         found: dict[str, Any] = report.to_dict()
         found["exit_code"] = report.exit_code
-        return found
+        tested = None if test is None else self._tested(_outcome(key, job, made, model, 0), test)
+        return Exported(found, tested)
+
+    def _tested(self, outcome: Outcome, test: Samples) -> Tested:
+        """Returns a candidate on the test data, beside the untouched model."""
+        from edgecompress.core.model_copy import copy_model
+
+        self._progress("Measuring the untouched model on the test data")
+        model = copy_model(self._model)
+        job = Job({}, UNTOUCHED)
+        before = _outcome("", job, self._build(model, {}, test, None), model, 0)
+        groups = numbered(test.groups)
+        difference = error = None
+        own, other = unpack(outcome.by_sample), unpack(before.by_sample)
+        if outcome.metric is not None and before.metric is not None:
+            sign = 1.0 if self.describe().higher_is_better else -1.0
+            difference = sign * (outcome.metric - before.metric)
+            if own is not None and other is not None:
+                error = float(standard_errors((own - other)[:, None], groups)[0])
+        count = 0 if groups is None else int(groups.max()) + 1
+        return Tested(-1, outcome.metric, before.metric, len(test), count, difference, error)
 
     # --- its file -----------------------------------------------------------------------------
 
     def _is_last(self, job: Job) -> bool:
         return job.last or job.start == UNTOUCHED
 
-    def _build(self, model: Any, values: Mapping[str, Value], samples: int | None) -> Any:
+    def _build(
+        self, model: Any, values: Mapping[str, Value], data: Samples, samples: int | None
+    ) -> Any:
         from edgecompress.converters.formats import FORMATS, format_options
         from edgecompress.pipeline import build
 
@@ -451,7 +486,7 @@ class Evaluator:
             model=model,
             file_format=form.format,
             options=format_options(FORMATS[form.format], form.options),
-            evaluate=self._evaluation(samples),
+            evaluate=self._evaluation(data, samples),
         )
         with suppress_output(self._verbose):
             return build(request)
@@ -461,12 +496,11 @@ class Evaluator:
 
         return [spread(array, _CALIBRATION) for array in self._data.train.x]
 
-    def _evaluation(self, samples: int | None) -> Any:
+    def _evaluation(self, data: Samples, samples: int | None) -> Any:
+        from edgecompress.converters.calibration import spread
         from edgecompress.recipes.task import class_numbers
 
-        data = self._data.validation
-        at = np.arange(min(samples or len(data), len(data)))
-        part = data.at(at)
+        part = data if samples is None else data.at(spread(np.arange(len(data)), samples))
         labels = part.x[0] if part.y is None else part.y
         return (*part.x, class_numbers(labels) if self._task.kind == "classes" else labels)
 
@@ -538,15 +572,17 @@ def _outcome(key: str, job: Job, made: Any, model: Any, epochs: int) -> Outcome:
             if found.verdict in ("fail", "uncertain") and found.rule not in (*LIMITS, "accuracy"):
                 excess[found.rule] = 1.0
     metric = keras_metric = None
-    samples = 0
+    samples, by_sample = 0, ""
     if accuracies:
         worst = min(accuracies, key=lambda found: _goodness(found))
         metric, keras_metric = float(worst.measured), worst.detail.get("keras")
         samples = int(worst.detail.get("samples") or 0)
+        own = made.by_sample.get(worst.detail.get("engine"))
+        by_sample = "" if own is None else pack(np.array(own))
         for found in accuracies:
             if found.limit is not None:
                 sign = 1.0 if found.detail.get("higher_is_better", True) else -1.0
-                excess[f"metric_{found.detail.get('metric', 'accuracy')}"] = sign * (
+                excess[f"{METRIC_LIMIT}{found.detail.get('metric', 'accuracy')}"] = sign * (
                     found.limit - float(found.measured)
                 )
     return Outcome(
@@ -564,6 +600,7 @@ def _outcome(key: str, job: Job, made: Any, model: Any, epochs: int) -> Outcome:
         macs=int(made.main.flat.macs()),
         notes=tuple(made.notes),
         sha256=sha256(made.main.data),
+        by_sample=by_sample,
     )
 
 

@@ -17,6 +17,7 @@ from edgecompress.core.options import (
     whole,
 )
 from edgecompress.core.suppress_output import suppress_output
+from edgecompress.core.user_functions import PathOrFunction
 
 
 def _techniques() -> Mapping[str, Any]:
@@ -41,9 +42,21 @@ def _loggers() -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class SearchDataOptions:
-    """How much of the training data `search` chooses by."""
+    """What `search` chooses and judges by."""
 
     validation_split: float = option(0.1, "Share of --data for validation.", share())
+    groups: str | None = option(
+        None,
+        "Array in the data that says what each sample is of, such as a person, a recording or a "
+        "device: samples of one are not independent, and are not divided.",
+        Text("NAME"),
+        unset="independent samples",
+    )
+    test: Any = option(
+        None,
+        "Data that neither train nor choose: the chosen candidate is judged on them.",
+        PathOrFunction(),
+    )
 
 
 @dataclass(frozen=True)

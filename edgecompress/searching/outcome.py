@@ -13,16 +13,15 @@ import numpy as np
 from edgecompress.core import errors
 from edgecompress.core.files import jsonable
 from edgecompress.core.results import accept_undecided, tool_version
+from edgecompress.searching.choice import Choice, choose, notes
 from edgecompress.searching.front import dominated, hypervolume, objectives
-from edgecompress.searching.results import Described, Job, Outcome
+from edgecompress.searching.results import METRIC_LIMIT, Described, Job, Outcome, Tested
 from edgecompress.searching.screening import LIMITS
 
 if TYPE_CHECKING:
     from edgecompress.searching.study import Study
 
 SEARCH_SCHEMA = "edgecompress.search/1"
-# Files among which the choice itself makes the best look better than it is.
-_MANY = 10
 # How much worse than the untouched model's the reference of the hypervolume is.
 _BEYOND = 1.0
 # Exit codes of candidates that meet not every limit, the nearest first.
@@ -57,7 +56,7 @@ class SearchResult:
         study: Name of the study.
         described: What could be chosen.
         points: All finished candidates, by number.
-        best: The one that meets every limit with the best metric; None if none does.
+        best: The one that was chosen of those that meet every limit; None if none does.
         front: Those with a file that no other beats in metric and every cost.
         volume: Hypervolume of the front, 0 to 1: the share of the space between the worst metric
             and costs, which are the untouched model's, and the best conceivable, which it covers.
@@ -65,6 +64,9 @@ class SearchResult:
         exported: Report of the exported candidate as JSON values; None without one.
         applied: The candidate that was exported on request; None after a search.
         argv: The command.
+        choice: Why it is the best; None without one.
+        tested: The exported candidate on the test data; None without any.
+        untested: Whether there are test data, on which the best was not measured.
     """
 
     study: str
@@ -77,6 +79,9 @@ class SearchResult:
     exported: Mapping[str, Any] | None = None
     applied: int | None = None
     argv: tuple[str, ...] = ()
+    choice: Choice | None = None
+    tested: Tested | None = None
+    untested: bool = False
 
     @property
     def untouched(self) -> Point | None:
@@ -88,10 +93,13 @@ class SearchResult:
         """0 if the best candidate meets every limit; else that of the one that comes nearest.
 
         Nearest is 6 (a limit is undecided), then 4, 3 and 5, as `export` of its file would end;
-        1 if no candidate could be made.
+        1 if no candidate could be made. 6, too, if the metric has a limit and the best was not
+        measured on the test data.
         """
         if self.exported is not None:
             return int(self.exported["exit_code"])
+        if self.best is not None and self.untested and _has_floor(self.points):
+            return self.best.outcome.exit_code or errors.UNDECIDED
         if self.best is not None:
             return self.best.outcome.exit_code
         found = {_exit_code(point.outcome) for point in self.points}
@@ -100,6 +108,8 @@ class SearchResult:
     @property
     def undecided_limits(self) -> tuple[str, ...]:
         """Limits that could not be decided, of the exported candidate or the nearest."""
+        if self.exported is None and self.best is not None and self.untested:
+            return (f"{self.described.metric} on the test data",)
         if self.exported is None and self.exit_code == errors.UNDECIDED:
             nearest = [p.outcome for p in self.points if _exit_code(p.outcome) == self.exit_code]
             names = [rule for o in nearest for rule, excess in o.excess.items() if excess > 0]
@@ -142,6 +152,8 @@ class SearchResult:
             "front": [point.number for point in self.front],
             "hypervolume": self.volume,
             "importance": dict(self.importance),
+            "choice": None if self.choice is None else dataclasses.asdict(self.choice),
+            "tested": None if self.tested is None else dataclasses.asdict(self.tested),
             "exported": None if self.exported is None else dict(self.exported),
             "exit_code": self.exit_code,
         }
@@ -166,6 +178,8 @@ def result_of(
     argv: Sequence[str],
     exported: Mapping[str, Any] | None,
     applied: int | None = None,
+    tested: Tested | None = None,
+    untested: bool = False,
 ) -> SearchResult:
     """Returns what a study has found so far.
 
@@ -175,6 +189,8 @@ def result_of(
         argv: The command; empty leaves out what takes time to find.
         exported: Report of the exported candidate.
         applied: Its number, if that alone was asked for.
+        tested: It on the test data.
+        untested: Whether there are test data, on which the best was not measured.
     """
     points = tuple(
         Point(number, job, outcome) for number, (job, outcome) in sorted(study.outcomes().items())
@@ -184,12 +200,12 @@ def result_of(
     front = tuple(
         point for point, beaten in zip(made, dominated(values), strict=True) if not beaten
     )
-    best = _best(described, made)
+    choice = choose(described, made)
+    best = None if choice is None else next(p for p in made if p.number == choice.candidate)
+    told = notes(described.metric, choice, _has_floor(made), tested, untested)
     return SearchResult(
         study=study.name,
-        described=dataclasses.replace(
-            described, notes=(*described.notes, *study.notes, *_chosen_from(made, best))
-        ),
+        described=dataclasses.replace(described, notes=(*described.notes, *study.notes, *told)),
         points=points,
         best=best,
         front=front,
@@ -198,17 +214,15 @@ def result_of(
         exported=exported,
         applied=applied,
         argv=tuple(argv),
+        choice=choice,
+        tested=tested,
+        untested=untested,
     )
 
 
-def _chosen_from(made: Sequence[Point], best: Point | None) -> list[str]:
-    """Returns a note: the best of many on the same samples is better there than elsewhere."""
-    if best is None or len(made) < _MANY:
-        return []
-    return [
-        f"Candidate {best.number} is the best of {len(made)} on the same {best.outcome.samples:,} "
-        "validation samples: measure it on samples that had no part in that; it may do worse there."
-    ]
+def _has_floor(points: Sequence[Point]) -> bool:
+    """Returns whether the metric has a limit."""
+    return any(rule.startswith(METRIC_LIMIT) for point in points for rule in point.outcome.excess)
 
 
 def _exit_code(outcome: Outcome) -> int:
@@ -222,15 +236,6 @@ def _exit_code(outcome: Outcome) -> int:
 
 def _values(described: Described, outcome: Outcome) -> list[float]:
     return objectives(outcome.metric, described.higher_is_better, outcome.costs, described.rules)
-
-
-def _best(described: Described, made: Sequence[Point]) -> Point | None:
-    """Returns the best candidate that fits: of those on all validation data, else of all."""
-    fitting = [point for point in made if point.outcome.fits]
-    most = max((point.outcome.samples for point in fitting), default=0)
-    whole = [point for point in fitting if point.outcome.samples == most]
-    sign = 1 if described.higher_is_better else -1
-    return max(whole, key=lambda point: sign * (point.outcome.metric or 0.0), default=None)
 
 
 def volume(described: Described, points: Sequence[Point], until: int | None = None) -> float:

@@ -67,6 +67,8 @@ def render(result: SearchResult, console: Any) -> None:
     for rule, limit in described.limits.items():
         console.print(f"Limit of {rule}: {show(rule, limit)}")
     console.print(_verdict(result))
+    if result.choice is not None and result.applied is None:
+        console.print(result.choice.reason)
     for line in _exported(result):
         console.print(line)
     for technique, reason in described.left_out.items():
@@ -89,7 +91,8 @@ def _verdict(result: SearchResult) -> str:
     number = best.number if result.applied is None and best is not None else result.applied
     if result.exported is not None and (result.applied is not None or result.exit_code):
         told = _TOLD.get(result.exit_code, "does not meet every limit")
-        return f"Candidate {number}, exported and measured on all validation data, {told}."
+        data = "validation" if result.tested is None else "test"
+        return f"Candidate {number}, exported and measured on all {data} data, {told}."
     if best is None:
         made = [point for point in result.points if point.outcome.made]
         near = min(
@@ -102,10 +105,13 @@ def _verdict(result: SearchResult) -> str:
         parts = [f"{k} by {v:.1%}" for k, v in near.outcome.excess.items() if v > 0]
         over = ", ".join(parts) or "nothing, but it was not made"
         return f"No candidate meets every limit. The nearest, {near.number}, exceeds {over}."
-    outcome = best.outcome
+    metric, untouched = best.outcome.metric, None
+    if result.untouched is not None:
+        untouched = result.untouched.outcome.metric
+    if result.tested is not None:
+        metric, untouched = result.tested.metric, result.tested.untouched
     text = f"Candidate {best.number} meets every limit: {result.described.metric} "
-    text += f"{outcome.metric:.4f}"
-    before = result.untouched
-    if before is not None and before.outcome.metric is not None:
-        text += f", untouched {before.outcome.metric:.4f}"
-    return f"{text}."
+    text += "unknown" if metric is None else f"{metric:.4f}"
+    if untouched is not None:
+        text += f", untouched {untouched:.4f}"
+    return f"{text}, on the {'validation' if result.tested is None else 'test'} data."

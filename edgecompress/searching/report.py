@@ -61,6 +61,7 @@ def _row(result: SearchResult, point: Point) -> dict[str, Any]:
         "state": "fits" if outcome.fits else (outcome.reason or "exceeds a limit"),
         "front": point in result.front,
         "best": result.best is not None and point.number == result.best.number,
+        "equal": result.choice is not None and point.number in result.choice.equal,
         "seconds": sum(outcome.seconds.values()),
         "settings": point.job.values,
     }

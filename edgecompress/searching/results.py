@@ -13,6 +13,8 @@ from edgecompress.searching.knobs import Knob, Value
 
 # Where a candidate's weights come from.
 FROM_PARENT, FROM_SCRATCH, UNTOUCHED = "parent", "scratch", "untouched"
+# What limits of the metric begin with, in `Outcome.excess`.
+METRIC_LIMIT = "metric_"
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ class Outcome:
         notes: What was skipped or done differently.
         sha256: Of the file; empty without one.
         screened: Candidates that were judged without training on the way.
+        by_sample: The metric of each of the samples, packed (`searching.packing`); empty if it is
+            not known.
     """
 
     key: str
@@ -87,6 +91,7 @@ class Outcome:
     notes: tuple[str, ...] = ()
     sha256: str = ""
     screened: int = 0
+    by_sample: str = ""
 
     @property
     def made(self) -> bool:
@@ -120,6 +125,8 @@ class Described:
         per_minute: Candidates that were screened a minute, on a sample.
         reachable: Share of a sample of random widths that meets every limit.
         notes: What the user should know.
+        groups: Number of the group of each validation sample, packed (`searching.packing`); empty
+            without groups.
     """
 
     knobs: tuple[Knob, ...]
@@ -133,6 +140,7 @@ class Described:
     per_minute: float
     reachable: float
     notes: tuple[str, ...] = ()
+    groups: str = ""
 
 
 @dataclass(frozen=True)
@@ -146,3 +154,41 @@ class Beginning:
 
     candidates: tuple[Mapping[str, Value], ...] = ()
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A candidate on the test data, which neither trained nor chose.
+
+    Attributes:
+        candidate: Its number.
+        metric: Of its file; None if it could not be measured.
+        untouched: The same of the untouched int8 model.
+        samples: Test samples.
+        groups: Groups that they are of; 0 if that was not said.
+        difference: How much better than the untouched model it is; None if unknown.
+        error: Standard error of the difference (`searching.choosing`).
+        looked: Candidates of this study that were measured on test data, by number.
+    """
+
+    candidate: int
+    metric: float | None
+    untouched: float | None
+    samples: int
+    groups: int
+    difference: float | None = None
+    error: float | None = None
+    looked: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A candidate that was exported.
+
+    Attributes:
+        report: Of `export`, as JSON values.
+        tested: It on the test data; None without any.
+    """
+
+    report: Mapping[str, Any]
+    tested: Tested | None = None

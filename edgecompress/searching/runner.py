@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import queue
 import sys
@@ -29,6 +30,7 @@ from edgecompress.searching.results import (
     Described,
     Job,
     Outcome,
+    Tested,
 )
 from edgecompress.searching.samplers import SAMPLERS
 from edgecompress.searching.schedule import CLOSING
@@ -60,7 +62,7 @@ class Progress:
         job: What it is.
         outcome: What came of it; None while it is trained.
         epoch: Epochs that it has been trained for.
-        best: The best candidate so far that meets every limit; None for none.
+        best: The candidate that would be taken so far; None for none.
         front: The candidates that no other beats, by number.
         left_s: Seconds that are left; None without a limit.
     """
@@ -130,6 +132,8 @@ def search(
     *,
     validation: Any = None,
     validation_split: float = SearchDataOptions.validation_split,
+    groups: str | None = SearchDataOptions.groups,
+    test: Any = None,
     data_files: Sequence[Path | str] = (),
     pixels: str | None = None,
     steps_per_epoch: int | None = None,
@@ -179,6 +183,12 @@ def search(
         targets: As in `export`.
         validation: Data by which candidates are chosen. Defaults to None: a share of `data`.
         validation_split: That share.
+        groups: Name of the array in all data, files or mappings, that says what each sample is of,
+            such as a person, a recording or a device. Whole groups are held out, and candidates
+            are told apart by how they differ from group to group. Defaults to None: samples are
+            independent.
+        test: Data that neither train nor choose: the chosen candidate is judged on them, and the
+            untouched model is measured beside it.
         data_files: As in `compress`, as are the next two.
         pixels: Range of pixels of a folder of images.
         steps_per_epoch: Batches of an epoch, for a dataset without an end.
@@ -187,7 +197,8 @@ def search(
         max_ram: For the tensor arena.
         max_latency: For the upper end of the predicted band.
         max_file_size: For the .tflite file alone.
-        min_accuracy: Floor for the accuracy of the file on the validation data.
+        min_accuracy: Floor for the accuracy of the file on the validation data, and of the one
+            that is chosen on the test data.
         trials: Candidates in all, those of earlier runs included. Defaults to no limit.
         minutes: Of this run. Defaults to 15, without `trials`.
         epochs: Of the longest training; most candidates get a ninth.
@@ -247,6 +258,8 @@ def search(
         "model": str(model) if in_file else model,
         "data": data,
         "validation": validation,
+        "groups": groups,
+        "test": test,
         "profiles": tuple(profiles),
         "export": {
             "max_flash": budgets.max_flash,
@@ -286,7 +299,8 @@ def search(
         command = tuple(without_password(word) for word in argv or sys.argv)
         if apply is not None and destination is not None:
             exported = workers[0].export(kept.job(apply), destination, command)
-            return result_of(described, kept, command, exported, applied=apply)
+            tested = _looked(kept, apply, exported.tested)
+            return result_of(described, kept, command, exported.report, apply, tested)
         lost = kept.recover()
         if lost:
             progress(f"{lost} candidates of an interrupted run are queued again")
@@ -298,11 +312,20 @@ def search(
             progress(f"{folder / BEST} is of an earlier search")
         if place is not None:
             progress(f"Candidate {number}, the best, is where it was trained: {place}")
+            result = result_of(described, kept, command, None, untested=test is not None)
         elif number is not None:
             exported = workers[0].export(kept.job(number), folder / BEST, command)
-            result = result_of(described, kept, command, exported)
+            tested = _looked(kept, number, exported.tested)
+            result = result_of(described, kept, command, exported.report, tested=tested)
     write_together(folder, {"search.json": result.to_json(), "search.html": page(result)})
     return result
+
+
+def _looked(study: Study, number: int, tested: Tested | None) -> Tested | None:
+    """Returns how a candidate is on the test data, and notes in the study that it was measured."""
+    if tested is None:
+        return None
+    return dataclasses.replace(tested, candidate=number, looked=study.look(number))
 
 
 def _check(numbers: Mapping[str, float | None]) -> None:
@@ -330,7 +353,7 @@ def _workers(
         if not in_file:
             made.append(LocalWorker({**asked, "progress": progress}))
         for _ in range(jobs if in_file else 0):
-            sources = {"--data": asked["data"], "--validation": asked["validation"]}
+            sources = {f"--{name}": asked[name] for name in ("data", "validation", "test")}
             files = [asked["model"], sidecar_path(Path(asked["model"])), *data_files]
             files += [x for x in sources.values() if isinstance(x, (str, Path))]
             written = [place for place in places if place is not None]
@@ -460,8 +483,6 @@ def _in_time(job: Job, finished: Mapping[int, tuple[Job, Outcome]], left: float)
 
     How long an epoch takes is known of the same candidate, else of the slowest one.
     """
-    import dataclasses
-
     done = 0
     spent: list[float] = []
     own: list[float] = []

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _SCHEMA = "edgecompress.search/1"
 _JOB, _OUTCOME, _WORKER, _ALIVE, _TRIES = "job", "outcome", "worker", "alive", "tries"
-_PLACE, _NOTES, _BEGINNING = "place", "notes", "beginning"
+_PLACE, _NOTES, _BEGINNING, _LOOKED = "place", "notes", "beginning", "looked"
 # A trial of another machine that has not been heard of for this long is lost.
 _SILENCE_S = 900.0
 _MOST_TRIES = 3
@@ -321,6 +321,12 @@ class Study:
             if outcome is not None and trial.state.is_finished():
                 found[trial.number] = (Job(**trial.user_attrs[_JOB]), outcome)
         return found
+
+    def look(self, number: int) -> tuple[int, ...]:
+        """Says that a candidate is measured on test data; returns all that were, by number."""
+        looked = sorted({*self._study.user_attrs.get(_LOOKED, ()), number})
+        self._study.set_user_attr(_LOOKED, looked)
+        return tuple(looked)
 
     def elsewhere(self, number: int) -> str | None:
         """Returns where another worker keeps a candidate, `host:folder`; None if it is here."""

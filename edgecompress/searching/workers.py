@@ -21,7 +21,7 @@ from edgecompress.core import isolation
 from edgecompress.core.errors import ProcessError
 from edgecompress.core.files import jsonable, write_atomic
 from edgecompress.core.folders import temporary_folder
-from edgecompress.searching.results import Beginning, Described, Job, Outcome
+from edgecompress.searching.results import Beginning, Described, Exported, Job, Outcome
 
 Told = Callable[[int, float], None]
 _POLL_S = 0.05
@@ -45,8 +45,8 @@ class Worker(ABC):
         """Makes a candidate; `tell` is called with (epochs done, loss)."""
 
     @abstractmethod
-    def export(self, job: Job, into: Path, argv: Sequence[str]) -> dict[str, Any]:
-        """Exports a candidate into a folder; returns the report as JSON values."""
+    def export(self, job: Job, into: Path, argv: Sequence[str]) -> Exported:
+        """Exports a candidate into a folder."""
 
     @abstractmethod
     def close(self) -> None:
@@ -77,7 +77,7 @@ class LocalWorker(Worker):
         """See `Worker.evaluate`."""
         return self._evaluator.evaluate(job, tell)
 
-    def export(self, job: Job, into: Path, argv: Sequence[str]) -> dict[str, Any]:
+    def export(self, job: Job, into: Path, argv: Sequence[str]) -> Exported:
         """See `Worker.export`."""
         return self._evaluator.export(job, into, argv)
 
@@ -168,12 +168,10 @@ class ConfinedWorker(Worker):
         self._tell = tell
         return isolation.decode(Outcome, self._ask("evaluate", job=vars(job)))
 
-    def export(self, job: Job, into: Path, argv: Sequence[str]) -> dict[str, Any]:
+    def export(self, job: Job, into: Path, argv: Sequence[str]) -> Exported:
         """See `Worker.export`."""
-        found = self._ask("export", job=vars(job), into=str(into), argv=list(argv))
-        if not isinstance(found, dict):
-            raise ProcessError("The process that makes candidates returned no report.")
-        return found
+        answer = self._ask("export", job=vars(job), into=str(into), argv=list(argv))
+        return isolation.decode(Exported, answer)
 
     def close(self) -> None:
         """Ends the process and removes its mailbox.
@@ -227,7 +225,7 @@ def _done(
         return isolation.encode(evaluator.begin(order["most"], order["seconds"]))
     job = Job(**order["job"])
     if order["do"] == "export":
-        return evaluator.export(job, Path(order["into"]), order["argv"])
+        return isolation.encode(evaluator.export(job, Path(order["into"]), order["argv"]))
     return isolation.encode(
         evaluator.evaluate(job, lambda epoch, loss: tell("event", {"epoch": epoch, "loss": loss}))
     )

@@ -7,8 +7,8 @@ DATA holds fashion_mnist.npz and watch_exercises.npz. A ResNet-20 (Fashion-MNIST
 watch) are trained once for each seed and kept in WORK. Limits on nucleo-l4r5zi: a third of what the
 untouched int8 file takes of tensor arena, file size and latency (the upper end of its band). The
 code of the runtime, which no search makes smaller, is not part of the flash limit. Candidates are
-chosen on validation data (held-out training images; two held-out subjects of the watch); the test
-data are used once, for the file that was chosen. Uniform thinning is the search's own baseline,
+chosen on validation data (held-out training images; two held-out subjects of the watch, named as
+groups); the test data are used once, for the file that was chosen. Uniform thinning is the search's own baseline,
 trained from scratch.
 
 Each search is a process that is killed twice on the way and resumed. Finished ones are kept in
@@ -50,14 +50,16 @@ class Case:
         task: Its key in `pruning_curves_networks.TASKS`.
         epochs: Of the longest training.
         seeds: How many.
+        groups: The array of the data that says what a sample is of; None for none.
     """
 
     task: str
     epochs: int
     seeds: int
+    groups: str | None = None
 
 
-CASES = {"resnet": Case("resnet", 18, 3), "watch": Case("ds_cnn", 162, 1)}
+CASES = {"resnet": Case("resnet", 18, 3), "watch": Case("ds_cnn", 162, 1, "subject")}
 
 
 def prepare(case: Case, seed: int, data: Path, work: Path) -> dict[str, Path]:
@@ -72,29 +74,44 @@ def prepare(case: Case, seed: int, data: Path, work: Path) -> dict[str, Path]:
             ("test", "_test.npz"),
         )
     }  # fmt: skip
-    if all(path.exists() for path in paths.values()):
+    if all(path.exists() for path in paths.values()) and _names_groups(case, paths["held"]):
         return paths
     x, y, x_test, y_test = load(task, data)
-    held = _held_out(task.data, data, len(x), seed)
-    keras.utils.set_random_seed(seed)
-    model = task.build(keras)
-    fit(keras, model, [x[~held], y[~held], x_test, y_test], task.dense_epochs, task.rate)
-    np.savez(paths["train"], x=x[~held], y=y[~held])
-    np.savez(paths["held"], x=x[held], y=y[held])
-    np.savez(paths["test"], x=x_test, y=y_test)
-    model.save(paths["model"])
+    held = _held_out(case, data, len(x), seed)
+    groups, test_groups = (_groups(case, data, part) for part in ("train", "test"))
+    for name, inputs, labels, own in (
+        ("train", x[~held], y[~held], {key: of[~held] for key, of in groups.items()}),
+        ("held", x[held], y[held], {key: of[held] for key, of in groups.items()}),
+        ("test", x_test, y_test, test_groups),
+    ):
+        np.savez(paths[name], x=inputs, y=labels, **own)
+    if not paths["model"].exists():
+        keras.utils.set_random_seed(seed)
+        model = task.build(keras)
+        fit(keras, model, [x[~held], y[~held], x_test, y_test], task.dense_epochs, task.rate)
+        model.save(paths["model"])
     return paths
 
 
-def _held_out(kind: str, data: Path, count: int, seed: int) -> np.ndarray:
+def _names_groups(case: Case, path: Path) -> bool:
+    with np.load(path) as file:
+        return case.groups is None or case.groups in file.files
+
+
+def _groups(case: Case, data: Path, part: str) -> dict[str, np.ndarray]:
+    """Returns what each sample is of, under the name of the array; empty if nothing says it."""
+    if case.groups is None:
+        return {}
+    with np.load(data / "watch_exercises.npz") as file:
+        return {case.groups: file[f"{case.groups}_{part}"]}
+
+
+def _held_out(case: Case, data: Path, count: int, seed: int) -> np.ndarray:
     """Returns which training samples are for validation: of the watch, whole subjects."""
     random = np.random.default_rng(seed)
     held = np.zeros(count, bool)
-    if kind == "watch":
-        with np.load(data / "watch_exercises.npz") as file:
-            subjects = file["subject_train"]
-        chosen = random.permutation(np.unique(subjects))[:2]
-        return np.isin(subjects, chosen)
+    for groups in _groups(case, data, "train").values():
+        return np.isin(groups, random.permutation(np.unique(groups))[:2])
     held[random.permutation(count)[: count // 10]] = True
     return held
 
@@ -127,6 +144,8 @@ def run(
         "--epochs", str(case.epochs), "--jobs", str(options.jobs), "--sampler", sampler,
         "--seed", str(seed), "-o", str(folder), "--json",
     ]  # fmt: skip
+    if case.groups is not None:
+        command += ["--groups", case.groups]
     for share in KILLS:
         began = time.monotonic()
         process = _start([*command, "--minutes", f"{left:.2f}"], subprocess.DEVNULL)

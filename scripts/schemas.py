@@ -24,7 +24,7 @@ from edgecompress.comparison.results import COMPARISON_SCHEMA, Made, Subject
 from edgecompress.core.bundle import BUNDLE_SCHEMA, BundleFile
 from edgecompress.searching.choice import Choice
 from edgecompress.searching.outcome import SEARCH_SCHEMA
-from edgecompress.searching.results import Described, Outcome, Tested
+from edgecompress.searching.results import Described, Judged, Outcome
 from edgecompress.targets.measurement_form import MEASUREMENT_SCHEMA, MeasurementForm
 from edgecompress.targets.profile import TargetProfile
 
@@ -135,7 +135,7 @@ class Search:
     hypervolume: float
     importance: Mapping[str, float]
     choice: Choice | None
-    tested: Tested | None
+    tested: Judged | None
     exported: Mapping[str, Any] | None
     exit_code: int
 

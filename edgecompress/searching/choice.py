@@ -10,7 +10,7 @@ import numpy as np
 
 from edgecompress.searching.choosing import compare, too_good
 from edgecompress.searching.packing import unpack, unpack_groups
-from edgecompress.searching.results import FROM_SCRATCH, UNTOUCHED, Described, Tested
+from edgecompress.searching.results import FROM_SCRATCH, UNTOUCHED, Described, Judged
 
 if TYPE_CHECKING:
     from edgecompress.searching.outcome import Point
@@ -167,7 +167,7 @@ def _of(samples: int, groups: int, name: str) -> str:
 
 
 def notes(
-    metric: str, choice: Choice | None, floor: bool, tested: Tested | None, untested: bool
+    metric: str, choice: Choice | None, floor: bool, tested: Judged | None, untested: bool
 ) -> list[str]:
     """Returns what the user should know of the data that chose and judged.
 
@@ -216,7 +216,7 @@ def notes(
     return found
 
 
-def _tested_notes(metric: str, tested: Tested) -> list[str]:
+def _tested_notes(metric: str, tested: Judged) -> list[str]:
     of = _of(tested.samples, tested.groups, "test")
     if tested.metric is None:
         return [f"Candidate {tested.candidate} could not be measured on the {of}."]

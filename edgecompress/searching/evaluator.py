@@ -39,8 +39,8 @@ from edgecompress.searching.results import (
     Described,
     Exported,
     Job,
+    Judged,
     Outcome,
-    Tested,
 )
 from edgecompress.searching.screening import (
     LIMITS,
@@ -450,7 +450,7 @@ class Evaluator:
         tested = None if test is None else self._tested(_outcome(key, job, made, model, 0), test)
         return Exported(found, tested)
 
-    def _tested(self, outcome: Outcome, test: Samples) -> Tested:
+    def _tested(self, outcome: Outcome, test: Samples) -> Judged:
         """Returns a candidate on the test data, beside the untouched model."""
         from edgecompress.core.model_copy import copy_model
 
@@ -467,7 +467,7 @@ class Evaluator:
             if own is not None and other is not None:
                 error = float(standard_errors((own - other)[:, None], groups)[0])
         count = 0 if groups is None else int(groups.max()) + 1
-        return Tested(-1, outcome.metric, before.metric, len(test), count, difference, error)
+        return Judged(-1, outcome.metric, before.metric, len(test), count, difference, error)
 
     # --- its file -----------------------------------------------------------------------------
 

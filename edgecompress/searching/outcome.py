@@ -15,7 +15,7 @@ from edgecompress.core.files import jsonable
 from edgecompress.core.results import accept_undecided, tool_version
 from edgecompress.searching.choice import Choice, choose, notes
 from edgecompress.searching.front import dominated, hypervolume, objectives
-from edgecompress.searching.results import METRIC_LIMIT, Described, Job, Outcome, Tested
+from edgecompress.searching.results import METRIC_LIMIT, Described, Job, Judged, Outcome
 from edgecompress.searching.screening import LIMITS
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class SearchResult:
     applied: int | None = None
     argv: tuple[str, ...] = ()
     choice: Choice | None = None
-    tested: Tested | None = None
+    tested: Judged | None = None
     untested: bool = False
 
     @property
@@ -178,7 +178,7 @@ def result_of(
     argv: Sequence[str],
     exported: Mapping[str, Any] | None,
     applied: int | None = None,
-    tested: Tested | None = None,
+    tested: Judged | None = None,
     untested: bool = False,
 ) -> SearchResult:
     """Returns what a study has found so far.

@@ -157,7 +157,7 @@ class Beginning:
 
 
 @dataclass(frozen=True)
-class Tested:
+class Judged:
     """A candidate on the test data, which neither trained nor chose.
 
     Attributes:
@@ -191,4 +191,4 @@ class Exported:
     """
 
     report: Mapping[str, Any]
-    tested: Tested | None = None
+    tested: Judged | None = None

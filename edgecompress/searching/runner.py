@@ -29,8 +29,8 @@ from edgecompress.searching.results import (
     Beginning,
     Described,
     Job,
+    Judged,
     Outcome,
-    Tested,
 )
 from edgecompress.searching.samplers import SAMPLERS
 from edgecompress.searching.schedule import CLOSING
@@ -321,7 +321,7 @@ def search(
     return result
 
 
-def _looked(study: Study, number: int, tested: Tested | None) -> Tested | None:
+def _looked(study: Study, number: int, tested: Judged | None) -> Judged | None:
     """Returns how a candidate is on the test data, and notes in the study that it was measured."""
     if tested is None:
         return None

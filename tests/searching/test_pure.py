@@ -14,7 +14,7 @@ from edgecompress.searching.descent import Widths, cut_at_once, descend
 from edgecompress.searching.file_model import Affine, solve
 from edgecompress.searching.front import dominated, hypervolume, objectives
 from edgecompress.searching.knobs import Knob
-from edgecompress.searching.outcome import Point, SearchResult, _chosen_from
+from edgecompress.searching.outcome import Point, SearchResult
 from edgecompress.searching.results import Described, Job, Outcome
 from edgecompress.searching.schedule import Entry, lengths, promotion
 from edgecompress.searching.screening import Costs
@@ -258,6 +258,20 @@ def test_without_a_candidate_that_fits_the_nearest_decides(
     assert found.undecided_limits == (("latency",) if code == 6 else ())
 
 
+def test_a_limit_of_the_metric_is_undecided_where_the_best_was_not_tested() -> None:
+    floor = Outcome("a", "parent", metric=0.9, excess={"metric_accuracy": -0.1})
+    free = Outcome("a", "parent", metric=0.9, excess={"arena": -0.1})
+    for outcome, untested, code in ((floor, True, 6), (floor, False, 0), (free, True, 0)):
+        point = Point(0, Job({}), outcome)
+        found = SearchResult("study", DESCRIBED, (point,), point, (), 0.0, untested=untested)
+        assert found.exit_code == code
+        assert found.exit_code_for(allow_undecided=True) == 0
+    assert SearchResult(
+        "study", DESCRIBED, (Point(0, Job({}), floor),), Point(0, Job({}), floor), (), 0.0,
+        untested=True,
+    ).undecided_limits == ("accuracy on the test data",)  # fmt: skip
+
+
 def test_keys_tell_candidates_apart() -> None:
     keys = {
         Job({"a": 1}).key("x"),
@@ -274,15 +288,3 @@ def test_knobs_refuse_what_they_may_not_be(value: object) -> None:
         Knob("tech.knob", 1, low=1, high=5).check(value)
     with pytest.raises(ArgumentError, match="one of"):
         Knob("tech.knob", "a", ("a", "b")).check(value)
-
-
-def test_the_best_of_many_is_said_to_be_that() -> None:
-    def points(count: int) -> list[Point]:
-        outcome = Outcome("k", "parent", metric=0.9, samples=1208)
-        return [Point(number, Job({}), outcome) for number in range(count)]
-
-    many = points(10)
-    (note,) = _chosen_from(many, many[3])
-    assert note.startswith("Candidate 3 is the best of 10 on the same 1,208 validation samples")
-    assert _chosen_from(points(9), many[3]) == []
-    assert _chosen_from(many, None) == []

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 import os
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -16,13 +18,14 @@ import edgecompress as ec
 from edgecompress.core.errors import ArgumentError, UnknownNameError
 from edgecompress.core.files import sha256
 from edgecompress.searching.outcome import volume
+from edgecompress.searching.packing import unpack
 from edgecompress.searching.rendering import render
 from edgecompress.searching.report import page
 from edgecompress.searching.results import FROM_SCRATCH, UNTOUCHED
 from edgecompress.searching.study import Study
 from edgecompress.targets import profile as target_profile
 
-from .conftest import LIMITS
+from .conftest import LIMITS, make_data
 
 pytestmark = pytest.mark.slow
 
@@ -65,8 +68,21 @@ def test_the_best_is_exported_and_decides_the_exit_code(found: Found) -> None:
     assert report["verdict"] == "pass"
     (file,) = [a for a in report["artifacts"] if a["kind"] == "int8"]
     assert file["sha256"] == result.best.outcome.sha256
-    fitting = [p.outcome.metric for p in result.points if p.outcome.fits]
-    assert result.best.outcome.metric == max(fitting)
+    choice = result.choice
+    fitting = {p.number: p.outcome for p in result.points if p.outcome.fits}
+    assert fitting[choice.leader].metric == max(o.metric for o in fitting.values())
+    assert {choice.candidate, choice.leader} <= set(choice.equal) <= set(fitting)
+    assert (choice.candidate, choice.compared) == (result.best.number, len(fitting))
+    nearest = max(fitting[n].macs for n in choice.equal if fitting[n].start != FROM_SCRATCH)
+    assert result.best.outcome.macs == nearest
+    assert result.best.outcome.fits
+
+
+def test_every_candidate_keeps_its_metric_by_sample(found: Found) -> None:
+    for outcome in (p.outcome for p in found[0].points if p.outcome.made):
+        values = unpack(outcome.by_sample)
+        assert len(values) == outcome.samples == 120
+        assert values.mean() == pytest.approx(outcome.metric, abs=1e-12)
 
 
 def test_pages_and_json_say_the_same(found: Found) -> None:
@@ -76,6 +92,9 @@ def test_pages_and_json_say_the_same(found: Found) -> None:
     assert told["best"] == result.best.number
     text = (folder / "search.html").read_text()
     assert f"candidate {result.best.number}" in text
+    assert told["choice"]["reason"] == result.choice.reason
+    assert html.escape(result.choice.reason) in text
+    assert told["tested"] is None
     assert "https://" not in text.split("<body>")[0]
     assert "<iframe" in result._repr_html_()
 
@@ -236,6 +255,82 @@ def test_a_study_about_something_else_is_not_continued(
     with pytest.raises(ArgumentError, match="--apply` must go with the options of the search"):
         ec.search(trained, **other, output=folder, apply=0, into=tmp_path / "into")
     assert not (tmp_path / "into").exists()
+
+
+@pytest.fixture(scope="module")
+def judged(
+    trained: Any, asked: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Any, Path, dict[str, Any]]:
+    """A search whose data name groups, and whose labels of the test data are all wrong."""
+    x, y = make_data(2, 60)
+    train, held = asked["data"], asked["validation"]
+    told = {
+        **asked,
+        "data": {"x": train[0], "y": train[1], "who": np.arange(240) % 5},
+        "validation": {"x": held[0], "y": held[1], "who": 5 + np.arange(120) % 3},
+        "test": {"x": x, "y": (y + 1) % 4, "who": 8 + np.arange(60) % 2},
+        "groups": "who",
+        "min_accuracy": 0.3,
+        "techniques": ("channels",),
+        "trials": 2,
+    }
+    folder = tmp_path_factory.mktemp("judged")
+    return ec.search(trained, **told, output=folder), folder, told
+
+
+def test_the_verdict_is_that_of_the_test_data(judged: tuple[Any, Path, dict[str, Any]]) -> None:
+    result, folder, _ = judged
+    assert result.best.outcome.exit_code == 0
+    assert result.best.outcome.metric > 0.5
+    # No answer is right there.
+    assert (result.exit_code, result.exported["exit_code"]) == (4, 4)
+    tested = result.tested
+    assert (tested.candidate, tested.samples, tested.groups) == (result.best.number, 60, 2)
+    file = next((folder / "best").glob("*_int8.tflite"))
+    x, y = make_data(2, 60)
+    for path, told in ((file, tested.metric), (_untouched(result, folder), tested.untouched)):
+        report = ec.check(path, ["nucleo-l4r5zi"], evaluate=(x, (y + 1) % 4))
+        checks = {check.rule: check for check in report.targets[0].checks}
+        assert told == checks["accuracy"].measured < 0.3
+    assert tested.difference == pytest.approx(tested.metric - tested.untouched)
+    assert tested.error >= 0
+    assert result.choice.groups == 3
+    assert "of 3 groups" in " ".join([result.choice.reason, *result.described.notes])
+    with StringIO() as text:
+        render(result, Console(file=text, width=300))
+        printed = text.getvalue()
+    assert "exported and measured on all test data, does not meet every limit." in printed
+    assert "On the 60 test samples of 2 groups, which neither trained nor chose" in printed
+    assert f"{tested.metric:.4f}, untouched {tested.untouched:.4f}" in page(result)
+
+
+def _untouched(result: Any, folder: Path) -> Path:
+    return folder / "candidates" / result.untouched.outcome.key / "0" / "model.tflite"
+
+
+def test_applying_another_candidate_is_another_look_at_the_test_data(
+    judged: tuple[Any, Path, dict[str, Any]], trained: Any, tmp_path: Path
+) -> None:
+    result, folder, told = judged
+    again = ec.search(trained, **told, output=folder, apply=0, into=tmp_path / "out")
+    # The untouched model is over its limits, and wrong there, too.
+    assert again.exit_code in (3, 4)
+    assert again.tested.metric == again.tested.untouched == result.tested.untouched
+    assert (again.tested.difference, again.tested.error) == (0.0, 0.0)
+    assert again.tested.looked == tuple(sorted({0, result.best.number}))
+    assert "were measured on test data" in again.described.notes[-1]
+
+
+def test_without_test_data_the_floor_is_said_to_be_judged_by_what_chose(
+    judged: tuple[Any, Path, dict[str, Any]], trained: Any, tmp_path: Path
+) -> None:
+    _, folder, told = judged
+    # Neither the groups nor the test data change what candidates are.
+    plain = {**told, "test": None, "groups": None, "data": make_data()}
+    x, y = make_data(1, 120)
+    after = ec.search(trained, **{**plain, "validation": (x, y)}, output=folder)
+    assert (after.exit_code, after.tested, after.choice.groups) == (0, None, 0)
+    assert any("was judged on the 120 validation samples" in n for n in after.described.notes)
 
 
 def test_models_with_several_inputs_are_searched(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ watch) are trained once for each seed and kept in WORK. Limits on nucleo-l4r5zi:
 untouched int8 file takes of tensor arena, file size and latency (the upper end of its band). The
 code of the runtime, which no search makes smaller, is not part of the flash limit. Candidates are
 chosen on validation data (held-out training images; two held-out subjects of the watch, named as
-groups); the test data are used once, for the file that was chosen. Uniform thinning is the search's own baseline,
-trained from scratch.
+groups); the test data are used once, for the file that was chosen. Uniform thinning is the search's
+own baseline, trained from scratch.
 
 Each search is a process that is killed twice on the way and resumed. Finished ones are kept in
 WORK: an interrupted benchmark continues. Two networks, two samplers, three seeds and one: two hours

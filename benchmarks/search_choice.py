@@ -3,9 +3,9 @@
     python benchmarks/search_choice.py FOLDER --held HELD.npz [--groups NAME] [--test TEST.npz]
 
 FOLDER is a search's output with the files of its candidates, HELD the validation data that it chose
-by; `benchmarks/search.py` leaves both. Every file that meets the limits runs on HELD in the target's engine; the choice is that of the
-product. With TEST, the one with the best validation metric, the one that is taken and the untouched
-file are measured there: look once.
+by; `benchmarks/search.py` leaves both. Every file that meets the limits runs on HELD in the
+target's engine; the choice is that of the product. With TEST, the one with the best validation
+metric, the one that is taken and the untouched file are measured there: look once.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgecompress.converters.metrics import Form, Labels, Wanted
+from edgecompress.converters.labels import Labels
+from edgecompress.converters.metrics import Form, Wanted
 from edgecompress.core.errors import ArgumentError, EdgeCompressError
 from edgecompress.core.keras_graph import output_names
 from edgecompress.core.reading import JSON_LIMIT, open_archive

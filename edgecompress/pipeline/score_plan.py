@@ -12,7 +12,8 @@ from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.pipeline.scoring import Asked, Drop, Scoring
 
 if TYPE_CHECKING:
-    from edgecompress.converters.metrics import Labels, Wanted
+    from edgecompress.converters.labels import Labels
+    from edgecompress.converters.metrics import Wanted
     from edgecompress.converters.tasks import Output, Task, Unclear
 
 
@@ -68,7 +69,7 @@ def check_labels(
     Raises:
         ArgumentError: a key, a shape or a number is wrong, or a metric names no output.
     """
-    from edgecompress.converters.metrics import Labels
+    from edgecompress.converters.labels import Labels
     from edgecompress.converters.tasks import match_labels
 
     for asked in scoring.asked:
@@ -100,7 +101,8 @@ def plan(
     Raises:
         ArgumentError: the labels do not fit, or a metric names no output.
     """
-    from edgecompress.converters.metrics import Labels, parse_metric
+    from edgecompress.converters.labels import Labels
+    from edgecompress.converters.metrics import parse_metric
     from edgecompress.converters.tasks import (
         Task,
         find_task,

@@ -26,14 +26,13 @@ from edgecompress.core.errors import (
 from edgecompress.core.files import jsonable, sha256, write_together
 from edgecompress.core.suppress_output import suppress_output
 from edgecompress.recipes.samples import Samples
-from edgecompress.searching.choosing import standard_errors
 from edgecompress.searching.fitting import Fitting, Stopwatch, lower_dropout
 from edgecompress.searching.knobs import Knob, Value
 from edgecompress.searching.layouts import begin_with
-from edgecompress.searching.packing import numbered, pack, pack_groups, unpack
+from edgecompress.searching.measured import judged, not_made, outcome_of, unfit
+from edgecompress.searching.packing import numbered, pack_groups
 from edgecompress.searching.results import (
     FROM_SCRATCH,
-    METRIC_LIMIT,
     UNTOUCHED,
     Beginning,
     Described,
@@ -43,10 +42,8 @@ from edgecompress.searching.results import (
     Outcome,
 )
 from edgecompress.searching.screening import (
-    LIMITS,
     Costs,
     Targets,
-    costs_of,
     refuse_unknown,
 )
 from edgecompress.searching.space import Space
@@ -262,10 +259,10 @@ class Evaluator:
         try:
             outcome = self._make(job, values, key, place, watch, tell)
         except UnsupportedOperatorError as error:
-            outcome = _not_made(key, job, str(error), {"operators": 1.0})
+            outcome = not_made(key, job, str(error), {"operators": 1.0})
         except EdgeCompressError as error:
             # One candidate's conversion or training; the others may do better.
-            outcome = _not_made(key, job, str(error), {"candidate": 1.0})
+            outcome = not_made(key, job, str(error), {"candidate": 1.0})
         return dataclasses.replace(
             outcome, seconds=dict(watch.seconds), screened=self._space.screened - before
         )
@@ -289,7 +286,7 @@ class Evaluator:
                 model, costs = self._candidate(job, values)
                 watch.lap("cut")
                 if not costs.fits():
-                    return _unfit(key, job, costs)
+                    return unfit(key, job, costs)
                 lower_dropout(model, min(1.0, model.count_params() / self._model.count_params()))
             epochs = job.epochs
             if epochs > done:
@@ -297,7 +294,7 @@ class Evaluator:
                 watch.lap("train")
         quick = None if self._is_last(job) else QUICK_SAMPLES
         made = self._build(model, values, self._data.validation, quick)
-        outcome = _outcome(key, job, made, model, epochs)
+        outcome = outcome_of(key, job, made, model, epochs)
         resting = self._space.resting(values, model)
         if resting is not None:
             note = f"{resting} rests: its format has no place for what others ask of the file."
@@ -447,27 +444,20 @@ class Evaluator:
         report = write(made, into, argv=argv)
         found: dict[str, Any] = report.to_dict()
         found["exit_code"] = report.exit_code
-        tested = None if test is None else self._tested(_outcome(key, job, made, model, 0), test)
+        tested = None
+        if test is not None:
+            tested = self._judged(outcome_of(key, job, made, model, 0), test)
         return Exported(found, tested)
 
-    def _tested(self, outcome: Outcome, test: Samples) -> Judged:
+    def _judged(self, outcome: Outcome, test: Samples) -> Judged:
         """Returns a candidate on the test data, beside the untouched model."""
         from edgecompress.core.model_copy import copy_model
 
         self._progress("Measuring the untouched model on the test data")
         model = copy_model(self._model)
-        job = Job({}, UNTOUCHED)
-        before = _outcome("", job, self._build(model, {}, test, None), model, 0)
-        groups = numbered(test.groups)
-        difference = error = None
-        own, other = unpack(outcome.by_sample), unpack(before.by_sample)
-        if outcome.metric is not None and before.metric is not None:
-            sign = 1.0 if self.describe().higher_is_better else -1.0
-            difference = sign * (outcome.metric - before.metric)
-            if own is not None and other is not None:
-                error = float(standard_errors((own - other)[:, None], groups)[0])
-        count = 0 if groups is None else int(groups.max()) + 1
-        return Judged(-1, outcome.metric, before.metric, len(test), count, difference, error)
+        made = self._build(model, {}, test, None)
+        before = outcome_of("", Job({}, UNTOUCHED), made, model, 0)
+        return judged(outcome, before, test, self.describe().higher_is_better)
 
     # --- its file -----------------------------------------------------------------------------
 
@@ -531,79 +521,3 @@ class Evaluator:
         except (OSError, ValueError, EdgeCompressError):
             return None
         return found if sha256(data) == found.sha256 else None
-
-
-def _unfit(key: str, job: Job, costs: Costs) -> Outcome:
-    parts = [
-        f"{rule} is not known ({costs.unknown[rule].rstrip('.')})"
-        if rule in costs.unknown
-        else f"{rule} is {share:.1%} above its limit"
-        for rule, share in costs.excess().items()
-        if share > 0
-    ]
-    return Outcome(
-        key,
-        job.start,
-        costs=dict(costs.values),
-        excess=costs.excess(),
-        reason=f"Not trained: {' and '.join(parts)}.",
-    )
-
-
-def _not_made(key: str, job: Job, reason: str, excess: Mapping[str, float]) -> Outcome:
-    return Outcome(key, job.start, excess=dict(excess), reason=" ".join(reason.split()))
-
-
-def _outcome(key: str, job: Job, made: Any, model: Any, epochs: int) -> Outcome:
-    """Returns what was measured of a build."""
-    from edgecompress.core.results import exit_code
-
-    costs = costs_of(made.targets)
-    accuracies = [
-        found
-        for target in made.targets
-        for found in target.checks
-        if found.rule == "accuracy" and found.measured is not None
-    ]
-    excess = costs.excess()
-    for target in made.targets:
-        for found in target.checks:
-            # Agreement with the Keras model, or a rule of a plugin.
-            if found.verdict in ("fail", "uncertain") and found.rule not in (*LIMITS, "accuracy"):
-                excess[found.rule] = 1.0
-    metric = keras_metric = None
-    samples, by_sample = 0, ""
-    if accuracies:
-        worst = min(accuracies, key=lambda found: _goodness(found))
-        metric, keras_metric = float(worst.measured), worst.detail.get("keras")
-        samples = int(worst.detail.get("samples") or 0)
-        own = made.by_sample.get(worst.detail.get("engine"))
-        by_sample = "" if own is None else pack(np.array(own))
-        for found in accuracies:
-            if found.limit is not None:
-                sign = 1.0 if found.detail.get("higher_is_better", True) else -1.0
-                excess[f"{METRIC_LIMIT}{found.detail.get('metric', 'accuracy')}"] = sign * (
-                    found.limit - float(found.measured)
-                )
-    return Outcome(
-        key,
-        job.start,
-        epochs=epochs,
-        metric=metric,
-        keras_metric=None if keras_metric is None else float(keras_metric),
-        samples=samples,
-        costs=dict(costs.values),
-        excess=excess,
-        verdict=made.verdict,
-        exit_code=exit_code(check for target in made.targets for check in target.checks),
-        parameters=int(model.count_params()),
-        macs=int(made.main.flat.macs()),
-        notes=tuple(made.notes),
-        sha256=sha256(made.main.data),
-        by_sample=by_sample,
-    )
-
-
-def _goodness(found: Any) -> float:
-    value = float(found.measured)
-    return value if found.detail.get("higher_is_better", True) else -value

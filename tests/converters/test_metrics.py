@@ -8,10 +8,10 @@ import keras
 import numpy as np
 import pytest
 
+from edgecompress.converters.labels import Labels
 from edgecompress.converters.metrics import (
     METRICS,
     Form,
-    Labels,
     NotMeasurable,
     Score,
     parse_metric,
@@ -269,3 +269,41 @@ def test_top_k_of_all_classes_is_refused() -> None:
 def test_labels_that_fit_nothing_are_named(labels: np.ndarray, form: Form, rule: str) -> None:
     with pytest.raises(ArgumentError, match=rule):
         Labels(labels, (4, 3)).of(form)
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("accuracy", "classes"),
+        ("accuracy", "sides"),
+        ("top2", "classes"),
+        ("binary_accuracy@0.2", "sides"),
+        ("mae", "values"),
+        ("mse", "values"),
+    ],
+)
+def test_the_metric_of_a_sample_is_that_of_the_sample_alone(name: str, form: Form) -> None:
+    random = np.random.default_rng(1)
+    # 30 samples of 5 positions each.
+    outputs = random.normal(size=(30, 5, 3))
+    labels = random.integers(0, 3, (30, 5)) if form == "classes" else random.integers(
+        0, 2, (30, 5, 3)
+    )  # fmt: skip
+    wanted = parse_metric(name)
+    scored = Labels(labels, outputs.shape).scored(form, outputs, 0.5)
+    found = wanted.by_sample(scored, 30)
+    assert found is not None
+    alone = [_score(name, form, labels[at : at + 1], outputs[at : at + 1], 0.5).value
+             for at in range(30)]  # fmt: skip
+    assert len(set(alone)) > 3
+    np.testing.assert_allclose(found, alone)
+    assert wanted.measure(scored).value == pytest.approx(found.mean())
+
+
+@pytest.mark.parametrize("name", ["auc", "rmse", "r2", "mean_iou"])
+def test_metrics_that_are_no_means_have_none_by_sample(name: str) -> None:
+    form: Form = "values" if name in ("rmse", "r2") else "classes"
+    outputs = np.random.default_rng(1).normal(size=(30, 3))
+    labels = outputs if form == "values" else np.arange(30) % 3
+    scored = Labels(labels, outputs.shape).scored(form, outputs, 0.5)
+    assert parse_metric(name).by_sample(scored, 30) is None

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from keras import layers
 
+from edgecompress.converters.labels import Labels
 from edgecompress.converters.loaders import load_model, wrap
-from edgecompress.converters.metrics import Labels, parse_metric
+from edgecompress.converters.metrics import parse_metric
 from edgecompress.converters.tasks import (
     Loss,
     Output,

@@ -368,11 +368,11 @@ def test_files_whose_equal_biases_are_shared_are_matched_by_use() -> None:
 
 
 def test_a_limit_whose_cost_is_unknown_is_named() -> None:
-    from edgecompress.searching.evaluator import _unfit
+    from edgecompress.searching.measured import unfit
     from edgecompress.searching.results import Job
     from edgecompress.searching.screening import Costs
 
     costs = Costs({"arena": 120.0}, {"arena": 100.0, "latency": 5.0}, {"latency": "b: Stride 4."})
-    assert _unfit("k", Job({}), costs).reason == (
+    assert unfit("k", Job({}), costs).reason == (
         "Not trained: arena is 20.0% above its limit and latency is not known (b: Stride 4)."
     )

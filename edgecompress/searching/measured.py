@@ -1,0 +1,113 @@
+"""What came of a candidate, as an `Outcome`: measured, refused, or on the test data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from edgecompress.core.files import sha256
+from edgecompress.recipes.samples import Samples
+from edgecompress.searching.choosing import standard_errors
+from edgecompress.searching.packing import numbered, pack, unpack
+from edgecompress.searching.results import METRIC_LIMIT, Job, Judged, Outcome
+from edgecompress.searching.screening import LIMITS, Costs, costs_of
+
+
+def unfit(key: str, job: Job, costs: Costs) -> Outcome:
+    """Returns a candidate that was not trained, as it exceeds a limit."""
+    parts = [
+        f"{rule} is not known ({costs.unknown[rule].rstrip('.')})"
+        if rule in costs.unknown
+        else f"{rule} is {share:.1%} above its limit"
+        for rule, share in costs.excess().items()
+        if share > 0
+    ]
+    return Outcome(
+        key,
+        job.start,
+        costs=dict(costs.values),
+        excess=costs.excess(),
+        reason=f"Not trained: {' and '.join(parts)}.",
+    )
+
+
+def not_made(key: str, job: Job, reason: str, excess: Mapping[str, float]) -> Outcome:
+    """Returns a candidate that could not be converted or trained."""
+    return Outcome(key, job.start, excess=dict(excess), reason=" ".join(reason.split()))
+
+
+def outcome_of(key: str, job: Job, made: Any, model: Any, epochs: int) -> Outcome:
+    """Returns what was measured of a build."""
+    from edgecompress.core.results import exit_code
+
+    costs = costs_of(made.targets)
+    accuracies = [
+        found
+        for target in made.targets
+        for found in target.checks
+        if found.rule == "accuracy" and found.measured is not None
+    ]
+    excess = costs.excess()
+    for target in made.targets:
+        for found in target.checks:
+            # Agreement with the Keras model, or a rule of a plugin.
+            if found.verdict in ("fail", "uncertain") and found.rule not in (*LIMITS, "accuracy"):
+                excess[found.rule] = 1.0
+    metric = keras_metric = None
+    samples, by_sample = 0, ""
+    if accuracies:
+        worst = min(accuracies, key=lambda found: _goodness(found))
+        metric, keras_metric = float(worst.measured), worst.detail.get("keras")
+        samples = int(worst.detail.get("samples") or 0)
+        own = made.by_sample.get(worst.detail.get("engine"))
+        by_sample = "" if own is None else pack(np.array(own))
+        for found in accuracies:
+            if found.limit is not None:
+                sign = 1.0 if found.detail.get("higher_is_better", True) else -1.0
+                excess[f"{METRIC_LIMIT}{found.detail.get('metric', 'accuracy')}"] = sign * (
+                    found.limit - float(found.measured)
+                )
+    return Outcome(
+        key,
+        job.start,
+        epochs=epochs,
+        metric=metric,
+        keras_metric=None if keras_metric is None else float(keras_metric),
+        samples=samples,
+        costs=dict(costs.values),
+        excess=excess,
+        verdict=made.verdict,
+        exit_code=exit_code(check for target in made.targets for check in target.checks),
+        parameters=int(model.count_params()),
+        macs=int(made.main.flat.macs()),
+        notes=tuple(made.notes),
+        sha256=sha256(made.main.data),
+        by_sample=by_sample,
+    )
+
+
+def _goodness(found: Any) -> float:
+    value = float(found.measured)
+    return value if found.detail.get("higher_is_better", True) else -value
+
+
+def judged(outcome: Outcome, before: Outcome, test: Samples, higher_is_better: bool) -> Judged:
+    """Returns a candidate beside the untouched model, both on the test data.
+
+    Args:
+        outcome: Of the candidate.
+        before: Of the untouched model.
+        test: The test data.
+        higher_is_better: Whether more of the metric is better.
+    """
+    numbers = numbered(test.groups)
+    count = 0 if numbers is None else int(numbers.max()) + 1
+    difference = error = None
+    if outcome.metric is not None and before.metric is not None:
+        difference = (1.0 if higher_is_better else -1.0) * (outcome.metric - before.metric)
+        own, other = unpack(outcome.by_sample), unpack(before.by_sample)
+        if own is not None and other is not None:
+            error = float(standard_errors((own - other)[:, None], numbers)[0])
+    return Judged(-1, outcome.metric, before.metric, len(test), count, difference, error)

@@ -220,7 +220,7 @@ def _tested_notes(metric: str, tested: Judged) -> list[str]:
     of = _of(tested.samples, tested.groups, "test")
     if tested.metric is None:
         return [f"Candidate {tested.candidate} could not be measured on the {of}."]
-    text = f"On the {of}, which neither trained nor chose, candidate {tested.candidate} has "
+    text = f"On the {of}, candidate {tested.candidate} has "
     text += f"{metric} {tested.metric:.4f}"
     if tested.untouched is not None:
         text += f", the untouched model {tested.untouched:.4f}"

@@ -300,7 +300,7 @@ def test_the_verdict_is_that_of_the_test_data(judged: tuple[Any, Path, dict[str,
         render(result, Console(file=text, width=300))
         printed = text.getvalue()
     assert "exported and measured on all test data, does not meet every limit." in printed
-    assert "On the 60 test samples of 2 groups, which neither trained nor chose" in printed
+    assert "On the 60 test samples of 2 groups, candidate" in printed
     assert f"{tested.metric:.4f}, untouched {tested.untouched:.4f}" in page(result)
 
 

@@ -150,7 +150,8 @@ def test_test_data_speak_for_themselves() -> None:
     tested = Judged(3, 0.75, 0.78, 900, 4, -0.03, 0.01, (3,))
     (note,) = notes("accuracy", many, True, tested, False)
     assert note == (
-        "On the 900 test samples of 4 groups, candidate 3 has accuracy 0.7500, the untouched model 0.7800: 0.0300 worse, standard error 0.0100."
+        "On the 900 test samples of 4 groups, candidate 3 has accuracy 0.7500, the untouched "
+        "model 0.7800: 0.0300 worse, standard error 0.0100."
     )
     again = Judged(3, 0.75, None, 900, 0, looked=(1, 3))
     assert "Candidates 1, 3 of this study were measured" in notes("a", many, True, again, False)[1]

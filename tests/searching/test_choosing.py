@@ -77,6 +77,20 @@ def test_the_best_is_rarely_left_out_and_equal_ones_are_kept(groups: int, apart:
     assert lost <= 20
 
 
+def test_few_groups_are_pooled_so_that_the_best_is_rarely_left_out() -> None:
+    random = np.random.default_rng(6)
+    lost = alone = 0
+    for _ in range(150):
+        values, groups = right(random, np.full(40, 0.75), 900, groups=3, apart=0.6)
+        compared = compare(values, groups)
+        lost += not compared.equal[0]
+        difference = values[:, compared.leader] - values[:, 0]
+        error = standard_errors(difference[:, None], groups)[0]
+        alone += difference.mean() > compared.quantile * error
+    assert lost <= 15
+    assert alone >= 30
+
+
 def test_groups_that_are_ignored_lose_the_best() -> None:
     random = np.random.default_rng(1)
     lost = 0

@@ -9,6 +9,9 @@ decisions are apart from the framework and from Optuna:
     descent      which widths to keep under the limits
     schedule     which training is due
     evaluator    a candidate in, its file and its costs out
+    measured     what came of a candidate
+    choosing     which candidates samples cannot tell apart
+    choice       which of them is taken, and why
     study        candidates as trials of Optuna
     runner       the loop
 """

@@ -147,7 +147,9 @@ def convert(
         return _weights_only(source, precision, per_layer, keep, record, verbose)
     notes: list[str] = []
     outdated = record.outdated if record is not None else ()
-    inner = inner_tensors(flat) if precision.activation_bits == 8 else set()
+    known = ranges if record is None else record.ranges
+    rounded = {source.tap_tensors[tap] for tap in known if tap in source.tap_tensors}
+    inner = inner_tensors(flat, rounded) if precision.activation_bits == 8 else set()
     by_tensor = tensor_ranges(flat, source, ranges, calibration, notes, outdated, precision, inner)
     trained = _trained_quantized(record)
     one_scale = not precision.weight_axes((-1,), 2)
@@ -169,7 +171,9 @@ def convert(
     kept = float_inputs(flat, by_tensor, calibration) if one_by_one else ()
     notes += [part.note for part in kept]
     whole, flat = flat, without(flat, kept)
-    editor = _quantize(flat, by_tensor, precision, exceptions, chosen, per_channel, notes, verbose)
+    editor = _quantize(
+        flat, by_tensor, precision, exceptions, chosen, rounded, per_channel, notes, verbose
+    )
     cells = learnt_cells(source.lstms, ranges)
     cells |= largest_cells(whole, calibration, stepping, cells)
     editor = take_stand_ins(editor, flat, cells, limited=stepping is None)
@@ -480,6 +484,7 @@ def _quantize(
     precision: Precision,
     exceptions: Mapping[str, tuple[Place, Precision]],
     keep: KeptOperators,
+    rounded: Collection[str],
     dense_per_channel: bool,
     notes: list[str],
     verbose: bool,
@@ -491,7 +496,7 @@ def _quantize(
         name: {"min": np.array([[low]], np.float32), "max": np.array([[high]], np.float32)}
         for name, (low, high) in masks.ranges.items()
     }
-    stand_ins = put(prepared, precision.activation_bits, masks.constants, keep.floating)
+    stand_ins = put(prepared, precision.activation_bits, masks.constants, keep.floating, rounded)
     notes += stand_ins.notes
     try:
         with suppress_output(verbose):

@@ -74,6 +74,7 @@ def put(
     bits: int,
     constants: Mapping[tuple[int, int], np.ndarray] | None = None,
     floating: Collection[str] = (),
+    rounded: Collection[str] = (),
 ) -> StandIns:
     """Replaces operators by their stand-ins.
 
@@ -82,8 +83,9 @@ def put(
         bits: Of activations.
         constants: (operator, input) -> other values of a constant. Defaults to none.
         floating: Names of the outputs of operators that stay in float. Defaults to none.
+        rounded: Names of tensors that training rounded (`tables.curves`). Defaults to none.
     """
-    found = {flat.tensors[c.output].name: c for c in curves(flat)} if bits == 8 else {}
+    found = {flat.tensors[c.output].name: c for c in curves(flat, rounded)} if bits == 8 else {}
     tables = {name: curve for name, curve in found.items() if name not in floating}
     editor = ModelEditor(flat)
     for (index, position), values in (constants or {}).items():

@@ -54,9 +54,7 @@ _KNOWN: dict[str, Callable[[Mapping[str, Any], Any], Any]] = {
     "LOGISTIC": lambda _, x: 1 / (1 + np.exp(-x)),
     "RELU": lambda _, x: np.maximum(x, 0),
     "RELU6": lambda _, x: np.clip(x, 0, 6),
-    "RELU_N1_TO_1": lambda _, x: np.clip(x, -1, 1),
     "RSQRT": lambda _, x: 1 / np.sqrt(x),
-    "SQRT": lambda _, x: np.sqrt(x),
     "TANH": lambda _, x: np.tanh(x),
 }
 # Of two numbers, one of which may be a constant.
@@ -66,7 +64,7 @@ _PAIRS: dict[str, _Function] = {
     "SQUARED_DIFFERENCE": lambda a, b: np.square(a - b),
     "EQUAL": np.equal, "NOT_EQUAL": np.not_equal,
 }  # fmt: skip
-# The same for operators that the quantizer leaves in float.
+# The same for operators that the quantizer leaves in float, or that only some runtimes have.
 _UNKNOWN: dict[str, Callable[[Mapping[str, Any], Any], Any]] = {
     "ABS": lambda _, x: np.abs(x),
     "CEIL": lambda _, x: np.ceil(x),
@@ -76,9 +74,11 @@ _UNKNOWN: dict[str, Callable[[Mapping[str, Any], Any], Any]] = {
     "LOG": lambda _, x: np.log(x),
     "LOGICAL_NOT": lambda _, x: np.logical_not(x),
     "NEG": lambda _, x: -x,
+    "RELU_N1_TO_1": lambda _, x: np.clip(x, -1, 1),
     "ROUND": lambda _, x: np.rint(x),
     "SIGN": lambda _, x: np.sign(x),
     "SIN": lambda _, x: np.sin(x),
+    "SQRT": lambda _, x: np.sqrt(x),
     "SQUARE": lambda _, x: np.square(x),
 }
 _UNKNOWN_PAIRS: dict[str, _Function] = {
@@ -115,15 +115,20 @@ class Curve:
     function: Callable[[np.ndarray], np.ndarray]
 
 
-def curves(flat: FlatModel) -> list[Curve]:
+def curves(flat: FlatModel, kept: Collection[str] = ()) -> list[Curve]:
     """Returns the functions of one number whose operators have no integer form.
+
+    Args:
+        flat: A float file.
+        kept: Names of tensors that stay in the file: training rounded there, so no function goes
+            beyond. Defaults to none.
 
     Example:
         >>> [c.operators for c in curves(flat)]    # softplus: log(1 + exp(x))  # doctest: +SKIP
         [('EXP', 'ADD', 'LOG')]
     """
     graph = Graph(flat)
-    roots = _roots(graph)
+    roots = _roots(graph, kept)
     found = []
     for operator in flat.operators:
         output = operator.outputs[0] if operator.outputs else -1
@@ -142,9 +147,14 @@ def curves(flat: FlatModel) -> list[Curve]:
     return found
 
 
-def inner_tensors(flat: FlatModel) -> set[int]:
-    """Returns the tensors of a float file that only exist inside functions that become tables."""
-    graph, found = Graph(flat), curves(flat)
+def inner_tensors(flat: FlatModel, kept: Collection[str] = ()) -> set[int]:
+    """Returns the tensors of a float file that only exist inside functions that become tables.
+
+    Args:
+        flat: The file.
+        kept: As for `curves`.
+    """
+    graph, found = Graph(flat), curves(flat, kept)
     sources = {curve.output: curve.source for curve in found}
     needed: set[int] = set()
     wanted = [*flat.outputs]
@@ -162,7 +172,7 @@ def inner_tensors(flat: FlatModel) -> set[int]:
     return inside - needed
 
 
-def _roots(graph: Graph) -> dict[int, int]:
+def _roots(graph: Graph, kept: Collection[str]) -> dict[int, int]:
     """Returns computed tensor -> the only tensor that it is an elementwise function of."""
     roots: dict[int, int] = {}
     for operator in graph.flat.operators:
@@ -170,7 +180,7 @@ def _roots(graph: Graph) -> dict[int, int]:
             continue
         given = [graph.tensor(i) for i in operator.inputs if i >= 0]
         computed = [tensor for tensor in given if not tensor.is_constant]
-        sources = {roots.get(tensor.index, tensor.index) for tensor in computed}
+        sources = {t.index if t.name in kept else roots.get(t.index, t.index) for t in computed}
         single = all(t.elements == 1 for t in given if t.is_constant)
         shape = graph.flat.output(operator).shape
         if len(sources) != 1 or not single or any(t.shape != shape for t in computed):

@@ -69,6 +69,10 @@ class TrainedParts(Computing):
         """As `Computing.weigh`."""
         return self._arithmetic.weigh(self._layer.name, operator, kernel, layer, values)
 
+    def looked_up(self, layer: Any, *values: Any, forces: bool = True) -> Any:
+        """As `Parts.looked_up`."""
+        return self._call(*values)
+
     def statistics(self, layer: Any, values: Any) -> tuple[Any, Any]:
         """As `Parts.statistics`: of the batch in training, which moves the layer's own."""
         moving = (

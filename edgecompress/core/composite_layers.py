@@ -18,6 +18,7 @@ from edgecompress.core.composites import (
     Declined,
     Parts,
     is_computed,
+    is_number,
 )
 from edgecompress.core.keras_graph import dropout_of
 
@@ -263,6 +264,69 @@ def divide(layer: Any, parts: Parts, first: Any, second: Any) -> Any:
     if is_computed(second):
         return parts.operate("", "divide", first if is_computed(first) else Constant(first), second)
     return parts.operate("", "multiply", first, Constant(1.0 / np.asarray(second, np.float32)))
+
+
+@COMPOSITES.register("curve")
+def curve(layer: Any, parts: Parts, *values: Any) -> Any:
+    """An operation of keras.ops for which int8 has no operator, but a table."""
+    return parts.looked_up(layer, *values)
+
+
+@COMPOSITES.register("inside a curve")
+def negative(layer: Any, parts: Parts, x: Any) -> Any:
+    """Negation: its sign may move into the next sum, so that it is known in tables only."""
+    return parts.looked_up(layer, x, forces=False)
+
+
+@COMPOSITES.register("power")
+def power(layer: Any, parts: Parts, x: Any, exponent: Any) -> Any:
+    """A power with a constant exponent."""
+    if is_computed(exponent) or not is_number(exponent):
+        raise Declined("its exponent is not one number")
+    # The converter has other operators for these.
+    if float(exponent) == 2.0:
+        return parts.operate("", "multiply", x, x)
+    if float(exponent) in (-1.0, -0.5, 1.0):
+        raise Declined("write a quotient or ops.rsqrt instead of a power")
+    return parts.looked_up(layer, x, exponent)
+
+
+@COMPOSITES.register("square")
+def square(layer: Any, parts: Parts, x: Any) -> Any:
+    """Square: `x x`."""
+    return parts.operate("", "multiply", x, x)
+
+
+@COMPOSITES.register("reciprocal")
+def reciprocal(layer: Any, parts: Parts, x: Any) -> Any:
+    """Reciprocal: `1 / x`."""
+    return parts.operate("", "divide", Constant(1.0), x)
+
+
+@COMPOSITES.register("limit")
+def limit(layer: Any, parts: Parts, first: Any, second: Any) -> Any:
+    """Maximum and Minimum of a tensor and a number."""
+    values, constant = (first, second) if is_computed(first) else (second, first)
+    if not is_number(constant):
+        raise Declined("it reads a constant of several numbers")
+    return parts.operate("", type(layer).__name__.lower(), values, Constant(float(constant)))
+
+
+@COMPOSITES.register("clip")
+def clip(layer: Any, parts: Parts, x: Any) -> Any:
+    """Clip: `max(min(x, high), low)`."""
+    low, high = layer.x_min, layer.x_max
+    if not (isinstance(low, (int, float)) and isinstance(high, (int, float))):
+        raise Declined("its limits are not two numbers")
+    # The converter has other operators for these.
+    if (low, high) == (-1, 1):
+        return parts.looked_up(layer, x)
+    if (low, high) == (0, 6):
+        return parts.operate("", "relu6", x)
+    below = parts.operate("minimum", "minimum", x, Constant(float(high)))
+    if low == 0:
+        return parts.operate("", "relu", below)
+    return parts.operate("", "maximum", below, Constant(float(low)))
 
 
 @COMPOSITES.register("sum of all")

@@ -88,6 +88,16 @@ class Parts(Protocol):
     def inner(self, layer: Any, values: Any) -> Any:
         """Calls a layer that does nothing in inference."""
 
+    def looked_up(self, layer: Any, *values: Any, forces: bool = True) -> Any:
+        """Calls an operation that is a function of one number, element by element.
+
+        Args:
+            layer: The operation.
+            values: Its arguments: tensors, and constants of one number.
+            forces: Whether int8 has no operator for it. Defaults to True; else it has one, but
+                training does not follow it outside of a table.
+        """
+
 
 def _inverse_root(x: Any, epsilon: float) -> Any:
     """Returns 1 / sqrt(x); rounding may leave 0, of which the file takes the largest code."""
@@ -190,6 +200,10 @@ class Computing(ABC):
         """As `Parts.inner`."""
         return layer(values)
 
+    @abstractmethod
+    def looked_up(self, layer: Any, *values: Any, forces: bool = True) -> Any:
+        """As `Parts.looked_up`."""
+
     def operate(self, suffix: str, function: str, *values: Any, **arguments: Any) -> Any:
         """As `Parts.operate`."""
         tensors = [value for value in values if not isinstance(value, Constant)]
@@ -256,6 +270,11 @@ def is_computed(value: Any) -> bool:
     return not isinstance(value, (int, float, bool, np.ndarray, np.generic, list, tuple)) and (
         hasattr(value, "shape")
     )
+
+
+def is_number(value: Any) -> bool:
+    """Returns whether a constant is one number, whatever holds it."""
+    return all(size == 1 for size in getattr(value, "shape", ())) and not isinstance(value, list)
 
 
 def told(kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,15 +26,19 @@ from edgecompress.core.fusion_rules import (
     AFFINE,
     AVERAGE,
     BINARY,
+    CURVE,
     IDENTITY,
+    INSIDE,
     JOIN,
     KEEPS_RANGE,
     MAXPOOL,
     MEAN,
+    MOVE,
     OWN_RANGE,
     RECURRENT,
     RELU,
     RELU6,
+    TABLE,
     UNROLLED,
     UNSUPPORTED,
     VIEW,
@@ -44,8 +48,9 @@ from edgecompress.core.fusion_rules import (
     recorded,
 )
 from edgecompress.core.keras_graph import GraphNode, carries_mask, follow_graph, functional_of
-from edgecompress.core.layer_kinds import WEIGHTED, KernelAxes, int8_kernels
+from edgecompress.core.layer_kinds import WEIGHTED, KernelAxes, exact_kind_of, int8_kernels
 from edgecompress.core.lstm_layers import cell_name, lstm_parts
+from edgecompress.core.value_tables import Function, tables_of
 
 
 @dataclass(frozen=True)
@@ -156,6 +161,7 @@ class _Operator:
     same_channels: bool
     rank: int
     dtype: str
+    same_shape: bool
     absorbed: bool = False  # fused into the operator before it
     folded_forward: bool = False  # Rescaling that the next convolution's weights absorb
 
@@ -178,6 +184,7 @@ class _Graph:
         self.inputs = [self._new() for _ in functional.inputs]
         self.input_dtypes = [str(tensor.dtype) for tensor in functional.inputs]
         self.outputs = follow_graph(model, self.inputs, self._add)
+        self._tabulate()
         self._refuse_ambiguous()
         self.producer = {operator.output: operator for operator in self.operators}
         self.readers = Counter(v for o in self.operators for v in o.inputs)
@@ -213,7 +220,7 @@ class _Graph:
     def _add(self, node: GraphNode, read: list[int]) -> list[int]:
         layer, outputs = node.operation, node.outputs
         self._uses[id(layer)] += 1
-        if len(outputs) != 1:
+        if len(outputs) != 1 and not _moves(node):
             self.notes.append(_not_simulated(layer, "it has several outputs"))
             return [self._new() for _ in outputs]
         use = use_name(layer.name, self._uses[id(layer)])
@@ -241,12 +248,49 @@ class _Graph:
             dtype = str(outputs[0].dtype)
             self.operators.append(
                 _Operator(
-                    layer, use, step, tuple(used), values[-1], last, same, len(shapes[-1]), dtype
+                    layer,
+                    use,
+                    step,
+                    tuple(used),
+                    values[-1],
+                    last,
+                    same,
+                    len(shapes[-1]),
+                    dtype,
+                    all(shape == shapes[-1] for shape in shapes),
                 )
             )
             if step.reason:
                 self.notes.append(_not_simulated(layer, step.reason))
-        return [values[-1]]
+        # Further outputs of a layer that only moves values.
+        more = [replace(self.operators[-1], output=self._new()) for _ in outputs[1:]]
+        self.operators += more
+        return [values[-1], *(operator.output for operator in more)]
+
+    def _tabulate(self) -> None:
+        """Finds the chains of functions of one number that the file holds as a table."""
+        found: dict[int, Function] = {}
+        for operator in self.operators:
+            step, before = operator.step, found.get(operator.inputs[0])
+            # A ReLU behind another operator is fused into that.
+            rectifies = step.kind in (RELU, RELU6) and before is not None and before.elementwise
+            elementwise = rectifies or (step.elementwise and operator.same_shape)
+            found[operator.output] = Function(
+                operator.inputs,
+                operator.output,
+                elementwise,
+                elementwise and step.tabled,
+                "float" in operator.dtype,
+            )
+        tables = tables_of(list(found.values()), self.outputs)
+        for operator in self.operators:
+            if operator.output in tables.ends or operator.output in tables.inside:
+                kind = TABLE if operator.output in tables.ends else INSIDE
+                operator.step = replace(operator.step, kind=kind)
+            elif operator.step.kind == CURVE:
+                reason = "int8 has no operator for it, and it is not a function of one tensor"
+                operator.step = Step(UNSUPPORTED, operator.step.suffix, reason=reason)
+                self.notes.append(_not_simulated(operator.layer, reason))
 
     def _refuse_ambiguous(self) -> None:
         for operator in self.operators:
@@ -341,6 +385,12 @@ class _Graph:
         while operator.absorbed and (before := self.before(operator, (VIEW, IDENTITY))):
             operator = before
         return operator
+
+
+def _moves(node: GraphNode) -> bool:
+    """Returns whether an operation with several outputs only moves values."""
+    kind = exact_kind_of(node.operation)
+    return kind is not None and kind.operator == MOVE
 
 
 # Maximum of each kind of ReLU.
@@ -493,7 +543,7 @@ def _fused(graph: _Graph, covering: Mapping[int, str | None]) -> dict[str, Fused
             absorbed.setdefault(graph.root(operator).output, []).append(operator)
     found = {}
     for operator in graph.operators:
-        if operator.absorbed or operator.step.kind in (*KEEPS_RANGE, MEAN):
+        if operator.absorbed or operator.step.kind in (*KEEPS_RANGE, MEAN, TABLE, INSIDE):
             continue
         chain = absorbed.get(operator.output, [])
         affine = [o for o in chain if o.step.kind == AFFINE]
@@ -535,7 +585,7 @@ def _inside(graph: _Graph) -> set[int]:
 def _tap_of(graph: _Graph, operator: _Operator, source: str | None) -> Tap | None:
     """Returns the tap on an operator's output, or None if its values are already rounded."""
     name, layer, step = operator.name, operator.layer.name, operator.step
-    if "float" not in operator.dtype or operator.folded_forward:
+    if "float" not in operator.dtype or operator.folded_forward or step.kind == INSIDE:
         return None
     is_output = operator.output in graph.outputs
     root, after = graph.root(operator), graph.after(operator)

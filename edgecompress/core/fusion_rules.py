@@ -13,7 +13,15 @@ from types import MappingProxyType
 from typing import Any
 
 from edgecompress.core.composite_layers import ACTIVATIONS
-from edgecompress.core.composites import COMPOSITES, Composite, Declined, is_computed, told
+from edgecompress.core.composites import (
+    COMPOSITES,
+    Composite,
+    Constant,
+    Declined,
+    is_computed,
+    is_number,
+    told,
+)
 from edgecompress.core.keras_graph import masks_of
 from edgecompress.core.layer_kinds import WEIGHTED, exact_kind_of, int8_kernels
 from edgecompress.core.lstm_layers import lstm_parts
@@ -35,8 +43,10 @@ VIEW = "view"  # keeps values and range; ReLU and BN are moved in front of it
 MOVE = "move"  # keeps values and range: padding, cropping, global maximum
 IDENTITY = "identity"  # does nothing in inference: dropout
 RECURRENT = "recurrent"  # own range, of the states of all time steps; absorbs nothing
+CURVE = "curve"  # a function of one number, which only a table computes (`core.value_tables`)
+TABLE, INSIDE = "table", "inside a table"  # what becomes of a chain of them: own range, no tap
 UNSUPPORTED = "unsupported"  # not simulated
-OWN_RANGE = (WEIGHTED, AFFINE, RELU, RELU6, BINARY, FREE, MEAN)
+OWN_RANGE = (WEIGHTED, AFFINE, RELU, RELU6, BINARY, FREE, MEAN, TABLE)
 KEEPS_RANGE = (MAXPOOL, VIEW, MOVE, IDENTITY)
 
 
@@ -55,6 +65,8 @@ class Step:
         kernel: Name of the inner kernel that it reads; "" if it reads none.
         lowered: How much further down than its values its range in the file reaches.
         table: Attribute of the layer whose values are looked up; "" if none are.
+        elementwise: As in `core.value_tables.Function`, if its inputs have the shape of its output.
+        tabled: As in `core.value_tables.Function`.
     """
 
     kind: str
@@ -66,6 +78,8 @@ class Step:
     kernel: str = ""
     lowered: float = 0.0
     table: str = ""
+    elementwise: bool = False
+    tabled: bool = False
 
 
 _Lowering = Callable[[Any], tuple[Step, ...]]
@@ -101,9 +115,12 @@ _PARTS: dict[str, Step] = {
     "relu": _ACTIVATIONS["relu"][0],
     "relu6": _ACTIVATIONS["relu6"][0],
     "minimum": Step(JOIN),
+    "maximum": Step(JOIN),
     "inverse_root": Step(FREE, above=True),
     "squared_difference": Step(FREE, above=True),
 }
+# Parts that may be inside a chain of functions of one number.
+_ARITHMETIC = ("add", "subtract", "multiply", "divide", "minimum", "maximum")
 # A masked score only has to be so low that its share rounds to zero: exp(-10) of the largest share
 # is a hundredth of a step of the softmax's output, 1 / 256.
 BELOW_SCORES = 10.0
@@ -211,7 +228,14 @@ class _Recorder:
         return _Value(known)
 
     def operate(self, suffix: str, function: str, *values: Any, **arguments: Any) -> Any:
-        return self._add(replace(_PARTS.get(function, Step(FREE)), suffix=suffix), values)
+        step = replace(_PARTS.get(function, Step(FREE)), suffix=suffix)
+        numbers = all(is_number(v.values) for v in values if isinstance(v, Constant))
+        return self._add(replace(step, elementwise=function in _ARITHMETIC and numbers), values)
+
+    def looked_up(self, layer: Any, *values: Any, forces: bool = True) -> Any:
+        if not all(isinstance(v, _Value) or is_computed(v) or is_number(v) for v in values):
+            raise Declined("it reads a constant of several numbers")
+        return self._add(Step(CURVE, elementwise=True, tabled=forces), values)
 
     def move(self, function: str, *values: Any, **arguments: Any) -> Any:
         return self._add(Step(MOVE), values)
@@ -328,6 +352,8 @@ def lower(
         return _unsupported("it reads the mask of its input")
     if (run := composite(layer, args, kwargs)) is not None:
         return recorded(run, layer, args, kwargs)
+    if kind.operator in _SAME_IN_TRAINING:
+        plain = not told(kwargs)
     if not plain or kind.operator not in LOWERINGS:
         return _unsupported("it is called with additional arguments or constants")
     if type(layer).__name__ == "SeparableConv1D" and layer.padding == "causal":
@@ -340,6 +366,8 @@ def lower(
     return steps
 
 
+# Layers that Keras calls with `training`, which changes nothing.
+_SAME_IN_TRAINING = ("resizing",)
 # Operations of keras.ops that combine two tensors, or one and a constant.
 _PAIRS = {"Add": "add", "Subtract": "subtract", "Multiply": "multiply"}
 
@@ -360,6 +388,8 @@ def composite(layer: Any, args: Any, kwargs: Any) -> Composite | None:
         if several:
             return COMPOSITES["sum of all"] if len(args[0]) > 2 else None
         return COMPOSITES[_PAIRS[type(layer).__name__]] if len(args) == 2 else None
+    if kind.operator == JOIN and len(args) == 2 and not all(map(is_computed, args)):
+        return COMPOSITES["limit"]
     if kind.operator in (AFFINE, "rescaling"):
         return None  # Folded, unless the graph does not allow it.
     if kind.operator == "rectifier" and layer.negative_slope:

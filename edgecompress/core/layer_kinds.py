@@ -373,6 +373,18 @@ for _names, _kind_of_names in (
     ("TrueDivide Divide", LayerKind("quotient", operator="divide", module="keras.ops")),
     ("GetItem", LayerKind("slice", operator="slice", module="keras.ops")),
     ("Sum", LayerKind("mean", operator="sum over axes", module="keras.ops")),
+    (
+        "Abs Absolute Ceil Cos Exp Expm1 Floor Greater GreaterEqual HardTanh Less LessEqual Log "
+        "Log10 Log1p LogSigmoid Sign Sin Softplus Softsign Sqrt Where",
+        LayerKind("activation", _KEPT, operator="curve", module="keras.ops"),
+    ),
+    ("Negative", LayerKind("activation", _KEPT, operator="inside a curve", module="keras.ops")),
+    ("Power", LayerKind("activation", _KEPT, operator="power", module="keras.ops")),
+    ("Square", LayerKind("activation", _KEPT, operator="square", module="keras.ops")),
+    ("Reciprocal", LayerKind("activation", _KEPT, operator="reciprocal", module="keras.ops")),
+    ("Clip", LayerKind("activation", _KEPT, operator="clip", module="keras.ops")),
+    ("Flip Repeat Roll Split Tile", LayerKind("move", operator="move", module="keras.ops")),
+    ("Stack", LayerKind("move", operator="join", module="keras.ops")),
     ("Max Min", LayerKind("mean", operator="move", module="keras.ops")),
     ("Normalize", LayerKind("statistics", operator="unit_normalization", module="keras.ops")),
     ("Squeeze ExpandDims", LayerKind("axes", operator="view", module="keras.ops")),

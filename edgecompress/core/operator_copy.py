@@ -122,7 +122,7 @@ class _Copies:
             run: Composite = composite_of_use(layer, args, kwargs)
             outputs = run(layer, _CopiedParts(use, layer, self), *args, **told(kwargs))
         elif not int8_kernels(layer):
-            outputs = self._copy(use, layer, args, kwargs)
+            outputs = self.copy(use, layer, args, kwargs)
         elif len(int8_kernels(layer)) == 2:
             outputs = self._separable(use, layer, *args)
         else:
@@ -141,7 +141,7 @@ class _Copies:
             self._made[-id(layer)] = function
         return _CopiedParts(use, layer, self).activate(layer, values, function)
 
-    def _copy(self, operator: str, layer: Any, args: Any, kwargs: Any, **changes: Any) -> Any:
+    def copy(self, operator: str, layer: Any, args: Any, kwargs: Any, **changes: Any) -> Any:
         """Calls the copy of a layer; a layer that is used twice has one copy."""
         made = self._made.get(id(layer))
         copied = made or type(layer).from_config({**layer.get_config(), **changes})
@@ -195,9 +195,9 @@ class _Copies:
     def _weighted(self, use: str, layer: Any, *args: Any, **kwargs: Any) -> Any:
         operator = weighted_operator(layer, use)
         if split_activation(layer) is None:
-            return self._copy(operator, layer, args, kwargs)
+            return self.copy(operator, layer, args, kwargs)
         name = f"{layer.name}_pre_activation"
-        linear = self._copy(operator, layer, args, kwargs, activation="linear", name=name)
+        linear = self.copy(operator, layer, args, kwargs, activation="linear", name=name)
         return self._activated(use, layer, self.insert(operator, linear))
 
     def _separable(self, use: str, layer: Any, inputs: Any) -> Any:
@@ -266,6 +266,9 @@ class _CopiedParts(Computing):
 
     def inner(self, layer: Any, values: Any) -> Any:
         return values
+
+    def looked_up(self, layer: Any, *values: Any, forces: bool = True) -> Any:
+        return self._copies.copy(self.name, layer, values, {})
 
 
 def _output_shape(layer: Any, values: Any) -> tuple[int | None, ...]:

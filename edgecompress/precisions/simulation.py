@@ -387,7 +387,7 @@ class _Operators:
         if (
             self._quantizer.activation_bits != 8
             or operator is None
-            or any(tensor.dtype != "float32" for tensor in tensors)
+            or any(getattr(tensor, "dtype", "") != "float32" for tensor in tensors)
         ):
             return function(*values)
         inputs, output = (

@@ -33,6 +33,8 @@ SAME_RANGE = frozenset(
 )  # fmt: skip
 # Of these, the ones whose output holds each input value once: the range carries over both ways.
 _SAME_VALUES = frozenset({"RESHAPE", "TRANSPOSE", "SQUEEZE", "EXPAND_DIMS"})
+# Operators that cut a tensor into parts -> which input that is.
+_PARTS = {"SPLIT": 1, "SLICE": 0, "STRIDED_SLICE": 0}
 # Operators that add.
 _SUMS = frozenset({"ADD", "SUB"})
 _SMALLEST_RANGE = 1e-6
@@ -170,8 +172,8 @@ def _propagate(
     for operator in flat.operators:
         wholes = {whole.get(index) for index in operator.inputs}
         for output in operator.outputs:
-            if operator.code == "SPLIT":
-                whole[output] = operator.inputs[1]
+            if operator.code in _PARTS:
+                whole[output] = operator.inputs[_PARTS[operator.code]]
             elif operator.code == "CONCATENATION" and len(wholes) == 1 and None not in wholes:
                 (tensor,) = wholes
                 whole[output] = tensor

@@ -2,6 +2,7 @@
 
 from edgecompress.converters.portable import (
     broadcasts,
+    flips,
     indices,
     means,
     negations,
@@ -10,4 +11,4 @@ from edgecompress.converters.portable import (
     squares,
 )
 
-__all__ = ["broadcasts", "indices", "means", "negations", "repeats", "reshapes", "squares"]
+__all__ = ["broadcasts", "flips", "indices", "means", "negations", "repeats", "reshapes", "squares"]

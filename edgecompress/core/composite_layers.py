@@ -20,7 +20,7 @@ from edgecompress.core.composites import (
     is_computed,
     is_number,
 )
-from edgecompress.core.keras_graph import dropout_of
+from edgecompress.core.keras_graph import dropout_of, inner_layer
 
 
 def _axes_of(axes: Any, rank: int) -> tuple[int, ...]:
@@ -171,6 +171,43 @@ def multi_head_attention(
         shares = parts.inner(dropout_of(layer), shares)
     context = parts.operate("context", "product", shares, held, equation="acbe,aecd->abcd")
     return parts.weighted("", "output_dense.kernel", layer.output_dense, context)
+
+
+@COMPOSITES.register("grouped heads")
+def group_query_attention(
+    layer: Any,
+    parts: Parts,
+    query: Any,
+    value: Any,
+    key: Any = None,
+    use_causal_mask: bool = False,
+    return_attention_scores: bool = False,
+    **masks: Any,
+) -> Any:
+    """GroupQueryAttention: heads of queries share those of keys and values."""
+    settings = layer.get_config()
+    if any(mask is not None for mask in masks.values()) or return_attention_scores:
+        raise Declined("it is called with a mask or returns its scores")
+    if settings.get("use_gate") or settings.get("sliding_window") or settings["dropout"]:
+        raise Declined("int8 simulation knows it without gate, window and dropout")
+    key = value if key is None else key
+    queries, keys, values, outputs = (
+        inner_layer(layer, f"{part}_dense") for part in ("query", "key", "value", "output")
+    )
+    rows = parts.weighted("query", "query_dense.kernel", queries, query)
+    columns = parts.weighted("key", "key_dense.kernel", keys, key)
+    held = parts.weighted("value", "value_dense.kernel", values, value)
+    times = layer.num_query_heads // layer.num_key_value_heads
+    if times > 1:
+        columns, held = (parts.move("repeat", v, repeats=times, axis=2) for v in (columns, held))
+    scores = parts.operate("scores", "product", rows, columns, equation="abcd,aecd->acbe")
+    scale = Constant(1.0 / float(settings["head_dim"]) ** 0.5)
+    scores = parts.operate("scaled", "multiply", scores, scale)
+    if use_causal_mask:
+        scores = parts.masked(scores, np.tril(np.ones((query.shape[1], value.shape[1]), bool)))
+    shares = parts.operate("shares", "softmax", scores)
+    context = parts.operate("context", "product", shares, held, equation="acbe,aecd->abcd")
+    return parts.weighted("", "output_dense.kernel", outputs, context)
 
 
 @COMPOSITES.register("attention")

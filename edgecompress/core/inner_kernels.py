@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from edgecompress.core.keras_graph import inner_layer
 from edgecompress.core.layer_kinds import exact_kind_of
 
 _RECURRENT = "recurrent_kernel"
@@ -76,7 +77,7 @@ def _nested(*parts: str) -> Callable[[Any], tuple[InnerKernel, ...]]:
         return tuple(
             replace(kernel, name=f"{part}.{kernel.name}")
             for part in parts
-            for kernel in inner_kernels(getattr(layer, part, None))
+            for kernel in inner_kernels(inner_layer(layer, part))
         )
 
     return find
@@ -92,11 +93,13 @@ def _einsum(layer: Any) -> tuple[InnerKernel, ...]:
     return (InnerKernel("kernel", layer.kernel, outputs),)
 
 
+_PROJECTIONS = ("query_dense", "key_dense", "value_dense", "output_dense")
 _KERNELS: Mapping[str, Callable[[Any], tuple[InnerKernel, ...]]] = {
     "LSTM": _recurrent,
     "GRU": _recurrent,
     "SimpleRNN": _recurrent,
     "Bidirectional": _nested("forward_layer", "backward_layer"),
-    "MultiHeadAttention": _nested("query_dense", "key_dense", "value_dense", "output_dense"),
+    "MultiHeadAttention": _nested(*_PROJECTIONS),
+    "GroupedQueryAttention": _nested(*_PROJECTIONS),
     "EinsumDense": _einsum,
 }

@@ -4,7 +4,7 @@ Private names used: `Sequential._functional` (the Functional model inside a buil
 `Functional._nodes_by_depth` (the calls that make up a model's graph),
 `Functional._run_through_graph`, `Layer._flatten_layers` (the layers inside a layer),
 `Layer._seed_generators` (state that is none of a layer's weights),
-`MultiHeadAttention._dropout_layer`, `KerasTensor._keras_mask` (the mask that comes with a tensor),
+`MultiHeadAttention._dropout_layer`, `GroupedQueryAttention._query_dense` and the other projections, `KerasTensor._keras_mask` (the mask that comes with a tensor),
 `KerasTensor._keras_history` (the layer that made it), `Optimizer._track_variable` and
 `Optimizer._untrack_variable` (the counterpart of the public `add_variable`), and the modules of
 layers that networks of `keras.applications` define for themselves (`APPLICATION_LAYERS`).
@@ -93,6 +93,14 @@ def walk_layers(model: Any) -> Iterator[Any]:
 def every_layer(model: Any) -> list[Any]:
     """Returns all layers of a Keras 3 model, each once, including those inside other layers."""
     return list({id(layer): layer for layer in model._flatten_layers(include_self=False)}.values())
+
+
+def inner_layer(layer: Any, name: str) -> Any:
+    """Returns a layer inside an attention layer; None if it has none of this name.
+
+    GroupQueryAttention keeps to itself what MultiHeadAttention shows, e.g. `query_dense`.
+    """
+    return getattr(layer, name, None) or getattr(layer, f"_{name}", None)
 
 
 def dropout_of(attention: Any) -> Any:

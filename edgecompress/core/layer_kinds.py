@@ -365,7 +365,8 @@ for _names, _kind_of_names in (
         "CustomScaleLayer",
         LayerKind("scaled sum", _KEPT, module=APPLICATION_LAYERS["CustomScaleLayer"]),
     ),
-    ("AdditiveAttention GroupedQueryAttention", LayerKind("product", _MIXED)),
+    ("GroupedQueryAttention", LayerKind("product", _MIXED, operator="grouped heads")),
+    ("AdditiveAttention", LayerKind("product", _MIXED)),
     # Operations that `keras.ops` and activations leave in a graph.
     ("Matmul", LayerKind("product", _MIXED, operator="matmul", module="keras.ops")),
     ("Einsum", LayerKind("product", _MIXED, operator="einsum of tensors", module="keras.ops")),

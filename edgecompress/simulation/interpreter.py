@@ -16,6 +16,7 @@ from edgecompress.simulation import (  # noqa: F401
     moves,
     pooling,
     recurrent,
+    resizing,
     weighted,
 )
 from edgecompress.simulation.kernels import KERNELS, Call, numpy_type, run_operator, zero_point

@@ -64,9 +64,14 @@ def split(call: Call) -> list[np.ndarray]:
 
 @kernel("GATHER")
 def gather(call: Call) -> np.ndarray:
-    """Rows of a constant, by index."""
+    """Rows of a constant by index, or elements along an axis by constant indices."""
     call.require_same_scale(call.tensor(0))
-    if call.option("axis") or call.option("batch_dims"):
+    if call.option("batch_dims"):
+        raise NotSimulated("it gathers in batches")
+    if not call.tensor(0).is_constant:
+        axis = call.option("axis") % len(call.tensor(0).shape)
+        return call.value(0).take(call.constant(1), axis + 1, mode="raise")
+    if call.option("axis"):
         raise NotSimulated("it does not gather rows")
     rows, indices = call.constant(0), call.value(1)
     if indices.size and not 0 <= indices.min() <= indices.max() < len(rows):

@@ -138,6 +138,11 @@ _FUNCTIONS: dict[str, Any] = {
     "HardSilu": lambda x: keras.ops.hard_silu(x),
     "Squeeze": lambda x: keras.ops.squeeze(x[..., :1], -1),
     "ExpandDims": lambda x: keras.ops.expand_dims(x, 1),
+    "Stack": lambda x: keras.ops.stack([x, x]),
+    "Repeat": lambda x: keras.ops.repeat(x, 2, axis=1),
+    "Split": lambda x: keras.ops.split(x, 2, axis=1),
+    "Roll": lambda x: keras.ops.roll(x, 1, axis=1),
+    "Tile": lambda x: keras.ops.tile(x, (1, 2, 1)),
 }
 
 
@@ -170,6 +175,14 @@ def _composites() -> dict[str, Any]:
         "subtract": (row, 2.0 - row),
         "multiply": (row, row * 3),
         "divide": (row, row / 8**0.5),
+        "curve": (row, ops.log(1.0 + ops.exp(row))),
+        "inside a curve": (row, ops.exp(-row)),
+        "power": (row, ops.power(ops.abs(row), 1.5)),
+        "square": (row, ops.square(row)),
+        "reciprocal": (row, ops.reciprocal(2.0 + ops.square(row))),
+        "limit": (row, ops.maximum(row, 0.3)),
+        "clip": (row, ops.clip(row, -0.3, 0.4)),
+        "grouped heads": ([row, other], kl.GroupQueryAttention(3, 4, 2)(row, other)),
         "sum of all": (row, kl.Average()([row, row * 2.0, kl.Add()([row, row, row])])),
         "sum over axes": (row, ops.sum(row, axis=(0 - 1), keepdims=True)),
         "slice": (row, row[:, 1:4]),

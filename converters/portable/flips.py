@@ -1,4 +1,4 @@
-"""REVERSE_V2, which the quantizer leaves in float: GATHER, which picks elements in another order."""
+"""REVERSE_V2, which the quantizer leaves in float: GATHER of the elements in another order."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from edgecompress.callbacks.learnt_bounds import LearntBounds
 from edgecompress.callbacks.model_inputs import map_inputs
 from edgecompress.callbacks.rounded_kernels import RoundedKernels
 from edgecompress.callbacks.trained_parts import TrainedParts
-from edgecompress.core.composites import told
+from edgecompress.core.composites import is_computed, told
 from edgecompress.core.fusion import FusedGraph, Tap, layer_of_use, source_of, use_name
 from edgecompress.core.fusion_rules import composite_of_use, split_activation, weighted_operator
 from edgecompress.core.inner_kernels import inner_kernels
@@ -292,6 +292,8 @@ class QuantizedArithmetic:
         if operator is None or name in self._untouched:
             return function(*values)
         tensors = keras.tree.flatten(values)
+        if not all(map(is_computed, tensors)):
+            return function(*values)
         ranks = {len(tensor.shape) for tensor in tensors}
         types = {keras.backend.standardize_dtype(tensor.dtype) for tensor in tensors}
         if len(ranks) > 1 or types != {"float32"}:
@@ -490,10 +492,11 @@ class QuantizedArithmetic:
         elif split:
             with linear(layer):
                 outputs = self._in_float(layer, call, *args, **kwargs)
-        elif axes or kwargs:
+        elif axes:
             outputs = self._in_float(layer, call, *args, **kwargs)
         else:
-            outputs = self.operate(use, call, *args, what=type(layer).__name__)
+            run = functools.partial(call, **kwargs)
+            outputs = self.operate(use, run, *args, what=type(layer).__name__)
         if not split:
             return outputs
         return parts.activate(layer, self.insert(f"{use}/pre_activation", outputs))

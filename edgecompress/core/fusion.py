@@ -26,14 +26,12 @@ from edgecompress.core.fusion_rules import (
     AFFINE,
     AVERAGE,
     BINARY,
-    CURVE,
     IDENTITY,
     INSIDE,
     JOIN,
     KEEPS_RANGE,
     MAXPOOL,
     MEAN,
-    MOVE,
     OWN_RANGE,
     RECURRENT,
     RELU,
@@ -45,12 +43,13 @@ from edgecompress.core.fusion_rules import (
     Step,
     composite,
     lower,
+    only_moves,
     recorded,
 )
-from edgecompress.core.keras_graph import GraphNode, carries_mask, follow_graph, functional_of
-from edgecompress.core.layer_kinds import WEIGHTED, KernelAxes, exact_kind_of, int8_kernels
+from edgecompress.core.keras_graph import GraphNode, are_sequences, follow_graph, functional_of
+from edgecompress.core.layer_kinds import WEIGHTED, KernelAxes, int8_kernels
 from edgecompress.core.lstm_layers import cell_name, lstm_parts
-from edgecompress.core.value_tables import Function, tables_of
+from edgecompress.core.value_tables import tabulate
 
 
 @dataclass(frozen=True)
@@ -220,21 +219,14 @@ class _Graph:
     def _add(self, node: GraphNode, read: list[int]) -> list[int]:
         layer, outputs = node.operation, node.outputs
         self._uses[id(layer)] += 1
-        if len(outputs) != 1 and not _moves(node):
+        if len(outputs) != 1 and not only_moves(layer):
             self.notes.append(_not_simulated(layer, "it has several outputs"))
             return [self._new() for _ in outputs]
         use = use_name(layer.name, self._uses[id(layer)])
         shapes = [t.shape for t in (*node.inputs, *outputs)]
-        steps = lower(
-            layer,
-            len(read),
-            node.plain,
-            len(shapes[0]),
-            _are_sequences(node),
-            node.args,
-            node.kwargs,
-        )
-        if steps[0].kind != UNSUPPORTED and composite(layer, node.args, node.kwargs) is not None:
+        sequences, called = are_sequences(node), (node.args, node.kwargs)
+        steps = lower(layer, len(read), node.plain, len(shapes[0]), sequences, *called)
+        if steps[0].kind != UNSUPPORTED and composite(layer, *called) is not None:
             self.composites.add(use)
         same = len(shapes[0]) > 0 and shapes[0][-1] == shapes[-1][-1]
         values = list(read)
@@ -269,28 +261,8 @@ class _Graph:
 
     def _tabulate(self) -> None:
         """Finds the chains of functions of one number that the file holds as a table."""
-        found: dict[int, Function] = {}
-        for operator in self.operators:
-            step, before = operator.step, found.get(operator.inputs[0])
-            # A ReLU behind another operator is fused into that.
-            rectifies = step.kind in (RELU, RELU6) and before is not None and before.elementwise
-            elementwise = rectifies or (step.elementwise and operator.same_shape)
-            found[operator.output] = Function(
-                operator.inputs,
-                operator.output,
-                elementwise,
-                elementwise and step.tabled,
-                "float" in operator.dtype,
-            )
-        tables = tables_of(list(found.values()), self.outputs)
-        for operator in self.operators:
-            if operator.output in tables.ends or operator.output in tables.inside:
-                kind = TABLE if operator.output in tables.ends else INSIDE
-                operator.step = replace(operator.step, kind=kind)
-            elif operator.step.kind == CURVE:
-                reason = "int8 has no operator for it, and it is not a function of one tensor"
-                operator.step = Step(UNSUPPORTED, operator.step.suffix, reason=reason)
-                self.notes.append(_not_simulated(operator.layer, reason))
+        refused = tabulate(self.operators, self.outputs)
+        self.notes += [_not_simulated(o.layer, o.step.reason) for o in refused]
 
     def _refuse_ambiguous(self) -> None:
         for operator in self.operators:
@@ -387,20 +359,8 @@ class _Graph:
         return operator
 
 
-def _moves(node: GraphNode) -> bool:
-    """Returns whether an operation with several outputs only moves values."""
-    kind = exact_kind_of(node.operation)
-    return kind is not None and kind.operator == MOVE
-
-
 # Maximum of each kind of ReLU.
 _MAXIMA = {RELU: math.inf, RELU6: 6.0}
-
-
-def _are_sequences(node: GraphNode) -> bool:
-    """Returns whether a node reads a fixed number of time steps, all of them valid."""
-    shape = node.inputs[0].shape
-    return len(shape) == 3 and shape[1] is not None and not carries_mask(node.inputs[0])
 
 
 def _not_simulated(layer: Any, reason: str) -> str:

@@ -352,7 +352,7 @@ def lower(
         return _unsupported("it reads the mask of its input")
     if (run := composite(layer, args, kwargs)) is not None:
         return recorded(run, layer, args, kwargs)
-    if kind.operator in _SAME_IN_TRAINING:
+    if trains_alike(layer):
         plain = not told(kwargs)
     if not plain or kind.operator not in LOWERINGS:
         return _unsupported("it is called with additional arguments or constants")
@@ -366,8 +366,6 @@ def lower(
     return steps
 
 
-# Layers that Keras calls with `training`, which changes nothing.
-_SAME_IN_TRAINING = ("resizing",)
 # Operations of keras.ops that combine two tensors, or one and a constant.
 _PAIRS = {"Add": "add", "Subtract": "subtract", "Multiply": "multiply"}
 
@@ -420,6 +418,18 @@ def weighted_operator(layer: Any, use: str = "") -> str:
     """
     name = use or layer.name
     return f"{name}/pre_activation" if activation_name(layer) != "linear" else name
+
+
+def only_moves(layer: Any) -> bool:
+    """Returns whether a layer leaves values as they are, in however many outputs."""
+    kind = exact_kind_of(layer)
+    return kind is not None and kind.operator == MOVE
+
+
+def trains_alike(layer: Any) -> bool:
+    """Returns whether Keras calls a layer with `training`, which changes nothing."""
+    kind = exact_kind_of(layer)
+    return kind is not None and kind.operator == "resizing"
 
 
 def split_activation(layer: Any) -> str | None:

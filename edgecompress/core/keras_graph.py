@@ -4,7 +4,8 @@ Private names used: `Sequential._functional` (the Functional model inside a buil
 `Functional._nodes_by_depth` (the calls that make up a model's graph),
 `Functional._run_through_graph`, `Layer._flatten_layers` (the layers inside a layer),
 `Layer._seed_generators` (state that is none of a layer's weights),
-`MultiHeadAttention._dropout_layer`, `GroupedQueryAttention._query_dense` and the other projections, `KerasTensor._keras_mask` (the mask that comes with a tensor),
+`MultiHeadAttention._dropout_layer`, `GroupedQueryAttention._query_dense` and the other projections,
+`KerasTensor._keras_mask` (the mask that comes with a tensor),
 `KerasTensor._keras_history` (the layer that made it), `Optimizer._track_variable` and
 `Optimizer._untrack_variable` (the counterpart of the public `add_variable`), and the modules of
 layers that networks of `keras.applications` define for themselves (`APPLICATION_LAYERS`).
@@ -289,6 +290,12 @@ def follow_graph(
         written = follow_graph(node.operation, read, visit) if nested else visit(node, read)
         known.update((id(t), value) for t, value in zip(node.outputs, written, strict=True))
     return [known[id(tensor)] for tensor in functional.outputs]
+
+
+def are_sequences(node: GraphNode) -> bool:
+    """Returns whether a node reads a fixed number of time steps, all of them valid."""
+    shape = node.inputs[0].shape
+    return len(shape) == 3 and shape[1] is not None and not carries_mask(node.inputs[0])
 
 
 def carries_mask(tensor: Any) -> bool:

@@ -8,7 +8,18 @@ this module finds the chains in a model's graph: what lies inside a chain has no
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
+
+from edgecompress.core.fusion_rules import (
+    CURVE,
+    INSIDE,
+    RELU,
+    RELU6,
+    TABLE,
+    UNSUPPORTED,
+    Step,
+)
 
 
 @dataclass(frozen=True)
@@ -73,8 +84,7 @@ def tables_of(functions: Sequence[Function], outputs: Collection[int] = ()) -> T
         tables = {
             end: inside
             for end, inside in chains.items()
-            if by_output[end].storable
-            and any(by_output[value].tabled for value in (*inside, end))
+            if by_output[end].storable and any(by_output[value].tabled for value in (*inside, end))
         }
         apart = {v for f in functions if f.output not in roots for v in f.inputs}
         plain = {v for end, inside in chains.items() if end not in tables for v in inside}
@@ -99,3 +109,50 @@ def _between(by_output: dict[int, Function], root: int, end: int) -> set[int]:
             found.add(value)
             wanted += by_output[value].inputs
     return found
+
+
+class Operator(Protocol):
+    """What `tabulate` reads of an operator of a model's graph."""
+
+    step: Step
+    inputs: tuple[int, ...]
+    output: int
+    dtype: str
+    same_shape: bool
+
+
+_O = TypeVar("_O", bound=Operator)
+
+
+def tabulate(operators: Sequence[_O], outputs: Collection[int]) -> list[_O]:
+    """Gives the operators of chains their kinds: the last one holds a table, the others are inside.
+
+    Args:
+        operators: Those of a graph in order of execution; changed in place.
+        outputs: The values that the graph returns.
+
+    Returns:
+        Operators that only a table computes, but outside of one: they are not simulated now.
+    """
+    found: dict[int, Function] = {}
+    for operator in operators:
+        step, before = operator.step, found.get(operator.inputs[0])
+        # A ReLU behind another operator is fused into that.
+        rectifies = step.kind in (RELU, RELU6) and before is not None and before.elementwise
+        found[operator.output] = Function(
+            operator.inputs,
+            operator.output,
+            rectifies or (step.elementwise and operator.same_shape),
+            step.tabled and operator.same_shape,
+            "float" in operator.dtype,
+        )
+    tables, refused = tables_of(list(found.values()), outputs), []
+    for operator in operators:
+        if operator.output in tables.ends or operator.output in tables.inside:
+            kind = TABLE if operator.output in tables.ends else INSIDE
+            operator.step = replace(operator.step, kind=kind)
+        elif operator.step.kind == CURVE:
+            reason = "int8 has no operator for it, and it is not a function of one tensor"
+            operator.step = Step(UNSUPPORTED, operator.step.suffix, reason=reason)
+            refused.append(operator)
+    return refused

@@ -277,6 +277,31 @@ def average(pool: Callable[[Any], Any], values: Any, grid: Grid) -> Any:
     return clamped(codes - grid.zero_point, grid)
 
 
+def enlarged(values: Any, size: tuple[int, int], grid: Grid) -> Any:
+    """Returns maps resized bilinearly, with half-pixel centers, as XNNPACK does.
+
+    Args:
+        values: The input (samples, height, width, channels), on its grid.
+        size: Height and width of the output.
+        grid: Of the input and the output.
+    """
+    found = ops.cast(steps_of(values, grid) + grid.zero_point, "int32")
+    # Along the width, then along the height; weights of 11 bits, rounded once.
+    for axis, new in ((2, size[1]), (1, size[0])):
+        old = values.shape[axis]
+        ratio = np.float32(old) / np.float32(new)
+        places = np.arange(new, dtype=np.float32) * ratio
+        places = places + (np.float32(0.5) * ratio - np.float32(0.5))
+        places = np.clip(places, np.float32(0), np.float32(old - 1))
+        lower = places.astype(np.int32)
+        weights = np.rint((places - lower.astype(np.float32)) * np.float32(2048)).astype(np.int32)
+        low = ops.take(found, lower, axis=axis)
+        high = ops.take(found, np.minimum(lower + 1, old - 1), axis=axis)
+        found = low * 2048 + (high - low) * weights.reshape(-1, *(1,) * (3 - axis))
+    codes = (found + 2**21) // 2**22
+    return clamped(ops.cast(codes, "float32") - grid.zero_point, grid)
+
+
 def hard_swish(values: Any, source: Grid, target: Grid) -> Any:
     """Returns x * relu6(x + 3) / 6 in the 16-bit fixed point of both engines.
 

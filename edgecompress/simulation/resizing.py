@@ -10,7 +10,7 @@ _HALF_PIXELS, _CORNERS = "half_pixel_centers", "align_corners"
 
 
 def _sizes(call: Call, axis: int) -> tuple[int, int, int, int]:
-    """Returns the old and new size of an axis, and the two whose ratio is the distance of places."""
+    """Returns the old and new size of an axis, and the two whose ratio is the step of places."""
     old, new = call.tensor(0).shape[axis], call.output.shape[axis]
     return (old, new, old - 1, new - 1) if call.option(_CORNERS) and new > 1 else (old, new) * 2
 

@@ -55,6 +55,7 @@ MODELS: dict[str, tuple[tuple[int, ...], Any]] = {
     "selects": ((6,), lambda x: ops.where(ops.greater(x, 0.5), x, ops.multiply(x, 2.0))),
     "means": ((4, 8, 2), lambda x: kl.GlobalAveragePooling2D()(kl.ReLU()(x))),
     "negations": ((5, 6), _norm),
+    "flips": ((5, 6), lambda x: ops.flip(x, axis=1)),
     "squares": ((5, 6), _norm),
     "repeats": (
         (3, 5, 2),

@@ -112,10 +112,8 @@ def test_the_readme_has_the_measured_table_and_what_it_costs(
     name: str, variant: str, title: str
 ) -> None:
     page = (_ROOT / "docs" / "deep_compression.md").read_text()
-    found = [
-        re.findall(rf"^\| {name}, {seed}, {variant} \|(.*)\|$", page, re.M) for seed in range(3)
-    ]
-    rows = [row[0].split("|") for row in found]
+    starts = [f"| {name}, {seed}, {variant} |" for seed in range(3)]
+    rows = [re.findall(rf"^{re.escape(s)}(.*)\|$", page, re.M)[0].split("|") for s in starts]
     numbers = [[float(re.sub(r"[^\d.]", "", cell)) for cell in row] for row in rows]
     size, wrong, _, arena, decoded, plain, decoding = map(list, zip(*numbers, strict=True))
     cells = _row((_ROOT / "README.md").read_text(), title)

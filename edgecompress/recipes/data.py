@@ -44,6 +44,24 @@ class Data:
     notes: tuple[str, ...] = ()
     test: Samples | None = None
 
+    def joined(self) -> Data:
+        """Returns the data with the validation samples among those to train on.
+
+        Raises:
+            ArgumentError: the training data are not all in memory.
+        """
+        train, more = self.train, self.validation
+        if self.stream is not None:
+            raise ArgumentError(
+                "--refit", "go with arrays or a folder of images", "a dataset of batches",
+                "Add the validation data to the dataset yourself.",
+            )  # fmt: skip
+        both = Samples(
+            tuple(np.concatenate(pair) for pair in zip(train.x, more.x, strict=True)),
+            None if train.y is None or more.y is None else np.concatenate([train.y, more.y]),
+        )
+        return replace(self, train=both)
+
     @property
     def count(self) -> int:
         """Training samples; 0 if a dataset does not tell."""

@@ -227,7 +227,7 @@ def _tested_notes(metric: str, tested: Judged) -> list[str]:
     if tested.difference is not None and tested.error is not None:
         side = "better" if tested.difference >= 0 else "worse"
         text += f": {abs(tested.difference):.4f} {side}, standard error {tested.error:.4f}"
-    found = [f"{text}."]
+    found = [f"{text}.", *filter(None, [tested.refit])]
     if len(tested.looked) > 1:
         numbers = ", ".join(str(number) for number in tested.looked)
         found.append(

@@ -33,6 +33,7 @@ from edgecompress.searching.measured import judged, not_made, outcome_of, unfit
 from edgecompress.searching.packing import numbered, pack_groups
 from edgecompress.searching.results import (
     FROM_SCRATCH,
+    METRIC_LIMIT,
     UNTOUCHED,
     Beginning,
     Described,
@@ -84,6 +85,7 @@ class Evaluator:
         verbose: Let libraries' logs through.
         groups: Name of the array in the data that says what each sample is of; None for none.
         test: Data that neither train nor choose; None for none.
+        refit: Whether what is exported is trained on the validation data, too.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class Evaluator:
         verbose: bool = False,
         groups: str | None = None,
         test: Any = None,
+        refit: bool = False,
     ) -> None:
         """Loads the model and the data."""
         from edgecompress.pipeline.request import build_request
@@ -121,6 +124,7 @@ class Evaluator:
                 f"Model {loaded.name!r} has one output that is a logit, whose accuracy no engine "
                 "measures: give its last layer a sigmoid."
             )
+        self._joined = self._data.joined() if refit else None
         self._notes = list(found.notes)
         self._request = build_request(
             loaded.model,
@@ -393,9 +397,11 @@ class Evaluator:
         values: Mapping[str, Value],
         done: int,
         tell: Callable[[int, float], None],
+        fitting: Fitting | None = None,
     ) -> None:
+        fitting = self._fitting if fitting is None else fitting
         epochs = job.epochs - done
-        fit = Fit(model, epochs, done, self._fitting.steps, job.last)
+        fit = Fit(model, epochs, done, fitting.steps, job.last)
         rate, teacher = self._teaching(values)
         callbacks: list[Any] = []
         resting = self._space.resting(values, model)
@@ -404,7 +410,7 @@ class Evaluator:
             if own and name != resting:
                 callbacks += technique.callbacks(own, fit)
         self._progress(f"Training a candidate for {epochs} epochs")
-        self._fitting.fit(
+        fitting.fit(
             model, epochs, rate, teacher, callbacks,
             lambda epoch, loss: tell(done + epoch, loss), self._seed + done,
         )  # fmt: skip
@@ -440,14 +446,50 @@ class Evaluator:
             )  # fmt: skip
         self._progress("Exporting the candidate")
         test = self._data.test
-        made = self._build(model, job.values, self._data.validation if test is None else test, None)
+        judging = self._data.validation if test is None else test
+        made = self._build(model, job.values, judging, None)
+        refit = ""
+        if self._joined is not None and job.start != UNTOUCHED and job.epochs:
+            made, model, refit = self._refitted(key, job, made, judging)
         report = write(made, into, argv=argv)
         found: dict[str, Any] = report.to_dict()
         found["exit_code"] = report.exit_code
         tested = None
         if test is not None:
             tested = self._judged(outcome_of(key, job, made, model, 0), test)
+            tested = dataclasses.replace(tested, refit=refit)
         return Exported(found, tested)
+
+    def _refitted(self, key: str, job: Job, made: Any, judging: Samples) -> tuple[Any, Any, str]:
+        """Returns the build and the model after training on all data, and a sentence on it.
+
+        Further training may change how well weights are coded: a file that exceeds a limit only
+        then is not taken.
+        """
+        known = {knob.name: knob for knob in self.describe().knobs}
+        values = {name: known[name].check(value) for name, value in job.values.items()}
+        if job.start != FROM_SCRATCH:
+            values = {name: values.get(name, knob.default) for name, knob in known.items()}
+        before, model = (self._continued(key, job.epochs)[0] for _ in range(2))
+        whole = self._joined or self._data
+        fitting = Fitting(self._model, whole, self._task)
+        longer = dataclasses.replace(job, epochs=2 * job.epochs)
+        self._train(model, longer, values, job.epochs, lambda epoch, loss: None, fitting)
+        again = self._build(model, values, judging, None)
+        was, now = (outcome_of(key, job, build, model, 0).excess for build in (made, again))
+        over = [
+            rule
+            for rule, share in now.items()
+            if share > 0 >= was.get(rule, 0.0) and not rule.startswith(METRIC_LIMIT)
+        ]
+        if over:
+            text = f"exceeded the limit of {' and '.join(over)}: it stays as it was chosen"
+            return made, before, f"Trained further on the validation data, too, its file {text}."
+        text = (
+            f"It was trained for {job.epochs} further epochs on training and validation data "
+            f"together, {len(whole.train):,} samples; what chose it was measured before."
+        )
+        return again, model, text
 
     def _judged(self, outcome: Outcome, test: Samples) -> Judged:
         """Returns a candidate on the test data, beside the untouched model."""

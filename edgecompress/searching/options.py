@@ -8,6 +8,7 @@ from typing import Any
 
 from edgecompress.core.options import (
     Choice,
+    Flag,
     Number,
     Path,
     Text,
@@ -56,6 +57,12 @@ class SearchDataOptions:
         None,
         "Data that neither train nor choose: the chosen candidate is judged on them.",
         PathOrFunction(),
+    )
+    refit: bool = option(
+        False,
+        "Train the chosen candidate further on the validation data, too, before it is judged; "
+        "needs --test.",
+        Flag(),
     )
 
 

@@ -169,6 +169,7 @@ class Judged:
         difference: How much better than the untouched model it is; None if unknown.
         error: Standard error of the difference (`searching.choosing`).
         looked: Candidates of this study that were measured on test data, by number.
+        refit: Whether it was trained on the validation data, too, for people; "" if not asked.
     """
 
     candidate: int
@@ -179,6 +180,7 @@ class Judged:
     difference: float | None = None
     error: float | None = None
     looked: tuple[int, ...] = ()
+    refit: str = ""
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,8 @@ _BEAT_S = 20.0
 BEST = "best"
 # Share of the time to find out what fits at all, and as much to see what learns fastest.
 _BEGINNING = 0.1
+# Validation data are rarely more than the training data.
+_REFIT_SHARE = 2.0
 # Stands for no trial: looking for where to begin.
 _BEGIN = -1
 
@@ -134,6 +136,7 @@ def search(
     validation_split: float = SearchDataOptions.validation_split,
     groups: str | None = SearchDataOptions.groups,
     test: Any = None,
+    refit: bool = SearchDataOptions.refit,
     data_files: Sequence[Path | str] = (),
     pixels: str | None = None,
     steps_per_epoch: int | None = None,
@@ -189,6 +192,9 @@ def search(
             independent.
         test: Data that neither train nor choose: the chosen candidate is judged on them, and the
             untouched model is measured beside it.
+        refit: Whether the chosen candidate is trained further, as long as it was, on training and
+            validation data together, before it is exported and judged. It needs `test`: nothing
+            else is left to judge it.
         data_files: As in `compress`, as are the next two.
         pixels: Range of pixels of a folder of images.
         steps_per_epoch: Batches of an epoch, for a dataset without an end.
@@ -238,6 +244,11 @@ def search(
     """
     from edgecompress.searching.report import page
 
+    if refit and test is None:
+        raise ArgumentError(
+            "--refit", "go with --test", True,
+            "Validation data that a candidate was trained on cannot judge it.",
+        )  # fmt: skip
     _check({"trials": trials, "minutes": minutes, "epochs": epochs, "jobs": jobs, "seed": seed})
     SAMPLERS[sampler]
     for name in techniques:
@@ -260,6 +271,7 @@ def search(
         "validation": validation,
         "groups": groups,
         "test": test,
+        "refit": refit,
         "profiles": tuple(profiles),
         "export": {
             "max_flash": budgets.max_flash,
@@ -304,7 +316,7 @@ def search(
         lost = kept.recover()
         if lost:
             progress(f"{lost} candidates of an interrupted run are queued again")
-        _run(kept, described, workers, clock, on_progress, [*callbacks, *loggers])
+        _run(kept, described, workers, clock, on_progress, [*callbacks, *loggers], refit)
         result = result_of(described, kept, command, None)
         number = None if result.best is None else result.best.number
         place = None if number is None else kept.elsewhere(number)
@@ -384,8 +396,10 @@ def _run(
     clock: _Clock,
     on_progress: Callable[[Progress], None],
     callbacks: Sequence[Callable[[Any, Any], None]],
+    refit: bool,
 ) -> None:
     """Proposes candidates and has them made until time or trials are used up."""
+    export_s = 0.0
     free = list(workers)
     # Number of the trial, or that of no trial for what comes before them.
     running: dict[int, tuple[Job, Worker]] = {}
@@ -442,10 +456,12 @@ def _run(
                 study.begin(answer)
                 continue
             if job.start == UNTOUCHED:
-                clock.reserve_s = answer.seconds.get("export", 0.0)
+                export_s = clock.reserve_s = answer.seconds.get("export", 0.0)
             trial = study.finish(number, answer)
             so_far = result_of(described, study, (), None)
             best = None if so_far.best is None else so_far.best.outcome
+            if refit and so_far.best is not None:
+                clock.reserve_s = export_s + _refit_s(so_far.best.number, study.outcomes())
             front = tuple(point.number for point in so_far.front)
             on_progress(Progress(number, job, answer, 0, best, front, clock.left_s))
             for callback in callbacks:
@@ -507,6 +523,13 @@ def _in_time(job: Job, finished: Mapping[int, tuple[Job, Outcome]], left: float)
     if job.start != FROM_PARENT or done == 0:
         return None
     return dataclasses.replace(job, epochs=done + epochs, last=True)
+
+
+def _refit_s(number: int, finished: Mapping[int, tuple[Job, Outcome]]) -> float:
+    """Returns how long it takes, at most, to train a candidate again with validation data."""
+    job, outcome = finished[number]
+    whole = outcome.seconds.get("train", 0.0) / max(1, _epochs_of(outcome, job, finished))
+    return _REFIT_SHARE * whole * outcome.epochs
 
 
 def _epochs_of(outcome: Outcome, job: Job, finished: Mapping[int, tuple[Job, Outcome]]) -> int:

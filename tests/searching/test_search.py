@@ -354,3 +354,40 @@ def test_models_with_several_inputs_are_searched(tmp_path: Path) -> None:
     )  # fmt: skip
     assert [point.outcome.made for point in result.points] == [True, True]
     assert result.described.exact
+
+
+def test_the_chosen_candidate_learns_from_the_validation_data(
+    trained: Any, asked: dict[str, Any], tmp_path: Path
+) -> None:
+    """Their labels are others than the training data's, and the test data's are like them."""
+    (x, y), (x_test, y_test) = make_data(1, 4000), make_data(2, 60)
+    told = {
+        **asked,
+        "validation": (x, (y + 1) % 4),
+        "test": (x_test, (y_test + 1) % 4),
+        "techniques": ("channels",),
+    }
+    plain = ec.search(trained, **told, trials=2, output=tmp_path / "search")
+    number = next(p.number for p in plain.points if p.outcome.made and p.outcome.epochs)
+    told |= {"output": tmp_path / "search", "apply": number}
+    before, after = (
+        ec.search(trained, **told, refit=refit, into=tmp_path / str(refit)).tested
+        for refit in (False, True)
+    )
+    assert before.refit == ""
+    assert before.metric < 0.1 < 0.4 < after.metric
+    assert "on training and validation data together, 4,240 samples" in after.refit
+    # What is kept of the candidate is what was chosen.
+    again = ec.search(trained, **told, into=tmp_path / "again").tested
+    assert again.metric == before.metric
+    with pytest.raises(ArgumentError, match="--refit` must go with --test"):
+        ec.search(trained, **{**told, "test": None}, refit=True, into=tmp_path / "none")
+
+
+def test_validation_data_do_not_join_a_dataset(trained: Any, asked: dict[str, Any]) -> None:
+    import tensorflow as tf
+
+    batches = tf.data.Dataset.from_tensor_slices(make_data()).batch(32)
+    told = {**asked, "data": batches, "test": make_data(2, 60)}
+    with pytest.raises(ArgumentError, match="--refit` must go with arrays"):
+        ec.search(trained, **told, refit=True, trials=1)

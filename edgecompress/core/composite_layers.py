@@ -366,6 +366,21 @@ def clip(layer: Any, parts: Parts, x: Any) -> Any:
     return parts.operate("", "maximum", below, Constant(float(low)))
 
 
+@COMPOSITES.register("resizing")
+def resizing(layer: Any, parts: Parts, x: Any) -> Any:
+    """Resizing of maps. Called as a layer, it would have Keras train what follows."""
+    if layer.interpolation not in ("nearest", "bilinear"):
+        raise Declined(f"int8 has no operator for {layer.interpolation} resizing")
+    if layer.crop_to_aspect_ratio or layer.pad_to_aspect_ratio or layer.antialias:
+        raise Declined("it crops, pads or smooths")
+    if layer.data_format == "channels_first" or len(x.shape) != 4:
+        raise Declined("its data format is channels_first, or its input is no map")
+    size = (layer.height, layer.width)
+    if layer.interpolation == "nearest":
+        return parts.move("nearest", x, size=size)
+    return parts.operate("", "bilinear", x, size=size)
+
+
 @COMPOSITES.register("sum of all")
 def chained(layer: Any, parts: Parts, inputs: Any) -> Any:
     """Add and Multiply of three tensors or more, one after the other; Average."""

@@ -130,6 +130,18 @@ def _masked_sum(x: Any, mask: Any) -> Any:
     return ops.add(x, ops.cast(mask, x.dtype))
 
 
+def _bilinear(x: Any, size: tuple[int, int]) -> Any:
+    from keras import ops
+
+    return ops.image.resize(x, size, data_format="channels_last")
+
+
+def _nearest(x: Any, size: tuple[int, int]) -> Any:
+    from keras import ops
+
+    return ops.image.resize(x, size, interpolation="nearest", data_format="channels_last")
+
+
 def _get_item(x: Any, key: Any) -> Any:
     return x[key]
 
@@ -141,6 +153,8 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "product": _product,
     "prelu": _prelu,
     "get_item": _get_item,
+    "bilinear": _bilinear,
+    "nearest": _nearest,
     "masked_sum": _masked_sum,
 }
 

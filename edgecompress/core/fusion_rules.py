@@ -118,6 +118,7 @@ _PARTS: dict[str, Step] = {
     "maximum": Step(JOIN),
     "inverse_root": Step(FREE, above=True),
     "squared_difference": Step(FREE, above=True),
+    "bilinear": Step(AVERAGE),
 }
 # Parts that may be inside a chain of functions of one number.
 _ARITHMETIC = ("add", "subtract", "multiply", "divide", "minimum", "maximum")
@@ -184,15 +185,6 @@ def _lower_relu(layer: Any) -> tuple[Step, ...]:
 def _lower_upsampling(layer: Any) -> tuple[Step, ...]:
     if layer.interpolation not in ("nearest", "bilinear"):
         return _unsupported(f"int8 has no operator for {layer.interpolation} upsampling")
-    return (Step(AVERAGE if layer.interpolation == "bilinear" else MOVE),)
-
-
-@LOWERINGS.register("resizing")
-def _lower_resizing(layer: Any) -> tuple[Step, ...]:
-    if layer.interpolation not in ("nearest", "bilinear"):
-        return _unsupported(f"int8 has no operator for {layer.interpolation} resizing")
-    if layer.crop_to_aspect_ratio or layer.pad_to_aspect_ratio or layer.antialias:
-        return _unsupported("it crops, pads or smooths")
     return (Step(AVERAGE if layer.interpolation == "bilinear" else MOVE),)
 
 
@@ -352,8 +344,6 @@ def lower(
         return _unsupported("it reads the mask of its input")
     if (run := composite(layer, args, kwargs)) is not None:
         return recorded(run, layer, args, kwargs)
-    if trains_alike(layer):
-        plain = not told(kwargs)
     if not plain or kind.operator not in LOWERINGS:
         return _unsupported("it is called with additional arguments or constants")
     if type(layer).__name__ == "SeparableConv1D" and layer.padding == "causal":
@@ -424,12 +414,6 @@ def only_moves(layer: Any) -> bool:
     """Returns whether a layer leaves values as they are, in however many outputs."""
     kind = exact_kind_of(layer)
     return kind is not None and kind.operator == MOVE
-
-
-def trains_alike(layer: Any) -> bool:
-    """Returns whether Keras calls a layer with `training`, which changes nothing."""
-    kind = exact_kind_of(layer)
-    return kind is not None and kind.operator == "resizing"
 
 
 def split_activation(layer: Any) -> str | None:

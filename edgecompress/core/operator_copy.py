@@ -17,7 +17,6 @@ from edgecompress.core.fusion_rules import (
     activation_name,
     composite_of_use,
     split_activation,
-    trains_alike,
     weighted_operator,
 )
 from edgecompress.core.inner_kernels import InnerKernel, inner_kernels
@@ -147,8 +146,7 @@ class _Copies:
         made = self._made.get(id(layer))
         copied = made or type(layer).from_config({**layer.get_config(), **changes})
         self._made[id(layer)] = copied
-        given = told(kwargs) if trains_alike(layer) else kwargs
-        plain = all(value is None or value is False for value in given.values())
+        plain = all(value is None or value is False for value in kwargs.values())
         if plain:
             kwargs = {}
         run = functools.partial(self.operate, operator, copied) if plain else copied

@@ -95,7 +95,7 @@ for _name in (
             function, values[0], target
         )
     )
-for _name in ("Resizing", "UpSampling2D"):
+for _name in ("bilinear", "UpSampling2D"):
     OPERATORS.register(_name)(
         lambda function, values, sources, target, engine: integers.enlarged(
             values[0], function(values[0]).shape[1:3], target

@@ -183,6 +183,7 @@ def _composites() -> dict[str, Any]:
         "limit": (row, ops.maximum(row, 0.3)),
         "clip": (row, ops.clip(row, -0.3, 0.4)),
         "grouped heads": ([row, other], kl.GroupQueryAttention(3, 4, 2)(row, other)),
+        "resizing": (tall, kl.Resizing(7, 9, "nearest")(kl.Resizing(5, 3)(tall))),
         "sum of all": (row, kl.Average()([row, row * 2.0, kl.Add()([row, row, row])])),
         "sum over axes": (row, ops.sum(row, axis=(0 - 1), keepdims=True)),
         "slice": (row, row[:, 1:4]),

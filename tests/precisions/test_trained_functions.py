@@ -53,7 +53,7 @@ def _heads() -> Any:
 MODELS = {
     # Two behind Concatenate, whose inputs are rounded twice.
     "functions": (_functions, 2, {"GATHER": 4, "CAST": 3, "TANH": 1}),
-    "maps": (_maps, 2, {"RESIZE_BILINEAR": 1, "RESIZE_NEAREST_NEIGHBOR": 1}),
+    "maps": (_maps, 1, {"RESIZE_BILINEAR": 1, "RESIZE_NEAREST_NEIGHBOR": 1}),
     "heads": (_heads, 1, {"BATCH_MATMUL": 2, "RESIZE_NEAREST_NEIGHBOR": 2}),
 }
 

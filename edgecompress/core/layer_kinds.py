@@ -323,9 +323,10 @@ for _names, _kind_of_names in (
     ("Resizing", LayerKind("pooling", _KEPT, operator="resizing")),
     ("RepeatVector", LayerKind("repeat", _KEPT, operator="move")),
     (
-        "MaxPooling3D AveragePooling3D GlobalMaxPooling3D GlobalAveragePooling3D Cropping3D",
+        "MaxPooling3D AveragePooling3D GlobalMaxPooling3D Cropping3D",
         LayerKind("pooling", _KEPT),
     ),
+    ("GlobalAveragePooling3D", LayerKind("pooling", _KEPT, operator="free")),
     ("ZeroPadding1D ZeroPadding2D", LayerKind("padding", _KEPT, operator="move")),
     ("ZeroPadding3D", LayerKind("padding", _KEPT)),
     (

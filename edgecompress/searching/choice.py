@@ -100,6 +100,29 @@ def choose(described: Described, made: Sequence[Point]) -> Choice | None:
     )  # fmt: skip
 
 
+def preferred(described: Described, points: Sequence[Point]) -> Point:
+    """Returns which of some candidates deserves a longer training.
+
+    Of those within one standard error of the best one, the nearest to the model, as in `choose`: a
+    choice that can be taken back needs no more (Breiman et al., 1984, section 3.4.3). Of candidates
+    whose metrics by sample are not known, the best.
+
+    Args:
+        described: What the search knows of the model.
+        points: Candidates with a file that meet every limit, at least one.
+    """
+    samples = max(point.outcome.samples for point in points)
+    whole = [point for point in points if point.outcome.samples == samples]
+    sign = 1 if described.higher_is_better else -1
+    leader = max(whole, key=lambda point: sign * (point.outcome.metric or 0.0))
+    values = _values(whole, samples)
+    if values is None:
+        return leader
+    near = compare(sign * values, _groups(described, samples)).within(1.0)
+    equal = [p for p, same in zip(whole, near, strict=True) if same or p is leader]
+    return max(equal, key=lambda point: (_nearness(point), sign * (point.outcome.metric or 0.0)))
+
+
 def _nearness(point: Point) -> tuple[bool, int, int, int]:
     outcome = point.outcome
     return outcome.start != FROM_SCRATCH, outcome.macs, outcome.parameters, outcome.epochs

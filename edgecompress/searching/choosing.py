@@ -54,7 +54,11 @@ class Comparison:
     @property
     def equal(self) -> np.ndarray:
         """Whether each cannot be told apart from the best; the best itself cannot."""
-        return np.asarray(self.differences <= self.quantile * self.errors)
+        return self.within(self.quantile)
+
+    def within(self, errors: float) -> np.ndarray:
+        """Whether each is at most so many standard errors worse than the best."""
+        return np.asarray(self.differences <= errors * self.errors)
 
 
 def compare(values: np.ndarray, groups: np.ndarray | None = None) -> Comparison:

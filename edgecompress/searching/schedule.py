@@ -4,12 +4,12 @@ Pure: what has been tried in, what to do next out.
 
 Li et al., "A system for massively parallel hyperparameter tuning" (2020,
 https://arxiv.org/abs/1810.05934), algorithm 2: a candidate is promoted to the next length when it
-is among the best 1/factor of those of its own length.
+is among the best 1/factor of those of its own length. The caller says which of them is the best.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 FACTOR = 3
@@ -46,8 +46,16 @@ def lengths(epochs: int) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
+def _best(entries: Sequence[Entry]) -> Entry:
+    return max(entries, key=lambda entry: entry.score or 0.0)
+
+
 def promotion(
-    entries: Sequence[Entry], steps: Sequence[int], closing: bool, beyond: bool = False
+    entries: Sequence[Entry],
+    steps: Sequence[int],
+    closing: bool,
+    beyond: bool = False,
+    prefer: Callable[[Sequence[Entry]], Entry] = _best,
 ) -> tuple[Entry, int] | None:
     """Returns the candidate to train longer and for how many epochs; None if none is due.
 
@@ -57,6 +65,8 @@ def promotion(
         closing: Whether the end is near, so that the best go up even if they are few.
         beyond: Whether the best may be trained for longer than the longest length, as long as
             that makes them better.
+        prefer: Returns the best of some entries with a score, of one length or beyond the longest.
+            Defaults to the one with the highest.
 
     Example:
         >>> tried = [Entry(0, "a", 1, 0.8), Entry(1, "b", 1, 0.9), Entry(2, "c", 1, 0.7)]
@@ -74,7 +84,7 @@ def promotion(
             allowed = max(allowed, min(1, len(reached)))
         waiting = [entry for entry in reached if longest[entry.key] == step]
         if waiting and promoted < allowed:
-            return max(waiting, key=lambda entry: entry.score or 0.0), target
+            return prefer(waiting), target
     if not (closing and beyond):
         return None
     done = [entry for entry in entries if entry.score is not None and entry.epochs >= steps[-1]]
@@ -82,7 +92,7 @@ def promotion(
     done = [entry for entry in done if _has_gained(entry, entries)]
     if not done:
         return None
-    best = max(done, key=lambda entry: entry.score or 0.0)
+    best = prefer(done)
     return best, 2 * best.epochs
 
 

@@ -8,14 +8,17 @@ import os
 import socket
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgecompress.core import isolation
 from edgecompress.core.errors import ArgumentError, EdgeCompressError
 from edgecompress.core.files import jsonable
+from edgecompress.searching.choice import preferred
 from edgecompress.searching.front import objectives
 from edgecompress.searching.knobs import Knob, Value
+from edgecompress.searching.outcome import Point
 from edgecompress.searching.results import (
     FROM_PARENT,
     FROM_SCRATCH,
@@ -220,7 +223,7 @@ class Study:
             beyond: Whether the best may be trained for longer than asked for.
         """
         if not self.waiting:
-            due = promotion(self._entries(), self.lengths, closing, beyond)
+            due = promotion(self._entries(), self.lengths, closing, beyond, self._preferred)
             if due is not None:
                 entry, epochs = due
                 old = self.job(entry.trial)
@@ -236,6 +239,14 @@ class Study:
             job = Job(values, job.start, job.epochs, job.last)
         trial.set_user_attr(_JOB, jsonable(vars(job)))
         return trial.number, job
+
+    def _preferred(self, entries: Sequence[Entry]) -> Entry:
+        known = self.outcomes()
+        points = {e.trial: Point(e.trial, *known[e.trial]) for e in entries if e.trial in known}
+        if not points:
+            return entries[0]
+        number = preferred(self._described, list(points.values())).number
+        return next(entry for entry in entries if entry.trial == number)
 
     def _enqueue(self, job: Job, tries: int = 0) -> None:
         attributes = {_JOB: jsonable(vars(job)), _TRIES: tries}

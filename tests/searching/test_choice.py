@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgecompress.searching.choice import Choice, choose, notes
+from edgecompress.searching.choice import Choice, choose, notes, preferred
 from edgecompress.searching.outcome import Point
 from edgecompress.searching.packing import pack, pack_groups
 from edgecompress.searching.results import (
@@ -48,10 +48,37 @@ def scattered(share: float, seed: int) -> np.ndarray:
     return (np.random.default_rng(seed).uniform(size=_SAMPLES) < share).astype(float)
 
 
+def hits(count: int, seed: int) -> np.ndarray:
+    """Exactly as many samples right, others for each seed."""
+    return (np.random.default_rng(seed).permutation(_SAMPLES) < count).astype(float)
+
+
 def taken(*points: Point, **told: Any) -> Choice:
     found = choose(described(**told), points)
     assert found is not None
     return found
+
+
+def test_the_nearest_within_a_standard_error_is_trained_longer() -> None:
+    best, near = point(0, hits(330, 0), macs=50), point(1, hits(324, 1), macs=200)
+    far = point(2, hits(310, 2), macs=400)
+    assert preferred(described(), [best, near, far]) is near
+    # What a final choice cannot tell apart may differ enough for one that can be taken back.
+    assert far.number in taken(best, near, far).equal
+    assert preferred(described(), [best, far]) is best
+    # Two people whom each serves better cannot tell them apart at all.
+    people = np.arange(_SAMPLES) // (_SAMPLES // 2)
+    first, second = point(0, np.where(people, 0.5, 0.9)), point(1, np.where(people, 0.7, 0.5), 200)
+    assert preferred(described(groups=people), [first, second]) is second
+    assert (
+        preferred(
+            described(), [point(0, right(300)), point(1, right(200), by_sample="")]
+        ).outcome.metric
+        == 0.75
+    )
+    # An error is better if it is smaller.
+    small, large = point(0, scattered(0.2, 0)), point(1, scattered(0.9, 1), macs=200)
+    assert preferred(described(higher=False), [small, large]) is small
 
 
 def test_of_equal_ones_the_nearest_is_taken() -> None:

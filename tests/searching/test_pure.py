@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -153,6 +154,21 @@ def test_one_of_three_goes_on() -> None:
     # Being trained longer already, it is not promoted again.
     tried.append(Entry(4, "b", 6, None))
     assert promotion(tried, (2, 6, 18), closing=False) is None
+
+
+def test_the_caller_says_which_is_the_best_of_those_that_wait() -> None:
+    tried = [Entry(0, "a", 2, 0.8), Entry(1, "b", 2, 0.9), Entry(2, "c", 2, 0.7)]
+    asked: list[list[Entry]] = []
+
+    def last(entries: Sequence[Entry]) -> Entry:
+        asked.append(list(entries))
+        return entries[-1]
+
+    assert promotion(tried, (2, 6), closing=False, prefer=last) == (tried[2], 6)
+    assert asked == [tried]
+    tried += [Entry(3, "c", 6, 0.95), Entry(4, "a", 6, 0.9)]
+    assert promotion(tried, (2, 6), closing=True, beyond=True, prefer=last) == (tried[4], 12)
+    assert asked[-1] == tried[3:]
 
 
 def test_near_the_end_the_best_goes_all_the_way() -> None:

@@ -10,6 +10,8 @@ loop as one matrix product, and a state that starts at zero is left out of the f
           h = sigmoid(o) tanh(c)
     GRU   z, r = split(sigmoid(x_t W_zr + b_zr + h U_zr));  n = tanh(x_t W_n + b_n + r (h U_n + d))
           h = n + z (h - n)
+
+TimeDistributed calls its layer once, with all time steps as a batch, instead of once for each.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ _Step = Callable[[Sequence[Any], Sequence[Any]], list[Any]]
 
 @contextlib.contextmanager
 def without_loops(model: Any, fused: bool = False) -> Iterator[list[str]]:
-    """Traces inside the block contain no loops of Keras 3's recurrent layers.
+    """Traces inside the block contain no loops of Keras 3's layers over time.
 
     Layers inside others (Bidirectional, TimeDistributed) are included. A layer whose number of time
     steps is open keeps its loop.
@@ -51,6 +53,9 @@ def without_loops(model: Any, fused: bool = False) -> Iterator[list[str]]:
         for layer in every_layer(model):
             if isinstance(layer, keras.layers.Bidirectional):
                 stack.enter_context(replaced(layer, "call", functools.partial(_both_ways, layer)))
+            elif isinstance(layer, keras.layers.TimeDistributed) and _takes_a_batch(layer.layer):
+                steps = functools.partial(_all_steps, layer, layer.call, notes)
+                stack.enter_context(replaced(layer, "call", steps))
             elif isinstance(layer, keras.layers.RNN):
                 loop = functools.partial(_run, layer, layer.inner_loop, fused, notes)
                 stack.enter_context(replaced(layer, "inner_loop", loop))
@@ -164,6 +169,44 @@ def _both_ways(
     if not states:
         return merged
     return (*merged, *states) if layer.merge_mode is None else (merged, *states)
+
+
+def _takes_a_batch(layer: Any) -> bool:
+    """Returns whether a layer is known to compute each sample of a batch by itself.
+
+    A user's own layers and functions may not. Recurrent layers do, but are one operator, or free
+    of loops, with a single sample alone.
+    """
+    import keras
+
+    unsuited = (keras.layers.RNN, keras.layers.Lambda)
+    parts = (layer, *every_layer(layer))
+    steps = [step for part in parts for step in getattr(part, "operations", ())]
+    return all(
+        isinstance(part, keras.layers.Layer)
+        and type(part).__module__.startswith("keras.")
+        and not isinstance(part, unsuited)
+        for part in (*parts, *steps)
+    )
+
+
+def _all_steps(
+    layer: Any,
+    loop: Callable[..., Any],
+    notes: list[str],
+    sequences: Any,
+    training: Any = None,
+    mask: Any = None,
+) -> Any:
+    """Calls a TimeDistributed with its time steps as a batch."""
+    import tensorflow as tf
+
+    batch, steps, *shape = sequences.shape
+    if mask is not None or batch != 1 or None in (steps, *shape):
+        return loop(sequences, training=training, mask=mask)
+    outputs = layer.layer(tf.reshape(sequences, (steps, *shape)))
+    notes.append(f"{layer.name} (TimeDistributed): its {steps} time steps are one batch.")
+    return tf.reshape(outputs, (1, steps, *outputs.shape[1:]))
 
 
 def _tensor(variable: Any) -> Any:

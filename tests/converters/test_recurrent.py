@@ -12,6 +12,7 @@ from edgecompress.converters.float32 import Float32Result, Trace
 from edgecompress.converters.formats import Costs, FormatRequest
 from edgecompress.converters.fused_lstm import LSTM, cell_scale, why_not_fused
 from edgecompress.converters.loaders import example_inputs, wrap
+from edgecompress.converters.real_values import dequantize, quantized_inputs
 from edgecompress.converters.recurrent_forms import FORMS, choose_form
 from edgecompress.converters.time_steps import joined, reversed_steps
 from edgecompress.converters.verify import verify
@@ -227,6 +228,61 @@ def test_other_precisions_have_no_fused_form() -> None:
     request = FormatRequest("m", wrap(two_lstms()), None, None, options, None, print)
     with pytest.raises(ArgumentError, match="`--recurrent` must be auto or unrolled"):
         FORMATS["int8"].make(request)
+
+
+def test_time_steps_of_a_layer_are_one_batch() -> None:
+    keras.utils.set_random_seed(1)
+    frames = x = keras.Input((5, 8, 8, 2))
+    inner = [layers.Conv2D(4, 3, activation="relu"), layers.BatchNormalization(), layers.Flatten()]
+    x = layers.TimeDistributed(keras.Sequential(inner), name="frames")(x)
+    x = layers.LSTM(3)(layers.TimeDistributed(layers.Dense(6), name="features")(x))
+    model = keras.Model(frames, layers.Dense(2)(x))
+    samples = np.random.default_rng(1).normal(size=(20, 5, 8, 8, 2)).astype("f4")
+    floats = float32.convert(Trace(model, fused=True))
+    codes = floats.artifact.flat.histogram()
+    assert codes["CONV_2D"] == 1
+    assert not {"PACK", "STRIDED_SLICE", "UNPACK", "TRANSPOSE"} & set(codes) - {"STRIDED_SLICE"}
+    assert any(
+        "frames (TimeDistributed): its 5 time steps" in note for note in floats.artifact.notes
+    )
+    outputs = run_engine("litert", floats.artifact.data, [samples]).outputs[0].reshape(20, 2)
+    np.testing.assert_allclose(outputs, model.predict(samples, verbose=0), atol=1e-5)
+    made = int8.convert(floats, calibration=[samples])
+    given = quantized_inputs(made.flat, [samples])
+    for engine in ("litert", "tflm"):
+        found = run_engine(engine, made.data, given).outputs[0].reshape(20, 2)
+        real = dequantize(found, made.flat.tensors[made.flat.outputs[0]])
+        assert np.abs(real - model.predict(samples, verbose=0)).max() < 0.1, engine
+
+
+@keras.saving.register_keras_serializable("tests")  # type: ignore[untyped-decorator]
+class Mixing(layers.Layer):  # type: ignore[misc, name-defined]
+    """A layer of the user, which need not compute each sample by itself."""
+
+    def call(self, values: Any) -> Any:
+        return values - keras.ops.mean(values)
+
+    def compute_output_shape(self, shape: Any) -> Any:
+        return shape
+
+
+def mixing() -> Any:
+    inputs = keras.Input((4, 2))
+    return keras.Model(inputs, inputs - keras.ops.mean(inputs, axis=0))
+
+
+@pytest.mark.parametrize(
+    "layer", [layers.GRU(2), Mixing(), mixing()], ids=["GRU", "custom", "functions"]
+)
+def test_other_layers_are_called_for_each_time_step(layer: Any) -> None:
+    inputs = keras.Input((3, 4, 2))
+    model = keras.Model(inputs, layers.TimeDistributed(layer)(inputs))
+    samples = np.random.default_rng(1).normal(size=(6, 3, 4, 2)).astype("f4")
+    floats = float32.convert(model)
+    assert not any("(TimeDistributed)" in note for note in floats.artifact.notes)
+    outputs = run_engine("litert", floats.artifact.data, [samples]).outputs[0]
+    by_sample = np.concatenate([model(samples[i : i + 1]) for i in range(6)])
+    np.testing.assert_allclose(outputs.reshape(by_sample.shape), by_sample, atol=1e-5)
 
 
 class Unwritable(layers.Layer):  # type: ignore[misc, name-defined]

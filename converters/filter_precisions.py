@@ -169,7 +169,7 @@ def notes_on(
         if own.name != precision.name:
             groups.setdefault(own.name, []).append(str(place))
     return [
-        f"Weights in {name} instead of {precision.name}: {', '.join(layers)}."
+        f"Weights in {name} instead of {precision.name}: {', '.join(dict.fromkeys(layers))}."
         for name, layers in groups.items()
     ]
 

@@ -192,6 +192,9 @@ def test_an_lstm_that_is_one_operator_keeps_8_bits(kind: str, precision: Int4) -
     (note,) = notes_on(precision, found, source.lstms.values())
     assert note.startswith("Weights in int8 instead of int4: ")
     assert all(f"{part} (one operator)" in note for part in parts)
+    # An unrolled layer has filters for each time step, and is named once.
+    many = {str(n): (Place("seen", "FULLY_CONNECTED"), Int8()) for n in range(3)}
+    assert notes_on(precision, many) == ["Weights in int8 instead of int4: seen."]
     # Unrolled and without training, its kernels have 4 bits.
     unrolled = filter_precisions(float32.convert(model), Int4(edge_bits=4))
     assert not unrolled

@@ -124,7 +124,9 @@ class Evaluator:
                 f"Model {loaded.name!r} has one output that is a logit, whose accuracy no engine "
                 "measures: give its last layer a sigmoid."
             )
-        self._joined = self._data.joined() if refit else None
+        self._refit = refit
+        if refit and self._data.stream is not None:
+            self._data.joined()  # Refused before the search, not after it.
         self._notes = list(found.notes)
         self._request = build_request(
             loaded.model,
@@ -250,11 +252,7 @@ class Evaluator:
             tell: Called with (epochs done, loss) as it trains.
         """
         described = self.describe()
-        known = {knob.name: knob for knob in described.knobs}
-        values = {name: known[name].check(value) for name, value in job.values.items()}
-        if job.start not in (UNTOUCHED, FROM_SCRATCH):
-            values = {name: values.get(name, knob.default) for name, knob in known.items()}
-        key = job.key(described.basis)
+        values, key = self._values(job), job.key(described.basis)
         place = self._folder / key / f"{job.epochs}"
         found = self._finished(place)
         if found is not None:
@@ -270,6 +268,14 @@ class Evaluator:
         return dataclasses.replace(
             outcome, seconds=dict(watch.seconds), screened=self._space.screened - before
         )
+
+    def _values(self, job: Job) -> dict[str, Value]:
+        """Returns the values of a job's knobs, checked."""
+        known = {knob.name: knob for knob in self.describe().knobs}
+        values = {name: known[name].check(value) for name, value in job.values.items()}
+        if job.start in (UNTOUCHED, FROM_SCRATCH):
+            return values
+        return {name: values.get(name, knob.default) for name, knob in known.items()}
 
     def _make(
         self,
@@ -449,8 +455,8 @@ class Evaluator:
         judging = self._data.validation if test is None else test
         made = self._build(model, job.values, judging, None)
         refit = ""
-        if self._joined is not None and job.start != UNTOUCHED and job.epochs:
-            made, model, refit = self._refitted(key, job, made, judging)
+        if self._refit and job.start != UNTOUCHED and job.epochs:
+            made, model, refit = self._refitted(key, job, made, model, judging)
         report = write(made, into, argv=argv)
         found: dict[str, Any] = report.to_dict()
         found["exit_code"] = report.exit_code
@@ -460,18 +466,16 @@ class Evaluator:
             tested = dataclasses.replace(tested, refit=refit)
         return Exported(found, tested)
 
-    def _refitted(self, key: str, job: Job, made: Any, judging: Samples) -> tuple[Any, Any, str]:
+    def _refitted(
+        self, key: str, job: Job, made: Any, before: Any, judging: Samples
+    ) -> tuple[Any, Any, str]:
         """Returns the build and the model after training on all data, and a sentence on it.
 
         Further training may change how well weights are coded: a file that exceeds a limit only
         then is not taken.
         """
-        known = {knob.name: knob for knob in self.describe().knobs}
-        values = {name: known[name].check(value) for name, value in job.values.items()}
-        if job.start != FROM_SCRATCH:
-            values = {name: values.get(name, knob.default) for name, knob in known.items()}
-        before, model = (self._continued(key, job.epochs)[0] for _ in range(2))
-        whole = self._joined or self._data
+        values, whole = self._values(job), self._data.joined()
+        model = self._continued(key, job.epochs)[0]
         fitting = Fitting(self._model, whole, self._task)
         longer = dataclasses.replace(job, epochs=2 * job.epochs)
         self._train(model, longer, values, job.epochs, lambda epoch, loss: None, fitting)

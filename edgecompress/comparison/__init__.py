@@ -1,29 +1,33 @@
 """Comparison: the tables of the literature, over techniques, for one model and one data set.
 
 `compare` is the entry point. `plan` reads the file, `stages` says what a row may do, `rows` makes
-the rows in a confined process, `results` and `rendering` hold and show them.
+rows, `workers` has that done in confined processes, `results` and `rendering` hold and show them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgecompress.comparison.options import CompareOptions
 from edgecompress.comparison.plan import Plan, read_plan, wanted
 from edgecompress.comparison.results import ComparisonResult, Made, Subject
 from edgecompress.comparison.rows import Rows, Sources
-from edgecompress.core import isolation
+from edgecompress.comparison.workers import Alone, Flight, RowWorker, make_all
 from edgecompress.core.errors import ArgumentError, ProcessError
 from edgecompress.core.files import write_atomic
+from edgecompress.core.options import whole
 from edgecompress.core.record import sidecar_path
 from edgecompress.core.results import tool_version
 from edgecompress.core.user_functions import is_function
+from edgecompress.core.workers import threads_each
 from edgecompress.engines.run import session
-from edgecompress.pipeline.options import CompressOptions
 from edgecompress.pipeline.request import load_profiles, usable_folder
+from edgecompress.targets.family import family_of
 
 __all__ = ["ComparisonResult", "compare"]
 
@@ -40,7 +44,8 @@ def compare(
     validation: Any = None,
     data_files: Sequence[Path | str] = (),
     steps_per_epoch: int | None = None,
-    output: Path | str = CompressOptions.output,
+    output: Path | str = CompareOptions.output,
+    jobs: int = CompareOptions.jobs,
     fresh: bool = False,
     import_modules: Sequence[str] = (),
     progress: Callable[[str], None] = _silent,
@@ -65,6 +70,7 @@ def compare(
         data_files: Files and folders that a function reads, if the model is a file.
         steps_per_epoch: Batches of an epoch, for a dataset without an end.
         output: Folder of the files; created if it is missing.
+        jobs: Rows made at a time, each in a process of its own; 1 for a model in memory.
         fresh: Make all rows anew.
         import_modules: As in `export`.
         progress: Called with a short text as each step begins.
@@ -83,6 +89,7 @@ def compare(
         >>> result.exit_code, result.labels  # doctest: +SKIP
         (0, ('untouched', 'half of the channels'))
     """
+    whole(1).parse(jobs, "jobs")
     asked = read_plan(plan)
     sources = Sources(
         _given("model", model, asked.model),
@@ -95,13 +102,18 @@ def compare(
     table = _Table(asked, sources, folder, tuple(argv) or tuple(sys.argv), on_row)
     if isinstance(sources.model, (str, Path)):
         folder.mkdir(parents=True, exist_ok=True)
-        _apart(asked, sources, folder, fresh, table, progress, verbose, data_files, import_modules)
+        _apart(
+            asked, sources, folder, fresh, jobs, table, progress, verbose, data_files,
+            import_modules,
+        )  # fmt: skip
+    elif jobs > 1:
+        raise ArgumentError("jobs", "be 1 for a model in memory", jobs, "Save it to a file.")
     else:
         with session():
             rows = Rows(asked, sources, folder, fresh, progress, verbose)
             table.begin(rows.subject)
             for row, seed in wanted(asked):
-                table.add(rows.make(row, seed))
+                table.add((row, seed), rows.make(row, seed))
     return table.result()
 
 
@@ -132,12 +144,15 @@ class _Table:
         """Takes what the loaded model and data say."""
         self._subject = subject
 
-    def add(self, made: Made) -> None:
-        """Takes a row, which may come from a process that read a hostile file."""
-        if (made.row, made.seed) not in set(wanted(self._plan)):
+    def add(self, item: tuple[int, int], made: Made | str) -> None:
+        """Takes a row, or why there is none; it may be from a process that read a hostile file."""
+        row, seed = item
+        if isinstance(made, str):
+            made = Made(row, "", seed, "", reason=made)
+        if (made.row, made.seed) != item or item not in set(wanted(self._plan)):
             raise ProcessError("The process that reads the model returned a row of no plan.")
-        made = dataclasses.replace(made, label=self._plan.rows[made.row].label)
-        self._made[made.row, made.seed] = made
+        made = dataclasses.replace(made, label=self._plan.rows[row].label)
+        self._made[item] = made
         self.write()
         self._on_row(made, self.result())
 
@@ -145,10 +160,6 @@ class _Table:
     def open(self) -> list[tuple[int, int]]:
         """What is still to be made."""
         return [item for item in wanted(self._plan) if item not in self._made]
-
-    def label(self, row: int) -> str:
-        """Returns the name of a row."""
-        return self._plan.rows[row].label
 
     def result(self) -> ComparisonResult:
         """Returns the table so far."""
@@ -182,73 +193,52 @@ def _apart(
     sources: Sources,
     folder: Path,
     fresh: bool,
+    jobs: int,
     table: _Table,
     progress: Callable[[str], None],
     verbose: bool,
     data_files: Sequence[Path | str],
     import_modules: Sequence[str],
 ) -> None:
-    """Makes the rows in a confined process; where one brings it down, the rest in another."""
+    """Makes the rows in confined processes."""
     given = {"--data": sources.data, "--validation": sources.validation}
-    begun: list[tuple[int, int]] = []
+    measured = any(family_of(p).measured == "measured_host" for p in sources.profiles)
+    alone, flight = Alone(jobs > 1 and measured), Flight(progress)
+    told: dict[RowWorker, object] = {}
 
-    def event(told: Any) -> None:
-        match told:
-            case {"subject": value}:
-                table.begin(isolation.decode(Subject, value))
-            case {"row": value}:
-                begun.clear()
-                table.add(isolation.decode(Made, value))
-            case {"begin": [int(row), int(seed)]}:
-                begun[:] = [(row, seed)]
+    def another() -> RowWorker:
+        owner = object()
+        made = RowWorker(
+            {"plan": plan, "sources": sources, "output": folder, "fresh": fresh,
+             "verbose": verbose},
+            alone,
+            flight.of(owner),
+            readable=[
+                sources.model,
+                sidecar_path(Path(sources.model)),
+                *data_files,
+                *(x for x in given.values() if isinstance(x, (str, Path))),
+            ],
+            writable=[folder],
+            modules=import_modules,
+            functions={name: x for name, x in given.items() if is_function(x)},
+            threads=threads_each(jobs),
+            verbose=verbose,
+        )  # fmt: skip
+        told[made] = owner
+        workers.callback(made.close)
+        return made
 
-    while table.open:
-        try:
-            isolation.call(
-                f"{__name__}:compare_isolated",
-                {"plan": plan, "sources": sources, "output": folder, "fresh": fresh,
-                 "only": table.open, "verbose": verbose},
-                readable=[
-                    sources.model,
-                    sidecar_path(Path(sources.model)),
-                    *data_files,
-                    *(x for x in given.values() if isinstance(x, (str, Path))),
-                ],
-                writable=[folder],
-                modules=import_modules,
-                functions={name: x for name, x in given.items() if is_function(x)},
-                training=True,
-                progress=progress,
-                on_event=event,
-                verbose=verbose,
-            )  # fmt: skip
-        except ProcessError as error:
-            # A row that takes the process with it is a row that cannot be made.
-            if not begun or begun[0] not in table.open:
-                raise
-            row, seed = begun.pop()
-            table.add(Made(row, table.label(row), seed, "", reason=str(error)))
-            continue
-        if table.open:
-            raise ProcessError("The process that reads the model ended before the last row.")
-
-
-def compare_isolated(
-    plan: Plan,
-    sources: Sources,
-    output: Path,
-    fresh: bool,
-    only: Sequence[tuple[int, int]],
-    verbose: bool,
-    tell: Callable[[str, Any], None],
-    gaps: Sequence[str] = (),
-) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Makes rows in the process that was started for it, and tells each."""
-    with session() as shared:
-        shared.gaps.update(dict.fromkeys(gaps))
-        rows = Rows(plan, sources, output, fresh, lambda text: tell("progress", text), verbose)
-        tell("event", {"subject": isolation.encode(rows.subject)})
-        for row, seed in only:
-            tell("event", {"begin": [row, seed]})
-            tell("event", {"row": isolation.encode(rows.make(row, seed))})
-    return {}, {}
+    with contextlib.ExitStack() as workers:
+        first = another()
+        beginning = first.begin()
+        keys = {(row, seed): key for row, seed, key in beginning.keys}
+        if set(keys) != set(wanted(plan)):
+            raise ProcessError("The process that reads the model returned other rows than asked.")
+        table.begin(beginning.subject)
+        for made in beginning.stored:
+            table.add((made.row, made.seed), made)
+        make_all(
+            table.open, keys, first, another, jobs, table.add,
+            lambda worker: flight.ended(told[worker]),
+        )  # fmt: skip

@@ -28,4 +28,5 @@ class CompareOptions:
         None, "Batches of an epoch, for a dataset without an end.", whole(1)
     )
     output: str = option("build", "Output folder.", Path("DIR"), short="-o")
+    jobs: int = option(1, "Rows made at a time, each in a process of its own.", whole(1))
     fresh: bool = option(False, "Make all rows anew, also those that an earlier run has finished.")

@@ -95,6 +95,21 @@ class Subject:
 
 
 @dataclass(frozen=True)
+class Beginning:
+    """Where a comparison begins.
+
+    Attributes:
+        subject: What is compared.
+        keys: (row, seed, hash of everything that it depends on) of all rows.
+        stored: The rows that earlier runs have made.
+    """
+
+    subject: Subject
+    keys: tuple[tuple[int, int, str], ...]
+    stored: tuple[Made, ...] = ()
+
+
+@dataclass(frozen=True)
 class ComparisonResult:
     """A comparison: one row for each technique, with one result for each seed.
 

@@ -1,4 +1,4 @@
-"""Makes the rows of a comparison, one after the other: train, finalize, convert, run, measure."""
+"""Makes the rows of a comparison in one process: train, finalize, convert, run, measure."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgecompress.comparison.plan import Plan
-from edgecompress.comparison.results import Cell, Made, Subject
+from edgecompress.comparison.plan import Plan, wanted
+from edgecompress.comparison.results import Beginning, Cell, Made, Subject
 from edgecompress.comparison.stages import Defaults, Work, parse_stage
 from edgecompress.core import isolation
 from edgecompress.core.errors import (
@@ -50,6 +50,16 @@ class Sources:
     steps_per_epoch: int | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class _Trained:
+    """A row after its stages; `seconds` is what they took."""
+
+    row: int
+    seed: int
+    model: Any
+    seconds: float
+
+
 class Rows:
     """Makes rows of one plan.
 
@@ -76,6 +86,7 @@ class Rows:
 
         self._plan, self._sources, self._progress = plan, sources, progress
         self._folder, self._fresh, self._verbose = output / "rows", fresh, verbose
+        self._trained: _Trained | None = None
         self.stages = tuple(
             tuple(
                 parse_stage(
@@ -173,25 +184,67 @@ class Rows:
         }
         return sha256(json.dumps(jsonable(found), sort_keys=True).encode())
 
+    def beginning(self) -> Beginning:
+        """Returns what is compared, what each row depends on, and the rows that are stored."""
+        items = list(wanted(self._plan))
+        found = [self.stored(row, seed) for row, seed in items]
+        return Beginning(
+            self.subject,
+            tuple((row, seed, self.key(row, seed)) for row, seed in items),
+            tuple(made for made in found if made is not None),
+        )
+
     # --- one row ----------------------------------------------------------------------------------
+
+    def stored(self, row: int, seed: int) -> Made | None:
+        """Returns a row that an earlier run has made; None if there is none, or `fresh`."""
+        found = None if self._fresh else self._stored(self.key(row, seed))
+        if found is None:
+            return None
+        label = self._plan.rows[row].label
+        return dataclasses.replace(found, row=row, label=label, resumed=True)
 
     def make(self, row: int, seed: int) -> Made:
         """Makes a row, or returns what an earlier run made of it."""
-        key, label = self.key(row, seed), self._plan.rows[row].label
-        found = None if self._fresh else self._stored(key)
+        return self.train(row, seed) or self.finish()
+
+    def train(self, row: int, seed: int) -> Made | None:
+        """Does the stages of a row; `finish` does the rest.
+
+        Returns:
+            The row, if nothing is left to do: it was made earlier, or it cannot be made.
+        """
+        found = self.stored(row, seed)
         if found is not None:
-            return dataclasses.replace(found, row=row, label=label, resumed=True)
+            return found
+        began, label = time.monotonic(), self._plan.rows[row].label
         self._progress(f"Row {row + 1} of {len(self._plan.rows)}: {label}")
+        try:
+            model = self._changed(row, seed)
+        except EdgeCompressError as error:
+            # One row's training; the others say something all the same.
+            return self._failed(row, seed, error)
+        self._trained = _Trained(row, seed, model, time.monotonic() - began)
+        return None
+
+    def finish(self) -> Made:
+        """Makes and measures the file of the row that `train` has trained, and keeps the row."""
+        if self._trained is None:
+            raise ProcessError("No row was trained.")
+        trained, self._trained = self._trained, None
         began = time.monotonic()
         try:
-            made, files = self._made(row, seed, key)
+            made, files = self._made(trained)
         except EdgeCompressError as error:
-            # One row's training or conversion; the others say something all the same.
-            return Made(row, label, seed, key, reason=str(error))
-        made = dataclasses.replace(made, seconds=time.monotonic() - began)
+            return self._failed(trained.row, trained.seed, error)
+        made = dataclasses.replace(made, seconds=trained.seconds + time.monotonic() - began)
         text = json.dumps(jsonable(isolation.encode(made)), indent=1, allow_nan=False) + "\n"
-        write_together(self._folder / key[:16], {**files, _RESULT: text})
+        write_together(self._folder / made.key[:16], {**files, _RESULT: text})
         return made
+
+    def _failed(self, row: int, seed: int, error: EdgeCompressError) -> Made:
+        label = self._plan.rows[row].label
+        return Made(row, label, seed, self.key(row, seed), reason=str(error))
 
     def _stored(self, key: str) -> Made | None:
         """Returns a finished row; None if there is none, or its files are not all there."""
@@ -204,24 +257,31 @@ class Rows:
         whole = made.key == key and (folder / Path(made.file).name).is_file()
         return made if whole else None
 
-    def _made(self, row: int, seed: int, key: str) -> tuple[Made, dict[str, bytes]]:
+    def _changed(self, row: int, seed: int) -> Any:
+        """Returns the model after the stages of a row."""
         import keras
 
         from edgecompress.core.model_copy import copy_model
         from edgecompress.core.record import CompressionRecord, attach_record
-        from edgecompress.pipeline import build
-        from edgecompress.recipes.checkpoints import saved_model
-        from edgecompress.recipes.layer_table import kernels
 
-        stages, label = self.stages[row], self._plan.rows[row].label
+        label = self._plan.rows[row].label
         model = copy_model(self._loaded.model)
         attach_record(model, self._loaded.record or CompressionRecord())
         work = self._work(seed, self._fit(label))
-        for number, stage in enumerate(stages):
+        for number, stage in enumerate(self.stages[row]):
             # Rows with the same first stages draw the same random numbers.
             keras.utils.set_random_seed(seed * 1000 + number)
             self._progress(f"{label}: {stage.title}")
             model = stage.run(model, work)
+        return model
+
+    def _made(self, trained: _Trained) -> tuple[Made, dict[str, bytes]]:
+        from edgecompress.pipeline import build
+        from edgecompress.recipes.checkpoints import saved_model
+        from edgecompress.recipes.layer_table import kernels
+
+        row, seed, model = trained.row, trained.seed, trained.model
+        key, stages, label = self.key(row, seed), self.stages[row], self._plan.rows[row].label
         loaded = self._current(model, bool(stages))
         made = build(self._request(loaded, row), lambda text: self._progress(f"{label}: {text}"))
         self._progress(f"{label}: Measuring the file")

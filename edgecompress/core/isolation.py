@@ -93,6 +93,7 @@ def call(
     training: bool = False,
     progress: Callable[[str], None] | None = None,
     on_event: Callable[[Any], None] | None = None,
+    on_start: Callable[[Callable[[], None]], None] | None = None,
     verbose: bool = False,
 ) -> Answer:
     """Runs `function(**arguments, tell=..., gaps=...)` in a confined process.
@@ -110,6 +111,7 @@ def call(
         training: Whether it trains: no time limit, all of the machine's memory and its accelerator.
         progress: Called with each text of progress.
         on_event: Called with each event.
+        on_start: Called with a function that kills the process, from any thread.
         verbose: Let its standard error through.
 
     Returns:
@@ -168,6 +170,8 @@ def call(
             reader = threading.Thread(target=_let_through, args=(process.stderr,), daemon=True)
             reader.start()
             try:
+                if on_start is not None:
+                    on_start(lambda: _kill(process))
                 failure = _listen(process, None if training else _SILENCE_S, progress, on_event)
             finally:
                 _end(process)

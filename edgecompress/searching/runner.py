@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
-import queue
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +16,7 @@ from edgecompress.core.files import write_together
 from edgecompress.core.options import options_of
 from edgecompress.core.record import sidecar_path
 from edgecompress.core.user_functions import is_function
+from edgecompress.core.workers import Pool, threads_each
 from edgecompress.pipeline.request import load_profiles, parse_budgets, usable_folder
 from edgecompress.searching.layouts import MOST_TRAINED
 from edgecompress.searching.options import ApplyOptions, SearchDataOptions, SearchOptions
@@ -378,7 +376,7 @@ def _workers(
                     writable=written,
                     modules=modules,
                     functions={name: x for name, x in sources.items() if is_function(x)},
-                    threads=max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None,
+                    threads=threads_each(jobs),
                     progress=progress,
                     verbose=verbose,
                 )
@@ -400,58 +398,47 @@ def _run(
 ) -> None:
     """Proposes candidates and has them made until time or trials are used up."""
     export_s = 0.0
-    free = list(workers)
+    pool: Pool[int, Worker] = Pool(workers)
     # Number of the trial, or that of no trial for what comes before them.
-    running: dict[int, tuple[Job, Worker]] = {}
-    answers: queue.SimpleQueue[tuple[int, Outcome | Beginning | BaseException]]
-    answers = queue.SimpleQueue()
+    running: dict[int, Job] = {}
     best: Outcome | None = None
     front: tuple[int, ...] = ()
 
-    def work(worker: Worker, number: int, job: Job) -> None:
+    def work(worker: Worker, number: int, job: Job) -> Outcome | Beginning:
         def tell(epoch: int, loss: float) -> None:
             on_progress(Progress(number, job, None, epoch, best, front, clock.left_s))
 
-        try:
-            if number == _BEGIN:
-                # Of few candidates, most are better trained for longer.
-                most = MOST_TRAINED if clock.trials is None else clock.trials // 3
-                left = clock.left_s
-                seconds = None if left is None else _BEGINNING * left
-                answers.put((number, worker.begin(min(MOST_TRAINED, most), seconds)))
-            else:
-                answers.put((number, worker.evaluate(job, tell)))
-        # Raised again by the thread that waits for it.
-        except BaseException as error:
-            answers.put((number, error))
+        if number != _BEGIN:
+            return worker.evaluate(job, tell)
+        # Of few candidates, most are better trained for longer.
+        most = MOST_TRAINED if clock.trials is None else clock.trials // 3
+        left = clock.left_s
+        return worker.begin(min(MOST_TRAINED, most), None if left is None else _BEGINNING * left)
 
     def start(number: int, job: Job) -> None:
-        worker = free.pop()
-        running[number] = (job, worker)
-        # A daemon: an interrupted search does not wait for a training to end.
-        threading.Thread(target=work, args=(worker, number, job), daemon=True).start()
+        running[number] = job
+        pool.start(number, lambda worker: work(worker, number, job))
 
     try:
         if study.claim_beginning():
             start(_BEGIN, Job({}))
         while True:
-            while free and (_BEGIN not in running or study.waiting):
+            while pool.free and (_BEGIN not in running or study.waiting):
                 due = _next(study, clock, len(set(running) - {_BEGIN}))
                 if due is None:
                     break
                 start(*due)
             if not running:
                 return
-            try:
-                number, answer = answers.get(timeout=_BEAT_S)
-            except queue.Empty:
+            found = pool.next(_BEAT_S)
+            if found is None:
                 for number in set(running) - {_BEGIN}:
                     study.alive(number)
                 continue
-            if isinstance(answer, BaseException):
-                raise answer
-            job, worker = running.pop(number)
-            free.append(worker)
+            if found.error is not None:
+                raise found.error
+            number, answer = found.key, found.value
+            job = running.pop(number)
             if isinstance(answer, Beginning):
                 study.begin(answer)
                 continue

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,8 @@ from keras import layers
 import edgecompress as ec
 from edgecompress import comparison
 from edgecompress.cli import main
-from edgecompress.comparison.results import Cell, ComparisonResult, Made, Subject
-from edgecompress.core import isolation
-from edgecompress.core.errors import ArgumentError, ConversionError, ProcessError, UnknownNameError
+from edgecompress.comparison.results import ComparisonResult, Made
+from edgecompress.core.errors import ArgumentError, ConversionError, UnknownNameError
 
 pytestmark = pytest.mark.slow
 
@@ -188,48 +189,6 @@ class TestFailures:
         with pytest.raises(ArgumentError, match="`model` must be given"):
             ec.compare(_PLAN, data=case.data)
 
-    def test_a_row_that_ends_the_process_is_named(
-        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
-        """The rest is made in another process."""
-        asked: list[list[tuple[int, int]]] = []
-        monkeypatch.setattr(isolation, "call", _dying(asked))
-        plan = {**_PLAN, "rows": [{"label": name} for name in "abc"]}
-        result = ec.compare(plan, model="m.keras", data="d.npz", output=tmp_path)
-        assert asked == [[(0, 0), (1, 0), (2, 0)], [(2, 0)]]
-        assert [made.reason for made in result.made] == [None, "The process crashed.", None]
-        assert [made.label for made in result.made] == ["a", "b", "c"]
-        assert result.exit_code == 1
-
-    def test_a_process_cannot_name_rows_of_no_plan(
-        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
-        def call(*_: Any, on_event: Callable[[Any], None], **__: Any) -> Any:
-            on_event({"row": isolation.encode(Made(5, "x", 0, ""))})
-
-        monkeypatch.setattr(isolation, "call", call)
-        with pytest.raises(ProcessError, match="a row of no plan"):
-            ec.compare(_PLAN, model="m.keras", data="d.npz", output=tmp_path)
-
-
-def _dying(asked: list[list[tuple[int, int]]]) -> Callable[..., Any]:
-    """Returns a stand-in for a process that dies in the second row."""
-
-    def call(
-        function: str, arguments: dict[str, Any], *, on_event: Callable[[Any], None], **_: Any
-    ) -> Any:
-        asked.append(list(arguments["only"]))
-        subject = Subject("m", "accuracy", True, 10, "", 5)
-        on_event({"subject": isolation.encode(subject)})
-        for row, seed in arguments["only"]:
-            on_event({"begin": [row, seed]})
-            if row == 1:
-                raise ProcessError("The process crashed.")
-            cells = {"file_bytes": Cell(row, "bytes", "computed")}
-            on_event({"row": isolation.encode(Made(row, "no label of the plan", seed, "k", cells))})
-
-    return call
-
 
 def test_function_stays_a_function_after_its_module_was_imported() -> None:
     assert ec.compare is comparison.compare
@@ -262,6 +221,49 @@ def test_regression_with_two_inputs(tmp_path: Path) -> None:
     # A bare core has no clock; the table says so instead of a number.
     assert made.cells["latency@cortex-m4"].value is None
     assert "Latency on cortex-m4 is not known" in (tmp_path / "compare.md").read_text()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_killed_command_with_two_jobs_continues_to_the_same_table(
+    case: Case, tmp_path: Path
+) -> None:
+    """The table is that of one job in memory, but for rows that cannot be made."""
+    case.model.save(tmp_path / "tiny.keras")
+    for name, (x, y) in (("d", case.data), ("v", case.held)):
+        np.savez(tmp_path / f"{name}.npz", x=x, y=y)
+    (tmp_path / "plan.toml").write_text(
+        'model = "tiny.keras"\ndata = "d.npz"\nvalidation = "v.npz"\n'
+        'targets = ["nucleo-l4r5zi"]\nepochs = 1\nbatch_size = 32\n'
+        '[[rows]]\nlabel = "untouched"\n'
+        '[[rows]]\nlabel = "pruned"\nstages = '
+        '[{ callback = "MagnitudePruning", final_sparsity = 0.5, epochs = 2 }]\n'
+        '[[rows]]\nlabel = "broken"\nstages = [{ callbacks = [], learning_rate = 1e35 }]\n'
+    )
+    out = tmp_path / "build"
+    command = [sys.executable, "-P", "-m", "edgecompress", "compare", tmp_path / "plan.toml",
+               "-o", out, "--jobs", "2"]  # fmt: skip
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("1 of 3: "):
+                break
+        own = Path(f"/proc/{process.pid}/task").glob("*/children")
+        children = [pid for path in own for pid in path.read_text().split()]
+        process.kill()
+    assert len(children) == 2
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in children):
+        assert time.monotonic() < deadline, "processes outlived the command"
+        time.sleep(0.05)
+    kept = len(list((out / "rows").glob("*/result.json")))
+    assert kept >= 1
+    result = ec.compare(tmp_path / "plan.toml", output=out, jobs=2)
+    assert result.labels == ("untouched", "pruned", "broken")
+    assert sum(made.resumed for made in result.made) == kept
+    for made, before in zip(result.made[:2], case.result.made, strict=True):
+        assert made.cells == before.cells
+    assert "iverged" in str(result.made[2].reason)
+    assert result.exit_code == 1
 
 
 def test_command_from_the_file_to_the_exit_code(

@@ -263,7 +263,12 @@ def test_an_interrupted_comparison_ends_its_processes(
 ) -> None:
     closed: list[RowWorker] = []
     close = RowWorker.close
-    monkeypatch.setattr(RowWorker, "close", lambda self: closed.append(self) or close(self))
+
+    def noted(worker: RowWorker) -> None:
+        closed.append(worker)
+        close(worker)
+
+    monkeypatch.setattr(RowWorker, "close", noted)
     begun = threading.Event()
     rows.hooks["train", 1] = begun.set
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
 
-from edgecompress.core.errors import UnsupportedModelError
+from edgecompress.core.errors import ArgumentError, UnsupportedModelError
 from edgecompress.core.keras_graph import is_plain_model
+from edgecompress.core.model_copy import plain_model
 
 
 def fresh_copy(model: Any, seed: int | None = None) -> Any:
@@ -26,6 +28,7 @@ def fresh_copy(model: Any, seed: int | None = None) -> Any:
         The copy, not compiled.
 
     Raises:
+        ArgumentError: `seed` is no whole number from 0 to 2**32 - 1.
         UnsupportedModelError: the model is subclassed or not built.
 
     Example:
@@ -34,12 +37,25 @@ def fresh_copy(model: Any, seed: int | None = None) -> Any:
     """
     import keras
 
+    model = plain_model(model)
     if not is_plain_model(model):
         name = getattr(model, "name", type(model).__name__)
         raise UnsupportedModelError(
             f"Model {name!r} ({type(model).__name__}) is not a built Sequential or Functional "
             "model, so its layers cannot be copied."
         )
+    check_seed(seed)
     if seed is not None:
         keras.utils.set_random_seed(seed)
     return keras.models.clone_model(model)
+
+
+def check_seed(seed: Any) -> None:
+    """Refuses what is no seed of Keras.
+
+    Raises:
+        ArgumentError: it is neither None nor a whole number from 0 to 2**32 - 1.
+    """
+    whole = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
+    if seed is not None and (not whole or not 0 <= seed < 2**32):
+        raise ArgumentError("seed", "be a whole number from 0 to 2**32 - 1", seed)

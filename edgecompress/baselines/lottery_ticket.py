@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgecompress.core.arguments import check_between, check_whole
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.options import named
 from edgecompress.criteria import CRITERIA
@@ -78,7 +79,8 @@ def lottery_ticket(
 
     Raises:
         ArgumentError: an argument breaks its rule; the criterion observes training; `fit` did not
-            compile the model anew, or trained for fewer steps than `rewind_step`.
+            compile the model anew, left its callbacks out, or trained for fewer steps than
+            `rewind_step`.
 
     Example:
         >>> def fit(model, callbacks):  # doctest: +SKIP
@@ -89,10 +91,11 @@ def lottery_ticket(
     from edgecompress.baselines.fresh_copy import fresh_copy
     from edgecompress.callbacks.pruning import SCOPES, observed_kernels
 
+    if not callable(fit):
+        raise ArgumentError("fit", "be a function of the model and callbacks", fit)
     scored, chosen = check_ticket(sparsity, rounds, rewind_step, criterion, pattern)
     groups = SCOPES[scope]
     kernels = observed_kernels(model, layers, chosen, scored)
-    owners = {id(kernel.layer) for kernel in kernels}
     start = _Start(rewind_step)
     results, sparsities = [], []
     masks = [np.ones(kernel.shape.shape, bool) for kernel in kernels]
@@ -101,14 +104,12 @@ def lottery_ticket(
             results.append(fit(model, [start.callback()]))
             start.check()
         else:
-            _restart(model, start.weights, kernels, masks)
-            results.append(fit(model, [_fresh(), _keep(owners)]))
+            results.append(_retrain(model, fit, start.weights, kernels, masks))
         target = 1 - (1 - sparsity) ** (number / rounds)
         masks = _pruned(kernels, masks, groups(len(kernels)), chosen, scored, target)
         sparsities.append(1 - sum(m.sum() for m in masks) / sum(m.size for m in masks))
     weights = fresh_copy(model).get_weights() if control else start.weights
-    _restart(model, weights, kernels, masks)
-    results.append(fit(model, [_fresh(), _keep(owners)]))
+    results.append(_retrain(model, fit, weights, kernels, masks))
     names = [kernel.name for kernel in kernels]
     return Ticket(
         model,
@@ -131,12 +132,9 @@ def check_ticket(
     Raises:
         ArgumentError: one does not; see `lottery_ticket`.
     """
-    number = isinstance(sparsity, (int, float)) and not isinstance(sparsity, bool)
-    if not number or not 0 < sparsity < 1:
-        raise ArgumentError("sparsity", "be a share above 0 and below 1", sparsity)
-    for name, value, least in (("rounds", rounds, 1), ("rewind_step", rewind_step, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ArgumentError(name, f"be a whole number of at least {least}", value)
+    check_between("sparsity", sparsity)
+    check_whole("rounds", rounds, 1)
+    check_whole("rewind_step", rewind_step)
     scored: Criterion = named(CRITERIA, criterion, "criterion")
     if scored.looks:
         rule = "read the weights alone, because rounds prune between two trainings"
@@ -171,16 +169,31 @@ def _pruned(
     return [found[index] for index in range(len(kernels))]
 
 
-def _restart(
+def _retrain(
     model: Any,
+    fit: Fit,
     weights: Sequence[np.ndarray],
     kernels: Sequence[Observed],
     masks: Sequence[np.ndarray],
-) -> None:
-    """Sets all weights back, and those that were pruned to zero."""
+) -> Any:
+    """Sets all weights back, and those that were pruned to zero; returns what training returned.
+
+    Raises:
+        ArgumentError: pruned weights have grown back.
+    """
     model.set_weights(weights)
     for kernel, mask in zip(kernels, masks, strict=True):
         kernel.variable.assign(np.where(mask, np.asarray(kernel.variable), 0.0))
+    owners = {id(kernel.layer) for kernel in kernels}
+    result = fit(model, [_fresh(), _keep(owners)])
+    for kernel, mask in zip(kernels, masks, strict=True):
+        if grown := int(np.count_nonzero(np.asarray(kernel.variable)[~mask])):
+            raise ArgumentError(
+                "fit",
+                "train the model that it is given with the callbacks that it is given",
+                f"{grown} pruned weights of {kernel.name!r} that are not zero any more",
+            )
+    return result
 
 
 def _keep(owners: Collection[int]) -> Any:

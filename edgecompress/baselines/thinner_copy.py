@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from edgecompress.baselines.fresh_copy import fresh_copy
+from edgecompress.baselines.fresh_copy import check_seed, fresh_copy
+from edgecompress.core.arguments import check_between
 from edgecompress.core.errors import ArgumentError, UnsupportedModelError
 from edgecompress.core.keras_graph import is_plain_model, named_layers
-from edgecompress.core.model_copy import copy_model, variable_of
+from edgecompress.core.model_copy import copy_model, plain_model, variable_of
 from edgecompress.inspection.keras_models import inspect_keras
 from edgecompress.surgery.carriers import carriers
 from edgecompress.surgery.channels import analyse
@@ -36,14 +37,16 @@ def thinner_copy(model: Any, macs: float, seed: int | None = None) -> Any:
         The copy, not compiled.
 
     Raises:
-        ArgumentError: `macs` is not between 0 and 1, or a single channel in each layer costs more.
+        ArgumentError: `macs` is not between 0 and 1, or a single channel in each layer costs more;
+            `seed` as in `fresh_copy`.
         UnsupportedModelError: the model is subclassed or not built.
 
     Example:
         >>> baseline = edgecompress.thinner_copy(model, macs=0.5, seed=1)  # doctest: +SKIP
     """
-    if isinstance(macs, bool) or not isinstance(macs, (int, float)) or not 0 < macs < 1:
-        raise ArgumentError("macs", "be a share between 0 and 1", macs)
+    macs = check_between("macs", macs)
+    check_seed(seed)
+    model = plain_model(model)
     if not is_plain_model(model):
         raise UnsupportedModelError(
             f"Model {getattr(model, 'name', '')!r} ({type(model).__name__}) is not a built "

@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 
 from edgecompress.callbacks.channel_targets import ChannelTargets
-from edgecompress.core.errors import ArgumentError
+from edgecompress.core.errors import ArgumentError, EdgeCompressError
 from edgecompress.core.importance import FilterImportance, Importance
+from edgecompress.core.per_layer import first_matches
+from edgecompress.costs import COSTS
 from edgecompress.costs.budget import Budget, Limit
 from edgecompress.surgery.channel_groups import ChannelGroups
 from edgecompress.surgery.rebuild import plan_removal, rebuild
+from edgecompress.surgery.rules import producers_of
 from edgecompress.surgery.zero_filters import zero_filters
 
 # Candidates that are built, where only that tells what they take.
@@ -65,11 +68,14 @@ class BudgetSearch:
         """Measures the model, and the thinnest one that could be left of it.
 
         Raises:
-            ArgumentError: even the thinnest one exceeds the budget; the text says by how much.
+            ArgumentError: even the thinnest one exceeds the budget; the text says by how much. Or
+                `most` names no layer with filters, or a cost is not known.
         """
         self.model, self.budget = model, budget
         self.layers = layers = {target.path: target.filters for target in targets.layers}
         self.most = dict(most or {})
+        # One for a layer that has to stay anyway is no mistake.
+        first_matches([*producers_of(model)], self.most, "a layer with filters")
         self.multiple = budget.multiple if multiple is None else multiple
         self.costs: dict[str, float] = {}
         self._power = targets.criterion.loss_power
@@ -99,11 +105,21 @@ class BudgetSearch:
         self._ends = [whole, self._formula(groups, thinnest)]
 
     def measure(self, model: Any) -> dict[str, float]:
-        """Returns what a model takes of each limited cost."""
-        return {
-            limit.name: limit.cost.measure(model, self.budget.target)
-            for limit in self.budget.limits
-        }
+        """Returns what a model takes of each limited cost.
+
+        Raises:
+            ArgumentError: one cannot be determined.
+        """
+        found = {}
+        for limit in self.budget.limits:
+            try:
+                found[limit.name] = limit.cost.measure(model, self.budget.target)
+            except EdgeCompressError as error:
+                counted = [x for x, cost in COSTS.items() if cost.exact_shares and x != limit.name]
+                rule = "limit what is known of the model"
+                hint = f"{error} Counted on any model: {' and '.join(counted)}."
+                raise ArgumentError("until", rule, self.budget, hint) from error
+        return found
 
     def prune(
         self,

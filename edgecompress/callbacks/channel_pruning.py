@@ -18,8 +18,10 @@ from edgecompress.callbacks.channel_targets import ChannelTargets, find_targets
 from edgecompress.callbacks.fused import fused
 from edgecompress.callbacks.hooks import UpdateHook
 from edgecompress.callbacks.layer_choice import LayerChoice, layer_choice
+from edgecompress.callbacks.layer_shares import check_table
 from edgecompress.callbacks.masked import mask_weights
 from edgecompress.callbacks.observation import Observation
+from edgecompress.core.arguments import check_whole
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.importance import Importance
 from edgecompress.core.options import named, named_config
@@ -105,23 +107,19 @@ class ChannelPruning(CompressionCallback):
         self.until = check_budget(until)
         self.criterion: Criterion = named(CRITERIA, criterion, "criterion")
         self.layers = layer_choice(layers)
-        self.per_layer = dict(per_layer or {})
-        for name, share in self.per_layer.items():
-            if isinstance(share, bool) or not 0 <= share < 1:
-                raise ArgumentError("per_layer", "map to shares from 0 to below 1", {name: share})
-        if begin_epoch < 0:
-            raise ArgumentError("begin_epoch", "be 0 or more", begin_epoch)
+        self.per_layer = check_table(per_layer)
+        begin_epoch = check_whole("begin_epoch", begin_epoch)
         if begin_epoch == 0 and self.criterion.looks:
             raise ArgumentError(
                 "begin_epoch",
                 f"be 1 or more, because the criterion {self.criterion} has to see training first",
                 begin_epoch,
             )
-        if end_epoch is not None and end_epoch < begin_epoch:
+        if end_epoch is not None and check_whole("end_epoch", end_epoch) < begin_epoch:
             raise ArgumentError("end_epoch", f"be at least begin_epoch={begin_epoch}", end_epoch)
-        if multiple is not None and (isinstance(multiple, bool) or multiple < 1):
-            raise ArgumentError("multiple", "be 1 or more", multiple)
-        self.begin_epoch, self.end_epoch, self.multiple = begin_epoch, end_epoch, multiple
+        self.begin_epoch = begin_epoch
+        self.end_epoch = None if end_epoch is None else int(end_epoch)
+        self.multiple = None if multiple is None else check_whole("multiple", multiple, 1)
         self._found: ChannelTargets
         self._search: BudgetSearch | None = None
         self._seen: Observation | None = None
@@ -168,6 +166,10 @@ class ChannelPruning(CompressionCallback):
         ]
         kernels = [kernel.variable for layer in self._found.layers for kernel in layer.kernels]
         self._apply = fused(self._apply_all, self.model, kernels)
+        if not self._search.budget.exceeded(self._search.whole, self._search.whole):
+            self.note(
+                f"channel pruning has nothing to do: the model meets {self.until!r} as it is."
+            )
         self._seen = self._found.observe(hook, self.hook)
         if self._seen.needed:
             hook.before = self._seen.observe

@@ -206,7 +206,8 @@ def find_targets(
     named = layers is not None and not callable(layers)
     live = dict(named_layers(model))
     targets, left_out = [], []
-    for path, producer in producers_of(model).items():
+    producers = producers_of(model)
+    for path, producer in producers.items():
         if id(producer.layer) not in chosen:
             continue
         norm = next((a.following_norm[path] for a in analyses if path in a.following_norm), None)
@@ -224,6 +225,14 @@ def find_targets(
         else:
             left_out.append(f"{title} skips {path}: {reason}.")
             note(left_out[-1])
+    if layers is None:
+        understood = {path for analysis in analyses for path in analysis.uses}
+        for path, layer in live.items():
+            matrices = [weight for weight in layer.trainable_weights if len(weight.shape) > 1]
+            if matrices and path not in understood and path not in producers:
+                kind = type(layer).__name__
+                left_out.append(f"{title} skips {path}: {kind} is not understood here.")
+                note(left_out[-1])
     if not targets:
         raise ArgumentError(
             "layers", "leave a layer whose filters can be removed", layers, " ".join(left_out)

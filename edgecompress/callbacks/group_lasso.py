@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,7 @@ from edgecompress.callbacks.lasso_groups import (
 from edgecompress.callbacks.layer_choice import LayerChoice, layer_choice
 from edgecompress.callbacks.observation import Observation
 from edgecompress.callbacks.replicas import replicas
+from edgecompress.core.arguments import check_between, check_whole, is_number
 from edgecompress.core.errors import ArgumentError, UnknownNameError, UnsupportedModelError
 from edgecompress.core.importance import Importance
 from edgecompress.core.options import named, named_config
@@ -138,28 +140,25 @@ class GroupLasso(CompressionCallback):
             raise UnknownNameError("groups", groups, kinds())
         if method not in METHODS:
             raise UnknownNameError("method", method, METHODS)
-        if not 0 < threshold < 1:
-            raise ArgumentError("threshold", "lie between 0 and 1", threshold)
-        if final_sparsity is not None and not 0 < final_sparsity < 1:
-            raise ArgumentError("final_sparsity", "lie between 0 and 1", final_sparsity)
+        self.threshold = check_between("threshold", threshold)
+        self.final_sparsity = (
+            None if final_sparsity is None else check_between("final_sparsity", final_sparsity)
+        )
         if until is not None and final_sparsity is not None:
             raise ArgumentError("until", "be left out with final_sparsity", until)
         if until is not None and groups != FILTERS:
             raise ArgumentError("until", f"be left out with groups={groups!r}", until)
-        if begin_epoch < 0:
-            raise ArgumentError("begin_epoch", "be 0 or more", begin_epoch)
-        if end_epoch is not None and end_epoch <= begin_epoch:
+        begin_epoch = check_whole("begin_epoch", begin_epoch)
+        if end_epoch is not None and check_whole("end_epoch", end_epoch) <= begin_epoch:
             raise ArgumentError(
                 "end_epoch", f"be greater than begin_epoch={begin_epoch}", end_epoch
             )
         self.strength: Strength = strength if callable(strength) else float(strength)
         self.groups = groups
-        self.threshold = float(threshold)
-        self.final_sparsity = final_sparsity
         self.until = None if until is None else check_budget(until)
         self.layers = layer_choice(layers)
         self.begin_epoch = begin_epoch
-        self.end_epoch = end_epoch
+        self.end_epoch = None if end_epoch is None else int(end_epoch)
         self.criterion: Criterion = named(CRITERIA, criterion, "criterion")
         self.method = method
         self._seen: Observation | None = None
@@ -207,6 +206,14 @@ class GroupLasso(CompressionCallback):
         if self.until is not None and isinstance(self._groups, FilterGroups):
             self._search = BudgetSearch(self.model, self.until, self._groups.found)
         self._state = "waiting"
+        epochs = self.params.get("epochs")
+        if epochs and self.begin_epoch >= epochs:
+            # At the end of training, the record gets a note on the outcome.
+            warnings.warn(
+                f"Group lasso will not begin: begin_epoch is {self.begin_epoch}, and the last "
+                f"epoch is {epochs - 1}, counted from 0.",
+                stacklevel=2,
+            )
 
     def start_epoch(self, epoch: int) -> None:
         """Switches the penalty on or off as the epoch requires."""
@@ -423,8 +430,7 @@ class GroupLasso(CompressionCallback):
 def _check_strength(strength: Any) -> None:
     if isinstance(strength, keras.optimizers.schedules.LearningRateSchedule):
         return
-    number = isinstance(strength, (int, float)) and not isinstance(strength, bool)
-    if not number or not 0 < strength < float("inf"):
+    if not is_number(strength) or not 0 < strength < float("inf"):
         raise ArgumentError(
             "strength", "be a number greater than 0, or a keras.optimizers.schedules schedule",
             strength,

@@ -184,12 +184,22 @@ class UpdateHook(Hook):
         self.variables = []
 
     def add_variable(self, shape: tuple[int, ...], dtype: str, name: str) -> keras.Variable:
-        """Returns a new variable of ones that the hook's functions may assign."""
+        """Returns a new variable of ones that the hook's functions may assign.
+
+        Args:
+            shape: Its shape.
+            dtype: Its type.
+            name: Its name; a slash, which Keras does not allow, becomes an underscore.
+        """
         model = self.session.model if self.session is not None else None
         strategy = getattr(model, "distribute_strategy", None)
         with strategy.scope() if strategy is not None else contextlib.nullcontext():
             variable = self.optimizer.add_variable(
-                shape, initializer="ones", dtype=dtype, aggregation="only_first_replica", name=name
+                shape,
+                initializer="ones",
+                dtype=dtype,
+                aggregation="only_first_replica",
+                name=name.replace("/", "_"),
             )
         self.variables.append(variable)
         return variable

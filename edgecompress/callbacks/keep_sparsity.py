@@ -65,7 +65,7 @@ class KeepSparsity(CompressionCallback):
 
     def attach(self) -> None:
         """Hooks the masks into the optimizer."""
-        choice = (lambda _: True) if self.layers is None else self.layers
+        choice = _Every() if self.layers is None else self.layers
         kernels = [
             kernel
             for kernel in choose_kernels(self.model, choice, "kept sparse", self.note)
@@ -122,6 +122,16 @@ class KeepSparsity(CompressionCallback):
         for kept in self._kept:
             kept.apply()
         return True
+
+
+class _Every:
+    """Chooses every layer, those that are left out by default, too; None in messages."""
+
+    def __call__(self, layer: Any) -> bool:
+        return True
+
+    def __repr__(self) -> str:
+        return "None"
 
 
 def _zeros(kernel: keras.Variable) -> int:

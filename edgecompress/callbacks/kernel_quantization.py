@@ -30,6 +30,7 @@ from edgecompress.callbacks.layer_choice import (
     choose_kernels,
     layer_choice,
 )
+from edgecompress.core.arguments import check_whole
 from edgecompress.core.errors import ArgumentError, ModelFileError, UnreadableFileError
 from edgecompress.core.files import write_atomic
 from edgecompress.core.keras_graph import outer_layers
@@ -81,17 +82,6 @@ def scale_axes(kernel: ChosenKernel) -> tuple[int, ...] | None:
     return known.get(kernel.attribute)
 
 
-def check_epoch(name: str, value: Any) -> int:
-    """Returns an epoch number.
-
-    Raises:
-        ArgumentError: it is not a whole number, or negative.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ArgumentError(name, "be a whole number, 0 or more", value)
-    return value
-
-
 class KernelQuantization(CompressionCallback):
     """Base of the callbacks that restrict kernels to a few values; a subclass says which.
 
@@ -108,7 +98,7 @@ class KernelQuantization(CompressionCallback):
         """Checks the arguments."""
         super().__init__()
         self.layers = layer_choice(layers)
-        self.begin_epoch = check_epoch("begin_epoch", begin_epoch)
+        self.begin_epoch = check_whole("begin_epoch", begin_epoch)
         self._kernels: list[QuantizedKernel] = []
         self._hook: UpdateHook | None = None
         self._active = False

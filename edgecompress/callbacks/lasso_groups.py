@@ -148,7 +148,7 @@ class KernelGroups(LassoGroups):
     def observe(self, hook: UpdateHook, attach: Attach) -> Observation:
         """As `LassoGroups.observe`."""
         kernels = [
-            Observed(kernel.name.replace("/", "_"), kernel.layer, kernel.variable, shape)
+            Observed(kernel.name, kernel.layer, kernel.variable, shape)
             for kernel, shape in self._kernels
         ]
         return Observation(self._criterion, kernels, hook, attach, self._views)

@@ -33,10 +33,18 @@ class ChosenKernel:
 
 
 def layer_choice(layers: LayerChoice) -> LayerChoice:
-    """Returns a choice that can be iterated repeatedly; a single name becomes a list of one."""
+    """Returns a choice that can be iterated repeatedly; a single name becomes a list of one.
+
+    Raises:
+        ArgumentError: it is something else than names or a predicate.
+    """
     if layers is None or callable(layers):
         return layers
-    return [layers] if isinstance(layers, str) else list(layers)
+    names = [layers] if isinstance(layers, str) or not isinstance(layers, Iterable) else [*layers]
+    if not names or not all(isinstance(name, str) for name in names):
+        rule = "be names of layers, or a predicate `layer -> bool`"
+        raise ArgumentError("layers", rule, layers, "Leave it out for all layers.")
+    return names
 
 
 def select_layers(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edgecompress.core.arguments import is_number
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.per_layer import check_patterns, first_matches
 from edgecompress.schedules.base import Schedule
@@ -24,19 +25,32 @@ def check_shares(per_layer: Mapping[str, Any] | None, schedule: Schedule) -> dic
         ArgumentError: an expression is invalid, a value is not at least 0 and below 1, or
             the schedule ends at 0, so that nothing is in proportion to it.
     """
+    shares = check_table(per_layer)
+    if shares and final_sparsity(schedule) <= 0:
+        rule = "be left out if the schedule ends at a sparsity of 0"
+        raise ArgumentError("per_layer", rule, shares)
+    return shares
+
+
+def check_table(per_layer: Mapping[str, Any] | None) -> dict[str, float]:
+    """Returns a table of shares by layer as plain numbers.
+
+    Args:
+        per_layer: Regular expression for whole names of layers -> share; None for none.
+
+    Raises:
+        ArgumentError: it is no table, an expression is invalid, or a value is not at least 0 and
+            below 1.
+    """
     if per_layer is None:
         return {}
     if not isinstance(per_layer, Mapping):
         raise ArgumentError("per_layer", "map names of layers to shares", per_layer)
     check_patterns(per_layer)
     for pattern, share in per_layer.items():
-        number = isinstance(share, (int, float)) and not isinstance(share, bool)
-        if not number or not 0 <= share < 1:
+        if not is_number(share) or not 0 <= share < 1:
             rule = "map to shares of at least 0 and below 1"
-            raise ArgumentError("per_layer", rule, f"{pattern}: {share}", "0 protects a layer.")
-    if per_layer and final_sparsity(schedule) <= 0:
-        rule = "be left out if the schedule ends at a sparsity of 0"
-        raise ArgumentError("per_layer", rule, dict(per_layer))
+            raise ArgumentError("per_layer", rule, f"{pattern}: {share!r}", "0 protects a layer.")
     return {pattern: float(share) for pattern, share in per_layer.items()}
 
 

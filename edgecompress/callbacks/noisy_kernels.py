@@ -17,10 +17,9 @@ from edgecompress.callbacks.posterior import (
     Posterior,
     UncertainKernel,
     add_bias,
-    check_number,
-    check_whole,
     hidden_variable,
 )
+from edgecompress.core.arguments import check_number, check_whole
 from edgecompress.precisions.integer_operators import with_kernel
 from edgecompress.variational.precision import allowed_bits
 

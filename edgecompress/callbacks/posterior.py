@@ -19,7 +19,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -39,6 +38,7 @@ from edgecompress.callbacks.layer_choice import (
     layer_choice,
 )
 from edgecompress.callbacks.learnt_bounds import LearntBounds
+from edgecompress.core.arguments import check_positive, check_whole
 from edgecompress.core.errors import ArgumentError, UnsupportedModelError
 from edgecompress.core.files import write_atomic
 from edgecompress.core.layer_kinds import LayerKind, exact_kind_of
@@ -451,41 +451,6 @@ class Posterior(CompressionCallback, ABC):
             arrays = {f"{k}:{name}": x for k, values in known.items() for name, x in values.items()}
             np.savez(buffer, **arrays)
             write_atomic(self.posterior_file, buffer.getvalue())
-
-
-def check_whole(name: str, value: Any, least: int) -> int:
-    """Returns a whole number that is not too small.
-
-    Raises:
-        ArgumentError: it is none, or too small.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ArgumentError(name, f"be a whole number, {least} or more", value)
-    return value
-
-
-def check_positive(name: str, value: Any) -> float:
-    """Returns a finite number greater than 0.
-
-    Raises:
-        ArgumentError: it is not.
-    """
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value <= 0:
-        raise ArgumentError(name, "be a number greater than 0", value)
-    return float(value)
-
-
-def check_number(name: str, value: Any) -> float:
-    """Returns a finite number.
-
-    Raises:
-        ArgumentError: it is not.
-    """
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value):
-        raise ArgumentError(name, "be a finite number", value)
-    return float(value)
 
 
 def channel_axis(layer: Any, rank: int) -> int:

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from edgecompress.callbacks import backends
 from edgecompress.callbacks.base import CompressionCallback
 from edgecompress.callbacks.fused import apart, fused, on_one_device
 from edgecompress.callbacks.hooks import UpdateHook
@@ -26,7 +27,7 @@ from edgecompress.callbacks.layer_shares import check_shares, factors, final_spa
 from edgecompress.callbacks.masked import mask_weights
 from edgecompress.callbacks.observation import Observation, Observed, views_of, why_not
 from edgecompress.callbacks.views import View
-from edgecompress.core.errors import ArgumentError
+from edgecompress.core.errors import ArgumentError, one_line
 from edgecompress.core.kernel_shape import KernelShape
 from edgecompress.core.layer_kinds import exact_kind_of
 from edgecompress.core.options import named, named_config
@@ -175,6 +176,7 @@ class Pruning(CompressionCallback):
 
     def attach(self) -> None:
         """Hooks the masks into the optimizer."""
+        self._check_trace()
         kernels = self._fitting(choose_kernels(self.model, self.layers, "pruned", self.note))
         taken = {
             id(variable)
@@ -252,6 +254,19 @@ class Pruning(CompressionCallback):
         super().detach()
         self._pruned = []
         self._apply = self._renewed = bool
+
+    def _check_trace(self) -> None:
+        """Refuses a schedule that cannot be followed inside a compiled step."""
+        try:
+            backends.current().trace(lambda step: self.schedule.value(step, ops))
+        except Exception as error:
+            text = one_line(error).partition(". ")[0].rstrip(".")
+            raise ArgumentError(
+                "schedule",
+                "follow a step that is a tensor, inside the compiled train step",
+                self.schedule,
+                f"{text}. Use operators and keras.ops, no `if` on the step.",
+            ) from error
 
     def _check_reach(self) -> None:
         """Refuses a schedule with a higher sparsity than the pattern allows."""

@@ -12,6 +12,7 @@ from edgecompress.callbacks.base import DIVERGED, CompressionCallback
 from edgecompress.callbacks.hooks import Hook, HookSession
 from edgecompress.callbacks.layer_choice import LayerChoice, layer_choice, select_layers
 from edgecompress.callbacks.quantized_arithmetic import QuantizedArithmetic
+from edgecompress.core.arguments import check_whole
 from edgecompress.core.errors import ArgumentError, UnsupportedModelError
 from edgecompress.core.finite import check_ranges, check_weights
 from edgecompress.core.fusion import FusedGraph, analyse, layer_of_use
@@ -121,8 +122,7 @@ class QuantizationAwareTraining(CompressionCallback):
             ("begin_epoch", begin_epoch),
             ("freeze_batch_norm_epochs", freeze_batch_norm_epochs),
         ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ArgumentError(name, "be a whole number of epochs, 0 or more", value)
+            check_whole(name, value)
         if engine not in REQUANTIZATIONS:
             raise ArgumentError("engine", f"be {' or '.join(REQUANTIZATIONS)}", engine)
         self._engine = engine

@@ -16,9 +16,9 @@ from edgecompress.callbacks.posterior import (
     Posterior,
     UncertainKernel,
     add_bias,
-    check_whole,
     hidden_variable,
 )
+from edgecompress.core.arguments import check_whole
 from edgecompress.core.errors import ArgumentError
 from edgecompress.precisions.integer_operators import with_kernel
 from edgecompress.variational import gaussian_mixture

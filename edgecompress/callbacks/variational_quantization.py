@@ -16,9 +16,9 @@ from edgecompress.callbacks.noisy_kernels import NoisyKernels
 from edgecompress.callbacks.posterior import (
     MEAN,
     UncertainKernel,
-    check_positive,
     hidden_variable,
 )
+from edgecompress.core.arguments import check_positive
 from edgecompress.precisions.ternary import mean_beyond, twn_threshold
 from edgecompress.variational import log_uniform, spikes
 

@@ -14,6 +14,7 @@ from edgecompress.callbacks.fused import fused
 from edgecompress.callbacks.hooks import UpdateHook
 from edgecompress.callbacks.layer_choice import LayerChoice, choose_kernels, layer_choice
 from edgecompress.callbacks.shared_values import SharedKernel, SharedValues, may_train_values
+from edgecompress.core.arguments import check_whole
 from edgecompress.core.errors import ArgumentError
 from edgecompress.precisions.kmeans import INITIALIZATIONS, cluster
 
@@ -155,23 +156,18 @@ class WeightClustering(CompressionCallback):
         super().__init__()
         counts = dict(clusters) if isinstance(clusters, Mapping) else {"": clusters}
         for layer, count in counts.items():
-            if isinstance(count, bool) or not isinstance(count, int) or count < 2:
-                argument = f"clusters[{layer!r}]" if layer else "clusters"
-                raise ArgumentError(argument, "be a whole number, 2 or more", count)
+            counts[layer] = check_whole(f"clusters[{layer!r}]" if layer else "clusters", count, 2)
         if not counts:
             raise ArgumentError("clusters", "name at least one layer", clusters)
         _ = INITIALIZATIONS[initialization]  # Refuses unknown names.
         if not isinstance(preserve_zeros, bool):
             raise ArgumentError("preserve_zeros", "be True or False", preserve_zeros)
-        for name, value in (("begin_epoch", begin_epoch), ("seed", seed)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ArgumentError(name, "be a whole number, 0 or more", value)
-        self.clusters = counts if isinstance(clusters, Mapping) else clusters
+        self.clusters = counts if isinstance(clusters, Mapping) else counts[""]
         self.initialization = initialization
         self.preserve_zeros = preserve_zeros
         self.layers = layer_choice(layers)
-        self.begin_epoch = begin_epoch
-        self.seed = seed
+        self.begin_epoch = check_whole("begin_epoch", begin_epoch)
+        self.seed = check_whole("seed", seed)
         self._clustered: list[_Clustered] = []
         self._active = False
         self._hook: UpdateHook | None = None

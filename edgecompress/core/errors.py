@@ -112,9 +112,10 @@ class UnknownNameError(ArgumentError):
         known: All names that would have been right.
     """
 
-    def __init__(self, argument: str, name: str, known: Iterable[str]) -> None:
+    def __init__(self, argument: str, name: object, known: Iterable[str]) -> None:
         names = sorted(known)
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+        text = name if isinstance(name, str) else ""
+        near = difflib.get_close_matches(text, names, n=3, cutoff=0.4)
         hint = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(names)}."
         super().__init__(argument, "be a known name", name, hint)
 

@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 
 from edgecompress.core.errors import ConversionError
-from edgecompress.core.keras_graph import is_plain_model, named_layers, walk_layers
+from edgecompress.core.keras_graph import (
+    functional_of,
+    is_nested,
+    is_plain_model,
+    named_layers,
+    walk_layers,
+)
+from edgecompress.core.record import attach_record, record_of
 
 # Layer -> attribute -> array.
 Weights = dict[str, dict[str, np.ndarray]]
@@ -75,9 +82,29 @@ def copy_model(
         raise ConversionError(
             f"Model {model.name!r} cannot be rebuilt from its config: {str(error).splitlines()[0]}"
         ) from error
+    _copy_names(model, result)
     _copy_weights(model, result, weights or {}, replaced)
     _copy_trainable(model, result)
     return result
+
+
+def plain_model(model: Any) -> Any:
+    """Returns a model of Keras's own class with the same layers, graph and record.
+
+    A Sequential or Functional model of another class, which has its own `train_step`, for instance,
+    computes the same unless the class has its own `call`. Any other model is returned as it is.
+    """
+    import keras
+
+    if is_plain_model(model) or not is_nested(model) or not model.built:
+        return model
+    graph = functional_of(model)
+    plain = keras.Model(graph.input, graph.output, name=model.name)
+    kept = keras.Sequential if isinstance(model, keras.Sequential) else type(plain)
+    if type(model).call is not kept.call:
+        return model
+    attach_record(plain, record_of(model))
+    return plain
 
 
 def _edited(
@@ -131,6 +158,15 @@ def _custom_objects(model: Any) -> dict[str, Any]:
         elif isinstance(layer, keras.layers.Lambda):
             objects[f"{path}:function"] = layer.function
     return objects
+
+
+def _copy_names(source: Any, result: Any) -> None:
+    """Gives layers their names back: a class without its own `get_config` may lose them."""
+    for old, new in zip(source.layers, result.layers, strict=True):
+        if new.name != old.name:
+            new.name = old.name
+        if is_plain_model(old) and is_plain_model(new):
+            _copy_names(old, new)
 
 
 def _copy_weights(source: Any, result: Any, weights: Weights, replaced: Mapping[str, Any]) -> None:

@@ -61,7 +61,7 @@ class Registry(Mapping[str, T], Generic[T]):
         self._load()
         try:
             return self._entries[name]
-        except KeyError:
+        except (KeyError, TypeError):  # A list has no hash.
             raise UnknownNameError(self._argument, name, self._entries) from None
 
     def __contains__(self, name: object) -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgecompress.core.errors import ArgumentError
+from edgecompress.core.errors import ArgumentError, UnknownNameError
 from edgecompress.costs.base import COSTS, Cost
 
 
@@ -134,10 +135,16 @@ def check_budget(until: Any) -> Budget:
 
 
 def _limit(name: str, value: Any) -> Limit:
+    if name not in COSTS:
+        raise UnknownNameError("Budget", name, COSTS)
     cost = COSTS[name]
     if cost.of_values:
         rule = "be left out: it depends on the values of weights, which training changes"
         raise ArgumentError(name, rule, value, "Limit file_bytes.")
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        value = int(value)
+    elif isinstance(value, numbers.Real) and not isinstance(value, bool):
+        value = float(value)
     if isinstance(value, float):
         if not 0 < value <= 1:
             rule = "be above 0 and at most 1.0 where it is a share of the model's"

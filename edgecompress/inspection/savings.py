@@ -142,7 +142,7 @@ def savings(before: Any, after: Any, target: str | None = None) -> Savings:
             latency, where they are known. Defaults to None: counts only.
 
     Raises:
-        ArgumentError: one of the two is not a Keras model.
+        ArgumentError: one of the two is not a Keras model, or not built.
         UnknownNameError: the target is unknown.
 
     Example:
@@ -156,6 +156,11 @@ def savings(before: Any, after: Any, target: str | None = None) -> Savings:
         if not hasattr(model, "layers"):
             rule = "be a Keras model"
             raise ArgumentError(name, rule, model, "edgecompress.load_model reads files.")
+        if not model.built:
+            hint = "Start it with keras.Input(shape) or call it once on data."
+            raise ArgumentError(name, "be built", model, hint)
+    if target is not None and not isinstance(target, str):
+        raise ArgumentError("target", "be the name of a target", target)
     found = [_rows(model) for model in (before, after)]
     names = list(dict.fromkeys([*found[0], *found[1]]))
     costs, parts, unknown = _costs(before, after, target)

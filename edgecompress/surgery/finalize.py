@@ -10,10 +10,11 @@ from typing import Any
 import keras
 import numpy as np
 
+from edgecompress.core.arguments import check_positive
 from edgecompress.core.errors import ArgumentError, ConversionError, UnsupportedModelError
 from edgecompress.core.keras_graph import functional_of, is_plain_model
 from edgecompress.core.learnt_ranges import changed_layers, settled_record, weight_hashes
-from edgecompress.core.model_copy import copy_model
+from edgecompress.core.model_copy import copy_model, plain_model
 from edgecompress.core.record import CompressionRecord, attach_record, record_of
 from edgecompress.surgery.dead_channels import (
     DeadChannels,
@@ -46,7 +47,8 @@ def finalize(
     hold a constant whatever the input, layers and all. The record's notes list what has to stay
     masked.
 
-    The result keeps the class (Sequential or Functional), the names of layers that stay, dtype
+    The result keeps the class (Sequential or Functional; a class that only adds its own training
+    becomes Functional), the names of layers that stay, dtype
     policies, trainable flags, inputs and outputs; it is not compiled, loads without this package,
     and is compared with the input model on random inputs before it is returned. Its
     `CompressionRecord` holds the
@@ -79,13 +81,14 @@ def finalize(
         >>> small.count_params() <= model.count_params()  # doctest: +SKIP
         True
     """
-    if not tolerance > 0:
-        raise ArgumentError("tolerance", "be greater than 0", tolerance)
+    tolerance = check_positive("tolerance", tolerance)
     functional_of(model)
+    model = plain_model(model)
     if not is_plain_model(model):
         raise UnsupportedModelError(
-            f"Model {model.name!r} is a {type(model).__name__}, not a plain Sequential or "
-            "Functional model. Build it with keras.Sequential or keras.Model(inputs, outputs)."
+            f"Model {model.name!r} is a {type(model).__name__} with its own call(), not a plain "
+            "Sequential or Functional model. Build it with keras.Sequential or keras.Model(inputs, "
+            "outputs)."
         )
     chosen = chosen_rewrites(rewrites)
     if validation is not None and dead_channels is None:

@@ -14,7 +14,7 @@ import numpy as np
 from edgecompress.core.errors import ArgumentError, UnsupportedModelError
 from edgecompress.core.keras_graph import GraphNode, functional_of, graph_nodes, is_plain_model
 from edgecompress.core.layer_kinds import exact_kind_of
-from edgecompress.core.model_copy import Weights, copy_model
+from edgecompress.core.model_copy import Weights, copy_model, plain_model
 from edgecompress.core.record import CompressionRecord, attach_record, record_of
 from edgecompress.surgery.channels import Analysis, analyse, read_weights
 from edgecompress.surgery.neuron_similarity import Merge, merge_order
@@ -88,6 +88,7 @@ def merge_neurons(
         >>> thinner = merge_neurons(model, share=0.25)  # doctest: +SKIP
     """
     _checked(share, max_saliency)
+    model = plain_model(model)
     found, refused = _candidates(model)
     if isinstance(share, Mapping):
         for name in share:
@@ -144,6 +145,7 @@ def merge_curves(model: keras.Model) -> dict[str, np.ndarray]:
         >>> curves = merge_curves(model)  # doctest: +SKIP
         >>> thinner = merge_neurons(model, max_saliency=curves["hidden"][10])  # doctest: +SKIP
     """
+    model = plain_model(model)
     found, _ = _candidates(model)
     weights = read_weights(model)
     return {

@@ -82,7 +82,8 @@ def chosen_rewrites(
         >>> chosen_rewrites(["remove-channels"])  # doctest: +SKIP
         (RemoveChannels(),)
     """
-    given = [rewrites] if isinstance(rewrites, (str, Rewrite)) else list(rewrites)
+    one = isinstance(rewrites, (str, Rewrite)) or not isinstance(rewrites, Iterable)
+    given = [rewrites] if one else list(rewrites)
     return tuple(named(REWRITES, rewrite, argument) for rewrite in given)
 
 

@@ -101,3 +101,17 @@ def test_an_optimizer_that_goes_on_is_refused() -> None:
 
     with pytest.raises(ArgumentError, match="compile the model anew"):
         ec.lottery_ticket(model, fit, 0.5, rounds=1)
+
+
+def test_a_training_without_the_callbacks_is_refused() -> None:
+    """The first training needs them for the start, the others to keep zeros."""
+
+    trainings = []
+
+    def forgets(model: Any, callbacks: Sequence[Any]) -> None:
+        model.compile("sgd", "mse")
+        model.fit(X, Y, batch_size=16, verbose=0, callbacks=[] if trainings else callbacks)
+        trainings.append(model)
+
+    with pytest.raises(ArgumentError, match=r"`fit` must train .* with the callbacks .*hidden"):
+        ec.lottery_ticket(_model(), forgets, 0.5, rounds=1, scope="layer")

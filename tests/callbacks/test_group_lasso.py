@@ -346,7 +346,8 @@ def test_begin_epoch() -> None:
     np.testing.assert_allclose(history["loss"][:2], plain["loss"][:2], rtol=1e-6)
     assert history["loss"][2] > plain["loss"][2]
     model = net()
-    fit(model, GroupLasso(1e-2, final_sparsity=0.5, begin_epoch=9), epochs=1)
+    with pytest.warns(UserWarning, match="will not begin"):
+        fit(model, GroupLasso(1e-2, final_sparsity=0.5, begin_epoch=9), epochs=1)
     assert any("never began" in note for note in record_of(model).notes)
     assert zero_columns(model.get_layer("conv")) == []
 

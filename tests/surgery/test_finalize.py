@@ -486,13 +486,66 @@ def test_refuses_subclassed_models_and_bad_tolerance() -> None:
         finalize(model)
 
     class Functional(keras.Model):
-        pass
+        def call(self, x: object, training: bool = False, mask: object = None) -> object:
+            return 2 * super().call(x, training=training, mask=mask)
 
     inputs = keras.Input((3,))
-    with pytest.raises(UnsupportedModelError, match="not a plain"):
+    with pytest.raises(UnsupportedModelError, match=r"with its own call\(\)"):
         finalize(Functional(inputs, layers.Dense(2)(inputs)))
     with pytest.raises(ArgumentError, match="tolerance"):
         finalize(lenet(), tolerance=0)
+
+
+@pytest.mark.parametrize("base", [keras.Model, keras.Sequential])
+def test_a_class_that_only_trains_differently_becomes_plain(base: type) -> None:
+    class Own(base):  # type: ignore[misc]
+        def train_step(self, data: object) -> object:
+            return {}
+
+    keras.utils.set_random_seed(0)
+    parts = [layers.Dense(6, "relu", name="h"), layers.Dense(2, name="out")]
+    if base is keras.Sequential:
+        model = Own([keras.Input((3,)), *parts])
+    else:
+        inputs = keras.Input((3,))
+        model = Own(inputs, parts[1](parts[0](inputs)))
+    attach_record(model, CompressionRecord(notes=("pruned",)))
+    parts[0].kernel.assign(np.where(np.arange(6) < 2, 0, parts[0].kernel))
+    small = finalize(model)
+    assert type(small).__module__.startswith("keras.")
+    assert small.get_layer("h").units == 4 and record_of(small).notes == ("pruned",)
+    x = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
+    np.testing.assert_allclose(small(x), model(x), rtol=1e-5, atol=1e-6)
+    assert type(model) is Own and model.get_layer("h").units == 6
+
+
+@keras.saving.register_keras_serializable("tests")
+class _Residual(layers.Layer):
+    """Has layers of its own and no `get_config`, so that Keras's configuration loses its name."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.inner = layers.Dense(4)
+
+    def build(self, shape: tuple[int | None, ...]) -> None:
+        self.inner.build(shape)
+
+    def call(self, x: Any) -> Any:
+        return x + self.inner(x)
+
+
+def test_own_layers_without_a_config_keep_their_names() -> None:
+    keras.utils.set_random_seed(0)
+    hidden = layers.Dense(6, activation="relu", name="h")
+    parts = [_Residual(name="first"), hidden, layers.Dense(4), _Residual(name="second")]
+    model = keras.Sequential([keras.Input((4,)), *parts])
+    assert "name" not in parts[0].get_config()
+    hidden.kernel.assign(np.where(np.arange(6) < 2, 0, hidden.kernel))
+    small = finalize(model)
+    assert [layer.name for layer in small.layers] == [layer.name for layer in model.layers]
+    assert small.get_layer("h").units == 4
+    x = np.random.default_rng(0).normal(size=(5, 4)).astype("float32")
+    np.testing.assert_allclose(small(x), model(x), rtol=1e-5, atol=1e-6)
 
 
 def test_integer_inputs_are_checked() -> None:

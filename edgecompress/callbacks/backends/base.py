@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -38,6 +38,12 @@ class Backend:
     def retrace_inference(self, model: keras.Model) -> None:
         """Makes the next test and predict step trace the model anew."""
         model.test_function = model.predict_function = None
+
+    def trace(self, function: Callable[[Any], Any]) -> None:
+        """Traces a function of a step's number, as the train step does; raises what it raises."""
+        import tensorflow as tf
+
+        tf.function(function, autograph=False).get_concrete_function(tf.TensorSpec((), "int32"))
 
     def precise_inference(self, model: keras.Model) -> list[Hook]:
         """Returns hooks under which test and predict steps compute with 64 bits where told to."""

@@ -51,6 +51,12 @@ class OnJax(Backend):
             model.make_test_function(force=True)
         model.predict_function = None
 
+    def trace(self, function: Callable[[Any], Any]) -> None:
+        """As `Backend.trace`."""
+        import jax
+
+        jax.eval_shape(function, jax.ShapeDtypeStruct((), "int32"))
+
     def precise_inference(self, model: keras.Model) -> list[Hook]:
         """As `Backend.precise_inference`; JAX knows no types of 64 bits unless told to."""
         from edgecompress.callbacks.hooks import Wrapping

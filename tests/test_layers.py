@@ -38,7 +38,7 @@ _MAY_IMPORT = {
                 "precisions", "callbacks", "surgery",
                 "training", "converters", "inspection", "pipeline", "targets", "reports"},
     "comparison": {"core", "engines", "schedules", "costs", "precisions", "surgery", "baselines",
-                   "converters", "pipeline", "recipes", "targets", "reports"},
+                   "training", "converters", "pipeline", "recipes", "targets", "reports"},
     "searching": {"core", "flatbuffers", "engines", "schedules", "precisions", "costs", "criteria",
                   "callbacks", "surgery", "training", "baselines", "converters", "pipeline",
                   "targets", "reports", "recipes"},

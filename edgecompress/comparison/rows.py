@@ -87,6 +87,7 @@ class Rows:
         self._plan, self._sources, self._progress = plan, sources, progress
         self._folder, self._fresh, self._verbose = output / "rows", fresh, verbose
         self._trained: _Trained | None = None
+        self._taught: Any = None
         self.stages = tuple(
             tuple(
                 parse_stage(
@@ -137,11 +138,28 @@ class Rows:
         record = loaded.record or CompressionRecord()
         return dataclasses.replace(loaded, record=record), found.data, found.task, told
 
-    def _work(self, seed: int, fit: Callable[..., Any]) -> Work:
+    def _work(
+        self, seed: int, fit: Callable[..., Any], taught: Callable[[], Any] | None = None
+    ) -> Work:
         return Work(
             self._loaded.model, self._data.steps(self._plan.batch_size),
-            self._data.count or len(self._data.train), seed, fit,
+            self._data.count or len(self._data.train), seed, fit, taught,
         )  # fmt: skip
+
+    def _teacher(self) -> Any:
+        """Returns what the untouched model computes for the training data, if these are fixed."""
+        from edgecompress.recipes.data import inputs_of
+        from edgecompress.training.teacher_outputs import TeacherOutputs, known_as
+
+        if self._taught is None and self._data.stream is not None:
+            # Of a dataset, samples may differ from epoch to epoch: the model itself teaches.
+            self._taught = self._loaded.model
+        if self._taught is None:
+            model, train = self._loaded.model, self._data.train
+            self._progress("Computing the outputs of the untouched model")
+            folder = self._folder.parent / "teacher_outputs" / known_as([model], train.x)
+            self._taught = TeacherOutputs(model, inputs_of(model, train), folder)
+        return self._taught
 
     def _check(self) -> None:
         for row, stages in enumerate(self.stages):
@@ -267,7 +285,7 @@ class Rows:
         label = self._plan.rows[row].label
         model = copy_model(self._loaded.model)
         attach_record(model, self._loaded.record or CompressionRecord())
-        work = self._work(seed, self._fit(label))
+        work = self._work(seed, self._fit(label), self._teacher)
         for number, stage in enumerate(self.stages[row]):
             # Rows with the same first stages draw the same random numbers.
             keras.utils.set_random_seed(seed * 1000 + number)

@@ -35,6 +35,7 @@ class Work:
         examples: Training samples.
         seed: Of everything random.
         fit: (model, stage's title, epochs, learning rate, callbacks): trains in place.
+        taught: Returns what teaches outputs in place of `original`; None for `original`.
     """
 
     original: Any
@@ -42,6 +43,7 @@ class Work:
     examples: int
     seed: int
     fit: Callable[[Any, str, int, float, Sequence[Any]], Any] = field(repr=False)
+    taught: Callable[[], Any] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -144,9 +146,12 @@ def _module(name: str) -> str:
 
 
 # Parameters that the data, not the file, decide; a file names no further file.
-_GIVEN: Mapping[str, Callable[[Work], Any]] = {
-    "examples": lambda work: work.examples,
-    "teacher": lambda work: work.original,
+_GIVEN: Mapping[str, Callable[[Work, Mapping[str, Any]], Any]] = {
+    "examples": lambda work, options: work.examples,
+    # What its layers compute is not kept.
+    "teacher": lambda work, options: (
+        work.original if work.taught is None or options.get("layers") else work.taught()
+    ),
 }
 _NEVER = "_file"
 
@@ -267,7 +272,7 @@ class _Callback:
                 values["schedule"] = self._schedule(work.steps_per_epoch * epochs)
             for name, given in _GIVEN.items():
                 if name in parameters:
-                    values[name] = given(work)
+                    values[name] = given(work, self.options)
             if "seed" in parameters:
                 values.setdefault("seed", work.seed)
             for name, parameter in parameters.items():

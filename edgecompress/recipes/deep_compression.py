@@ -55,6 +55,8 @@ if TYPE_CHECKING:
     from edgecompress.recipes.training import Trainer
 CALIBRATION_SAMPLES = 500
 _DENSITY_SAMPLES = 200
+# Folder in the output folder.
+TEACHER_OUTPUTS = "teacher_outputs"
 
 
 # --- the run -------------------------------------------------------------------------------------
@@ -103,9 +105,15 @@ def run(request: Request) -> CompressionResult:
             if settings.distillation is None
             else f"{who} by {distillation}."
         )
+        notes.append(
+            f"Outputs of teachers are computed once, and kept in {TEACHER_OUTPUTS}."
+            if data.stream is None
+            else "Outputs of teachers are computed in every step: the samples of a dataset may "
+            "differ from epoch to epoch."
+        )
     trainer = training.Trainer(
         task, data, teachers or [loaded.model], distillation, settings.batch_size,
-        settings.rate_of(ALL_OTHERS), request.on_epoch,
+        settings.rate_of(ALL_OTHERS), request.on_epoch, request.output / TEACHER_OUTPUTS,
     )  # fmt: skip
     checkpoints = Checkpoints(request.output, request.fresh)
     model, finished = _run_stages(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -16,6 +17,7 @@ from edgecompress.recipes.data import Data, Samples, inputs_of
 from edgecompress.recipes.registry import Epoch
 from edgecompress.recipes.task import Task, output_kind
 from edgecompress.training.base import Outputs, TaughtLabels, TeacherLoss
+from edgecompress.training.teacher_outputs import kept_outputs, known_as
 from edgecompress.training.teachers import joined
 
 _BATCH = 256
@@ -32,6 +34,7 @@ class Trainer:
         batch_size: Samples per batch.
         learning_rate: Initial Adam learning rate of a fit; cosine decay to 0.
         on_epoch: Called after each epoch.
+        kept: Folder in which the teachers' outputs are kept; None keeps none.
     """
 
     def __init__(
@@ -43,8 +46,10 @@ class Trainer:
         batch_size: int,
         learning_rate: float,
         on_epoch: Callable[[Epoch], None],
+        kept: Path | None = None,
     ) -> None:
         self._task = task
+        self._kept = kept
         self._data = data
         self._batch_size = batch_size
         self._learning_rate = learning_rate
@@ -114,7 +119,7 @@ class Trainer:
         labels = self._labels_of(samples)
         if self._taught is None:
             return labels
-        outputs = [predict(teacher, samples) for teacher in teachers]
+        outputs = [self._outputs(teacher, samples) for teacher in teachers]
         binary = self._meaning.binary
         kinds = [
             Outputs(binary, output_kind(teacher, taught) == "logits")
@@ -123,6 +128,14 @@ class Trainer:
         if kinds == [self._meaning]:
             return self._taught.pack(labels, outputs[0])
         return self._taught.pack(labels, self._meaning.from_logits(joined(outputs, kinds)))
+
+    def _outputs(self, teacher: Any, samples: Samples) -> np.ndarray:
+        """Returns a teacher's output on samples: kept by an earlier run, or computed."""
+        if self._kept is None:
+            return predict(teacher, samples)
+        folder = self._kept / known_as([teacher], samples.x)
+        with no_warnings():
+            return kept_outputs([teacher], inputs_of(teacher, samples), folder, _BATCH)[0]
 
     def _labels_of(self, samples: Samples) -> np.ndarray:
         return self._task.labels(samples, self._shape)

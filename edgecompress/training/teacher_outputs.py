@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from edgecompress.core.content_hashes import arrays_sha256, model_sha256
 from edgecompress.core.errors import ArgumentError, NotFiniteError, UnreadableFileError
-from edgecompress.core.files import write_atomic
+from edgecompress.core.files import sha256, write_atomic
 from edgecompress.core.reading import read_arrays, read_json
 from edgecompress.training.teachers import Teacher, checked_teachers, model_of
 
@@ -66,86 +66,18 @@ class TeacherOutputs:
         if not arrays or len({len(array) for array in arrays}) != 1 or not len(arrays[0]):
             raise ArgumentError("x", "be arrays of the same number of samples", type(x).__name__)
         self._samples = len(arrays[0])
-        self._begin(arrays)
-        per_file = max(_SAMPLES, -(-self._samples // _FILES))
-        parts = []
-        for start in range(0, self._samples, per_file):
-            stop = min(start + per_file, self._samples)
-            part = keras.tree.map_structure(lambda array: array[start:stop], inputs)  # noqa: B023
-            parts.append(self._part(start, stop - start, part, batch_size))
-        self._tables = [np.concatenate(found) for found in zip(*parts, strict=True)]
-        self._index(inputs, per_file)
+        self._tables = kept_outputs(self.teachers, inputs, self.folder, batch_size)
+        self._index(inputs)
 
-    def _begin(self, arrays: Sequence[np.ndarray]) -> None:
-        """Takes the folder, or refuses that of other teachers or data."""
-        index = {
-            "schema": SCHEMA,
-            "teachers": [model_sha256(model_of(each)) for each in self.teachers],
-            "data": arrays_sha256(arrays),
-        }
-        place = self.folder / _INDEX
-        if place.exists():
-            found = read_json(place)
-            for key in index:
-                if not isinstance(found, dict) or found.get(key) != index[key]:
-                    what = {"teachers": "of these teachers", "data": "for these data"}.get(key)
-                    raise ArgumentError(
-                        "folder", f"hold outputs {what}" if what else f"be of {SCHEMA}",
-                        str(self.folder), "Name another folder, or delete this one.",
-                    )  # fmt: skip
-            return
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ArgumentError(
-                "folder", "be a writable place", str(self.folder), f"{error.strerror}."
-            ) from error
-        write_atomic(place, json.dumps(index, indent=1) + "\n")
-
-    def _part(self, start: int, count: int, x: Any, batch_size: int) -> list[np.ndarray]:
-        """Returns the outputs of all teachers for some samples: of a file, or computed and kept."""
-        import io
-
-        import keras
-
-        place = self.folder / f"{start:09d}.npz"
-        outputs_of_all = sum(len(model_of(each).outputs) for each in self.teachers)
-        try:
-            stored = read_arrays(place) if place.exists() else {}
-        # Damaged, by a disk for instance: it is computed again.
-        except UnreadableFileError:
-            stored = {}
-        kept = [stored.get(str(number)) for number in range(outputs_of_all)]
-        if all(
-            isinstance(array, np.ndarray) and array.dtype == np.float32 and len(array) == count
-            for array in kept
-        ):
-            return [np.asarray(array) for array in kept]
-        found: list[np.ndarray] = []
-        for each in self.teachers:
-            model = model_of(each)
-            outputs = keras.tree.flatten(model.predict(x, batch_size=batch_size, verbose=0))
-            found += [np.asarray(output, np.float32) for output in outputs]
-            if not all(np.isfinite(output).all() for output in outputs):
-                raise NotFiniteError(
-                    f"What the teacher ({model.name}) computes for samples {start} to "
-                    f"{start + count - 1} is NaN or infinite. Check the teacher and the scaling of "
-                    "the data."
-                )
-        buffer = io.BytesIO()
-        np.savez(buffer, **{str(number): array for number, array in enumerate(found)})
-        write_atomic(place, buffer.getvalue())
-        return found
-
-    def _index(self, inputs: Any, per_file: int) -> None:
+    def _index(self, inputs: Any) -> None:
         """Sorts the samples by their hashes."""
         import keras
         from keras import ops
 
-        hashes = []
-        for start in range(0, self._samples, per_file):
+        hashes, per_part = [], _per_file(self._samples, 1)
+        for start in range(0, self._samples, per_part):
             part = keras.tree.map_structure(
-                lambda array: ops.convert_to_tensor(array[start : start + per_file]),  # noqa: B023
+                lambda array: ops.convert_to_tensor(array[start : start + per_part]),  # noqa: B023
                 inputs,
             )
             hashes.append([ops.convert_to_numpy(each) for each in sample_hashes(part)])
@@ -165,6 +97,119 @@ class TeacherOutputs:
     def tensors(self) -> Found:
         """Returns the outputs as a training step looks them up; call it outside of the step."""
         return Found(self._hashes, self._tables, self._most)
+
+
+def kept_outputs(
+    teachers: Sequence[Teacher], x: Any, folder: Path, batch_size: int
+) -> list[np.ndarray]:
+    """Returns what teachers compute for samples, in their order: of a folder, or kept there now.
+
+    The values are those of `predict` with this batch size, bit for bit.
+
+    Args:
+        teachers: The teachers.
+        x: Arrays (samples, ...), in the structure that the teachers take.
+        folder: As in `TeacherOutputs`.
+        batch_size: As in `TeacherOutputs`.
+
+    Returns:
+        Each output of each teacher, (samples, ...), 32-bit.
+
+    Raises:
+        ArgumentError: the folder holds the outputs of other teachers or for other data.
+        NotFiniteError: a teacher computes NaN or infinite values.
+    """
+    import keras
+
+    arrays = keras.tree.flatten(x)
+    _take(folder, _identity(teachers, arrays))
+    samples = len(arrays[0])
+    per_file, parts = _per_file(samples, batch_size), []
+    for start in range(0, samples, per_file):
+        stop = min(start + per_file, samples)
+        part = keras.tree.map_structure(lambda array: array[start:stop], x)  # noqa: B023
+        parts.append(_part(teachers, folder, start, stop - start, part, batch_size))
+    return [np.concatenate(found) for found in zip(*parts, strict=True)]
+
+
+def known_as(teachers: Sequence[Teacher], arrays: Sequence[np.ndarray]) -> str:
+    """Returns the name of a folder that is of these teachers and these data alone."""
+    return sha256(json.dumps(_identity(teachers, arrays)).encode())[:16]
+
+
+def _identity(teachers: Sequence[Teacher], arrays: Sequence[np.ndarray]) -> dict[str, Any]:
+    """Returns what a folder of outputs belongs to, as JSON values."""
+    return {
+        "schema": SCHEMA,
+        "teachers": [model_sha256(model_of(each)) for each in teachers],
+        "data": arrays_sha256(arrays),
+    }
+
+
+def _per_file(samples: int, batch_size: int) -> int:
+    """Returns the samples of a part: whole batches, as `predict` of all samples has them."""
+    least = max(_SAMPLES, -(-samples // _FILES))
+    return -(-least // batch_size) * batch_size
+
+
+def _take(folder: Path, index: Mapping[str, Any]) -> None:
+    """Takes the folder, or refuses that of other teachers or data."""
+    place = folder / _INDEX
+    if place.exists():
+        found = read_json(place)
+        for key in index:
+            if not isinstance(found, dict) or found.get(key) != index[key]:
+                what = {"teachers": "of these teachers", "data": "for these data"}.get(key)
+                raise ArgumentError(
+                    "folder", f"hold outputs {what}" if what else f"be of {SCHEMA}",
+                    str(folder), "Name another folder, or delete this one.",
+                )  # fmt: skip
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArgumentError(
+            "folder", "be a writable place", str(folder), f"{error.strerror}."
+        ) from error
+    write_atomic(place, json.dumps(index, indent=1) + "\n")
+
+
+def _part(
+    teachers: Sequence[Teacher], folder: Path, start: int, count: int, x: Any, batch_size: int
+) -> list[np.ndarray]:
+    """Returns the outputs of all teachers for some samples: of a file, or computed and kept."""
+    import io
+
+    import keras
+
+    place = folder / f"{start:09d}.npz"
+    outputs_of_all = sum(len(model_of(each).outputs) for each in teachers)
+    try:
+        stored = read_arrays(place) if place.exists() else {}
+    # Damaged, by a disk for instance: it is computed again.
+    except UnreadableFileError:
+        stored = {}
+    kept = [stored.get(str(number)) for number in range(outputs_of_all)]
+    if all(
+        isinstance(array, np.ndarray) and array.dtype == np.float32 and len(array) == count
+        for array in kept
+    ):
+        return [np.asarray(array) for array in kept]
+    found: list[np.ndarray] = []
+    for each in teachers:
+        model = model_of(each)
+        outputs = keras.tree.flatten(model.predict(x, batch_size=batch_size, verbose=0))
+        found += [np.asarray(output, np.float32) for output in outputs]
+        if not all(np.isfinite(output).all() for output in outputs):
+            raise NotFiniteError(
+                f"What the teacher ({model.name}) computes for samples {start} to "
+                f"{start + count - 1} is NaN or infinite. Check the teacher and the scaling of "
+                "the data."
+            )
+    buffer = io.BytesIO()
+    np.savez(buffer, **{str(number): array for number, array in enumerate(found)})
+    write_atomic(place, buffer.getvalue())
+    return found
 
 
 class Found:

@@ -214,6 +214,7 @@ def test_regression_with_two_inputs(tmp_path: Path) -> None:
     assert made.reason is None
     assert result.subject is not None
     assert result.subject.metric == "mean_absolute_error"
+    assert len(list((tmp_path / "teacher_outputs").glob("*/*.npz"))) == 1
     trained = keras.models.load_model((tmp_path / made.file).with_name(f"{model.name}.keras"))
     error = np.mean(np.abs(trained.predict([a, b], verbose=0) - y))
     assert made.cells["metric_keras"].value == pytest.approx(error, rel=1e-5)

@@ -236,3 +236,12 @@ def test_every_baseline_is_an_untrained_network_of_the_same_kind(name: str, work
     assert model.output_shape == work.original.output_shape
     first, second = model.get_weights()[0], work.original.get_weights()[0]
     assert first.shape != second.shape or not np.array_equal(first, second)
+
+
+def test_outputs_are_taught_from_what_is_kept_and_layers_by_the_model(work: Work) -> None:
+    kept = keras.models.clone_model(work.original)
+    taught = dataclasses.replace(work, taught=lambda: kept)
+    for given, teacher in (({}, kept), ({"layers": {"a": "a"}}, work.original)):
+        (callback,) = parse_stage({"callback": "Distillation", **given}, _DEFAULTS, "s").callbacks  # type: ignore[attr-defined]
+        assert callback.make(taught, 1).teachers == (teacher,)
+        assert callback.make(work, 1).teachers == (work.original,)

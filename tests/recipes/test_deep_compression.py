@@ -162,6 +162,7 @@ class TestWholeRun:
         assert "depth is not clustered" in text
         assert "First and last layer (stem, head): pruned like the others." in text
         assert "soft labels at temperature 4 are 90% of the loss" in text
+        assert "Outputs of teachers are computed once, and kept in teacher_outputs." in text
         # The validation data are new to the model.
         assert "overstated" not in text
 
@@ -283,6 +284,8 @@ class TestOtherModels:
         assert by_name["hidden"].values == 4 and by_name["hidden"].index_bits == 0
         assert by_name["head"].weight_bits == 32
         assert "soft labels" not in " ".join(result.notes)
+        assert "teachers" not in " ".join(result.notes)
+        assert not (tmp_path / "teacher_outputs").exists()
 
 
 def _wide() -> keras.Model:
@@ -330,6 +333,7 @@ class TestParts:
     def test_the_result_tells_them(self, parts: CompressionResult) -> None:
         notes = " ".join(parts.notes)
         assert "teacher_0, teacher_1 teach" in notes and "batches of a dataset, 5 an epoch" in notes
+        assert "Outputs of teachers are computed in every step" in notes
         assert parts.settings["learning_rate"] == {"*": 2e-3, "cluster": 5e-4}
         assert parts.settings["cluster_rounded"] is True
 

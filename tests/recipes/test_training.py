@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -137,6 +138,46 @@ class TestTrainer:
         want = 16 * (p * np.log(p / q)).sum(1).mean()
         found = self._first_loss(model, _Y, Distillation(4.0, 1.0), [first, second])
         assert found == pytest.approx(want, rel=1e-3)
+
+    def test_kept_outputs_train_the_same_weights(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Bit for bit; what is kept is not computed again, and another teacher's is not taken."""
+        rng = np.random.default_rng(3)
+        x, y = rng.normal(size=(1500, 6)).astype("float32"), np.arange(1500) % 3
+        student, teacher, other = _model(), _model(), _model()
+        for model, least in ((teacher, -4), (other, -1)):
+            model.layers[-1].kernel.assign(np.linspace(least, 4, 18).reshape(6, 3))
+        loaded, samples = wrap(student), Samples((x,), y)
+        data = Data(samples, samples.at(slice(0, 300)), "")
+        task = find_task(loaded, data, first_outputs(loaded, samples), None)
+        asked: list[int] = []
+        predict = keras.Model.predict
+
+        def counted(model: keras.Model, x: Any, **others: Any) -> Any:
+            asked.append(len(x))
+            return predict(model, x, **others)
+
+        monkeypatch.setattr(keras.Model, "predict", counted)
+
+        def trained(teacher: keras.Model, kept: Path | None) -> np.ndarray:
+            model = copy_model(student)
+            loss = Distillation(4.0, 0.7)
+            trainer = Trainer(task, data, teacher, loss, 48, 0.01, lambda epoch: None, kept)
+            keras.utils.set_random_seed(1)
+            trainer.fit(model, "stage", 2, [])
+            return np.asarray(model.layers[-1].kernel)
+
+        want = trained(teacher, None)
+        assert asked == [1500, 300]
+        for seen in ([1024, 476, 300], []):
+            asked.clear()
+            np.testing.assert_array_equal(trained(teacher, tmp_path), want)
+            assert asked == seen
+        found = trained(other, tmp_path)
+        assert asked == [1024, 476, 300]
+        assert not np.array_equal(found, want)
+        np.testing.assert_array_equal(found, trained(other, None))
 
     def test_binary(self) -> None:
         model = _model(1, "sigmoid")

@@ -68,7 +68,7 @@ def test_what_is_stored_is_not_computed_again(
 ) -> None:
     first = _teacher()
     count = _Counted(first, monkeypatch)
-    TeacherOutputs(first, X, tmp_path)
+    TeacherOutputs(first, X, tmp_path, 8)
     assert count.seen == [8] * 5
     again = _teacher()
     count = _Counted(again, monkeypatch)
@@ -78,7 +78,7 @@ def test_what_is_stored_is_not_computed_again(
     data = (tmp_path / names[2]).read_bytes()
     (tmp_path / names[2]).write_bytes(data[: len(data) // 2])
     np.savez(tmp_path / names[4], **{"0": np.zeros((7, 2), "f4")})
-    stored = TeacherOutputs(again, X, tmp_path)
+    stored = TeacherOutputs(again, X, tmp_path, 8)
     assert count.seen == [8, 8, 8]
     np.testing.assert_allclose(_looked_up(stored, X)[0], again(X), rtol=1e-5, atol=1e-6)
 
@@ -99,7 +99,7 @@ def dying(x, **more):
     return predict(x, **more)
 teacher.predict = dying
 x = np.random.default_rng(0).normal(size=(40, 3)).astype("f4")
-teacher_outputs.TeacherOutputs(teacher, x, sys.argv[1])
+teacher_outputs.TeacherOutputs(teacher, x, sys.argv[1], 8)
 """
 
 
@@ -111,7 +111,7 @@ def test_a_killed_run_is_continued(
     assert len(list(tmp_path.glob("*.npz"))) == 2
     teacher = _teacher()
     count = _Counted(teacher, monkeypatch)
-    stored = TeacherOutputs(teacher, X, tmp_path)
+    stored = TeacherOutputs(teacher, X, tmp_path, 8)
     assert count.seen == [8, 8, 8]
     np.testing.assert_allclose(_looked_up(stored, X)[0], teacher(X), rtol=1e-5, atol=1e-6)
     # Only whole files are left.

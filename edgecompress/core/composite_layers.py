@@ -153,24 +153,8 @@ def multi_head_attention(
         raise Declined("it is called with a mask or returns its scores")
     if len(query.shape) != 3 or settings.get("use_gate") or settings.get("sliding_window"):
         raise Declined("int8 simulation knows it over one axis, without gate and window")
-    key = value if key is None else key
-    rows = parts.weighted("query", "query_dense.kernel", layer.query_dense, query)
-    columns = parts.weighted("key", "key_dense.kernel", layer.key_dense, key)
-    held = parts.weighted("value", "value_dense.kernel", layer.value_dense, value)
-    scale = Constant(1.0 / float(settings["key_dim"]) ** 0.5)
-    if settings["dropout"]:
-        rows = parts.operate("scaled", "multiply", rows, scale)
-        scores = parts.operate("scores", "product", columns, rows, equation="aecd,abcd->acbe")
-    else:
-        scores = parts.operate("scores", "product", rows, columns, equation="abcd,aecd->acbe")
-        scores = parts.operate("scaled", "multiply", scores, scale)
-    if use_causal_mask:
-        scores = parts.masked(scores, np.tril(np.ones((query.shape[1], value.shape[1]), bool)))
-    shares = parts.operate("shares", "softmax", scores)
-    if settings["dropout"]:
-        shares = parts.inner(dropout_of(layer), shares)
-    context = parts.operate("context", "product", shares, held, equation="acbe,aecd->abcd")
-    return parts.weighted("", "output_dense.kernel", layer.output_dense, context)
+    dropped = dropout_of(layer) if settings["dropout"] else None
+    return _heads(layer, parts, query, value, key, settings["key_dim"], 1, use_causal_mask, dropped)
 
 
 @COMPOSITES.register("grouped heads")
@@ -190,22 +174,57 @@ def group_query_attention(
         raise Declined("it is called with a mask or returns its scores")
     if settings.get("use_gate") or settings.get("sliding_window") or settings["dropout"]:
         raise Declined("int8 simulation knows it without gate, window and dropout")
-    key = value if key is None else key
+    times = layer.num_query_heads // layer.num_key_value_heads
+    return _heads(
+        layer, parts, query, value, key, settings["head_dim"], times, use_causal_mask, None
+    )
+
+
+def _heads(
+    layer: Any,
+    parts: Parts,
+    query: Any,
+    value: Any,
+    key: Any,
+    size: int,
+    times: int,
+    causal: bool,
+    dropout: Any,
+) -> Any:
+    """Computes attention of several heads.
+
+    Args:
+        layer: Has the layers `query_dense`, `key_dense`, `value_dense` and `output_dense`.
+        parts: The parts.
+        query: (batch, places, channels).
+        value: (batch, other places, channels).
+        key: As `value`, which stands for None.
+        size: Channels of a head.
+        times: Heads of queries that share one of keys and values.
+        causal: Whether a place sees those before it alone.
+        dropout: Layer between shares and values; None for none. Keras scales the queries then,
+            else the scores.
+    """
     queries, keys, values, outputs = (
         inner_layer(layer, f"{part}_dense") for part in ("query", "key", "value", "output")
     )
     rows = parts.weighted("query", "query_dense.kernel", queries, query)
-    columns = parts.weighted("key", "key_dense.kernel", keys, key)
+    columns = parts.weighted("key", "key_dense.kernel", keys, value if key is None else key)
     held = parts.weighted("value", "value_dense.kernel", values, value)
-    times = layer.num_query_heads // layer.num_key_value_heads
     if times > 1:
         columns, held = (parts.move("repeat", v, repeats=times, axis=2) for v in (columns, held))
-    scores = parts.operate("scores", "product", rows, columns, equation="abcd,aecd->acbe")
-    scale = Constant(1.0 / float(settings["head_dim"]) ** 0.5)
-    scores = parts.operate("scaled", "multiply", scores, scale)
-    if use_causal_mask:
+    scale = Constant(1.0 / float(size) ** 0.5)
+    if dropout is None:
+        scores = parts.operate("scores", "product", rows, columns, equation="abcd,aecd->acbe")
+        scores = parts.operate("scaled", "multiply", scores, scale)
+    else:
+        rows = parts.operate("scaled", "multiply", rows, scale)
+        scores = parts.operate("scores", "product", columns, rows, equation="aecd,abcd->acbe")
+    if causal:
         scores = parts.masked(scores, np.tril(np.ones((query.shape[1], value.shape[1]), bool)))
     shares = parts.operate("shares", "softmax", scores)
+    if dropout is not None:
+        shares = parts.inner(dropout, shares)
     context = parts.operate("context", "product", shares, held, equation="acbe,aecd->abcd")
     return parts.weighted("", "output_dense.kernel", outputs, context)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgecompress.core.results import CheckResult, Report
 from edgecompress.core.units import format_time
 from edgecompress.flatbuffers.model import FlatModel
+from edgecompress.reports.words import needed_of
 
 if TYPE_CHECKING:
     from edgecompress.targets.profile import TargetProfile
@@ -213,7 +214,8 @@ def gauge(check: CheckResult) -> Gauge | None:
     if min(check.measured, check.limit) < 0:  # An R2 below 0 cannot be shown on the bar.
         return None
     low = check.measured if check.low is None else check.low
-    high = check.measured if check.high is None else check.high
+    # What the limit is compared with may be more than the value.
+    high = max(check.measured if check.high is None else check.high, needed_of(check) or 0)
     top = max(check.limit, high, check.measured)
     # Space after the larger one, so that both ends of the bar are visible.
     full = max(top, 1.0) if check.is_floor and check.unit == "share" else top * 1.04

@@ -59,10 +59,21 @@ def format_value(value: float | None, unit: str) -> str:
 
 
 def used_share(check: CheckResult) -> float | None:
-    """Returns measured / limit; None without a ceiling."""
-    if check.measured is None or not check.limit or check.is_floor:
+    """Returns the share of a limit that is needed; None without a ceiling."""
+    needed = needed_of(check)
+    if needed is None or not check.limit or check.is_floor:
         return None
-    return check.measured / check.limit
+    return needed / check.limit
+
+
+def needed_of(check: CheckResult) -> float | None:
+    """Returns the value that a limit is compared with; None if there is none.
+
+    A small arena takes more to allocate than it uses afterwards, and the limit applies to that.
+    """
+    if check.measured is None:
+        return None
+    return max(check.measured, check.detail.get("smallest") or check.measured)
 
 
 def band_text(check: CheckResult) -> str:
@@ -97,7 +108,11 @@ def remarks(check: CheckResult) -> list[str]:
 
 
 def _arena_remarks(check: CheckResult) -> list[str]:
-    return list(check.detail.get("notes", ()))
+    found, needed = list(check.detail.get("notes", ())), needed_of(check)
+    text, used = format_value(needed, check.unit), format_value(check.measured, check.unit)
+    if text != used and check.reason is None:
+        found.append(f"{text} are needed to allocate it; once allocated, {used} are used.")
+    return found
 
 
 def _flash_remarks(check: CheckResult) -> list[str]:

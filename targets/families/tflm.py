@@ -216,9 +216,12 @@ def _arena(subject: Subject) -> CheckResult:
     verdict = judge(needed, needed, limit)
     why = None
     if verdict == "fail" and limit is not None:
+        more = format_size(needed) != format_size(found.used)
         why = (
-            f"{format_size(needed)} are needed, the limit is {format_size(limit)}. "
-            f"{found.explain()}"
+            f"{format_size(needed)} are needed{' to allocate it' if more else ''}, the limit is "
+            f"{format_size(limit)}. "
+            + (f"Once allocated, {format_size(found.used)} are used. " if more else "")
+            + found.explain()
         )
     detail = {
         "head": found.head,

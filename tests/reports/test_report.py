@@ -103,6 +103,23 @@ def test_used_share_is_of_ceilings_alone() -> None:
     assert set(shares.values()) == {None}
 
 
+@pytest.mark.parametrize(("verdict", "limit"), [("fail", 500), ("pass", 800)])
+def test_an_arena_is_used_as_far_as_it_must_be_allocated(verdict: Verdict, limit: int) -> None:
+    reason = "640 B are needed to allocate it." if verdict == "fail" else None
+    check = CheckResult("arena", verdict, 432, 432, 432, limit, how_known="computed",
+                        detail={"smallest": 640}, reason=reason)  # fmt: skip
+    assert used_share(check) == 640 / limit
+    report = _report(TargetResult("t", (check,)))
+    text = " ".join(_text(report, width=120).split())
+    assert ("128%" if verdict == "fail" else "80%") in text
+    # Said once: by the reason, if there is one.
+    assert text.count("640 B are needed to allocate it") == 1
+    assert ("once allocated, 432 B are used" in text) == (verdict == "pass")
+    same = dataclasses.replace(check, detail={"smallest": 432}, reason=reason)
+    assert used_share(same) == 432 / limit
+    assert "once allocated" not in _text(_report(TargetResult("t", (same,))), width=120)
+
+
 def test_every_verdict_has_a_word() -> None:
     assert set(VERDICT_WORDS) == set(get_args(Verdict))
 
@@ -462,6 +479,9 @@ def test_names_from_a_model_are_text() -> None:
         # A bar may end behind its limit; the longest end stands before the right edge.
         (CheckResult("arena", "fail", 200, 200, 200, 100, how_known="computed", reason="r"),
          ("width:96.15%", "left:48.08%")),
+        # What allocating takes is behind the limit, though what is used later is not.
+        (CheckResult("arena", "fail", 80, 80, 80, 100, how_known="computed", reason="r",
+                     detail={"smallest": 200}), ("width:38.46%", "left:38.46%;width:57.69%")),
         (CheckResult("accuracy", "pass", 0.9, 0.9, 0.9, 0.8, "share", "measured_host"),
          ("width:90.0%", "left:80.0%")),
     ],

@@ -179,6 +179,11 @@ def test_the_arena_names_the_operator_and_tensors_at_its_peak() -> None:
     assert by_rule(check(model, BOARD, Budgets(max_ram=needed)), "arena").verdict == "pass"
     over = by_rule(check(model, BOARD, Budgets(max_ram=needed - 1)), "arena")
     assert (over.verdict, over.measured, over.how_known) == ("fail", arena.used, "computed")
+    # So small a model takes more to allocate than to run, and the limit is about that.
+    assert (arena.used, needed) == (432, 640)
+    assert str(over.reason).startswith(
+        "640 B are needed to allocate it, the limit is 639 B. Once allocated, 432 B are used. "
+    )
     assert "operator 0 FULLY_CONNECTED" in str(over.reason)
     assert "input" in str(over.reason) and "dense/BiasAdd" in str(over.reason)
     assert over.detail["peak_operator"] == 0

@@ -24,6 +24,7 @@ from precision_engines import replaced
 
 import edgecompress as ec
 from edgecompress.converters.accuracy import accuracy
+from edgecompress.core.files import write_atomic
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "taught": {"distillation": "distillation:temperature=3,weight=1"}, "labels": {"distill": False},
@@ -82,15 +83,14 @@ def main() -> None:
         parser.add_argument(name, type=Path, required=name != "--docs")
     parser.add_argument("--only", nargs="*", choices=KEYS, default=KEYS)
     asked = parser.parse_args()
-    rows = asked.work / "results.json"
-    done = json.loads(rows.read_text()) if rows.exists() else {}
-    if due := [key for key in asked.only if key not in done]:
+    rows = {key: asked.work / f"{key.replace(', ', '_')}.json" for key in KEYS}
+    if due := [key for key in asked.only if not rows[key].exists()]:
         asked.work.mkdir(parents=True, exist_ok=True)
         data = images(asked.data, asked.work / "copies.npy")
         teachers = [trained("teacher", number, data[0], asked.work) for number in (0, 1)]
         for key in due:
-            done[key] = compressed(key, data, teachers, asked.work)
-            rows.write_text(json.dumps(done, indent=1))
+            write_atomic(rows[key], json.dumps(compressed(key, data, teachers, asked.work)))
+    done = {key: json.loads(row.read_text()) for key, row in rows.items() if row.exists()}
     print(table(done))
     if asked.docs is not None:
         asked.docs.write_text(replaced(asked.docs.read_text(), "mnist compress", table(done)))

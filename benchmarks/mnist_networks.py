@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import keras
@@ -81,7 +82,10 @@ def images(path: Path, cache: Path) -> list[tuple[np.ndarray, np.ndarray]]:
         )
         parts = np.array_split(np.tile(x[used], (COPIES, 1, 1, 1)), 200)
         made = np.concatenate([np.asarray(distort(part, training=True)) for part in parts])
-        np.save(cache, np.rint(255 * np.clip(made, 0, 1)).astype("uint8"))
+        # Whole or not at all, whichever of several processes is first.
+        part = cache.with_suffix(f".{os.getpid()}.npy")
+        np.save(part, np.rint(255 * np.clip(made, 0, 1)).astype("uint8"))
+        part.replace(cache)
     copies = np.load(cache).astype("float32") / 255
     train = np.concatenate([x[used], copies]), np.tile(y[used], COPIES + 1)
     return [train, (x[held], y[held]), (test, y_test)]
@@ -97,5 +101,7 @@ def trained(name: str, seed: int, train: tuple[np.ndarray, np.ndarray], work: Pa
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(keras.optimizers.Adam(rate), loss, steps_per_execution=20)
         model.fit(*train, BATCH, epochs=2, verbose=0)
-        model.save(path)
+        part = path.with_suffix(f".{os.getpid()}.keras")
+        model.save(part)
+        part.replace(path)
     return path

@@ -113,3 +113,21 @@ def test_what_is_not_known_of_a_target_is_said() -> None:
     assert "arena is not known" in str(found)
     with pytest.raises(ArgumentError, match="Did you mean pixel-8 or pixel-4"):
         ec.savings(model, model, "pixel")
+
+
+def test_layers_of_nested_models_may_share_a_name() -> None:
+    keras.utils.set_random_seed(0)
+    blocks = [
+        keras.Sequential([keras.Input((n,)), kl.Dense(m, "relu", name="same")], name=name)
+        for name, n, m in (("first", 6, 10), ("second", 10, 8))
+    ]
+    model = keras.Sequential([keras.Input((6,)), *blocks, kl.Dense(2, name="head")])
+    kernel = blocks[1].get_layer("same").kernel
+    kernel.assign(np.where(np.arange(8) < 3, 0.0, kernel))
+    small = ec.finalize(model)
+    found = ec.savings(model, small)
+    assert found.parameters.before == model.count_params() == 70 + 88 + 18
+    assert found.parameters.after == small.count_params() == 70 + 55 + 12
+    assert (found.macs.before, found.macs.after) == (60 + 80 + 16, 60 + 50 + 10)
+    named = {layer.name: layer.channels.after for layer in found.layers}
+    assert named == {"first/same": 10, "second/same": 5, "head": 2}

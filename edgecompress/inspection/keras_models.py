@@ -151,29 +151,8 @@ def inspect_keras(model: Any, *, name: str | None = None) -> Inspection:
         ...  # doctest: +SKIP
         12
     """
-    calls: dict[int, list[LayerCall]] = {}
-    graph = layer_calls(model)
-    for call in graph:
-        calls.setdefault(id(call.layer), []).append(call)
     notes: list[str] = []
-    if not graph:
-        notes.append(
-            f"Model {model.name!r} ({type(model).__name__}) shows no graph (subclassed, or "
-            "not built yet): shapes and MACs are not known."
-        )
-    layers = [layer for layer in walk_layers(model) if type(layer).__name__ != "InputLayer"]
-    known = {id(layer) for layer in layers}
-    # keras.ops operations are part of the graph, but not layers.
-    for call in graph:
-        if id(call.layer) not in known:
-            layers.append(call.layer)
-            known.add(id(call.layer))
-    order = {id(call.layer): position for position, call in enumerate(graph)}
-    layers.sort(key=lambda layer: order.get(id(layer), len(order)))
-    rows = tuple(
-        _layer_row(index, layer, calls.get(id(layer), []), notes)
-        for index, layer in enumerate(layers)
-    )
+    rows = tuple(row for _, row in keras_rows(model, notes))
     signs = sum(row.bits == 1 for row in rows)
     if signs:
         notes.append(
@@ -189,6 +168,41 @@ def inspect_keras(model: Any, *, name: str | None = None) -> Inspection:
         operators=count_operators((row.type, None) for row in rows),
         notes=(*notes, *zero_filter_notes(rows)),
     )
+
+
+def keras_rows(model: Any, notes: list[str]) -> list[tuple[str, Row]]:
+    """Returns a row for each layer, with its path: layers of nested models may share a name.
+
+    Args:
+        model: As in `inspect_keras`.
+        notes: Takes a sentence for each thing that is not known.
+    """
+    calls: dict[int, list[LayerCall]] = {}
+    graph = layer_calls(model)
+    for call in graph:
+        calls.setdefault(id(call.layer), []).append(call)
+    if not graph:
+        notes.append(
+            f"Model {model.name!r} ({type(model).__name__}) shows no graph (subclassed, or "
+            "not built yet): shapes and MACs are not known."
+        )
+    layers = [layer for layer in walk_layers(model) if type(layer).__name__ != "InputLayer"]
+    known = {id(layer) for layer in layers}
+    # keras.ops operations are part of the graph, but not layers.
+    for call in graph:
+        if id(call.layer) not in known:
+            layers.append(call.layer)
+            known.add(id(call.layer))
+    order = {id(call.layer): position for position, call in enumerate(graph)}
+    layers.sort(key=lambda layer: order.get(id(layer), len(order)))
+    paths = {id(layer): path for path, layer in named_layers(model)}
+    return [
+        (
+            paths.get(id(layer), layer.name),
+            _layer_row(index, layer, calls.get(id(layer), []), notes),
+        )
+        for index, layer in enumerate(layers)
+    ]
 
 
 def _layer_row(index: int, layer: Any, calls: list[LayerCall], notes: list[str]) -> Row:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from edgecompress.core.errors import ArgumentError, EdgeCompressError
 from edgecompress.core.tables import Column, print_table
 from edgecompress.costs import COSTS
-from edgecompress.inspection.keras_models import inspect_keras
+from edgecompress.inspection.keras_models import keras_rows
 from edgecompress.inspection.types import Row
 
 # Costs that have fields of their own.
@@ -48,7 +49,7 @@ class LayerSavings:
     """One layer of both models.
 
     Attributes:
-        name: Its name.
+        name: Its name; `<nested model>/<layer>` if layers of nested models share it.
         type: Its class.
         channels: Output channels of its weights; 0 for a layer without filters.
         parameters: Everything learnt.
@@ -162,9 +163,14 @@ def savings(before: Any, after: Any, target: str | None = None) -> Savings:
     if target is not None and not isinstance(target, str):
         raise ArgumentError("target", "be the name of a target", target)
     found = [_rows(model) for model in (before, after)]
-    names = list(dict.fromkeys([*found[0], *found[1]]))
+    paths = list(dict.fromkeys([*found[0], *found[1]]))
+    last = Counter(path.rpartition("/")[2] for path in paths)
+    names = {path: name if last[name := path.rpartition("/")[2]] == 1 else path for path in paths}
     costs, parts, unknown = _costs(before, after, target)
-    layers = tuple(_layer(x, found[0].get(x), found[1].get(x), parts.get(x, {})) for x in names)
+    layers = tuple(
+        _layer(names[path], found[0].get(path), found[1].get(path), parts.get(path, {}))
+        for path in paths
+    )
     parameters, nonzeros, macs = (
         Count(*(_total(rows, key) for rows in found)) for key in ("parameters", "nonzeros", "macs")
     )
@@ -199,7 +205,7 @@ def _costs(
         for path in {**by_layer[0], **by_layer[1]}:
             pair = [own.get(path) for own in by_layer]
             rounded = [None if value is None else round(value) for value in pair]
-            parts.setdefault(path.rpartition("/")[2], {})[name] = Count(*rounded)
+            parts.setdefault(path, {})[name] = Count(*rounded)
     return costs, parts, unknown
 
 
@@ -218,7 +224,7 @@ def _heading(name: str) -> str:
 
 
 def _rows(model: Any) -> dict[str, Row]:
-    return {row.name: row for row in inspect_keras(model).rows}
+    return dict(keras_rows(model, []))
 
 
 def _of(row: Row, key: str) -> int | None:

@@ -14,7 +14,6 @@ from edgecompress.converters.float32 import layer_of
 from edgecompress.converters.formats import FORMATS, Costs, FormatRequest, format_options
 from edgecompress.converters.loaders import example_inputs, wrap
 from edgecompress.core.keras_graph import graph_nodes, is_plain_model, named_layers
-from edgecompress.core.layer_kinds import kind_of
 from edgecompress.core.model_copy import copy_model
 from edgecompress.flatbuffers.artifact import Artifact
 from edgecompress.pipeline.costs import costs_on
@@ -23,6 +22,9 @@ from edgecompress.targets.profile import Budgets, TargetProfile, load_target
 
 _SAMPLES = 8
 _NO_TARGET = Costs(lambda flat, memory: None, lambda flat: None, lambda flat: 0.0)
+
+# Operators whose weights, of whatever shape, are factors and offsets of single channels.
+_ELEMENTWISE = {"ADD", "SUB", "MUL", "DIV", "PRELU"}
 
 # The last trial of a model, as several costs of it are measured one after the other.
 _LAST: dict[str, tuple[weakref.ref[Any], tuple[Any, ...], Artifact]] = {}
@@ -44,18 +46,20 @@ class TrialFile:
     def layers(self) -> tuple[str | None, ...]:
         """The layer that each operator belongs to, as a path; None if it cannot be told.
 
-        An operator with weights belongs to the layer whose weights they are: the nearest one before
-        what the operator's output is named after. Any other belongs to the latter.
+        An operator belongs to the layer that its output is named after. If that has no matrices but
+        the operator does (a convolution into which BatchNormalization and ReLU went), it belongs to
+        the nearest layer before with some.
         """
         paths = {layer.name: path for path, layer in named_layers(self.model)}
         before = _readers_of_one(self.model)
         live = dict(named_layers(self.model))
         flat, found = self.artifact.flat, list[str | None]()
-        learnt = {tensor.index for tensor in flat.weight_tensors()}
+        matrices = {t.index for t in flat.weight_tensors() if sum(n > 1 for n in t.shape) > 1}
         for operator in flat.operators:
             name = layer_of(flat.output(operator).name, paths) if operator.outputs else None
-            if name is not None and learnt & set(operator.inputs):
-                while name in before and not _has_kernel(live[paths[name]]):
+            mixes = operator.name not in _ELEMENTWISE and matrices & set(operator.inputs)
+            if name is not None and mixes:
+                while name in before and not _has_matrices(live[paths[name]]):
                     name = before[name]
             found.append(None if name is None else paths.get(name))
         return tuple(found)
@@ -125,9 +129,8 @@ def _filled(model: Any) -> Any:
     return copied
 
 
-def _has_kernel(layer: Any) -> bool:
-    kind = kind_of(layer)
-    return kind is not None and kind.kernel is not None
+def _has_matrices(layer: Any) -> bool:
+    return any(len(weight.shape) > 1 for weight in layer.weights)
 
 
 def _readers_of_one(model: Any) -> dict[str, str]:

@@ -79,3 +79,22 @@ def test_limits_are_shares_or_absolute(name: str) -> None:
     if cost.needs_target:
         with pytest.raises(ArgumentError, match=f"name a target, because {name}"):
             ec.Budget(**{name: 0.5})
+
+
+def test_weights_count_for_the_layer_that_holds_them() -> None:
+    """Those of an LSTM do not for the table before it, which could then not be made smaller."""
+    keras.utils.set_random_seed(0)
+    words = keras.Input((6,), dtype="int32")
+    x = keras.layers.Embedding(30, 12, name="table")(words)
+    x = keras.layers.LayerNormalization(name="norm")(x)
+    x = keras.layers.LSTM(16, name="units")(x)
+    x = keras.layers.Dense(8, use_bias=False, name="hidden")(x)
+    x = keras.layers.ReLU(name="relu")(keras.layers.BatchNormalization(name="bn")(x))
+    model = keras.Model(words, keras.layers.Dense(3, name="out")(x))
+    found = COSTS["file_bytes"].by_layer(model)
+    assert found["table"] == 30 * 12
+    # Each gate reads 12 inputs and 16 units; a bias takes four bytes.
+    assert found["units"] >= 4 * 16 * (12 + 16) and found["norm"] <= 12 * 4 * 4
+    # BatchNormalization and ReLU are in the operator of the layer before them.
+    assert found["hidden"] == 16 * 8 + 4 * 8 and "bn" not in found and "relu" not in found
+    assert found["out"] == 8 * 3 + 4 * 3

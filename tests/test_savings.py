@@ -10,6 +10,7 @@ import pytest
 
 import edgecompress as ec
 from edgecompress.core.errors import ArgumentError
+from edgecompress.pipeline import trial_file
 
 keras = pytest.importorskip("keras")
 kl = keras.layers
@@ -131,3 +132,24 @@ def test_layers_of_nested_models_may_share_a_name() -> None:
     assert (found.macs.before, found.macs.after) == (60 + 80 + 16, 60 + 50 + 10)
     named = {layer.name: layer.channels.after for layer in found.layers}
     assert named == {"first/same": 10, "second/same": 5, "head": 2}
+
+
+def test_a_file_is_made_once_for_all_its_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One with and one without its zeros, of each model; another one once weights change."""
+    made = []
+
+    def counted(model: object) -> object:
+        made.append(model)
+        return wrap(model)
+
+    wrap = trial_file.wrap
+    monkeypatch.setattr(trial_file, "wrap", counted)
+    model, other = _model(), _model()
+    costs = ec.savings(model, other, "nucleo-l4r5zi").costs
+    assert len(made) == 4 and len(costs) == 4
+    kernel = model.get_layer("conv").kernel
+    kernel.assign(np.zeros(kernel.shape))
+    found = ec.savings(model, other, "nucleo-l4r5zi").costs
+    assert len(made) == 6
+    assert found["compressed_bytes"].before < costs["compressed_bytes"].before
+    assert found["compressed_bytes"].after == costs["compressed_bytes"].after

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import weakref
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,8 +27,9 @@ _NO_TARGET = Costs(lambda flat, memory: None, lambda flat: None, lambda flat: 0.
 # Operators whose weights, of whatever shape, are factors and offsets of single channels.
 _ELEMENTWISE = {"ADD", "SUB", "MUL", "DIV", "PRELU"}
 
-# The last trial of a model, as several costs of it are measured one after the other.
-_LAST: dict[str, tuple[weakref.ref[Any], tuple[Any, ...], Artifact]] = {}
+# The last trials, as several costs of one or two models are measured one after the other.
+_LAST: list[tuple[weakref.ref[Any], tuple[Any, ...], Artifact]] = []
+_KEPT = 4
 
 
 @dataclass(frozen=True)
@@ -89,10 +91,10 @@ def trial_file(
     Raises:
         EdgeCompressError: the model cannot be converted.
     """
-    wanted = (target, filled, file_format, dict(options or {}), budgets)
-    last = _LAST.get("")
-    if last is not None and last[0]() is model and last[1] == wanted:
-        return TrialFile(last[2], model)
+    wanted = (target, filled, file_format, dict(options or {}), budgets, _checksum(model))
+    for known, made_for, artifact in _LAST:
+        if known() is model and made_for == wanted:
+            return TrialFile(artifact, model)
     loaded = wrap(_filled(model) if filled else model)
     samples = example_inputs(loaded.inputs, _SAMPLES)
     chosen = FORMATS[file_format]
@@ -111,8 +113,21 @@ def trial_file(
             silent,
         )
     )
-    _LAST[""] = (weakref.ref(model), wanted, made.main)
+    current = [
+        x
+        for x in _LAST
+        if (own := x[0]()) is not None and (own is not model or x[1][-1] == wanted[-1])
+    ]
+    _LAST[:] = [(weakref.ref(model), wanted, made.main), *current[: _KEPT - 1]]
     return TrialFile(made.main, model)
+
+
+def _checksum(model: Any) -> int:
+    """Returns a number that changes with the weights."""
+    found = 0
+    for variable in model.weights:
+        found = zlib.crc32(np.array(variable).tobytes(), found)
+    return found
 
 
 def _filled(model: Any) -> Any:

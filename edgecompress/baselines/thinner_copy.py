@@ -90,14 +90,7 @@ def _without(model: Any, share: float) -> Any:
         for name in ("bias", "beta", "moving_mean"):
             if (variable := getattr(layer, name, None)) is not None:
                 variable.assign(np.zeros(variable.shape))
-        where = filters_of(layer)
-        if where is not None:
-            for part in where.kernels:
-                variable = variable_of(layer, part.attribute)
-                variable.assign(_thinned(tuple(variable.shape), part, share))
-            for part in where.biases:
-                variable = variable_of(layer, part.attribute)
-                variable.assign(np.zeros(variable.shape))
+        _thin(layer, share)
     silent = carriers(analyse(copied), {})
     for path, layer in named_layers(copied):
         gamma = getattr(layer, "gamma", None)
@@ -107,11 +100,23 @@ def _without(model: Any, share: float) -> Any:
     return copy_model(finalize(copied), restored)
 
 
-def _thinned(shape: tuple[int, ...], where: FilterAxis, share: float) -> np.ndarray:
-    """Returns a kernel whose last filters alone are zero; one stays."""
+def _thin(layer: Any, share: float) -> None:
+    """Sets the last filters of a layer to zero, those of each kind alike, and its biases."""
+    kernels: dict[str, Any] = {}
+    for where in filters_of(layer):
+        for part in where.kernels:
+            shape = tuple(variable_of(layer, part.attribute).shape)
+            kernels[part.attribute] = kernels.get(part.attribute, 1) * _kept(shape, part, share)
+        for name in (where.bias, *(part.attribute for part in where.biases)):
+            if (bias := variable_of(layer, name)) is not None:
+                bias.assign(np.zeros(bias.shape))
+    for name, kept in kernels.items():
+        kernel = variable_of(layer, name)
+        kernel.assign(np.broadcast_to(np.float32(1e-3) * kept, kernel.shape))
+
+
+def _kept(shape: tuple[int, ...], where: FilterAxis, share: float) -> np.ndarray:
+    """Returns 0 for the last filters and 1 for all others, as it broadcasts to a kernel."""
     filters = where.count(shape)
     count = min(round(share * filters), filters - 1)
-    kept = np.arange(filters) < filters - count
-    return np.where(where.spread(kept), np.float32(1e-3), np.float32(0)) * np.ones(
-        shape, np.float32
-    )
+    return where.spread(np.arange(filters) < filters - count).astype("float32")

@@ -58,7 +58,8 @@ class ChannelPruning(CompressionCallback):
     it, has been measured and meets the budget; training continues with the zeros in place.
 
     Scores that estimate the loss, as the default's do, are compared over layers as they are; of
-    other scores a filter's part of its layer (the same paper, section 2.2). A filter is replaced by
+    other scores a filter's part of what is left of its layer once the weaker filters are gone (Lee
+    et al., 2021, https://arxiv.org/abs/2010.07611, equation (4)). A filter is replaced by
     its mean output before it becomes zero, as in `GroupLasso`.
 
     Args:

@@ -7,6 +7,7 @@ how a criterion scores them, which have to go together, and how zeros stay zero.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -65,9 +66,7 @@ class ChannelTarget:
         self.path, self.norm_path, self.norm = path, norm_path, norm
         self.layer, self.where = producer.layer, producer.filters
         self.kernels = tuple(
-            TargetKernel(
-                _name_of(producer.owner, part), variable_of(self.layer, part.attribute), part
-            )
+            TargetKernel(_name_of(path, part), variable_of(self.layer, part.attribute), part)
             for part in self.where.kernels
         )
         self.gamma = getattr(norm, "gamma", None)
@@ -81,7 +80,7 @@ class ChannelTarget:
         """
         parts = []
         for kernel in self.kernels:
-            statistics = None if seen is None else seen.statistics(kernel.variable)
+            statistics = None if seen is None else seen.statistics(kernel.variable, kernel.shape)
             value = ops.convert_to_numpy(kernel.variable)
             scores = criterion.group_scores(value, kernel.where.axis, statistics)
             parts.append(scores.reshape(kernel.where.gates, -1))
@@ -205,8 +204,9 @@ def find_targets(
     chosen = {id(layer) for layer in select_layers(model, layers, kinds)}
     named = layers is not None and not callable(layers)
     live = dict(named_layers(model))
-    targets, left_out = [], []
     producers = producers_of(model)
+    targets: list[ChannelTarget] = []
+    left_out: list[tuple[str, str, str]] = []
     for path, producer in producers.items():
         if id(producer.layer) not in chosen:
             continue
@@ -216,26 +216,32 @@ def find_targets(
         unseen = _unseen(criterion, target, views)
         if reason is None and unseen is not None:
             reason = f"{unseen}, so the criterion {criterion} cannot score it"
+        if reason is None and len(filters_of(producer.layer)) > 1:
+            # Its other part can go alone.
+            free = {p for p, own in producers.items() if id(own.layer) in chosen}
+            others = [p for p in _joined(path, analyses) if p not in free]
+            if others:
+                reason = f"its channels are joined with those of {others[0]}, which is not chosen"
         if reason is None:
             targets.append(target)
-        elif named:
-            raise ArgumentError(
-                "layers", "name layers whose filters can be removed", path, f"Here {reason}."
-            )
         else:
-            left_out.append(f"{title} skips {path}: {reason}.")
-            note(left_out[-1])
+            left_out.append((path, producer.owner, reason))
     if layers is None:
         understood = {path for analysis in analyses for path in analysis.uses}
         for path, layer in live.items():
             matrices = [weight for weight in layer.trainable_weights if len(weight.shape) > 1]
             if matrices and path not in understood and path not in producers:
-                kind = type(layer).__name__
-                left_out.append(f"{title} skips {path}: {kind} is not understood here.")
-                note(left_out[-1])
+                left_out.append((path, path, f"{type(layer).__name__} is not understood here"))
+    for path, owner, reason in left_out:
+        if named and not any(producers[target.path].owner == owner for target in targets):
+            raise ArgumentError(
+                "layers", "name layers whose filters can be removed", path, f"Here {reason}."
+            )
+        note(f"{title} skips {path}: {reason}.")
     if not targets:
+        reasons = " ".join(f"{title} skips {path}: {reason}." for path, _, reason in left_out)
         raise ArgumentError(
-            "layers", "leave a layer whose filters can be removed", layers, " ".join(left_out)
+            "layers", "leave a layer whose filters can be removed", layers, reasons
         )
     return ChannelTargets(tuple(targets), criterion, analyses, views)
 
@@ -247,13 +253,13 @@ def keep_zeros(frozen: FrozenZeros) -> Wrapping:
 
 
 def _has_filters(layer: Any) -> bool:
-    return filters_of(layer) is not None
+    return bool(filters_of(layer))
 
 
 def _name_of(path: str, part: FilterAxis) -> str:
     """Returns a name for a weight: the layer's alone where it has one such weight."""
     *inner, last = part.attribute.split(".")
-    return "_".join([*path.split("/"), *([*inner, last] if inner else [])])
+    return "_".join([*re.split("[/:]", path), *([*inner, last] if inner else [])])
 
 
 def _unseen(criterion: Criterion, target: ChannelTarget, views: Mapping[str, View]) -> str | None:
@@ -281,6 +287,19 @@ def _why_not(path: str, layer: Any, analyses: tuple[Analysis, ...]) -> str | Non
             return f"its filters have to stay because {reasons[int(roots[0])]}"
         return None
     return "it is not understood in this model"
+
+
+def _joined(path: str, analyses: tuple[Analysis, ...]) -> list[str]:
+    """Returns the layers with a filter that can only go together with one of this layer."""
+    for analysis in analyses:
+        if path in analysis.producers:
+            own = analysis.roots(analysis.producers[path])
+            return [
+                other
+                for other, labels in analysis.producers.items()
+                if np.isin(analysis.roots(labels), own).any()
+            ]
+    return []
 
 
 @dataclass(frozen=True, eq=False)

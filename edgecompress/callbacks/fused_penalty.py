@@ -118,8 +118,9 @@ class FusedPenalty:
         """Prepares both passes."""
         self._groups, self._strength, self._model = list(groups), strength, model
         parts = [part for group in self._groups for part in group.parts()]
-        self._positions = {id(variable): index for index, (variable, _) in enumerate(parts)}
-        self._variables = [variable for variable, _ in parts]
+        # A variable can hold groups along several axes.
+        self._variables = list({id(variable): variable for variable, _ in parts}.values())
+        self._positions = {id(variable): i for i, variable in enumerate(self._variables)}
         self._measure = fused(self._penalty, model, self._variables)
         self._sum = fused(self._summed, model, self._variables)
         self._squares: list[Any] | None = None
@@ -173,12 +174,11 @@ class FusedPenalty:
         # Without a wrapper that undoes it, gradients are still scaled here.
         factor = optimizer.loss_scale_factor if optimizer is self._model.optimizer else None
         strength = strength * (factor or 1.0)
-        slopes = [
-            group_lasso_gradient(variable, group.spread(found), axes, group.size, strength)
-            for group, found in zip(self._groups, squares, strict=True)
-            for variable, axes in group.parts()
-        ]
-        return [
-            gradient + ops.cast(slope, gradient.dtype)
-            for gradient, slope in zip(gradients, slopes, strict=True)
-        ]
+        summed = list(gradients)
+        for group, found in zip(self._groups, squares, strict=True):
+            spread = group.spread(found)
+            for variable, axes in group.parts():
+                slope = group_lasso_gradient(variable, spread, axes, group.size, strength)
+                index = self._positions[id(variable)]
+                summed[index] += ops.cast(slope, summed[index].dtype)
+        return summed

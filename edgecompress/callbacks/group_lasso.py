@@ -365,7 +365,9 @@ class GroupLasso(CompressionCallback):
         own: dict[int, Any] = {}
         strength = self._strength_now()
         for path, groups in zip(self._groups.paths, self._groups.penalized, strict=True):
-            own |= groups.gradients(strength)
+            for key, slope in groups.gradients(strength).items():
+                # A kernel can hold groups along several axes.
+                own[key] = own[key] + slope if key in own else slope
             if any(variable is groups.kernel for variable in variables):
                 self._reached.add(path)
         summed = []

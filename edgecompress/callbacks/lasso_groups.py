@@ -320,7 +320,7 @@ def _weight_scores(
 ) -> Any:
     """Returns the scores of a kernel's weights, in float32."""
     if seen is not None:
-        return ops.cast(seen.scores(kernel.variable), "float32")
+        return ops.cast(seen.scores(kernel.variable, shape), "float32")
     weights = ops.convert_to_tensor(kernel.variable)
     return ops.cast(criterion.score_kernel(weights, {}, shape), "float32")
 

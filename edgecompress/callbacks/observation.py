@@ -33,6 +33,17 @@ class Observed:
     shape: KernelShape
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """A kernel with the statistics that are kept of it."""
+
+    kernel: Observed
+    statistics: Mapping[str, keras.Variable]
+
+    def tensors(self) -> dict[str, Any]:
+        return {name: ops.convert_to_tensor(value) for name, value in self.statistics.items()}
+
+
 def views_of(criterion: Criterion, model: keras.Model) -> dict[str, View]:
     """Returns the views of a model that a criterion needs, by name."""
     return {name: VIEWS[name](model) for name in criterion.views}
@@ -69,23 +80,24 @@ class Observation:
         """Adds the variables, if the criterion needs any."""
         self._criterion = criterion
         self._views = dict(views or {})
-        self._kernels = {id(kernel.variable): kernel for kernel in kernels}
-        self._kept: dict[int, dict[str, keras.Variable]] = {}
+        # A variable can be several kernels, whose filters lie along different axes.
+        self._kernels: dict[int, list[_Kept]] = {}
         for kernel in kernels:
             start = criterion.start(kernel.name, kernel.shape)
-            self._kept[id(kernel.variable)] = {
+            kept = {
                 statistic: hook.add_variable(
                     criterion.statistic_shape(kernel.shape), "float32", f"{kernel.name}_{statistic}"
                 )
                 for statistic in criterion.statistics
             }
-            for statistic, variable in self._kept[id(kernel.variable)].items():
+            for statistic, variable in kept.items():
                 variable.assign(start[statistic])
+            self._kernels.setdefault(id(kernel.variable), []).append(_Kept(kernel, kept))
         self._steps = None
         if criterion.waits:
             self._steps = hook.add_variable((), "float32", "observed_steps")
             self._steps.assign(0.0)
-        layers = [(kernel.layer, kernel.shape.filters or 1) for kernel in kernels]
+        layers = [(kernel.layer, kernel.shape) for kernel in kernels]
         for view in self._views.values():
             for further in view.begin(layers, hook):
                 attach(further)
@@ -100,19 +112,16 @@ class Observation:
         """Whether the criterion can rank weights yet: True, or a tensor if it observes training."""
         return True if self._steps is None else ops.convert_to_tensor(self._steps) > 0
 
-    def statistics(self, kernel: keras.Variable) -> Mapping[str, Any]:
-        """Returns the statistics and views of a kernel as tensors."""
-        kept = {name: ops.convert_to_tensor(v) for name, v in self._kept[id(kernel)].items()}
-        layer = self._kernels[id(kernel)].layer
-        return kept | {name: view.tensor(layer) for name, view in self._views.items()}
+    def statistics(self, kernel: keras.Variable, shape: KernelShape) -> Mapping[str, Any]:
+        """Returns the statistics and views of a kernel, whose filters lie as given, as tensors."""
+        (found,) = (x for x in self._kernels[id(kernel)] if x.kernel.shape == shape)
+        views = {name: view.tensor(found.kernel.layer) for name, view in self._views.items()}
+        return found.tensors() | views
 
-    def scores(self, kernel: keras.Variable) -> Any:
+    def scores(self, kernel: keras.Variable, shape: KernelShape) -> Any:
         """Returns the scores of a kernel's weights."""
-        return self._criterion.score_kernel(
-            ops.convert_to_tensor(kernel),
-            self.statistics(kernel),
-            self._kernels[id(kernel)].shape,
-        )
+        statistics = self.statistics(kernel, shape)
+        return self._criterion.score_kernel(ops.convert_to_tensor(kernel), statistics, shape)
 
     def observe(self, gradients: list[Any], variables: list[Any]) -> list[Any]:
         """Shows the criterion the gradients of a step; part of the compiled step.
@@ -124,19 +133,16 @@ class Observation:
             return gradients
         step = ops.convert_to_tensor(self._steps)
         for gradient, variable in zip(gradients, variables, strict=True):
-            kernel = self._kernels.get(id(variable))
-            if kernel is None or gradient is None:
+            kernels = self._kernels.get(id(variable), ())
+            if not kernels or gradient is None:
                 continue
-            kept = self._kept[id(variable)]
-            found = self._criterion.observe_kernel(
-                ops.convert_to_tensor(variable),
-                # Every replica has to see the whole batch: each keeps its own statistics.
-                summed(gradient),
-                {name: ops.convert_to_tensor(value) for name, value in kept.items()},
-                step,
-                kernel.shape,
-            )
-            for name, value in found.items():
-                kept[name].assign(value)
+            # Every replica has to see the whole batch: each keeps its own statistics.
+            whole, weights = summed(gradient), ops.convert_to_tensor(variable)
+            for kept in kernels:
+                found = self._criterion.observe_kernel(
+                    weights, whole, kept.tensors(), step, kept.kernel.shape
+                )
+                for name, value in found.items():
+                    kept.statistics[name].assign(value)
         self._steps.assign(step + 1)
         return gradients

@@ -398,7 +398,7 @@ class Pruning(CompressionCallback):
         for group in groups:
             members = [self._pruned[index] for index in group]
             factor = members[0].factor
-            scores = [seen.scores(pruned.kernel) for pruned in members]
+            scores = [seen.scores(pruned.kernel, pruned.shape) for pruned in members]
             found = self.pattern.masks(
                 scores,
                 sparsity if factor is None else ops.clip(sparsity * factor, 0.0, highest),

@@ -48,11 +48,11 @@ class View(ABC):
         """Returns why there is nothing to see around a layer; None if there is."""
         return None
 
-    def begin(self, layers: Sequence[tuple[Any, int]], hook: UpdateHook) -> Sequence[Hook]:
+    def begin(self, layers: Sequence[tuple[Any, KernelShape]], hook: UpdateHook) -> Sequence[Hook]:
         """Prepares for a fit.
 
         Args:
-            layers: The layers looked at and how many filters each has.
+            layers: The layers looked at and the kernels that hold their filters.
             hook: An attached hook of the fit, which owns the view's variables.
 
         Returns:
@@ -76,17 +76,16 @@ class Macs(View):
             size = sum(math.prod(s or 1 for s in shape[1:]) for shape in call.outputs)
             self._positions[id(call.layer)] = self._positions.get(id(call.layer), 0) + size
 
-    def begin(self, layers: Sequence[tuple[Any, int]], hook: UpdateHook) -> Sequence[Hook]:
+    def begin(self, layers: Sequence[tuple[Any, KernelShape]], hook: UpdateHook) -> Sequence[Hook]:
         """Counts; see `View.begin`."""
-        self._filters = {id(layer): filters for layer, filters in layers}
+        self._kernels = {id(layer): kernel for layer, kernel in layers}
         return ()
 
     def tensor(self, layer: Any) -> Any:
         """Returns output positions * weights of a filter; see `View.tensor`."""
-        filters = self._filters[id(layer)]
-        kind = exact_kind_of(layer)
-        kernel = None if kind is None or kind.kernel is None else kind.kernel.of(layer)
-        weights = 1 if kernel is None else math.prod(kernel.shape) // filters
+        kernel = self._kernels[id(layer)]
+        filters = kernel.filters or 1
+        weights = math.prod(kernel.shape) // filters
         positions = self._positions.get(id(layer), filters) // filters
         return ops.full((filters,), float(max(1, positions * weights)), dtype="float32")
 
@@ -130,7 +129,7 @@ class _Activity(View):
         self._averages: dict[int, keras.Variable] = {}
         self._training = False
 
-    def begin(self, layers: Sequence[tuple[Any, int]], hook: UpdateHook) -> Sequence[Hook]:
+    def begin(self, layers: Sequence[tuple[Any, KernelShape]], hook: UpdateHook) -> Sequence[Hook]:
         """Hooks into the layers whose outputs it averages; see `View.begin`.
 
         Raises:
@@ -139,7 +138,8 @@ class _Activity(View):
         # On JAX, a pass through the model cannot leave averages behind for the update.
         check_backend("criteria that look at activations", ["tensorflow"])
         hooks: list[Hook] = [Wrapping(self.model, "call", self._noticing_training)]
-        for layer, filters in layers:
+        for layer, kernel in layers:
+            filters = kernel.filters or 1
             average = hook.add_variable((filters,), "float32", f"{layer.name}_{self.name}")
             average.assign(ops.zeros((filters,)))
             self._averages[id(layer)] = average

@@ -35,6 +35,16 @@ class ChannelGroup:
     filters: Mapping[str, tuple[int, ...]]
 
 
+def _part_of_rest(scores: np.ndarray) -> np.ndarray:
+    """Returns each score's square divided by the sum of those that are not smaller, in [0, 1]."""
+    squares = np.square(scores / max(float(scores.max(initial=0)), np.finfo(np.float64).tiny))
+    order = np.argsort(squares, kind="stable")
+    rest = np.cumsum(squares[order][::-1])[::-1]
+    parts = np.zeros(len(scores))
+    parts[order] = squares[order] / np.where(rest > 0, rest, 1.0)
+    return parts
+
+
 class ChannelGroups:
     """The groups of a model that may be removed, and what is left without some of them.
 
@@ -82,12 +92,14 @@ class ChannelGroups:
         """Returns the importance of each group: the sum of the importances of its filters.
 
         If scores estimate the loss, importance is s_c^power, the loss without the filter. Any
-        others are divided by the L2 norm of their layer's, which makes layers comparable (Molchanov
-        et al., "Pruning convolutional neural networks for resource efficient inference", 2017,
-        https://arxiv.org/abs/1611.06440, section 2.2); importance is the square, the filter's part
-        of its layer:
+        others become a filter's part of what is left of its layer once the weaker filters are gone
+        (Lee et al., "Layer-adaptive sparsity for the magnitude-based pruning", 2021,
+        https://arxiv.org/abs/2010.07611, equation (4)):
 
-            s_c^2 / sum over the filters j of the layer of s_j^2
+            s_c^2 / sum over the filters j of the layer with s_j >= s_c of s_j^2
+
+        So layers are comparable, and none with filters alike goes as a whole: its last filter is
+        worth 1.
 
         Args:
             scores: Layer -> score of each filter, (filters,), 0 or more.
@@ -96,15 +108,10 @@ class ChannelGroups:
         Returns:
             (groups,) in float64.
         """
-        tiny = float(np.finfo(np.float64).tiny)
         worth = {}
         for path, own in scores.items():
             values = np.asarray(own, np.float64)
-            if power is None:
-                values = np.square(values / max(float(np.linalg.norm(values)), tiny))
-            else:
-                values = values**power
-            worth[path] = values
+            worth[path] = _part_of_rest(values) if power is None else values**power
         return np.array(
             [
                 sum(float(worth[path][list(own)].sum()) for path, own in group.filters.items())

@@ -15,7 +15,7 @@ model is not modified.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
@@ -48,6 +48,36 @@ class Channels:
 
 
 @dataclass(frozen=True)
+class BiasOf:
+    """A bias inside a layer that takes over constants, where it is not the layer's `bias`.
+
+    Attributes:
+        layer: The layer's path.
+        attribute: The bias, of shape (outputs, parts); with gates (parts * outputs,), one gate
+            after the other, or rows of these of which the first belongs to the inputs.
+        gates: Whether the parts are gates.
+    """
+
+    layer: str
+    attribute: str
+    gates: bool = False
+
+    def plus(self, bias: np.ndarray, added: np.ndarray) -> np.ndarray:
+        """Returns the bias with what constant inputs add, (outputs, parts), in float32.
+
+        Example:
+            >>> BiasOf("gru", "cell.bias", gates=True).plus(np.zeros((2, 2)), np.ones((1, 2)))
+            array([[1., 1.],
+                   [0., 0.]], dtype=float32)
+        """
+        if not self.gates:
+            return (bias + added).astype("float32")
+        total = bias.astype(np.float64)
+        (total[0] if total.ndim == 2 else total)[:] += added.T.ravel()
+        return total.astype("float32")
+
+
+@dataclass(frozen=True)
 class Reader:
     """A layer that mixes channels: each output is a weighted sum over its input channels.
 
@@ -55,10 +85,13 @@ class Reader:
         labels: Labels of its input channels, (inputs,).
         constant: Constants of its input channels, (inputs,).
         outputs: Labels of its outputs, (outputs,).
-        sums: Weight sums over the kernel's positions, (inputs, outputs).
+        sums: Weight sums over the kernel's positions, (inputs, outputs), or (inputs, outputs,
+            parts) of an output that is made of several sums.
         reads: Whether any of these weights is not zero, (inputs, outputs).
-        exact: Whether every output position sees all of the kernel's weights, so that a constant
-            input is equivalent to a bias; false if the border is padded with zeros.
+        exact: Whether a constant input is equivalent to a bias; false if not every output position
+            sees all of the kernel's weights, or if there is no bias.
+        bias: That bias, where it is not the layer's `bias`, which could also be switched on.
+        why_not: Why it is not equivalent, for messages.
     """
 
     labels: np.ndarray
@@ -67,6 +100,8 @@ class Reader:
     sums: np.ndarray
     reads: np.ndarray
     exact: bool
+    bias: BiasOf | None = None
+    why_not: str = "its border is padded with zeros"
 
     @property
     def foldable(self) -> np.ndarray:
@@ -74,9 +109,10 @@ class Reader:
         return ~np.isnan(self.constant) & (self.exact | (self.constant == 0))
 
     def respond(self, values: np.ndarray) -> np.ndarray:
-        """Returns what constant inputs add to the outputs, (outputs,) in float64."""
+        """Returns what constant inputs add, (outputs,) or (outputs, parts), in float64."""
         some = np.flatnonzero(values)  # Only a few: a copy of all weights in float64 can be large.
-        return values[some] @ self.sums[some].astype(np.float64)
+        added: np.ndarray = np.tensordot(values[some], self.sums[some].astype(np.float64), 1)
+        return added
 
 
 @dataclass(frozen=True)
@@ -215,10 +251,8 @@ class Analysis:
         before = self.readers.get(path)
         if before is not None:
             agreed = np.where(before.constant == reader.constant, reader.constant, np.nan)
-            reader = Reader(
-                before.labels, agreed, reader.outputs, reader.sums, reader.reads,
-                before.exact and reader.exact,
-            )  # fmt: skip
+            exact = before.exact and reader.exact
+            reader = replace(reader, labels=before.labels, constant=agreed, exact=exact)
         self.readers[path] = reader
 
     def removable(self) -> set[int]:
@@ -277,8 +311,8 @@ class Analysis:
                 return f"{path!r} reads them joined with channels that are not zero"
             if wanted.any():
                 return (
-                    f"they hold a constant that {path!r} cannot take over exactly, as its border "
-                    "is padded with zeros"
+                    f"they hold a constant that {path!r} cannot take over exactly, as "
+                    f"{reader.why_not}"
                 )
         return "a layer keeps at least one channel"
 

@@ -50,11 +50,13 @@ class Filters:
         biases: Those that have to be zero with them: a unit with a memory, or a head, holds no
             constant that its readers could take over.
         part: What they are, where they are not the layer's output channels: `heads`.
+        bias: The weight that holds the constant that a filter of zeros puts out, if there is one.
     """
 
     kernels: tuple[FilterAxis, ...]
     biases: tuple[FilterAxis, ...] = ()
     part: str = ""
+    bias: str = "bias"
 
 
 def zero_filters_of(filters: Filters, weights: Mapping[str, np.ndarray]) -> np.ndarray:

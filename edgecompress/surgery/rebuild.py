@@ -116,7 +116,12 @@ def _fold(
         if not added.any():
             continue
         norm = analysis.following_norm.get(path)
-        if "bias" in weights[path]:
+        own = analysis.readers[path].bias
+        if own is not None:
+            layer = weights[own.layer]
+            moved = own.plus(layer[own.attribute], added)
+            weights[own.layer] = {**layer, own.attribute: moved}
+        elif "bias" in weights[path]:
             weights[path]["bias"] = (weights[path]["bias"] + added).astype("float32")
         elif norm is not None:
             mean = weights[norm]["moving_mean"] - added

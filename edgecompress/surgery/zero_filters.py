@@ -149,7 +149,7 @@ def _masks(model: Any, layers: Iterable[str]) -> list[FrozenZeros]:
         for part in filters.kernels:
             keep(layer, part.attribute, part.spread(zeros[path]))
         norm = norms.get(path, "")
-        for owner, name in ((layer, "bias"), (norm, "gamma"), (norm, "beta")):
+        for owner, name in ((layer, filters.bias), (norm, "gamma"), (norm, "beta")):
             keep_vector(owner, FilterAxis(name, -1), zeros[path])
         for part in filters.biases:
             keep_vector(layer, part, zeros[path])
@@ -160,7 +160,17 @@ def _masks(model: Any, layers: Iterable[str]) -> list[FrozenZeros]:
             if f"{path}/{name}" not in own:
                 none = np.zeros(len(weights[path][name]), bool)
                 keep_vector(path, FilterAxis(name, -1), silent.get(path, none))
-    return found
+    return _joined(found)
+
+
+def _joined(found: Iterable[FrozenZeros]) -> list[FrozenZeros]:
+    """Returns each variable once, with the zeros of all that are found of it."""
+    joined: dict[int, FrozenZeros] = {}
+    for zeros in found:
+        before = joined.get(id(zeros.variable))
+        mask = zeros.mask if before is None else before.mask * zeros.mask
+        joined[id(zeros.variable)] = FrozenZeros(zeros.variable, mask, zeros.name)
+    return list(joined.values())
 
 
 def _producers(model: Any, layers: Iterable[str]) -> dict[str, Producer]:
@@ -210,14 +220,15 @@ def _with_zeros(source: Weights, zeros: _Zeros, moved: Masks, moved_by: Masks) -
         own, norm = weights[zeros.kernels[path].owner], weights.get(zeros.norms.get(path, ""), {})
         for part in (*filters.kernels, *filters.biases):
             own[part.attribute][np.broadcast_to(part.spread(mask), own[part.attribute].shape)] = 0
-        if "bias" in own:
-            own["bias"][moved[path]] = 0
+        if filters.bias in own:
+            own[filters.bias][moved[path]] = 0
         for entry in ("gamma", "beta"):
             if entry in norm:
                 norm[entry][mask if entry == "gamma" else moved[path]] = 0
         if norm:
             # The mean of a channel that holds its bias is that bias.
-            norm["moving_mean"][mask] = own["bias"][mask] if "bias" in own else 0
+            bias = own.get(filters.bias)
+            norm["moving_mean"][mask] = 0 if bias is None else bias[mask]
     for channels, kind in ((zeros.met, "gains"), (moved_by, "offsets")):
         for path, mask in channels.items():
             for name in getattr(rule_of(zeros.layers[path]), kind):
@@ -265,6 +276,8 @@ def _keep_constants(
 
 
 def _has_slot(analysis: Analysis, path: str) -> bool:
+    if analysis.readers[path].bias is not None:
+        return True
     weights = analysis.uses[path].call.weights if path in analysis.uses else {}
     return "bias" in weights or path in analysis.following_norm
 
@@ -283,7 +296,10 @@ def _move_constants(then: Analysis, now: Analysis, gone: set[int], after: Weight
         added = reader.respond(moved)
         if not added.any() or not _has_slot(then, path):
             continue
-        if "bias" in after[path]:
+        if (own := reader.bias) is not None:
+            layer = after[own.layer]
+            layer[own.attribute] = own.plus(layer[own.attribute], added)
+        elif "bias" in after[path]:
             after[path]["bias"] += added.astype("float32")
         else:
             norm = after[then.following_norm[path]]

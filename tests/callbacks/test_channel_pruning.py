@@ -382,11 +382,15 @@ def test_importance_is_summed_over_what_goes_together(power: float | None) -> No
     groups = ChannelGroups(model, filters)
     rng = np.random.default_rng(1)
     scores = {path: rng.uniform(0.1, 9, count) for path, count in filters.items()}
-    # Scores that are not about the loss count as parts of their layer.
-    first, second, third = (
-        scores[path] ** power if power else scores[path] ** 2 / (scores[path] ** 2).sum()
-        for path in filters
-    )
+
+    def worth(own: np.ndarray) -> np.ndarray:
+        if power:
+            return own**power
+        # Scores that are not about the loss: parts of what the weaker filters leave of the layer.
+        squares = own**2
+        return np.array([square / squares[squares >= square].sum() for square in squares])
+
+    first, second, third = (worth(scores[path]) for path in filters)
     by_filters: dict[tuple[str, ...], list[float]] = {
         tuple(group.filters): [] for group in groups.groups
     }
@@ -396,6 +400,28 @@ def test_importance_is_summed_over_what_goes_together(power: float | None) -> No
     # The first and the third convolution are added.
     np.testing.assert_allclose(by_filters[a, c], first + third)
     np.testing.assert_allclose(by_filters[b,], second)
+
+
+def test_filters_that_are_alike_leave_no_layer_almost_empty() -> None:
+    """Where all scores are equal, layers of equal price lose equal shares, not one all of its own.
+
+    With parts of the whole layer for importance, all of the dearest layer would go first.
+    """
+    inputs = keras.Input((12, 12, 3))
+    x = keras.layers.Conv2D(32, 3, name="first")(inputs)
+    x = keras.layers.Conv2D(32, 3, name="second")(x)
+    x = keras.layers.Conv2D(32, 3, name="third")(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(inputs, keras.layers.Dense(4)(x))
+    layers = {"first": 32, "second": 32, "third": 32}
+    groups = ChannelGroups(model, layers)
+    savings = groups.savings(COSTS["macs"].by_layer(model))
+    importance = groups.importance({path: np.ones(32) for path in layers}, None)
+    order = groups.order(importance, savings)
+    cost = savings[order].cumsum() / savings.sum()
+    masks = groups.masks(order[: int(np.searchsorted(cost, 0.5))])
+    left = {path: int((~mask).sum()) for path, mask in masks.items()}
+    assert min(left.values()) >= 8, left
 
 
 def test_what_a_group_saves_is_what_removing_it_saves() -> None:

@@ -288,8 +288,8 @@ def _prune(model: keras.Model, masks: dict[str, np.ndarray], random: np.random.G
             mask = random.random(layer.num_heads) < 0.4
             for variable in layer.value_dense.weights:
                 _set(variable, -2, mask)
-        elif found is not None and not isinstance(layer, layers.Bidirectional):
-            (part,) = found.kernels
+        elif found and not isinstance(layer, layers.Bidirectional):
+            (part,) = found[0].kernels
             kernel = variable_of(layer, part.attribute)
             _set(kernel, part.axis, masks[path])
             if random.random() < 0.3 and len(kernel.shape) > 1:  # Channels that nothing reads.

@@ -67,12 +67,12 @@ class Rule:
         """
         return dict(call.weights), {}
 
-    def filters(self, layer: Any) -> Filters | None:
-        """Returns where the filters of a layer are; None if it has no separate filters."""
+    def filters(self, layer: Any) -> tuple[Filters, ...]:
+        """Returns where the filters of a layer are, each kind of them; none if it has none."""
         kind = exact_kind_of(layer)
         if kind is None or kind.kernel is None or kind.filter_axis is None:
-            return None
-        return Filters((FilterAxis(kind.kernel.attribute, kind.filter_axis),))
+            return ()
+        return (Filters((FilterAxis(kind.kernel.attribute, kind.filter_axis),)),)
 
     def bias_entry(self, layer: Any) -> dict[str, Any]:
         """Returns the config entries that switch on a layer's bias."""
@@ -111,10 +111,10 @@ def rule_of(layer: Any) -> Rule | None:
     return None
 
 
-def filters_of(layer: Any) -> Filters | None:
-    """Returns where the filters of a layer are; None if it has none that could be removed."""
+def filters_of(layer: Any) -> tuple[Filters, ...]:
+    """Returns where the filters of a layer are; none if it has none that could be removed."""
     rule = rule_of(layer)
-    return None if rule is None else rule.filters(layer)
+    return () if rule is None else rule.filters(layer)
 
 
 @dataclass(frozen=True)
@@ -136,8 +136,7 @@ def producers_of(model: Any) -> dict[str, Producer]:
     """Returns the layers whose filters could be removed, by their names in `Analysis.producers`."""
     found = {}
     for path, layer in named_layers(model):
-        filters = filters_of(layer)
-        if filters is not None:
+        for filters in filters_of(layer):
             name = f"{path}:{filters.part}" if filters.part else path
             found[name] = Producer(path, layer, filters)
     return found

@@ -174,12 +174,12 @@ class EinsumDenseRule(Rule):
         exact = not any(axis in made for axis in axes if axis != made[-1])
         return _mix(analysis, call, taps.reshape(-1, *taps.shape[-2:]), exact)
 
-    def filters(self, layer: Any) -> Filters | None:
+    def filters(self, layer: Any) -> tuple[Filters, ...]:
         """See Rule."""
         _, axes, made = _equation(layer)
         if made[-1] not in axes:
-            return None
-        return Filters((FilterAxis("kernel", axes.index(made[-1]) - len(axes)),))
+            return ()
+        return (Filters((FilterAxis("kernel", axes.index(made[-1]) - len(axes)),)),)
 
     def bias_entry(self, layer: Any) -> dict[str, Any]:
         """See Rule."""

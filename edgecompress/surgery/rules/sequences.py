@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from edgecompress.core.layer_kinds import exact_kind_of
-from edgecompress.surgery.channels import Analysis, Call, Channels, Reader
+from edgecompress.surgery.channels import Analysis, BiasOf, Call, Channels, Reader
 from edgecompress.surgery.groups import FilterAxis, Filters
 from edgecompress.surgery.rules.base import (
     Cut,
@@ -47,12 +47,18 @@ class EmbeddingRule(Rule):
 _GATES = {"LSTM": (4, 2), "GRU": (3, 2), "SimpleRNN": (1, 0)}
 
 
-def _reads_only(
-    source: Channels, outputs: np.ndarray, reads: np.ndarray, constant: np.ndarray | None = None
+def _reader(
+    source: Channels, outputs: np.ndarray, kernel: np.ndarray, bias: BiasOf | None
 ) -> Reader:
-    """Returns a reader that no bias makes up for: only zeros can be left out."""
-    known = source.constant if constant is None else constant
-    return Reader(source.labels, known, outputs, np.zeros(reads.shape), reads, exact=False)
+    """Returns what reads channels with a kernel of shape (inputs, outputs, parts).
+
+    Without a bias that could make up for them, only zeros can be left out.
+    """
+    reads = (kernel != 0).any(axis=2)
+    exact = bias is not None
+    return Reader(
+        source.labels, source.constant, outputs, kernel, reads, exact, bias, "it has no bias"
+    )
 
 
 def _starts_at_zero(layer: Any) -> None:
@@ -75,13 +81,14 @@ class RecurrentRule(Rule):
         need(len(call.inputs) == 1, "starts from a state that it is given")
         _starts_at_zero(layer)
         labels = analysis.made_by(call.path, layer.units)
-        still = _recur(analysis, call.path, layer, _cell_weights(weights, ""), source, labels)
+        own = (call.path, "cell.bias")
+        still = _recur(analysis, call.path, layer, _cell_weights(weights, ""), source, labels, own)
         analysis.filters[call.path] = still
         return Channels(labels, np.where(still, 0.0, np.nan))
 
-    def filters(self, layer: Any) -> Filters | None:
+    def filters(self, layer: Any) -> tuple[Filters, ...]:
         """See Rule."""
-        return _units_of(layer, "")
+        return (_units_of(layer, ""),)
 
     def cut(self, call: Call, keep_in: np.ndarray, keep_out: np.ndarray) -> Cut:
         """See Rule."""
@@ -117,8 +124,19 @@ def _recur(
     weights: Mapping[str, np.ndarray],
     source: Channels,
     labels: np.ndarray,
+    where: tuple[str, str],
 ) -> np.ndarray:
-    """Notes what a recurrent layer reads; returns which units stay zero, (units,)."""
+    """Notes what a recurrent layer reads; returns which units stay zero, (units,).
+
+    Args:
+        analysis: What is noted in.
+        path: Name of the reader.
+        layer: The recurrent layer.
+        weights: Its weights.
+        source: What it reads.
+        labels: Its units.
+        where: The layer's path and the attribute of its bias.
+    """
     gates, proposal = _GATES[type(layer).__name__]
     units = layer.units
     kernel = weights["kernel"].reshape(-1, gates, units)
@@ -126,11 +144,12 @@ def _recur(
     bias = weights.get("bias", np.zeros(gates * units)).reshape(-1, gates, units)
     parts = (kernel, recurrent, bias)
     still: np.ndarray = ~np.any([(p[:, proposal] != 0).any(axis=0) for p in parts], axis=0)
-    analysis.read(path, _reads_only(source, labels, (kernel != 0).any(axis=1)))
-    again = (recurrent != 0).any(axis=1)
-    np.fill_diagonal(again, False)  # What only a unit itself reads goes with it.
+    own = BiasOf(*where, gates=True) if "bias" in weights else None
+    analysis.read(path, _reader(source, labels, kernel.transpose(0, 2, 1), own))
+    again = recurrent.transpose(0, 2, 1).copy()
+    again[np.diag_indices(units)] = 0  # What only a unit itself reads goes with it.
     made = Channels(labels, np.where(still, 0.0, np.nan))
-    analysis.read(f"{path}:recurrent", _reads_only(made, labels, again))
+    analysis.read(f"{path}:recurrent", _reader(made, labels, again, None))
     return still
 
 
@@ -168,20 +187,21 @@ class BidirectionalRule(Rule):
         still = []
         for name, cell in directions.items():
             weights = _cell_weights(call.weights, f"{name}_layer")
-            still.append(_recur(analysis, f"{call.path}:{name}", cell, weights, source, labels))
+            own, name = (call.path, f"{name}_layer.cell.bias"), f"{call.path}:{name}"
+            still.append(_recur(analysis, name, cell, weights, source, labels, own))
         silent = np.concatenate(still) if joined else still[0] & still[1]
         analysis.filters[call.path] = silent
         made = np.concatenate([labels, labels]) if joined else labels
         return Channels(made, np.where(silent, 0.0, np.nan))
 
-    def filters(self, layer: Any) -> Filters | None:
+    def filters(self, layer: Any) -> tuple[Filters, ...]:
         """See Rule."""
         cells = {name: getattr(layer, name) for name in ("forward_layer", "backward_layer")}
         if any(type(cell).__name__ not in _GATES for cell in cells.values()):
-            return None
+            return ()
         found = [_units_of(cell, name) for name, cell in cells.items()]
         kernels = tuple(part for each in found for part in each.kernels)
-        return Filters(kernels, tuple(part for each in found for part in each.biases))
+        return (Filters(kernels, tuple(part for each in found for part in each.biases)),)
 
     def cut(self, call: Call, keep_in: np.ndarray, keep_out: np.ndarray) -> Cut:
         """See Rule."""
@@ -223,13 +243,15 @@ class AttentionRule(Rule):
         if "value_dense.bias" in weights:
             silent &= ~(weights["value_dense.bias"] != 0).any(axis=1)
         for name, source in given.items():
-            reads = (weights[f"{name}_dense.kernel"] != 0).any(axis=2)
-            analysis.read(f"{call.path}:{name}", _reads_only(source, inner, reads))
+            own = f"{name}_dense.bias"
+            bias = BiasOf(call.path, own) if own in weights else None
+            reader = _reader(source, inner, weights[f"{name}_dense.kernel"], bias)
+            analysis.read(f"{call.path}:{name}", reader)
         labels = analysis.made_by(call.path, width)
         kernel = weights["output_dense.kernel"]
         reads = (kernel != 0).any(axis=1)
         made = Channels(inner, np.where(silent, 0.0, np.nan))
-        analysis.read(f"{call.path}:output", _reads_only(made, labels, reads))
+        analysis.read(f"{call.path}:output", _reader(made, labels, kernel.swapaxes(1, 2), None))
         analysis.filters[call.path] = ~reads.any(axis=0)
         chosen = {"heads": inner, **{name: source.labels for name, source in given.items()}}
         for name, before in analysis.inner.setdefault(call.path, chosen).items():
@@ -237,10 +259,10 @@ class AttentionRule(Rule):
         offset = weights.get("output_dense.bias", np.zeros(width)).astype(np.float64)
         return Channels(labels, np.where(reads[~silent].any(axis=0), np.nan, offset))
 
-    def filters(self, layer: Any) -> Filters | None:
-        """Returns where the heads are: their slices of all four kernels, and of the biases."""
+    def filters(self, layer: Any) -> tuple[Filters, ...]:
+        """Returns where the heads are, their slices of all four kernels, and the channels."""
         if type(layer) is not keras.layers.MultiHeadAttention:
-            return None
+            return ()
         given = [f"{name}_dense" for name in ("query", "key", "value")]
         kernels = (
             *(FilterAxis(f"{name}.kernel", -2) for name in given),
@@ -251,7 +273,8 @@ class AttentionRule(Rule):
             for name in given
             if getattr(getattr(layer, name, None), "bias", None) is not None
         ]
-        return Filters(kernels, tuple(biases), "heads")
+        channels = Filters((FilterAxis("output_dense.kernel", -1),), bias="output_dense.bias")
+        return Filters(kernels, tuple(biases), "heads"), channels
 
     def cut(self, call: Call, keep_in: np.ndarray, keep_out: np.ndarray) -> Cut:
         """See Rule."""

@@ -88,10 +88,10 @@ class Reader:
         sums: Weight sums over the kernel's positions, (inputs, outputs), or (inputs, outputs,
             parts) of an output that is made of several sums.
         reads: Whether any of these weights is not zero, (inputs, outputs).
-        exact: Whether a constant input is equivalent to a bias; false if not every output position
-            sees all of the kernel's weights, or if there is no bias.
+        exact: Whether every output position sees all of the kernel's weights, so that a constant
+            input is equivalent to a bias; false if the border is padded with zeros.
         bias: That bias, where it is not the layer's `bias`, which could also be switched on.
-        why_not: Why it is not equivalent, for messages.
+        fixed: Whether there is no bias to take over constants, and none can be switched on.
     """
 
     labels: np.ndarray
@@ -101,12 +101,13 @@ class Reader:
     reads: np.ndarray
     exact: bool
     bias: BiasOf | None = None
-    why_not: str = "its border is padded with zeros"
+    fixed: bool = False
 
     @property
     def foldable(self) -> np.ndarray:
         """Which inputs a bias can absorb, (inputs,)."""
-        return ~np.isnan(self.constant) & (self.exact | (self.constant == 0))
+        absorbs = self.exact and not self.fixed
+        return ~np.isnan(self.constant) & (absorbs | (self.constant == 0))
 
     def respond(self, values: np.ndarray) -> np.ndarray:
         """Returns what constant inputs add, (outputs,) or (outputs, parts), in float64."""
@@ -310,10 +311,8 @@ class Analysis:
             if (wanted & np.isnan(reader.constant)).any():
                 return f"{path!r} reads them joined with channels that are not zero"
             if wanted.any():
-                return (
-                    f"they hold a constant that {path!r} cannot take over exactly, as "
-                    f"{reader.why_not}"
-                )
+                cause = "it has no bias" if reader.fixed else "its border is padded with zeros"
+                return f"they hold a constant that {path!r} cannot take over exactly, as {cause}"
         return "a layer keeps at least one channel"
 
 

@@ -257,10 +257,10 @@ def _drop_kept(
 def _keep_constants(
     then: Analysis, now: Analysis, gone: set[int], chosen: Masks, kept_constant: Masks
 ) -> bool:
-    """Lets channels keep their constant if a reader has neither a bias nor a norm."""
+    """Lets channels keep their constant if a reader has to be given a bias for it first."""
     stuck: set[int] = set()
     for path, reader in then.readers.items():
-        if _has_slot(then, path):
+        if _has_slot(then, path) or reader.fixed:
             continue
         moved = _moved(then, now, path, gone) != 0
         wanted = moved & (reader.reads[:, now.kept(reader.outputs, gone)]).any(axis=1)
@@ -294,7 +294,16 @@ def _move_constants(then: Analysis, now: Analysis, gone: set[int], after: Weight
     for path, reader in then.readers.items():
         moved = _moved(then, now, path, gone)
         added = reader.respond(moved)
-        if not added.any() or not _has_slot(then, path):
+        if not added.any():
+            continue
+        count = int((moved != 0).sum())
+        if reader.fixed:
+            notes.append(
+                f"{path}: loses the mean of {count} silenced channels, as it has no bias to take it "
+                "over, until training has adapted to it."
+            )
+            continue
+        if not _has_slot(then, path):
             continue
         if (own := reader.bias) is not None:
             layer = after[own.layer]
@@ -305,7 +314,6 @@ def _move_constants(then: Analysis, now: Analysis, gone: set[int], after: Weight
             norm = after[then.following_norm[path]]
             norm["moving_mean"] -= added.astype("float32")
         if not now.readers[path].exact:
-            count = int((moved != 0).sum())
             notes.append(
                 f"{path}: takes over the mean of {count} silenced channels approximately, as its "
                 "border is padded with zeros."

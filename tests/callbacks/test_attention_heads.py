@@ -1,4 +1,4 @@
-"""Heads of MultiHeadAttention, and the width of the layers behind it, as groups that go."""
+"""Heads and channels of MultiHeadAttention, and widths around it, as groups that go."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ _HEADS, _WIDTH = 4, 8
 _random = np.random.default_rng(0)
 _X = _random.normal(size=(32, 5, 3)).astype("float32")
 _Y = _random.normal(size=(32, 2)).astype("float32")
+
+
+_STREAM = ("embed", "attention", "down")
 
 
 def _encoder(use_bias: bool = True) -> Any:
@@ -135,6 +138,74 @@ def test_criteria_of_output_channels_leave_heads_out_by_name() -> None:
     model.fit(_X, _Y, verbose=0, callbacks=[lasso])
     said = "attention:heads: macs belong to output channels, not to heads"
     assert any(said in note for note in record_of(model).notes)
+
+
+# --- channels -------------------------------------------------------------------------------------
+
+
+def _width(criterion: str = "taylor") -> ec.ChannelPruning:
+    budget = ec.Budget(macs=0.7)
+    return ec.ChannelPruning(budget, criterion, list(_STREAM), {".*heads": 0}, end_epoch=1)
+
+
+@pytest.mark.parametrize("callback", [
+    _width(), _width("fisher"), _width("magnitude"), _width("weight-change"),
+    ec.GroupLasso(1e-3, final_sparsity=0.5, layers=list(_STREAM), end_epoch=1),
+    ec.GroupLasso(1e-3, final_sparsity=0.5, layers=list(_STREAM), method="proximal", end_epoch=1),
+], ids=["taylor", "fisher", "magnitude", "weight-change", "lasso", "proximal"])  # fmt: skip
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_what_is_added_to_attention_gets_narrower_with_it(callback: Any, use_bias: bool) -> None:
+    model = _encoder(use_bias)
+    model.compile(keras.optimizers.SGD(0.01), "mse")
+    model.fit(_X, _Y, epochs=3, verbose=0, callbacks=[callback])
+    small = ec.finalize(model)
+    removed = record_of(small).removed_channels
+    widths = {removed[name] for name in _STREAM}
+    assert len(widths) == 1 and widths != {(_WIDTH, _WIDTH)}
+    assert small.get_layer("attention").output_dense.kernel.shape[-1] == widths.pop()[1]
+    np.testing.assert_allclose(model(_X), small(_X), atol=1e-5)
+    reloaded = keras.models.model_from_json(small.to_json())
+    assert reloaded.count_params() == small.count_params() < model.count_params()
+
+
+@pytest.mark.parametrize("layers", [["attention"], lambda layer: layer.name == "attention"])
+def test_channels_stay_where_what_they_are_added_to_stays(layers: Any) -> None:
+    model = _encoder()
+    model.compile("sgd", "mse")
+    model.fit(_X, _Y, verbose=0, callbacks=[ec.GroupLasso(1e-3, final_sparsity=0.5, layers=layers)])
+    said = "group lasso skips attention: its channels are joined with those of embed, which is not"
+    assert any(said in note for note in record_of(model).notes)
+    assert record_of(ec.finalize(model)).removed_channels == {"attention:heads": (4, 2)}
+
+
+@pytest.mark.parametrize("jit", [True, False])
+def test_a_kernel_has_the_penalties_of_both_of_its_axes(jit: bool) -> None:
+    """One update by SGD against the formula: the output kernel holds heads and channels."""
+    rate, strength = 0.5, 0.01
+    plain, penalized = _encoder(), _encoder()
+    penalized.set_weights(plain.get_weights())
+    attention = plain.get_layer("attention")
+    heads = np.linalg.norm(np.concatenate(_kernels(attention), axis=1), axis=1)
+    output = np.array(attention.output_dense.kernel)
+    by_head = output / heads[:, None, None] * (3 * 8 * 2 + 2 * 8 * 2) ** 0.5
+    by_channel = output / np.linalg.norm(output, axis=(0, 1)) * (_HEADS * 2) ** 0.5
+    for model, callbacks in (
+        (plain, []),
+        (penalized, [ec.GroupLasso(strength, layers=["attention", *_STREAM])]),
+    ):
+        model.compile(keras.optimizers.SGD(rate), "mse", jit_compile=jit)
+        model.fit(_X, _Y, batch_size=32, steps_per_epoch=1, verbose=0, callbacks=callbacks)
+    found = [np.array(m.get_layer("attention").output_dense.kernel) for m in (plain, penalized)]
+    expected = rate * strength * (by_head + by_channel)
+    np.testing.assert_allclose(found[0] - found[1], expected, atol=1e-5)
+
+
+def test_a_thinner_copy_is_thinner_beside_attention() -> None:
+    model = _encoder()
+    small = ec.thinner_copy(model, macs=0.4, seed=1)
+    assert inspect_keras(small).macs <= 0.4 * inspect_keras(model).macs
+    kernel = small.get_layer("attention").output_dense.kernel
+    assert kernel.shape[0] < _HEADS and kernel.shape[-1] < _WIDTH
 
 
 def test_heads_that_grow_back_are_named() -> None:

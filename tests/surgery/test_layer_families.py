@@ -42,11 +42,24 @@ def transformer() -> keras.Model:
     return keras.Model(tokens, layers.Dense(3, name="out")(ops.mean(x, axis=1)))
 
 
-def heads() -> keras.Model:
+def heads(use_bias: bool = True) -> keras.Model:
     x = inputs = keras.Input((5, 4))
     y = layers.Dense(6, name="other")(x)
-    x = layers.MultiHeadAttention(8, 2, value_dim=3, name="attention")(x, y)
+    x = layers.MultiHeadAttention(8, 2, value_dim=3, use_bias=use_bias, name="attention")(x, y)
     return keras.Model(inputs, layers.Dense(3, name="out")(layers.Flatten()(x)))
+
+
+def before(kind: str, **options: Any) -> Callable[[], keras.Model]:
+    """A convolution without padding in front of a recurrent layer."""
+
+    def build() -> keras.Model:
+        x = inputs = keras.Input((6, 4))
+        x = layers.Conv1D(6, 2, activation="tanh", name="conv")(x)
+        cell = layers.GRU(4) if kind == "Bidirectional" else 4
+        x = getattr(layers, kind)(cell, name="units", **options)(x)
+        return keras.Model(inputs, layers.Dense(3, name="out")(x))
+
+    return build
 
 
 def recurrent(kind: str) -> Callable[[], keras.Model]:
@@ -111,7 +124,7 @@ def einsums() -> keras.Model:
 _STREAM: Weights = [
     ("table", "embeddings", -1), ("attention", "output_dense.kernel", -1),
     ("attention", "output_dense.bias", -1), ("narrow", "kernel", -1), ("narrow", "bias", -1),
-    ("norm", "gamma", -1), ("norm", "beta", -1), ("norm2", "gamma", -1), ("norm3", "gamma", -1),
+    ("norm", "gamma", -1), ("norm2", "gamma", -1), ("norm3", "gamma", -1),
 ]  # fmt: skip
 _HEADS: Weights = [("attention", "value_dense.kernel", 1), ("attention", "value_dense.bias", 0)]
 
@@ -125,7 +138,18 @@ CASES: dict[str, tuple[Callable[[], keras.Model], Weights, int, str]] = {
     "stream": (transformer, _STREAM, 8, "table"),
     "heads": (heads, _HEADS, 8, "attention:heads"),
     "heads_unread": (heads, [("attention", "output_dense.kernel", 0)], 8, "attention:heads"),
-    "cross_attention": (heads, [("other", "kernel", -1), ("other", "bias", -1)], 6, "other"),
+    "cross_attention": (heads, [("other", "kernel", -1)], 6, "other"),
+    "cross_without_bias": (
+        lambda: heads(False), [("other", "kernel", -1), ("other", "bias", -1)], 6, "other"
+    ),
+    "before_lstm": (before("LSTM"), [("conv", "kernel", -1)], 6, "conv"),
+    "before_gru": (before("GRU"), [("conv", "kernel", -1)], 6, "conv"),
+    "before_early_gru": (before("GRU", reset_after=False), [("conv", "kernel", -1)], 6, "conv"),
+    "before_simple_rnn": (before("SimpleRNN"), [("conv", "kernel", -1)], 6, "conv"),
+    "before_both": (before("Bidirectional"), [("conv", "kernel", -1)], 6, "conv"),
+    "before_lstm_without_bias": (
+        before("LSTM", use_bias=False), [("conv", "kernel", -1), ("conv", "bias", -1)], 6, "conv"
+    ),
     "lstm": (recurrent("LSTM"), _unit(2), 8, "units"),
     "gru": (recurrent("GRU"), _unit(2), 8, "units"),
     "simple_rnn": (recurrent("SimpleRNN"), _unit(0), 8, "units"),

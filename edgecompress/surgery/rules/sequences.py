@@ -54,11 +54,8 @@ def _reader(
 
     Without a bias that could make up for them, only zeros can be left out.
     """
-    reads = (kernel != 0).any(axis=2)
-    exact = bias is not None
-    return Reader(
-        source.labels, source.constant, outputs, kernel, reads, exact, bias, "it has no bias"
-    )
+    reads, fixed = (kernel != 0).any(axis=2), bias is None
+    return Reader(source.labels, source.constant, outputs, kernel, reads, True, bias, fixed)
 
 
 def _starts_at_zero(layer: Any) -> None:

@@ -5,6 +5,7 @@ from edgecompress.criteria import activation as activation
 from edgecompress.criteria import fisher as fisher
 from edgecompress.criteria import gate_sensitivity as gate_sensitivity
 from edgecompress.criteria import geometric_median as geometric_median
+from edgecompress.criteria import layer_adaptive as layer_adaptive
 from edgecompress.criteria import magnitude as magnitude
 from edgecompress.criteria import norm_scale as norm_scale
 from edgecompress.criteria import optimal_brain_damage as optimal_brain_damage

@@ -240,9 +240,7 @@ def find_targets(
         note(f"{title} skips {path}: {reason}.")
     if not targets:
         reasons = " ".join(f"{title} skips {path}: {reason}." for path, _, reason in left_out)
-        raise ArgumentError(
-            "layers", "leave a layer whose filters can be removed", layers, reasons
-        )
+        raise ArgumentError("layers", "leave a layer whose filters can be removed", layers, reasons)
     return ChannelTargets(tuple(targets), criterion, analyses, views)
 
 

@@ -25,6 +25,7 @@ from edgecompress.core.keras_graph import (
     layer_calls,
     walk_layers,
 )
+from edgecompress.core.kernel_shape import KernelShape
 from edgecompress.core.layer_kinds import exact_kind_of
 from edgecompress.core.registry import Registry
 

@@ -299,8 +299,8 @@ def _move_constants(then: Analysis, now: Analysis, gone: set[int], after: Weight
         count = int((moved != 0).sum())
         if reader.fixed:
             notes.append(
-                f"{path}: loses the mean of {count} silenced channels, as it has no bias to take it "
-                "over, until training has adapted to it."
+                f"{path}: loses the mean of {count} silenced channels, as it has no bias to "
+                "take it over, until training has adapted to it."
             )
             continue
         if not _has_slot(then, path):

@@ -10,6 +10,7 @@ import pytest
 import edgecompress as ec
 from edgecompress.callbacks.views import VIEWS
 from edgecompress.core.errors import ArgumentError
+from edgecompress.core.kernel_shape import KernelShape
 
 keras = pytest.importorskip("keras")
 kl = keras.layers
@@ -106,7 +107,8 @@ def test_macs_count_positions() -> None:
     )
     view = VIEWS["macs"](model)
     layers = [model.get_layer("conv"), model.get_layer("fc")]
-    view.begin([(layers[0], 4), (layers[1], 5)], None)
+    kernels = [KernelShape(tuple(layer.kernel.shape)) for layer in layers]
+    view.begin(list(zip(layers, kernels, strict=True)), None)
     assert list(view.tensor(layers[0])) == [6 * 6 * 27] * 4
     assert list(view.tensor(layers[1])) == [6 * 6 * 4] * 5
 
@@ -123,7 +125,7 @@ def test_every_view_has_a_number_for_each_filter(name: str) -> None:
     units = kl.Dense(6, name="units")
     view = VIEWS[name](_block(units, kl.BatchNormalization(), kl.ReLU()))
     assert view.missing(units) is None
-    view.begin([(units, 6)], _Variables())
+    view.begin([(units, KernelShape((3, 6)))], _Variables())
     numbers = np.asarray(view.tensor(units))
     assert numbers.shape == (6,) and numbers.dtype == np.float32
     assert np.isfinite(numbers).all() and (numbers >= 0).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import edgecompress as ec
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.record import record_of
+from edgecompress.surgery.zero_filters import zero_filters
 
 keras = pytest.importorskip("keras")
 
@@ -87,3 +89,41 @@ def test_a_dense_model_is_refused_unless_named() -> None:
     keep = ec.KeepSparsity(["large"])
     _model().fit(X, Y, batch_size=64, verbose=0, callbacks=[keep])
     assert keep.notes == ("large has no weights of zero to keep.",)
+
+
+def _padded() -> keras.Model:
+    """A bias that grows back could not move through the border of the second convolution."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6, 6, 1))
+    x = keras.layers.Conv2D(6, 3, padding="same", use_bias=False, name="thin")(inputs)
+    x = keras.layers.BatchNormalization(name="norm")(x)
+    x = keras.layers.Conv2D(4, 3, padding="same", name="reader")(keras.layers.Activation("tanh")(x))
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, keras.layers.Dense(2, name="out")(x))
+
+
+def _recurrent() -> keras.Model:
+    """No kernel that `KeepSparsity` takes by name has zeros."""
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.LSTM(6, name="thin"), keras.layers.Dense(2, name="out")]
+    return keras.Sequential([keras.Input((4, 3)), *layers])
+
+
+@pytest.mark.parametrize(("make", "width"), [(_padded, "filters"), (_recurrent, "units")])
+def test_what_channel_removal_silenced_stays_removable(
+    make: Callable[[], keras.Model], width: str
+) -> None:
+    """Biases, normalization and units move as kernels do; without it they come back."""
+    widths = {}
+    for kept in (True, False):
+        model = make()
+        zero_filters(model, {"thin": np.arange(6) < 2})
+        assert getattr(ec.finalize(model).get_layer("thin"), width) == 4
+        model.compile(keras.optimizers.Adam(1e-2), "mse")
+        x = _RNG.normal(size=(32, *model.input_shape[1:])).astype("f4")
+        callbacks = [ec.KeepSparsity()] if kept else []
+        model.fit(x, Y[:32, :2], batch_size=8, verbose=0, callbacks=callbacks)
+        small = ec.finalize(model)
+        widths[kept] = getattr(small.get_layer("thin"), width)
+        np.testing.assert_allclose(small(x), model(x), rtol=1e-4, atol=1e-5)
+    assert widths == {True: 4, False: 6}

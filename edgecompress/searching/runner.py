@@ -35,6 +35,8 @@ from edgecompress.searching.schedule import CLOSING
 from edgecompress.searching.study import Study, import_optuna, without_password
 from edgecompress.searching.techniques import TECHNIQUES
 from edgecompress.searching.workers import ConfinedWorker, LocalWorker, Worker
+from edgecompress.targets.family import family_of
+from edgecompress.targets.profile import TargetProfile
 
 # Without any limit on trials or time.
 _MINUTES = 15.0
@@ -304,6 +306,8 @@ def search(
                 "--min-accuracy", "go with a classifier", min_accuracy,
                 f"This model's files are measured by {described.metric}.",
             )  # fmt: skip
+        notes = (*described.notes, *disturbed(profiles, len(workers)))
+        described = dataclasses.replace(described, notes=notes)
         kept = Study(storage, folder, study, described, sampler, seed, epochs, apply is None)
         # It is printed on pages that are passed on.
         command = tuple(without_password(word) for word in argv or sys.argv)
@@ -329,6 +333,17 @@ def search(
             result = result_of(described, kept, command, exported.report, tested=tested)
     write_together(folder, {"search.json": result.to_json(), "search.html": page(result)})
     return result
+
+
+def disturbed(profiles: Sequence[TargetProfile], jobs: int) -> tuple[str, ...]:
+    """Returns a note if latency is measured where other candidates are trained meanwhile."""
+    names = [p.name for p in profiles if family_of(p).measured == "measured_host"]
+    if not names or jobs == 1:
+        return ()
+    return (
+        f"Latency on {', '.join(names)} was measured while other candidates were trained, which "
+        "makes candidates look slower; the exported one was measured alone.",
+    )
 
 
 def _looked(study: Study, number: int, tested: Judged | None) -> Judged | None:

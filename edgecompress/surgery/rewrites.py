@@ -82,8 +82,10 @@ def chosen_rewrites(
         >>> chosen_rewrites(["remove-channels"])  # doctest: +SKIP
         (RemoveChannels(),)
     """
-    one = isinstance(rewrites, (str, Rewrite)) or not isinstance(rewrites, Iterable)
-    given = [rewrites] if one else list(rewrites)
+    # What is neither is refused under its name.
+    given: Iterable[Any] = [rewrites]
+    if isinstance(rewrites, Iterable) and not isinstance(rewrites, (str, Rewrite)):
+        given = rewrites
     return tuple(named(REWRITES, rewrite, argument) for rewrite in given)
 
 

@@ -17,8 +17,10 @@ from edgecompress.searching.front import dominated, hypervolume, objectives
 from edgecompress.searching.knobs import Knob
 from edgecompress.searching.outcome import Point, SearchResult
 from edgecompress.searching.results import Described, Job, Outcome
+from edgecompress.searching.runner import disturbed
 from edgecompress.searching.schedule import Entry, lengths, promotion
 from edgecompress.searching.screening import Costs
+from edgecompress.targets.profile import load_target
 
 # --- formulas of sizes ---------------------------------------------------------------------------
 
@@ -304,3 +306,10 @@ def test_knobs_refuse_what_they_may_not_be(value: object) -> None:
         Knob("tech.knob", 1, low=1, high=5).check(value)
     with pytest.raises(ArgumentError, match="one of"):
         Knob("tech.knob", "a", ("a", "b")).check(value)
+
+
+def test_latency_measured_beside_other_trainings_is_named() -> None:
+    host, board = load_target("host"), load_target("nucleo-l4r5zi")
+    (note,) = disturbed([board, host], 2)
+    assert note.startswith("Latency on host was measured while other candidates were trained")
+    assert disturbed([board, host], 1) == disturbed([board], 2) == ()

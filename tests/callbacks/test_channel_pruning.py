@@ -562,7 +562,7 @@ def test_mistakes_are_named() -> None:
         ({"until": half, "begin_epoch": 0}, "has to see training first"),
         ({"until": half, "begin_epoch": 3, "end_epoch": 2}, "be at least begin_epoch=3"),
         ({"until": half, "per_layer": {"a": 1}}, "shares of at least 0 and below 1"),
-        ({"until": half, "multiple": 0}, "be 1 or more"),
+        ({"until": half, "multiple": 0}, "be a whole number, 1 or more"),
     ):
         with pytest.raises(EdgeCompressError, match=text):
             ec.ChannelPruning(**options)

@@ -98,10 +98,13 @@ class TestTraining:
             ({"callback": "ChannelPruning"}, "`until` must be given for ChannelPruning"),
             ({"callback": "ChannelPruning", "until": 0.5}, "be a table of limits"),
             ({"callback": "ChannelPruning", "until": {"mac": 0.5}}, "Did you mean macs"),
-            ({"callback": "ChannelPruning", "until": {"macs": 0.5}, "layers": 5}, "documentation"),
+            (
+                {"callback": "ChannelPruning", "until": {"macs": 0.5}, "layers": 5},
+                "names of layers",
+            ),
             (
                 {"callback": "ChannelPruning", "until": {"macs": 0.5}, "per_layer": "x"},
-                "documentation",
+                "map names of layers to shares",
             ),
             ({"callback": "MagnitudePruning"}, "final_sparsity` must be a share"),
             ({"callback": "MagnitudePruning", "final_sparsity": "0.9"}, "must be a share"),
@@ -157,7 +160,7 @@ def test_wrong_stages_are_refused(given: dict[str, Any], words: str) -> None:
 def test_stages_without_training(work: Work) -> None:
     thin = parse_stage({"baseline": "thinner_copy", "macs": 0.6}, _DEFAULTS, "stage")
     assert thin.run(work.original, work).count_params() < work.original.count_params()
-    with pytest.raises(ArgumentError, match=r"stage: `macs` must be a share"):
+    with pytest.raises(ArgumentError, match=r"stage: `macs` must be a number between 0 and 1"):
         parse_stage({"baseline": "thinner_copy"}, _DEFAULTS, "stage").check(work)
     fresh = parse_stage({"baseline": "fresh_copy"}, _DEFAULTS, "stage").run(work.original, work)
     assert not np.array_equal(fresh.get_weights()[0], work.original.get_weights()[0])
@@ -211,7 +214,7 @@ def test_a_lottery_ticket_is_found_from_new_weights(work: Work) -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"lottery_ticket": 1.5}, "stage: `sparsity` must be a share"),
+        ({"lottery_ticket": 1.5}, "stage: `sparsity` must be a number between 0 and 1"),
         ({"lottery_ticket": 0.5, "rounds": 0}, "stage: `rounds`"),
         ({"lottery_ticket": 0.5, "criterion": "taylor"}, "read the weights alone"),
         ({"lottery_ticket": 0.5, "criterion": "magnitud"}, "Did you mean magnitude"),
@@ -245,3 +248,16 @@ def test_outputs_are_taught_from_what_is_kept_and_layers_by_the_model(work: Work
         (callback,) = parse_stage({"callback": "Distillation", **given}, _DEFAULTS, "s").callbacks  # type: ignore[attr-defined]
         assert callback.make(taught, 1).teachers == (teacher,)
         assert callback.make(work, 1).teachers == (work.original,)
+
+
+def test_a_callback_that_takes_types_for_granted_is_refused_in_one_line(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Trusting:
+        def __init__(self, layers: Any = ()) -> None:
+            self.count = len(layers)
+
+    monkeypatch.setattr("edgecompress.callbacks.keep_sparsity.KeepSparsity", Trusting)
+    stage = parse_stage({"callback": "KeepSparsity", "layers": 5}, _DEFAULTS, "stage")
+    with pytest.raises(ArgumentError, match=r"stage: KeepSparsity.*documentation.*has no len"):
+        stage.check(work)

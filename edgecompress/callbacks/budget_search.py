@@ -92,12 +92,12 @@ class BudgetSearch:
         self._thinnest = self.measure(rebuild(model, groups.without(thinnest)))
         missed = budget.exceeded(self._thinnest, self.whole)
         if missed:
-            raise ArgumentError(
-                "until",
-                "be within reach",
-                budget,
+            hint = (
                 f"With as few channels as each layer may keep, the model takes {'; '.join(missed)}."
-                " Raise the limit, or let more layers be pruned.",
+                " Raise the limit, or let more layers be pruned."
+            )
+            raise ArgumentError(
+                "until", "be within reach", budget, " ".join([hint, *targets.left_out])
             )
         # What the formulas say where the costs themselves are known.
         # A model that is pruned already has some of its channels zero, so its sum is not the whole.

@@ -110,12 +110,14 @@ class ChannelTargets:
         criterion: What scores them.
         analyses: How channels go through the model.
         views: What the criterion looks at in the model.
+        left_out: A sentence for each layer that is left out.
     """
 
     layers: tuple[ChannelTarget, ...]
     criterion: Criterion
     analyses: tuple[Analysis, ...]
     views: Mapping[str, View]
+    left_out: tuple[str, ...] = ()
 
     def observe(self, hook: UpdateHook, attach: Callable[[Hook], Any]) -> Observation:
         """Returns what shows training to the criterion.
@@ -237,11 +239,13 @@ def find_targets(
             raise ArgumentError(
                 "layers", "name layers whose filters can be removed", path, f"Here {reason}."
             )
-        note(f"{title} skips {path}: {reason}.")
+    skipped = tuple(f"{title} skips {path}: {reason}." for path, _, reason in left_out)
+    for text in skipped:
+        note(text)
     if not targets:
-        reasons = " ".join(f"{title} skips {path}: {reason}." for path, _, reason in left_out)
-        raise ArgumentError("layers", "leave a layer whose filters can be removed", layers, reasons)
-    return ChannelTargets(tuple(targets), criterion, analyses, views)
+        rule = "leave a layer whose filters can be removed"
+        raise ArgumentError("layers", rule, layers, " ".join(skipped))
+    return ChannelTargets(tuple(targets), criterion, analyses, views, skipped)
 
 
 def keep_zeros(frozen: FrozenZeros) -> Wrapping:

@@ -140,6 +140,19 @@ def test_fit_refuses_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+def test_a_budget_out_of_reach_names_the_layers_that_were_left_out() -> None:
+    keras.utils.set_random_seed(0)
+    layers = [kl.LSTM(8, name="units"), kl.Dense(4, "relu", name="hidden"), kl.Dense(2)]
+    model = keras.Sequential([keras.Input((3, 2)), *layers])
+    model.compile("sgd", "mse")
+    x = _RNG.normal(size=(8, 3, 2)).astype("f4")
+    pruning = _channels(criterion="activation")
+    with pytest.raises(
+        ArgumentError, match=r"within reach.* channel pruning skips units: its unit"
+    ):
+        model.fit(x, Y[:8], verbose=0, callbacks=[pruning])
+
+
 def test_a_layer_that_has_to_stay_may_be_protected() -> None:
     done = _fit(_channels(per_layer={"head": 0}), epochs=2)
     assert any("channel pruning skips head" in note for note in done.notes)

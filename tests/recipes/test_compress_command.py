@@ -203,8 +203,12 @@ def test_interrupted_by_ctrl_c(case: Case, tmp_path: Path) -> None:
         last = process.stderr.read().strip().splitlines()[-1]
     assert process.returncode == 130, lines
     assert last == "edgecompress: interrupted; no file was left half-written."
-    names = sorted(p.name for p in folder.rglob("*") if p.is_file())
+    assert sorted(p.name for p in folder.iterdir()) == ["stages", "teacher_outputs"]
+    names = sorted(p.name for p in (folder / "stages").rglob("*") if p.is_file())
     assert names == ["prune.keras", "prune.keras.edgecompress.json", "state.json"]
+    # Of training and validation data.
+    names = sorted(p.name for p in (folder / "teacher_outputs").rglob("*") if p.is_file())
+    assert names == ["000000000.npz"] * 2 + ["teacher_outputs.json"] * 2
     keras.saving.load_model(folder / "stages" / "prune.keras")
 
 

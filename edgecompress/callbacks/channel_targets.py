@@ -24,7 +24,7 @@ from edgecompress.core.keras_graph import named_layers
 from edgecompress.core.kernel_shape import KernelShape
 from edgecompress.core.model_copy import variable_of
 from edgecompress.criteria.base import Criterion
-from edgecompress.surgery.carriers import if_all_were_silent
+from edgecompress.surgery.carriers import if_all_were_silent, padding
 from edgecompress.surgery.channels import Analysis, analyse, read_weights
 from edgecompress.surgery.groups import FilterAxis, norm_scale, zero_filters_of
 from edgecompress.surgery.rules import Producer, filters_of, producers_of
@@ -224,6 +224,11 @@ def find_targets(
             others = [p for p in _joined(path, analyses) if p not in free]
             if others:
                 reason = f"its channels are joined with those of {others[0]}, which is not chosen"
+            elif layers is None and (pads := padding(analyses, path)) is not None:
+                reason = (
+                    f"{pads} would pad its channels back with zeros, which may cost more than they "
+                    "save; `layers` can name it with what it is added to"
+                )
         if reason is None:
             targets.append(target)
         else:

@@ -66,6 +66,17 @@ def met_by(analyses: Sequence[Analysis], layers: Sequence[str]) -> dict[str, tup
     return found
 
 
+def padding(analyses: Sequence[Analysis], layer: str) -> str | None:
+    """Returns a layer that would pad the channels of a layer back with zeros; None for none."""
+    for analysis in analyses:
+        roots = set(analysis.roots(analysis.producers.get(layer, ())).tolist())
+        for path, use in analysis.uses.items():
+            rule = rule_of(use.call.layer)
+            if rule is not None and rule.pads and not roots.isdisjoint(analysis.roots(use.inputs)):
+                return path
+    return None
+
+
 def if_all_were_silent(
     model: Any, weights: Weights, analyses: Sequence[Analysis]
 ) -> Sequence[Analysis]:

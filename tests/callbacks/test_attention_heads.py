@@ -178,6 +178,15 @@ def test_channels_stay_where_what_they_are_added_to_stays(layers: Any) -> None:
     assert record_of(ec.finalize(model)).removed_channels == {"attention:heads": (4, 2)}
 
 
+def test_the_width_stays_where_nobody_asks_for_it() -> None:
+    model = _encoder()
+    model.compile("sgd", "mse")
+    model.fit(_X, _Y, verbose=0, callbacks=[ec.GroupLasso(1e-3, final_sparsity=0.5)])
+    said = "group lasso skips attention: before would pad its channels back with zeros"
+    assert any(said in note for note in record_of(model).notes)
+    assert set(record_of(ec.finalize(model)).removed_channels) == {"attention:heads", "up"}
+
+
 @pytest.mark.parametrize("jit", [True, False])
 def test_a_kernel_has_the_penalties_of_both_of_its_axes(jit: bool) -> None:
     """One update by SGD against the formula: the output kernel holds heads and channels."""

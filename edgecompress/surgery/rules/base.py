@@ -39,6 +39,8 @@ class Rule:
             calls with numbers among the arguments.
         reads_channels: Whether the last axis of its input counts channels.
         counts: Whether its statistics count every channel, so that only zeros can be left out.
+        pads: Whether it computes as many channels as before once it is cut, of which zeros are
+            padded back.
         gains: Weights without which a channel of it that is always 0 is a constant behind it.
         offsets: Weights that such a channel holds behind it.
     """
@@ -46,6 +48,7 @@ class Rule:
     operations: ClassVar[bool] = False
     reads_channels: ClassVar[bool] = True
     counts: ClassVar[bool] = False
+    pads: ClassVar[bool] = False
     gains: ClassVar[tuple[str, ...]] = ()
     offsets: ClassVar[tuple[str, ...]] = ()
 

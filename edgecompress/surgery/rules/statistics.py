@@ -47,6 +47,7 @@ class LayerNormalizationRule(Rule):
     """y = gamma (x - mean) / sqrt(variance + epsilon) + beta, statistics over the channels."""
 
     counts: ClassVar[bool] = True
+    pads: ClassVar[bool] = True
     gains: ClassVar[tuple[str, ...]] = ("gamma",)
     offsets: ClassVar[tuple[str, ...]] = ("beta",)
 

@@ -97,7 +97,7 @@ class KeepSparsity(CompressionCallback):
         for kernel in kernels:
             if not _zeros(kernel.variable):
                 self.note(f"{kernel.name} has no weights of zero to keep.")
-        assigns = [x.variable for x in (*kernels, *beside)]
+        assigns = [kernel.variable for kernel in kernels] + [found.variable for found in beside]
         hook = self.hook(UpdateHook(self._keep, assigns=assigns))
         self._kept = [
             _Kept(

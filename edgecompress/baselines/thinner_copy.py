@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -112,7 +113,9 @@ def _thin(layer: Any, share: float) -> None:
                 bias.assign(np.zeros(bias.shape))
     for name, kept in kernels.items():
         kernel = variable_of(layer, name)
-        kernel.assign(np.broadcast_to(np.float32(1e-3) * kept, kernel.shape))
+        # No two alike: a table of equal rows would put out constants.
+        values = np.linspace(1e-3, 2e-3, math.prod(kernel.shape), dtype="float32")
+        kernel.assign(values.reshape(kernel.shape) * kept)
 
 
 def _kept(shape: tuple[int, ...], where: FilterAxis, share: float) -> np.ndarray:

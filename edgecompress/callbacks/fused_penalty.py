@@ -16,6 +16,7 @@ from keras import ops
 
 from edgecompress.callbacks.fused import fused
 from edgecompress.callbacks.hooks import Hook, UpdateHook, Wrapping
+from edgecompress.callbacks.replicas import dense
 from edgecompress.surgery.groups import (
     Axes,
     group_lasso_gradient,
@@ -163,7 +164,7 @@ class FusedPenalty:
             if index is not None:
                 places[index] = place
                 if gradient is not None:
-                    known[index] = ops.convert_to_tensor(gradient)
+                    known[index] = dense(gradient)
         summed, gradients = self._sum(known, squares, self._now()), list(gradients)
         for index, place in places.items():
             gradients[place] = summed[index]

@@ -31,7 +31,7 @@ from edgecompress.callbacks.lasso_groups import (
 )
 from edgecompress.callbacks.layer_choice import LayerChoice, layer_choice
 from edgecompress.callbacks.observation import Observation
-from edgecompress.callbacks.replicas import replicas
+from edgecompress.callbacks.replicas import dense, replicas
 from edgecompress.core.arguments import check_between, check_whole, is_number
 from edgecompress.core.errors import ArgumentError, UnknownNameError, UnsupportedModelError
 from edgecompress.core.importance import Importance
@@ -376,7 +376,7 @@ class GroupLasso(CompressionCallback):
             if penalty is not None:
                 # The optimizer adds up the gradients of all replicas.
                 penalty = ops.cast(penalty / replicas(self.model), variable.dtype)
-                gradient = penalty if gradient is None else gradient + penalty
+                gradient = penalty if gradient is None else dense(gradient) + penalty
             summed.append(gradient)
         return summed
 

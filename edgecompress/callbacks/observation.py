@@ -10,7 +10,7 @@ import keras
 from keras import ops
 
 from edgecompress.callbacks.hooks import Hook, UpdateHook
-from edgecompress.callbacks.replicas import summed
+from edgecompress.callbacks.replicas import dense, summed
 from edgecompress.callbacks.views import VIEWS, View
 from edgecompress.core.kernel_shape import KernelShape
 from edgecompress.criteria.base import Criterion
@@ -137,7 +137,8 @@ class Observation:
             if not kernels or gradient is None:
                 continue
             # Every replica has to see the whole batch: each keeps its own statistics.
-            whole, weights = summed(gradient), ops.convert_to_tensor(variable)
+            whole = summed(dense(gradient))
+            weights = ops.convert_to_tensor(variable)
             for kept in kernels:
                 found = self._criterion.observe_kernel(
                     weights, whole, kept.tensors(), step, kept.kernel.shape

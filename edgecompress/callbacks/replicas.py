@@ -17,6 +17,20 @@ def replicas(model: keras.Model) -> int:
     return int(model.distribute_strategy.num_replicas_in_sync)
 
 
+def dense(gradient: Any) -> Any:
+    """Returns a gradient as a tensor; that of a table of vectors comes as the rows that were read.
+
+    Example:
+        >>> dense(keras.ops.ones((2,)))
+        <tf.Tensor: shape=(2,), dtype=float32, numpy=array([1., 1.], dtype=float32)>
+    """
+    if keras.backend.backend() != "tensorflow":
+        return gradient
+    import tensorflow as tf
+
+    return tf.convert_to_tensor(gradient)
+
+
 def summed(value: Any) -> Any:
     """Returns the sum of a tensor over all replicas, inside a train step; itself without others."""
     return _reduced(value, "SUM")

@@ -411,7 +411,12 @@ def _follow(
     for node in nodes:
         operation = node.operation
         path = f"{prefix}{operation.name}"
-        read = [channels.get(id(tensor)) for tensor in node.inputs]
+        rule = rule_of(operation)
+        given = node.inputs
+        if rule is not None and rule.skips_masked:
+            mask = {id(tensor) for tensor in keras.tree.flatten(node.kwargs.get("mask"))}
+            given = tuple(tensor for tensor in given if id(tensor) not in mask)
+        read = [channels.get(id(tensor)) for tensor in given]
         if is_plain_model(operation) and path not in entered:
             entered.add(path)
             if calls_of[id(operation)] == 1 and enters(node):
@@ -422,7 +427,6 @@ def _follow(
                 channels.update({id(t): c for t, c in zip(node.outputs, made, strict=True)})
                 continue
             _analyse(operation, f"{path}/", walk)
-        rule = rule_of(operation)
         reason = None
         if (
             rule is None
@@ -437,9 +441,9 @@ def _follow(
                 operation,
                 walk.weights.get(path, {}),
                 tuple(c for c in read if c is not None),
-                tuple(tuple(tensor.shape) for tensor in node.inputs),
+                tuple(tuple(tensor.shape) for tensor in given),
                 tuple(node.outputs[0].shape),
-                node.inputs,
+                given,
                 node.args,
                 node.kwargs,
                 node.plain,

@@ -62,6 +62,21 @@ def before(kind: str, **options: Any) -> Callable[[], keras.Model]:
     return build
 
 
+def masked(kind: str) -> Callable[[], keras.Model]:
+    """A table of vectors of which the first is no token, in front of recurrent layers."""
+
+    def build() -> keras.Model:
+        tokens = keras.Input((6,), dtype="int32")
+        x = layers.Embedding(9, 8, mask_zero=True, name="table")(tokens)
+        cell = layers.LSTM(4, return_sequences=True) if kind == "Bidirectional" else 4
+        options = {} if kind == "Bidirectional" else {"return_sequences": True}
+        x = getattr(layers, kind)(cell, name="units", **options)(x)
+        x = layers.GRU(4, name="last")(x)
+        return keras.Model(tokens, layers.Dense(3, name="out")(x))
+
+    return build
+
+
 def recurrent(kind: str) -> Callable[[], keras.Model]:
     def build() -> keras.Model:
         x = inputs = keras.Input((5, 4))
@@ -142,6 +157,10 @@ CASES: dict[str, tuple[Callable[[], keras.Model], Weights, int, str]] = {
     "cross_without_bias": (
         lambda: heads(False), [("other", "kernel", -1), ("other", "bias", -1)], 6, "other"
     ),
+    "masked_lstm": (masked("LSTM"), [("table", "embeddings", -1)], 8, "table"),
+    "masked_unit": (masked("LSTM"), _unit(2), 4, "units"),
+    "masked_simple_rnn": (masked("SimpleRNN"), [("table", "embeddings", -1)], 8, "table"),
+    "masked_both": (masked("Bidirectional"), [("table", "embeddings", -1)], 8, "table"),
     "before_lstm": (before("LSTM"), [("conv", "kernel", -1)], 6, "conv"),
     "before_gru": (before("GRU"), [("conv", "kernel", -1)], 6, "conv"),
     "before_early_gru": (before("GRU", reset_after=False), [("conv", "kernel", -1)], 6, "conv"),

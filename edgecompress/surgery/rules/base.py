@@ -41,6 +41,7 @@ class Rule:
         counts: Whether its statistics count every channel, so that only zeros can be left out.
         pads: Whether it computes as many channels as before once it is cut, of which zeros are
             padded back.
+        skips_masked: Whether a mask makes it skip time steps and changes nothing else.
         gains: Weights without which a channel of it that is always 0 is a constant behind it.
         offsets: Weights that such a channel holds behind it.
     """
@@ -49,6 +50,7 @@ class Rule:
     reads_channels: ClassVar[bool] = True
     counts: ClassVar[bool] = False
     pads: ClassVar[bool] = False
+    skips_masked: ClassVar[bool] = False
     gains: ClassVar[tuple[str, ...]] = ()
     offsets: ClassVar[tuple[str, ...]] = ()
 

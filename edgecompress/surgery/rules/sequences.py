@@ -37,6 +37,10 @@ class EmbeddingRule(Rule):
         same = (table == table[:1]).all(axis=0)
         return Channels(labels, np.where(same, table[0].astype(np.float64), np.nan))
 
+    def filters(self, layer: Any) -> tuple[Filters, ...]:
+        """See Rule."""
+        return (Filters((FilterAxis("embeddings", -1),)),)
+
     def cut(self, call: Call, keep_in: np.ndarray, keep_out: np.ndarray) -> Cut:
         """See Rule."""
         table = call.weights["embeddings"][:, keep_out]
@@ -71,6 +75,8 @@ class RecurrentRule(Rule):
     A unit whose proposed state is always activation(0) = 0 never leaves zero, whatever its other
     gates do.
     """
+
+    skips_masked: ClassVar[bool] = True
 
     def follow(self, analysis: Analysis, call: Call) -> Channels:
         """See Rule."""
@@ -166,6 +172,8 @@ class BidirectionalRule(Rule):
 
     A unit goes from both directions or stays: Keras expects both to have the same number.
     """
+
+    skips_masked: ClassVar[bool] = True
 
     def follow(self, analysis: Analysis, call: Call) -> Channels:
         """See Rule."""

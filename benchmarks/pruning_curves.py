@@ -262,7 +262,8 @@ def table(rows: dict[str, Any]) -> str:
         start = [row["accuracy"] for row in found["dense", "1"]]
         parts.append(
             f"**{task.title}**: dense {_mean(start)} %, {len(start)} seed(s). Accuracy minus "
-            "dense in points, and the share of MACs that is left:\n"
+            "dense in points, with the standard deviation where there are several seeds, and the "
+            "share of MACs that is left:\n"
         )
         shares = [str(share) for share in SHARES]
         parts.append("| method | " + " | ".join(f"{float(s):.1%} of MACs" for s in shares) + " |")
@@ -320,7 +321,10 @@ def plot(rows: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     names = [name for name in TASKS if f"{name}/0/dense/1" in rows]
-    figure = Figure(figsize=(4.4 * len(names), 3.6), layout="constrained")
+    figure = Figure(figsize=(4.4 * len(names), 4.2), layout="constrained")
+    styles = {method: f"C{place}o-" for place, method in enumerate(METHODS)}
+    styles |= {"thinner": "k--", "thinner-taught": "k-.", "tfmot": "k:"}
+    lines: dict[str, Any] = {}
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         found = _by_method(rows, name)
         for method in METHODS:
@@ -329,12 +333,13 @@ def plot(rows: dict[str, Any], path: Path) -> None:
                 macs, lost = (
                     [fmean(row[name] for row in run) for run in runs] for name in ("macs", "lost")
                 )
-                style = {"thinner": "k--", "tfmot": "k:"}.get(method, "o-")
-                axes.plot(macs, lost, style, label=method, markersize=3)
+                (lines[method],) = axes.plot(macs, lost, styles[method], markersize=3)
         axes.axhline(0, color="0.6", linewidth=0.8)
         axes.set(title=TASKS[name].title, xlabel="share of MACs", ylabel="accuracy minus dense")
         axes.set_xscale("log", base=2)
-    figure.axes[0].legend(fontsize=7)
+        axes.set_xticks(SHARES, [f"1/{1 / share:.0f}" for share in SHARES])
+    known = [method for method in METHODS if method in lines]
+    figure.legend([lines[m] for m in known], known, loc="outside lower center", ncols=6, fontsize=8)
     figure.savefig(path, dpi=110)
 
 

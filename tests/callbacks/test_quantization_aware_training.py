@@ -508,8 +508,8 @@ def test_refusals():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"begin_epoch": -1}, "begin_epoch` must be a whole number of epochs"),
-        ({"begin_epoch": 1.5}, "begin_epoch` must be a whole number of epochs"),
+        ({"begin_epoch": -1}, "begin_epoch` must be a whole number, 0 or more"),
+        ({"begin_epoch": 1.5}, "begin_epoch` must be a whole number, 0 or more"),
         ({"freeze_batch_norm_epochs": True}, "freeze_batch_norm_epochs` must be a whole"),
         ({"settings": "int8"}, "settings` must be an Int8"),
     ],

@@ -109,7 +109,7 @@ def test_what_does_not_run_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -
     view = VIEWS["active-share"](model)
     with pytest.raises(ArgumentError, match="be tensorflow for criteria that look at activations"):
         view.begin([], None)
-    with pytest.raises(ArgumentError, match="`until` must limit what is known.*runs on Keras's jax backend"):
+    with pytest.raises(ArgumentError, match="limit what is known.*runs on Keras.s jax backend"):
         fits.residual().fit(
             fits.X, fits.Y, verbose=0, callbacks=[ec.ChannelPruning(ec.Budget(file_bytes=0.9))]
         )

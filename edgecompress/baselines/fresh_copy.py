@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import numbers
 from typing import Any
 
-from edgecompress.core.errors import ArgumentError, UnsupportedModelError
+from edgecompress.core.arguments import check_seed
+from edgecompress.core.errors import UnsupportedModelError
 from edgecompress.core.keras_graph import is_plain_model
 from edgecompress.core.model_copy import plain_model
 
@@ -48,14 +48,3 @@ def fresh_copy(model: Any, seed: int | None = None) -> Any:
     if seed is not None:
         keras.utils.set_random_seed(seed)
     return keras.models.clone_model(model)
-
-
-def check_seed(seed: Any) -> None:
-    """Refuses what is no seed of Keras.
-
-    Raises:
-        ArgumentError: it is neither None nor a whole number from 0 to 2**32 - 1.
-    """
-    whole = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
-    if seed is not None and (not whole or not 0 <= seed < 2**32):
-        raise ArgumentError("seed", "be a whole number from 0 to 2**32 - 1", seed)

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from edgecompress.baselines.fresh_copy import check_seed, fresh_copy
-from edgecompress.core.arguments import check_between
+from edgecompress.baselines.fresh_copy import fresh_copy
+from edgecompress.core.arguments import check_between, check_seed
 from edgecompress.core.errors import ArgumentError, UnsupportedModelError
 from edgecompress.core.keras_graph import is_plain_model, named_layers
 from edgecompress.core.model_copy import copy_model, plain_model, variable_of

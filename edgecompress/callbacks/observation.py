@@ -81,7 +81,7 @@ class Observation:
         self._criterion = criterion
         self._views = dict(views or {})
         # A variable can be several kernels, whose filters lie along different axes.
-        self._kernels: dict[int, list[_Kept]] = {}
+        self._kernels: dict[int, dict[KernelShape, _Kept]] = {}
         for kernel in kernels:
             start = criterion.start(kernel.name, kernel.shape)
             kept = {
@@ -92,7 +92,7 @@ class Observation:
             }
             for statistic, variable in kept.items():
                 variable.assign(start[statistic])
-            self._kernels.setdefault(id(kernel.variable), []).append(_Kept(kernel, kept))
+            self._kernels.setdefault(id(kernel.variable), {})[kernel.shape] = _Kept(kernel, kept)
         self._steps = None
         if criterion.waits:
             self._steps = hook.add_variable((), "float32", "observed_steps")
@@ -114,7 +114,7 @@ class Observation:
 
     def statistics(self, kernel: keras.Variable, shape: KernelShape) -> Mapping[str, Any]:
         """Returns the statistics and views of a kernel, whose filters lie as given, as tensors."""
-        (found,) = (x for x in self._kernels[id(kernel)] if x.kernel.shape == shape)
+        found = self._kernels[id(kernel)][shape]
         views = {name: view.tensor(found.kernel.layer) for name, view in self._views.items()}
         return found.tensors() | views
 
@@ -133,13 +133,13 @@ class Observation:
             return gradients
         step = ops.convert_to_tensor(self._steps)
         for gradient, variable in zip(gradients, variables, strict=True):
-            kernels = self._kernels.get(id(variable), ())
+            kernels = self._kernels.get(id(variable), {})
             if not kernels or gradient is None:
                 continue
             # Every replica has to see the whole batch: each keeps its own statistics.
             whole = summed(dense(gradient))
             weights = ops.convert_to_tensor(variable)
-            for kept in kernels:
+            for kept in kernels.values():
                 found = self._criterion.observe_kernel(
                     weights, whole, kept.tensors(), step, kept.kernel.shape
                 )

@@ -25,6 +25,17 @@ def check_whole(name: str, value: Any, least: int = 0) -> int:
     return int(value)
 
 
+def check_seed(seed: Any) -> None:
+    """Refuses what is no seed of Keras.
+
+    Raises:
+        ArgumentError: it is neither None nor a whole number from 0 to 2**32 - 1.
+    """
+    whole = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
+    if seed is not None and (not whole or not 0 <= seed < 2**32):
+        raise ArgumentError("seed", "be a whole number from 0 to 2**32 - 1", seed)
+
+
 def check_positive(name: str, value: Any) -> float:
     """Returns a finite number greater than 0.
 

@@ -371,6 +371,26 @@ def test_training_that_ends_early_still_meets_the_budget_and_says_so() -> None:
     assert any("was not over when training ended" in note for note in record_of(small).notes)
 
 
+def test_a_layer_that_two_nested_models_share_is_observed_once() -> None:
+    shared = keras.layers.Dense(16, "relu", name="shared")
+
+    def nested(name: str) -> keras.Model:
+        inputs = keras.Input((8,))
+        return keras.Model(inputs, shared(inputs), name=name)
+
+    inputs = [keras.Input((8,)), keras.Input((8,))]
+    joined = [nested(name)(x) for name, x in zip("ab", inputs, strict=True)]
+    model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Concatenate()(joined)))
+    model.compile("adam", "mse")
+    x = np.random.default_rng(0).normal(size=(2, 32, 8)).astype("float32")
+    pruning = ec.ChannelPruning(ec.Budget(macs=0.6), "taylor", end_epoch=1)
+    model.fit([*x], x[0, :, :2], epochs=2, verbose=0, callbacks=[pruning])
+    small = ec.finalize(model)
+    removed = record_of(small).removed_channels
+    assert removed["a/shared"] == removed["b/shared"] and removed["a/shared"][1] < 16
+    np.testing.assert_allclose(model([*x]), small([*x]), atol=1e-5)
+
+
 # --- importance -----------------------------------------------------------------------------------
 
 

@@ -15,7 +15,8 @@ from typing import Any
 import keras
 
 from edgecompress.callbacks.fused import is_large
-from edgecompress.callbacks.hooks import HookSession, Wrapping, optimizers_of
+from edgecompress.callbacks.hooks import HookSession, Wrapping
+from edgecompress.core.keras_graph import optimizers_of
 
 # Optimizers that keep states for each weight. SGD has few operators, and stays exact.
 _WITH_STATES = ("Adadelta", "Adagrad", "Adam", "Adamax", "AdamW", "Lion", "Nadam", "RMSprop")

@@ -22,6 +22,7 @@ from edgecompress.callbacks import backends
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.keras_graph import (
     add_optimizer_variables,
+    optimizers_of,
     remove_optimizer_variables,
     walk_layers,
 )
@@ -355,20 +356,11 @@ def _sessions_on(model: keras.Model) -> Iterator[HookSession]:
     found: dict[int, HookSession] = {}
     layers = list(walk_layers(model)) if hasattr(model, "layers") else []
     weights = [weight for layer in layers for weight in layer.weights]
-    optimizers = optimizers_of(model) if getattr(model, "optimizer", None) is not None else []
-    for part in (model, *layers, *weights, *optimizers):
+    for part in (model, *layers, *weights, *optimizers_of(model)):
         session = getattr(part, "__dict__", {}).get(_SESSION)
         if session is not None:
             found[id(session)] = session
     yield from found.values()
-
-
-def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
-    """Returns the model's optimizer and those that it wraps, the innermost last."""
-    optimizers = [model.optimizer]
-    while hasattr(optimizers[-1], "inner_optimizer"):
-        optimizers.append(optimizers[-1].inner_optimizer)
-    return optimizers
 
 
 class _Patch:

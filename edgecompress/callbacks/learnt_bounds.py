@@ -16,6 +16,7 @@ from keras import ops
 from edgecompress.callbacks.backends import check_backend
 from edgecompress.callbacks.hooks import UpdateHook
 from edgecompress.core.errors import ArgumentError
+from edgecompress.core.keras_graph import optimizers_of
 
 # Narrower ranges would end training: nothing inside, no gradient.
 _NARROWEST = 1e-6
@@ -91,7 +92,7 @@ class LearntBounds:
         """Makes the optimizer, outside of the compiled step."""
         if not self._variables:
             return
-        original = self._innermost()
+        original = optimizers_of(self._model)[-1]
         config = {**original.get_config(), "learning_rate": 0.0}
         config |= {name: value for name, value in _PLAIN.items() if name in config}
         if config.get("weight_decay") is not None:
@@ -101,24 +102,18 @@ class LearntBounds:
         self._optimizer = type(original).from_config(config)
         self._optimizer.build([variable for variable, _ in self._variables.values()])
 
-    def _innermost(self) -> Any:
-        optimizer = self._model.optimizer
-        while hasattr(optimizer, "inner_optimizer"):
-            optimizer = optimizer.inner_optimizer
-        return optimizer
-
     def _update(self) -> None:
         """Updates the variables; part of the compiled step."""
         gradients, self._gradients = self._gradients, {}
         scale = getattr(self._model.optimizer, "dynamic_scale", None)
-        factor = getattr(self._innermost(), "loss_scale_factor", None) or 1.0
+        factor = getattr(optimizers_of(self._model)[-1], "loss_scale_factor", None) or 1.0
         if scale is not None:
             factor = ops.convert_to_tensor(scale) * factor
         ordered = [
             ops.zeros_like(variable) if name not in gradients else gradients[name] / factor
             for name, (variable, _) in self._variables.items()
         ]
-        rate = ops.convert_to_tensor(self._innermost().learning_rate)
+        rate = ops.convert_to_tensor(optimizers_of(self._model)[-1].learning_rate)
         self._optimizer.learning_rate = rate if self._rate == 1 else self._rate * rate
         variables = [variable for variable, _ in self._variables.values()]
         self._optimizer.apply(ordered, variables)

@@ -7,8 +7,10 @@ Private names used: `Sequential._functional` (the Functional model inside a buil
 `MultiHeadAttention._dropout_layer`, `GroupedQueryAttention._query_dense` and the other projections,
 `KerasTensor._keras_mask` (the mask that comes with a tensor),
 `KerasTensor._keras_history` (the layer that made it), `Optimizer._track_variable` and
-`Optimizer._untrack_variable` (the counterpart of the public `add_variable`), and the modules of
-layers that networks of `keras.applications` define for themselves (`APPLICATION_LAYERS`).
+`Optimizer._untrack_variable` (the counterpart of the public `add_variable`),
+`Optimizer._model_variables_moving_average` and `Optimizer._trainable_variables` (what `use_ema`
+keeps of which variable), and the modules of layers that networks of `keras.applications` define for
+themselves (`APPLICATION_LAYERS`).
 """
 
 from __future__ import annotations
@@ -361,6 +363,24 @@ def reading(layer: Any, values: Iterable[tuple[Any, Any]]) -> Any:
         known = {id(variable) for variable, _ in values}
         values += [(v, v.value) for v in layer.variables if id(v) not in known]
     return keras.StatelessScope(values)
+
+
+def optimizers_of(model: Any) -> list[Any]:
+    """Returns the model's optimizer and those that it wraps, the innermost last; none if none."""
+    optimizers = [model.optimizer] if getattr(model, "optimizer", None) is not None else []
+    while optimizers and hasattr(optimizers[-1], "inner_optimizer"):
+        optimizers.append(optimizers[-1].inner_optimizer)
+    return optimizers
+
+
+def moving_averages(model: Any) -> dict[int, Any]:
+    """Returns the averages that `use_ema` keeps of trained variables, by the variables' id."""
+    found: dict[int, Any] = {}
+    for optimizer in optimizers_of(model):
+        if averages := getattr(optimizer, "_model_variables_moving_average", None):
+            pairs = zip(optimizer._trainable_variables, averages, strict=True)
+            found |= {id(variable): x for variable, x in pairs if x is not None}
+    return found
 
 
 def add_optimizer_variables(optimizer: Any, variables: Sequence[Any]) -> None:

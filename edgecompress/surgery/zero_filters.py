@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from edgecompress.core.errors import ArgumentError
-from edgecompress.core.keras_graph import named_layers
+from edgecompress.core.keras_graph import moving_averages, named_layers
 from edgecompress.core.model_copy import Weights, variable_of
 from edgecompress.surgery.carriers import carriers, met_by
 from edgecompress.surgery.channels import Analysis, analyse, read_weights
@@ -322,7 +322,16 @@ def _move_constants(then: Analysis, now: Analysis, gone: set[int], after: Weight
 
 
 def _assign(model: Any, source: Weights, after: Weights) -> None:
+    averages = moving_averages(model)
     for path, layer in named_layers(model):
         for name, value in after.get(path, {}).items():
-            if not np.array_equal(value, source[path][name]):
-                variable_of(layer, name).assign(value)
+            before = source[path][name]
+            if np.array_equal(value, before):
+                continue
+            variable = variable_of(layer, name)
+            variable.assign(value)
+            average = averages.get(id(variable))
+            if average is not None:
+                # It would hold only a part of a constant that has moved, and `fit` ends with it.
+                followed = average.numpy() + (value - before)
+                average.assign(np.where(value == 0, 0, followed))

@@ -201,3 +201,31 @@ def test_transposed_and_square_kernels() -> None:
     zero_filters(model, {"t": mask(3, 1)})
     assert not model.get_layer("t").kernel.numpy()[:, :, 1, :].any()
     assert finalize(model).get_layer("t").filters == 2
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_averaged_weights_take_over_the_constant(scaled: bool) -> None:
+    model = randomize(
+        keras.Sequential(
+            [
+                keras.Input((5,)),
+                layers.Dense(6, activation="relu", name="a"),
+                layers.Dense(4, name="b"),
+            ]
+        )
+    )
+    model.get_layer("a").bias.assign([0.5, 0.4, 0.3, -0.2, 0.1, 0.6])
+    # Nothing is learnt: until the surgery, the averages are the weights.
+    optimizer = keras.optimizers.SGD(0.0, use_ema=True, ema_momentum=0.999)
+    inner = optimizer
+    if scaled:
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    model.compile(optimizer, "mse")
+    x = data((5,))
+    model.fit(x, np.zeros((4, 4)), epochs=2, verbose=0)
+    zero_filters(model, {"a": mask(6, 1, 3)})
+    expected = [w.copy() for w in model.get_weights()]
+    inner.finalize_variable_values(model.trainable_variables)
+    for found, wanted in zip(model.get_weights(), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-6)
+    assert not model.get_layer("a").kernel.numpy()[:, [1, 3]].any()

@@ -134,6 +134,39 @@ def test_layers_of_nested_models_may_share_a_name() -> None:
     assert named == {"first/same": 10, "second/same": 5, "head": 2}
 
 
+def _branch(name: str, filters: int) -> keras.Model:
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 4)),
+            kl.Conv2D(filters, 3, padding="same", activation="relu", name="conv"),
+            kl.Conv2D(4, 1, name="last"),
+        ],
+        name=name,
+    )
+
+
+def test_operators_belong_to_layers_of_nested_models() -> None:
+    """Three layers are called `conv`; a product lies between a convolution and its normalization.
+
+    The layer `mul` is none of the products of `norm`.
+    """
+    keras.utils.set_random_seed(0)
+    image = keras.Input((8, 8, 4))
+    x = _branch("right", 16)(_branch("left", 8)(image))
+    x = kl.BatchNormalization(name="norm")(keras.ops.multiply(kl.Conv2D(5, 3, name="conv")(x), 2.0))
+    x = kl.Conv2D(6, 3, activation="relu", name="mul")(x)
+    x = kl.GlobalAveragePooling2D(name="mean")(kl.BatchNormalization(name="alone")(x))
+    model = keras.Model(image, kl.Reshape((6, 1), name="reshape")(x))
+    trial = trial_file.trial_file(model)
+    found = list(zip((o.name for o in trial.artifact.flat.operators), trial.layers, strict=True))
+    assert found == [
+        ("CONV_2D", "left/conv"), ("CONV_2D", "left/last"),
+        ("CONV_2D", "right/conv"), ("CONV_2D", "right/last"),
+        ("CONV_2D", "conv"), ("CONV_2D", "mul"), ("MUL", "alone"), ("ADD", "alone"),
+        ("MEAN", "mean"), ("RESHAPE", "reshape"),
+    ]  # fmt: skip
+
+
 def test_a_file_is_made_once_for_all_its_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     """One with and one without its zeros, of each model; another one once weights change."""
     made = []

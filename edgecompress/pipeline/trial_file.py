@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import weakref
 import zlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -52,18 +53,20 @@ class TrialFile:
         the operator does (a convolution into which BatchNormalization and ReLU went), it belongs to
         the nearest layer before with some.
         """
-        paths = {layer.name: path for path, layer in named_layers(self.model)}
-        before = _readers_of_one(self.model)
         live = dict(named_layers(self.model))
+        names = Counter(layer.name for layer in live.values())
+        paths = {x.name if names[x.name] == 1 else path: path for path, x in live.items()}
+        before = _readers_of_one(self.model)
         flat, found = self.artifact.flat, list[str | None]()
         matrices = {t.index for t in flat.weight_tensors() if sum(n > 1 for n in t.shape) > 1}
         for operator in flat.operators:
-            name = layer_of(flat.output(operator).name, paths) if operator.outputs else None
+            name = layer_of(flat.output(operator).name, live) if operator.outputs else None
+            path = None if name is None else paths[name]
             mixes = operator.name not in _ELEMENTWISE and matrices & set(operator.inputs)
-            if name is not None and mixes:
-                while name in before and not _has_matrices(live[paths[name]]):
-                    name = before[name]
-            found.append(None if name is None else paths.get(name))
+            if mixes:
+                while path in before and not (path in live and _has_matrices(live[path])):
+                    path = before[path]
+            found.append(path if path in live else None)
         return tuple(found)
 
 
@@ -148,15 +151,16 @@ def _has_matrices(layer: Any) -> bool:
     return any(len(weight.shape) > 1 for weight in layer.weights)
 
 
-def _readers_of_one(model: Any) -> dict[str, str]:
-    """Returns the layer before each layer that reads one tensor, by name."""
+def _readers_of_one(model: Any, prefix: str = "") -> dict[str, str]:
+    """Returns the layer or operation before each that reads one tensor, by path."""
     found: dict[str, str] = {}
     makers: dict[int, str] = {}
     for node in graph_nodes(model):
+        path = f"{prefix}{node.operation.name}"
         if is_plain_model(node.operation):
-            found |= _readers_of_one(node.operation)
+            found |= _readers_of_one(node.operation, f"{path}/")
             continue
         if len(node.inputs) == 1 and id(node.inputs[0]) in makers:
-            found.setdefault(node.operation.name, makers[id(node.inputs[0])])
-        makers |= {id(tensor): node.operation.name for tensor in node.outputs}
+            found.setdefault(path, makers[id(node.inputs[0])])
+        makers |= {id(tensor): path for tensor in node.outputs}
     return found

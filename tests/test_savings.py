@@ -134,6 +134,18 @@ def test_layers_of_nested_models_may_share_a_name() -> None:
     assert named == {"first/same": 10, "second/same": 5, "head": 2}
 
 
+def test_the_kernel_of_a_shared_layer_counts_once() -> None:
+    keras.utils.set_random_seed(0)
+    inputs = [keras.Input((6,)), keras.Input((6,))]
+    shared = kl.Dense(6, activation="relu", name="shared")
+    x = kl.Concatenate()([shared(inputs[0]), shared(shared(inputs[1]))])
+    model = keras.Model(inputs, kl.Dense(3, name="head")(x))
+    found = ec.savings(model, model, "nucleo-l4r5zi")
+    costs = {layer.name: layer.costs["file_bytes"].before for layer in found.layers}
+    # Each of its three uses has a bias in a scale of its own.
+    assert costs == {"shared": 36 + 3 * 24, "head": 36 + 12}
+
+
 def _branch(name: str, filters: int) -> keras.Model:
     return keras.Sequential(
         [

@@ -195,8 +195,10 @@ def _family(target: str) -> tuple[Family, TargetProfile]:
 
 def _learnt(trial: TrialFile, size: Callable[[Tensor], int]) -> dict[str, float]:
     """Returns the size of the learnt tensors of each layer's operators."""
-    flat, found = trial.artifact.flat, Counter[str]()
+    flat, owned = trial.artifact.flat, defaultdict[str, set[int]](set)
     learnt = {tensor.index: tensor for tensor in flat.weight_tensors()}
     for path, operator in zip(trial.layers, flat.operators, strict=True):
-        found[path or ""] += sum(size(learnt[i]) for i in operator.inputs if i in learnt)
-    return {path: value for path, value in found.items() if path and value}
+        if path is not None:
+            # The uses of a shared layer read one kernel.
+            owned[path].update(learnt.keys() & operator.inputs)
+    return {path: sum(size(learnt[i]) for i in own) for path, own in owned.items() if own}

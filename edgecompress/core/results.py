@@ -138,6 +138,14 @@ class CheckResult:
         return self.limit is not None and self.verdict in OPEN_VERDICTS
 
     @property
+    def largest(self) -> float | None:
+        """What a ceiling is compared with: the upper end of the band; None if it is not known.
+
+        A small arena takes more to allocate than it uses afterwards.
+        """
+        return None if self.high is None else max(self.high, self.detail.get("smallest") or 0)
+
+    @property
     def is_floor(self) -> bool:
         """Whether the limit is a floor: higher is better."""
         if self.rule == "accuracy":

@@ -96,7 +96,7 @@ class _OfTarget(Cost):
         return family.width_multiple(profile, family.settle(profile, {}))
 
     def checked(self, model: Any, target: str | None) -> float:
-        """Returns the upper end of what the rule found.
+        """Returns what the rule compares with a limit.
 
         Raises:
             ConversionError: it found nothing, for the reason given.
@@ -104,15 +104,11 @@ class _OfTarget(Cost):
         family, profile = _family(str(target))
         flat = trial_file(model, target).artifact.flat
         found = next(x for x in check(flat, profile).checks if x.rule == self.rule)
-        if found.high is None:
+        if found.largest is None:
             raise ConversionError(
                 f"The {self.rule} on {profile.name} is not known: {found.reason or 'no rule'}"
             )
-        return self.largest(found.high, found.detail)
-
-    def largest(self, high: float, detail: Mapping[str, Any]) -> float:
-        """Returns the value that the rule compares with a limit."""
-        return high
+        return found.largest
 
 
 @cost("arena")
@@ -124,10 +120,6 @@ class ArenaBytes(_Bytes, _OfTarget):
     def measure(self, model: Any, target: str | None = None) -> float:
         """Returns the smallest arena that suffices; see `Cost.measure`."""
         return self.checked(model, target)
-
-    def largest(self, high: float, detail: Mapping[str, Any]) -> float:
-        """Returns the arena: planning it may take more than using it."""
-        return max(high, detail.get("smallest") or 0)
 
     def by_layer(self, model: Any, target: str | None = None) -> Mapping[str, float]:
         """Returns the bytes of each layer's outputs, which do not live together."""

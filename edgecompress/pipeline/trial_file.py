@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from edgecompress.converters.float32 import layer_of
 from edgecompress.converters.formats import FORMATS, Costs, FormatRequest, format_options
+from edgecompress.converters.layer_paths import layer_of
 from edgecompress.converters.loaders import example_inputs, wrap
 from edgecompress.core.keras_graph import graph_nodes, is_plain_model, named_layers
 from edgecompress.core.model_copy import copy_model

@@ -131,9 +131,8 @@ def c_source_files(build: Build) -> dict[str, str]:
     arenas: dict[int, TargetProfile] = {}
     for profile, result in zip(build.profiles, build.targets, strict=True):
         for found in result.checks:
-            if found.rule == "arena" and found.measured is not None:
-                size = max(int(found.measured), found.detail["smallest"] or 0)
-                arenas[size] = profile
+            if found.rule == "arena" and found.largest is not None:
+                arenas[int(found.largest)] = profile
     microcontroller = next(p for p in build.profiles if family_of(p).c_sources)
     largest = max(arenas, default=None)
     profile = microcontroller if largest is None else arenas[largest]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from edgecompress.core.errors import ArgumentError
-from edgecompress.core.results import CheckResult, TargetResult
+from edgecompress.core.results import TargetResult
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.pipeline.trial_file import trial_file
 from edgecompress.searching.file_model import FileModel, NoFileModel, matched
@@ -91,7 +91,7 @@ def costs_of(results: Sequence[TargetResult]) -> Costs:
                 continue
             if found.limit is not None:
                 limits[found.rule] = min(found.limit, limits.get(found.rule, found.limit))
-            value = _largest(found)
+            value = found.largest
             if value is None:
                 why = found.reason or "it has no such rule"
                 unknown.setdefault(found.rule, f"{target.name}: {why}")
@@ -102,13 +102,6 @@ def costs_of(results: Sequence[TargetResult]) -> Costs:
         rule: value for rule, value in values.items() if rule not in unknown or rule not in limits
     }
     return Costs(left, limits, unknown, unsupported)
-
-
-def _largest(found: CheckResult) -> float | None:
-    """Returns the value that a rule compares with a limit: the upper end of its band."""
-    if found.high is None:
-        return None
-    return max(float(found.high), float(found.detail.get("smallest") or 0))
 
 
 def judge(

@@ -239,29 +239,6 @@ def test_published_models(shared: Path, name: str, macs: int) -> None:
     check_outputs(loaded, result, samples=2)
 
 
-def test_layer_of() -> None:
-    known = ["block", "conv_1", "conv", "dense"]
-    assert float32.layer_of("model_1/block_2/conv_1/Relu;other/dense", known) == "conv_1"
-    assert float32.layer_of("model/conv_3/BiasAdd", known) == "conv"
-    assert float32.layer_of("model/pool/Mean", known) is None
-
-
-def test_layer_of_finds_the_nested_model_of_layers_called_the_same() -> None:
-    known = ["left/conv", "right/conv", "conv", "right/inner/conv", "right/inner/dense"]
-    for name, expected in (
-        ("model_1/left_2/conv_1/Relu", "left/conv"),
-        ("model_1/right_1/conv/Relu", "right/conv"),
-        ("model_1/right_1/inner/conv_3/Relu", "right/inner/conv"),
-        ("model_1/conv_1/Relu", "conv"),
-        ("model_1/elsewhere/conv_1/Relu", "conv"),
-        ("right/conv/conv_2d", "right/conv"),
-        ("model_1/right/inner/dense/MatMul", "dense"),
-        ("model_1/right/inner/dense/conv_1", "dense"),
-        ("conv", "conv"),
-    ):
-        assert float32.layer_of(name, known) == expected
-
-
 @pytest.mark.parametrize("place", ["model", "layer"])
 @pytest.mark.parametrize("name", ["a\nb", "a b", "caf\u00e9"])
 def test_a_name_that_tensorflow_does_not_take_is_named_with_the_rule(name: str, place: str) -> None:

@@ -148,17 +148,17 @@ class Rows:
 
     def _teacher(self) -> Any:
         """Returns what the untouched model computes for the training data, if these are fixed."""
-        from edgecompress.recipes.data import inputs_of
         from edgecompress.training.teacher_outputs import TeacherOutputs, known_as
 
-        if self._taught is None and self._data.stream is not None:
-            # Of a dataset, samples may differ from epoch to epoch: the model itself teaches.
-            self._taught = self._loaded.model
         if self._taught is None:
-            model, train = self._loaded.model, self._data.train
-            self._progress("Computing the outputs of the untouched model")
-            folder = self._folder.parent / "teacher_outputs" / known_as([model], train.x)
-            self._taught = TeacherOutputs(model, inputs_of(model, train), folder)
+            model, found = self._loaded.model, self._data.fixed_inputs(self._loaded.model)
+            # Of a dataset, samples may differ from epoch to epoch: the model itself teaches.
+            self._taught = model
+            if found is not None:
+                inputs, content = found
+                self._progress("Computing the outputs of the untouched model")
+                folder = self._folder.parent / "teacher_outputs" / known_as([model], content)
+                self._taught = TeacherOutputs(model, inputs, folder)
         return self._taught
 
     def _check(self) -> None:

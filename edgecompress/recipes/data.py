@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from edgecompress.converters.loaders import LoadedModel
+from edgecompress.core.content_hashes import arrays_sha256
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.keras_graph import functional_of
 from edgecompress.recipes.groups import check_several, held_out, named, shared_note
-from edgecompress.recipes.samples import Samples, Stream
+from edgecompress.recipes.samples import Samples, Stream, read_batches
 from edgecompress.recipes.sources import Ask, in_memory, source_of
 
 __all__ = ["Data", "Feed", "Samples", "Stream", "load"]
@@ -53,8 +54,9 @@ class Data:
         train, more = self.train, self.validation
         if self.stream is not None:
             raise ArgumentError(
-                "--refit", "go with arrays or a folder of images", "a dataset of batches",
-                "Add the validation data to the dataset yourself.",
+                "--refit", "go with training data in memory: an .npz file, or arrays",
+                "a folder of images" if self.stream.classes else "a dataset of batches",
+                "Leave it out, or give a function that returns arrays.",
             )  # fmt: skip
         both = Samples(
             tuple(np.concatenate(pair) for pair in zip(train.x, more.x, strict=True)),
@@ -95,9 +97,34 @@ class Data:
             {"x": inputs_of(model, self.train), "y": packed, "batch_size": batch_size},
         )  # fmt: skip
 
+    def fixed_inputs(self, model: Any) -> tuple[Any, str] | None:
+        """Returns the inputs to train on as `TeacherOutputs` takes them, and a hash of them.
+
+        None if samples may differ from epoch to epoch.
+        """
+        if self.stream is None:
+            return inputs_of(model, self.train), arrays_sha256(self.train.x)
+        if self.stream.fixed is None:
+            return None
+        return _FixedInputs(model, self.stream), self.stream.sha256()
+
     def sha256(self) -> str:
         """Returns a hash of the training data, as far as they can be told apart."""
         return (self.train if self.stream is None else self.stream).sha256()
+
+
+@dataclass(frozen=True, eq=False)
+class _FixedInputs:
+    """The inputs of a stream whose samples never change, in one order."""
+
+    model: Any
+    stream: Stream
+
+    def __iter__(self) -> Iterator[Any]:
+        stream = self.stream
+        if stream.fixed is not None:
+            for samples in read_batches(stream.fixed, stream.loaded, stream.argument, once=True):
+                yield (batch_of(self.model, samples),)
 
 
 class Feed:

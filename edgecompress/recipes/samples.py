@@ -98,6 +98,8 @@ class Stream:
         count: Samples of an epoch; None if unknown.
         notes: About the data, for people.
         classes: Names of the classes by number, where the data name them.
+        fixed: As `epoch`, in an order that never changes; None where samples may differ from epoch
+            to epoch.
     """
 
     epoch: Callable[[], Iterator[Any]] = field(repr=False)
@@ -109,6 +111,7 @@ class Stream:
     count: int | None = None
     notes: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
+    fixed: Callable[[], Iterator[Any]] | None = field(default=None, repr=False)
 
     def batches(self) -> Iterator[Samples]:
         """Returns checked batches without end, epoch after epoch.

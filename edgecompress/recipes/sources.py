@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ import numpy as np
 
 from edgecompress.converters.loaders import InputSpec, LoadedModel
 from edgecompress.converters.streams import is_stream
+from edgecompress.core.datasets import batch_count, is_dataset, one_epoch
 from edgecompress.core.errors import ArgumentError, few, one_line
 from edgecompress.core.registry import Registry
 from edgecompress.core.user_functions import is_function
@@ -40,8 +40,6 @@ PIXELS = {"0..255": (0.0, 255.0), "0..1": (0.0, 1.0), "-1..1": (-1.0, 1.0)}
 _CHANNELS = {"grayscale": 1, "rgb": 3, "rgba": 4}
 _IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png")
 _BATCH = 64
-# Cardinalities of tf.data.
-_INFINITE, _UNKNOWN = -1, -2
 
 
 @dataclass(frozen=True)
@@ -147,23 +145,26 @@ class _Images:
         def read(path: Any, number: Any) -> tuple[Any, Any]:
             return tf.image.resize(decoded(path), self.size), number
 
-        dataset = (
-            tf.data.Dataset.from_tensor_slices((list(paths), list(numbers)))
-            .shuffle(len(files), seed=ask.seed)
-            .map(read, num_parallel_calls=tf.data.AUTOTUNE)
-            .batch(ask.batch_size)
-            .prefetch(2)
-        )
+        def read_as(order: Callable[[Any], Any]) -> Callable[[], Iterator[Any]]:
+            dataset = (
+                order(tf.data.Dataset.from_tensor_slices((list(paths), list(numbers))))
+                .map(read, num_parallel_calls=tf.data.AUTOTUNE)
+                .batch(ask.batch_size)
+                .prefetch(2)
+            )
 
-        def epoch() -> Iterator[Any]:
-            try:
-                for images, labels in dataset:
-                    yield self._scaled(np.asarray(images)), np.asarray(labels)
-            except tf.errors.OpError as error:
-                # It does not say which image.
-                _refuse_damaged(paths, decoded, ask.argument)
-                raise error
+            def batches() -> Iterator[Any]:
+                try:
+                    for images, labels in dataset:
+                        yield self._scaled(np.asarray(images)), np.asarray(labels)
+                except tf.errors.OpError as error:
+                    # It does not say which image.
+                    _refuse_damaged(paths, decoded, ask.argument)
+                    raise error
 
+            return batches
+
+        epoch = read_as(lambda images: images.shuffle(len(files), seed=ask.seed))
         digest = hashlib.sha256()
         for path in paths:
             name = os.path.relpath(path, self.folder)
@@ -182,6 +183,7 @@ class _Images:
         return Stream(
             epoch, -(-len(files) // ask.batch_size), ask.loaded, ask.argument, sample,
             [digest.hexdigest(), sample.sha256(), self.classes], len(files), notes, self.classes,
+            read_as(lambda images: images),
         )  # fmt: skip
 
     def _scaled(self, images: np.ndarray) -> np.ndarray:
@@ -341,11 +343,6 @@ SOURCES.register("function")(Source("function", "module:function", is_function, 
 # --- Datasets -------------------------------------------------------------------------------------
 
 
-def _is_dataset(given: Any) -> bool:
-    names = {f"{base.__module__.split('.')[0]}.{base.__name__}" for base in type(given).__mro__}
-    return bool(names & {"tensorflow.DatasetV2", "keras.PyDataset"})
-
-
 def _read_dataset(
     given: Any, ask: Ask, again: Callable[[], Any] | None = None, name: str = ""
 ) -> Stream:
@@ -360,11 +357,11 @@ def _read_dataset(
     most = _fitting(SAMPLED, ask.loaded)
 
     def sample_of(dataset: Any) -> Samples:
-        read = read_batches(lambda: _epoch(dataset), ask.loaded, ask.argument, once=True)
+        read = read_batches(lambda: one_epoch(dataset), ask.loaded, ask.argument, once=True)
         return first_samples(read, most)
 
     sample = sample_of(given)
-    cardinality = _cardinality(given)
+    cardinality = batch_count(given)
     steps = ask.steps if ask.steps is not None else cardinality
     if steps is None and ask.whole:
         # Whoever reads it stops in time.
@@ -376,7 +373,7 @@ def _read_dataset(
         )  # fmt: skip
     if ask.whole:
         return Stream(
-            lambda: _epoch(given), steps, ask.loaded, ask.argument, sample, sample.sha256()
+            lambda: one_epoch(given), steps, ask.loaded, ask.argument, sample, sample.sha256()
         )
     notes = [f"{ask.argument}: batches of a dataset, {steps:,} an epoch, in its own order."]
     content = sample.sha256()
@@ -399,7 +396,7 @@ def _read_dataset(
     given_steps = steps if ask.steps is not None else None
 
     return Stream(
-        lambda: _epoch(given),
+        lambda: one_epoch(given),
         steps,
         ask.loaded,
         ask.argument,
@@ -408,26 +405,6 @@ def _read_dataset(
         None,
         tuple(notes),
     )
-
-
-def _cardinality(dataset: Any) -> int | None:
-    """Returns the number of batches; None if it is unknown or the dataset has no end."""
-    if hasattr(dataset, "cardinality"):
-        number = int(dataset.cardinality())
-        return None if number in (_INFINITE, _UNKNOWN) else number
-    batches = getattr(dataset, "num_batches", None)
-    return None if batches is None else int(batches)
-
-
-def _epoch(dataset: Any) -> Iterator[Any]:
-    """Yields the batches of one epoch."""
-    if hasattr(dataset, "cardinality"):
-        yield from dataset
-        return
-    number = _cardinality(dataset)
-    for at in itertools.count() if number is None else range(number):
-        yield dataset[at]
-    dataset.on_epoch_end()
 
 
 def _source_of(name: str) -> bytes:
@@ -441,7 +418,7 @@ def _source_of(name: str) -> bytes:
 
 
 SOURCES.register("dataset")(
-    Source("dataset", "a tf.data.Dataset of batches or a keras.utils.PyDataset", _is_dataset,
+    Source("dataset", "a tf.data.Dataset of batches or a keras.utils.PyDataset", is_dataset,
            _read_dataset)
 )  # fmt: skip
 

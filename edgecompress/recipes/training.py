@@ -11,13 +11,14 @@ import numpy as np
 from keras import ops
 
 from edgecompress.callbacks.distillation import Distillation
+from edgecompress.core.content_hashes import arrays_sha256
 from edgecompress.core.errors import ConversionError
 from edgecompress.core.suppress_output import no_warnings
 from edgecompress.recipes.data import Data, Samples, inputs_of
 from edgecompress.recipes.registry import Epoch
 from edgecompress.recipes.task import Task, output_kind
 from edgecompress.training.base import Outputs, TaughtLabels, TeacherLoss
-from edgecompress.training.teacher_outputs import kept_outputs, known_as
+from edgecompress.training.teacher_outputs import TeacherOutputs, kept_outputs, known_as
 from edgecompress.training.teachers import joined
 
 _BATCH = 256
@@ -59,11 +60,11 @@ class Trainer:
         columns = int(np.prod(shape)) if task.kind == "values" or not task.sparse else 1
         self._shape = shape
         self._taught = None
-        # Outputs for arrays are computed once and travel with the labels; for batches that come
-        # anew each time, the teacher runs in every step.
+        # Outputs for arrays are computed once and travel with the labels; those for batches are
+        # looked up, or where samples may change, the teacher runs in every step.
         self._callbacks: list[Any] = []
         if teacher_loss is not None and data.stream is not None:
-            self._callbacks = [Distillation(teachers, teacher_loss)]
+            self._callbacks = [Distillation(self._stored(teachers), teacher_loss)]
         elif teacher_loss is not None:
             self._meaning = Outputs(task.kind == "binary", task.output == "logits")
             self._taught = TaughtLabels(teacher_loss, task.loss, columns, self._meaning)
@@ -129,11 +130,20 @@ class Trainer:
             return self._taught.pack(labels, outputs[0])
         return self._taught.pack(labels, self._meaning.from_logits(joined(outputs, kinds)))
 
+    def _stored(self, teachers: Sequence[Any]) -> Any:
+        """Returns what teachers compute for a stream, kept on disk; else the teachers."""
+        found = self._data.fixed_inputs(teachers[0])
+        if self._kept is None or found is None:
+            return teachers
+        inputs, content = found
+        with no_warnings():
+            return TeacherOutputs(teachers, inputs, self._kept / known_as(teachers, content))
+
     def _outputs(self, teacher: Any, samples: Samples) -> np.ndarray:
         """Returns a teacher's output on samples: kept by an earlier run, or computed."""
         if self._kept is None:
             return predict(teacher, samples)
-        folder = self._kept / known_as([teacher], samples.x)
+        folder = self._kept / known_as([teacher], arrays_sha256(samples.x))
         with no_warnings():
             return kept_outputs([teacher], inputs_of(teacher, samples), folder, _BATCH)[0]
 

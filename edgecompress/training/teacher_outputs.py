@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgecompress.core.content_hashes import arrays_sha256, model_sha256
+from edgecompress.core.datasets import is_dataset, is_endless, one_epoch
 from edgecompress.core.errors import ArgumentError, NotFiniteError, UnreadableFileError
 from edgecompress.core.files import sha256, write_atomic
 from edgecompress.core.reading import read_arrays, read_json
@@ -17,6 +18,8 @@ from edgecompress.training.teachers import Teacher, checked_teachers, model_of
 
 SCHEMA = "edgecompress.teacher_outputs/1"
 _INDEX = "teacher_outputs.json"
+# Stands for the hash of all data where each part has its own, under this name.
+_IN_PARTS, _CONTENT = "in parts", "content"
 # Samples of a file, at least, and files of a folder, at most.
 _SAMPLES, _FILES = 1024, 64
 # Of murmur3's finalizer (Appleby, 2011), as signed 32-bit numbers, and 2**32 / golden ratio.
@@ -34,12 +37,16 @@ class TeacherOutputs:
 
     The outputs are written in parts, each whole or not at all. A run that was interrupted, by
     `kill -9` too, continues with the first part that is missing. The folder belongs to these
-    teachers and these data: with others it is refused.
+    teachers and these data: with others it is refused. Of a dataset, parts whose samples have
+    changed are computed anew.
 
     Args:
         teacher: As in `Distillation`.
         x: The training data: an array (samples, ...), or one for each input, as the teachers take
-            them. Arrays that are mapped from disk are read part by part.
+            them. Arrays that are mapped from disk are read part by part. Or batches as `fit` takes
+            them, with or without labels, that can be read any number of times: a tf.data.Dataset,
+            a keras.utils.PyDataset or another iterable; in the same order each time, else nothing
+            that is stored is found again.
         folder: Where the outputs are kept; created if it is missing.
         batch_size: Samples that a teacher sees at once.
 
@@ -55,32 +62,21 @@ class TeacherOutputs:
 
     def __init__(self, teacher: Any, x: Any, folder: Path | str, batch_size: int = 256) -> None:
         """Computes what is missing."""
-        import keras
-
         self.teachers: tuple[Teacher, ...] = checked_teachers(teacher)
         self.folder = Path(folder)
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ArgumentError("batch_size", "be a whole number, 1 or more", batch_size)
-        inputs = keras.tree.map_structure(_array, x)
-        arrays = keras.tree.flatten(inputs)
-        if not arrays or len({len(array) for array in arrays}) != 1 or not len(arrays[0]):
-            raise ArgumentError("x", "be arrays of the same number of samples", type(x).__name__)
-        self._samples = len(arrays[0])
-        self._tables = kept_outputs(self.teachers, inputs, self.folder, batch_size)
-        self._index(inputs)
-
-    def _index(self, inputs: Any) -> None:
-        """Sorts the samples by their hashes."""
-        import keras
-        from keras import ops
-
-        hashes, per_part = [], _per_file(self._samples, 1)
-        for start in range(0, self._samples, per_part):
-            part = keras.tree.map_structure(
-                lambda array: ops.convert_to_tensor(array[start : start + per_part]),  # noqa: B023
-                inputs,
-            )
-            hashes.append([ops.convert_to_numpy(each) for each in sample_hashes(part)])
+        parts = (
+            _kept_of_batches(self.teachers, _readable(x), self.folder, batch_size)
+            if _yields(x)
+            else _kept_of_arrays(self.teachers, _arrays(x), self.folder, batch_size)
+        )
+        hashes, tables = [], []
+        for inputs, outputs in parts:
+            hashes.append(_hashes(inputs))
+            tables.append(outputs)
+        self._samples = sum(len(first) for first, _ in hashes)
+        self._tables = [np.concatenate(found) for found in zip(*tables, strict=True)]
         first, second = (np.concatenate(found) for found in zip(*hashes, strict=True))
         # Equal samples have equal outputs: one of them is enough.
         _, once = np.unique(np.stack([first, second]), axis=1, return_index=True)
@@ -119,30 +115,97 @@ def kept_outputs(
         ArgumentError: the folder holds the outputs of other teachers or for other data.
         NotFiniteError: a teacher computes NaN or infinite values.
     """
+    parts = _kept_of_arrays(teachers, x, folder, batch_size)
+    return [np.concatenate(found) for found in zip(*(own for _, own in parts), strict=True)]
+
+
+# Inputs of some samples, and each output of each teacher.
+_Part = tuple[Any, list[np.ndarray]]
+
+
+def _kept_of_arrays(
+    teachers: Sequence[Teacher], x: Any, folder: Path, batch_size: int
+) -> Iterator[_Part]:
+    """Yields arrays part by part, with what teachers compute for each."""
     import keras
 
     arrays = keras.tree.flatten(x)
-    _take(folder, _identity(teachers, arrays))
+    _take(folder, _identity(teachers, arrays_sha256(arrays)))
     samples = len(arrays[0])
-    per_file, parts = _per_file(samples, batch_size), []
+    per_file = _per_file(samples, batch_size)
     for start in range(0, samples, per_file):
-        stop = min(start + per_file, samples)
-        part = keras.tree.map_structure(lambda array: array[start:stop], x)  # noqa: B023
-        parts.append(_part(teachers, folder, start, stop - start, part, batch_size))
-    return [np.concatenate(found) for found in zip(*parts, strict=True)]
+        inputs = keras.tree.map_structure(lambda array: array[start : start + per_file], x)  # noqa: B023
+        yield inputs, _part(teachers, folder, start, inputs, batch_size)
 
 
-def known_as(teachers: Sequence[Teacher], arrays: Sequence[np.ndarray]) -> str:
-    """Returns the name of a folder that is of these teachers and these data alone."""
-    return sha256(json.dumps(_identity(teachers, arrays)).encode())[:16]
+def _kept_of_batches(
+    teachers: Sequence[Teacher], batches: Iterable[Any], folder: Path, batch_size: int
+) -> Iterator[_Part]:
+    """Yields the inputs of batches part by part, with what teachers compute for each."""
+    import keras
+
+    _take(folder, _identity(teachers, _IN_PARTS))
+    start = 0
+    for inputs in _regrouped(batches, _per_file(0, batch_size)):
+        arrays = keras.tree.flatten(inputs)
+        content = arrays_sha256(arrays)
+        yield inputs, _part(teachers, folder, start, inputs, batch_size, content)
+        start += len(arrays[0])
+    if not start:
+        raise ArgumentError("x", "yield at least one batch", "none")
 
 
-def _identity(teachers: Sequence[Teacher], arrays: Sequence[np.ndarray]) -> dict[str, Any]:
+def _regrouped(batches: Iterable[Any], size: int) -> Iterator[Any]:
+    """Yields the inputs of batches, `size` samples at a time and what is left at the end."""
+    import keras
+
+    held: list[Any] = []
+    count = 0
+    for batch in batches:
+        held.append(_arrays(_inputs(batch)))
+        count += len(keras.tree.flatten(held[-1])[0])
+        if count < size:
+            continue
+        whole = _joined(held)
+        for start in range(0, count - size + 1, size):
+            yield keras.tree.map_structure(lambda array: array[start : start + size], whole)  # noqa: B023
+        count %= size
+        held = [keras.tree.map_structure(lambda array: array[len(array) - count :], whole)]  # noqa: B023
+    if count:
+        yield _joined(held)
+
+
+def _inputs(batch: Any) -> Any:
+    import keras
+
+    try:
+        return keras.utils.unpack_x_y_sample_weight(batch)[0]
+    except ValueError as error:
+        got = f"{len(batch)} values"
+        raise ArgumentError("x", "yield x, (x, y) or (x, y, sample_weight)", got) from error
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    import keras
+
+    try:
+        return keras.tree.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
+    except ValueError as error:
+        shapes = sorted({str(array.shape[1:]) for array in keras.tree.flatten(list(parts))})
+        raise ArgumentError("x", "yield samples of one shape", ", ".join(shapes[:3])) from error
+
+
+def known_as(teachers: Sequence[Teacher], content: str) -> str:
+    """Returns the name of a folder that is of these teachers and data of this hash alone."""
+    return sha256(json.dumps(_identity(teachers, content)).encode())[:16]
+
+
+def _identity(teachers: Sequence[Teacher], content: str) -> dict[str, Any]:
     """Returns what a folder of outputs belongs to, as JSON values."""
     return {
         "schema": SCHEMA,
         "teachers": [model_sha256(model_of(each)) for each in teachers],
-        "data": arrays_sha256(arrays),
+        "data": content,
     }
 
 
@@ -175,14 +238,31 @@ def _take(folder: Path, index: Mapping[str, Any]) -> None:
 
 
 def _part(
-    teachers: Sequence[Teacher], folder: Path, start: int, count: int, x: Any, batch_size: int
+    teachers: Sequence[Teacher],
+    folder: Path,
+    start: int,
+    x: Any,
+    batch_size: int,
+    content: str = "",
 ) -> list[np.ndarray]:
-    """Returns the outputs of all teachers for some samples: of a file, or computed and kept."""
+    """Returns the outputs of all teachers for some samples: of a file, or computed and kept.
+
+    Args:
+        teachers: The teachers.
+        folder: Of the file.
+        start: How many samples come before these.
+        x: The inputs.
+        batch_size: As in `TeacherOutputs`.
+        content: Hash of the inputs, which the file has to have, too. Defaults to that of the
+            folder, which says it for all parts.
+    """
     import io
 
     import keras
 
+    count = len(keras.tree.flatten(x)[0])
     place = folder / f"{start:09d}.npz"
+    digest = np.frombuffer(bytes.fromhex(content), np.uint8)
     outputs_of_all = sum(len(model_of(each).outputs) for each in teachers)
     try:
         stored = read_arrays(place) if place.exists() else {}
@@ -190,7 +270,7 @@ def _part(
     except UnreadableFileError:
         stored = {}
     kept = [stored.get(str(number)) for number in range(outputs_of_all)]
-    if all(
+    if np.array_equal(stored.get(_CONTENT, digest[:0]), digest) and all(
         isinstance(array, np.ndarray) and array.dtype == np.float32 and len(array) == count
         for array in kept
     ):
@@ -207,7 +287,8 @@ def _part(
                 "the data."
             )
     buffer = io.BytesIO()
-    np.savez(buffer, **{str(number): array for number, array in enumerate(found)})
+    more = {_CONTENT: digest} if content else {}
+    np.savez(buffer, **{str(number): array for number, array in enumerate(found)}, **more)
     write_atomic(place, buffer.getvalue())
     return found
 
@@ -285,9 +366,51 @@ def _mixed(values: Any) -> Any:
     return ops.bitwise_xor(values, ops.bitwise_right_shift(values, 16))
 
 
+def _hashes(inputs: Any) -> list[np.ndarray]:
+    """Returns the hashes of samples in memory."""
+    import keras
+    from keras import ops
+
+    tensors = keras.tree.map_structure(ops.convert_to_tensor, inputs)
+    return [ops.convert_to_numpy(each) for each in sample_hashes(tensors)]
+
+
+def _yields(x: Any) -> bool:
+    """Returns whether data are batches to be read one by one."""
+    if is_dataset(x):
+        return True
+    whole = (str, bytes, Sequence, Mapping, np.ndarray)
+    return isinstance(x, Iterable) and not isinstance(x, whole) and not hasattr(x, "dtype")
+
+
+def _readable(x: Any) -> Iterable[Any]:
+    """Returns batches that end and that can be read again."""
+    if isinstance(x, Iterator):
+        raise ArgumentError(
+            "x", "be arrays, or batches that can be read more than once", type(x).__name__,
+            "Wrap a generator: tf.data.Dataset.from_generator.",
+        )  # fmt: skip
+    if not is_dataset(x):
+        return x
+    if is_endless(x):
+        raise ArgumentError("x", "end", "a dataset without an end", "Take one epoch of it.")
+    return one_epoch(x)
+
+
+def _arrays(x: Any) -> Any:
+    """Returns inputs as arrays, all of one number of samples."""
+    import keras
+
+    inputs = keras.tree.map_structure(_array, x)
+    arrays = keras.tree.flatten(inputs)
+    if not arrays or len({len(array) for array in arrays}) != 1 or not len(arrays[0]):
+        raise ArgumentError("x", "be arrays of the same number of samples", type(x).__name__)
+    return inputs
+
+
 def _array(values: Any) -> np.ndarray:
     if not hasattr(values, "shape") or not hasattr(values, "dtype"):
-        raise ArgumentError("x", "be arrays", type(values).__name__, "A dataset has no order.")
+        raise ArgumentError("x", "be arrays, or batches of them", type(values).__name__)
     array = values if isinstance(values, np.ndarray) else np.asarray(values)
     if array.ndim < 1 or array.dtype.kind not in "biuf":
         raise ArgumentError("x", "be arrays of numbers", f"{array.dtype} {array.shape}")

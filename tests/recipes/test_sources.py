@@ -335,6 +335,19 @@ class TestFolders:
         hashes.append(load(copy, folder, _loaded((5, 4, 1), 2), 0.25, 0, "0..1").sha256())
         assert hashes[0] == hashes[1] != hashes[2]
 
+    def test_an_order_that_never_changes(self, folder: Path) -> None:
+        """The images of each epoch, to the bit, whichever batch they are in."""
+        data = load(folder, folder, _loaded((5, 4, 3), 2), 0.25, 0, "-1..1")
+        inputs, content = data.fixed_inputs(_loaded((5, 4, 3), 2).model) or ([], "")
+        orders = [[x.tobytes() for (batch,) in inputs for x in batch] for _ in range(2)]
+        assert orders[0] == orders[1] and len(set(orders[0])) == 12
+        assert content == data.sha256()
+        epoch = _stream(data).epoch
+        shuffled = [[x.tobytes() for batch, _ in epoch() for x in batch] for _ in range(2)]
+        assert shuffled[0] != shuffled[1]
+        assert set(shuffled[0]) == set(shuffled[1]) == set(orders[0])
+        assert _load(_dataset()).fixed_inputs(_loaded().model) is None
+
     def test_the_range_is_asked_for(self, folder: Path) -> None:
         with pytest.raises(ArgumentError, match=r"--pixels.*given with a folder.*0\.\.255"):
             load(folder, None, _loaded((5, 4, 1), 2), 0.25, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from keras import layers
 
 from edgecompress.converters.loaders import wrap
 from edgecompress.core.model_copy import copy_model
-from edgecompress.recipes.data import Data, Samples
+from edgecompress.recipes.data import Data, Samples, Stream
 from edgecompress.recipes.task import Task, find_task, first_outputs
 from edgecompress.recipes.training import (
     Trainer,
@@ -178,6 +179,42 @@ class TestTrainer:
         assert asked == [1024, 476, 300]
         assert not np.array_equal(found, want)
         np.testing.assert_array_equal(found, trained(other, None))
+
+    @pytest.mark.parametrize("several", [False, True])
+    def test_outputs_for_batches_that_never_change_are_kept(
+        self, several: bool, tmp_path: Path
+    ) -> None:
+        """The weights are those of teachers in each step, which run no more."""
+
+        def batches() -> Iterator[Any]:
+            for start in range(0, 48, 16):
+                yield _X[start : start + 16], _Y[start : start + 16]
+
+        student = _model()
+        teachers = [_model(), _model(activation="softmax")][: 1 + several]
+        for model in teachers:
+            model.layers[-1].kernel.assign(np.linspace(-4, 4, 18).reshape(6, 3))
+        loaded, samples = wrap(student), Samples((_X,), _Y)
+        calls: list[int] = []
+        call = teachers[0].call
+        found = []
+        for fixed in (None, batches, batches):
+            stream = Stream(batches, 3, loaded, "--data", samples, "these", 48, (), (), fixed)
+            data = Data(samples, samples, "", stream)
+            task = find_task(loaded, data, first_outputs(loaded, samples), None)
+            model = copy_model(student)
+            trainer = Trainer(
+                task, data, teachers, Distillation(4.0, 0.7), 16, 0.01, lambda epoch: None, tmp_path
+            )
+            teachers[0].call = lambda *a, **k: calls.append(1) or call(*a, **k)
+            trainer.fit(model, "stage", 2, [])
+            teachers[0].call = call
+            found.append(np.asarray(model.layers[-1].kernel))
+            assert bool(calls) == (fixed is None)
+            calls.clear()
+        assert len(list(tmp_path.glob("*/*.npz"))) == 1
+        np.testing.assert_allclose(found[1], found[0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(found[2], found[1])
 
     def test_binary(self) -> None:
         model = _model(1, "sigmoid")

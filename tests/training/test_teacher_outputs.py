@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +171,99 @@ def test_hashes_differ_wherever_samples_do() -> None:
     np.testing.assert_array_equal(np.stack(doubled, -1), pairs)
     whole = np.stack([np.array(each) for each in sample_hashes(grid.astype("u1"))], -1)
     assert len(np.unique(whole, axis=0)) == 8000
+
+
+class _Batches:
+    """Batches of 7 that can be read any number of times."""
+
+    def __init__(self, x: np.ndarray) -> None:
+        self.x = x
+
+    def __iter__(self) -> Iterator[Any]:
+        for start in range(0, len(self.x), 7):
+            yield self.x[start : start + 7], np.zeros(7)
+
+
+def _dataset(x: np.ndarray) -> Any:
+    import tensorflow as tf
+
+    return tf.data.Dataset.from_tensor_slices((x, np.zeros(len(x)))).batch(7)
+
+
+def _sequence(x: np.ndarray) -> Any:
+    class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
+        @property
+        def num_batches(self) -> int:
+            return -(-len(x) // 7)
+
+        def __getitem__(self, at: int) -> Any:
+            return x[7 * at : 7 * at + 7], np.zeros(7), np.ones(7)
+
+    return Sequence()
+
+
+@pytest.mark.parametrize("made", [_Batches, _dataset, _sequence])
+def test_batches_are_kept_in_parts(
+    made: Callable[[np.ndarray], Any], tmp_path: Path, short: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Parts of 8 from batches of 7: the outputs of arrays; what has changed is computed anew."""
+    teacher = _teacher()
+    count = _Counted(teacher, monkeypatch)
+    stored = TeacherOutputs(teacher, made(X), tmp_path / "batches", 8)
+    assert count.seen == [8] * 5 and len(stored) == 40
+    whole = TeacherOutputs(teacher, X, tmp_path / "arrays", 8)
+    order = np.random.default_rng(1).permutation(40)
+    for ours, theirs in zip(_looked_up(stored, X[order]), _looked_up(whole, X[order]), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    count.seen.clear()
+    TeacherOutputs(teacher, made(X), tmp_path / "batches", 8)
+    assert not count.seen
+    moved = X.copy()
+    moved[17] += 1
+    stored = TeacherOutputs(teacher, made(moved), tmp_path / "batches", 8)
+    assert count.seen == [8]
+    np.testing.assert_allclose(_looked_up(stored, moved)[0], teacher(moved), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ArgumentError, match="hold outputs of these teachers"):
+        TeacherOutputs(_teacher(2), made(X), tmp_path / "batches", 8)
+    with pytest.raises(ArgumentError, match="hold outputs for these data"):
+        TeacherOutputs(teacher, X, tmp_path / "batches", 8)
+
+
+def test_batches_of_several_inputs(tmp_path: Path, short: None) -> None:
+    keras.utils.set_random_seed(1)
+    inputs = {"a": keras.Input((1,), name="a"), "b": keras.Input((2,), name="b")}
+    joined = keras.layers.Concatenate()([inputs["b"], inputs["a"]])
+    teacher = keras.Model(inputs, keras.layers.Dense(2)(joined))
+    x = {"a": X[:, :1], "b": X[:, 1:]}
+    batches = [{name: array[at : at + 9] for name, array in x.items()} for at in range(0, 40, 9)]
+
+    class Again:
+        def __iter__(self) -> Iterator[Any]:
+            return iter(batches)
+
+    found, unknown = _looked_up(TeacherOutputs(teacher, Again(), tmp_path, 8), x)
+    np.testing.assert_allclose(found, teacher(x), rtol=1e-5, atol=1e-6)
+    assert not unknown.any()
+
+
+@pytest.mark.parametrize(
+    ("batches", "text"),
+    [
+        (
+            lambda: iter([X]),
+            "`x` must be arrays, or batches that can be read more than once",
+        ),
+        (lambda: _dataset(X).repeat(), "`x` must end"),
+        (lambda: _dataset(X).take(0), "`x` must yield at least one batch"),
+        (lambda: {X.shape: 1}.keys(), "`x` must be arrays, or batches of them"),
+        (lambda: {0: X, 1: X[:, :2]}.values(), "`x` must yield samples of one shape"),
+        (lambda: {0: (X, X, X, X)}.values(), "`x` must yield x, .x, y. or"),
+    ],
+)
+def test_bad_batches_are_named(batches: Callable[[], Any], text: str, tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=text):
+        TeacherOutputs(_teacher(), batches(), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -148,17 +148,15 @@ class Rows:
 
     def _teacher(self) -> Any:
         """Returns what the untouched model computes for the training data, if these are fixed."""
-        from edgecompress.training.teacher_outputs import TeacherOutputs, known_as
+        from edgecompress.recipes.training import stored
 
         if self._taught is None:
-            model, found = self._loaded.model, self._data.fixed_inputs(self._loaded.model)
-            # Of a dataset, samples may differ from epoch to epoch: the model itself teaches.
-            self._taught = model
-            if found is not None:
-                inputs, content = found
+            model = self._loaded.model
+            if self._data.is_fixed:
                 self._progress("Computing the outputs of the untouched model")
-                folder = self._folder.parent / "teacher_outputs" / known_as([model], content)
-                self._taught = TeacherOutputs(model, inputs, folder)
+            found = stored([model], self._data, self._folder.parent / "teacher_outputs")
+            # Of a dataset, samples may differ from epoch to epoch: the model itself teaches.
+            self._taught = model if found is None else found
         return self._taught
 
     def _check(self) -> None:

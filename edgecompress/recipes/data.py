@@ -97,6 +97,11 @@ class Data:
             {"x": inputs_of(model, self.train), "y": packed, "batch_size": batch_size},
         )  # fmt: skip
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the samples to train on are the same in each epoch."""
+        return self.stream is None or self.stream.fixed is not None
+
     def fixed_inputs(self, model: Any) -> tuple[Any, str] | None:
         """Returns the inputs to train on as `TeacherOutputs` takes them, and a hash of them.
 

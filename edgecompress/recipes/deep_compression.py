@@ -107,7 +107,7 @@ def run(request: Request) -> CompressionResult:
         )
         notes.append(
             f"Outputs of teachers are computed once, and kept in {TEACHER_OUTPUTS}."
-            if data.stream is None or data.stream.fixed is not None
+            if data.is_fixed
             else "Outputs of teachers are computed in every step: the samples of a dataset may "
             "differ from epoch to epoch."
         )

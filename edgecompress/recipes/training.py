@@ -64,7 +64,7 @@ class Trainer:
         # looked up, or where samples may change, the teacher runs in every step.
         self._callbacks: list[Any] = []
         if teacher_loss is not None and data.stream is not None:
-            self._callbacks = [Distillation(self._stored(teachers), teacher_loss)]
+            self._callbacks = [Distillation(stored(teachers, data, kept) or teachers, teacher_loss)]
         elif teacher_loss is not None:
             self._meaning = Outputs(task.kind == "binary", task.output == "logits")
             self._taught = TaughtLabels(teacher_loss, task.loss, columns, self._meaning)
@@ -130,15 +130,6 @@ class Trainer:
             return self._taught.pack(labels, outputs[0])
         return self._taught.pack(labels, self._meaning.from_logits(joined(outputs, kinds)))
 
-    def _stored(self, teachers: Sequence[Any]) -> Any:
-        """Returns what teachers compute for a stream, kept on disk; else the teachers."""
-        found = self._data.fixed_inputs(teachers[0])
-        if self._kept is None or found is None:
-            return teachers
-        inputs, content = found
-        with no_warnings():
-            return TeacherOutputs(teachers, inputs, self._kept / known_as(teachers, content))
-
     def _outputs(self, teacher: Any, samples: Samples) -> np.ndarray:
         """Returns a teacher's output on samples: kept by an earlier run, or computed."""
         if self._kept is None:
@@ -193,6 +184,19 @@ class _Reporter(keras.callbacks.Callback):
                 f"loss is {values['loss']}. Use a smaller --learning-rate."
             )
         self._tell(Epoch(self._stage, self._done + epoch + 1, self._epochs, values))
+
+
+def stored(teachers: Sequence[Any], data: Data, folder: Path | None) -> TeacherOutputs | None:
+    """Returns what teachers compute for the training data, kept in a part of a folder.
+
+    None without a folder, or if samples may differ from epoch to epoch.
+    """
+    found = data.fixed_inputs(teachers[0])
+    if folder is None or found is None:
+        return None
+    inputs, content = found
+    with no_warnings():
+        return TeacherOutputs(teachers, inputs, folder / known_as(teachers, content))
 
 
 def predict(model: Any, samples: Samples) -> np.ndarray:

@@ -145,7 +145,8 @@ class Evaluator:
         self.targets = Targets(
             self._request.profiles, self._request.budgets, dict(options), multiple
         )
-        self._fitting = Fitting(loaded.model, self._data, self._task)
+        kept = folder.parent / "teacher_outputs"
+        self._fitting = Fitting(loaded.model, self._data, self._task, kept)
         self._subject = Subject(
             loaded.model, self._data, self._task, self.targets, self._fitting.loss_of
         )

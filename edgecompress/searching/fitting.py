@@ -6,6 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -68,15 +69,24 @@ class Fitting:
         model: The untouched model.
         data: Training and validation data.
         task: Its loss and labels.
+        kept: Folder in which the model's outputs for a folder of images are kept; None keeps none.
         batch_size: Samples of a step; a dataset has batches of its own.
     """
 
-    def __init__(self, model: Any, data: Data, task: Task, batch_size: int = BATCH) -> None:
-        self._model, self._data, self._task = model, data, task
+    def __init__(
+        self,
+        model: Any,
+        data: Data,
+        task: Task,
+        kept: Path | None = None,
+        batch_size: int = BATCH,
+    ) -> None:
+        self._model, self._data, self._task, self._kept = model, data, task, kept
         self.batch_size = min(batch_size, len(data.train))
         self._shape = tuple(model.outputs[0].shape[1:])
         self.labels = self._labels_of(data.train)
         self._taught: np.ndarray | None = None
+        self._stored: Any = None
 
     @property
     def steps(self) -> int:
@@ -120,8 +130,7 @@ class Fitting:
 
         labels, loss, taught = self.labels, self._task.loss, list(callbacks)
         if teacher is not None and self._data.stream is not None:
-            # Batches that come anew each time: the teacher runs in every step.
-            taught = [Distillation(self._model, teacher), *taught]
+            taught = [Distillation(self._teacher(), teacher), *taught]
         elif teacher is not None:
             labels, loss = self._packed(teacher)
         keras.utils.set_random_seed(seed)
@@ -193,6 +202,14 @@ class Fitting:
 
         outputs = predict(model, self._data.train.at(at))
         return float(np.mean(np.asarray(self._task.loss(self.labels[at], outputs))))
+
+    def _teacher(self) -> Any:
+        """Returns what the untouched model computes for a stream, or where that may change, it."""
+        from edgecompress.recipes.training import stored
+
+        if self._stored is None:
+            self._stored = stored([self._model], self._data, self._kept) or self._model
+        return self._stored
 
     def _labels_of(self, samples: Samples) -> np.ndarray:
         return self._task.labels(samples, self._shape)

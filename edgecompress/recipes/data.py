@@ -14,7 +14,7 @@ from edgecompress.core.content_hashes import arrays_sha256
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.keras_graph import functional_of
 from edgecompress.recipes.groups import check_several, held_out, named, shared_note
-from edgecompress.recipes.samples import Samples, Stream, read_batches
+from edgecompress.recipes.samples import Samples, Stream, joined, read_batches
 from edgecompress.recipes.sources import Ask, in_memory, source_of
 
 __all__ = ["Data", "Feed", "Samples", "Stream", "load"]
@@ -49,20 +49,17 @@ class Data:
         """Returns the data with the validation samples among those to train on.
 
         Raises:
-            ArgumentError: the training data are not all in memory.
+            ArgumentError: the labels of the two have different forms.
         """
         train, more = self.train, self.validation
-        if self.stream is not None:
+        if train.y is not None and more.y is not None and train.y.shape[1:] != more.y.shape[1:]:
             raise ArgumentError(
-                "--refit", "go with training data in memory: an .npz file, or arrays",
-                "a folder of images" if self.stream.classes else "a dataset of batches",
-                "Leave it out, or give a function that returns arrays.",
+                "--refit", "go with labels of one form in --data and --validation",
+                f"labels of shapes {train.y.shape} and {more.y.shape}",
             )  # fmt: skip
-        both = Samples(
-            tuple(np.concatenate(pair) for pair in zip(train.x, more.x, strict=True)),
-            None if train.y is None or more.y is None else np.concatenate([train.y, more.y]),
-        )
-        return replace(self, train=both)
+        if self.stream is not None:
+            return replace(self, stream=self.stream.with_samples(more))
+        return replace(self, train=joined([train, more]))
 
     @property
     def count(self) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,8 @@ SAMPLED = 2_000
 # Validation samples are all held in memory and run in the engine.
 MOST_VALIDATION = 10_000
 MOST_BYTES = 2 << 30
+# Samples of a batch, where samples in memory are divided into batches.
+_BATCH = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +125,37 @@ class Stream:
         """
         return read_batches(self.epoch, self.loaded, self.argument)
 
+    def with_samples(self, more: Samples) -> Stream:
+        """Returns batches that also hold other samples: a part of them each, all in an epoch.
+
+        They come in another order in each epoch.
+        """
+        calls = itertools.count()
+
+        def epoch() -> Iterator[Any]:
+            random = np.random.default_rng(next(calls))
+            own = read_batches(self.epoch, self.loaded, self.argument, once=True)
+            order = np.empty(0, np.int64)
+            for number, batch in enumerate(own):
+                place = number % self.steps
+                if place == 0:
+                    order = random.permutation(len(more))
+                start, stop = (at * len(more) // self.steps for at in (place, place + 1))
+                yield _element(joined([batch, more.at(order[start:stop])]))
+
+        def fixed(own: Callable[[], Iterator[Any]]) -> Iterator[Any]:
+            yield from own()
+            for start in range(0, len(more), _BATCH):
+                yield _element(more.at(slice(start, start + _BATCH)))
+
+        return replace(
+            self,
+            epoch=epoch,
+            identity=[self.identity, more.sha256()],
+            count=None if self.count is None else self.count + len(more),
+            fixed=None if self.fixed is None else functools.partial(fixed, self.fixed),
+        )
+
     def sha256(self) -> str:
         """Returns a hash that changes with the data, as far as `identity` tells."""
         text = json.dumps([self.identity, self.steps, self.count], sort_keys=True)
@@ -163,6 +198,11 @@ def _told(epoch: Callable[[], Iterator[Any]], argument: str) -> Iterator[Any]:
         raise ArgumentError(
             argument, "yield batches until it ends", f"{type(error).__name__}: {one_line(error)}"
         ) from error
+
+
+def _element(samples: Samples) -> Any:
+    """Returns samples as a dataset yields them."""
+    return list(samples.x) if samples.y is None else (list(samples.x), samples.y)
 
 
 def _arrays(item: Any, loaded: LoadedModel, argument: str) -> Any:

@@ -125,7 +125,7 @@ class Evaluator:
                 "measures: give its last layer a sigmoid."
             )
         self._refit = refit
-        if refit and self._data.stream is not None:
+        if refit:
             self._data.joined()  # Refused before the search, not after it.
         self._notes = list(found.notes)
         self._request = build_request(
@@ -145,8 +145,8 @@ class Evaluator:
         self.targets = Targets(
             self._request.profiles, self._request.budgets, dict(options), multiple
         )
-        kept = folder.parent / "teacher_outputs"
-        self._fitting = Fitting(loaded.model, self._data, self._task, kept)
+        self._kept = folder.parent / "teacher_outputs"
+        self._fitting = Fitting(loaded.model, self._data, self._task, self._kept)
         self._subject = Subject(
             loaded.model, self._data, self._task, self.targets, self._fitting.loss_of
         )
@@ -477,7 +477,7 @@ class Evaluator:
         """
         values, whole = self._values(job), self._data.joined()
         model = self._continued(key, job.epochs)[0]
-        fitting = Fitting(self._model, whole, self._task)
+        fitting = Fitting(self._model, whole, self._task, self._kept)
         longer = dataclasses.replace(job, epochs=2 * job.epochs)
         self._train(model, longer, values, job.epochs, lambda epoch, loss: None, fitting)
         again = self._build(model, values, judging, None)
@@ -490,9 +490,10 @@ class Evaluator:
         if over:
             text = f"exceeded the limit of {' and '.join(over)}: it stays as it was chosen"
             return made, before, f"Trained further on the validation data, too, its file {text}."
+        count = f", {whole.count:,} samples" if whole.count else ""
         text = (
             f"It was trained for {job.epochs} further epochs on training and validation data "
-            f"together, {len(whole.train):,} samples; what chose it was measured before."
+            f"together{count}; what chose it was measured before."
         )
         return again, model, text
 

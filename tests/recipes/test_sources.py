@@ -450,3 +450,58 @@ def test_a_dataset_feeds_a_model_of_two_inputs() -> None:
     with feed.errors():
         model.fit(**feed.arguments(), verbose=0, shuffle=False)
     assert (model.get_weights()[0] != before).any()
+
+
+class TestJoined:
+    """Validation samples among those of a dataset: each once in an epoch, some in each batch."""
+
+    @pytest.mark.parametrize("kind", ["ends", "endless", "mapping", "unlabelled"])
+    def test_each_sample_once_an_epoch(self, kind: str) -> None:
+        x = np.arange(40, dtype="float32")[:, None]
+        more = -1 - np.arange(13, dtype="float32")[:, None]
+        y, labels = np.arange(40) % 3, np.arange(13) % 3
+        model = keras.Sequential([keras.Input((1,), name="a"), layers.Dense(3)])
+        train: Any = (x, y)
+        if kind == "mapping":
+            train = ({"a": x}, y)
+        elif kind == "unlabelled":
+            model, train = keras.Sequential([keras.Input((1,)), layers.Dense(1)]), x
+        made = tf.data.Dataset.from_tensor_slices(train).batch(8)
+        made = made.repeat() if kind == "endless" else made
+        held = more if kind == "unlabelled" else (more, labels)
+        steps = 5 if kind == "endless" else None
+        data = load(made, held, wrap(model), 0.2, 0, steps_per_epoch=steps)
+        both = data.joined()
+        stream = _stream(both)
+        assert (stream.steps, stream.count) == (5, _stream(data).count)
+        batches = stream.batches()
+        epochs = [[next(batches) for _ in range(5)] for _ in range(2)]
+        for epoch in epochs:
+            found = [batch.x[0][:, 0] for batch in epoch]
+            assert sorted(np.concatenate(found)) == [*range(-13, 0), *range(40)]
+            assert {int((values < 0).sum()) for values in found} == {2, 3}
+            if kind != "unlabelled":
+                for batch in epoch:
+                    values = batch.x[0][:, 0]
+                    wanted = np.where(values < 0, -1 - values, values) % 3
+                    np.testing.assert_array_equal(batch.y, wanted)
+        orders = [np.concatenate([b.x[0][b.x[0] < 0] for b in epoch]) for epoch in epochs]
+        assert not np.array_equal(*orders)
+        assert both.sha256() != data.sha256()
+
+    def test_a_folder_stays_fixed(self, folder: Path) -> None:
+        loaded = _loaded((5, 4, 1), 2)
+        data = load(folder, None, loaded, 0.25, 0, "0..1")
+        both = data.joined()
+        assert both.count == 12 and both.is_fixed
+        inputs, _ = both.fixed_inputs(loaded.model) or ([], "")
+        found = {image.tobytes() for (batch,) in inputs for image in batch}
+        assert found == {image.tobytes() for each in _epoch(_stream(both)) for image in each.x[0]}
+        assert len(found) == 12
+
+    def test_labels_have_one_form(self) -> None:
+        rows = np.eye(3)[_Y[:8]]
+        for data in (_load((_X, _Y), (_X[:8], rows)), _load(_dataset(), (_X[:8], rows))):
+            with pytest.raises(ArgumentError, match=r"--refit` must go with labels of one form"):
+                data.joined()
+        assert _load((_X, _Y), (_X[:8], _Y[:8])).joined().count == len(_X) + 8

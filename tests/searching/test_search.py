@@ -382,12 +382,3 @@ def test_the_chosen_candidate_learns_from_the_validation_data(
     assert again.metric == before.metric
     with pytest.raises(ArgumentError, match="--refit` must go with --test"):
         ec.search(trained, **{**told, "test": None}, refit=True, into=tmp_path / "none")
-
-
-def test_validation_data_do_not_join_a_dataset(trained: Any, asked: dict[str, Any]) -> None:
-    import tensorflow as tf
-
-    batches = tf.data.Dataset.from_tensor_slices(make_data()).batch(32)
-    told = {**asked, "data": batches, "test": make_data(2, 60)}
-    with pytest.raises(ArgumentError, match="--refit` must go with arrays"):
-        ec.search(trained, **told, refit=True, trials=1)

@@ -232,10 +232,17 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
             + " | ".join(shown)
             + f" | {row['hypervolume']:.4f} |"
         )
-    for sampler in ("tpe", "random"):
-        own = [row["hypervolume"] for key, row in rows.items() if f"_{sampler}_" in key]
-        if own:
-            lines.append(f"\nMean hypervolume, {sampler}: {fmean(own):.4f} ({len(own)} searches).")
+    lines.append("")
+    for case in CASES.values():
+        means = []
+        for sampler in ("tpe", "random"):
+            start = f"{case.task}_{sampler}_"
+            own = [row["hypervolume"] for key, row in rows.items() if key.startswith(start)]
+            if own:
+                count = f"{len(own)} search{'es' if len(own) > 1 else ''}"
+                means.append(f"{sampler} {fmean(own):.4f} ({count})")
+        if means:
+            lines.append(f"Mean hypervolume, {TASKS[case.task].title}: {', '.join(means)}.")
     return "\n".join(lines)
 
 

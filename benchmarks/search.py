@@ -193,6 +193,18 @@ def _summary(found: dict[str, Any], folder: Path, paths: dict[str, Path]) -> dic
     }  # fmt: skip
 
 
+def thinner_volume(folder: Path) -> float:
+    """Returns the hypervolume of the uniformly thinner network alone; 0 if it does not fit."""
+    found = json.loads((folder / "search.json").read_text())
+    points = {entry["start"]: entry for entry in found["candidates"]}
+    whole, thinner = points["untouched"], points.get("scratch")
+    if thinner is None or not thinner["fits"]:
+        return 0.0
+    # All is counted as `SearchResult.volume` does.
+    shares = [thinner["costs"][rule] / whole["costs"][rule] for rule in found["space"]["rules"]]
+    return float(thinner["metric"] * np.prod([max(0.0, 1 - share) for share in shares]))
+
+
 def _test_accuracy(folder: Path, entry: dict[str, Any], paths: dict[str, Path]) -> float:
     """Returns the accuracy of a candidate's file in the target's engine on the test data, in %."""
     import edgecompress as ec
@@ -241,7 +253,9 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
             if own:
                 count = f"{len(own)} search{'es' if len(own) > 1 else ''}"
                 means.append(f"{sampler} {fmean(own):.4f} ({count})")
+        thinner = [row["thinner_volume"] for key, row in rows.items() if f"{case.task}_" in key]
         if means:
+            means.append(f"uniformly thinner {fmean(thinner):.4f}")
             lines.append(f"Mean hypervolume, {TASKS[case.task].title}: {', '.join(means)}.")
     return "\n".join(lines)
 
@@ -270,7 +284,8 @@ def main() -> None:
                 if key not in rows:
                     rows[key] = run(case, sampler, seed, paths, options)
                     kept.write_text(json.dumps(rows, indent=1))
-                    print(table(rows), flush=True)
+    for key, row in rows.items():
+        row["thinner_volume"] = thinner_volume(options.work / key)
     text = table(rows)
     print(text)
     if options.docs is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Sequence
 
@@ -32,10 +33,7 @@ def layer_of(graph_name: str, layers: Iterable[str]) -> str | None:
     Returns:
         Its name; its path if layers of several nested models are called the same.
     """
-    known: dict[str, list[list[str]]] = {}
-    for path in layers:
-        *models, name = path.split("/")
-        known.setdefault(name, []).append(models)
+    known = _by_name(tuple(layers))
     parts = graph_name.split(";")[0].split("/")
     for place in reversed(range(max(1, len(parts) - 1))):
         found = next((name for name in _untraced(parts[place]) if name in known), None)
@@ -46,6 +44,17 @@ def layer_of(graph_name: str, layers: Iterable[str]) -> str | None:
         around = [models for models in known[found] if _lies_in(parts[:place], models)]
         return "/".join([*max(around, key=len, default=[]), found])
     return None
+
+
+# Each operator of a file asks about the same layers.
+@functools.lru_cache(maxsize=4)
+def _by_name(layers: tuple[str, ...]) -> dict[str, list[list[str]]]:
+    """Returns the nested models around the layers of each name."""
+    known: dict[str, list[list[str]]] = {}
+    for path in layers:
+        *models, name = path.split("/")
+        known.setdefault(name, []).append(models)
+    return known
 
 
 def _untraced(part: str) -> tuple[str, str]:

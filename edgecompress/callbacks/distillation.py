@@ -6,7 +6,7 @@ import contextlib
 import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -24,19 +24,28 @@ from edgecompress.core.errors import (
     UnsupportedModelError,
 )
 from edgecompress.core.finite import check_weights
-from edgecompress.core.keras_graph import GraphNode, functional_of, graph_nodes, output_names
+from edgecompress.core.keras_graph import (
+    GraphNode,
+    functional_of,
+    graph_nodes,
+    loss_weights_of,
+    output_names,
+    walk_layers,
+)
 from edgecompress.core.options import named, named_config
 from edgecompress.training import LAYER_LOSSES, LOSSES
-from edgecompress.training.base import LayerLoss, TeacherLoss
+from edgecompress.training.base import LayerLoss, Outputs, TeacherLoss
 from edgecompress.training.specialists import Specialist
 from edgecompress.training.teacher_outputs import Found, TeacherOutputs
 from edgecompress.training.teachers import (
+    OutputKind,
     Teacher,
     checked_teachers,
     joined,
     mean_of_samples,
     model_of,
     normalized,
+    of_outputs,
     output_kinds,
     with_specialists,
 )
@@ -72,10 +81,11 @@ class Distillation(CompressionCallback):
 
     with L the compiled loss on the labels, T the loss against the teachers, w its weight, A the
     loss of pairs of layers and R the penalties of layers. T is the sum over the outputs of the
-    model,
-    each the mean over the batch; sample and class weights apply to L, T and A as Keras applies them
-    to a loss. Outputs may be logits or probabilities, on either side. Several teachers count as one
-    whose logits are their mean; specialists for some classes correct it on these.
+    model, each the mean over the batch times the output's `loss_weights` of `compile`; sample and
+    class weights apply to L, T and A as Keras applies them to a loss. Outputs may be logits or
+    probabilities, on either side; where neither activation nor loss tells, they are taken for
+    logits, and a note says so. Several teachers count as one whose logits are their mean;
+    specialists for some classes correct it on these.
 
     `fit`, data and `compile` stay as they are. Metrics, `val_loss` and `evaluate` are those of the
     labels; the history gains `teacher_loss`, T + A before weighting T, as a mean over the epoch's
@@ -182,6 +192,14 @@ class Distillation(CompressionCallback):
         self._kinds = [output_kinds(model_of(each)) for each in self.teachers]
         self._student_kinds = output_kinds(self.model)
         self._check_kinds()
+        # Values are compared as they are, whatever they end in.
+        self._student_kinds, *self._kinds = [
+            [replace(each, kind=Outputs()) if student.values else each
+             for each, student in zip(kinds, self._student_kinds, strict=True)]
+            for kinds in (self._student_kinds, *self._kinds)
+        ]  # fmt: skip
+        weights = of_outputs(self.model, loss_weights_of(self.model))
+        self._loss_weights = [1.0 if weight is None else weight for weight in weights]
         with _scope(self.model):
             # Sum of losses, number of samples, number of batches with a NaN of the teacher, number
             # of samples whose stored outputs are unknown.
@@ -302,7 +320,24 @@ class Distillation(CompressionCallback):
                     raise ArgumentError(
                         "teacher", f"have {what} of shapes {wanted}, as the student has", got
                     )
+            self._check_names(teacher)
             check_weights(teacher, "Train the teacher again, or load another file of it.")
+
+    def _check_names(self, teacher: Any) -> None:
+        """Refuses outputs of which only their names say which is which, if those differ."""
+        ours, theirs = (functional_of(model).output for model in (self.model, teacher))
+        shapes = [tuple(tensor.shape) for tensor in keras.tree.flatten(ours)]
+        if len(set(shapes)) == len(shapes) or not isinstance(ours, (Mapping, list, tuple)):
+            return
+        wanted, got = (
+            ["/".join(map(str, path)) for path, _ in keras.tree.flatten_with_path(structure)]
+            for structure in (ours, theirs)
+        )
+        if wanted != got:
+            raise ArgumentError(
+                "teacher", f"have outputs {', '.join(wanted)}, as the student has",
+                ", ".join(got), "Outputs of one shape are told apart by their names alone.",
+            )  # fmt: skip
 
     def _check_kinds(self) -> None:
         """Refuses losses that the outputs cannot have, and outputs of different meanings."""
@@ -318,13 +353,25 @@ class Distillation(CompressionCallback):
                     "loss", f"compare values, for output {name} is trained on values",
                     named_config(LOSSES, self.loss)["name"], 'Use loss="logits".',
                 )  # fmt: skip
+            if self.loss.of_classes:
+                self._note_unknown(f"Output {name}", student)
             for teacher, kinds in zip(self.teachers, generalists, strict=False):
+                if not student.values:
+                    self._note_unknown(f"Output {position} of {teacher.name}", kinds[position])
                 if kinds[position].kind.binary != student.kind.binary and not student.values:
                     words = {True: "one sigmoid for each class", False: "a softmax over classes"}
                     raise ArgumentError(
                         "teacher", f"have {words[student.kind.binary]} in output {name}, as the "
                         "student has", f"{teacher.name} with {words[kinds[position].kind.binary]}",
                     )  # fmt: skip
+
+    def _note_unknown(self, output: str, kind: OutputKind) -> None:
+        if kind.unknown is not None:
+            what = "the logit of one class" if kind.kind.binary else "logits of classes"
+            self.note(
+                f"{output} is taken for {what}: neither its activation nor its loss "
+                f"({kind.unknown}) says what it stands for."
+            )
 
     def _pair(self, student: str, teacher: str) -> _Pair:
         """Returns two layers by name."""
@@ -382,7 +429,7 @@ class Distillation(CompressionCallback):
 
     def _compare(self, x: Any, y_pred: Any, sample_weight: Any) -> tuple[Any, Any]:
         """Returns the losses of outputs and of layers, means over the batch."""
-        students = keras.tree.flatten(y_pred)
+        students = [_in_rows(student) for student in keras.tree.flatten(y_pred)]
         weights = keras.tree.flatten(sample_weight) if sample_weight is not None else [None]
         if len(weights) != len(students):
             weights = [weights[0]] * len(students)
@@ -393,13 +440,15 @@ class Distillation(CompressionCallback):
         self._counts[2].assign(self._counts[2] + ops.cast(fault, "float32"))
         for position, student in enumerate(students):
             kind = self._student_kinds[position].kind
-            teacher, logarithms = self._joined(position, [each[position] for each in found])
+            said = [_in_rows(each[position]) for each in found]
+            teacher, logarithms = self._joined(position, said)
             student = kind.to_logits(ops.cast(student, "float32"))
             logarithms = logarithms or normalized([kind])
             if not self._student_kinds[position].values and logarithms:
                 teacher, student = (ops.log_softmax(v, axis=-1) for v in (teacher, student))
             losses = self.loss.compare(teacher, student, kind)
-            taught = taught + mean_of_samples(losses, weights[position])
+            mean = mean_of_samples(losses, weights[position])
+            taught = taught + ops.multiply(mean, self._loss_weights[position])
         of_layers = ops.zeros(())
         count = len(students)
         for pair, teacher in zip(self._pairs, found[0][count:], strict=True):
@@ -484,6 +533,11 @@ def _node(model: Any, name: str, whose: str) -> GraphNode:
     """
     nodes = [node for node in graph_nodes(model) if node.operation.name == name]
     if not nodes:
+        if any(layer.name == name for layer in walk_layers(model)):
+            raise ArgumentError(
+                "layers", f"name layers of {whose} itself, not of a model nested in it", name,
+                "Name the nested model, or build one model of its layers.",
+            )  # fmt: skip
         known = [node.operation.name for node in graph_nodes(model)]
         raise UnknownNameError("layers", name, known)
     if len(nodes) > 1 or len(nodes[0].outputs) > 1:
@@ -495,6 +549,11 @@ def _node(model: Any, name: str, whose: str) -> GraphNode:
 
 def _channels(operation: Any) -> int:
     return 1 if getattr(operation, "data_format", None) == "channels_first" else -1
+
+
+def _in_rows(values: Any) -> Any:
+    """Returns outputs with an axis of classes or values behind that of samples."""
+    return ops.expand_dims(values, -1) if len(values.shape) == 1 else values
 
 
 def _fits(one: Sequence[int | None], other: Sequence[int | None]) -> bool:

@@ -365,6 +365,12 @@ def reading(layer: Any, values: Iterable[tuple[Any, Any]]) -> Any:
     return keras.StatelessScope(values)
 
 
+def loss_weights_of(model: Any) -> Any:
+    """Returns the `loss_weights` that a model was compiled with; None if there are none."""
+    config = getattr(model, "_compile_config", None)
+    return None if config is None else config.config.get("loss_weights")
+
+
 def optimizers_of(model: Any) -> list[Any]:
     """Returns the model's optimizer and those that it wraps, the innermost last; none if none."""
     optimizers = [model.optimizer] if getattr(model, "optimizer", None) is not None else []

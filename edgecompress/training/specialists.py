@@ -161,7 +161,7 @@ def specialist_samples(
     Section 5.3. All samples of its classes, and as many of the others, drawn at random.
 
     Args:
-        labels: Numbers of classes, (samples,).
+        labels: Numbers of classes, (samples,) or (samples, 1).
         classes: The specialist's.
         seed: Of the drawing.
 
@@ -170,13 +170,20 @@ def specialist_samples(
         all other classes; how many times as often as others its classes occur.
 
     Raises:
-        ArgumentError: the classes do not occur, or are all there are.
+        ArgumentError: the classes do not occur, or are all there are; or the labels are no numbers
+            of classes.
 
     Example:
         >>> specialist_samples([0, 1, 2, 2, 2, 2], (0, 1))[2]
         2.0
     """
-    known = np.asarray(labels).reshape(-1)
+    known = np.asarray(labels)
+    if known.shape[1:] not in ((), (1,)) or not known.ndim or known.dtype.kind not in "biuf":
+        raise ArgumentError(
+            "labels", "be numbers of classes, (samples,)", f"{known.dtype} {known.shape}",
+            "Of one-hot labels: np.argmax(labels, axis=-1).",
+        )  # fmt: skip
+    known = known.reshape(-1)
     own = np.flatnonzero(np.isin(known, list(classes)))
     rest = np.setdiff1d(np.arange(len(known)), own)
     if not len(own) or not len(rest):

@@ -15,10 +15,16 @@ from edgecompress.training.specialists import Specialist, combined
 # Names of Keras's losses on values, without underscores.
 _OF_VALUES = {
     "mse", "mae", "mape", "msle", "meansquarederror", "meanabsoluteerror",
-    "meanabsolutepercentageerror", "meansquaredlogarithmicerror", "huber", "logcosh",
+    "meanabsolutepercentageerror", "meansquaredlogarithmicerror", "huber", "logcosh", "poisson",
+    "cosinesimilarity",
 }  # fmt: skip
-# What leaves probabilities as they are.
-_PASSING = {"Reshape", "Flatten", "Dropout", "Identity", "Permute"}
+# Of those beside the cross-entropies that read probabilities.
+_OF_PROBABILITIES = {"kldivergence", "kullbackleiblerdivergence", "dice", "tversky"}
+# What leaves probabilities as they are, or takes their mean.
+_PASSING = {
+    "Reshape", "Flatten", "Dropout", "Identity", "Permute", "Squeeze", "ExpandDims", "GetItem",
+    "Cast", "Average", "GlobalAveragePooling1D", "GlobalAveragePooling2D",
+}  # fmt: skip
 
 
 Teacher = Any  # A Keras model or a `Specialist`.
@@ -54,10 +60,13 @@ class OutputKind:
     Attributes:
         kind: As losses are told.
         values: Whether the model was compiled with a loss on values, not on classes.
+        unknown: Name of the loss, if neither it nor the activation says what the output stands for;
+            without a loss, a layer without activation stands for logits.
     """
 
     kind: Outputs
     values: bool
+    unknown: str | None = None
 
 
 def output_kinds(model: Any) -> list[OutputKind]:
@@ -67,27 +76,59 @@ def output_kinds(model: Any) -> list[OutputKind]:
         model: A built Sequential or Functional model, compiled or not.
     """
     found = []
-    for tensor, loss in zip(functional_of(model).outputs, _losses(model), strict=True):
+    losses = of_outputs(model, getattr(model, "loss", None))
+    for tensor, loss in zip(functional_of(model).outputs, losses, strict=True):
         activation, name = _last_activation(model, tensor), _name_of(loss)
         # Such a loss reads probabilities unless told otherwise.
-        read = name.endswith("crossentropy") and not getattr(loss, "from_logits", False)
-        probabilities = activation in ("softmax", "sigmoid") or read
-        binary = activation != "softmax" and (
-            activation == "sigmoid" or name.startswith("binary") or tensor.shape[-1] == 1
+        read = (name.endswith("crossentropy") or name in _OF_PROBABILITIES) and not getattr(
+            loss, "from_logits", False
         )
-        found.append(OutputKind(Outputs(binary, not probabilities), name in _OF_VALUES))
+        probabilities = activation in ("softmax", "sigmoid") or read
+        single = len(tensor.shape) == 1 or tensor.shape[-1] == 1
+        binary = activation != "softmax" and (
+            activation == "sigmoid" or name.startswith("binary") or single
+        )
+        values = name in _OF_VALUES
+        linear = loss is None and activation == "linear"
+        known = probabilities or values or linear or name.endswith("crossentropy")
+        named = "none" if loss is None else getattr(loss, "__name__", type(loss).__name__)
+        unknown = None if known else loss if isinstance(loss, str) else named
+        found.append(OutputKind(Outputs(binary, not probabilities), values, unknown))
     return found
 
 
-def _losses(model: Any) -> list[Any]:
-    """Returns the loss that a model was compiled with for each output; None where there is none."""
-    names = output_names(model)
-    loss = getattr(model, "loss", None)
-    if isinstance(loss, Mapping):
-        return [loss.get(name) for name in names]
-    if isinstance(loss, (list, tuple)) and len(loss) == len(names):
-        return list(loss)
-    return [loss] * len(names)
+def of_outputs(model: Any, given: Any) -> list[Any]:
+    """Returns what `compile` was given for each output, losses for instance; None where nothing.
+
+    Args:
+        model: A built Sequential or Functional model.
+        given: One for all outputs, or several as Keras takes them: by the keys of a dictionary of
+            outputs, by the names of the layers in a list of them, or by position.
+    """
+    outputs, structure = functional_of(model).outputs, functional_of(model).output
+    if isinstance(given, Mapping) and not isinstance(structure, Mapping):
+        return [given.get(name) for name in output_names(model)]
+    found: dict[int, Any] = {}
+    _spread(structure, given, found)
+    return [found.get(id(tensor)) for tensor in outputs]
+
+
+def _spread(structure: Any, given: Any, found: dict[int, Any]) -> None:
+    """Finds what was given for each tensor of a structure, by the tensor's identity."""
+    import keras
+
+    nested, leaves = keras.tree.is_nested, keras.tree.flatten(structure)
+    if not nested(given):
+        found.update({id(leaf): given for leaf in leaves})
+    elif isinstance(given, Mapping):
+        for key in given if isinstance(structure, Mapping) else ():
+            if key in structure:
+                _spread(structure[key], given[key], found)
+    elif len(given) == len(leaves) and not any(map(nested, given)):
+        found.update({id(leaf): value for leaf, value in zip(leaves, given, strict=True)})
+    elif isinstance(structure, (list, tuple)):
+        for part, value in zip(structure, given, strict=False):
+            _spread(part, value, found)
 
 
 def _name_of(loss: Any) -> str:
@@ -100,15 +141,27 @@ def _last_activation(model: Any, tensor: Any) -> str:
     nodes = {id(output): node for node in graph_nodes(model) for output in node.outputs}
     while id(tensor) in nodes:
         node = nodes[id(tensor)]
-        operation, kind = node.operation, type(node.operation).__name__
-        if is_nested(operation):
-            index = next(i for i, output in enumerate(node.outputs) if output is tensor)
-            return _last_activation(operation, functional_of(operation).outputs[index])
-        name = getattr(getattr(operation, "activation", None), "__name__", kind).lower()
-        if kind not in _PASSING and not (kind == "Activation" and name == "linear"):
-            return str(name)
+        index = next(i for i, output in enumerate(node.outputs) if output is tensor)
+        name = _activation(node.operation, index)
+        if name is not None:
+            return name
         tensor = node.inputs[0]
     return ""
+
+
+def _activation(operation: Any, index: int) -> str | None:
+    """Returns the name of the activation that an output of a layer has; None if it passes."""
+    import keras
+
+    # TimeDistributed, for instance.
+    if isinstance(operation, keras.layers.Wrapper):
+        return _activation(operation.layer, index)
+    if is_nested(operation):
+        return _last_activation(operation, functional_of(operation).outputs[index])
+    kind = type(operation).__name__
+    name = getattr(getattr(operation, "activation", None), "__name__", kind).lower()
+    passing = kind in _PASSING or (kind == "Activation" and name == "linear")
+    return None if passing else str(name)
 
 
 def joined(outputs: Sequence[Any], kinds: Sequence[Outputs]) -> Any:

@@ -229,6 +229,109 @@ def test_several_inputs_and_outputs() -> None:
     np.testing.assert_allclose(found.history["teacher_loss"][0], want, rtol=1e-3)
 
 
+def _two_heads(seed: int, names: tuple[str, str] = ("kind", "value"), sizes: Any = (3, 2)) -> Any:
+    """The names of the layers are not the keys of the outputs."""
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input((4,))
+    return keras.Model(
+        inputs, {name: keras.layers.Dense(n)(inputs) for name, n in zip(names, sizes, strict=True)}
+    )
+
+
+_ROWS = _RNG.normal(size=(16, 4)).astype("f4")
+
+
+def _halves(teacher: Any, student: Any) -> float:
+    return float(np.mean(np.square(np.array(teacher) - np.array(student)).sum(-1)) / 2)
+
+
+def test_values_in_a_dictionary_of_outputs_are_not_taken_for_classes() -> None:
+    teacher, student = _two_heads(1), _two_heads(2)
+    of_classes = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    student.compile("sgd", {"kind": of_classes, "value": "mse"})
+    y = {"kind": np.arange(16) % 3, "value": _ROWS[:, :2]}
+    with pytest.raises(ArgumentError, match="trained on values"):
+        student.fit(_ROWS, y, verbose=0, callbacks=[ec.Distillation(teacher)])
+
+
+def test_loss_weights_weigh_the_teacher_too() -> None:
+    teacher, student = _two_heads(1), _two_heads(2)
+    losses, factors = {"kind": "mse", "value": "mae"}, {"kind": 3.0, "value": 0.1}
+    student.compile("sgd", losses, loss_weights=factors)
+    t, s = teacher(_ROWS), student(_ROWS)
+    want = 3 * _halves(t["kind"], s["kind"]) + 0.1 * _halves(t["value"], s["value"])
+    y = {"kind": _ROWS[:, :3], "value": _ROWS[:, :2]}
+    found = student.fit(
+        _ROWS, y, batch_size=16, verbose=0, callbacks=[ec.Distillation(teacher, "logits")]
+    ).history
+    np.testing.assert_allclose(found["teacher_loss"][0], want, rtol=1e-4)
+
+
+def test_outputs_of_one_shape_need_the_same_names() -> None:
+    student = _two_heads(2, sizes=(2, 2))
+    student.compile("sgd", "mse")
+    y = {"kind": _ROWS[:, :2], "value": _ROWS[:, 2:]}
+    for names, text in ((("kind", "other"), "kind, other"), (("kind", "value"), "")):
+        callback = ec.Distillation(_two_heads(1, names, (2, 2)), "logits")
+        if not text:
+            student.fit(_ROWS, y, verbose=0, callbacks=[callback])
+            continue
+        with pytest.raises(ArgumentError, match=f"outputs kind, value.*{text}"):
+            student.fit(_ROWS, y, verbose=0, callbacks=[callback])
+
+
+@pytest.mark.parametrize("compiled_teacher", [False, True])
+@pytest.mark.parametrize("end", [None, "sigmoid"])
+def test_regression_compares_values_whatever_they_end_in(
+    end: str | None, compiled_teacher: bool
+) -> None:
+    def build_one(seed: int, activation: str | None) -> Any:
+        keras.utils.set_random_seed(seed)
+        return keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, activation)])
+
+    teacher, student = build_one(1, end), build_one(2, "sigmoid")
+    student.compile("sgd", "mse")
+    if compiled_teacher:
+        teacher.compile("sgd", "mse")
+    want = _halves(teacher(_ROWS), student(_ROWS))
+    found = student.fit(
+        _ROWS, _ROWS[:, :2], batch_size=16, verbose=0,
+        callbacks=[ec.Distillation(teacher, "logits")],
+    ).history  # fmt: skip
+    np.testing.assert_allclose(found["teacher_loss"][0], want, rtol=1e-4)
+
+
+def test_a_single_output_may_have_no_axis_of_classes() -> None:
+    def flat(seed: int) -> Any:
+        keras.utils.set_random_seed(seed)
+        inputs = keras.Input((4,))
+        outputs = keras.ops.squeeze(keras.layers.Dense(1, "sigmoid")(inputs), -1)
+        model = keras.Model(inputs, outputs)
+        model.compile("sgd", "binary_crossentropy")
+        return model
+
+    teacher, student, weight = flat(1), flat(2), _RNG.random(16).astype("f4")
+    a, b = (
+        1 / (1 + ((1 - p) / p) ** 0.25) for p in (np.array(m(_ROWS)) for m in (teacher, student))
+    )
+    want = np.mean(weight * 16 * (a * np.log(a / b) + (1 - a) * np.log((1 - a) / (1 - b))))
+    found = student.fit(
+        _ROWS, np.arange(16) % 2, sample_weight=weight, batch_size=16, verbose=0,
+        callbacks=[ec.Distillation(teacher)],
+    ).history  # fmt: skip
+    np.testing.assert_allclose(found["teacher_loss"][0], want, rtol=1e-3)
+
+
+def test_what_an_output_is_taken_for_is_said() -> None:
+    student = build(3, 2)
+    student.compile("sgd", lambda y, outputs: keras.ops.mean(outputs, axis=-1))
+    callback = ec.Distillation(build(5, 1))
+    fit(student, callback)
+    (note,) = callback.notes
+    assert "Output classes is taken for logits of classes" in note and "lambda" in note
+    assert callback.notes == record_of(student).notes
+
+
 def test_several_teachers_count_as_their_mean() -> None:
     one, two, student = build(4, 1), build(5, 3), build(3, 2)
     mean = (np.array(one(X)) + np.array(two(X))) / 2
@@ -458,6 +561,9 @@ def test_layers_that_cannot_be_compared_are_refused() -> None:
     ):
         with pytest.raises(error, match=text):
             fit(student, ec.Distillation(teacher, layers=layers, layer_loss=loss))
+    outer = compiled(keras.Sequential([keras.Input((6, 6, 2)), build(3, 2)]))
+    with pytest.raises(ArgumentError, match="the student itself, not of a model nested in it"):
+        fit(outer, ec.Distillation(teacher, layers={"conv": "conv"}))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from edgecompress.core.options import named
 from edgecompress.training import LAYER_LOSSES, LOSSES
 from edgecompress.training.base import Outputs
-from edgecompress.training.teachers import joined, mean_of_samples, output_kinds
+from edgecompress.training.teachers import joined, mean_of_samples, of_outputs, output_kinds
 
 keras = pytest.importorskip("keras")
 tf = pytest.importorskip("tensorflow")
@@ -142,6 +142,13 @@ _ONE, _ONE_PROBABILITY = Outputs(binary=True), Outputs(binary=True, logits=False
         ([("Dense", (1,), {})], None, _ONE, False),
         ([("Dense", (4,), {})], "from_logits", _ONE, False),
         ([("Dense", (4,), {})], "mse", _LOGITS, True),
+        ([("Dense", (4,), {})], "poisson", _LOGITS, True),
+        ([("Dense", (4,), {})], "kl_divergence", _PROBABILITIES, False),
+        ([("Reshape", ((3, 1),), {}), ("TimeDistributed", (keras.layers.Dense(4, "softmax"),), {})],
+         None, _PROBABILITIES, False),
+        ([("Reshape", ((3, 1),), {}), ("Dense", (4, "softmax"), {}),
+          ("GlobalAveragePooling1D", (), {})], None, _PROBABILITIES, False),
+        ([("Dense", (1, "sigmoid"), {}), ("Reshape", ((),), {})], None, _ONE_PROBABILITY, False),
     ],
 )  # fmt: skip
 def test_what_outputs_stand_for(tail: Any, loss: Any, kind: Outputs, values: bool) -> None:
@@ -153,3 +160,40 @@ def test_what_outputs_stand_for(tail: Any, loss: Any, kind: Outputs, values: boo
         model.compile("sgd", loss)
     (found,) = output_kinds(model)
     assert (found.kind, found.values) == (kind, values)
+
+
+def _with_outputs(outputs: Any) -> Any:
+    inputs = keras.Input((3,))
+    made = keras.tree.map_structure(lambda name: keras.layers.Dense(2, name=name)(inputs), outputs)
+    return keras.Model(inputs, made)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "given", "want"),
+    [
+        ({"b": "one", "a": "two"}, {"a": 1, "b": 2}, [1, 2]),
+        ({"b": "one", "a": "two"}, {"b": 2}, [None, 2]),
+        ({"b": "one", "a": "two"}, [1, 2], [1, 2]),
+        ({"b": "one", "a": ["two", "three"]}, {"a": [1, None], "b": 2}, [1, None, 2]),
+        ({"b": "one", "a": ["two", "three"]}, {"a": 1, "b": 2}, [1, 1, 2]),
+        (["one", "two"], {"two": 2, "one": 1}, [1, 2]),
+        (["one", "two"], (1, 2), [1, 2]),
+        (["one", "two"], 1, [1, 1]),
+        (["one", "two"], None, [None, None]),
+    ],
+)
+def test_what_compile_is_given_for_each_output(outputs: Any, given: Any, want: list[Any]) -> None:
+    assert of_outputs(_with_outputs(outputs), given) == want
+
+
+def test_outputs_that_nothing_describes_say_so() -> None:
+    def halves(y: Any, outputs: Any) -> Any:
+        return keras.losses.mean_squared_error(y, outputs) / 2
+
+    for loss, want in ((halves, "halves"), ("hinge", "hinge"), ("mse", None), (None, None)):
+        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+        if loss is not None:
+            model.compile("sgd", loss)
+        assert output_kinds(model)[0].unknown == want
+    relu = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, "relu")])
+    assert output_kinds(relu)[0].unknown == "none"

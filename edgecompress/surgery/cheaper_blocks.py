@@ -21,6 +21,7 @@ from edgecompress.surgery.layer_parts import (
     depthwise_exists,
     given_up,
     has_kernel,
+    of_other_classes,
     part_layer,
     part_macs,
     why_not_split,
@@ -31,6 +32,8 @@ from edgecompress.surgery.rewrites import REWRITES, Rewrite, Rewritten
 _ALL = ".*"
 # The end of the names of a block's layers: they are not replaced again.
 _OWN = "_block"
+# Families of layers: the first is replaced, the other named. Depthwise ones are cheap already.
+_CONVOLUTIONS = ("convolution", "transposed")
 # Of the BatchNormalization in a block: its statistics start from nothing, and the training that
 # follows may be short.
 _MOMENTUM = 0.9
@@ -102,7 +105,7 @@ class CheaperBlocks(Rewrite):
         chosen = {
             path: layer
             for path, layer in named_layers(model)
-            if has_kernel(layer, _OWN, ("convolution",)) and re.fullmatch(self.layers, path)
+            if has_kernel(layer, _OWN, _CONVOLUTIONS[:1]) and re.fullmatch(self.layers, path)
         }
         if not chosen and self.layers != _ALL:
             raise ArgumentError("layers", "match the name of a convolution", self.layers)
@@ -131,7 +134,13 @@ class CheaperBlocks(Rewrite):
             replaced[path] = made
             details[path] = {"macs": [before, after], **self._start(block, site)}
             notes += [f"cheaper-blocks: {path}: {text}." for text in given_up(layer)]
+        others = of_other_classes(
+            model, self.layers, _CONVOLUTIONS[:1], _CONVOLUTIONS, "Conv1D and Conv2D are replaced"
+        )
+        notes += [f"cheaper-blocks leaves {text}." for text in others]
         if not replaced:
+            if not chosen:
+                notes.append("cheaper-blocks replaces nothing: the model has no convolution.")
             return Rewritten(model, notes=tuple(notes))
         result = copy_model(model, replaced=replaced)
         return Rewritten(result, details={"replaced": details}, notes=tuple(notes))

@@ -12,6 +12,7 @@ import numpy as np
 
 from edgecompress.core.arguments import check_positive
 from edgecompress.core.errors import ArgumentError, ConversionError, UnsupportedModelError
+from edgecompress.core.finite import check_weights
 from edgecompress.core.keras_graph import functional_of, is_plain_model
 from edgecompress.core.learnt_ranges import changed_layers, settled_record, weight_hashes
 from edgecompress.core.model_copy import copy_model, plain_model
@@ -74,6 +75,7 @@ def finalize(
             `validation` is given alone.
         UnknownNameError: a rewrite is unknown.
         UnsupportedModelError: the model is subclassed or not built.
+        NotFiniteError: a weight is NaN or infinite.
         ConversionError: not even a plain copy of the model gives the same outputs.
 
     Example:
@@ -90,6 +92,7 @@ def finalize(
             "Sequential or Functional model. Build it with keras.Sequential or keras.Model(inputs, "
             "outputs)."
         )
+    check_weights(model, "Train it again, or load another file of it.")
     chosen = chosen_rewrites(rewrites)
     if validation is not None and dead_channels is None:
         rule = "come with `dead_channels`, whose effect is measured on it"

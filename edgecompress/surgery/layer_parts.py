@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from edgecompress.core.keras_graph import LayerCall
-from edgecompress.core.layer_kinds import exact_kind_of
+from edgecompress.core.keras_graph import LayerCall, named_layers
+from edgecompress.core.layer_kinds import exact_kind_of, kind_of
 from edgecompress.surgery.factors.base import Part, multiply_accumulates
 
 NO_DEPTHWISE = "there is no depthwise convolution with its padding or strides"
@@ -17,9 +18,11 @@ NO_DEPTHWISE = "there is no depthwise convolution with its padding or strides"
 _PRUNED = 0.05
 # 2 spatial axes, inputs and outputs.
 _MOST_AXES = 4
+# Families of layers that may be replaced.
+REPLACED = ("dense", "convolution")
 
 
-def has_kernel(layer: Any, own: str, families: Sequence[str] = ("dense", "convolution")) -> bool:
+def has_kernel(layer: Any, own: str, families: Sequence[str] = REPLACED) -> bool:
     """Returns whether a layer may be replaced.
 
     Args:
@@ -31,12 +34,37 @@ def has_kernel(layer: Any, own: str, families: Sequence[str] = ("dense", "convol
     return kind is not None and kind.family in families and not layer.name.endswith(own)
 
 
+def of_other_classes(
+    model: Any, layers: str, replaced: Sequence[str], expected: Sequence[str] | None, rule: str
+) -> list[str]:
+    """Returns `LAYER: why` for layers with kernels that are of no class that is replaced.
+
+    Args:
+        model: The model.
+        layers: Regular expression: those whose whole name it matches.
+        replaced: Families in `core.layer_kinds` whose own classes are replaced.
+        expected: Families that a user might expect to be replaced; None: all.
+        rule: A clause for the text: which classes are replaced.
+    """
+    found = []
+    for path, layer in named_layers(model):
+        exact, kind = exact_kind_of(layer), kind_of(layer)
+        known = exact is not None and exact.family in replaced
+        meant = expected is None or (kind is not None and kind.family in expected)
+        matrix = any(len(weight.shape) > 1 for weight in layer.weights)
+        if matrix and meant and not known and re.fullmatch(layers, path):
+            found.append(f"{path}: {type(layer).__name__} layers stay, {rule}")
+    return found
+
+
 def why_not_split(layer: Any, uses: Sequence[LayerCall]) -> str | None:
     """Returns why a layer is left as it is; None if parts can take its place."""
     if not uses:
         return "its model is subclassed and shows no shapes"
     if len({use.inputs for use in uses}) > 1:
         return "it is shared by inputs of different shapes"
+    if getattr(layer, "quantization_mode", None) is not None:
+        return f"its weights are quantized ({layer.quantization_mode})"
     if getattr(layer, "groups", 1) > 1:
         return "it is a grouped convolution"
     if len(layer.kernel.shape) > _MOST_AXES:

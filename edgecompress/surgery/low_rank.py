@@ -18,9 +18,11 @@ from edgecompress.surgery.factors import FACTORIZATIONS
 from edgecompress.surgery.factors.base import Factorization, Part, composed
 from edgecompress.surgery.layer_parts import (
     NO_DEPTHWISE,
+    REPLACED,
     depthwise_exists,
     given_up,
     has_kernel,
+    of_other_classes,
     part_layer,
     part_macs,
     why_not_split,
@@ -228,7 +230,10 @@ def candidates(
             found[path] = layer, uses[0]
         else:
             notes.append(f"low-rank leaves {path}: {why}.")
-    return found, notes
+    others = of_other_classes(
+        model, layers, REPLACED, None, "Dense, Conv1D and Conv2D are factorized"
+    )
+    return found, [*notes, *(f"low-rank leaves {text}." for text in others)]
 
 
 def methods(name: str, shape: Sequence[int]) -> list[Factorization]:

@@ -89,6 +89,7 @@ def low_rank(
             breaks its rule.
         UnknownNameError: there is no such method.
         UnsupportedModelError: the model is subclassed or not built.
+        NotFiniteError: a weight is NaN or infinite.
 
     Example:
         >>> small = low_rank(model, until=Budget(macs=0.5))  # doctest: +SKIP

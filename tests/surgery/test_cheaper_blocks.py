@@ -283,6 +283,22 @@ def test_what_does_not_suit_stays_and_is_named(case: str) -> None:
     assert note.startswith("cheaper-blocks leaves c: ") and reason in note
 
 
+def test_convolutions_of_other_classes_are_named() -> None:
+    class Own(kl.Conv2D):  # type: ignore[misc]
+        pass
+
+    layers = [kl.Conv2DTranspose(8, 3, name="up"), Own(8, 3, name="own"), kl.DepthwiseConv2D(3)]
+    model = keras.Sequential([keras.Input((8, 8, 8)), *layers, kl.Conv2D(8, 3, name="c")])
+    done = CheaperBlocks().apply(model)
+    assert set(done.details["replaced"]) == {"c"}
+    assert done.notes == (
+        "cheaper-blocks leaves up: Conv2DTranspose layers stay, Conv1D and Conv2D are replaced.",
+        "cheaper-blocks leaves own: Own layers stay, Conv1D and Conv2D are replaced.",
+    )
+    dense = CheaperBlocks().apply(keras.Sequential([keras.Input((8,)), kl.Dense(8)]))
+    assert dense.notes == ("cheaper-blocks replaces nothing: the model has no convolution.",)
+
+
 def test_unknown_sizes_and_different_shapes_are_left() -> None:
     open_ended = keras.Sequential([keras.Input((None, None, 8)), kl.Conv2D(8, 3, name="c")])
     assert "size of its input is unknown" in CheaperBlocks().apply(open_ended).notes[0]

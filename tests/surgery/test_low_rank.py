@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgecompress.core.errors import ArgumentError, EdgeCompressError
+from edgecompress.core.errors import ArgumentError, EdgeCompressError, NotFiniteError
 from edgecompress.core.record import record_of
 from edgecompress.inspection.keras_models import inspect_keras
 from edgecompress.surgery.factors import FACTORIZATIONS
@@ -175,6 +175,36 @@ def test_layers_that_would_cost_more_stay_and_are_named() -> None:
     )
     forced = finalize(model, rewrites="low-rank:energy=0.95,slower=true")
     assert record_of(forced).steps[0]["factorized"]["square"]["macs"] == [64, 128]
+
+
+def test_layers_of_other_classes_are_named() -> None:
+    class Own(kl.Dense):  # type: ignore[misc]
+        pass
+
+    inputs = keras.Input((4, 8))
+    x = kl.Conv1DTranspose(8, 3, padding="same", name="up")(inputs)
+    x = kl.TimeDistributed(kl.Dense(8), name="steps")(
+        kl.LSTM(8, return_sequences=True, name="rnn")(x)
+    )
+    x = kl.LayerNormalization(name="norm")(Own(8, name="own")(x))
+    model = keras.Model(inputs, kl.Dense(8, name="fc")(x))
+    notes = record_of(finalize(model, rewrites="low-rank:rank=1")).notes
+    assert [note.split(":")[0] for note in notes] == [
+        f"low-rank leaves {name}" for name in ("up", "rnn", "steps", "own")
+    ]
+    assert "LSTM layers stay, Dense, Conv1D and Conv2D are factorized" in notes[1]
+    assert not record_of(finalize(model, rewrites="low-rank:rank=1,layers=fc")).notes
+
+
+def test_quantized_and_diverged_kernels_are_not_factorized() -> None:
+    model = keras.Sequential([keras.Input((64,)), kl.Dense(32, name="fc")])
+    model.layers[0].quantize("int8")
+    (note,) = record_of(finalize(model, rewrites="low-rank:rank=1")).notes
+    assert note == "low-rank leaves fc: its weights are quantized (int8)."
+    model = keras.Sequential([keras.Input((64,)), kl.Dense(32, name="fc")])
+    model.layers[0].kernel.assign(np.full((64, 32), np.nan))
+    with pytest.raises(NotFiniteError, match="'fc'.*NaN"):
+        finalize(model, rewrites="low-rank:rank=1")
 
 
 def test_a_share_that_rank_1_exceeds_leaves_the_layer_alone() -> None:

@@ -2,6 +2,7 @@
 
     python benchmarks/search.py --data DATA --work WORK [--minutes 15] [--jobs 2]
         [--tasks resnet watch] [--seeds N] [--samplers tpe random] [--docs docs/search.md]
+        [--storage postgresql+psycopg://user@host/database --workers 3]
 
 DATA holds fashion_mnist.npz and watch_exercises.npz. A ResNet-20 (Fashion-MNIST) and a DS-CNN (the
 watch) are trained once for each seed and kept in WORK. Limits on nucleo-l4r5zi: a third of what the
@@ -13,9 +14,10 @@ own baseline, trained from scratch. `refit`: the same candidate after further tr
 and validation data together (`--refit`), for the watch: the untouched network has not seen the
 latter.
 
-Each search is a process that is killed twice on the way and resumed. Finished ones are kept in
-WORK: an interrupted benchmark continues. Two networks, two samplers, three seeds and one: two hours
-of two cores.
+Each search is a process that is killed twice on the way and resumed. With `--storage`, it is
+several processes that share a study; one is killed at a time. Finished ones are kept in WORK: an
+interrupted benchmark continues. Two networks, two samplers, three seeds and one: two hours of two
+cores.
 """
 
 from __future__ import annotations
@@ -138,38 +140,57 @@ def run(
     case: Case, sampler: str, seed: int, paths: dict[str, Path], options: Any
 ) -> dict[str, Any]:
     """Searches, killed twice on the way, and measures the best file on the test data."""
-    folder = options.work / f"{case.task}_{sampler}_{seed}"
+    folder = options.work / _key(case, sampler, seed, options)
     most = limits(paths)
-    left = float(options.minutes)
     command = [
         "search", str(paths["model"]), "--data", str(paths["train"]), "--validation",
         str(paths["held"]), "--target", TARGET, "--max-ram", str(most["arena"]),
         "--max-file-size", str(most["file_size"]), "--max-latency", f"{most['latency']}us",
-        "--epochs", str(case.epochs), "--jobs", str(options.jobs), "--sampler", sampler,
-        "--seed", str(seed), "-o", str(folder), "--json",
+        "--epochs", str(case.epochs), "--sampler", sampler, "--seed", str(seed), "--json",
     ]  # fmt: skip
     if case.groups is not None:
         command += ["--groups", case.groups]
     if case.refit:
         command += ["--test", str(paths["test"]), "--refit"]
-    for share in KILLS:
-        began = time.monotonic()
-        process = _start([*command, "--minutes", f"{left:.2f}"], subprocess.DEVNULL)
-        due = share * options.minutes * 60 - (options.minutes - left) * 60
-        try:
-            process.wait(timeout=max(1.0, due))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        left -= (time.monotonic() - began) / 60
-    process = _start([*command, "--minutes", f"{left:.2f}"], subprocess.PIPE)
-    text = process.communicate()[0]
-    found = json.loads(text)
-    return {"limits": most, "exit_code": process.returncode, **_summary(found, folder, paths)}
+    if options.storage is None:
+        each = [[*command, "--jobs", str(options.jobs), "-o", str(folder)]]
+    else:
+        command += ["--jobs", "1", "--storage", options.storage, "--study", folder.name]
+        each = [[*command, "-o", str(folder / str(n))] for n in range(options.workers)]
+    folder.mkdir(parents=True, exist_ok=True)
+    ends = time.monotonic() + 60 * options.minutes
+    workers = [_start(one, ends, folder / f"{n}.json") for n, one in enumerate(each)]
+    for number, share in enumerate(KILLS):
+        time.sleep(max(0.0, ends - (1 - share) * 60 * options.minutes - time.monotonic()))
+        killed = number % len(workers)
+        workers[killed].send_signal(signal.SIGKILL)
+        workers[killed].wait()
+        workers[killed] = _start(each[killed], ends, folder / f"{killed}.json")
+    codes = [worker.wait() for worker in workers]
+    told = [json.loads((folder / f"{n}.json").read_bytes()) for n in range(len(workers))]
+    # All tell of the same study. The last to end has seen all of it.
+    last = max(range(len(told)), key=lambda n: len(_made(told[n])))
+    return {"limits": most, "exit_code": codes[last], **_summary(told[last], folder, paths)}
 
 
-def _start(arguments: list[str], output: Any) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", "edgecompress", *arguments], stdout=output)
+def _key(case: Case, sampler: str, seed: int, options: Any) -> str:
+    """Returns the name of a search."""
+    shared = "" if options.storage is None else f"-{options.workers}-workers"
+    return f"{case.task}_{sampler}{shared}_{seed}"
+
+
+def _start(arguments: list[str], ends: float, output: Path) -> subprocess.Popen[bytes]:
+    """Starts a worker that searches for the minutes that are left."""
+    minutes = f"{(ends - time.monotonic()) / 60:.2f}"
+    with output.open("wb") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "edgecompress", *arguments, "--minutes", minutes], stdout=file
+        )
+
+
+def _made(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the candidates that ended as a file."""
+    return [entry for entry in found["candidates"] if entry["metric"] is not None]
 
 
 def _summary(found: dict[str, Any], folder: Path, paths: dict[str, Path]) -> dict[str, Any]:
@@ -180,7 +201,7 @@ def _summary(found: dict[str, Any], folder: Path, paths: dict[str, Path]) -> dic
     best = by_number.get(found["best"], {})
     return {
         "candidates": len(by_number),
-        "made": sum(entry["metric"] is not None for entry in by_number.values()),
+        "made": len(_made(found)),
         "screened": sum(entry["screened"] for entry in by_number.values()),
         "hypervolume": found["hypervolume"],
         "costs": best.get("costs"),
@@ -195,7 +216,7 @@ def _summary(found: dict[str, Any], folder: Path, paths: dict[str, Path]) -> dic
 
 def thinner_volume(folder: Path) -> float:
     """Returns the hypervolume of the uniformly thinner network alone; 0 if it does not fit."""
-    found = json.loads((folder / "search.json").read_text())
+    found = json.loads(next(folder.glob("**/search.json")).read_text())
     points = {entry["start"]: entry for entry in found["candidates"]}
     whole, thinner = points["untouched"], points.get("scratch")
     if thinner is None or not thinner["fits"]:
@@ -210,7 +231,8 @@ def _test_accuracy(folder: Path, entry: dict[str, Any], paths: dict[str, Path]) 
     import edgecompress as ec
 
     epochs = entry["epochs"]
-    file = folder / "candidates" / entry["key"] / str(epochs) / "model.tflite"
+    # Of several workers, each keeps in a folder of its own what it has trained.
+    file = next(folder.glob(f"**/candidates/{entry['key']}/{epochs}/model.tflite"))
     report = ec.check(file, [TARGET], evaluate=paths["test"])
     checks = {check.rule: check for check in report.targets[0].checks}
     return 100 * float(checks["accuracy"].measured)
@@ -269,6 +291,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--tasks", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--samplers", nargs="+", default=["tpe", "random"])
+    parser.add_argument("--storage", help="URL of an Optuna storage that --workers share")
+    parser.add_argument("--workers", type=int, default=3, help="of one job each, with --storage")
     parser.add_argument("--seeds", type=int, help="instead of each network's own number")
     parser.add_argument("--docs", type=Path)
     options = parser.parse_args()
@@ -280,7 +304,7 @@ def main() -> None:
         for seed in range(options.seeds or case.seeds):
             paths = prepare(case, seed, options.data, options.work)
             for sampler in options.samplers:
-                key = f"{case.task}_{sampler}_{seed}"
+                key = _key(case, sampler, seed, options)
                 if key not in rows:
                     rows[key] = run(case, sampler, seed, paths, options)
                     kept.write_text(json.dumps(rows, indent=1))

@@ -41,6 +41,7 @@ from edgecompress.searching.results import (
     Job,
     Judged,
     Outcome,
+    trained_for,
 )
 from edgecompress.searching.screening import (
     Costs,
@@ -416,7 +417,7 @@ class Evaluator:
             own = own_values(values, name)
             if own and name != resting:
                 callbacks += technique.callbacks(own, fit)
-        self._progress(f"Training a candidate for {epochs} epochs")
+        self._progress(f"Training a candidate for {trained_for(epochs)}")
         fitting.fit(
             model, epochs, rate, teacher, callbacks,
             lambda epoch, loss: tell(done + epoch, loss), self._seed + done,

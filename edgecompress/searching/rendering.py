@@ -10,6 +10,7 @@ from rich.table import Table
 from edgecompress.core.errors import OK, UNDECIDED
 from edgecompress.reports.words import format_value
 from edgecompress.searching.outcome import Point, SearchResult
+from edgecompress.searching.results import trained_for
 
 _TITLES = {"file_size": "file"}
 _UNITS = {"latency": "microseconds", "energy": "microjoules"}
@@ -35,7 +36,7 @@ def describe(point: Point) -> str:
         return "the untouched model"
     if point.job.start == "scratch":
         return "uniformly thinner, from scratch"
-    return f"{point.outcome.epochs} epochs"
+    return trained_for(point.outcome.epochs)
 
 
 def render(result: SearchResult, console: Any) -> None:

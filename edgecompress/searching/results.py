@@ -48,6 +48,16 @@ class Job:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def trained_for(epochs: int) -> str:
+    """Returns a number of epochs in words.
+
+    Example:
+        >>> trained_for(1), trained_for(2)
+        ('1 epoch', '2 epochs')
+    """
+    return f"{epochs} epoch{'' if epochs == 1 else 's'}"
+
+
 @dataclass(frozen=True)
 class Outcome:
     """A candidate that was made, or the reason why it was not.

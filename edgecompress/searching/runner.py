@@ -19,6 +19,7 @@ from edgecompress.core.user_functions import is_function
 from edgecompress.core.workers import Pool, threads_each
 from edgecompress.pipeline.request import load_profiles, parse_budgets, usable_folder
 from edgecompress.searching.layouts import MOST_TRAINED
+from edgecompress.searching.loggers import Loggers, logged
 from edgecompress.searching.options import ApplyOptions, SearchDataOptions, SearchOptions
 from edgecompress.searching.outcome import SearchResult, result_of
 from edgecompress.searching.results import (
@@ -29,6 +30,7 @@ from edgecompress.searching.results import (
     Job,
     Judged,
     Outcome,
+    trained_for,
 )
 from edgecompress.searching.samplers import SAMPLERS
 from edgecompress.searching.schedule import CLOSING
@@ -84,7 +86,7 @@ class Progress:
         if self.outcome is None:
             parts.append(f"epoch {self.epoch} of {self.job.epochs}")
         elif self.outcome.made:
-            parts.append(f"{self.outcome.epochs} epochs, {self.outcome.metric:.4f}")
+            parts.append(f"{trained_for(self.outcome.epochs)}, {self.outcome.metric:.4f}")
             parts.append("fits" if self.outcome.fits else "does not fit")
         else:
             parts.append(self.outcome.reason or "not made")
@@ -261,7 +263,7 @@ def search(
     folder.mkdir(parents=True, exist_ok=True)
     candidates = folder / "candidates"
     candidates.mkdir(exist_ok=True)
-    loggers = _loggers(log, folder)
+    loggers = Loggers(log, folder)
     in_file = isinstance(model, (str, Path))
     if not in_file and jobs > 1:
         raise ArgumentError("jobs", "be 1 for a model in memory", jobs, "Save it to a file.")
@@ -318,7 +320,9 @@ def search(
         lost = kept.recover()
         if lost:
             progress(f"{lost} candidates of an interrupted run are queued again")
-        _run(kept, described, workers, clock, on_progress, [*callbacks, *loggers], refit)
+        _run(kept, described, workers, clock, on_progress, callbacks, loggers, refit)
+        notes = (*notes, *loggers.notes)
+        described = dataclasses.replace(described, notes=notes)
         result = result_of(described, kept, command, None)
         number = None if result.best is None else result.best.number
         place = None if number is None else kept.elsewhere(number)
@@ -409,6 +413,7 @@ def _run(
     clock: _Clock,
     on_progress: Callable[[Progress], None],
     callbacks: Sequence[Callable[[Any, Any], None]],
+    loggers: Loggers,
     refit: bool,
 ) -> None:
     """Proposes candidates and has them made until time or trials are used up."""
@@ -468,6 +473,7 @@ def _run(
             on_progress(Progress(number, job, answer, 0, best, front, clock.left_s))
             for callback in callbacks:
                 callback(study.optuna_study, trial)
+            loggers(logged(described, study.name, number, job, answer))
     except BaseException:
         for number in set(running) - {_BEGIN}:
             with contextlib.suppress(Exception):
@@ -543,9 +549,3 @@ def _epochs_of(outcome: Outcome, job: Job, finished: Mapping[int, tuple[Job, Out
         and before.epochs < outcome.epochs
     ]  # fmt: skip
     return outcome.epochs - max(shorter, default=0)
-
-
-def _loggers(names: Sequence[str], folder: Path) -> list[Callable[[Any, Any], None]]:
-    from edgecompress.searching.loggers import LOGGERS
-
-    return [LOGGERS[name](folder) for name in names]

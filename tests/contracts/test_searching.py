@@ -124,7 +124,7 @@ def test_a_logger_is_there_or_says_what_to_install(name: str, tmp_path: Path) ->
     try:
         logger = LOGGERS[name](tmp_path)
     except ArgumentError as error:
-        assert "pip install optuna-integration" in str(error)
+        assert f"pip install {name}" in str(error)
     else:
         assert callable(logger)
 

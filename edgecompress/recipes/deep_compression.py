@@ -402,12 +402,12 @@ def _build(
     """Converts to int8, codes the weights, and checks the targets."""
     from edgecompress.core.learnt_ranges import settled_record, valid_record
     from edgecompress.pipeline import build, build_request
-    from edgecompress.recipes.task import class_numbers
 
     validation = data.validation
     evaluate = None
     if task.has_classes_for_export and validation.y is not None:
-        evaluate = (*validation.x, class_numbers(validation.y))
+        shape = tuple(model.outputs[0].shape[1:])
+        evaluate = (*validation.x, task.exported_labels(validation, shape))
     # The name is that of the original model, and so are the file names.
     record = valid_record(model, settled_record(model))
     asked = build_request(

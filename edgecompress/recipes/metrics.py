@@ -129,6 +129,8 @@ def _keras_metric(given: Any) -> Any:
 
 def _measure(metric: Any, task: Task) -> Callable[[np.ndarray, np.ndarray], float]:
     """Returns a function of labels and outputs in the form that the task keeps them."""
+    from edgecompress.recipes.task import class_numbers
+
     config = metric.get_config()
     sparse = type(metric).__name__.startswith("Sparse")
 
@@ -136,14 +138,17 @@ def _measure(metric: Any, task: Task) -> Callable[[np.ndarray, np.ndarray], floa
         outputs = outputs.astype(np.float32)
         if task.is_classifier and task.output == "logits" and not config.get("from_logits"):
             outputs = _probabilities(outputs, task.kind == "binary")
+        size = _BATCH
         if task.kind == "classes":
-            numbers = labels.argmax(1) if labels.shape[1:] == outputs.shape[1:] else (
-                labels.reshape(-1).astype(np.int64)
-            )  # fmt: skip
-            labels = numbers if sparse else np.eye(outputs.shape[1], dtype=np.float32)[numbers]
+            # Each row of classes is an answer, wherever in a sample it is.
+            classes = outputs.shape[-1]
+            numbers = class_numbers(labels, outputs.shape[1:]).reshape(-1)
+            size *= len(numbers) // len(labels)
+            labels = numbers if sparse else np.eye(classes, dtype=np.float32)[numbers]
+            outputs = outputs.reshape(-1, classes)
         metric.reset_state()
-        for start in range(0, len(outputs), _BATCH):
-            part = slice(start, start + _BATCH)
+        for start in range(0, len(outputs), size):
+            part = slice(start, start + size)
             metric.update_state(labels[part], outputs[part].reshape(_form(labels[part], outputs)))
         result = metric.result()
         value = np.asarray(result if not isinstance(result, dict) else list(result.values()))

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgecompress.converters import configurations
 from edgecompress.converters.loaders import LoadedModel
-from edgecompress.converters.tasks import stored_loss
+from edgecompress.converters.tasks import read_loss, stored_loss
 from edgecompress.core.errors import ArgumentError, UnsupportedModelError, one_line
 from edgecompress.core.keras_graph import functional_of, graph_nodes
 from edgecompress.core.registry import Registry
@@ -21,6 +21,8 @@ from edgecompress.recipes.metrics import Metric, given_metric
 # A row of probabilities sums to 1 within float32's and float16's rounding.
 _SUM_TOLERANCE = 1e-2
 _SAMPLES = 256
+# Kinds of losses (`converters.tasks`) whose labels are values, whatever they look like.
+_OF_VALUES = ("mse", "mae")
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class Task:
     """What a model is trained for.
 
     Attributes:
-        kind: `classes` (one of several), `binary` (one output, yes or no) or `values`.
+        kind: `classes` (one of several, along the last axis), `binary` (yes or no, for each number
+            of the output) or `values`.
         output: The kind of its outputs: `probabilities`, `logits` or `values`.
         metric: The metric by which the stages are judged.
         loss: The Keras loss, (y_true, y_pred) -> loss.
@@ -61,26 +64,42 @@ class Task:
             outputs: Shape of one output.
         """
         y = samples.x[0] if samples.y is None else samples.y
-        if self.kind == "values":
+        if self.kind != "classes":
             return y.reshape(len(y), *outputs).astype(np.float32)
-        if self.kind == "binary":
-            return y.reshape(-1, 1).astype(np.float32)
         if self.sparse:
-            return class_numbers(y).reshape(-1, 1).astype(np.float32)
-        if y.ndim == 2 and y.shape[1] == outputs[0]:
+            return class_numbers(y, outputs)[..., None].astype(np.float32)
+        if y.shape[1:] == tuple(outputs):
             return y.astype(np.float32)
-        return np.eye(outputs[0], dtype=np.float32)[class_numbers(y)]
+        return np.eye(outputs[-1], dtype=np.float32)[class_numbers(y, outputs)]
+
+    def exported_labels(self, samples: Samples, outputs: tuple[int, ...]) -> np.ndarray:
+        """Returns labels as `export` takes them: class numbers, or in the shape of the outputs.
+
+        Args:
+            samples: With checked labels.
+            outputs: Shape of one output.
+        """
+        y = samples.x[0] if samples.y is None else samples.y
+        return class_numbers(y, outputs) if self.kind == "classes" else y
 
 
-def class_numbers(y: np.ndarray) -> np.ndarray:
-    """Returns class numbers from class numbers, one-hot rows or probabilities."""
-    if y.ndim == 2 and y.shape[1] > 1:
-        return y.argmax(1)
-    return y.reshape(-1).astype(np.int64)
+def class_numbers(y: np.ndarray, outputs: tuple[int, ...]) -> np.ndarray:
+    """Returns class numbers from class numbers, one-hot rows or probabilities.
+
+    Args:
+        y: Labels, (samples, ...).
+        outputs: Shape of one output, classes last.
+
+    Returns:
+        (samples, *outputs[:-1]).
+    """
+    if y.shape[1:] == tuple(outputs):
+        return np.asarray(y.argmax(-1))
+    return y.reshape(len(y), *outputs[:-1]).astype(np.int64)
 
 
 def _top1(labels: np.ndarray, outputs: np.ndarray) -> float:
-    return float(np.mean(class_numbers(labels) == outputs.argmax(1)))
+    return float(np.mean(class_numbers(labels, outputs.shape[1:]) == outputs.argmax(-1)))
 
 
 def _sides(limit: float) -> Callable[[np.ndarray, np.ndarray], float]:
@@ -125,14 +144,21 @@ def find_task(
 
 
 def _find_task(loaded: LoadedModel, data: Data, outputs: np.ndarray, given_loss: Any) -> Task:
-    kind = _kind(data.train, outputs, "--data")
+    said = _Said(_last_activation(loaded.model), getattr(read_loss(given_loss), "kind", ""))
+    kind = _kind(data.train, outputs, said, "--data")
     for argument, held in (("--validation", data.validation), ("--test", data.test)):
-        if held is not None and _kind(held, outputs, argument) != kind:
+        found = kind if held is None else _kind(held, outputs, said, argument)
+        if {found, kind} == {"classes", "binary"} and said.several:
+            # Each row of one of the two happens to hold a single 1.
+            kind = found = "binary"
+        if held is not None and found != kind:
             raise ArgumentError(
                 argument, "hold labels like those of --data",
                 None if held.y is None else held.y.dtype,
             )  # fmt: skip
-    output = output_kind(loaded.model, outputs) if kind != "values" else "values"
+    output = "values"
+    if kind != "values":
+        output = output_kind(loaded.model, outputs, kind == "binary")
     if kind == "classes":
         metric = Metric("accuracy", True, _top1)
     elif kind == "binary":
@@ -147,7 +173,30 @@ def _find_task(loaded: LoadedModel, data: Data, outputs: np.ndarray, given_loss:
     return Task(kind, output, metric, loss, text, kind == "classes")
 
 
-def _kind(samples: Samples, outputs: np.ndarray, argument: str) -> str:
+@dataclass(frozen=True)
+class _Said:
+    """What a model says of its outputs.
+
+    Attributes:
+        activation: Its last one; None if there is none to inspect.
+        loss: Kind of its own loss (`converters.tasks.LOSSES`); "" without one, or if it is unknown.
+    """
+
+    activation: str | None
+    loss: str
+
+    @property
+    def several(self) -> bool:
+        """Whether each number of an output is a yes or no of its own."""
+        return self.loss == "sides" or (self.loss == "" and self.activation == "sigmoid")
+
+    @property
+    def values(self) -> bool:
+        """Whether the outputs are values to be met, whatever the labels look like."""
+        return self.loss in _OF_VALUES and self.activation not in ("softmax", "sigmoid")
+
+
+def _kind(samples: Samples, outputs: np.ndarray, said: _Said, argument: str) -> str:
     y, shape = samples.y, outputs.shape[1:]
     if y is None:
         if samples.x[0].shape[1:] != shape:
@@ -156,41 +205,56 @@ def _kind(samples: Samples, outputs: np.ndarray, argument: str) -> str:
                 "x alone", "Only a model that gives its input back is trained without.",
             )  # fmt: skip
         return "values"
-    got = f"array of shape {y.shape} and dtype {y.dtype}"
     whole = bool((y == np.round(y)).all())
-    if len(shape) == 1 and shape[0] > 1:
-        single = y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1)
-        if single and whole:
-            if y.min() < 0 or y.max() >= shape[0]:
+    each = _squeezed(y.shape) == _squeezed((len(y), *shape))
+    sides = whole and each and y.min() >= 0 and y.max() <= 1
+    if shape and shape[-1] > 1:
+        if whole and _squeezed(y.shape) == _squeezed((len(y), *shape[:-1])) and not each:
+            if y.min() < 0 or y.max() >= shape[-1]:
                 raise ArgumentError(
-                    argument, f"hold class numbers from 0 to {shape[0] - 1} under the key y",
+                    argument, f"hold class numbers from 0 to {shape[-1] - 1} under the key y",
                     f"values from {y.min()} to {y.max()}",
                 )  # fmt: skip
             return "classes"
-        if y.shape[1:] == shape and y.min() >= 0 and np.abs(y.sum(1) - 1).max() < _SUM_TOLERANCE:
-            return "classes"
-    elif int(np.prod(shape)) == 1 and y.size == len(y) and whole and 0 <= y.min() <= y.max() <= 1:
+        if y.shape[1:] == shape and y.min() >= 0 and not (said.values and not sides):
+            rows = np.abs(y.sum(-1) - 1).max() < _SUM_TOLERANCE
+            # In images, three numbers of a pixel may sum to 1 by chance, but are not 0 and 1.
+            if rows and (len(shape) == 1 or sides or said.loss == "classes"):
+                return "classes"
+    if sides and (said.several or (int(np.prod(shape)) == 1 and not said.values)):
         return "binary"
-    if y.shape[1:] == shape or (y.ndim == 1 and shape == (1,)):
+    if each:
         return "values"
-    wanted = f"class numbers, one-hot rows or values of shape {shape}" if len(shape) == 1 else (
-        f"values of shape {shape}"
-    )  # fmt: skip
+    wanted = f"values of shape {shape}"
+    if shape and shape[-1] > 1:
+        numbers = "class numbers" if len(shape) == 1 else f"class numbers of shape {shape[:-1]}"
+        wanted = f"{numbers}, one-hot rows or {wanted}"
+    got = f"array of shape {y.shape} and dtype {y.dtype}"
     raise ArgumentError(argument, f"hold {wanted} under the key y, as the model gives", got)
 
 
-def output_kind(model: Any, outputs: np.ndarray) -> str:
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns a shape without its axes of size 1; the first one, for samples, stays."""
+    return (shape[0], *(size for size in shape[1:] if size != 1))
+
+
+def output_kind(model: Any, outputs: np.ndarray, binary: bool = False) -> str:
     """Returns whether a classifier gives `probabilities` or `logits`.
 
     This follows from the activation of the output layer or, if there is none to inspect, from the
     outputs: probabilities are between 0 and 1 and sum to 1.
+
+    Args:
+        model: A Keras model.
+        outputs: Its outputs for some samples, (samples, ...).
+        binary: Whether each number of an output is a yes or no of its own: those have no sum.
     """
     activation = _last_activation(model)
     if activation is not None:
         return "probabilities" if activation in ("softmax", "sigmoid") else "logits"
-    flat = outputs.reshape(len(outputs), -1)
-    inside = flat.min() >= 0 and flat.max() <= 1
-    sums = flat.shape[1] == 1 or np.abs(flat.sum(1) - 1).max() < _SUM_TOLERANCE
+    inside = outputs.min() >= 0 and outputs.max() <= 1
+    one = binary or outputs.shape[-1] == 1
+    sums = one or np.abs(outputs.sum(-1) - 1).max() < _SUM_TOLERANCE
     return "probabilities" if inside and sums else "logits"
 
 

@@ -57,7 +57,6 @@ class Trainer:
         self._on_epoch = on_epoch
         teachers = list(teacher) if isinstance(teacher, (list, tuple)) else [teacher]
         shape = tuple(teachers[0].outputs[0].shape[1:])
-        columns = int(np.prod(shape)) if task.kind == "values" or not task.sparse else 1
         self._shape = shape
         self._taught = None
         # Outputs for arrays are computed once and travel with the labels; those for batches are
@@ -67,7 +66,8 @@ class Trainer:
             self._callbacks = [Distillation(stored(teachers, data, kept) or teachers, teacher_loss)]
         elif teacher_loss is not None:
             self._meaning = Outputs(task.kind == "binary", task.output == "logits")
-            self._taught = TaughtLabels(teacher_loss, task.loss, columns, self._meaning)
+            form = (*shape[:-1], 1) if task.kind == "classes" and task.sparse else shape
+            self._taught = TaughtLabels(teacher_loss, task.loss, form, self._meaning)
         self._train = None if data.stream is not None else self._packed(data.train, teachers)
         self._validation = self._packed(data.validation, teachers)
 
@@ -123,7 +123,7 @@ class Trainer:
         outputs = [self._outputs(teacher, samples) for teacher in teachers]
         binary = self._meaning.binary
         kinds = [
-            Outputs(binary, output_kind(teacher, taught) == "logits")
+            Outputs(binary, output_kind(teacher, taught, binary) == "logits")
             for teacher, taught in zip(teachers, outputs, strict=True)
         ]
         if kinds == [self._meaning]:
@@ -157,7 +157,7 @@ class Trainer:
             if task.kind == "binary":
                 limit = 0.0 if task.output == "logits" else 0.5
                 return ops.mean(ops.cast((labels >= 0.5) == (outputs >= limit), "float32"), axis=-1)
-            classes = labels[:, 0] if task.sparse else ops.argmax(labels, axis=-1)
+            classes = labels[..., 0] if task.sparse else ops.argmax(labels, axis=-1)
             found = ops.argmax(outputs, axis=-1)
             return ops.cast(ops.cast(classes, "int64") == ops.cast(found, "int64"), "float32")
 

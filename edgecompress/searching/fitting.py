@@ -220,9 +220,9 @@ class Fitting:
 
         if self._taught is None:
             self._taught = predict(self._model, self._data.train)
-        task, columns = self._task, int(np.prod(self.labels.shape[1:]))
+        task, form = self._task, self.labels.shape[1:]
         meaning = Outputs(task.kind == "binary", task.output == "logits")
-        taught = TaughtLabels(teacher, task.loss, columns, meaning)
+        taught = TaughtLabels(teacher, task.loss, form, meaning)
         return taught.pack(self.labels, self._taught), _called(taught)
 
 

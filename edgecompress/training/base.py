@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -145,7 +146,7 @@ class TaughtLabels:
     Args:
         loss: Compares teacher and student.
         label_loss: (labels, outputs) -> loss, as a Keras loss.
-        columns: Number of label columns in a row.
+        form: Shape of the labels of a sample, or the number of label columns.
         outputs: The kind of the outputs.
 
     Example:
@@ -159,11 +160,12 @@ class TaughtLabels:
         self,
         loss: TeacherLoss,
         label_loss: Callable[[Any, Any], Any],
-        columns: int,
+        form: int | Sequence[int],
         outputs: Outputs,
     ) -> None:
         self._loss, self._label_loss = loss, label_loss
-        self._columns, self._outputs = columns, outputs
+        self._form = (form,) if isinstance(form, int) else tuple(form)
+        self._columns, self._outputs = math.prod(self._form), outputs
 
     def pack(self, labels: np.ndarray, taught: np.ndarray) -> np.ndarray:
         """Returns labels followed by logits in each row: (samples, columns + outputs).
@@ -181,7 +183,9 @@ class TaughtLabels:
 
     def labels(self, packed: Any) -> Any:
         """Returns the labels in packed rows."""
-        return packed[:, : self._columns]
+        from keras import ops
+
+        return ops.reshape(packed[:, : self._columns], (-1, *self._form))
 
     def __call__(self, packed: Any, outputs: Any) -> Any:
         """Returns `(1 - w) * mean(loss of the labels) + w * mean(loss against the teacher)`."""

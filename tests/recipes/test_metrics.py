@@ -153,6 +153,15 @@ def test_refusals(given: Any, goal: str | None, kind: str, text: str) -> None:
         given_metric(given, goal, _task(kind))
 
 
+def test_every_position_of_a_map_counts() -> None:
+    maps, numbers = _LOGITS.reshape(60, 5, 5, 3), _CLASSES.reshape(60, 5, 5, 1)
+    for given, sparse in ((_F1, True), ("sparse_categorical_accuracy", False)):
+        metric = given_metric(given, None, _task("classes", sparse=sparse))
+        labels = numbers.astype("float32") if sparse else np.eye(3)[numbers[..., 0]]
+        want = _f1() if sparse else float((_LOGITS.argmax(1) == _CLASSES).mean())
+        assert metric.measure(labels, maps) == pytest.approx(want, abs=1e-5)
+
+
 def test_results_that_are_no_number() -> None:
     labels = _CLASSES[:, None].astype("float32")
     each = given_metric("f1_score", None, _task("classes"))

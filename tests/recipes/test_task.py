@@ -42,6 +42,10 @@ def _classes(count: int) -> np.ndarray:
     return np.arange(40) % count
 
 
+# Of several answers at once, some rows with none and some with all.
+_MANY = (np.arange(40)[:, None] >> np.arange(3)) % 2
+
+
 class TestKind:
     @pytest.mark.parametrize(
         ("units", "activation", "y", "kind", "output", "loss"),
@@ -60,8 +64,9 @@ class TestKind:
             (1, None, _X[:, 0], "values", "values", "mean_squared_error"),
             (3, None, _X[:, :3], "values", "values", "mean_squared_error"),
             (6, None, None, "values", "values", "mean_squared_error"),
-            # Several classes at once are values to be met.
-            (3, "sigmoid", np.ones((40, 3)), "values", "values", "mean_squared_error"),
+            # Several answers at once, each of them yes or no.
+            (3, "sigmoid", np.ones((40, 3)), "binary", "probabilities", "binary_crossentropy"),
+            (3, None, np.ones((40, 3)), "values", "values", "mean_squared_error"),
         ],
     )  # fmt: skip
     def test_inferred(
@@ -71,6 +76,34 @@ class TestKind:
         assert (task.kind, task.output) == (kind, output)
         assert task.loss_text.startswith(f"{loss}, as the model brings none and its ")
         assert task.metric.name == ("mean_squared_error" if kind == "values" else "accuracy")
+
+    @pytest.mark.parametrize(
+        ("units", "activation", "y", "loss", "kind", "output"),
+        [
+            # The loss says that outputs are numbers to be met: 0 is no threshold of theirs.
+            (1, None, _classes(2), "mse", "values", "values"),
+            (1, "sigmoid", _classes(2), "mse", "binary", "probabilities"),
+            (2, None, np.stack([_classes(2), 1 - _classes(2)], 1), "mse", "classes", "logits"),
+            (2, None, np.full((40, 2), 0.5), "mae", "values", "values"),
+            (2, "softmax", np.full((40, 2), 0.5), "kl_divergence", "classes", "probabilities"),
+            (3, None, _MANY, keras.losses.BinaryCrossentropy(from_logits=True), "binary", "logits"),
+            (3, "sigmoid", _MANY, "mse", "values", "values"),
+        ],
+    )
+    def test_the_own_loss_tells_values_from_answers(
+        self, units: int, activation: str | None, y: Any, loss: Any, kind: str, output: str
+    ) -> None:
+        task = _task(_loaded(units, activation), y, keras.losses.get(loss))
+        assert (task.kind, task.output) == (kind, output)
+
+    def test_rows_with_a_single_yes_on_one_side_only(self) -> None:
+        loaded, loss = _loaded(3, "sigmoid"), keras.losses.get("binary_crossentropy")
+        once = Samples((_X,), np.eye(3)[_classes(3)])
+        for train, held in ((once, Samples((_X,), _MANY)), (Samples((_X,), _MANY), once)):
+            data = Data(train, held, "two files")
+            assert find_task(loaded, data, first_outputs(loaded, train), loss).kind == "binary"
+        data = Data(once, once, "two files")
+        assert find_task(loaded, data, first_outputs(loaded, once), loss).kind == "classes"
 
     @pytest.mark.parametrize(
         ("units", "y", "text"),
@@ -91,6 +124,61 @@ class TestKind:
         data = Data(Samples((_X,), _classes(3)), Samples((_X,), _X[:, :3]), "another file")
         with pytest.raises(ArgumentError, match="--validation"):
             find_task(loaded, data, first_outputs(loaded, data.train), None)
+
+
+class TestMaps:
+    """Answers at every position: segmentation, labelled sequences."""
+
+    _x = np.random.default_rng(0).normal(size=(12, 4, 4, 1)).astype("float32")
+    _numbers = np.random.default_rng(1).integers(0, 3, (12, 4, 4))
+
+    def _task(self, units: int, activation: str, y: np.ndarray, loss: Any = None) -> Any:
+        model = keras.Sequential(
+            [keras.Input((4, 4, 1)), layers.Conv2D(units, 1, activation=activation)]
+        )
+        loaded, samples = wrap(model), Samples((self._x,), y)
+        outputs = first_outputs(loaded, samples)
+        task = find_task(loaded, Data(samples, samples, ""), outputs, loss)
+        return task, samples, outputs
+
+    @pytest.mark.parametrize("form", ["numbers", "column", "one-hot"])
+    def test_classes(self, form: str) -> None:
+        y = {
+            "numbers": self._numbers,
+            "column": self._numbers[..., None],
+            "one-hot": np.eye(3)[self._numbers],
+        }[form]
+        task, samples, outputs = self._task(3, "softmax", y)
+        assert (task.kind, task.metric.name) == ("classes", "accuracy")
+        labels = task.labels(samples, (4, 4, 3))
+        right = (outputs.argmax(-1) == self._numbers).mean()
+        assert task.metric.measure(labels, outputs) == pytest.approx(right)
+        assert 0 < right < 1
+        picked = np.take_along_axis(outputs, self._numbers[..., None], -1)
+        assert float(np.mean(task.loss(labels, outputs))) == pytest.approx(-np.log(picked).mean())
+        np.testing.assert_array_equal(task.exported_labels(samples, (4, 4, 3)), self._numbers)
+
+    @pytest.mark.parametrize("column", [False, True])
+    def test_yes_or_no(self, column: bool) -> None:
+        y = (self._numbers > 0).astype(int)
+        task, samples, outputs = self._task(1, "sigmoid", y[..., None] if column else y)
+        assert (task.kind, task.output) == ("binary", "probabilities")
+        labels = task.labels(samples, (4, 4, 1))
+        assert labels.shape == (12, 4, 4, 1)
+        right = ((outputs[..., 0] >= 0.5) == y).mean()
+        assert task.metric.measure(labels, outputs) == pytest.approx(right)
+
+    def test_images_are_values(self) -> None:
+        share = np.abs(self._x) / (1 + np.abs(self._x))
+        y = np.concatenate([share, 1 - share], -1)
+        assert self._task(2, "softmax", y)[0].kind == "values"
+        loss = keras.losses.get("categorical_crossentropy")
+        assert self._task(2, "softmax", y, loss)[0].kind == "classes"
+
+    @pytest.mark.parametrize("y", [_numbers + 1, _numbers[:, :3], _numbers + 0.5])
+    def test_labels_that_do_not_fit(self, y: np.ndarray) -> None:
+        with pytest.raises(ArgumentError, match="class numbers (from 0 to 2|of shape .4, 4.)"):
+            self._task(3, "softmax", y)
 
 
 class TestOutput:

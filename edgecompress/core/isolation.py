@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import glob
 import importlib.util
 import json
@@ -194,15 +195,24 @@ def decode(kind: type[T], value: Any) -> T:
     Raises:
         ProcessError: the value is invalid.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     try:
-        return TypeAdapter(kind).validate_python(value, by_alias=False, by_name=True)
+        found: T = _adapter(kind).validate_python(value, by_alias=False, by_name=True)
+        return found
     except (ValidationError, RecursionError) as error:
         raise ProcessError(
             "The process that reads the model returned something that is not a "
             f"{kind.__name__} ({_one_line(str(error), 200)})."
         ) from error
+
+
+@functools.cache
+def _adapter(kind: type) -> Any:
+    """Returns what checks values of a type: making it takes longer than a check."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
 
 
 @contextlib.contextmanager

@@ -20,8 +20,8 @@ from edgecompress.core.content_hashes import model_sha256
 from edgecompress.core.errors import (
     ArgumentError,
     EdgeCompressError,
-    UnsupportedModelError,
     UnsupportedOperatorError,
+    few,
 )
 from edgecompress.core.files import jsonable, sha256, write_together
 from edgecompress.core.suppress_output import suppress_output
@@ -120,11 +120,9 @@ class Evaluator:
         loaded, self._data, self._task = found.loaded, found.data, found.task
         self._model, self._folder, self._seed = loaded.model, folder, seed
         self._progress, self._verbose = progress, verbose
-        if self._task.kind == "binary" and not self._task.has_classes_for_export:
-            raise UnsupportedModelError(
-                f"Model {loaded.name!r} has one output that is a logit, whose accuracy no engine "
-                "measures: give its last layer a sigmoid."
-            )
+        # Nothing but the task says from where on a logit is a yes.
+        logits = self._task.kind == "binary" and self._task.output == "logits"
+        self._metric = _METRICS[self._task.kind] + ("@0" if logits else "")
         self._refit = refit
         if refit:
             self._data.joined()  # Refused before the search, not after it.
@@ -134,7 +132,7 @@ class Evaluator:
             profiles,
             calibration=self._calibration(),
             evaluate=self._evaluation(self._data.validation, None),
-            metric=[_METRICS[self._task.kind]],
+            metric=[self._metric],
             name=loaded.name,
             **export,
         )
@@ -200,7 +198,7 @@ class Evaluator:
         self._described = Described(
             knobs=tuple(knobs),
             left_out=left_out,
-            metric=_METRICS[self._task.kind],
+            metric=self._metric,
             higher_is_better=self._task.metric.higher_is_better,
             basis=self._basis(knobs),
             rules=tuple(rule for rule in whole.values if rule != "flash"),
@@ -274,6 +272,8 @@ class Evaluator:
     def _values(self, job: Job) -> dict[str, Value]:
         """Returns the values of a job's knobs, checked."""
         known = {knob.name: knob for knob in self.describe().knobs}
+        if unknown := sorted(set(job.values) - set(known)):
+            raise ArgumentError("--study", "hold candidates of this space", few(unknown))
         values = {name: known[name].check(value) for name, value in job.values.items()}
         if job.start in (UNTOUCHED, FROM_SCRATCH):
             return values
@@ -386,16 +386,23 @@ class Evaluator:
 
     def _continued(self, key: str, epochs: int) -> tuple[Any, int]:
         """Returns the longest training of a candidate that is kept, and its epochs; else None."""
-        import keras
+        from edgecompress.converters.loaders import load_model
+        from edgecompress.core.record import attach_record
 
         folder = self._folder / key
         lengths = sorted(
             int(path.name) for path in folder.iterdir() if path.name.isdigit()
         ) if folder.is_dir() else []  # fmt: skip
         for length in reversed([n for n in lengths if n <= epochs]):
-            path = folder / str(length) / "model.keras"
-            if path.is_file():
-                return keras.models.load_model(path, compile=False), length
+            try:
+                found = load_model(folder / str(length) / "model.keras")
+            # Missing, damaged, or not what was stored: it is trained anew.
+            except EdgeCompressError:
+                continue
+            if found.record is not None:
+                # Its file is made of what training has learnt, too.
+                attach_record(found.model, found.record)
+            return found.model, length
         return None, 0
 
     def _train(
@@ -537,11 +544,10 @@ class Evaluator:
 
     def _evaluation(self, data: Samples, samples: int | None) -> Any:
         from edgecompress.converters.calibration import spread
-        from edgecompress.recipes.task import class_numbers
 
         part = data if samples is None else data.at(spread(np.arange(len(data)), samples))
-        labels = part.x[0] if part.y is None else part.y
-        return (*part.x, class_numbers(labels) if self._task.kind == "classes" else labels)
+        shape = tuple(self._model.outputs[0].shape[1:])
+        return (*part.x, self._task.exported_labels(part, shape))
 
     def _store(
         self, place: Path, model: Any, made: Any, outcome: Outcome, watch: Stopwatch

@@ -22,8 +22,10 @@ def unfit(key: str, job: Job, costs: Costs) -> Outcome:
         if rule in costs.unknown
         else f"{rule} is {share:.1%} above its limit"
         for rule, share in costs.excess().items()
-        if share > 0
+        if share > 0 and rule in costs.limits
     ]
+    if costs.unsupported is not None:
+        parts.append(f"a target cannot run it ({costs.unsupported.rstrip('.')})")
     return Outcome(
         key,
         job.start,

@@ -32,10 +32,8 @@ from edgecompress.searching.results import (
     Outcome,
     trained_for,
 )
-from edgecompress.searching.samplers import SAMPLERS
 from edgecompress.searching.schedule import CLOSING
 from edgecompress.searching.study import Study, import_optuna, without_password
-from edgecompress.searching.techniques import TECHNIQUES
 from edgecompress.searching.workers import ConfinedWorker, LocalWorker, Worker
 from edgecompress.targets.family import family_of
 from edgecompress.targets.profile import TargetProfile
@@ -251,10 +249,16 @@ def search(
             "--refit", "go with --test", True,
             "Validation data that a candidate was trained on cannot judge it.",
         )  # fmt: skip
-    _check({"trials": trials, "minutes": minutes, "epochs": epochs, "jobs": jobs, "seed": seed})
-    SAMPLERS[sampler]
-    for name in techniques:
-        TECHNIQUES[name]
+    given = _parsed(
+        {
+            "trials": trials, "minutes": minutes, "epochs": epochs, "jobs": jobs, "seed": seed,
+            "sampler": sampler, "techniques": techniques, "log": log, "storage": storage,
+            "study": study, "apply": apply, "groups": groups, "refit": refit,
+        }
+    )  # fmt: skip
+    techniques, log = given["techniques"], given["log"]
+    if not isinstance(callbacks, Sequence) or not all(callable(each) for each in callbacks):
+        raise ArgumentError("callbacks", "be a list of functions of (study, trial)", callbacks)
     import_optuna()
     clock = _Clock(_MINUTES if minutes is None and trials is None else minutes, trials)
     profiles = load_profiles(targets)
@@ -357,12 +361,14 @@ def _looked(study: Study, number: int, tested: Judged | None) -> Judged | None:
     return dataclasses.replace(tested, candidate=number, looked=study.look(number))
 
 
-def _check(numbers: Mapping[str, float | None]) -> None:
-    """Refuses numbers that the command line refuses, too."""
-    for item in options_of(SearchOptions):
-        value = numbers.get(item.name)
-        if value is not None:
-            item.kind.parse(value, item.name)
+def _parsed(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns options as the command line reads them; refuses what it refuses, too."""
+    owners = (SearchOptions, SearchDataOptions, ApplyOptions)
+    kinds = {item.name: item.kind for owner in owners for item in options_of(owner)}
+    return {
+        name: value if value is None else kinds[name].parse(value, name)
+        for name, value in given.items()
+    }
 
 
 @contextlib.contextmanager

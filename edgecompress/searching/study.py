@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgecompress.core import isolation
 from edgecompress.core.errors import ArgumentError, EdgeCompressError
@@ -33,6 +33,8 @@ from edgecompress.searching.schedule import Entry, lengths, promotion
 
 if TYPE_CHECKING:
     import optuna
+
+T = TypeVar("T")
 
 _SCHEMA = "edgecompress.search/1"
 _JOB, _OUTCOME, _WORKER, _ALIVE, _TRIES = "job", "outcome", "worker", "alive", "tries"
@@ -233,7 +235,7 @@ class Study:
         trial.set_user_attr(_WORKER, f"{socket.gethostname()}:{os.getpid()}")
         trial.set_user_attr(_ALIVE, time.time())
         asked = trial.user_attrs.get(_JOB)
-        job = Job(**asked) if asked else Job({}, FROM_PARENT, self.lengths[0])
+        job = self._read(Job, asked) if asked else Job({}, FROM_PARENT, self.lengths[0])
         if job.start == FROM_PARENT:
             values = {name: _suggest(trial, knob) for name, knob in self._knobs.items()}
             job = Job(values, job.start, job.epochs, job.last)
@@ -255,8 +257,9 @@ class Study:
     def _entries(self) -> list[Entry]:
         found = []
         for trial in self._study.get_trials(deepcopy=False):
-            job = trial.user_attrs.get(_JOB)
-            if job is None or job["start"] != FROM_PARENT:
+            told = trial.user_attrs.get(_JOB)
+            job = None if told is None else self._read(Job, told)
+            if job is None or job.start != FROM_PARENT:
                 continue
             if trial.state == self._optuna.trial.TrialState.FAIL:
                 continue
@@ -264,8 +267,8 @@ class Study:
             score = None
             if outcome is not None and outcome.fits and outcome.metric is not None:
                 score = outcome.metric if self._described.higher_is_better else -outcome.metric
-            key = json.dumps(sorted(job["values"].items()))
-            found.append(Entry(trial.number, key, job["epochs"], score))
+            key = json.dumps(sorted(job.values.items()))
+            found.append(Entry(trial.number, key, job.epochs, score))
         return found
 
     # --- what came of it --------------------------------------------------------------------------
@@ -298,7 +301,7 @@ class Study:
         self._asked.pop(number, None)
         self._study.tell(number, state=self._optuna.trial.TrialState.FAIL)
         if job is not None and tries < _MOST_TRIES:
-            self._enqueue(Job(**job), tries)
+            self._enqueue(self._read(Job, job), tries)
 
     def recover(self) -> int:
         """Queues the trials again whose workers are gone; returns how many."""
@@ -322,7 +325,7 @@ class Study:
             raise ArgumentError(
                 "--apply", f"be a candidate of the study, 0 to {len(trials) - 1}", number
             )
-        return Job(**trials[number].user_attrs[_JOB])
+        return self._read(Job, trials[number].user_attrs[_JOB])
 
     def outcomes(self) -> dict[int, tuple[Job, Outcome]]:
         """Returns the finished candidates by number."""
@@ -330,7 +333,8 @@ class Study:
         for trial in self._study.get_trials(deepcopy=False):
             outcome = self._outcome(trial)
             if outcome is not None and trial.state.is_finished():
-                found[trial.number] = (Job(**trial.user_attrs[_JOB]), outcome)
+                job = self._read(Job, trial.user_attrs.get(_JOB))
+                found[trial.number] = (job, outcome)
         return found
 
     def look(self, number: int) -> tuple[int, ...]:
@@ -346,7 +350,18 @@ class Study:
 
     def _outcome(self, trial: Any) -> Outcome | None:
         told = trial.user_attrs.get(_OUTCOME)
-        return None if told is None else isolation.decode(Outcome, told)
+        return None if told is None else self._read(Outcome, told)
+
+    def _read(self, kind: type[T], told: Any) -> T:
+        """Returns what a trial says; a storage is shared, and may hold anything."""
+        try:
+            return isolation.decode(kind, told)
+        except EdgeCompressError as error:
+            raise ArgumentError(
+                "--study", "be as this program wrote it", self.name,
+                f"It holds something that is not a {kind.__name__}. Give another name, or another "
+                "--output.",
+            ) from error  # fmt: skip
 
     def importance(self) -> dict[str, float]:
         """Returns how much of the metric's variance each knob explains (fANOVA), largest first.

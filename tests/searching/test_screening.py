@@ -376,3 +376,7 @@ def test_a_limit_whose_cost_is_unknown_is_named() -> None:
     assert unfit("k", Job({}), costs).reason == (
         "Not trained: arena is 20.0% above its limit and latency is not known (b: Stride 4)."
     )
+    foreign = Costs({"arena": 9.0}, {"arena": 100.0}, unsupported="b: It has no CAST of UINT8.")
+    assert unfit("k", Job({}), foreign).reason == (
+        "Not trained: a target cannot run it (b: It has no CAST of UINT8)."
+    )

@@ -192,7 +192,7 @@ def test_what_is_wrong_is_one_line(trained: Any, asked: dict[str, Any], tmp_path
         ({"storage": "mysql+nothing://x"}, ArgumentError, "--storage"),
         ({"jobs": 2}, ArgumentError, "jobs"),
         ({"max_rma": "4KiB"}, UnknownNameError, "max_rma"),
-        ({"log": ("paper",)}, UnknownNameError, "logger"),
+        ({"log": ("paper",)}, UnknownNameError, "log"),
         ({"minutes": float("nan")}, ArgumentError, "minutes"),
         ({"epochs": 0}, ArgumentError, "epochs"),
     ]
@@ -238,6 +238,62 @@ def test_passwords_of_storages_are_on_no_page(
     with pytest.raises(ArgumentError) as raised:
         ec.search(trained, **asked, trials=1, output=tmp_path, storage=url.replace("sqlite", "odd"))
     assert "secret" not in str(raised.value)
+
+
+def test_what_training_has_learnt_is_kept_with_a_candidate(
+    trained: Any, asked: dict[str, Any], tmp_path: Path
+) -> None:
+    from edgecompress.pipeline.request import load_profiles
+    from edgecompress.searching.evaluator import Evaluator
+    from edgecompress.searching.results import Job
+
+    evaluator = Evaluator(
+        trained, asked["data"], asked["validation"], load_profiles(asked["targets"]), {},
+        tmp_path / "candidates", ("quantization",),
+    )  # fmt: skip
+    values = {"quantization.precision": "int4", "quantization.aware": True}
+    made = evaluator.evaluate(Job(values, epochs=1))
+    report = evaluator.export(Job(values, epochs=1), tmp_path / "out").report
+    # The file that was measured: its ranges are those that training has learnt.
+    assert [a["sha256"] for a in report["artifacts"] if a["kind"] == "int4"] == [made.sha256]
+    model = tmp_path / "candidates" / made.key / "1" / "model.keras"
+    model.write_bytes(model.read_bytes()[:1000])
+    with pytest.raises(ArgumentError, match="--apply` must be a candidate whose file is in the"):
+        evaluator.export(Job(values, epochs=1), tmp_path / "out2")
+    told: list[int] = []
+    again = evaluator.evaluate(Job(values, epochs=2), lambda epoch, loss: told.append(epoch))
+    # Nothing is left to be continued.
+    assert again.made and told == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"job": {"values": {}, "epochs": "../../x"}},
+        {"job": {"valeus": {}}},
+        {"outcome": {"key": "k", "start": "parent", "metric": "high"}},
+        {"job": None},
+    ],
+)
+def test_a_storage_that_somebody_else_wrote_is_one_line(
+    attributes: dict[str, Any], found: Found, tmp_path: Path
+) -> None:
+    import optuna
+
+    described = found[0].described
+    study = Study(None, tmp_path, None, described, "tpe", 0, 2)
+    whole = {
+        "job": {"values": {}, "start": "parent", "epochs": 1, "last": False},
+        "outcome": {"key": "k", "start": "parent", "metric": 0.5},
+    }
+    for number, own in enumerate((whole, {**whole, **attributes}), 1):
+        study.optuna_study.add_trial(
+            optuna.trial.create_trial(values=[0.5] * (1 + len(described.rules)), user_attrs=own)
+        )
+        if number == 1:
+            assert study.outcomes()[1][1].metric == 0.5
+    with pytest.raises(ArgumentError, match="--study` must be as this program wrote it"):
+        study.outcomes()
 
 
 @pytest.mark.parametrize("changed", ["max_ram", "techniques", "targets"])

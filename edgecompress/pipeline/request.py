@@ -340,6 +340,8 @@ def read_measured(
 
 def usable_folder(output: Path | str) -> Path:
     """Returns the output folder, after making sure, before any long work, that it is writable."""
+    if not isinstance(output, (str, Path)):
+        raise ArgumentError("--output", "be the path of a folder", output)
     folder = Path(output)
     place = folder
     while not place.exists() and place != place.parent:

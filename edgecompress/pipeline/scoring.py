@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from edgecompress.core.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -80,7 +82,8 @@ class Scoring:
 
 def check_share(argument: str, value: float | None) -> float | None:
     """Returns a share; refuses numbers outside 0 to 1."""
-    if value is not None and not 0 <= value <= 1:
+    number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    if value is not None and not (number and 0 <= value <= 1):
         raise ArgumentError(argument, "be a share between 0 and 1", value)
     return value
 

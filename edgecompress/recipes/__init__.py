@@ -15,7 +15,8 @@ from typing import Any
 
 from edgecompress.core import isolation
 from edgecompress.core.errors import ArgumentError, UnknownNameError
-from edgecompress.core.options import options_of
+from edgecompress.core.options import Path as OptionPath
+from edgecompress.core.options import many, options_of
 from edgecompress.core.record import sidecar_path
 from edgecompress.core.user_functions import is_function
 from edgecompress.engines.run import session
@@ -123,6 +124,7 @@ def compress(
     from edgecompress.targets.rule import target_options
 
     chosen = RECIPES[recipe]
+    teachers = many(OptionPath()).parse(teachers, "teachers")
     known = {field.name for field in dataclasses.fields(chosen.settings)}
     owned = target_options()
     for name in settings:
@@ -150,7 +152,7 @@ def compress(
         "validation": validation,
         "pixels": pixels,
         "steps_per_epoch": steps_per_epoch,
-        "teachers": tuple(teachers),
+        "teachers": teachers,
         "settings": chosen.settings(**{n: v for n, v in settings.items() if n in known}),
         "output": Path(output),
         "targets": tuple(targets),

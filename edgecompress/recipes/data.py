@@ -13,6 +13,7 @@ from edgecompress.converters.loaders import LoadedModel
 from edgecompress.core.content_hashes import arrays_sha256
 from edgecompress.core.errors import ArgumentError
 from edgecompress.core.keras_graph import functional_of
+from edgecompress.core.options import share as unit_share
 from edgecompress.recipes.groups import check_several, held_out, named, shared_note
 from edgecompress.recipes.samples import Samples, Stream, joined, read_batches
 from edgecompress.recipes.sources import Ask, in_memory, source_of
@@ -229,6 +230,7 @@ def load(
         ArgumentError: data are missing, damaged, too few or not finite, or their shapes do not
             match the model's.
     """
+    share = unit_share().parse(share, "--validation-split")
     ask = Ask(loaded, "--data", seed, pixels, steps_per_epoch, groups=groups)
     found = _train_and_validation(source, validation, ask, share)
     if test is None:
@@ -274,6 +276,7 @@ def _train_and_validation(source: Any, validation: Any, ask: Ask, share: float) 
         samples.at(rest),
         samples.at(held_out),
         f"{count:,} of {len(samples):,} samples, drawn with seed {seed}",
+        notes=_one_label(samples.at(held_out), "validation"),
     )
 
 
@@ -291,6 +294,7 @@ def _by_groups(samples: Samples, groups: np.ndarray, share: float, seed: int) ->
         _enough(train, "--data without the groups for validation"),
         _enough(validation, "--validation-split"),
         text,
+        notes=_one_label(validation, "validation"),
     )
 
 
@@ -327,7 +331,7 @@ def _held(
         if stream is not None:
             _same_classes(stream, read, argument)
     name = argument.removeprefix("--")
-    notes += _seen(train, held, name, "training")
+    notes += (*_seen(train, held, name, "training"), *_one_label(held, name))
     if held.groups is not None and train.groups is not None:
         notes += shared_note(held.groups, argument, train.groups, "--data")
     elif held.groups is not None:
@@ -356,6 +360,16 @@ def _seen(train: Samples, held: Samples, name: str, known: str) -> tuple[str, ..
     return (
         f"{count:,} of {len(held):,} {name} samples have the inputs of a {known} sample: the "
         f"metric says little about samples {unseen}.",
+    )
+
+
+def _one_label(held: Samples, name: str) -> tuple[str, ...]:
+    """Returns a note if all labels are the same number: whoever always gives it is right."""
+    if held.y is None or held.y.size != len(held) or len(np.unique(held.y)) > 1:
+        return ()
+    return (
+        f"All {len(held):,} {name} labels are {held.y.flat[0]}: the metric does not tell a model "
+        "that has learnt from one that always answers this.",
     )
 
 

@@ -79,7 +79,11 @@ def checked(source: Any, loaded: LoadedModel, argument: str) -> Samples:
         return Samples(x, None)
     got = f"array of shape {y.shape} and dtype {y.dtype}"
     if y.dtype.kind not in "biuf":
-        raise ArgumentError(argument, "hold numbers under the key y", got)
+        raise ArgumentError(
+            argument, "hold numbers under the key y", got,
+            "Number the classes: names, y = numpy.unique(y, return_inverse=True)."
+            if y.dtype.kind in "SU" else "",
+        )  # fmt: skip
     if y.dtype.kind == "f" and not np.isfinite(y).all():
         bad = int(np.count_nonzero(~np.isfinite(y)))
         raise ArgumentError(
@@ -195,8 +199,10 @@ def _told(epoch: Callable[[], Iterator[Any]], argument: str) -> Iterator[Any]:
         raise
     # It is the user's code, or a framework's, and may fail in any way, and end the program.
     except (Exception, SystemExit) as error:
+        # TensorFlow wraps what a generator raises: where it was, the error, and its traceback.
+        text = str(error).rpartition("}} ")[2].partition("\nTraceback (")[0] or error
         raise ArgumentError(
-            argument, "yield batches until it ends", f"{type(error).__name__}: {one_line(error)}"
+            argument, "yield batches until it ends", f"{type(error).__name__}: {one_line(text)}"
         ) from error
 
 

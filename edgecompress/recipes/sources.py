@@ -9,17 +9,19 @@ import hashlib
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edgecompress.converters.calibration import read_file
 from edgecompress.converters.loaders import InputSpec, LoadedModel
 from edgecompress.converters.streams import is_stream
 from edgecompress.core.datasets import batch_count, is_dataset, one_epoch
-from edgecompress.core.errors import ArgumentError, few, one_line
+from edgecompress.core.errors import ArgumentError, UnknownNameError, few, one_line
+from edgecompress.core.options import whole
 from edgecompress.core.registry import Registry
 from edgecompress.core.user_functions import is_function
 from edgecompress.recipes.groups import check_length, take_groups
@@ -38,6 +40,7 @@ from edgecompress.recipes.samples import (
 # What a pixel of 0 and of 255 becomes.
 PIXELS = {"0..255": (0.0, 255.0), "0..1": (0.0, 1.0), "-1..1": (-1.0, 1.0)}
 _CHANNELS = {"grayscale": 1, "rgb": 3, "rgba": 4}
+_WEIGHTS = ("sample_weight", "sample_weights", "class_weight")
 _IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png")
 _BATCH = 64
 
@@ -65,6 +68,13 @@ class Ask:
     whole: bool = False
     batch_size: int = _BATCH
     groups: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses values that break their rule."""
+        if self.pixels is not None and self.pixels not in PIXELS:
+            raise UnknownNameError("--pixels", self.pixels, PIXELS)
+        if self.steps is not None:
+            whole(1).parse(self.steps, "--steps-per-epoch")
 
 
 @dataclass(frozen=True)
@@ -437,11 +447,32 @@ def _read_arrays(given: Any, ask: Ask) -> Samples:
             ask.argument, "hold arrays, or be a dataset", type(given).__name__,
             "Wrap a generator: tf.data.Dataset.from_generator.",
         )  # fmt: skip
+    given = _without_weights(given, ask)
     if ask.groups is None:
         return checked(given, ask.loaded, ask.argument)
     given, groups = take_groups(given, ask.groups, ask.argument)
     samples = checked(given, ask.loaded, ask.argument)
     return replace(samples, groups=check_length(groups, len(samples), ask.argument))
+
+
+def _without_weights(given: Any, ask: Ask) -> Any:
+    """Returns arrays, those of a file read; refuses weights of samples, which nothing would use."""
+    inputs = len(ask.loaded.inputs)
+    if isinstance(given, (str, Path)) and Path(given).suffix == ".npz":
+        given = read_file(Path(given), ask.argument)
+    got = None
+    if isinstance(given, Mapping):
+        names = {spec.name for spec in ask.loaded.inputs}
+        got = next((name for name in _WEIGHTS if name in given and name not in names), None)
+    elif isinstance(given, tuple) and len(given) == 3:
+        # With two inputs, three arrays are those and the labels.
+        weighted = inputs == 1 or isinstance(given[0], (list, tuple, Mapping))
+        got = "(x, y, weights)" if weighted else None
+    if got is not None:
+        raise ArgumentError(
+            ask.argument, "hold x and y", got, "Sample weights are not supported: leave them out."
+        )
+    return given
 
 
 SOURCES.register("arrays")(
@@ -482,6 +513,7 @@ def in_memory(data: Samples | Stream) -> Samples:
                 data.argument, f"end after {most:,} samples at most, which are held in memory",
                 "more", "Shuffle it once and use .take(N).",
             )  # fmt: skip
-        if count >= most:
+        # Whether a dataset goes on is known when it has.
+        if count >= most and data.count is not None:
             break
     return joined(parts).at(slice(most))

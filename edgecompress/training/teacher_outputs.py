@@ -263,16 +263,20 @@ def _part(
     count = len(keras.tree.flatten(x)[0])
     place = folder / f"{start:09d}.npz"
     digest = np.frombuffer(bytes.fromhex(content), np.uint8)
-    outputs_of_all = sum(len(model_of(each).outputs) for each in teachers)
+    shapes = [tuple(out.shape[1:]) for each in teachers for out in model_of(each).outputs]
     try:
         stored = read_arrays(place) if place.exists() else {}
     # Damaged, by a disk for instance: it is computed again.
     except UnreadableFileError:
         stored = {}
-    kept = [stored.get(str(number)) for number in range(outputs_of_all)]
+    kept = [stored.get(str(number)) for number in range(len(shapes))]
     if np.array_equal(stored.get(_CONTENT, digest[:0]), digest) and all(
-        isinstance(array, np.ndarray) and array.dtype == np.float32 and len(array) == count
-        for array in kept
+        isinstance(array, np.ndarray)
+        and array.dtype == np.float32
+        and len(array) == count
+        and _fits(array.shape[1:], shape)
+        and np.isfinite(array).all()
+        for array, shape in zip(kept, shapes, strict=True)
     ):
         return [np.asarray(array) for array in kept]
     found: list[np.ndarray] = []
@@ -291,6 +295,13 @@ def _part(
     np.savez(buffer, **{str(number): array for number, array in enumerate(found)}, **more)
     write_atomic(place, buffer.getvalue())
     return found
+
+
+def _fits(found: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
+    """Returns whether a shape is the wanted one, in which None is any size."""
+    return len(found) == len(wanted) and all(
+        want is None or have == want for have, want in zip(found, wanted, strict=True)
+    )
 
 
 class Found:

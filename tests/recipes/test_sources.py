@@ -212,6 +212,76 @@ def test_validation_samples_that_were_trained_on_are_counted(
     assert all(note.startswith(text) for note, text in zip(notes, told, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("labels", "told"), [(np.ones(10), True), (np.arange(10) % 2, False), (np.ones((10, 3)), False)]
+)
+def test_labels_that_are_all_the_same_are_named(labels: np.ndarray, told: bool) -> None:
+    x = np.random.default_rng(1).normal(size=(10, 6)).astype(np.float32)
+    train = np.repeat(labels, 4, 0)
+    notes = load((_X, train), (x, labels), _loaded(), 0.1, 0).notes
+    assert any("All 10 validation labels are 1" in note for note in notes) is told
+    divided = load((_X, train), None, _loaded(), 0.25, 0).notes
+    assert any("All 10 validation labels are 1" in note for note in divided) is told
+
+
+@pytest.mark.parametrize("kind", ["mapping", "file", "tuple", "inputs"])
+def test_weights_of_samples_do_not_go_unnoticed(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "train.npz"
+    np.savez(path, x=_X, y=_Y, sample_weight=_Y)
+    given = {
+        "mapping": {"x": _X, "y": _Y, "sample_weight": _Y},
+        "file": path,
+        "tuple": (_X, _Y, _Y),
+        "inputs": ([_X], _Y, _Y),
+    }[kind]
+    with pytest.raises(ArgumentError, match="--data.*weights are not supported"):
+        load(given, None, _loaded(), 0.25, 0)
+    # Whatever else a file holds is nobody's business.
+    assert len(load({"x": _X, "y": _Y, "subject": _Y}, None, _loaded(), 0.25, 0).train) == 30
+
+
+@pytest.mark.parametrize("share", [float("nan"), float("inf"), -0.1, "a", None])
+def test_a_share_is_a_share(share: Any) -> None:
+    with pytest.raises(ArgumentError, match="--validation-split"):
+        load((_X, _Y), None, _loaded(), share, 0)
+
+
+@pytest.mark.parametrize("given", [{"pixels": "0-1"}, {"steps_per_epoch": 0.5}])
+def test_what_only_some_data_need_is_checked_all_the_same(given: dict[str, Any]) -> None:
+    with pytest.raises(ArgumentError, match="--(pixels|steps-per-epoch)"):
+        load((_X, _Y), None, _loaded(), 0.25, 0, **given)
+
+
+def test_texts_are_no_labels() -> None:
+    with pytest.raises(ArgumentError, match="numpy.unique"):
+        load((_X, np.array(["a", "b"])[_Y % 2]), None, _loaded(), 0.25, 0)
+
+
+@pytest.mark.parametrize(("batches", "ends"), [(5, True), (6, False)])
+def test_validation_without_an_end_is_refused_however_batches_add_up(
+    batches: int, ends: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "MOST_VALIDATION", 40)
+    held = _dataset().repeat().take(batches) if ends else _dataset().repeat()
+    if ends:
+        assert len(load((_X, _Y), held, _loaded(), 0.1, 0).validation) == 40
+        return
+    with pytest.raises(ArgumentError, match="--validation.*end after 40 samples"):
+        load((_X, _Y), held, _loaded(), 0.1, 0)
+
+
+def test_an_error_of_a_generator_is_its_own_line() -> None:
+    def fails() -> Any:
+        yield _X[:8], _Y[:8]
+        raise RuntimeError("the disk is gone")
+
+    form = (tf.TensorSpec((None, 6), tf.float32), tf.TensorSpec((None,), tf.int64))
+    made = tf.data.Dataset.from_generator(fails, output_signature=form)
+    with pytest.raises(ArgumentError) as raised:
+        load((_X, _Y), made, _loaded(), 0.1, 0)
+    assert "Error: RuntimeError: the disk is gone'" in str(raised.value)
+
+
 class TestChanges:
     """A finished stage is not reused for other data."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -288,6 +290,35 @@ def test_a_limit_of_the_metric_is_undecided_where_the_best_was_not_tested() -> N
         "study", DESCRIBED, (Point(0, Job({}), floor),), Point(0, Job({}), floor), (), 0.0,
         untested=True,
     ).undecided_limits == ("accuracy on the test data",)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"techniques": 5},
+        {"techniques": "magic"},
+        {"log": "paper"},
+        {"callbacks": [5]},
+        {"callbacks": 5},
+        {"storage": 5},
+        {"study": 5},
+        {"apply": 1.5},
+        {"apply": -1},
+        {"groups": 5},
+        {"min_accuracy": "0.5"},
+        {"output": 5},
+        {"into": 5, "apply": 0},
+    ],
+)
+def test_python_is_told_what_the_command_line_is_told(
+    asked: dict[str, Any], tmp_path: Path
+) -> None:
+    from edgecompress.searching import search
+
+    with pytest.raises(ArgumentError) as raised:
+        search(None, None, ["cortex-m4"], **{"output": tmp_path, **asked})
+    named = str(raised.value).partition("` must ")[0].strip("`-").replace("-", "_")
+    assert named in (*asked, "output")
 
 
 def test_keys_tell_candidates_apart() -> None:

@@ -81,6 +81,12 @@ def test_what_is_stored_is_not_computed_again(
     stored = TeacherOutputs(again, X, tmp_path, 8)
     assert count.seen == [8, 8, 8]
     np.testing.assert_allclose(_looked_up(stored, X)[0], again(X), rtol=1e-5, atol=1e-6)
+    # Numbers that no teacher gives.
+    np.savez(tmp_path / names[1], **{"0": np.zeros((8, 5), "f4")})
+    np.savez(tmp_path / names[3], **{"0": np.full((8, 2), np.nan, "f4")})
+    stored = TeacherOutputs(again, X, tmp_path, 8)
+    assert count.seen == [8, 8, 8, 8, 8]
+    np.testing.assert_allclose(_looked_up(stored, X)[0], again(X), rtol=1e-5, atol=1e-6)
 
 
 _KILLED = """

@@ -198,7 +198,9 @@ def decode(kind: type[T], value: Any) -> T:
     from pydantic import ValidationError
 
     try:
-        found: T = _adapter(kind).validate_python(value, by_alias=False, by_name=True)
+        # A class is hashable, which its annotation as a type variable does not say.
+        key: Any = kind
+        found: T = _adapter(key).validate_python(value, by_alias=False, by_name=True)
         return found
     except (ValidationError, RecursionError) as error:
         raise ProcessError(

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -423,7 +423,6 @@ def _run(
     refit: bool,
 ) -> None:
     """Proposes candidates and has them made until time or trials are used up."""
-    export_s = 0.0
     pool: Pool[int, Worker] = Pool(workers)
     # Number of the trial, or that of no trial for what comes before them.
     running: dict[int, Job] = {}
@@ -445,7 +444,17 @@ def _run(
         running[number] = job
         pool.start(number, lambda worker: work(worker, number, job))
 
+    def judge() -> None:
+        nonlocal best, front
+        finished = study.outcomes()
+        so_far = result_of(described, study, (), None)
+        best = None if so_far.best is None else so_far.best.outcome
+        front = tuple(point.number for point in so_far.front)
+        again = so_far.best.number if refit and so_far.best is not None else None
+        clock.reserve_s = _reserve_s(finished, again)
+
     try:
+        judge()
         if study.claim_beginning():
             start(_BEGIN, Job({}))
         while True:
@@ -468,14 +477,8 @@ def _run(
             if isinstance(answer, Beginning):
                 study.begin(answer)
                 continue
-            if job.start == UNTOUCHED:
-                export_s = clock.reserve_s = answer.seconds.get("export", 0.0)
             trial = study.finish(number, answer)
-            so_far = result_of(described, study, (), None)
-            best = None if so_far.best is None else so_far.best.outcome
-            if refit and so_far.best is not None:
-                clock.reserve_s = export_s + _refit_s(so_far.best.number, study.outcomes())
-            front = tuple(point.number for point in so_far.front)
+            judge()
             on_progress(Progress(number, job, answer, 0, best, front, clock.left_s))
             for callback in callbacks:
                 callback(study.optuna_study, trial)
@@ -499,7 +502,9 @@ def _next(study: Study, clock: _Clock, running: int) -> tuple[int, Job] | None:
     number, job = study.propose(closing, beyond=closing and left is not None)
     if left is None:
         return number, job
-    shortened = _in_time(job, finished, left)
+    # Of another worker's machine, neither the speed nor the files are of use.
+    mine = study.outcomes(here=True)
+    shortened = _in_time(job, mine if _spent(mine) else finished, left, tuple(mine))
     if shortened is None:
         study.give_up(number, begun=False)
         return None
@@ -508,27 +513,40 @@ def _next(study: Study, clock: _Clock, running: int) -> tuple[int, Job] | None:
     return number, shortened
 
 
-def _in_time(job: Job, finished: Mapping[int, tuple[Job, Outcome]], left: float) -> Job | None:
+def _spent(finished: Mapping[int, tuple[Job, Outcome]]) -> dict[int, float]:
+    """Returns the seconds that an epoch of each candidate that was trained took, by number."""
+    return {
+        number: outcome.seconds["train"] / max(1, _epochs_of(outcome, job, finished))
+        for number, (job, outcome) in finished.items()
+        if outcome.made and outcome.seconds.get("train")
+    }
+
+
+def _in_time(
+    job: Job,
+    finished: Mapping[int, tuple[Job, Outcome]],
+    left: float,
+    here: Collection[int],
+) -> Job | None:
     """Returns a job that ends in the time that is left, shortened if need be; None if none does.
 
     How long an epoch takes is known of the same candidate, else of the slowest one.
+
+    Args:
+        job: What is due.
+        finished: What was made, by number.
+        left: Seconds.
+        here: Those that this worker has: it goes on where they ended.
     """
-    done = 0
-    spent: list[float] = []
-    own: list[float] = []
-    for other, outcome in finished.values():
-        train, made = outcome.seconds.get("train"), outcome.made
-        if not train or not made:
-            continue
-        whole = train / max(1, _epochs_of(outcome, other, finished))
-        spent.append(whole)
-        if other.values == job.values and other.start == job.start:
-            done, own = max(done, outcome.epochs), [*own, whole]
+    spent = _spent(finished)
     if not spent or job.epochs == 0:
         return job
+    one = (job.values, job.start)
+    same = [n for n in spent if (finished[n][0].values, finished[n][0].start) == one]
+    done = max((finished[n][1].epochs for n in same if n in here), default=0)
     exports = [o.seconds.get("export", 0.0) + o.seconds.get("cut", 0.0)
                for _, o in finished.values() if o.made]  # fmt: skip
-    rate = max(own) if own else max(spent)
+    rate = max(spent[n] for n in same or spent)
     epochs = int((left - max(exports, default=0.0)) / rate)
     if epochs < 1:
         return None
@@ -537,6 +555,15 @@ def _in_time(job: Job, finished: Mapping[int, tuple[Job, Outcome]], left: float)
     if job.start != FROM_PARENT or done == 0:
         return None
     return dataclasses.replace(job, epochs=done + epochs, last=True)
+
+
+def _reserve_s(finished: Mapping[int, tuple[Job, Outcome]], again: int | None) -> float:
+    """Returns how long the end will take: export and, for a candidate's number, its refit."""
+    export_s = max(
+        (o.seconds.get("export", 0.0) for job, o in finished.values() if job.start == UNTOUCHED),
+        default=0.0,
+    )
+    return export_s if again is None else export_s + _refit_s(again, finished)
 
 
 def _refit_s(number: int, finished: Mapping[int, tuple[Job, Outcome]]) -> float:

@@ -27,12 +27,15 @@ class Entry:
         key: What it has in common with the same candidate at other lengths.
         epochs: The length.
         score: How good it is, larger is better; None while it is trained, and if it is unfit.
+        here: Whether this worker may train it longer. Another that has it, and is at work, would go
+            on where this one had to begin anew.
     """
 
     trial: int
     key: str
     epochs: int
     score: float | None
+    here: bool = True
 
 
 def lengths(epochs: int) -> tuple[int, ...]:
@@ -83,17 +86,29 @@ def promotion(
         if closing:
             allowed = max(allowed, min(1, len(reached)))
         waiting = [entry for entry in reached if longest[entry.key] == step]
-        if waiting and promoted < allowed:
-            return prefer(waiting), target
+        best = _best_here(waiting, closing, prefer) if promoted < allowed else None
+        if best is not None:
+            return best, target
     if not (closing and beyond):
         return None
     done = [entry for entry in entries if entry.score is not None and entry.epochs >= steps[-1]]
     done = [entry for entry in done if longest[entry.key] == entry.epochs]
     done = [entry for entry in done if _has_gained(entry, entries)]
-    if not done:
+    best = _best_here(done, closing, prefer)
+    return None if best is None else (best, 2 * best.epochs)
+
+
+def _best_here(
+    entries: Sequence[Entry], closing: bool, prefer: Callable[[Sequence[Entry]], Entry]
+) -> Entry | None:
+    """Returns the best if this worker may train it; near the end, the best of those it may."""
+    if not entries:
         return None
-    best = prefer(done)
-    return best, 2 * best.epochs
+    best = prefer(entries)
+    if best.here:
+        return best
+    own = [entry for entry in entries if entry.here]
+    return prefer(own) if closing and own else None
 
 
 def _has_gained(entry: Entry, entries: Sequence[Entry]) -> bool:

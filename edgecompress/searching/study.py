@@ -234,6 +234,7 @@ class Study:
         self._asked[trial.number] = trial
         trial.set_user_attr(_WORKER, f"{socket.gethostname()}:{os.getpid()}")
         trial.set_user_attr(_ALIVE, time.time())
+        trial.set_user_attr(_PLACE, self._place)
         asked = trial.user_attrs.get(_JOB)
         job = self._read(Job, asked) if asked else Job({}, FROM_PARENT, self.lengths[0])
         if job.start == FROM_PARENT:
@@ -255,7 +256,7 @@ class Study:
         self._study.enqueue_trial(dict(job.values), user_attrs=attributes)
 
     def _entries(self) -> list[Entry]:
-        found = []
+        found, others = [], self._others()
         for trial in self._study.get_trials(deepcopy=False):
             told = trial.user_attrs.get(_JOB)
             job = None if told is None else self._read(Job, told)
@@ -268,8 +269,16 @@ class Study:
             if outcome is not None and outcome.fits and outcome.metric is not None:
                 score = outcome.metric if self._described.higher_is_better else -outcome.metric
             key = json.dumps(sorted(job.values.items()))
-            found.append(Entry(trial.number, key, job.epochs, score))
+            here = trial.user_attrs.get(_PLACE) not in others
+            found.append(Entry(trial.number, key, job.epochs, score, here))
         return found
+
+    def _others(self) -> set[str]:
+        """Returns where other workers are at work."""
+        state = self._optuna.trial.TrialState.RUNNING
+        running = self._study.get_trials(deepcopy=False, states=(state,))
+        places = {str(trial.user_attrs.get(_PLACE)) for trial in running if not self._lost(trial)}
+        return places - {self._place}
 
     # --- what came of it --------------------------------------------------------------------------
 
@@ -280,7 +289,6 @@ class Study:
     def finish(self, number: int, outcome: Outcome) -> Any:
         """Stores the outcome of a trial that this process proposed; returns Optuna's form of it."""
         trial = self._asked.pop(number)
-        trial.set_user_attr(_PLACE, self._place)
         trial.set_user_attr(_OUTCOME, jsonable(outcome.to_dict()))
         for rule, value in outcome.excess.items():
             trial.set_constraint(rule, float(value))
@@ -303,13 +311,19 @@ class Study:
         if job is not None and tries < _MOST_TRIES:
             self._enqueue(self._read(Job, job), tries)
 
+    def _lost(self, trial: Any) -> bool:
+        """Returns whether the worker of a trial is no more."""
+        told = trial.user_attrs
+        since = told.get(_ALIVE)
+        heard = float(since) if isinstance(since, (int, float)) else 0.0
+        return self._gone(str(told.get(_WORKER, ":")), heard)
+
     def recover(self) -> int:
         """Queues the trials again whose workers are gone; returns how many."""
         lost = 0
         state = self._optuna.trial.TrialState.RUNNING
         for trial in self._study.get_trials(deepcopy=False, states=(state,)):
-            worker = str(trial.user_attrs.get(_WORKER, ":"))
-            if self._gone(worker, float(trial.user_attrs.get(_ALIVE, 0.0))):
+            if self._lost(trial):
                 self.give_up(trial.number)
                 lost += 1
         return lost
@@ -327,12 +341,17 @@ class Study:
             )
         return self._read(Job, trials[number].user_attrs[_JOB])
 
-    def outcomes(self) -> dict[int, tuple[Job, Outcome]]:
-        """Returns the finished candidates by number."""
+    def outcomes(self, here: bool = False) -> dict[int, tuple[Job, Outcome]]:
+        """Returns the finished candidates by number.
+
+        Args:
+            here: Leave out what another worker keeps.
+        """
         found = {}
         for trial in self._study.get_trials(deepcopy=False):
             outcome = self._outcome(trial)
-            if outcome is not None and trial.state.is_finished():
+            elsewhere = here and trial.user_attrs.get(_PLACE) not in (None, self._place)
+            if outcome is not None and trial.state.is_finished() and not elsewhere:
                 job = self._read(Job, trial.user_attrs.get(_JOB))
                 found[trial.number] = (job, outcome)
         return found

@@ -175,6 +175,17 @@ def test_the_caller_says_which_is_the_best_of_those_that_wait() -> None:
     assert asked[-1] == tried[3:]
 
 
+def test_what_another_worker_has_is_left_to_it() -> None:
+    tried = [Entry(0, "a", 2, 0.8), Entry(1, "b", 2, 0.9, here=False), Entry(2, "c", 2, 0.7)]
+    # The best of three is due, but not here; the second best is not.
+    assert promotion(tried, (2, 6), closing=False) is None
+    assert promotion(tried, (2, 6), closing=True) == (tried[0], 6)
+    assert promotion(tried[1:2], (2, 6), closing=True) is None
+    longest = [Entry(3, "d", 6, 0.9, here=False), Entry(4, "e", 6, 0.8)]
+    assert promotion(longest, (2, 6), closing=True, beyond=True) == (longest[1], 12)
+    assert promotion(longest[:1], (2, 6), closing=True, beyond=True) is None
+
+
 def test_near_the_end_the_best_goes_all_the_way() -> None:
     tried = [Entry(0, "a", 2, 0.8)]
     assert promotion(tried, (2, 6), closing=True) == (tried[0], 6)

@@ -342,6 +342,12 @@ class Distillation(CompressionCallback):
     def _check_kinds(self) -> None:
         """Refuses losses that the outputs cannot have, and outputs of different meanings."""
         generalists, experts = self._split(self._kinds)
+        for teacher, kinds in zip(self._split(self.teachers)[1], experts, strict=True):
+            if kinds[0].kind.binary:
+                raise ArgumentError(
+                    "teacher", "hold specialists with a softmax over their classes and all others",
+                    f"{teacher.model.name} with one sigmoid for each",
+                )  # fmt: skip
         for position, name in enumerate(output_names(self.model)):
             student = self._student_kinds[position]
             if experts and (student.kind.binary or student.values):

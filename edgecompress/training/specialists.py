@@ -17,6 +17,8 @@ from edgecompress.core.errors import ArgumentError
 # Steps of the iteration of `combined`, and of K-means.
 _STEPS, _ROUNDS = 30, 100
 _SMALLEST = 1e-7
+# By how much probabilities may miss a sum of 1: those of half precision do.
+_ROUNDING = 0.02
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +130,12 @@ def confusable_classes(outputs: Any, groups: int, seed: int = 0) -> tuple[tuple[
     found = np.asarray(outputs, np.float64)
     if found.ndim != 2 or len(found) < 2 or not np.isfinite(found).all():
         raise ArgumentError("outputs", "be finite, (samples, classes)", found.shape)
+    if found.min() < 0 or np.abs(found.sum(1) - 1).max() > _ROUNDING:
+        raise ArgumentError(
+            "outputs", "be probabilities, which sum to 1",
+            f"numbers from {found.min():.3g} to {found.max():.3g}",
+            "Of logits: keras.ops.softmax(outputs).",
+        )  # fmt: skip
     count = found.shape[1]
     if isinstance(groups, bool) or not isinstance(groups, int) or not 1 <= groups <= count:
         raise ArgumentError("groups", f"be a whole number, 1 to {count}", groups)

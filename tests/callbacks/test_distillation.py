@@ -396,6 +396,7 @@ def test_specialists_for_other_classes_are_refused() -> None:
         ec.Distillation(ec.Specialist(three, (0, 1)))
     for expert, text in (
         (ec.Specialist(three, (0, 3)), "some of the student's 3 classes"),
+        (ec.Specialist(build(4, 3, "sigmoid"), (0, 1)), "net4 with one sigmoid for each"),
         (ec.Specialist(three, (0,)), r"outputs of shapes \[\(2,\)\].*\(3,\)"),
     ):
         with pytest.raises(ArgumentError, match=text):

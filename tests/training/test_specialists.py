@@ -95,7 +95,9 @@ def test_half_of_a_specialists_samples_are_of_its_classes() -> None:
         (lambda: Specialist(keras.Sequential(), (1, -2)), "`classes`"),
         (lambda: Specialist(keras.Sequential(), (1,), 0), "`oversampled` must be a number above 0"),
         (lambda: confusable_classes(np.ones(4), 1), "`outputs`"),
-        (lambda: confusable_classes(np.ones((4, 3)), 4), "`groups` must be a whole number, 1 to 3"),
+        (lambda: confusable_classes(np.eye(3) - 1, 2), "`outputs` must be probabilities.*softmax"),
+        (lambda: confusable_classes(np.eye(3) * 5, 2), "`outputs` must be probabilities"),
+        (lambda: confusable_classes(np.eye(3), 4), "`groups` must be a whole number, 1 to 3"),
         (
             lambda: specialist_samples(np.eye(3), (0, 1)),
             "`labels` must be numbers of classes.*argmax",

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgecompress.core import isolation
+from edgecompress.core.errors import ProcessError
 from edgecompress.core.files import jsonable, sha256, write_together
 from edgecompress.core.folders import temporary_folder
 from edgecompress.core.record import sidecar_path
@@ -47,9 +49,12 @@ class Finished:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Finished:
-        """Returns what `to_dict` described."""
-        known = {f.name: data[f.name] for f in dataclasses.fields(cls)}
-        return cls(**{**known, "notes": tuple(known["notes"])})
+        """Returns what `to_dict` described.
+
+        Raises:
+            ProcessError: a value is missing, or of another type.
+        """
+        return isolation.decode(cls, data)
 
 
 def chain_key(before: str, settings: Mapping[str, Any]) -> str:
@@ -128,7 +133,7 @@ class Checkpoints:
                 return {}
             return {entry["name"]: Finished.from_dict(entry) for entry in state["stages"]}
         # Missing, damaged or of another version: there is nothing to resume from.
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ProcessError):
             return {}
 
 

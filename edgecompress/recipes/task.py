@@ -361,7 +361,7 @@ def check_model(loaded: LoadedModel) -> None:
     if len(loaded.model.outputs) != 1:
         raise UnsupportedModelError(
             f"Model {loaded.name!r} has {len(loaded.model.outputs)} outputs; recipes train models "
-            "with one."
+            "with one. Compress it by callbacks in your own `fit`, and export it."
         )
     if not loaded.model.trainable_variables:
         raise UnsupportedModelError(

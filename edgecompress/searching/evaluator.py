@@ -12,7 +12,7 @@ import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,6 +32,7 @@ from edgecompress.searching.layouts import begin_with
 from edgecompress.searching.measured import judged, not_made, outcome_of, unfit
 from edgecompress.searching.packing import numbered, pack_groups
 from edgecompress.searching.results import (
+    ACCURACIES,
     FROM_SCRATCH,
     METRIC_LIMIT,
     UNTOUCHED,
@@ -54,6 +55,10 @@ from edgecompress.searching.techniques import TECHNIQUES, Fit, Subject, Techniqu
 from edgecompress.searching.techniques.channels import Channels
 from edgecompress.training.base import TeacherLoss
 
+if TYPE_CHECKING:
+    from edgecompress.converters.metrics import Wanted
+    from edgecompress.recipes.task import Task
+
 # Batches by which criteria score filters.
 _BATCHES = 50
 _CALIBRATION = 500
@@ -63,8 +68,35 @@ _SAMPLE = 300
 QUICK_SAMPLES = 2000
 _RATE = 2e-3
 RESULT = "result.json"
-# Kind of labels -> what is measured of a file.
+# Kind of labels -> what is measured of a file, and the form of labels that other metrics take.
 _METRICS = {"classes": "accuracy", "binary": "binary_accuracy", "values": "mse"}
+_FORMS = {"classes": "classes", "binary": "sides", "values": "values"}
+
+
+def wanted_metric(name: str | None, task: Task) -> Wanted:
+    """Returns the metric that candidates are compared by.
+
+    Args:
+        name: As in `export`; None for that of the task.
+        task: What the model is trained for.
+
+    Raises:
+        UnknownNameError: there is no such metric.
+        ArgumentError: it takes other labels.
+    """
+    from edgecompress.converters.metrics import parse_metric
+
+    usual = _METRICS[task.kind]
+    found = parse_metric(usual if name is None else name)
+    if _FORMS[task.kind] not in found.metric.forms:
+        raise ArgumentError(
+            "--metric", "suit the labels of the data", name,
+            f"Without it, files are measured by {usual}.",
+        )  # fmt: skip
+    if task.kind == "binary" and found.name in ACCURACIES:
+        # Nothing but the task says from where on a logit is a yes.
+        return parse_metric(f"{usual}@0" if task.output == "logits" else usual)
+    return found
 
 
 class Evaluator:
@@ -87,6 +119,7 @@ class Evaluator:
         groups: Name of the array in the data that says what each sample is of; None for none.
         test: Data that neither train nor choose; None for none.
         refit: Whether what is exported is trained on the validation data, too.
+        metric: Metric that candidates are compared by; None for that of the task.
     """
 
     def __init__(
@@ -107,6 +140,7 @@ class Evaluator:
         groups: str | None = None,
         test: Any = None,
         refit: bool = False,
+        metric: str | None = None,
     ) -> None:
         """Loads the model and the data."""
         from edgecompress.pipeline.request import build_request
@@ -120,9 +154,9 @@ class Evaluator:
         loaded, self._data, self._task = found.loaded, found.data, found.task
         self._model, self._folder, self._seed = loaded.model, folder, seed
         self._progress, self._verbose = progress, verbose
-        # Nothing but the task says from where on a logit is a yes.
-        logits = self._task.kind == "binary" and self._task.output == "logits"
-        self._metric = _METRICS[self._task.kind] + ("@0" if logits else "")
+        self._asked_metric = metric
+        wanted = wanted_metric(metric, self._task)
+        self._metric, self._higher = wanted.name, wanted.metric.higher_is_better
         self._refit = refit
         if refit:
             self._data.joined()  # Refused before the search, not after it.
@@ -199,7 +233,7 @@ class Evaluator:
             knobs=tuple(knobs),
             left_out=left_out,
             metric=self._metric,
-            higher_is_better=self._task.metric.higher_is_better,
+            higher_is_better=self._higher,
             basis=self._basis(knobs),
             rules=tuple(rule for rule in whole.values if rule != "flash"),
             limits=dict(whole.limits),
@@ -237,6 +271,7 @@ class Evaluator:
             repr(self.targets.budgets),
             repr(sorted(self.targets.options.items(), key=str)),
             repr([self._seed, knobs]),
+            *([] if self._asked_metric is None else [self._metric]),
         ]
         return sha256("\n".join(parts).encode())
 
@@ -306,7 +341,7 @@ class Evaluator:
                 watch.lap("train")
         quick = None if self._is_last(job) else QUICK_SAMPLES
         made = self._build(model, values, self._data.validation, quick)
-        outcome = outcome_of(key, job, made, model, epochs)
+        outcome = outcome_of(key, job, made, model, epochs, self._metric)
         resting = self._space.resting(values, model)
         if resting is not None:
             note = f"{resting} rests: its format has no place for what others ask of the file."
@@ -471,7 +506,7 @@ class Evaluator:
         found["exit_code"] = report.exit_code
         tested = None
         if test is not None:
-            tested = self._judged(outcome_of(key, job, made, model, 0), test)
+            tested = self._judged(outcome_of(key, job, made, model, 0, self._metric), test)
             tested = dataclasses.replace(tested, refit=refit)
         return Exported(found, tested)
 
@@ -489,7 +524,9 @@ class Evaluator:
         longer = dataclasses.replace(job, epochs=2 * job.epochs)
         self._train(model, longer, values, job.epochs, lambda epoch, loss: None, fitting)
         again = self._build(model, values, judging, None)
-        was, now = (outcome_of(key, job, build, model, 0).excess for build in (made, again))
+        was, now = (
+            outcome_of(key, job, build, model, 0, self._metric).excess for build in (made, again)
+        )
         over = [
             rule
             for rule, share in now.items()
@@ -512,7 +549,7 @@ class Evaluator:
         self._progress("Measuring the untouched model on the test data")
         model = copy_model(self._model)
         made = self._build(model, {}, test, None)
-        before = outcome_of("", Job({}, UNTOUCHED), made, model, 0)
+        before = outcome_of("", Job({}, UNTOUCHED), made, model, 0, self._metric)
         return judged(outcome, before, test, self.describe().higher_is_better)
 
     # --- its file -----------------------------------------------------------------------------

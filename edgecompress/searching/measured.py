@@ -40,8 +40,17 @@ def not_made(key: str, job: Job, reason: str, excess: Mapping[str, float]) -> Ou
     return Outcome(key, job.start, excess=dict(excess), reason=" ".join(reason.split()))
 
 
-def outcome_of(key: str, job: Job, made: Any, model: Any, epochs: int) -> Outcome:
-    """Returns what was measured of a build."""
+def outcome_of(key: str, job: Job, made: Any, model: Any, epochs: int, metric_name: str) -> Outcome:
+    """Returns what was measured of a build.
+
+    Args:
+        key: Names the candidate.
+        job: What it is.
+        made: The build.
+        model: The Keras model.
+        epochs: That it was trained for.
+        metric_name: The metric that counts; a target may have a floor for another one.
+    """
     from edgecompress.core.results import exit_code
 
     costs = costs_of(made.targets)
@@ -51,6 +60,12 @@ def outcome_of(key: str, job: Job, made: Any, model: Any, epochs: int) -> Outcom
         for found in target.checks
         if found.rule == "accuracy" and found.measured is not None
     ]
+    reason = None
+    counted = [found for found in accuracies if found.detail.get("metric") == metric_name]
+    if not counted:
+        reasons = [c.reason for t in made.targets for c in t.checks if c.rule == "accuracy"]
+        why = next((text for text in reasons if text), "no engine ran the file")
+        reason = f"Not measured: {why.rstrip('.')}."
     excess = costs.excess()
     for target in made.targets:
         for found in target.checks:
@@ -59,8 +74,8 @@ def outcome_of(key: str, job: Job, made: Any, model: Any, epochs: int) -> Outcom
                 excess[found.rule] = 1.0
     metric = keras_metric = None
     samples, by_sample = 0, ""
-    if accuracies:
-        worst = min(accuracies, key=lambda found: _goodness(found))
+    if counted:
+        worst = min(counted, key=lambda found: _goodness(found))
         metric, keras_metric = float(worst.measured), worst.detail.get("keras")
         samples = int(worst.detail.get("samples") or 0)
         own = made.by_sample.get(worst.detail.get("engine"))
@@ -84,6 +99,7 @@ def outcome_of(key: str, job: Job, made: Any, model: Any, epochs: int) -> Outcom
         exit_code=exit_code(check for target in made.targets for check in target.checks),
         parameters=int(model.count_params()),
         macs=int(made.main.flat.macs()),
+        reason=reason,
         notes=tuple(made.notes),
         sha256=sha256(made.main.data),
         by_sample=by_sample,

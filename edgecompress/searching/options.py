@@ -46,6 +46,12 @@ class SearchDataOptions:
     """What `search` chooses and judges by."""
 
     validation_split: float = option(0.1, "Share of --data for validation.", share())
+    metric: str | None = option(
+        None,
+        "Metric by which candidates are compared, as in export: e.g. auc, mean_iou, top5 or mae.",
+        Text("NAME"),
+        unset="accuracy, for values mse",
+    )
     groups: str | None = option(
         None,
         "Array in the data that says what each sample is of, such as a person, a recording or a "

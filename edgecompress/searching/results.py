@@ -15,6 +15,8 @@ from edgecompress.searching.knobs import Knob, Value
 FROM_PARENT, FROM_SCRATCH, UNTOUCHED = "parent", "scratch", "untouched"
 # What limits of the metric begin with, in `Outcome.excess`.
 METRIC_LIMIT = "metric_"
+# Metrics that are an accuracy, without what follows @.
+ACCURACIES = ("accuracy", "binary_accuracy")
 
 
 @dataclass(frozen=True)

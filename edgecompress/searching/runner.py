@@ -23,6 +23,7 @@ from edgecompress.searching.loggers import Loggers, logged
 from edgecompress.searching.options import ApplyOptions, SearchDataOptions, SearchOptions
 from edgecompress.searching.outcome import SearchResult, result_of
 from edgecompress.searching.results import (
+    ACCURACIES,
     FROM_PARENT,
     UNTOUCHED,
     Beginning,
@@ -134,6 +135,7 @@ def search(
     *,
     validation: Any = None,
     validation_split: float = SearchDataOptions.validation_split,
+    metric: str | None = SearchDataOptions.metric,
     groups: str | None = SearchDataOptions.groups,
     test: Any = None,
     refit: bool = SearchDataOptions.refit,
@@ -186,6 +188,8 @@ def search(
         targets: As in `export`.
         validation: Data by which candidates are chosen. Defaults to None: a share of `data`.
         validation_split: That share.
+        metric: Metric by which candidates are compared, as in `export`: `auc`, `mean_iou`, `top5`,
+            `mae`, ... Defaults to None: accuracy, for values the mean squared error.
         groups: Name of the array in all data, files or mappings, that says what each sample is of,
             such as a person, a recording or a device. Whole groups are held out, and candidates
             are told apart by how they differ from group to group. Defaults to None: samples are
@@ -253,7 +257,7 @@ def search(
         {
             "trials": trials, "minutes": minutes, "epochs": epochs, "jobs": jobs, "seed": seed,
             "sampler": sampler, "techniques": techniques, "log": log, "storage": storage,
-            "study": study, "apply": apply, "groups": groups, "refit": refit,
+            "study": study, "apply": apply, "groups": groups, "refit": refit, "metric": metric,
         }
     )  # fmt: skip
     techniques, log = given["techniques"], given["log"]
@@ -275,6 +279,7 @@ def search(
         "model": str(model) if in_file else model,
         "data": data,
         "validation": validation,
+        "metric": metric,
         "groups": groups,
         "test": test,
         "refit": refit,
@@ -307,9 +312,9 @@ def search(
         import_modules, progress, verbose,
     ) as workers:  # fmt: skip
         described = workers[0].describe()
-        if min_accuracy is not None and not described.higher_is_better:
+        if min_accuracy is not None and described.metric.partition("@")[0] not in ACCURACIES:
             raise ArgumentError(
-                "--min-accuracy", "go with a classifier", min_accuracy,
+                "--min-accuracy", "go with a classifier that is measured by accuracy", min_accuracy,
                 f"This model's files are measured by {described.metric}.",
             )  # fmt: skip
         notes = (*described.notes, *disturbed(profiles, len(workers)))

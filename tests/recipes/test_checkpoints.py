@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -79,6 +80,18 @@ def test_a_damaged_state_is_no_state(tmp_path: Path, text: str) -> None:
     _stored(tmp_path)
     (tmp_path / "stages" / "state.json").write_text(text)
     assert Checkpoints(tmp_path).find("first", "key first") is None
+
+
+@pytest.mark.parametrize(
+    "changed", [{"metric": "high"}, {"epochs": None}, {"history": [1]}, {"notes": 5}, {}]
+)
+def test_a_stage_of_other_types_is_no_stage(tmp_path: Path, changed: dict[str, Any]) -> None:
+    _stored(tmp_path)
+    place = tmp_path / "stages" / "state.json"
+    state = json.loads(place.read_text())
+    state["stages"][0].update(changed)
+    place.write_text(json.dumps(state))
+    assert (Checkpoints(tmp_path).find("first", "key first") is None) is bool(changed)
 
 
 def test_what_fails_while_storing_leaves_the_stage_before(tmp_path: Path) -> None:

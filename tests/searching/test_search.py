@@ -212,6 +212,42 @@ def test_a_floor_for_the_accuracy_of_values_is_refused(tmp_path: Path) -> None:
         ec.search(model, (x, x[:, :1]), ["cortex-m4"], min_accuracy=0.9, output=tmp_path)
 
 
+def test_candidates_are_compared_by_the_metric_that_was_asked_for(tmp_path: Path) -> None:
+    import keras
+
+    keras.utils.set_random_seed(3)
+    x = np.random.default_rng(0).normal(size=(120, 6)).astype("float32")
+    y = (x[:, 0] > 1.2).astype("int64")
+    model = keras.Sequential(
+        [keras.Input((6,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(1, "sigmoid")]
+    )
+    asked = {
+        "targets": ["cortex-m4"], "validation": (x[80:], y[80:]), "trials": 1, "epochs": 1,
+        "techniques": ("training",),
+    }  # fmt: skip
+    found = ec.search(model, (x[:80], y[:80]), **asked, metric="auc", output=tmp_path)
+    outputs = np.asarray(model(x[80:]))[:, 0]
+    pairs = outputs[y[80:] == 1][:, None] - outputs[y[80:] == 0][None]
+    truth = (np.sign(pairs).mean() + 1) / 2
+    outcome = found.untouched.outcome
+    assert (found.described.metric, found.described.higher_is_better) == ("auc", True)
+    assert outcome.keras_metric == pytest.approx(truth)
+    assert abs(outcome.metric - truth) < 0.05
+    assert truth != pytest.approx(((outputs >= 0.5) == y[80:]).mean(), abs=0.01)
+    for wrong, text in (
+        ({"metric": "mae"}, "--metric` must suit the labels"),
+        ({"metric": "acu"}, "Did you mean.*auc"),
+        ({"metric": "auc", "min_accuracy": 0.5}, "--min-accuracy.*measured by auc"),
+    ):
+        with pytest.raises(ArgumentError, match=text):
+            ec.search(model, (x[:80], y[:80]), **{**asked, **wrong}, output=tmp_path / "wrong")
+    # Where no metric can be measured, that is said.
+    alone = {**asked, "validation": (x[80:90], np.zeros(10, int))}
+    nothing = ec.search(model, (x[:80], y[:80]), **alone, metric="auc", output=tmp_path / "alone")
+    assert nothing.exit_code == 1
+    assert nothing.points[0].outcome.reason.startswith("Not measured: ")
+
+
 def test_what_was_exported_is_what_is_said(found: Found) -> None:
     result, _ = found
     check = {"rule": "accuracy", "verdict": "fail", "limit": 0.9, "reason": "Accuracy is 80 %."}

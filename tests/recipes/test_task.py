@@ -21,6 +21,8 @@ from edgecompress.recipes.task import (
     output_kind,
     own_loss,
 )
+from edgecompress.training.base import Outputs, TaughtLabels
+from edgecompress.training.distillation import Distillation
 
 _X = np.random.default_rng(0).normal(size=(40, 6)).astype("float32")
 
@@ -157,6 +159,20 @@ class TestMaps:
         picked = np.take_along_axis(outputs, self._numbers[..., None], -1)
         assert float(np.mean(task.loss(labels, outputs))) == pytest.approx(-np.log(picked).mean())
         np.testing.assert_array_equal(task.exported_labels(samples, (4, 4, 3)), self._numbers)
+
+    def test_labels_of_maps_travel_with_what_is_taught(self) -> None:
+        task, samples, outputs = self._task(3, "softmax", self._numbers)
+        labels = task.labels(samples, (4, 4, 3))
+        taught = TaughtLabels(
+            Distillation(weight=0.25), task.loss, (4, 4, 1), Outputs(logits=False)
+        )
+        packed = taught.pack(labels, outputs)
+        np.testing.assert_array_equal(np.asarray(taught.labels(packed)), labels)
+        hard = float(np.mean(task.loss(labels, outputs)))
+        # A student that is its teacher has nothing to learn from it.
+        assert float(taught(packed, outputs)) == pytest.approx(0.75 * hard, rel=1e-4)
+        other = np.roll(outputs, 1, -1)
+        assert float(taught(packed, other)) > 0.75 * float(np.mean(task.loss(labels, other)))
 
     @pytest.mark.parametrize("column", [False, True])
     def test_yes_or_no(self, column: bool) -> None:

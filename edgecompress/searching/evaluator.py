@@ -12,7 +12,7 @@ import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -29,10 +29,9 @@ from edgecompress.recipes.samples import Samples
 from edgecompress.searching.fitting import Fitting, Stopwatch, lower_dropout
 from edgecompress.searching.knobs import Knob, Value
 from edgecompress.searching.layouts import begin_with
-from edgecompress.searching.measured import judged, not_made, outcome_of, unfit
+from edgecompress.searching.measured import judged, not_made, outcome_of, unfit, wanted_metric
 from edgecompress.searching.packing import numbered, pack_groups
 from edgecompress.searching.results import (
-    ACCURACIES,
     FROM_SCRATCH,
     METRIC_LIMIT,
     UNTOUCHED,
@@ -55,10 +54,6 @@ from edgecompress.searching.techniques import TECHNIQUES, Fit, Subject, Techniqu
 from edgecompress.searching.techniques.channels import Channels
 from edgecompress.training.base import TeacherLoss
 
-if TYPE_CHECKING:
-    from edgecompress.converters.metrics import Wanted
-    from edgecompress.recipes.task import Task
-
 # Batches by which criteria score filters.
 _BATCHES = 50
 _CALIBRATION = 500
@@ -68,35 +63,6 @@ _SAMPLE = 300
 QUICK_SAMPLES = 2000
 _RATE = 2e-3
 RESULT = "result.json"
-# Kind of labels -> what is measured of a file, and the form of labels that other metrics take.
-_METRICS = {"classes": "accuracy", "binary": "binary_accuracy", "values": "mse"}
-_FORMS = {"classes": "classes", "binary": "sides", "values": "values"}
-
-
-def wanted_metric(name: str | None, task: Task) -> Wanted:
-    """Returns the metric that candidates are compared by.
-
-    Args:
-        name: As in `export`; None for that of the task.
-        task: What the model is trained for.
-
-    Raises:
-        UnknownNameError: there is no such metric.
-        ArgumentError: it takes other labels.
-    """
-    from edgecompress.converters.metrics import parse_metric
-
-    usual = _METRICS[task.kind]
-    found = parse_metric(usual if name is None else name)
-    if _FORMS[task.kind] not in found.metric.forms:
-        raise ArgumentError(
-            "--metric", "suit the labels of the data", name,
-            f"Without it, files are measured by {usual}.",
-        )  # fmt: skip
-    if task.kind == "binary" and found.name in ACCURACIES:
-        # Nothing but the task says from where on a logit is a yes.
-        return parse_metric(f"{usual}@0" if task.output == "logits" else usual)
-    return found
 
 
 class Evaluator:

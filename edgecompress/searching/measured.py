@@ -3,16 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgecompress.core.errors import ArgumentError
 from edgecompress.core.files import sha256
 from edgecompress.recipes.samples import Samples
 from edgecompress.searching.choosing import standard_errors
 from edgecompress.searching.packing import numbered, pack, unpack
-from edgecompress.searching.results import METRIC_LIMIT, Job, Judged, Outcome
+from edgecompress.searching.results import ACCURACIES, METRIC_LIMIT, Job, Judged, Outcome
 from edgecompress.searching.screening import LIMITS, Costs, costs_of
+
+if TYPE_CHECKING:
+    from edgecompress.converters.metrics import Wanted
+    from edgecompress.recipes.task import Task
+
+# Kind of labels -> what is measured of a file, and the form of labels that other metrics take.
+_METRICS = {"classes": "accuracy", "binary": "binary_accuracy", "values": "mse"}
+_FORMS = {"classes": "classes", "binary": "sides", "values": "values"}
+
+
+def wanted_metric(name: str | None, task: Task) -> Wanted:
+    """Returns the metric that candidates are compared by.
+
+    Args:
+        name: As in `export`; None for that of the task.
+        task: What the model is trained for.
+
+    Raises:
+        UnknownNameError: there is no such metric.
+        ArgumentError: it takes other labels.
+    """
+    from edgecompress.converters.metrics import parse_metric
+
+    usual = _METRICS[task.kind]
+    found = parse_metric(usual if name is None else name)
+    if _FORMS[task.kind] not in found.metric.forms:
+        raise ArgumentError(
+            "--metric", "suit the labels of the data", name,
+            f"Without it, files are measured by {usual}.",
+        )  # fmt: skip
+    if task.kind == "binary" and found.name in ACCURACIES:
+        # Nothing but the task says from where on a logit is a yes.
+        return parse_metric(f"{usual}@0" if task.output == "logits" else usual)
+    return found
 
 
 def unfit(key: str, job: Job, costs: Costs) -> Outcome:

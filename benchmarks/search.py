@@ -247,6 +247,8 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     ]
     for key, row in sorted(rows.items()):
         task, sampler, seed = key.rsplit("_", 2)
+        sampler, _, workers = sampler.partition("-")
+        sampler += f", {workers.replace('-', ' ')}" if workers else ""
         costs, most = row["costs"] or {}, row["limits"]
         shown = [
             f"{costs[rule]:,.0f} of {most[rule]:,}" if rule in costs else "–"

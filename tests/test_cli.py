@@ -444,6 +444,11 @@ def test_a_target_named_twice_is_checked_once(run: Callable[[str], Ended]) -> No
     assert [t["name"] for t in ended.report()["targets"]] == ["cortex-m4", "own"]
 
 
+def test_a_report_names_the_command_not_where_it_is_installed(run: Callable[[str], Ended]) -> None:
+    command = "check int8.tflite -t cortex-m4 --json"
+    assert run(command).report()["tool"]["argv"] == ["edgecompress", *command.split()]
+
+
 def test_names_with_spaces_dots_brackets_and_accents(
     run: Callable[[str], Ended], place: Path, tmp_path: Path
 ) -> None:

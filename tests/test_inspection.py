@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -15,6 +16,7 @@ import tf_keras
 from rich.console import Console
 
 from edgecompress.core.errors import ModelFileError
+from edgecompress.flatbuffers.coding import CODINGS, Layout
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.operators import Operator
 from edgecompress.flatbuffers.reading import read_tflite
@@ -302,6 +304,58 @@ def test_decoded_weights_belong_to_their_reader() -> None:
     assert (decode.parameters, decode.weight_bytes, decode.macs) == (0, 0, 0)
     assert (dense.parameters, dense.weight_bytes, dense.dense_bytes) == (32, 28, 32)
     assert (dense.bits, dense.zeros, dense.macs) == (7, None, 32)
+
+
+def _coded(values: np.ndarray, coding: str, points: tuple[int, ...]) -> FlatModel:
+    """A dense layer whose weights are stored in a code."""
+    code = CODINGS[coding](values, Layout(points), None)
+    assert code is not None
+    scales = (0.1,) * len(points)
+    tensors = [
+        *_ends(values.shape[1], values.shape[0]),
+        Tensor(2, "decoded", values.shape, "INT8", scales=scales, zero_points=points),
+        Tensor(3, "encoded", (len(code.data),), "UINT8", code.data),
+        Tensor(4, "table", (len(code.ancillary),), "UINT8", code.ancillary),
+    ]
+    operators = [
+        Operator(0, "CUSTOM", "TFLM_DECODE", 1, (3, 4), (2,)),
+        Operator(1, "FULLY_CONNECTED", "", 1, (0, 2), (1,)),
+    ]
+    return _flat(tensors, operators)
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+@pytest.mark.parametrize("points", [(0,), (3,), (0, 0, 0, 0)])
+def test_zeros_of_coded_weights_are_counted(coding: str, points: tuple[int, ...]) -> None:
+    random = np.random.default_rng(0)
+    values = (random.integers(1, 4, (4, 16)) * 5).astype(np.int8)
+    values[:, ::3] = points[0]
+    values[2] = points[0]
+    result = inspect_tflite(_coded(values, coding, points))
+    _, dense = result.rows
+    assert (dense.zeros, dense.zero_filters) == (int((values == points[0]).sum()), 1)
+    assert f"{100 * dense.zeros / 64:.1f}% of 64 weights are zero" in _text(result)
+    assert not result.notes or "not counted" not in "".join(result.notes)
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+@pytest.mark.parametrize("damage", ["code", "table", "header", "shape"])
+def test_zeros_of_damaged_codes_are_not_counted(coding: str, damage: str) -> None:
+    values = np.random.default_rng(0).integers(1, 9, (4, 64)).astype(np.int8)
+    model = _coded(values, coding, (0,))
+    tensors = list(model.tensors)
+    if damage == "shape":
+        tensors[2] = dataclasses.replace(tensors[2], shape=(1 << 16, 1 << 15))
+    else:
+        at = 3 if damage == "code" else 4
+        raw = bytes(tensors[at].raw or b"")
+        left = {"code": raw[: len(raw) // 16], "table": raw[:17], "header": b"\x63" + raw[1:]}
+        tensors[at] = dataclasses.replace(tensors[at], raw=left[damage])
+    result = inspect_tflite(dataclasses.replace(model, tensors=tuple(tensors)))
+    assert result.rows[1].zeros is None
+    assert result.readable_weights == 0
+    assert "zeros not counted" in "".join(result.notes)
+    assert "of 0 weights are zero" in _text(result)
 
 
 def test_custom_operator_and_further_subgraphs_are_named() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from edgecompress.cli import signals
-from edgecompress.cli.console import fail, leave_pipe, tell
+from edgecompress.cli.console import NAME, fail, leave_pipe, tell
 from edgecompress.core.errors import FAILURE, OK, USAGE, EdgeCompressError
 
 _OBJECTS_BETWEEN_COLLECTIONS = 100_000
@@ -58,7 +58,7 @@ def _print_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> 
 
 
 app = _Commands(
-    name="edgecompress",
+    name=NAME,
     help="Export Keras models to devices, and fail the build if they do not fit.",
     epilog=(
         "Exit codes: 0 fits, 1 error, 2 usage, 3 budget exceeded, 4 accuracy below its floor, "
@@ -115,11 +115,13 @@ def _prepare(verbose: bool) -> None:
 def _run(arguments: list[str], verbose: bool) -> int:
     """Runs a command; every outcome becomes one line and an exit code."""
     try:
-        result: Any = app.main(arguments, prog_name="edgecompress", standalone_mode=False)
+        result: Any = app.main(
+            arguments, prog_name=NAME, standalone_mode=False, obj=(NAME, *arguments)
+        )
         sys.stdout.flush()
         return result if isinstance(result, int) else OK
     except click.UsageError as error:
-        command = error.ctx.command_path if error.ctx else "edgecompress"
+        command = error.ctx.command_path if error.ctx else NAME
         fail(f"{error.format_message().rstrip('.')}. `{command} --help` shows the usage.")
         return USAGE
     except (BrokenPipeError, SystemExit):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import click
 
 from edgecompress.cli.config import verdict_switches
-from edgecompress.cli.console import exit_code, print_report, progress_of
+from edgecompress.cli.console import exit_code, invocation, print_report, progress_of
 from edgecompress.cli.parameters import Command, Sections
 
 
@@ -50,7 +49,9 @@ def run(
             drop[0], "Here use --min-metric accuracy=NUMBER.",
         )  # fmt: skip
     with progress_of(quiet) as progress:
-        report = check(Path(model), required(targets), progress=progress, argv=sys.argv, **options)
+        report = check(
+            Path(model), required(targets), progress=progress, argv=invocation(), **options
+        )
     print_report(report, as_json)
     return exit_code(report, allow_undecided)
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import click
 
-from edgecompress.cli.console import print_result, progress_of, tell
+from edgecompress.cli.console import invocation, print_result, progress_of, tell
 from edgecompress.cli.parameters import (
     Command,
     Sections,
@@ -47,7 +46,7 @@ def run(plan: str, as_json: bool, quiet: bool, verbose: bool, **options: Any) ->
             progress=progress,
             on_row=on_row,
             verbose=verbose,
-            argv=sys.argv,
+            argv=invocation(),
             **options,
         )
     print_result(result, render, as_json)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import click
 
 from edgecompress.cli.config import verdict_switches
-from edgecompress.cli.console import exit_code, needed_data, print_result, tell, training_progress
+from edgecompress.cli.console import (
+    exit_code,
+    invocation,
+    needed_data,
+    print_result,
+    tell,
+    training_progress,
+)
 from edgecompress.cli.parameters import Command, Sections
 
 
@@ -58,7 +64,7 @@ def run(
             progress=progress,
             on_epoch=on_epoch,
             verbose=verbose,
-            argv=sys.argv,
+            argv=invocation(),
             **options,
         )
     print_result(result, render, as_json)

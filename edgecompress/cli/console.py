@@ -9,9 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import click
+
 from edgecompress.cli import signals
 from edgecompress.core.errors import UNDECIDED, ArgumentError
 from edgecompress.core.terminal import SafeConsole, plain, shown
+
+NAME = "edgecompress"
 
 
 class Console(SafeConsole):
@@ -20,6 +24,12 @@ class Console(SafeConsole):
     def on_broken_pipe(self) -> None:
         """Discards all further output."""
         leave_pipe()
+
+
+def invocation() -> tuple[str, ...]:
+    """Returns the command for reports: by its name, not by where it is installed."""
+    told = click.get_current_context().obj
+    return (NAME, *sys.argv[1:]) if told is None else tuple(told)
 
 
 def leave_pipe() -> None:

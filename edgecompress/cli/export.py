@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import click
 
 from edgecompress.cli.config import verdict_switches
-from edgecompress.cli.console import exit_code, print_report, progress_of, tell
+from edgecompress.cli.console import exit_code, invocation, print_report, progress_of, tell
 from edgecompress.cli.parameters import Command, Sections
 
 
@@ -55,7 +54,7 @@ def run(
             output=output,
             progress=progress,
             verbose=verbose,
-            argv=sys.argv,
+            argv=invocation(),
             **options,
         )
     print_report(report, as_json)

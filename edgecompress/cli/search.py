@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import click
 
-from edgecompress.cli.console import exit_code, needed_data, print_result, progress_of, tell
+from edgecompress.cli.console import (
+    exit_code,
+    invocation,
+    needed_data,
+    print_result,
+    progress_of,
+    tell,
+)
 from edgecompress.cli.parameters import (
     Command,
     Sections,
@@ -70,7 +76,7 @@ def run(
             progress=progress,
             on_progress=on_progress,
             verbose=verbose,
-            argv=sys.argv,
+            argv=invocation(),
             **options,
         )
     print_result(result, render, as_json)

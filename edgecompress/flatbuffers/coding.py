@@ -150,6 +150,8 @@ def _decode_lut(code: Encoded, shape: Sequence[int], layout: Layout, dtype: np.d
     count = int(np.prod(shape))
     indices = unpack_bits(code.data, width, count)
     channels = max(1, len(layout.zero_points))
+    if count % channels:
+        raise ConversionError(f"{count} weights are not a multiple of {channels} channels.")
     # As in the engine, the channel comes from the scales, not from the header.
     if channels > 1 and layout.axis == len(shape) - 1:
         channel = np.arange(count) % channels

@@ -126,7 +126,7 @@ def _totals_text(inspection: Inspection) -> str:
         f"{inspection.parameters:,} parameters",
         f"{inspection.macs:,} MACs",
         *([f"{inspection.binary_macs:,} binary MACs"] if inspection.binary_macs else []),
-        f"{_percent(inspection.sparsity)} of {inspection.weights:,} weights are zero",
+        f"{_percent(inspection.sparsity)} of {inspection.readable_weights:,} weights are zero",
     ]
     if inspection.weight_bytes != inspection.dense_bytes:
         parts.append(

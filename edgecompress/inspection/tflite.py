@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from edgecompress.core.errors import ModelFileError
+from edgecompress.core.errors import ConversionError, ModelFileError
 from edgecompress.core.files import compressed_size
-from edgecompress.flatbuffers.coding import DECODE
+from edgecompress.flatbuffers.coding import DECODE, Encoded, Layout, decode
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.flatbuffers.operators import (
     BINARY_CONV,
@@ -50,6 +50,9 @@ _CHANNEL_AXIS = {
 }
 # Custom operators without weights and MACs.
 _BINARY_MOVES = ("LceQuantize", "LceDequantize", "LceBMaxPool2d")
+# Weights of an operator that are decoded to count zeros: a second or two.
+_MOST_DECODED = 1 << 20
+_DECODED_TYPES = {"INT8": np.int8, "INT16": np.int16}
 # A tensor's name joins all layers fused into it; these endings identify the relevant one.
 _TELLING = ("conv", "matmul", "depthwise", "dense", "tensordot", "einsum")
 
@@ -63,12 +66,14 @@ class _Part:
         tensor: The input as the operator sees it.
         constants: The tensor itself, or what an unpacker makes it from.
         encoded: The constants are not plain values (DECODE).
+        code: Code and ancillary data of DECODE; None for anything else.
     """
 
     position: int
     tensor: Tensor
     constants: tuple[Tensor, ...]
     encoded: bool = False
+    code: tuple[Tensor, Tensor] | None = None
 
     @property
     def stored_bytes(self) -> int:
@@ -149,7 +154,7 @@ def _assign(model: FlatModel, notes: list[str]) -> list[list[_Part]]:
                 continue
             new = tuple(c for c in part.constants if c.index not in owned)
             owned.update(c.index for c in new)
-            parts.append(_Part(position, part.tensor, new, part.encoded))
+            parts.append(replace(part, constants=new))
     return assigned
 
 
@@ -169,7 +174,8 @@ def _part(
     first = 2 * producer.outputs.index(tensor.index) if encoded else 0
     sources = [model.tensor(producer, i) for i in range(first, first + 1 + encoded)]
     constants = tuple(s for s in sources if s is not None and s.is_constant)
-    return _Part(position, tensor, constants, encoded) if constants else None
+    code = (constants[0], constants[1]) if encoded and len(constants) == 2 else None
+    return _Part(position, tensor, constants, encoded, code) if constants else None
 
 
 def _looked_up(
@@ -248,18 +254,48 @@ def _zero_mask(part: _Part) -> np.ndarray:
     Raises:
         ModelFileError: the values cannot be read as they are stored.
     """
+    if part.code is not None:
+        tensor, values = part.tensor, _decoded(part.tensor, *part.code)
+        # Decoding has put back zero points; they are the reader's.
+        return np.asarray(values == _zero_points(tensor, values))
     tensor = part.constants[0]
     if part.encoded:
         raise ModelFileError("the weights are stored encoded.")
     if tensor.sparsity is None and part.stored_bytes < tensor.bytes:
         raise ModelFileError("the weights take fewer bytes than their shape: damaged.")
     values = tensor.values()
+    return np.asarray(values == _zero_points(tensor, values))
+
+
+def _zero_points(tensor: Tensor, values: np.ndarray) -> np.ndarray:
+    """Returns zero points in a shape that goes with the values."""
     points = np.asarray(tensor.zero_points or (0,), np.int64)
     if points.size > 1:
         shape = [1] * values.ndim
         shape[tensor.quantized_dimension] = -1
         points = points.reshape(shape)
-    return np.asarray(values == points)
+    return points
+
+
+def _decoded(tensor: Tensor, code: Tensor, ancillary: Tensor) -> np.ndarray:
+    """Returns weights that DECODE unpacks.
+
+    Raises:
+        ModelFileError: code and tensor do not belong together, or there are too many weights.
+    """
+    if tensor.type not in _DECODED_TYPES:
+        raise ModelFileError("the weights are stored encoded.")
+    stored = Encoded("", bytes(code.raw or b""), bytes(ancillary.raw or b""))
+    if tensor.elements > _MOST_DECODED:
+        raise ModelFileError(f"more than {_MOST_DECODED:,} weights are stored encoded.")
+    # Each takes a bit or more.
+    if tensor.elements > 8 * len(stored.data):
+        raise ModelFileError("the code of the weights is too short: damaged.")
+    layout = Layout(tensor.zero_points, tensor.quantized_dimension)
+    try:
+        return decode(stored, tensor.shape, layout, _DECODED_TYPES[tensor.type])
+    except (ConversionError, ValueError, IndexError) as error:
+        raise ModelFileError(f"the code of the weights cannot be read: {error}") from error
 
 
 def _short_name(name: str) -> str:

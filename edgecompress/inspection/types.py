@@ -144,8 +144,13 @@ class Inspection:
     @property
     def sparsity(self) -> float:
         """Share of the readable weights that are zero, 0 to 1; 0 without weights."""
-        readable = sum(row.weights for row in self.rows if row.zeros is not None)
+        readable = self.readable_weights
         return self.zeros / readable if readable else 0.0
+
+    @property
+    def readable_weights(self) -> int:
+        """Weights whose values are known."""
+        return sum(row.weights for row in self.rows if row.zeros is not None)
 
     @property
     def macs(self) -> int:

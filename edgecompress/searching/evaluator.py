@@ -183,8 +183,8 @@ class Evaluator:
         refuse_unknown(whole, self.targets)
         began, before = time.monotonic(), structure.screen.screened
         random = np.random.default_rng(self._seed)
-        fitting = 0
-        for _ in range(_SAMPLE if structure.screen.exact else 0):
+        fitting, samples = 0, _SAMPLE if structure.screen.exact else 0
+        for _ in range(samples):
             totals = structure.screen.totals
             widths = np.maximum(1, np.round(totals * random.uniform(0, 1, len(totals)))).astype(int)
             fitting += structure.screen.costs(widths).fits()
@@ -205,7 +205,7 @@ class Evaluator:
             limits=dict(whole.limits),
             exact=structure.screen.exact,
             per_minute=60 * screened / spent,
-            reachable=fitting / max(1, screened),
+            reachable=fitting / samples if samples else None,
             notes=tuple(dict.fromkeys(notes)),
             groups=pack_groups(numbered(self._data.validation.groups)),
         )

@@ -36,7 +36,7 @@ def describe(point: Point) -> str:
         return "the untouched model"
     if point.job.start == "scratch":
         return "uniformly thinner, from scratch"
-    return trained_for(point.outcome.epochs)
+    return trained_for(point.outcome.epochs) if point.outcome.epochs else "not trained"
 
 
 def render(result: SearchResult, console: Any) -> None:

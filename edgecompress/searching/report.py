@@ -154,12 +154,13 @@ def _front_chart(go: Any, result: SearchResult) -> Any:
     ]
     figure.update_layout(
         template="plotly_white",
-        height=440,
-        margin={"t": 48, "r": 16},
+        height=480,
+        margin={"t": 88, "r": 16},
         xaxis={"title": _LABELS.get(described.rules[0], described.rules[0])},
         yaxis={"title": shown(described.metric)},
         shapes=_limit_line(result, described.rules[0]),
-        updatemenus=[{"buttons": buttons, "x": 1, "xanchor": "right", "y": 1.12}],
+        # Above the legend; plotly's own buttons appear at the right.
+        updatemenus=[{"buttons": buttons, "x": 0, "xanchor": "left", "y": 1.26}],
         legend={"orientation": "h", "y": 1.1},
     )
     return figure
@@ -214,7 +215,7 @@ def _knob_charts(go: Any, result: SearchResult) -> Sequence[Any]:
         )  # fmt: skip
         figure.update_layout(
             template="plotly_white", height=80 + 24 * len(names),
-            margin={"t": 16, "r": 16, "l": 200},
+            margin={"t": 40, "r": 16, "l": 200},
             xaxis={"title": "share of the variance of the metric"},
         )  # fmt: skip
         figures.append(figure)
@@ -231,7 +232,10 @@ def _knob_charts(go: Any, result: SearchResult) -> Sequence[Any]:
                 labelangle=-20,
             )
         )
-        figure.update_layout(template="plotly_white", height=420, margin={"t": 90, "b": 24})
+        figure.update_layout(
+            template="plotly_white", height=460, margin={"t": 130, "b": 24},
+            title="Each line is a candidate, from its settings to its metric (drawn with WebGL)",
+        )  # fmt: skip
         figures.append(figure)
     return figures
 

@@ -135,7 +135,8 @@ class Described:
         limits: Rule -> limit.
         exact: Whether candidates are screened without converting them.
         per_minute: Candidates that were screened a minute, on a sample.
-        reachable: Share of a sample of random widths that meets every limit.
+        reachable: Share of a sample of random widths that meets every limit; None if candidates
+            are not screened without converting them.
         notes: What the user should know.
         groups: Number of the group of each validation sample, packed (`searching.packing`); empty
             without groups.
@@ -150,7 +151,7 @@ class Described:
     limits: Mapping[str, float]
     exact: bool
     per_minute: float
-    reachable: float
+    reachable: float | None
     notes: tuple[str, ...] = ()
     groups: str = ""
 

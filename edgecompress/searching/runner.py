@@ -85,7 +85,9 @@ class Progress:
         if self.outcome is None:
             parts.append(f"epoch {self.epoch} of {self.job.epochs}")
         elif self.outcome.made:
-            parts.append(f"{trained_for(self.outcome.epochs)}, {self.outcome.metric:.4f}")
+            epochs = self.outcome.epochs
+            parts.append(trained_for(epochs) if epochs else "not trained")
+            parts.append(f"{self.outcome.metric:.4f}")
             parts.append("fits" if self.outcome.fits else "does not fit")
         else:
             parts.append(self.outcome.reason or "not made")

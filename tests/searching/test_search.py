@@ -42,6 +42,25 @@ def test_baselines_are_always_there(found: Found) -> None:
     assert not result.untouched.outcome.fits
 
 
+def test_a_share_of_random_widths_is_at_most_one(tmp_path: Path) -> None:
+    import keras
+
+    # Four widths, of which hundreds of samples are drawn.
+    model = keras.Sequential(
+        [keras.Input((8,)), keras.layers.Dense(4, activation="relu"), keras.layers.Dense(4)]
+    )
+    random = np.random.default_rng(0)
+    data = (random.normal(size=(60, 8)).astype("float32"), random.integers(0, 4, 60))
+    result = ec.search(
+        model, data, ["cortex-m4"], max_ram="64KiB", trials=1, epochs=1, output=tmp_path,
+        techniques=("channels",),
+    )  # fmt: skip
+    assert result.described.reachable == 1.0
+    assert "; 100.0 % of random widths meet every limit." in (tmp_path / "search.html").read_text()
+    whole = dataclasses.replace(result.described, exact=False, reachable=None)
+    assert "of random widths" not in page(dataclasses.replace(result, described=whole))
+
+
 def test_every_candidate_is_a_file_that_meets_what_is_said_of_it(found: Found) -> None:
     result, folder = found
     made = [point for point in result.points if point.outcome.made]

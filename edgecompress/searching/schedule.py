@@ -74,7 +74,7 @@ def promotion(
     Example:
         >>> tried = [Entry(0, "a", 1, 0.8), Entry(1, "b", 1, 0.9), Entry(2, "c", 1, 0.7)]
         >>> promotion(tried, (1, 3), closing=False)
-        (Entry(trial=1, key='b', epochs=1, score=0.9), 3)
+        (Entry(trial=1, key='b', epochs=1, score=0.9, here=True), 3)
     """
     longest: dict[str, int] = {}
     for entry in entries:

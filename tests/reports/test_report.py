@@ -72,7 +72,7 @@ def _inspection(**row: Any) -> Any:
     rows = (SimpleNamespace(**(fields | row)),)
     return SimpleNamespace(
         format="tflite", rows=rows, sparsity=0.25, weight_bytes=16, macs=100, zero_filters=1,
-        filters=4, notes=("1 of 4 filters are zero.",),
+        filters=4, notes=("1 of 4 filters are zero.",), weights=20, readable_weights=8,
     )  # fmt: skip
 
 
@@ -419,6 +419,10 @@ def test_ids_are_unique_and_references_lead_somewhere() -> None:
     references += re.findall(r"url\(#([^)]+)\)", html) + page.attribute("aria-labelledby")
     assert references
     assert set(references) <= set(ids)
+
+
+def test_a_share_of_zeros_says_of_what() -> None:
+    assert "25.0 % of the 8 that can be read" in _full()
 
 
 def test_page_can_be_heard() -> None:

@@ -25,9 +25,10 @@ _OPTION = re.compile(r"(?<!var\()(?<![\w-])--[a-z][a-z0-9-]+")
 # Options of pip, of the app's build, of the programs in benchmarks/ that pages tell how to run, and
 # of the examples of plugins.
 _OTHERS = {
-    "--backend", "--bundle", "--criteria", "--distorted", "--docs", "--fashion-mnist", "--folds",
+    "--backend", "--budget", "--bundle",
+    "--criteria", "--distorted", "--docs", "--fashion-mnist", "--folds",
     "--force-reinstall", "--images",
-    "--jobs", "--lanes",
+    "--jobs", "--kinds", "--lanes",
     "--max-operators", "--mnist", "--models", "--networks", "--pairs", "--published", "--resnet",
     "--results", "--rounds", "--seeds", "--tag", "--tflm-images", "--thinness", "--train",
     "--variants",

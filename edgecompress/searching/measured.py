@@ -104,9 +104,10 @@ def outcome_of(key: str, job: Job, made: Any, model: Any, epochs: int, metric_na
     excess = costs.excess()
     for target in made.targets:
         for found in target.checks:
-            # Agreement with the Keras model, or a rule of a plugin.
-            if found.verdict in ("fail", "uncertain") and found.rule not in (*LIMITS, "accuracy"):
-                excess[found.rule] = 1.0
+            # Agreement with the Keras model, a rule of a plugin, or a floor without a measurement.
+            other = found.rule not in (*LIMITS, "accuracy") or found.measured is None
+            if other and (found.verdict in ("fail", "uncertain") or found.undecided):
+                excess[found.rule] = max(1.0, excess.get(found.rule, 1.0))
     metric = keras_metric = None
     samples, by_sample = 0, ""
     if counted:
@@ -118,9 +119,10 @@ def outcome_of(key: str, job: Job, made: Any, model: Any, epochs: int, metric_na
         for found in accuracies:
             if found.limit is not None:
                 sign = 1.0 if found.detail.get("higher_is_better", True) else -1.0
-                excess[f"{METRIC_LIMIT}{found.detail.get('metric', 'accuracy')}"] = sign * (
-                    found.limit - float(found.measured)
-                )
+                rule = f"{METRIC_LIMIT}{found.detail.get('metric', 'accuracy')}"
+                below = sign * (found.limit - float(found.measured))
+                # Of several targets, the worst counts.
+                excess[rule] = max(below, excess.get(rule, below))
     return Outcome(
         key,
         job.start,

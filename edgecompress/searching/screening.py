@@ -7,6 +7,7 @@ rules judge its files. Where there is no file model, every candidate is converte
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from edgecompress.core.errors import ArgumentError
-from edgecompress.core.results import TargetResult
+from edgecompress.core.results import CheckResult, TargetResult
 from edgecompress.flatbuffers.model import FlatModel
 from edgecompress.pipeline.trial_file import trial_file
 from edgecompress.searching.file_model import FileModel, NoFileModel, matched
@@ -44,7 +45,7 @@ class Costs:
 
     Attributes:
         values: Rule -> the largest value that it may have: bytes or microseconds.
-        limits: Rule -> the smallest limit, for rules with one.
+        limits: Rule -> the limit there, for rules with one.
         unknown: Rule -> why it has no value.
         unsupported: Why a target cannot run the file; None if all can.
     """
@@ -65,7 +66,9 @@ class Costs:
             0.2
         """
         found = {
-            rule: (self.values[rule] - limit * fill) / limit if rule in self.values else 1.0
+            rule: 1.0
+            if rule not in self.values
+            else (self.values[rule] - limit * fill) / (limit or 1.0)
             for rule, limit in self.limits.items()
         }
         if self.unsupported is not None:
@@ -78,7 +81,11 @@ class Costs:
 
 
 def costs_of(results: Sequence[TargetResult]) -> Costs:
-    """Returns what a file takes, from its checks on all targets."""
+    """Returns what a file takes, from its checks on all targets.
+
+    Of several, the value and the limit of a cost are those of the target where it is the largest
+    share of its limit. Where a target without a limit leaves it open, it is that of the others.
+    """
     values: dict[str, float] = {}
     limits: dict[str, float] = {}
     unknown: dict[str, str] = {}
@@ -87,21 +94,34 @@ def costs_of(results: Sequence[TargetResult]) -> Costs:
         for found in target.checks:
             if found.rule == "operators" and found.verdict == "fail":
                 unsupported = f"{target.name}: {found.reason}"
-            if found.rule not in LIMITS:
-                continue
-            if found.limit is not None:
-                limits[found.rule] = min(found.limit, limits.get(found.rule, found.limit))
-            value = found.largest
-            if value is None:
-                why = found.reason or "it has no such rule"
-                unknown.setdefault(found.rule, f"{target.name}: {why}")
-            else:
-                values[found.rule] = max(value, values.get(found.rule, value))
-    # What one target leaves open is open.
-    left = {
-        rule: value for rule, value in values.items() if rule not in unknown or rule not in limits
-    }
-    return Costs(left, limits, unknown, unsupported)
+    for rule in LIMITS:
+        own = [(t.name, found) for t in results for found in t.checks if found.rule == rule]
+        counted = (
+            [pair for pair in own if pair[1].limit is not None]
+            or [pair for pair in own if pair[1].largest is not None]
+            or own
+        )
+        if not counted:
+            continue
+        name, neediest = max(counted, key=lambda pair: _share(pair[1]))
+        if neediest.largest is None:
+            unknown[rule] = f"{name}: {neediest.reason or 'it has no such rule'}"
+        else:
+            values[rule] = neediest.largest
+        if neediest.limit is not None:
+            limits[rule] = neediest.limit
+    return Costs(values, limits, unknown, unsupported)
+
+
+def _share(found: CheckResult) -> float:
+    """Returns the share of its limit that a cost may take, or without any, the cost."""
+    if found.largest is None:
+        return math.inf
+    if found.limit is None:
+        return found.largest
+    if found.limit <= 0:
+        return math.inf if found.largest > 0 else 0.0
+    return found.largest / found.limit
 
 
 def judge(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +15,7 @@ from edgecompress.comparison.plan import Plan, wanted
 from edgecompress.comparison.results import Beginning, Cell, Made, Subject
 from edgecompress.comparison.stages import Defaults, Work, parse_stage
 from edgecompress.core import isolation
+from edgecompress.core.content_hashes import model_sha256
 from edgecompress.core.errors import (
     ArgumentError,
     EdgeCompressError,
@@ -169,14 +168,8 @@ class Rows:
         """Returns a hash of everything that all rows depend on."""
         from edgecompress.core.results import tool_version
 
-        # Keras numbers unnamed inputs process-wide; such a name is meaningless and varies.
-        model = self._loaded.model
-        layers = re.sub(r'"(input_layer|keras_tensor)(_\d+)?"', '"input"', model.to_json())
-        digest = hashlib.sha256(layers.encode())
-        for weight in model.get_weights():
-            digest.update(np.ascontiguousarray(weight).data)
         parts = [
-            digest.hexdigest(),
+            model_sha256(self._loaded.model),
             self._data.sha256(),
             self._data.validation.sha256(),
             self._task.loss_text,

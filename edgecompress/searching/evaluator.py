@@ -233,6 +233,7 @@ class Evaluator:
             model_sha256(self._model),
             self._data.sha256(),
             self._data.validation.sha256(),
+            self._task.loss_text,
             repr(self.targets.profiles),
             repr(self.targets.budgets),
             repr(sorted(self.targets.options.items(), key=str)),

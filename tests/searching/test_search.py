@@ -42,6 +42,22 @@ def test_baselines_are_always_there(found: Found) -> None:
     assert not result.untouched.outcome.fits
 
 
+def test_a_model_with_another_loss_is_another_search(
+    trained: Any, asked: dict[str, Any], tmp_path: Path
+) -> None:
+    import keras
+
+    told = {**asked, "trials": 1, "techniques": ("channels",), "output": tmp_path / "out"}
+    model = keras.models.clone_model(trained)
+    model.set_weights(trained.get_weights())
+    studies = []
+    for sort in (keras.losses.SparseCategoricalCrossentropy, keras.losses.CategoricalHinge):
+        model.compile("adam", sort())
+        model.save(tmp_path / "model.keras")
+        studies.append(ec.search(tmp_path / "model.keras", **told).study)
+    assert studies[0] != studies[1]
+
+
 def test_a_share_of_random_widths_is_at_most_one(tmp_path: Path) -> None:
     import keras
 

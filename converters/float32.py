@@ -27,7 +27,7 @@ from edgecompress.converters.portable.base import PORTABLE, Rewritten, rewritten
 from edgecompress.core.errors import ConversionError, UnsupportedModelError, few, one_line
 from edgecompress.core.freed_memory import give_back
 from edgecompress.core.inner_kernels import inner_kernels
-from edgecompress.core.keras_graph import functional_of, walk_layers
+from edgecompress.core.keras_graph import functional_of, name_scopes_kept, walk_layers
 from edgecompress.core.layer_kinds import int8_kernels
 from edgecompress.core.learnt_ranges import own_means
 from edgecompress.core.shared_values import channels_first, fold_factors, shares_values
@@ -240,7 +240,7 @@ def concrete_function(loaded: LoadedModel, fused: bool = False) -> tuple[Any, tu
     rewritten: contextlib.AbstractContextManager[list[str]] = contextlib.nullcontext([])
     if loaded.flavour == "keras3":
         rewritten = without_loops(loaded.model, fused)
-    with frozen_kernels(), rewritten as notes:
+    with frozen_kernels(), name_scopes_kept(), rewritten as notes:
         return traced.get_concrete_function(), tuple(notes)
 
 

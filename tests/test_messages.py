@@ -25,14 +25,11 @@ _OPTION = re.compile(r"(?<!var\()(?<![\w-])--[a-z][a-z0-9-]+")
 # Options of pip, of the app's build, of the programs in benchmarks/ that pages tell how to run, and
 # of the examples of plugins.
 _OTHERS = {
-    "--backend", "--budget", "--bundle",
-    "--criteria", "--distorted", "--docs", "--fashion-mnist", "--folds",
-    "--force-reinstall", "--images",
-    "--jobs", "--kinds", "--lanes",
-    "--max-operators", "--mnist", "--models", "--networks", "--pairs", "--published", "--resnet",
-    "--results", "--rounds", "--seeds", "--tag", "--tflm-images", "--thinness", "--train",
-    "--variants",
-    "--warmups", "--watch", "--work",
+    "--backend", "--budget", "--bundle", "--criteria", "--distorted", "--docs", "--fashion-mnist",
+    "--folds", "--force-reinstall", "--images", "--jobs", "--kinds", "--lanes", "--max-operators",
+    "--mnist", "--models", "--networks", "--pairs", "--published", "--resnet", "--results",
+    "--rounds", "--samplers", "--seeds", "--tag", "--tasks", "--tflm-images", "--thinness",
+    "--train", "--variants", "--warmups", "--watch", "--work", "--workers",
 }  # fmt: skip
 
 

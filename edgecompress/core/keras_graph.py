@@ -9,12 +9,14 @@ Private names used: `Sequential._functional` (the Functional model inside a buil
 `KerasTensor._keras_history` (the layer that made it), `Optimizer._track_variable` and
 `Optimizer._untrack_variable` (the counterpart of the public `add_variable`),
 `Optimizer._model_variables_moving_average` and `Optimizer._trainable_variables` (what `use_ema`
-keeps of which variable), and the modules of layers that networks of `keras.applications` define for
-themselves (`APPLICATION_LAYERS`).
+keeps of which variable), `Model._compile_config` (the public method serializes losses, which not
+all allow), `global_state` (the open name scopes), and the modules of layers that networks of
+`keras.applications` define for themselves (`APPLICATION_LAYERS`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -363,6 +365,23 @@ def reading(layer: Any, values: Iterable[tuple[Any, Any]]) -> Any:
         known = {id(variable) for variable, _ in values}
         values += [(v, v.value) for v in layer.variables if id(v) not in known]
     return keras.StatelessScope(values)
+
+
+@contextlib.contextmanager
+def name_scopes_kept() -> Iterator[None]:
+    """Leaves Keras's open name scopes as they were.
+
+    On TensorFlow, Keras keeps a scope whose name TensorFlow refuses: all that is built later in the
+    process would be inside it, and refused.
+    """
+    from keras.src.backend.common import global_state
+
+    scopes = global_state.get_global_attribute("name_scope_stack", [], set_to_default=True)
+    before = list(scopes)
+    try:
+        yield
+    finally:
+        scopes[:] = before
 
 
 def loss_weights_of(model: Any) -> Any:

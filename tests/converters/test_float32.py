@@ -249,3 +249,7 @@ def test_a_name_that_tensorflow_does_not_take_is_named_with_the_rule(name: str, 
     text = str(caught.value)
     assert f"do not take the name {name!r} of the model or of a layer" in text
     assert "letters of English, digits" in text and "\n" not in text
+    # Nothing of it is left in the process.
+    later = keras.layers.Dense(2, name="later")
+    later.build((None, 4))
+    assert later.kernel.path == "later/kernel"

@@ -338,6 +338,16 @@ def test_zeros_of_coded_weights_are_counted(coding: str, points: tuple[int, ...]
     assert not result.notes or "not counted" not in "".join(result.notes)
 
 
+def test_no_more_weights_are_decoded_than_takes_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.eye(4, 16, dtype=np.int8)
+    monkeypatch.setattr("edgecompress.inspection.tflite._MOST_DECODED", 64)
+    assert inspect_tflite(_coded(values, "lut", (0,))).rows[1].zeros == 60
+    monkeypatch.setattr("edgecompress.inspection.tflite._MOST_DECODED", 63)
+    result = inspect_tflite(_coded(values, "lut", (0,)))
+    assert result.rows[1].zeros is None
+    assert "stored encoded" in "".join(result.notes)
+
+
 @pytest.mark.parametrize("coding", CODINGS)
 @pytest.mark.parametrize("damage", ["code", "table", "header", "shape"])
 def test_zeros_of_damaged_codes_are_not_counted(coding: str, damage: str) -> None:

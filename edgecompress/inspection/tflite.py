@@ -50,7 +50,7 @@ _CHANNEL_AXIS = {
 }
 # Custom operators without weights and MACs.
 _BINARY_MOVES = ("LceQuantize", "LceDequantize", "LceBMaxPool2d")
-# Weights of an operator that are decoded to count zeros: a second or two.
+# Weights of a file that are decoded to count zeros: a second or two.
 _MOST_DECODED = 1 << 20
 _DECODED_TYPES = {"INT8": np.int8, "INT16": np.int16}
 # A tensor's name joins all layers fused into it; these endings identify the relevant one.
@@ -66,7 +66,7 @@ class _Part:
         tensor: The input as the operator sees it.
         constants: The tensor itself, or what an unpacker makes it from.
         encoded: The constants are not plain values (DECODE).
-        code: Code and ancillary data of DECODE; None for anything else.
+        code: Code and ancillary data of DECODE, if it is read; None for anything else.
     """
 
     position: int
@@ -134,6 +134,7 @@ def _assign(model: FlatModel, notes: list[str]) -> list[list[_Part]]:
     learnt = {tensor.index for tensor in model.weight_tensors()}
     owned: set[int] = set()
     assigned = []
+    left = _MOST_DECODED
     for operator in model.operators:
         parts: list[_Part] = []
         assigned.append(parts)
@@ -154,7 +155,9 @@ def _assign(model: FlatModel, notes: list[str]) -> list[list[_Part]]:
                 continue
             new = tuple(c for c in part.constants if c.index not in owned)
             owned.update(c.index for c in new)
-            parts.append(replace(part, constants=new))
+            if part.code is not None:
+                left -= part.tensor.elements
+            parts.append(replace(part, constants=new, code=part.code if left >= 0 else None))
     return assigned
 
 
@@ -281,13 +284,11 @@ def _decoded(tensor: Tensor, code: Tensor, ancillary: Tensor) -> np.ndarray:
     """Returns weights that DECODE unpacks.
 
     Raises:
-        ModelFileError: code and tensor do not belong together, or there are too many weights.
+        ModelFileError: code and tensor do not belong together.
     """
     if tensor.type not in _DECODED_TYPES:
         raise ModelFileError("the weights are stored encoded.")
     stored = Encoded("", bytes(code.raw or b""), bytes(ancillary.raw or b""))
-    if tensor.elements > _MOST_DECODED:
-        raise ModelFileError(f"more than {_MOST_DECODED:,} weights are stored encoded.")
     # Each takes a bit or more.
     if tensor.elements > 8 * len(stored.data):
         raise ModelFileError("the code of the weights is too short: damaged.")

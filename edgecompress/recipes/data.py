@@ -17,6 +17,7 @@ from edgecompress.core.options import share as unit_share
 from edgecompress.recipes.groups import check_several, held_out, named, shared_note
 from edgecompress.recipes.samples import Samples, Stream, joined, read_batches
 from edgecompress.recipes.sources import Ask, in_memory, source_of
+from edgecompress.training.mixup import Mixup
 
 __all__ = ["Data", "Feed", "Samples", "Stream", "load"]
 
@@ -77,6 +78,7 @@ class Data:
         batch_size: int,
         labels: Callable[[Samples], np.ndarray],
         packed: np.ndarray | None = None,
+        mixup: Mixup | None = None,
     ) -> Feed:
         """Returns what to train on.
 
@@ -85,11 +87,15 @@ class Data:
             batch_size: Samples of a batch; a stream has batches of its own.
             labels: Returns the labels of samples as the loss takes them, such as `Task.labels`.
             packed: Labels of all training samples, if they are known. Defaults to None.
+            mixup: Mixes the samples of each batch. Defaults to None: they stay as they are.
         """
         if self.stream is not None:
-            return Feed(model, self.stream, labels)
+            return Feed(model, self.stream, labels, mixup=mixup)
         if packed is None:
             packed = labels(self.train)
+        if mixup is not None:
+            batches = _Shuffled(Samples(self.train.x, packed), batch_size, mixup.random)
+            return Feed(model, batches, _own_labels, mixup=mixup)
         return Feed(
             model, None, labels,
             {"x": inputs_of(model, self.train), "y": packed, "batch_size": batch_size},
@@ -138,6 +144,7 @@ class Feed:
         stream: Batches; None for arrays.
         labels: Returns the labels of a batch.
         arrays: Arguments of `fit`, for arrays.
+        mixup: Mixes the samples of each batch.
 
     Example:
         >>> feed = data.feed(model, 64, labels)  # doctest: +SKIP
@@ -148,11 +155,13 @@ class Feed:
     def __init__(
         self,
         model: Any,
-        stream: Stream | None,
+        stream: Stream | _Shuffled | None,
         labels: Callable[[Samples], np.ndarray],
         arrays: dict[str, Any] | None = None,
+        mixup: Mixup | None = None,
     ) -> None:
         self._model, self._stream, self._labels, self._arrays = model, stream, labels, arrays
+        self._mixup = mixup
         self._failure: Exception | None = None
 
     def arguments(self) -> dict[str, Any]:
@@ -177,11 +186,43 @@ class Feed:
             return
         try:
             for batch in stream.batches():
-                yield batch_of(self._model, batch), self._labels(batch)
+                inputs, labels = batch_of(self._model, batch), self._labels(batch)
+                yield (inputs, labels) if self._mixup is None else self._mixup(inputs, labels)
         # Keras wraps it beyond recognition.
         except Exception as error:
             self._failure = error
             raise
+
+
+@dataclass(frozen=True, eq=False)
+class _Shuffled:
+    """Samples in memory as batches, in another order in each epoch.
+
+    Attributes:
+        samples: All of them, with labels as the loss takes them.
+        size: Samples of a batch.
+        random: Of the order.
+    """
+
+    samples: Samples
+    size: int
+    random: np.random.Generator
+
+    @property
+    def steps(self) -> int:
+        """Batches of an epoch."""
+        return -(-len(self.samples) // self.size)
+
+    def batches(self) -> Iterator[Samples]:
+        """Returns batches without end, epoch after epoch."""
+        while True:
+            order = self.random.permutation(len(self.samples))
+            for start in range(0, len(order), self.size):
+                yield self.samples.at(order[start : start + self.size])
+
+
+def _own_labels(samples: Samples) -> np.ndarray:
+    return np.asarray(samples.y)
 
 
 def inputs_of(model: Any, samples: Samples) -> Any:

@@ -421,15 +421,17 @@ class Evaluator:
         fit = Fit(model, epochs, done, fitting.steps, job.last)
         rate, teacher = self._teaching(values)
         callbacks: list[Any] = []
+        alpha = 0.0
         resting = self._space.resting(values, model)
         for name, technique in self._techniques.items():
             own = own_values(values, name)
             if own and name != resting:
                 callbacks += technique.callbacks(own, fit)
+                alpha = technique.mixup(own) or alpha
         self._progress(f"Training a candidate for {trained_for(epochs)}")
         fitting.fit(
             model, epochs, rate, teacher, callbacks,
-            lambda epoch, loss: tell(done + epoch, loss), self._seed + done,
+            lambda epoch, loss: tell(done + epoch, loss), self._seed + done, alpha=alpha,
         )  # fmt: skip
 
     def export(self, job: Job, into: Path, argv: Sequence[str] = ()) -> Exported:

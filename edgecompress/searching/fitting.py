@@ -13,9 +13,10 @@ import numpy as np
 
 from edgecompress.core.errors import ConversionError
 from edgecompress.core.keras_graph import walk_layers
-from edgecompress.recipes.data import Data, Samples, batch_of
+from edgecompress.recipes.data import Data, Samples, batch_of, inputs_of
 from edgecompress.recipes.task import Task
 from edgecompress.training.base import Outputs, TaughtLabels, TeacherLoss
+from edgecompress.training.mixup import Mixup
 
 BATCH = 128
 # Steps that the train function runs at a time: tiny models wait for Python otherwise.
@@ -107,6 +108,7 @@ class Fitting:
         tell: Callable[[int, float], None],
         seed: int,
         part: np.ndarray | None = None,
+        alpha: float = 0.0,
     ) -> None:
         """Trains a model in place.
 
@@ -119,6 +121,7 @@ class Fitting:
             tell: Called with (epochs done, loss).
             seed: Of the order of samples and of dropout.
             part: Positions of the samples to train on; None for all. Only for arrays.
+            alpha: How much samples are mixed (`training.mixup.Mixup`). Defaults to 0, not at all.
 
         Raises:
             ConversionError: the loss is no longer finite.
@@ -129,15 +132,26 @@ class Fitting:
         from edgecompress.core.suppress_output import no_warnings
 
         labels, loss, taught = self.labels, self._task.loss, list(callbacks)
-        if teacher is not None and self._data.stream is not None:
+        labels_of: Callable[[Samples], np.ndarray] = self._labels_of
+        if teacher is not None and self._data.stream is None:
+            labels, loss = self._packed(teacher)
+        elif teacher is not None and not alpha:
             taught = [Distillation(self._teacher(), teacher), *taught]
         elif teacher is not None:
-            labels, loss = self._packed(teacher)
+            # Mixed are its answers, as for arrays: of a mixture it was never asked.
+            labels_of, loss = self._answered(teacher)
         keras.utils.set_random_seed(seed)
         data = self._data
         if part is not None:
             data, labels = dataclasses.replace(data, train=data.train.at(part)), labels[part]
         steps = data.steps(self.batch_size)
+        mixup = None
+        if alpha:
+            form = self.labels.shape[1:]
+            if teacher is not None:
+                form = (math.prod(form) + math.prod(self._shape),)
+            mixup = Mixup(alpha, form, steps * epochs, seed)
+            loss = mixup.loss(loss)
         decay = keras.optimizers.schedules.CosineDecay(rate, steps * epochs)
         model.compile(
             keras.optimizers.Adam(decay), loss, steps_per_execution=min(_STEPS_AT_ONCE, steps)
@@ -152,7 +166,7 @@ class Fitting:
                     raise ConversionError(f"Training diverged: the loss is {value}.")
                 tell(epoch + 1, value)
 
-        feed = data.feed(model, self.batch_size, self._labels_of, labels)
+        feed = data.feed(model, self.batch_size, labels_of, labels, mixup)
         with no_warnings(), feed.errors():
             model.fit(**feed.arguments(), epochs=epochs, verbose=0, callbacks=[*taught, Told()])
 
@@ -220,10 +234,23 @@ class Fitting:
 
         if self._taught is None:
             self._taught = predict(self._model, self._data.train)
-        task, form = self._task, self.labels.shape[1:]
-        meaning = Outputs(task.kind == "binary", task.output == "logits")
-        taught = TaughtLabels(teacher, task.loss, form, meaning)
+        taught = self._taught_labels(teacher)
         return taught.pack(self.labels, self._taught), _called(taught)
+
+    def _answered(self, teacher: TeacherLoss) -> tuple[Callable[[Samples], np.ndarray], Any]:
+        """Returns what adds the untouched model's outputs to the labels of a batch, and a loss."""
+        taught, model = self._taught_labels(teacher), self._model
+
+        def labels(samples: Samples) -> np.ndarray:
+            outputs = np.asarray(model.predict_on_batch(inputs_of(model, samples)))
+            return taught.pack(self._labels_of(samples), outputs)
+
+        return labels, _called(taught)
+
+    def _taught_labels(self, teacher: TeacherLoss) -> TaughtLabels:
+        task = self._task
+        meaning = Outputs(task.kind == "binary", task.output == "logits")
+        return TaughtLabels(teacher, task.loss, self.labels.shape[1:], meaning)
 
 
 def _called(taught: TaughtLabels) -> Callable[[Any, Any], Any]:

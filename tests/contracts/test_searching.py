@@ -71,6 +71,7 @@ def test_every_value_of_a_technique_can_be_used(name: str, subject: Subject) -> 
             assert teacher is None or 0 < teacher.weight <= 1
             rate = technique.rate(values)
             assert rate is None or 0 < rate < 1
+            assert 0 <= technique.mixup(values) <= 1
     # The model that is searched stays as it was.
     np.testing.assert_array_equal(subject.model.predict(x, verbose=0), before)
 

@@ -6,6 +6,7 @@ from edgecompress.searching.techniques import coding as coding
 from edgecompress.searching.techniques import depth as depth
 from edgecompress.searching.techniques import distillation as distillation
 from edgecompress.searching.techniques import low_rank as low_rank
+from edgecompress.searching.techniques import mixup as mixup
 from edgecompress.searching.techniques import quantization as quantization
 from edgecompress.searching.techniques import resolution as resolution
 from edgecompress.searching.techniques import training as training

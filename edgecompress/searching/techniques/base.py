@@ -109,6 +109,10 @@ class Technique:
         """Returns the learning rate; None to leave it to others."""
         return None
 
+    def mixup(self, values: Values) -> float:
+        """Returns how much samples are mixed (`training.mixup.Mixup`); 0 for not at all."""
+        return 0.0
+
     def file(self, values: Values, model: Any) -> Mapping[str, Any]:
         """Returns options of the format for a candidate, with or without all of its channels."""
         return {}

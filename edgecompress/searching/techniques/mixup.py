@@ -1,0 +1,77 @@
+"""Mixup: candidates learn from mixtures of samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from edgecompress.converters.calibration import spread
+from edgecompress.core.keras_graph import graph_nodes
+from edgecompress.recipes.samples import Samples
+from edgecompress.searching.knobs import Knob
+from edgecompress.searching.techniques.base import TECHNIQUES, Subject, Technique, Values
+
+# Samples by which the untouched model is compared on either side.
+_SAMPLES = 2000
+# How much better it is on training data, as a share of them, if it has learnt these by heart.
+_GAP = 0.05
+# What reads its input as numbers of things, of which there are no mixtures.
+_LOOKUPS = (
+    "CategoryEncoding", "Discretization", "Embedding", "HashedCrossing", "Hashing",
+    "IntegerLookup", "StringLookup", "TextVectorization",
+)  # fmt: skip
+
+
+@TECHNIQUES.register("mixup")
+class Mixup(Technique):
+    """Convex combinations of samples (Zhang, Cisse, Dauphin and Lopez-Paz, 2018).
+
+    A candidate has seen the training data as often as the untouched model by the time it begins,
+    and sees them many times more. A model that is right about them far more often than about
+    validation data has learnt them by heart: then all candidates are trained on mixtures, and the
+    search chooses how much they are mixed. Otherwise it begins without.
+    """
+
+    def __init__(self, subject: Subject) -> None:
+        """Looks at the inputs."""
+        super().__init__(subject)
+        floats = all(array.dtype.kind == "f" for array in subject.data.train.x)
+        if not floats or _looks_up(subject.model):
+            self.reason = "the inputs are no quantities that could be mixed"
+
+    def knobs(self) -> Sequence[Knob]:
+        """Returns the parameter of the distribution of shares; 0 mixes nothing."""
+        if self.reason is not None:
+            return ()
+        if self._overfits():
+            return (Knob("alpha", 0.4, (0.2, 0.4, 1.0)),)
+        return (Knob("alpha", 0.0, (0.0, 0.2, 0.4)),)
+
+    def mixup(self, values: Values) -> float:
+        """Returns the parameter."""
+        return float(values["alpha"])
+
+    def _overfits(self) -> bool:
+        task = self.subject.task
+        if not task.is_classifier or self.subject.data.train.y is None:
+            return False
+        data = self.subject.data
+        return self._accuracy(data.train) - self._accuracy(data.validation) > _GAP
+
+    def _accuracy(self, samples: Samples) -> float:
+        from edgecompress.recipes.training import measure
+
+        part = samples.at(spread(np.arange(len(samples)), _SAMPLES))
+        return measure(self.subject.model, self.subject.task, part)
+
+
+def _looks_up(model: object) -> bool:
+    """Returns whether a layer of a model reads numbers of things."""
+    for node in graph_nodes(model):
+        if hasattr(node.operation, "layers"):
+            if _looks_up(node.operation):
+                return True
+        elif type(node.operation).__name__ in _LOOKUPS:
+            return True
+    return False

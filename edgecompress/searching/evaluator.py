@@ -190,7 +190,8 @@ class Evaluator:
             fitting += structure.screen.costs(widths).fits()
         spent = max(time.monotonic() - began, 1e-9)
         screened = structure.screen.screened - before
-        notes = [*self._notes, *structure.notes]
+        told = [technique.note for technique in self._techniques.values() if technique.note]
+        notes = [*self._notes, *told, *structure.notes]
         if structure.screen.reason is not None:
             notes.append(
                 f"Candidates are converted to be screened, which is slow: {structure.screen.reason}"

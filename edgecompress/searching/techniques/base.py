@@ -88,6 +88,8 @@ class Technique:
         self.subject = subject
         # Why it has no knobs for this model.
         self.reason: str | None = None
+        # What the user should know of its knobs for this model.
+        self.note: str | None = None
 
     def knobs(self) -> Sequence[Knob]:
         """Returns its knobs for the model, their names without the technique's; none: no use."""

@@ -122,4 +122,6 @@ def test_the_gap_decides_where_mixing_begins(name: str) -> None:
         return
     assert ("mixtures" in str(technique.note)) is (name == "overfitted")
     (knob,) = knobs
-    assert (knob.default, 0.0 in knob.choices) == ((0.4, False) if name == "overfitted" else (0.0, True))
+    assert (knob.default, 0.0 in knob.choices) == (
+        (0.4, False) if name == "overfitted" else (0.0, True)
+    )

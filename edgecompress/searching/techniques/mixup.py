@@ -14,7 +14,7 @@ from edgecompress.searching.techniques.base import TECHNIQUES, Subject, Techniqu
 
 # Samples by which the untouched model is compared on either side.
 _SAMPLES = 2000
-# How much better it is on training data, as a share of them, if it has learnt these by heart.
+# How much more accurate it is on training data, if it overfits them.
 _GAP = 0.05
 # What reads its input as numbers of things, of which there are no mixtures.
 _LOOKUPS = (
@@ -27,10 +27,10 @@ _LOOKUPS = (
 class Mixup(Technique):
     """Convex combinations of samples (Zhang, Cisse, Dauphin and Lopez-Paz, 2018).
 
-    A candidate has seen the training data as often as the untouched model by the time it begins,
-    and sees them many times more. A model that is right about them far more often than about
-    validation data has learnt them by heart: then all candidates are trained on mixtures, and the
-    search chooses how much they are mixed. Otherwise it begins without.
+    A candidate begins with weights that already fit the training data, and sees these many times
+    more. If the untouched model is far more accurate on them than on validation data, it overfits:
+    then all candidates are trained on mixtures, and the search chooses how much is mixed.
+    Otherwise it begins without.
     """
 
     def __init__(self, subject: Subject) -> None:

@@ -14,8 +14,9 @@ from edgecompress.searching.techniques.base import TECHNIQUES, Subject, Techniqu
 
 # Samples by which the untouched model is compared on either side.
 _SAMPLES = 2000
-# How much more accurate it is on training data, if it overfits them.
-_GAP = 0.05
+# It overfits if it errs so much more often on validation data: by this share of them, and so many
+# times as often.
+_GAP, _TIMES = 0.05, 3
 # What reads its input as numbers of things, of which there are no mixtures.
 _LOOKUPS = (
     "CategoryEncoding", "Discretization", "Embedding", "HashedCrossing", "Hashing",
@@ -28,7 +29,7 @@ class Mixup(Technique):
     """Convex combinations of samples (Zhang, Cisse, Dauphin and Lopez-Paz, 2018).
 
     A candidate begins with weights that already fit the training data, and sees these many times
-    more. If the untouched model is far more accurate on them than on validation data, it overfits:
+    more. If the untouched model errs far more often on validation data than on them, it overfits:
     then all candidates are trained on mixtures, and the search chooses how much is mixed.
     Otherwise it begins without.
     """
@@ -57,7 +58,7 @@ class Mixup(Technique):
         if not self.subject.task.is_classifier or data.train.y is None:
             return False
         here, held = self._accuracy(data.train), self._accuracy(data.validation)
-        if here - held <= _GAP:
+        if here - held <= _GAP or 1 - held <= _TIMES * (1 - here):
             return False
         self.note = (
             f"The untouched model's accuracy is {here:.4f} on training data and {held:.4f} on "

@@ -490,7 +490,8 @@ class Evaluator:
         """
         values, whole = self._values(job), self._data.joined()
         model = self._continued(key, job.epochs)[0]
-        fitting = Fitting(self._model, whole, self._task, self._kept)
+        # The untouched model has not seen the validation samples, and is wrong about some.
+        fitting = Fitting(self._model, whole, self._task, self._kept, adjust=True)
         longer = dataclasses.replace(job, epochs=2 * job.epochs)
         self._train(model, longer, values, job.epochs, lambda epoch, loss: None, fitting)
         again = self._build(model, values, judging, None)

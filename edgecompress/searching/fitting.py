@@ -14,8 +14,9 @@ import numpy as np
 from edgecompress.core.errors import ConversionError
 from edgecompress.core.keras_graph import walk_layers
 from edgecompress.recipes.data import Data, Samples, batch_of, inputs_of
-from edgecompress.recipes.task import Task
+from edgecompress.recipes.task import Task, class_numbers
 from edgecompress.training.base import Outputs, TaughtLabels, TeacherLoss
+from edgecompress.training.knowledge_adjustment import adjusted
 from edgecompress.training.mixup import Mixup
 
 BATCH = 128
@@ -72,6 +73,8 @@ class Fitting:
         task: Its loss and labels.
         kept: Folder in which the model's outputs for a folder of images are kept; None keeps none.
         batch_size: Samples of a step; a dataset has batches of its own.
+        adjust: Whether answers of the untouched model that are wrong are set right
+            (`training.knowledge_adjustment`): of samples that it was not trained on, many are.
     """
 
     def __init__(
@@ -81,8 +84,10 @@ class Fitting:
         task: Task,
         kept: Path | None = None,
         batch_size: int = BATCH,
+        adjust: bool = False,
     ) -> None:
         self._model, self._data, self._task, self._kept = model, data, task, kept
+        self._adjust = adjust and task.kind == "classes"
         self.batch_size = min(batch_size, len(data.train))
         self._shape = tuple(model.outputs[0].shape[1:])
         self.labels = self._labels_of(data.train)
@@ -135,10 +140,10 @@ class Fitting:
         labels_of: Callable[[Samples], np.ndarray] = self._labels_of
         if teacher is not None and self._data.stream is None:
             labels, loss = self._packed(teacher)
-        elif teacher is not None and not alpha:
+        elif teacher is not None and not (alpha or self._adjust):
             taught = [Distillation(self._teacher(), teacher), *taught]
         elif teacher is not None:
-            # Mixed are its answers, as for arrays: of a mixture it was never asked.
+            # Its answers travel with the labels: they are mixed or set right.
             labels_of, loss = self._answered(teacher)
         keras.utils.set_random_seed(seed)
         data = self._data
@@ -233,7 +238,7 @@ class Fitting:
         from edgecompress.recipes.training import predict
 
         if self._taught is None:
-            self._taught = predict(self._model, self._data.train)
+            self._taught = self._right(predict(self._model, self._data.train), self.labels)
         taught = self._taught_labels(teacher)
         return taught.pack(self.labels, self._taught), _called(taught)
 
@@ -243,9 +248,16 @@ class Fitting:
 
         def labels(samples: Samples) -> np.ndarray:
             outputs = np.asarray(model.predict_on_batch(inputs_of(model, samples)))
-            return taught.pack(self._labels_of(samples), outputs)
+            own = self._labels_of(samples)
+            return taught.pack(own, self._right(outputs, own))
 
         return labels, _called(taught)
+
+    def _right(self, outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Returns the untouched model's outputs, wrong ones set right if that is asked."""
+        if not self._adjust:
+            return outputs
+        return adjusted(outputs, class_numbers(labels, self._shape))
 
     def _taught_labels(self, teacher: TeacherLoss) -> TaughtLabels:
         task = self._task

@@ -125,3 +125,34 @@ def test_the_gap_decides_where_mixing_begins(name: str) -> None:
     assert (knob.default, 0.0 in knob.choices) == (
         (0.4, False) if name == "overfitted" else (0.0, True)
     )
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_teacher_that_is_wrong_is_set_right(stream: bool, sparse: bool, tmp_path: Path) -> None:
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)])
+    model.layers[0].set_weights([np.zeros((6, 3), "float32"), np.array([4.0, 0.0, 0.0])])
+    y = _Y if sparse else np.eye(3, dtype="float32")[_Y]
+
+    def batches() -> Iterator[Any]:
+        for start in range(0, 48, 16):
+            yield _X[start : start + 16], y[start : start + 16]
+
+    samples, loaded = Samples((_X,), y), wrap(model)
+    given = Stream(batches, 3, loaded, "--data", samples, "these", 48) if stream else None
+    data = Data(samples, samples, "", given)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    task = find_task(loaded, data, first_outputs(loaded, samples), loss if sparse else None)
+    student = keras.Sequential([keras.Input((6,)), keras.layers.Dense(64, "relu")])
+    student.add(keras.layers.Dense(3))
+    found = {}
+    for adjust in (False, True):
+        fitting = Fitting(model, data, task, tmp_path, 16, adjust=adjust)
+        taught = copy_model(student)
+        fitting.fit(
+            taught, 60, 0.02, Distillation(weight=1.0, temperature=1.0), (), lambda *_: None, 0
+        )
+        found[adjust] = float(np.mean(taught.predict(_X, verbose=0).argmax(-1) == _Y))
+    # It always says the first class, as a third of the labels do.
+    assert found[False] == pytest.approx(1 / 3) and found[True] > 0.9

@@ -78,6 +78,8 @@ def measure(pair: tuple[int, int], data: Path, work: Path) -> dict[str, float]:
                 outcome = evaluator.evaluate(Job(values, epochs=epochs, last=True))
                 if outcome.metric is not None and outcome.fits:
                     break
+            else:
+                raise SystemExit(f"No candidate fits for people {pair[0]} and {pair[1]}.")
             found["alpha 0"] = 100 * float(outcome.metric or 0.0)
             continue
         for alpha in known["mixup.alpha"].choices:

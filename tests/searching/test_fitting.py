@@ -27,21 +27,26 @@ _X = np.random.default_rng(0).normal(size=(48, 6)).astype("float32")
 _Y = np.arange(48) % 3
 
 
+def _data(model: Any, y: np.ndarray, stream: bool, fixed: bool = False) -> tuple[Any, Data]:
+    """Returns a loaded model, and its data as arrays or as batches."""
+
+    def batches() -> Iterator[Any]:
+        for start in range(0, 48, 16):
+            yield _X[start : start + 16], y[start : start + 16]
+
+    samples, loaded = Samples((_X,), y), wrap(model)
+    given = Stream(
+        batches, 3, loaded, "--data", samples, "these", 48, fixed=batches if fixed else None
+    )
+    return loaded, Data(samples, samples, "", given if stream else None)
+
+
 @pytest.mark.parametrize("fixed", [False, True])
 def test_the_teacher_runs_only_where_samples_may_change(fixed: bool, tmp_path: Path) -> None:
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)])
-
-    def batches() -> Iterator[Any]:
-        for start in range(0, 48, 16):
-            yield _X[start : start + 16], _Y[start : start + 16]
-
-    samples, loaded = Samples((_X,), _Y), wrap(model)
-    stream = Stream(
-        batches, 3, loaded, "--data", samples, "these", 48, fixed=batches if fixed else None
-    )
-    data = Data(samples, samples, "", stream)
-    task = find_task(loaded, data, first_outputs(loaded, samples), None)
+    loaded, data = _data(model, _Y, True, fixed)
+    task = find_task(loaded, data, first_outputs(loaded, data.train), None)
     fitting = Fitting(model, data, task, tmp_path)
     call, calls = model.call, []
     model.call = lambda *a, **k: calls.append(1) or call(*a, **k)
@@ -59,15 +64,8 @@ def _mixed(tmp_path: Path, stream: bool, taught: bool) -> tuple[list[float], np.
     """Returns losses and answers of a training on mixtures."""
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)])
-
-    def batches() -> Iterator[Any]:
-        for start in range(0, 48, 16):
-            yield _X[start : start + 16], _Y[start : start + 16]
-
-    samples, loaded = Samples((_X,), _Y), wrap(model)
-    given = Stream(batches, 3, loaded, "--data", samples, "these", 48) if stream else None
-    data = Data(samples, samples, "", given)
-    task = find_task(loaded, data, first_outputs(loaded, samples), None)
+    loaded, data = _data(model, _Y, stream)
+    task = find_task(loaded, data, first_outputs(loaded, data.train), None)
     fitting = Fitting(model, data, task, tmp_path, batch_size=16)
     losses: list[float] = []
     student = copy_model(model)
@@ -134,16 +132,9 @@ def test_a_teacher_that_is_wrong_is_set_right(stream: bool, sparse: bool, tmp_pa
     model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)])
     model.layers[0].set_weights([np.zeros((6, 3), "float32"), np.array([4.0, 0.0, 0.0])])
     y = _Y if sparse else np.eye(3, dtype="float32")[_Y]
-
-    def batches() -> Iterator[Any]:
-        for start in range(0, 48, 16):
-            yield _X[start : start + 16], y[start : start + 16]
-
-    samples, loaded = Samples((_X,), y), wrap(model)
-    given = Stream(batches, 3, loaded, "--data", samples, "these", 48) if stream else None
-    data = Data(samples, samples, "", given)
+    loaded, data = _data(model, y, stream)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    task = find_task(loaded, data, first_outputs(loaded, samples), loss if sparse else None)
+    task = find_task(loaded, data, first_outputs(loaded, data.train), loss if sparse else None)
     student = keras.Sequential([keras.Input((6,)), keras.layers.Dense(64, "relu")])
     student.add(keras.layers.Dense(3))
     found = {}
